@@ -1,0 +1,5 @@
+"""rescueseg: rescue hard 3D microscopy segmentations with the fewest annotated voxels."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

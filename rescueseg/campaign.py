@@ -1,0 +1,211 @@
+"""Opens a campaign URL. The only module that knows the folder layout.
+
+::
+
+    campaign.toml                       settings
+    campaign.db                         queue (when no other database is named)
+    volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
+    volumes/<id>.json                   its record: the import's commit point
+    holdout.json                        frozen holdout
+    annotations/<ticket>/<digest>.npz   immutable label arrays
+    generations/0003/                   snapshot.json model/ maps/ prefills/ and one <stage>.json per finished stage
+    reports/
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+from rescueseg.config import CampaignConfig, dump_config, parse_config
+from rescueseg.errors import CampaignError
+from rescueseg.records import Holdout, ModelReference, Snapshot, VolumeRecord
+from rescueseg.storage import Storage, digest_json
+
+_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+def check_id(value: str, what: str) -> str:
+    """Return an id that is safe as a file name.
+
+    Raises
+    ------
+    CampaignError
+        If it holds anything but letters, digits, dot, dash and underscore.
+    """
+    if not _ID.match(value) or ".." in value:
+        raise CampaignError(f"'{value}' is no valid {what}", todo="Use letters, digits, '.', '-' and '_'")
+    return value
+
+
+class Campaign:
+    """One rescue job: volumes, classes, config, queue, generations.
+
+    Parameters
+    ----------
+    storage : Storage
+        The campaign's root.
+    config : CampaignConfig
+        Its settings.
+    """
+
+    def __init__(self, storage: Storage, config: CampaignConfig) -> None:
+        self.storage = storage
+        self.config = config
+
+    @classmethod
+    def create(cls, url: str, config: CampaignConfig) -> Campaign:
+        """Start a campaign; the folder must not hold one yet.
+
+        Raises
+        ------
+        CampaignError
+            If there is one already.
+        """
+        storage = Storage(url)
+        if storage.exists("campaign.toml"):
+            raise CampaignError(
+                "there is a campaign already",
+                where=storage.url,
+                todo="Choose another folder, or add volumes with 'rescueseg add'",
+            )
+        if not storage.is_local and not config.database_url:
+            raise CampaignError(
+                "a campaign off the local disk needs a database",
+                where=storage.url,
+                todo="Set database_url to a PostgreSQL URL",
+            )
+        storage.write_bytes("campaign.toml", dump_config(config).encode())
+        return cls(storage, config)
+
+    @classmethod
+    def open(cls, url: str) -> Campaign:
+        """Open a campaign.
+
+        Raises
+        ------
+        CampaignError
+            If there is none.
+        ConfigError
+            If its settings are not valid.
+        """
+        storage = Storage(url)
+        if not storage.exists("campaign.toml"):
+            raise CampaignError(
+                "there is no campaign here", where=storage.url, todo="Make one with 'rescueseg init CAMPAIGN VOLUME…'"
+            )
+        return cls(storage, parse_config(storage.read_bytes("campaign.toml").decode(), f"{storage.url}/campaign.toml"))
+
+    @property
+    def url(self) -> str:
+        """Where the campaign lives; absolute."""
+        return self.storage.url
+
+    @cached_property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the queue."""
+        return self.config.database_url or f"sqlite:///{self.storage.path('campaign.db')}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI to use when neither the config nor the environment names one."""
+        return f"sqlite:///{self.storage.path('mlflow.db')}"
+
+    # volumes ------------------------------------------------------------------------------------------------------
+
+    def volumes(self) -> list[VolumeRecord]:
+        """Return the records of all volumes, by id."""
+        names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
+        return [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
+
+    def volume(self, volume_id: str) -> VolumeRecord:
+        """Return the record of one volume.
+
+        Raises
+        ------
+        CampaignError
+            If the campaign has no such volume.
+        """
+        path = f"volumes/{check_id(volume_id, 'volume id')}.json"
+        if not self.storage.exists(path):
+            known = ", ".join(v.volume_id for v in self.volumes()) or "none yet"
+            raise CampaignError(f"no volume '{volume_id}'", where=self.url, todo=f"Volumes: {known}")
+        return VolumeRecord.model_validate(self.storage.read_json(path))
+
+    def save_volume(self, record: VolumeRecord) -> None:
+        """Write a volume's record; from then on it belongs to the campaign."""
+        self.storage.write_json(f"volumes/{check_id(record.volume_id, 'volume id')}.json", record.to_json())
+
+    def image_url(self, volume_id: str) -> str:
+        """Return the URL of a volume's OME-Zarr image."""
+        return self.storage.url_of(f"volumes/{check_id(volume_id, 'volume id')}.ome.zarr")
+
+    # holdout ------------------------------------------------------------------------------------------------------
+
+    def holdout(self) -> Holdout | None:
+        """Return the frozen holdout, None before the first sampling."""
+        if not self.storage.exists("holdout.json"):
+            return None
+        return Holdout.model_validate(self.storage.read_json("holdout.json"))
+
+    def freeze_holdout(self, holdout: Holdout) -> None:
+        """Write the holdout; a later one may only add boxes.
+
+        Raises
+        ------
+        CampaignError
+            If a frozen box would change or vanish.
+        """
+        frozen = self.holdout()
+        if frozen is not None and (
+            frozen.guard_zyx != holdout.guard_zyx or not set(frozen.boxes) <= set(holdout.boxes)
+        ):
+            raise CampaignError(
+                "the holdout is frozen and may only grow", where=self.url, todo="Add boxes, keep the others as they are"
+            )
+        self.storage.write_json("holdout.json", holdout.to_json())
+
+    def holdout_digest(self) -> str:
+        """Return the digest of the frozen holdout, empty when there is none."""
+        holdout = self.holdout()
+        return digest_json(holdout.to_json()) if holdout else ""
+
+    # annotations --------------------------------------------------------------------------------------------------
+
+    def annotation_path(self, ticket_id: str, digest: str) -> str:
+        """Return where a label array of a ticket lies below the campaign."""
+        return f"annotations/{check_id(ticket_id, 'ticket id')}/{check_id(digest, 'digest')}.npz"
+
+    # generations --------------------------------------------------------------------------------------------------
+
+    def generation_path(self, generation: int, *parts: str) -> str:
+        """Return a path inside a generation's folder, below the campaign."""
+        return "/".join((f"generations/{generation:04d}", *parts))
+
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations begun."""
+        return [int(name) for name in self.storage.list("generations") if name.isdigit()]
+
+    def stage_result(self, generation: int, stage: str) -> Any | None:
+        """Return what a finished stage wrote, None when it has not finished."""
+        path = self.generation_path(generation, f"{stage}.json")
+        return self.storage.read_json(path) if self.storage.exists(path) else None
+
+    def finish_stage(self, generation: int, stage: str, result: Any) -> None:
+        """Write a stage's result: its commit point, after which a rerun skips it."""
+        self.storage.write_json(self.generation_path(generation, f"{stage}.json"), result)
+
+    def snapshot(self, generation: int) -> Snapshot | None:
+        """Return a generation's training set, None before it was made."""
+        data = self.stage_result(generation, "snapshot")
+        return None if data is None else Snapshot.model_validate(data)
+
+    def model(self, generation: int) -> ModelReference | None:
+        """Return a generation's model, None before it was trained."""
+        data = self.stage_result(generation, "training")
+        return None if data is None else ModelReference.model_validate(data["model"])
+
+    def map_url(self, generation: int, volume_id: str) -> str:
+        """Return the URL of the OME-Zarr maps of a volume in one generation."""
+        return self.storage.url_of(self.generation_path(generation, "maps", f"{check_id(volume_id, 'volume id')}.zarr"))

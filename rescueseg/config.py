@@ -1,0 +1,233 @@
+"""The campaign file: one TOML document, checked by pydantic, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rescueseg.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+ZYXField = tuple[Positive, Positive, Positive]
+
+
+class Section(BaseModel):
+    """A table of the campaign file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HoldoutConfig(Section):
+    """Boxes frozen before the first query: `validation` chooses, `test` only reports."""
+
+    fraction: Annotated[float, Field(gt=0.0, le=0.6)] = 0.3
+    """Share of the voxels that both parts may take together, their guard bands not counted."""
+    validation_boxes: Positive = 8
+    test_boxes: Positive = 8
+    box_zyx: ZYXField | None = None
+    """Shape of a holdout box in voxels; about isotropic in micrometre when omitted."""
+    guard_zyx: tuple[int, int, int] | None = None
+    """Guard band in voxels around each holdout box; the training context fits in it."""
+
+
+class SamplingConfig(Section):
+    """The starting budget and the patches that are queried."""
+
+    patch_zyx: ZYXField | None = None
+    """Patch shape in voxels; about isotropic in micrometre when omitted."""
+    starting_patches: Positive = 4
+    query_patches: Positive = 4
+    """Patches queried by each generation."""
+
+
+class AnnotationConfig(Section):
+    """What happens between a lease and an accepted annotation."""
+
+    lease_minutes: Annotated[float, Field(gt=0)] = 120.0
+    review: bool = False
+    """With review, a submitted annotation waits for a reviewer; without, it is accepted at once."""
+
+
+class TrainingConfig(Section):
+    """How a generation trains."""
+
+    trainer: str = "monai_unet"
+    profile: Literal["cpu", "gpu"] = "cpu"
+    iterations: Positive | None = None
+    """Optimiser steps; the profile's default when omitted."""
+    batch_size: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    window_zyx: ZYXField | None = None
+    """Training window in voxels; chosen from spacing and memory when omitted."""
+    channels: tuple[Positive, ...] | None = None
+    """Feature channels per level; the profile's default when omitted."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    checkpoint_every: Positive = 50
+    """Steps between checkpoints: what a killed training loses at most."""
+    threads: Positive = 2
+    warm_start: bool = False
+    """Start from the previous generation's weights."""
+
+
+class InferenceConfig(Section):
+    """How whole volumes are predicted."""
+
+    mc_samples: Positive = 3
+    """Monte-Carlo dropout samples per symmetry."""
+    tta_symmetries: Positive = 2
+    """Test-time augmentations: the identity and up to this many minus one flips that the spacing allows."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    """Overlap of neighbouring windows as a fraction of the window."""
+    window_zyx: ZYXField | None = None
+    """Inference window in voxels; the training window when omitted."""
+    block_voxels: Positive = 8_000_000
+    """Largest block one Dask task writes; bounds the memory of a worker."""
+    map_dtype: Literal["float16", "float32"] = "float16"
+
+
+class QueryConfig(Section):
+    """Which patches are asked for next."""
+
+    strategy: str = "clasp_entropy"
+
+
+class StoppingConfig(Section):
+    """When enough is enough."""
+
+    max_generations: Positive = 10
+    max_annotated_patches: Positive | None = None
+    patience: Positive = 3
+    """Generations without gain on the validation boxes before the campaign says stop."""
+    min_gain: Annotated[float, Field(ge=0.0)] = 0.005
+    """Smallest gain in validation Dice that counts."""
+
+
+class TriggerConfig(Section):
+    """What starts a generation in a served campaign."""
+
+    accepted_patches: Positive = 4
+    """Accepted patches since the last generation that make the next one due."""
+    cron: str = "0 3 * * *"
+    timezone: str = "UTC"
+
+
+class ClusterConfig(Section):
+    """Where blocks are computed."""
+
+    kind: Literal["local", "address", "cuda", "slurm"] = "local"
+    workers: Positive = 2
+    threads_per_worker: Positive = 1
+    address: str = ""
+    queue: str = ""
+    """Slurm partition."""
+    memory: str = "8GiB"
+    """Memory of one worker (local, cuda and slurm)."""
+    walltime: str = "04:00:00"
+
+
+class TrackingConfig(Section):
+    """Where MLflow listens."""
+
+    mlflow_uri: str = ""
+    """Tracking server; the environment's `MLFLOW_TRACKING_URI`, or SQLite in the campaign folder, when empty."""
+
+
+class CampaignConfig(Section):
+    """The whole campaign file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
+    """Names of classes 1…K; 0 is background and 255 is ignore."""
+    seed: int = 0
+    database_url: str = ""
+    """SQLAlchemy URL of the queue; SQLite in the campaign folder when empty."""
+    holdout: HoldoutConfig = HoldoutConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    annotation: AnnotationConfig = AnnotationConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
+    query: QueryConfig = QueryConfig()
+    stopping: StoppingConfig = StoppingConfig()
+    trigger: TriggerConfig = TriggerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("class names must differ")
+        return value
+
+    @property
+    def n_classes(self) -> int:
+        """Number of foreground classes K."""
+        return len(self.classes)
+
+
+def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
+    """Read a campaign file.
+
+    Parameters
+    ----------
+    text : str
+        TOML.
+    where : str
+        Its path, for the error message.
+
+    Raises
+    ------
+    ConfigError
+        If it is no TOML, holds an unknown key (the nearest known one is suggested) or a value out of range.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", where=where, todo="Mend the file and run again") from error
+    return check_config(data, where)
+
+
+def check_config(data: dict[str, Any], where: str = "campaign.toml") -> CampaignConfig:
+    """Check a campaign's settings given as nested dictionaries; see `parse_config`."""
+    try:
+        return CampaignConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown key '{path}'", where=where, todo=_suggest(first["loc"])) from error
+        raise ConfigError(f"'{path}': {first['msg']}", where=where, todo="Change the value and run again") from error
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    """Name the known key nearest to an unknown one."""
+    model: type[BaseModel] = CampaignConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    known = {name: name for name in model.model_fields}
+    if model is CampaignConfig:
+        known |= {key: f"{section}.{key}" for section, key in _all_keys() if key not in known}
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"Did you mean '{known[near[0]]}'?" if near else f"Known keys here: {', '.join(sorted(model.model_fields))}"
+
+
+def _all_keys() -> list[tuple[str, str]]:
+    return [
+        (section, key)
+        for section, field in CampaignConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for key in field.annotation.model_fields
+    ]
+
+
+def dump_config(config: CampaignConfig) -> str:
+    """Write a campaign file; settings that are None (chosen by the program) are left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,157 @@
+"""One exception tree. Every message says what was wrong, where, and what to do about it.
+
+::
+
+    RescuesegError
+    ├── ConfigError            the campaign file: unknown key, value out of range
+    ├── CampaignError          the campaign folder: missing, already there, a path that leaves it
+    ├── VolumeError            an image that cannot be used
+    │   ├── UnreadableVolumeError
+    │   ├── MissingSpacingError
+    │   └── InvalidVolumeError     dimensionality, NaNs, empty axes
+    ├── LabelError             a label array that does not fit: shape, classes, dtype
+    ├── QueueError             a ticket cannot do what was asked of it
+    │   ├── LeaseExpiredError
+    │   ├── NotYourLeaseError
+    │   └── TicketNotFoundError
+    ├── LeakError              a training read would touch the holdout
+    ├── SamplingError          no room for the holdout or the starting budget
+    ├── TrainingError
+    ├── InferenceError
+    ├── EvaluationError
+    ├── StorageError           disk full, no permission, lost connection
+    └── ServiceError           a server that did not start or did not answer
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class RescuesegError(Exception):
+    """Base of everything rescueseg raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        What was wrong.
+    where : str, optional
+        The file, volume, ticket or key it was wrong in.
+    todo : str, optional
+        What the person can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
+        self.what, self.where, self.todo = what, where, todo
+        message = f"{where}: {what}" if where else what
+        super().__init__(f"{message}. {todo}" if todo else message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the three parts when the error crosses a process boundary."""
+        return _rebuild, (type(self), self.what, self.where, self.todo)
+
+
+def _rebuild(cls: type[RescuesegError], what: str, where: str, todo: str) -> RescuesegError:
+    return cls(what, where=where, todo=todo)
+
+
+class ConfigError(RescuesegError):
+    """The campaign file holds something it may not."""
+
+
+class CampaignError(RescuesegError):
+    """The campaign folder cannot be used as asked."""
+
+
+class VolumeError(RescuesegError):
+    """An image volume cannot be used."""
+
+
+class UnreadableVolumeError(VolumeError):
+    """The file is missing, damaged or of an unknown format."""
+
+
+class MissingSpacingError(VolumeError):
+    """Neither the metadata nor the user states the physical spacing."""
+
+
+class InvalidVolumeError(VolumeError):
+    """Readable, but not a 3D image: dimensionality, NaNs, empty axes."""
+
+
+class LabelError(RescuesegError):
+    """A label array does not fit its patch: shape, dtype or classes."""
+
+
+class QueueError(RescuesegError):
+    """A ticket cannot do what was asked of it."""
+
+
+class LeaseExpiredError(QueueError):
+    """The lease ended before the work was handed in."""
+
+
+class NotYourLeaseError(QueueError):
+    """The lease belongs to somebody else."""
+
+
+class TicketNotFoundError(QueueError):
+    """There is no such ticket or assignment."""
+
+
+class LeakError(RescuesegError):
+    """A voxel that training would read lies inside a holdout box."""
+
+
+class SamplingError(RescuesegError):
+    """The volumes leave no room for what was asked."""
+
+
+class TrainingError(RescuesegError):
+    """Training cannot run as asked."""
+
+
+class InferenceError(RescuesegError):
+    """Inference cannot run as asked."""
+
+
+class EvaluationError(RescuesegError):
+    """Evaluation would not be valid as asked."""
+
+
+class StorageError(RescuesegError):
+    """The storage refused: full, read-only or out of reach."""
+
+
+class ServiceError(RescuesegError):
+    """A server did not start or did not answer."""
+
+
+@contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Turn the operating system's storage errors into a `StorageError` that says what to do.
+
+    Parameters
+    ----------
+    where : str
+        The path or URL being written.
+
+    Raises
+    ------
+    StorageError
+        For a full disk, an exhausted quota, missing permission or a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                "the disk is full", where=where, todo="Free some space and run again; nothing was changed"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                "writing is not allowed", where=where, todo="Check the owner and the mount, then run again"
+            ) from error
+        raise

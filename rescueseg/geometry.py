@@ -1,0 +1,216 @@
+"""Boxes and grids in voxel space. Every triple is ordered z, y, x."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ZYX = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+def zyx(values: Iterable[int]) -> ZYX:
+    """Return three Python integers, whatever sequence they came in.
+
+    Raises
+    ------
+    ValueError
+        If there are not exactly three values.
+    """
+    z, y, x = (int(v) for v in values)
+    return z, y, x
+
+
+@dataclass(frozen=True, order=True)
+class Box:
+    """An axis-aligned box of voxels.
+
+    Parameters
+    ----------
+    offset_zyx : tuple of int
+        First voxel inside; may be negative for a box that reads beyond the volume.
+    shape_zyx : tuple of int
+        Extent in voxels, each at least 1.
+
+    Raises
+    ------
+    ValueError
+        If an extent is below 1.
+    """
+
+    offset_zyx: ZYX
+    shape_zyx: ZYX
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offset_zyx", zyx(self.offset_zyx))
+        object.__setattr__(self, "shape_zyx", zyx(self.shape_zyx))
+        if min(self.shape_zyx) < 1:
+            raise ValueError(f"a box needs at least one voxel along each axis, not {self.shape_zyx}")
+
+    @classmethod
+    def from_bounds(cls, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Box:
+        """Return the box from `start_zyx` up to, not including, `stop_zyx`."""
+        return cls(zyx(start_zyx), zyx(b - a for a, b in zip(start_zyx, stop_zyx, strict=True)))
+
+    @property
+    def stop_zyx(self) -> ZYX:
+        """First voxel beyond the box."""
+        return zyx(o + s for o, s in zip(self.offset_zyx, self.shape_zyx, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape_zyx)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Slices that cut the box out of a zyx array; the box must start inside the array."""
+        z, y, x = (slice(o, o + s) for o, s in zip(self.offset_zyx, self.shape_zyx, strict=True))
+        return z, y, x
+
+    def intersection(self, other: Box) -> Box | None:
+        """Return the common box, or None when the two do not overlap."""
+        start = [max(a, b) for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)]
+        stop = [min(a, b) for a, b in zip(self.stop_zyx, other.stop_zyx, strict=True)]
+        return Box.from_bounds(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+    def intersects(self, other: Box) -> bool:
+        """Tell whether the two share at least one voxel."""
+        return all(
+            a < b + t and b < a + s
+            for a, s, b, t in zip(self.offset_zyx, self.shape_zyx, other.offset_zyx, other.shape_zyx, strict=True)
+        )
+
+    def contains(self, other: Box) -> bool:
+        """Tell whether every voxel of `other` lies inside."""
+        return all(a <= b for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)) and all(
+            a >= b for a, b in zip(self.stop_zyx, other.stop_zyx, strict=True)
+        )
+
+    def expand(self, halo_zyx: Sequence[int]) -> Box:
+        """Return the box grown by `halo_zyx` voxels on both sides of each axis."""
+        start = [o - h for o, h in zip(self.offset_zyx, halo_zyx, strict=True)]
+        stop = [o + h for o, h in zip(self.stop_zyx, halo_zyx, strict=True)]
+        return Box.from_bounds(start, stop)
+
+    def clip(self, shape_zyx: Sequence[int]) -> Box:
+        """Return the part inside a volume of `shape_zyx`.
+
+        Raises
+        ------
+        ValueError
+            If nothing of the box lies inside.
+        """
+        inside = self.intersection(Box((0, 0, 0), zyx(shape_zyx)))
+        if inside is None:
+            raise ValueError(f"{self} lies outside a volume of shape {tuple(shape_zyx)}")
+        return inside
+
+    def relative_to(self, other: Box) -> Box:
+        """Return the same box with its offset counted from the offset of `other`."""
+        return Box(zyx(a - b for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)), self.shape_zyx)
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Return a JSON-ready form."""
+        return {"offset_zyx": list(self.offset_zyx), "shape_zyx": list(self.shape_zyx)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Box:
+        """Read what `to_dict` wrote."""
+        return cls(zyx(data["offset_zyx"]), zyx(data["shape_zyx"]))
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{o}:{o + s}" for o, s in zip(self.offset_zyx, self.shape_zyx, strict=True)) + "]"
+
+
+@dataclass(frozen=True, order=True)
+class Patch:
+    """A box in one volume of the campaign."""
+
+    volume_id: str
+    box: Box
+
+
+def axis_starts(length: int, window: int, stride: int) -> list[int]:
+    """Return window starts that cover an axis; the last is moved back so that it ends with the axis.
+
+    Parameters
+    ----------
+    length, window, stride : int
+        In voxels. A window longer than the axis yields the single start 0.
+    """
+    if window >= length:
+        return [0]
+    starts = list(range(0, length - window, stride))
+    return [*starts, length - window]
+
+
+def grid(shape_zyx: Sequence[int], box_zyx: Sequence[int], stride_zyx: Sequence[int] | None = None) -> list[Box]:
+    """Cover a volume with boxes of one shape, in z, y, x order.
+
+    Parameters
+    ----------
+    shape_zyx, box_zyx : sequence of int
+        Volume and box shape; a box longer than the volume is cut to it.
+    stride_zyx : sequence of int, optional
+        Step between boxes; the box shape (no overlap but at the far edge) when omitted.
+
+    Returns
+    -------
+    list of Box
+        Every voxel of the volume lies in at least one.
+    """
+    box = zyx(min(b, s) for b, s in zip(box_zyx, shape_zyx, strict=True))
+    stride = box if stride_zyx is None else zyx(stride_zyx)
+    starts = [axis_starts(n, b, t) for n, b, t in zip(shape_zyx, box, stride, strict=True)]
+    return [Box(zyx(start), box) for start in itertools.product(*starts)]
+
+
+def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
+    """Cut a volume into disjoint blocks, in z, y, x order; the last along an axis may be smaller."""
+    starts = [range(0, n, b) for n, b in zip(shape_zyx, block_zyx, strict=True)]
+    return [Box(zyx(start), zyx(block_zyx)).clip(shape_zyx) for start in itertools.product(*starts)]
+
+
+def choose_non_overlapping(ordered: Iterable[Box], count: int, occupied: Iterable[Box] = ()) -> list[Box]:
+    """Take the first `count` boxes, in the order given, that overlap neither each other nor `occupied`."""
+    taken: list[Box] = []
+    blocked = list(occupied)
+    for box in ordered:
+        if len(taken) == count:
+            break
+        if not any(box.intersects(b) for b in blocked):
+            taken.append(box)
+            blocked.append(box)
+    return taken
+
+
+def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Sequence[int], multiple: int = 1) -> ZYX:
+    """Return the box shape that is about isotropic in micrometre, holds about `voxels`, and fits in a volume.
+
+    Parameters
+    ----------
+    spacing_um_zyx : sequence of float
+        Voxel size in micrometre.
+    voxels : int
+        Wanted number of voxels; what a thin axis cannot take goes to the others.
+    limit_zyx : sequence of int
+        Shape of the volume; no axis gets longer.
+    multiple : int
+        Round each axis down to a multiple of this where the limit allows one.
+    """
+    free = sorted(range(3), key=lambda a: limit_zyx[a] * spacing_um_zyx[a])
+    shape = [1, 1, 1]
+    left = float(voxels)
+    while free:
+        side = (left * math.prod(spacing_um_zyx[a] for a in free)) ** (1 / len(free))
+        axis = free.pop(0)
+        length = max(1, min(limit_zyx[axis], round(side / spacing_um_zyx[axis])))
+        if length >= multiple:
+            length -= length % multiple
+        shape[axis] = length
+        left = max(1.0, left / length)
+    return zyx(shape)

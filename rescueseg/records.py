@@ -1,0 +1,131 @@
+"""The references that cross process boundaries: ids, boxes, digests; never arrays."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from rescueseg.geometry import ZYX, Box, Patch, Spacing
+
+Part = Literal["validation", "test"]
+Purpose = Literal["pool", "validation", "test"]
+LabelType = Literal["semantic", "instance"]
+
+BoxField = Annotated[
+    Box,
+    BeforeValidator(lambda value: value if isinstance(value, Box) else Box.from_dict(value)),
+    PlainSerializer(lambda box: box.to_dict()),
+]
+
+
+class Record(BaseModel):
+    """A frozen record that goes to JSON and back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def to_json(self) -> Any:
+        """Return a JSON-ready form."""
+        return self.model_dump(mode="json")
+
+
+class Normalisation(Record):
+    """Intensity scaling of a domain: clip to [low, high], subtract mean, divide by std."""
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+class VolumeRecord(Record):
+    """One volume of the campaign."""
+
+    volume_id: str
+    domain: str
+    """Acquisition group: same microscope, objective, bit depth, spacing."""
+    shape_zyx: ZYX
+    spacing_um_zyx: Spacing
+    channels: int
+    dtype: str
+    source: str
+    """File name it came from."""
+    digest: str
+    """sha256 of the imported voxels."""
+    truth: LabelType | None = None
+    """Kind of ground truth stored with the volume, None when there is none."""
+    normalisation: Normalisation
+
+
+class HoldoutBox(Record):
+    """One frozen box of the holdout."""
+
+    volume_id: str
+    box: BoxField
+    part: Part
+    stratum: str
+
+    @property
+    def patch(self) -> Patch:
+        """The box with its volume."""
+        return Patch(self.volume_id, self.box)
+
+
+class Holdout(Record):
+    """The frozen holdout of a campaign; it may only grow."""
+
+    boxes: tuple[HoldoutBox, ...]
+    guard_zyx: ZYX
+
+    def of(self, volume_id: str, part: Part | None = None) -> list[Box]:
+        """Return the boxes in one volume, of one part or of both."""
+        return [b.box for b in self.boxes if b.volume_id == volume_id and part in (None, b.part)]
+
+    def guarded(self, volume_id: str) -> list[Box]:
+        """Return the boxes in one volume with their guard band."""
+        return [box.expand(self.guard_zyx) for box in self.of(volume_id)]
+
+
+class SnapshotItem(Record):
+    """One accepted annotation in a training set."""
+
+    ticket_id: str
+    volume_id: str
+    box: BoxField
+    read_box: BoxField
+    """What training may read of the image: the patch and its context, clear of the holdout."""
+    annotation_id: str
+    labels: str
+    """Path of the label array below the campaign."""
+    labels_digest: str
+
+
+class Snapshot(Record):
+    """The immutable training set of one generation."""
+
+    generation: int
+    items: tuple[SnapshotItem, ...]
+    n_classes: int
+    holdout_digest: str
+    digest: str
+    """sha256 over items, classes and holdout."""
+
+
+class ModelReference(Record):
+    """A trained model: a folder below the campaign and its digest."""
+
+    generation: int
+    trainer: str
+    path: str
+    digest: str
+    """sha256 of the weights and of the description beside them."""
+
+
+class QueriedPatch(Record):
+    """One patch chosen by a query strategy."""
+
+    volume_id: str
+    box: BoxField
+    score: float
+    stratum: str = "query"
+    reason: str = ""

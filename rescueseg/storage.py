@@ -1,0 +1,170 @@
+"""Small files and Zarr stores below one URL: atomic writes, no path that leaves the root."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.errors import CampaignError, StorageError, storage_errors
+
+
+def canonical_json(data: Any) -> str:
+    """Return JSON with sorted keys and no spaces, for digests."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_json(data: Any) -> str:
+    """Return the sha256 of the canonical JSON of `data`."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def digest_array(array: npt.NDArray[Any]) -> str:
+    """Return the sha256 of an array's dtype, shape and C-order bytes."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+class Storage:
+    """A root URL and what lies below it.
+
+    Parameters
+    ----------
+    url : str
+        A local folder or any fsspec URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.fs, root = fsspec.core.url_to_fs(url)
+        self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        self.root = str(Path(root).resolve()) if self.is_local else root.rstrip("/")
+        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+
+    def path(self, relative: str) -> str:
+        """Return the full path of something below the root.
+
+        Raises
+        ------
+        CampaignError
+            If the path is absolute or climbs out of the root.
+        """
+        parts = PurePosixPath(relative)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in relative or "\0" in relative:
+            raise CampaignError(
+                f"the path '{relative}' leaves the campaign",
+                where=self.url,
+                todo="Use a path below the campaign folder",
+            )
+        if self.is_local and not Path(self.root, relative).resolve().is_relative_to(self.root):
+            raise CampaignError(
+                f"the path '{relative}' leaves the campaign by a link", where=self.url, todo="Remove the link"
+            )
+        return f"{self.root}/{parts}" if str(parts) != "." else self.root
+
+    def url_of(self, relative: str) -> str:
+        """Return the URL of something below the root, as another process opens it."""
+        path = self.path(relative)
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def exists(self, relative: str) -> bool:
+        """Tell whether a file or folder is there."""
+        return bool(self.fs.exists(self.path(relative)))
+
+    def list(self, relative: str) -> list[str]:
+        """Return the sorted names inside a folder; empty when it does not exist."""
+        if not self.exists(relative):
+            return []
+        self.fs.invalidate_cache()
+        return sorted(
+            str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(self.path(relative), detail=False)
+        )
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Write a file so that a reader sees the old or the new one, never a part.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full or not writable; the old file is untouched.
+        """
+        path = self.path(relative)
+        with storage_errors(path):
+            if not self.is_local:
+                self.fs.pipe_file(path, data)
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+            try:
+                with part.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def read_bytes(self, relative: str) -> bytes:
+        """Read a file.
+
+        Raises
+        ------
+        StorageError
+            If it is not there.
+        """
+        try:
+            return bytes(self.fs.cat_file(self.path(relative)))
+        except FileNotFoundError as error:
+            raise StorageError(
+                "the file is missing", where=self.path(relative), todo="Restore it or run the step that writes it"
+            ) from error
+
+    def write_json(self, relative: str, data: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write_bytes(relative, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+    def read_json(self, relative: str) -> Any:
+        """Read a JSON file."""
+        return json.loads(self.read_bytes(relative))
+
+    def write_array(self, relative: str, array: npt.NDArray[Any]) -> None:
+        """Write one array as compressed npz, atomically."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, array=array)
+        self.write_bytes(relative, buffer.getvalue())
+
+    def read_array(self, relative: str) -> npt.NDArray[Any]:
+        """Read what `write_array` wrote; nothing is unpickled."""
+        with np.load(io.BytesIO(self.read_bytes(relative)), allow_pickle=False) as archive:
+            array: npt.NDArray[Any] = archive["array"]
+            return array
+
+    def remove(self, relative: str) -> None:
+        """Remove a file or folder, if there."""
+        path = self.path(relative)
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+
+    def zarr_store(self, relative: str) -> Any:
+        """Return the Zarr store of a folder below the root."""
+        return zarr_store(self.url_of(relative))
+
+
+def zarr_store(url: str) -> Any:
+    """Return the Zarr v3 store for a local folder or any fsspec URL."""
+    from zarr.storage import FsspecStore, LocalStore
+
+    if "://" not in url:
+        return LocalStore(url)
+    fs, path = fsspec.core.url_to_fs(url)
+    if isinstance(fs, fsspec.implementations.local.LocalFileSystem):
+        return LocalStore(path)
+    return FsspecStore.from_url(url)
