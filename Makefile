@@ -1,0 +1,46 @@
+# Everything a fresh machine needs is Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,postgres,slurm
+
+DATASET ?=
+DATA_DIR ?=
+GENERATIONS ?= 3
+OUT ?= demo
+
+.PHONY: install demo test test-all lint format clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv and install the pinned dependencies
+
+# nnU-Net pulls in batchgenerators -> unittest2 -> argparse from the package index; that argparse shadows the standard
+# library's in some interpreters and stops the Prefect server. Nothing that we run needs the four packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip uninstall --quiet --yes argparse unittest2 traceback2 linecache2
+	touch $@
+
+demo: install  ## three generations of active learning on one volume: make demo [DATASET=… DATA_DIR=…]
+	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+
+test: install  ## the tests that run in under 15 minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what the demo and the tools left
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

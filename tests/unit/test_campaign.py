@@ -1,0 +1,142 @@
+"""The campaign folder: atomic, relocatable, closed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rescueseg.campaign import Campaign, check_id
+from rescueseg.config import check_config
+from rescueseg.errors import CampaignError, LeaseExpiredError, StorageError
+from rescueseg.geometry import Box
+from rescueseg.records import Holdout, HoldoutBox, Normalisation, VolumeRecord
+from rescueseg.storage import Storage, digest_array, digest_json
+
+RECORD = VolumeRecord(
+    volume_id="v1",
+    domain="d",
+    shape_zyx=(4, 8, 8),
+    spacing_um_zyx=(1.0, 0.5, 0.5),
+    channels=1,
+    dtype="uint8",
+    source="v1.tif",
+    digest="0" * 64,
+    normalisation=Normalisation(low=0, high=255, mean=10, std=3),
+)
+
+
+def box(x: int, part: str = "test") -> HoldoutBox:
+    return HoldoutBox(volume_id="v1", box=Box((0, 0, x), (2, 2, 2)), part=part, stratum="dense")
+
+
+def test_a_campaign_moves_with_its_folder(campaign: Campaign, tmp_path: Path) -> None:
+    campaign.save_volume(RECORD)
+    campaign.freeze_holdout(Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1)))
+    shutil.move(campaign.url, tmp_path / "elsewhere")
+    moved = Campaign.open(str(tmp_path / "elsewhere"))
+    assert moved.volumes() == [RECORD]
+    assert moved.holdout() == Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1))
+    assert str(tmp_path / "elsewhere") in moved.database_url
+    assert str(tmp_path / "campaign") not in (tmp_path / "elsewhere" / "campaign.toml").read_text()
+
+
+def test_there_is_one_campaign_in_a_folder(campaign: Campaign) -> None:
+    with pytest.raises(CampaignError, match="already"):
+        Campaign.create(campaign.url, campaign.config)
+
+
+def test_opening_nothing_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CampaignError, match="rescueseg init"):
+        Campaign.open(str(tmp_path))
+
+
+def test_the_holdout_only_grows(campaign: Campaign) -> None:
+    campaign.freeze_holdout(Holdout(boxes=(box(0), box(4)), guard_zyx=(1, 1, 1)))
+    for smaller in [
+        Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1)),
+        Holdout(boxes=(box(0), box(4)), guard_zyx=(0, 1, 1)),
+    ]:
+        with pytest.raises(CampaignError, match="only grow"):
+            campaign.freeze_holdout(smaller)
+    grown = Holdout(boxes=(box(0), box(4), box(8)), guard_zyx=(1, 1, 1))
+    campaign.freeze_holdout(grown)
+    assert campaign.holdout() == grown
+    assert len(grown.of("v1", "test")) == 3
+    assert grown.of("v1", "validation") == []
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "a\0b"])
+def test_no_path_leaves_the_campaign(campaign: Campaign, path: str) -> None:
+    with pytest.raises(CampaignError, match="leaves the campaign"):
+        campaign.storage.write_bytes(path, b"x")
+
+
+def test_a_link_out_of_the_campaign_is_refused(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    Path(campaign.url, "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(CampaignError, match="by a link"):
+        campaign.storage.write_bytes("link/x", b"x")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["", "..", "a/b", "a b", ".hidden", "a" * 200])
+def test_unsafe_ids_are_refused(value: str) -> None:
+    with pytest.raises(CampaignError, match="no valid ticket id"):
+        check_id(value, "ticket id")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a.json", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full") as error:
+        storage.write_bytes("a.json", b"new")
+    assert "Free some space" in str(error.value)
+    assert storage.read_bytes("a.json") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_same_storage_on_another_filesystem() -> None:
+    config = check_config({"name": "m", "classes": ["x"], "database_url": "postgresql://nowhere/x"})
+    campaign = Campaign.create("memory://campaigns/one", config)
+    campaign.save_volume(RECORD)
+    again = Campaign.open("memory://campaigns/one")
+    assert again.volumes() == [RECORD]
+    assert again.config == config
+    with pytest.raises(CampaignError, match="needs a database"):
+        Campaign.create("memory://campaigns/two", check_config({"name": "m", "classes": ["x"]}))
+
+
+def test_arrays_round_trip_without_pickle(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    storage.write_array("a/b.npz", labels)
+    np.testing.assert_array_equal(storage.read_array("a/b.npz"), labels)
+    np.savez(tmp_path / "evil.npz", array=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="pickle"):
+        storage.read_array("evil.npz")
+
+
+def test_digests_tell_shape_and_type_apart() -> None:
+    flat = np.zeros(4, np.uint8)
+    assert digest_array(flat) != digest_array(flat.reshape(2, 2))
+    assert digest_array(flat) != digest_array(flat.astype(np.int8))
+    assert digest_array(flat) == digest_array(np.zeros(8, np.uint8)[::2])
+    assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
+
+
+def test_errors_cross_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(LeaseExpiredError("too late", where="ticket 7", todo="Lease it again")))
+    assert isinstance(error, LeaseExpiredError)
+    assert (error.what, error.where, error.todo) == ("too late", "ticket 7", "Lease it again")
+    assert str(error) == "ticket 7: too late. Lease it again"
