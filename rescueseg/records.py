@@ -36,6 +36,8 @@ class Normalisation(Record):
     high: float
     mean: float
     std: float
+    per_channel: tuple[Normalisation, ...] = ()
+    """One scaling for each channel where the image has several; the fields above then pool them."""
 
 
 class VolumeRecord(Record):
@@ -119,6 +121,19 @@ class ModelReference(Record):
     path: str
     digest: str
     """sha256 of the weights and of the description beside them."""
+
+
+class MapReference(Record):
+    """Finished probability and uncertainty maps of one volume in one generation."""
+
+    generation: int
+    volume_id: str
+    model_digest: str
+    quantities: tuple[str, ...]
+    blocks: int
+    """Number of blocks, each one shard of every map."""
+    digest: str
+    """sha256 over the voxels of all maps, block by block."""
 
 
 class QueriedPatch(Record):

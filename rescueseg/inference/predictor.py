@@ -1,0 +1,133 @@
+"""What the block engine asks of a model: members of a predictive distribution, window by window."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import ZYX, Spacing
+from rescueseg.records import ModelReference
+
+Float32 = npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A trained model that yields the members of its predictive distribution.
+
+    Members are Monte-Carlo dropout samples under each test-time symmetry. A member's dropout mask may depend only on
+    the window's key, the symmetry and the sample, so that results do not change with batching, blocks or workers.
+    """
+
+    @property
+    def n_classes(self) -> int:
+        """Number of foreground classes K."""
+        ...
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels C."""
+        ...
+
+    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return the window in voxels of a volume with this spacing (micrometre, zyx)."""
+        ...
+
+    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[int, Float32]]:
+        """Yield one member at a time, all samples of one symmetry before the next symmetry.
+
+        Parameters
+        ----------
+        windows : ndarray of float32, shape (n, C, z, y, x)
+            Normalised image windows of the shape that `window_zyx` returned.
+        keys : sequence of int
+            One key per window (63 bits); every random number of a window derives from its key.
+
+        Yields
+        ------
+        symmetry : int
+            Index of the symmetry.
+        probabilities : ndarray of float32, shape (n, K + 1, z, y, x)
+            Class probabilities, background first, turned back into the frame of `windows`.
+        """
+        ...
+
+
+PredictorFactory = Callable[[Campaign, ModelReference, InferenceConfig, str], Predictor]
+"""Builds a predictor from (campaign, model, settings, device)."""
+
+DEFAULT_FACTORY = "rescueseg.inference.predictor:load_predictor"
+
+
+def window_key(seed: int, volume_id: str, index: int) -> int:
+    """Return the 63-bit key from which every random number of one window derives.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the campaign.
+    volume_id : str
+        Volume the window lies in.
+    index : int
+        Index in the volume's global window grid.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{volume_id}/{index}".encode()).digest()[:8], "big") >> 1
+
+
+def resolve_device(device: str) -> str:
+    """Return `device`, or for "auto" the GPU when this process sees one and the CPU otherwise."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
+    """Load a trained model by the loader of the trainer that made it.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Where the model lies.
+    model : ModelReference
+        Which model.
+    config : InferenceConfig
+        Window, Monte-Carlo samples and symmetries.
+    device : str
+        A torch device, or "auto".
+
+    Raises
+    ------
+    ConfigError
+        If no trainer of that name exists.
+    """
+    from rescueseg.training import registry
+
+    return cast(Predictor, registry.load_predictor(campaign, model, config, resolve_device(device)))
+
+
+def import_factory(path: str) -> PredictorFactory:
+    """Return the predictor factory named by "package.module:attribute".
+
+    Raises
+    ------
+    InferenceError
+        If there is no such module or attribute.
+    """
+    module, _, name = path.partition(":")
+    try:
+        factory: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InferenceError(
+            f"cannot load the predictor: {error}", where=path, todo="Name it as 'package.module:function'"
+        ) from error
+    return cast(PredictorFactory, factory)
