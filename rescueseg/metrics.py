@@ -1,0 +1,211 @@
+"""How good a segmentation is: counts, overlap scores, surface distances, calibration.
+
+Everything that is a ratio is computed from counts pooled over boxes, so that a box counts by what it holds and an empty
+one does no harm. Voxels labelled 255 (ignore) never count.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.geometry import Spacing
+from rescueseg.records import Record
+
+IGNORE = 255
+CALIBRATION_BINS = 15
+UNCERTAINTY_BINS = 30
+
+
+class Counts(Record):
+    """Voxels of one class: found, invented, missed."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn)
+
+    @property
+    def occurs(self) -> bool:
+        """Tell whether truth or prediction holds the class at all."""
+        return self.tp + self.fp + self.fn > 0
+
+    @property
+    def dice(self) -> float:
+        """2·TP / (2·TP + FP + FN); 1 when neither truth nor prediction holds the class."""
+        return float(dice_of(np.array([self.tp, self.fp, self.fn], dtype=np.float64)))
+
+    @property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN); 1 when neither truth nor prediction holds the class."""
+        return self.tp / (self.tp + self.fp + self.fn) if self.occurs else 1.0
+
+    @property
+    def precision(self) -> float:
+        """TP / (TP + FP); 0 when nothing was found of what is there, 1 when there is nothing."""
+        return self.tp / (self.tp + self.fp) if self.tp + self.fp else float(not self.occurs)
+
+    @property
+    def recall(self) -> float:
+        """TP / (TP + FN); 0 when what was found is not there, 1 when there is nothing."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else float(not self.occurs)
+
+
+def dice_of(counts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return the Dice of counts (…, 3) ordered TP, FP, FN; 1 where all three are 0."""
+    tp, wrong = counts[..., 0], counts[..., 1] + counts[..., 2]
+    total = 2 * tp + wrong
+    return np.where(total > 0, 2 * tp / np.where(total > 0, total, 1), 1.0)
+
+
+def count_voxels(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n_classes: int) -> tuple[Counts, ...]:
+    """Count true positives, false positives and false negatives of classes 1…K.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray, zyx
+        Class indices; where the truth is 255 nothing is counted.
+    n_classes : int
+        K, foreground classes.
+    """
+    known = truth != IGNORE
+    confusion = np.bincount(
+        truth[known].astype(np.int64) * (n_classes + 1) + prediction[known], minlength=(n_classes + 1) ** 2
+    ).reshape(n_classes + 1, n_classes + 1)
+    return tuple(
+        Counts(
+            tp=int(confusion[c, c]),
+            fp=int(confusion[:, c].sum() - confusion[c, c]),
+            fn=int(confusion[c].sum() - confusion[c, c]),
+        )
+        for c in range(1, n_classes + 1)
+    )
+
+
+def mean_over_classes(counts: Sequence[Counts], score: str) -> float:
+    """Return the mean of a score over the classes that occur in truth or prediction; 1 when none does."""
+    values = [float(getattr(c, score)) for c in counts if c.occurs]
+    return sum(values) / len(values) if values else 1.0
+
+
+def surface_scores(
+    prediction: npt.NDArray[Any], truth: npt.NDArray[Any], class_index: int, spacing_um_zyx: Spacing
+) -> tuple[float, float] | None:
+    """Compare the surfaces of one class in one box.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray, zyx
+        Class indices. Voxels whose truth is 255 count as background in both.
+    class_index : int
+        The class, 1…K.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    (surface Dice, HD95) or None
+        The share of both surfaces closer than `tolerance_um` to the other one [1]_, and the larger of the two 95th
+        percentiles of the distances between them in micrometre. None when neither holds the class: such a box says
+        nothing about surfaces. When only one does, (0, diagonal of the box). Where an object is cut by the face of
+        the box, the cut counts as surface in both. Both scores are MONAI's.
+
+    References
+    ----------
+    .. [1] Nikolov et al., arXiv:1809.04430; Seidlitz et al., doi:10.1016/j.media.2022.102488.
+    """
+    known = truth != IGNORE
+    found, wanted = (prediction == class_index) & known, (truth == class_index) & known
+    if not found.any() and not wanted.any():
+        return None
+    if not found.any() or not wanted.any():
+        return 0.0, math.hypot(*(n * s for n, s in zip(truth.shape, spacing_um_zyx, strict=True)))
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    a, b = (torch.from_numpy(mask)[None, None] for mask in (found, wanted))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dice = compute_surface_dice(
+            a, b, [tolerance_um(spacing_um_zyx)], include_background=True, spacing=list(spacing_um_zyx)
+        )
+        hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing_um_zyx))
+    return float(dice[0, 0]), float(hd95[0, 0])
+
+
+def tolerance_um(spacing_um_zyx: Spacing) -> float:
+    """Return how far two surfaces may lie apart and still agree: two voxels of the finest axis, in micrometre."""
+    return 2 * min(spacing_um_zyx)
+
+
+class Bins:
+    """Streaming histogram of a quantity with, per bin, how many voxels were right.
+
+    Parameters
+    ----------
+    count : int
+        Bins of equal width.
+    high : float
+        Upper end; the lower is 0. Values beyond fall into the last bin.
+    """
+
+    def __init__(self, count: int, high: float) -> None:
+        self.high = high
+        self.voxels = np.zeros(count, dtype=np.int64)
+        self.right = np.zeros(count, dtype=np.int64)
+        self.total = np.zeros(count, dtype=np.float64)
+
+    def add(self, values: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> None:
+        """Count voxels with a quantity (flat, float) and whether their predicted class is right (flat, bool)."""
+        size = len(self.voxels)
+        index = np.clip((values.astype(np.float64) * (size / self.high)).astype(np.int64), 0, size - 1)
+        self.voxels += np.bincount(index, minlength=size)
+        self.right += np.bincount(index, weights=right, minlength=size).astype(np.int64)
+        self.total += np.bincount(index, weights=values, minlength=size)
+
+    def result(self) -> BinnedCounts:
+        """Return the counts as a record."""
+        return BinnedCounts(
+            high=self.high,
+            voxels=tuple(self.voxels.tolist()),
+            right=tuple(self.right.tolist()),
+            mean=tuple(np.where(self.voxels > 0, self.total / np.maximum(self.voxels, 1), 0.0).tolist()),
+        )
+
+
+class BinnedCounts(Record):
+    """What `Bins` counted: per bin the voxels, how many were right, and the mean of the quantity."""
+
+    high: float
+    voxels: tuple[int, ...]
+    right: tuple[int, ...]
+    mean: tuple[float, ...]
+
+    def calibration_error(self) -> float:
+        """Return the expected calibration error: |mean confidence − accuracy|, averaged over voxels.
+
+        The quantity must be the probability of the predicted class. Guo et al., arXiv:1706.04599.
+        """
+        total = sum(self.voxels)
+        gaps = (abs(m * n - r) for m, n, r in zip(self.mean, self.voxels, self.right, strict=True))
+        return sum(gaps) / total if total else 0.0
+
+    def error_auroc(self) -> float | None:
+        """Return the probability that a wrong voxel has a larger value than a right one (ties count half).
+
+        None when all voxels are right or all are wrong. 0.5: the quantity says nothing about errors; 1: it finds all.
+        """
+        right = np.array(self.right, dtype=np.float64)
+        wrong = np.array(self.voxels, dtype=np.float64) - right
+        if right.sum() == 0 or wrong.sum() == 0:
+            return None
+        below = np.cumsum(right) - right
+        return float(((below + 0.5 * right) * wrong).sum() / (right.sum() * wrong.sum()))
