@@ -1,0 +1,178 @@
+"""Between rows and the state machine: loads a ticket's state, executes instructions in the open transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from rescueseg.annotation.events import (
+    AnnotationState,
+    Audit,
+    Decide,
+    EndLease,
+    ExtendLease,
+    GrantLease,
+    Instruction,
+    LeaseState,
+    SetStatus,
+    StoreAnnotation,
+)
+from rescueseg.annotation.records import TicketRecord
+from rescueseg.annotation.states import Instructions, TicketState
+from rescueseg.annotation.tables import annotations, assignments, audit, leases, tickets
+from rescueseg.errors import TicketNotFoundError
+from rescueseg.geometry import Box
+
+Clock = Callable[[], datetime]
+
+
+class Scope(NamedTuple):
+    """Where instructions are executed: connection, ticket, time, and what a submit brings along."""
+
+    connection: Connection
+    ticket_id: str
+    now: datetime
+    submitted: Mapping[str, Any]
+
+
+def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
+    """Return a ticket's state; with `lock`, nobody else changes it until the transaction ends.
+
+    Raises
+    ------
+    TicketNotFoundError
+        If there is no such ticket.
+    """
+    query = sa.select(tickets.c.status).where(tickets.c.ticket_id == ticket_id)
+    status = connection.execute(query.with_for_update() if lock else query).scalar()
+    if status is None:
+        raise TicketNotFoundError(
+            "there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status' for what is in the queue"
+        )
+    numbers = connection.execute(
+        sa.select(assignments.c.assignment_id)
+        .where(assignments.c.ticket_id == ticket_id)
+        .order_by(assignments.c.number)
+    ).scalars()
+    lease_rows = connection.execute(
+        sa.select(*(leases.c[name] for name in LeaseState.__dataclass_fields__))
+        .where(leases.c.ticket_id == ticket_id)
+        .order_by(leases.c.granted_at, leases.c.lease_id)
+    ).mappings()
+    annotation_rows = connection.execute(
+        sa.select(annotations).where(annotations.c.ticket_id == ticket_id).order_by(annotations.c.version)
+    ).mappings()
+    return TicketState(
+        ticket_id,
+        status,
+        tuple(numbers),
+        tuple(LeaseState(**row) for row in lease_rows),
+        tuple(_annotation_state(row) for row in annotation_rows),
+    )
+
+
+def _annotation_state(row: RowMapping) -> AnnotationState:
+    return AnnotationState(
+        row["annotation_id"],
+        row["assignment_id"],
+        row["lease_id"],
+        row["version"],
+        row["annotator"],
+        row["labels_digest"],
+        row["verdict"],
+    )
+
+
+def execute(
+    connection: Connection, instructions: Instructions, now: datetime, submitted: Mapping[str, Any] | None = None
+) -> None:
+    """Carry out instructions in the open transaction."""
+    scope = Scope(connection, instructions.ticket.ticket_id, now, submitted or {})
+    for step in instructions.steps:
+        _carry_out(step, scope)
+
+
+@singledispatch
+def _carry_out(step: Instruction, scope: Scope) -> None:
+    raise TypeError(f"unknown instruction {step}")
+
+
+@_carry_out.register
+def _(step: GrantLease, scope: Scope) -> None:
+    scope.connection.execute(sa.insert(leases).values(ticket_id=scope.ticket_id, **asdict(step.lease)))
+
+
+@_carry_out.register
+def _(step: ExtendLease, scope: Scope) -> None:
+    scope.connection.execute(
+        sa.update(leases).where(leases.c.lease_id == step.lease_id).values(expires_at=step.expires_at)
+    )
+
+
+@_carry_out.register
+def _(step: EndLease, scope: Scope) -> None:
+    scope.connection.execute(sa.update(leases).where(leases.c.lease_id == step.lease_id).values(ended=step.ended))
+
+
+@_carry_out.register
+def _(step: StoreAnnotation, scope: Scope) -> None:
+    made = asdict(step.annotation)
+    scope.connection.execute(
+        sa.insert(annotations).values(
+            ticket_id=scope.ticket_id,
+            labels_digest=made.pop("digest"),
+            created_at=scope.now,
+            comment="",
+            **made,
+            **scope.submitted,
+        )
+    )
+
+
+@_carry_out.register
+def _(step: Decide, scope: Scope) -> None:
+    scope.connection.execute(
+        sa.update(annotations)
+        .where(annotations.c.annotation_id == step.annotation_id)
+        .values(verdict=step.verdict, decided_by=step.actor, decided_at=scope.now, comment=step.comment)
+    )
+
+
+@_carry_out.register
+def _(step: SetStatus, scope: Scope) -> None:
+    scope.connection.execute(
+        sa.update(tickets)
+        .where(tickets.c.ticket_id == scope.ticket_id)
+        .values(status=step.status, updated_at=scope.now)
+    )
+
+
+@_carry_out.register
+def _(step: Audit, scope: Scope) -> None:
+    values = asdict(step) | {"details": dict(step.details)}
+    scope.connection.execute(sa.insert(audit).values(at=scope.now, ticket_id=scope.ticket_id, **values))
+
+
+def box_columns(box: Box) -> dict[str, int]:
+    """Return a box as the columns of a ticket."""
+    parts = {"offset": box.offset_zyx, "shape": box.shape_zyx}
+    return {
+        f"{part}_{axis}": value for part, values in parts.items() for axis, value in zip("zyx", values, strict=True)
+    }
+
+
+def box_of(row: RowMapping) -> Box:
+    """Return the box in a ticket's columns."""
+    return Box((row["offset_z"], row["offset_y"], row["offset_x"]), (row["shape_z"], row["shape_y"], row["shape_x"]))
+
+
+def ticket_record(row: RowMapping) -> TicketRecord:
+    """Return a row of the tickets table as a record."""
+    plain = {name: row[name] for name in TicketRecord.model_fields if name != "box"}
+    return TicketRecord(box=box_of(row), **plain)

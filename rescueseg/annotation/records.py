@@ -1,0 +1,161 @@
+"""What the queue takes and gives: frozen records that go to JSON and back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rescueseg.geometry import Patch
+from rescueseg.records import BoxField, Purpose, Record
+
+TicketStatus = Literal["queued", "leased", "submitted", "accepted", "rejected", "skipped"]
+Verdict = Literal["submitted", "accepted", "rejected"]
+LeaseEnd = Literal["submitted", "released", "skipped", "expired"]
+
+STATUSES: tuple[TicketStatus, ...] = ("queued", "leased", "submitted", "accepted", "rejected", "skipped")
+
+
+class NewTicket(Record):
+    """A patch to be annotated."""
+
+    ticket_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    volume_id: str
+    box: BoxField
+    purpose: Purpose = "pool"
+    generation: int = 0
+    """Generation whose snapshot the annotation is meant for."""
+    stratum: str = ""
+    reason: str = ""
+    """Why this patch was chosen, for the annotator."""
+    score: float = 0.0
+    """Higher is asked for earlier."""
+    prefill: str | None = None
+    """Path below the campaign of the mask to start from (npz, uint8 zyx)."""
+    priority: int = 0
+    """Set by a person; goes before everything else."""
+
+    @property
+    def patch(self) -> Patch:
+        """The box with its volume."""
+        return Patch(self.volume_id, self.box)
+
+
+class LabelReference(Record):
+    """A stored label array: its path below the campaign and the sha256 of its voxels."""
+
+    path: str
+    digest: str
+
+
+class TicketRecord(NewTicket):
+    """A ticket as the queue holds it."""
+
+    status: TicketStatus
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def state(self) -> TicketStatus:
+        """Another name of `status`."""
+        return self.status
+
+
+class Lease(Record):
+    """One annotator's time-limited claim on one assignment of a ticket."""
+
+    lease_id: str
+    assignment_id: int
+    annotator: str
+    granted_at: datetime
+    expires_at: datetime
+    ticket: TicketRecord
+    previous: LabelReference | None = None
+    """Labels handed in before and sent back by a reviewer: the mask to go on from."""
+    comment: str = ""
+    """What the reviewer said about them."""
+
+    @property
+    def ticket_id(self) -> str:
+        """The ticket this lease is on."""
+        return self.ticket.ticket_id
+
+    @property
+    def start(self) -> str | None:
+        """Path below the campaign of the mask to start from, None for an empty one."""
+        return self.previous.path if self.previous else self.ticket.prefill
+
+
+class AnnotationRecord(Record):
+    """One handed-in version of a ticket's labels; immutable but for the reviewer's verdict."""
+
+    annotation_id: str
+    ticket_id: str
+    version: int
+    """1 for the first version handed in for the ticket."""
+    annotator: str
+    tool: str
+    labels: str
+    """Path of the label array below the campaign."""
+    labels_digest: str
+    seconds: float
+    voxels_corrected: int
+    """Voxels that differ from the mask the annotator started from."""
+    verdict: Verdict
+    created_at: datetime
+
+
+class AcceptedAnnotation(Record):
+    """The accepted labels of a ticket: what a snapshot is made of."""
+
+    ticket_id: str
+    volume_id: str
+    box: BoxField
+    purpose: Purpose
+    generation: int
+    stratum: str
+    annotation_id: str
+    version: int
+    labels: str
+    """Path of the label array below the campaign."""
+    labels_digest: str
+    annotator: str
+    tool: str
+    seconds: float
+    voxels_corrected: int
+
+    @property
+    def label(self) -> LabelReference:
+        """Where the labels lie, and their digest."""
+        return LabelReference(path=self.labels, digest=self.labels_digest)
+
+    @property
+    def patch(self) -> Patch:
+        """The box with its volume."""
+        return Patch(self.volume_id, self.box)
+
+
+class AuditEntry(Record):
+    """One change of a ticket, as it was made."""
+
+    number: int
+    at: datetime
+    ticket_id: str
+    event: str
+    actor: str
+    before: str
+    """Status before, empty when the ticket was made."""
+    after: str
+    lease_id: str
+    details: dict[str, Any]
+
+
+class GenerationRow(Record):
+    """One generation in the ledger."""
+
+    generation: int
+    accepted_count: int
+    """Accepted pool patches that its snapshot counted."""
+    begun_at: datetime
+    finished_at: datetime | None = None
