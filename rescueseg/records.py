@@ -78,6 +78,8 @@ class Holdout(Record):
 
     boxes: tuple[HoldoutBox, ...]
     guard_zyx: ZYX
+    volumes: tuple[str, ...] = ()
+    """Volumes it was drawn from, whether a box fell into them or not."""
 
     def of(self, volume_id: str, part: Part | None = None) -> list[Box]:
         """Return the boxes in one volume, of one part or of both."""

@@ -1,0 +1,378 @@
+"""OME-Zarr 0.5 (Zarr v3): creating, pyramids, labels, checking.
+
+Images are ``czyx`` or ``zyx``, label images ``zyx``; the physical unit is always the micrometre. Chunks are what a
+viewer fetches, shards what a worker writes: one file each.
+
+References
+----------
+NGFF 0.5, https://ngff.openmicroscopy.org/0.5/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import ZstdCodec
+
+from rescueseg.errors import InvalidVolumeError, storage_errors
+from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
+from rescueseg.storage import zarr_store
+
+CHUNK_ZYX: ZYX = (32, 64, 64)
+SHARD_ZYX: ZYX = (64, 256, 256)
+_SMALLEST_LEVEL = 128
+_SMALLEST_AXIS = 8
+
+
+def choose_chunks(shape_zyx: Sequence[int]) -> tuple[ZYX, ZYX]:
+    """Return the chunk and shard shape for a volume.
+
+    Parameters
+    ----------
+    shape_zyx : sequence of int
+        Shape of the volume in voxels.
+
+    Returns
+    -------
+    tuple
+        Chunks of about 32×64×64 voxels and shards of about 64×256×256, neither longer than the volume needs; each
+        shard axis is a multiple of the chunk axis.
+    """
+    chunks = zyx(min(c, n) for c, n in zip(CHUNK_ZYX, shape_zyx, strict=True))
+    shards = zyx(c * min(s // c, math.ceil(n / c)) for c, s, n in zip(chunks, SHARD_ZYX, shape_zyx, strict=True))
+    return chunks, shards
+
+
+def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> ZYX | None:
+    """Return how much the next pyramid level is coarser along each axis, None when no level is needed.
+
+    The axes that are finest in micrometre are halved; z joins in once the in-plane spacing has caught up with it.
+
+    Parameters
+    ----------
+    shape_zyx : sequence of int
+        Shape of the present level.
+    spacing_um_zyx : sequence of float
+        Its voxel size in micrometre.
+
+    Returns
+    -------
+    tuple of int or None
+        1 or 2 for each axis.
+    """
+    if max(shape_zyx) <= _SMALLEST_LEVEL:
+        return None
+    able = [n >= 2 * _SMALLEST_AXIS for n in shape_zyx]
+    finest = min(s for s, a in zip(spacing_um_zyx, able, strict=True) if a)
+    return zyx(2 if a and s < finest * math.sqrt(2) else 1 for s, a in zip(spacing_um_zyx, able, strict=True))
+
+
+def create_image(
+    url: str,
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    spacing_um_zyx: Sequence[float],
+    *,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    name: str = "image",
+    fill_value: float = 0,
+    attributes: dict[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Create an OME-Zarr 0.5 image with one level and return that level, ready to be written.
+
+    Parameters
+    ----------
+    url : str
+        Folder or fsspec URL of the image; what is there is replaced.
+    shape : sequence of int
+        ``czyx`` or ``zyx``.
+    dtype : dtype
+        Voxel type.
+    spacing_um_zyx : sequence of float
+        Voxel size in micrometre.
+    chunks, shards : sequence of int, optional
+        Their ``zyx`` shape; a channel axis gets 1. Chosen by `choose_chunks` when omitted. A shard axis must be a
+        multiple of the chunk axis; the shard may reach beyond the volume.
+    name : str
+        Name in the metadata.
+    fill_value : float
+        What an unwritten voxel reads as.
+    attributes : dict, optional
+        Further attributes of the group, beside ``ome``.
+
+    Returns
+    -------
+    zarr.Array
+        Level ``0``.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or not writable.
+    """
+    axes = _axes(len(shape))
+    size = zyx(shape[-3:])
+    chosen = choose_chunks(size)
+    chunk = zyx(chunks) if chunks is not None else chosen[0]
+    largest = zyx(c * max(1, s // c) for c, s in zip(chunk, chosen[1], strict=True))
+    shard = largest if shards is None else zyx(shards)
+    lead = (1,) * (len(shape) - 3)
+    ome: dict[str, Any] = {
+        "version": "0.5",
+        "multiscales": [_multiscales(name, axes, [_dataset("0", len(axes), (1, 1, 1), spacing_um_zyx)])],
+    }
+    with storage_errors(url):
+        group = zarr.create_group(
+            zarr_store(url), overwrite=True, zarr_format=3, attributes={**(attributes or {}), "ome": ome}
+        )
+        return group.create_array(
+            "0",
+            shape=tuple(int(n) for n in shape),
+            dtype=np.dtype(dtype),
+            chunks=lead + chunk,
+            shards=lead + shard,
+            compressors=ZstdCodec(level=3),
+            fill_value=fill_value,
+            dimension_names=[str(axis["name"]) for axis in axes],
+        )
+
+
+def create_labels(
+    url: str,
+    name: str,
+    shape_zyx: Sequence[int],
+    dtype: npt.DTypeLike,
+    spacing_um_zyx: Sequence[float],
+) -> zarr.Array[Any]:
+    """Create a label image below an image's ``labels`` group and return its level 0.
+
+    Parameters
+    ----------
+    url : str
+        The image.
+    name : str
+        Name of the label image, such as ``truth``.
+    shape_zyx : sequence of int
+        Shape of the image without channels.
+    dtype : dtype
+        An integer type.
+    spacing_um_zyx : sequence of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    zarr.Array
+        Level ``0``, ``zyx``.
+    """
+    with storage_errors(url):
+        image = zarr.open_group(zarr_store(url), mode="r+")
+        group = image.require_group("labels")
+        known = _ome(group).get("labels", [])
+        group.attrs["ome"] = {"version": "0.5", "labels": sorted({*known, name})}
+        level = create_image(f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name)
+        label = image.require_group(f"labels/{name}")
+        label.attrs["ome"] = {**_ome(label), "image-label": {"source": {"image": "../../"}}}
+    return level
+
+
+def add_pyramid(url: str, *, labels: bool = False) -> int:
+    """Write the coarser levels of an image, shard by shard, and list them in its metadata.
+
+    Parameters
+    ----------
+    url : str
+        An image made by `create_image`, level 0 written.
+    labels : bool
+        Take every second voxel, so that no label is invented; images take the mean.
+
+    Returns
+    -------
+    int
+        Number of levels, the full resolution included.
+    """
+    with storage_errors(url):
+        group = zarr.open_group(zarr_store(url), mode="r+")
+        ome = _ome(group)
+        multiscale = ome["multiscales"][0]
+        spacing = _spacing(multiscale)
+        level = _array(group, "0")
+        datasets, total = [multiscale["datasets"][0]], (1, 1, 1)
+        while True:
+            now = [s * f for s, f in zip(spacing, total, strict=True)]
+            factors = level_factors(level.shape[-3:], now)
+            if factors is None or factors == (1, 1, 1):
+                break
+            total = zyx(t * f for t, f in zip(total, factors, strict=True))
+            level = _write_level(group, str(len(datasets)), level, factors, labels)
+            datasets.append(_dataset(str(len(datasets)), level.ndim, total, spacing, centred=not labels))
+        multiscale["datasets"] = datasets
+        multiscale["type"] = "nearest" if labels else "mean"
+        group.attrs["ome"] = ome
+    return len(datasets)
+
+
+def _write_level(group: zarr.Group, path: str, fine: zarr.Array[Any], factors: ZYX, labels: bool) -> zarr.Array[Any]:
+    shape = zyx(math.ceil(n / f) for n, f in zip(fine.shape[-3:], factors, strict=True))
+    lead = fine.shape[:-3]
+    chunks, shards = choose_chunks(shape)
+    ones = (1,) * len(lead)
+    coarse = group.create_array(
+        path,
+        shape=lead + shape,
+        dtype=fine.dtype,
+        chunks=ones + chunks,
+        shards=ones + shards,
+        compressors=ZstdCodec(level=3),
+        fill_value=0,
+        dimension_names=fine.metadata.dimension_names,  # type: ignore[union-attr]
+        overwrite=True,
+    )
+    for channel in np.ndindex(*lead):
+        for box in partition(shape, shards):
+            start = [o * f for o, f in zip(box.offset_zyx, factors, strict=True)]
+            stop = [o * f for o, f in zip(box.stop_zyx, factors, strict=True)]
+            source = Box.from_bounds(start, stop).clip(fine.shape[-3:])
+            voxels = np.asarray(fine[(*channel, *source.slices)])
+            coarse[(*channel, *box.slices)] = downsample(voxels, factors, labels=labels)
+    return coarse
+
+
+def downsample(voxels: npt.NDArray[Any], factors: ZYX, *, labels: bool = False) -> npt.NDArray[Any]:
+    """Return a ``zyx`` array coarser by `factors`; an odd last plane is repeated.
+
+    Parameters
+    ----------
+    voxels : ndarray
+        ``zyx``.
+    factors : tuple of int
+        Step along each axis.
+    labels : bool
+        Take every `factors`-th voxel instead of the mean.
+
+    Returns
+    -------
+    ndarray
+        Of the same dtype; integer means are rounded.
+    """
+    if labels:
+        return voxels[:: factors[0], :: factors[1], :: factors[2]]
+    pad = [(0, -n % f) for n, f in zip(voxels.shape, factors, strict=True)]
+    if any(p for _, p in pad):
+        voxels = np.pad(voxels, pad, mode="edge")
+    z, y, x = (n // f for n, f in zip(voxels.shape, factors, strict=True))
+    mean = voxels.reshape(z, factors[0], y, factors[1], x, factors[2]).mean(axis=(1, 3, 5), dtype=np.float64)
+    if np.issubdtype(voxels.dtype, np.integer):
+        mean = np.rint(mean)
+    coarse: npt.NDArray[Any] = mean.astype(voxels.dtype)
+    return coarse
+
+
+def describe_channels(url: str, names: Sequence[str], windows: Sequence[tuple[float, float]]) -> None:
+    """Name an image's channels and say which intensities a viewer should show.
+
+    Parameters
+    ----------
+    url : str
+        An image made by `create_image`.
+    names : sequence of str
+        One per channel.
+    windows : sequence of (float, float)
+        Darkest and brightest intensity to show, one per channel.
+    """
+    colours = ("FFFFFF",) if len(names) == 1 else ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
+    channels: Any = [
+        {
+            "label": name,
+            "color": colours[i % len(colours)],
+            "active": True,
+            "window": {"min": low, "max": high, "start": low, "end": high},
+        }
+        for i, (name, (low, high)) in enumerate(zip(names, windows, strict=True))
+    ]
+    with storage_errors(url):
+        group = zarr.open_group(zarr_store(url), mode="r+")
+        group.attrs["ome"] = {**_ome(group), "omero": {"channels": channels}}
+
+
+def open_level(url: str, level: int = 0) -> zarr.Array[Any]:
+    """Open one resolution level of an image or label image, read-only."""
+    return _array(zarr.open_group(zarr_store(url), mode="r"), str(level))
+
+
+def levels(url: str) -> list[str]:
+    """Return the paths of an image's resolution levels, finest first."""
+    group = zarr.open_group(zarr_store(url), mode="r")
+    return [str(dataset["path"]) for dataset in _ome(group)["multiscales"][0]["datasets"]]
+
+
+def spacing_um(url: str) -> Spacing:
+    """Return the voxel size of level 0 of an image written here, in micrometre, z y x."""
+    z, y, x = _spacing(_ome(zarr.open_group(zarr_store(url), mode="r"))["multiscales"][0])
+    return z, y, x
+
+
+def validate(url: str) -> None:
+    """Check an image, and its labels if it has any, against NGFF 0.5.
+
+    Raises
+    ------
+    InvalidVolumeError
+        If `ome_zarr_models` refuses it.
+    """
+    from ome_zarr_models.v05 import Image, ImageLabel, Labels
+
+    group = zarr.open_group(zarr_store(url), mode="r")
+    try:
+        Image.from_zarr(group)
+        if "labels" in group:
+            labels = Labels.from_zarr(zarr.open_group(zarr_store(url), path="labels", mode="r"))
+            for name in labels.attributes.ome.labels:
+                ImageLabel.from_zarr(zarr.open_group(zarr_store(url), path=f"labels/{name}", mode="r"))
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InvalidVolumeError(
+            f"not a valid OME-Zarr 0.5 image: {error}", where=url, todo="Import the volume again"
+        ) from error
+
+
+def _axes(ndim: int) -> list[dict[str, str]]:
+    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    return ([{"name": "c", "type": "channel"}] if ndim == 4 else []) + space
+
+
+def _multiscales(name: str, axes: list[dict[str, str]], datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def _dataset(
+    path: str, ndim: int, factors: Sequence[int], spacing: Sequence[float], *, centred: bool = True
+) -> dict[str, Any]:
+    lead = ndim - 3
+    scale = [1.0] * lead + [float(s * f) for s, f in zip(spacing, factors, strict=True)]
+    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+    if centred and max(factors) > 1:
+        shift = [0.0] * lead + [float(s * (f - 1) / 2) for s, f in zip(spacing, factors, strict=True)]
+        transforms.append({"type": "translation", "translation": shift})
+    return {"path": path, "coordinateTransformations": transforms}
+
+
+def _ome(group: zarr.Group) -> dict[str, Any]:
+    ome: Any = group.attrs.asdict().get("ome", {})
+    return dict(ome)
+
+
+def _spacing(multiscale: dict[str, Any]) -> list[float]:
+    scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
+    return [float(s) for s in scale[-3:]]
+
+
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    array = group[path]
+    if not isinstance(array, zarr.Array):
+        raise TypeError(f"{path} is a group, not an array")
+    return array

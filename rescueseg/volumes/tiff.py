@@ -1,0 +1,83 @@
+"""TIFF, with ImageJ and OME metadata."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+
+from rescueseg.geometry import Spacing
+from rescueseg.volumes.importers import ArraySource, to_um
+
+
+def is_tiff(path: str) -> bool:
+    """Tell a TIFF by its name."""
+    return path.lower().endswith((".tif", ".tiff", ".lsm"))
+
+
+def open_tiff(path: str) -> ArraySource:
+    """Open the first series of a TIFF; its planes are read when asked for."""
+    tif = tifffile.TiffFile(path)
+    try:
+        series = tif.series[0]
+        axes = series.axes.lower()
+        for unknown in "qi":
+            if unknown in axes and "z" not in axes:
+                axes = axes.replace(unknown, "z", 1)
+        spacing, note = _spacing(tif)
+        array: Any
+        if series.dataoffset is not None:
+            array = np.memmap(
+                path, dtype=np.dtype(tif.byteorder + series.dtype.char), mode="r", offset=series.dataoffset,
+                shape=tuple(series.shape),
+            )  # fmt: skip
+        else:
+            array = zarr.open_array(series.aszarr(level=0), mode="r")
+        return ArraySource(array, axes, spacing, path, spacing_note=note, on_close=(tif.close,))
+    except BaseException:
+        tif.close()
+        raise
+
+
+def _spacing(tif: tifffile.TiffFile) -> tuple[Spacing | None, str]:
+    """Return the voxel size that OME or ImageJ metadata state, and what they say when it is not enough."""
+    if tif.is_ome and tif.ome_metadata:
+        return _ome_spacing(tif.ome_metadata)
+    meta = tif.imagej_metadata or {}
+    if tif.is_imagej:
+        return _imagej_spacing(tif, meta)
+    return None, ""
+
+
+def _ome_spacing(text: str) -> tuple[Spacing | None, str]:
+    pixels = next((e for e in xml.etree.ElementTree.fromstring(text).iter() if e.tag.endswith("Pixels")), None)
+    if pixels is None:
+        return None, ""
+    found = [pixels.get(f"PhysicalSize{a}") for a in "ZYX"]
+    sizes = [
+        None if value is None else to_um(float(value), pixels.get(f"PhysicalSize{a}Unit", "µm"))
+        for value, a in zip(found, "ZYX", strict=True)
+    ]
+    z, y, x = sizes
+    if z is None or y is None or x is None:
+        said = ", ".join(f"{a}={value}" for a, value in zip("zyx", found, strict=True))
+        return None, f"the OME metadata say {said}" if any(found) else ""
+    return (z, y, x), ""
+
+
+def _imagej_spacing(tif: tifffile.TiffFile, meta: dict[str, Any]) -> tuple[Spacing | None, str]:
+    unit = str(meta.get("unit", "")).replace("\\u00B5", "µ")
+    tags = tif.pages[0].aspage().tags
+    resolution = [tags.valueof(name) for name in ("YResolution", "XResolution")]
+    if "spacing" not in meta or any(not r or not r[0] or not r[1] for r in resolution):
+        return None, ""
+    numbers = [float(meta["spacing"]), *(r[1] / r[0] for r in resolution)]
+    sizes = [to_um(n, unit) for n in numbers]
+    z, y, x = sizes
+    if z is None or y is None or x is None:
+        said = " × ".join(f"{n:.6g}" for n in numbers)
+        return None, f"the ImageJ metadata say {said} without a unit of length ('{unit}')"
+    return (z, y, x), ""
