@@ -7,20 +7,24 @@
     volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
     volumes/<id>.json                   its record: the import's commit point
     holdout.json                        frozen holdout
+    starting.json                       patches that generation 0 is trained on
     annotations/<ticket>/<digest>.npz   immutable label arrays
     generations/0003/                   snapshot.json model/ maps/ prefills/ and one <stage>.json per finished stage
     reports/
+    services/                           local servers: URLs, logs, databases (see services.py)
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rescueseg.config import CampaignConfig, dump_config, parse_config
 from rescueseg.errors import CampaignError
-from rescueseg.records import Holdout, ModelReference, Snapshot, VolumeRecord
+from rescueseg.records import Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
 from rescueseg.storage import Storage, digest_json
 
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -112,6 +116,23 @@ class Campaign:
         """MLflow tracking URI to use when neither the config nor the environment names one."""
         return f"sqlite:///{self.storage.path('mlflow.db')}"
 
+    @property
+    def services_folder(self) -> Path:
+        """Folder of the local servers and their logs.
+
+        Raises
+        ------
+        CampaignError
+            If the campaign is not on the local disk.
+        """
+        if not self.storage.is_local:
+            raise CampaignError(
+                "local servers need a campaign on the local disk",
+                where=self.url,
+                todo="Run the servers from infra/compose.yaml, or use a local folder",
+            )
+        return Path(self.storage.path("services"))
+
     # volumes ------------------------------------------------------------------------------------------------------
 
     def volumes(self) -> list[VolumeRecord]:
@@ -170,6 +191,16 @@ class Campaign:
         """Return the digest of the frozen holdout, empty when there is none."""
         holdout = self.holdout()
         return digest_json(holdout.to_json()) if holdout else ""
+
+    def starting_patches(self) -> list[QueriedPatch] | None:
+        """Return the patches that generation 0 is trained on, None before they were drawn."""
+        if not self.storage.exists("starting.json"):
+            return None
+        return [QueriedPatch.model_validate(data) for data in self.storage.read_json("starting.json")]
+
+    def save_starting_patches(self, patches: Sequence[QueriedPatch]) -> None:
+        """Write the starting patches."""
+        self.storage.write_json("starting.json", [patch.to_json() for patch in patches])
 
     # annotations --------------------------------------------------------------------------------------------------
 
