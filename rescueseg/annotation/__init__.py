@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rescueseg.annotation.labels import check_labels, starting_labels, submit_labels, ticket_id
 from rescueseg.annotation.records import (
     AcceptedAnnotation,
     AnnotationRecord,
@@ -12,7 +13,6 @@ from rescueseg.annotation.records import (
     NewTicket,
     TicketRecord,
 )
-from rescueseg.annotation.labels import check_labels, starting_labels, submit_labels, ticket_id
 from rescueseg.annotation.store import QueueStore, open_queue
 
 __all__ = [

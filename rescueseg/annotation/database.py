@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from rescueseg.annotation.tables import VERSION_TABLE
@@ -180,6 +180,3 @@ def _version(connection: Connection) -> str | None:
         return None
     value = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
     return None if value is None else str(value)
-
-
-__all__ = ["HEAD", "DBAPIError", "Database", "make_engine", "network_file_system"]

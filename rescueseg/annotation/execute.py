@@ -25,7 +25,7 @@ from rescueseg.annotation.events import (
 )
 from rescueseg.annotation.records import TicketRecord
 from rescueseg.annotation.states import Instructions, TicketState
-from rescueseg.annotation.tables import annotations, assignments, audit, leases, tickets
+from rescueseg.annotation.tables import annotation_table, assignments, audit, leases, tickets
 from rescueseg.errors import TicketNotFoundError
 from rescueseg.geometry import Box
 
@@ -66,7 +66,9 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
         .order_by(leases.c.granted_at, leases.c.lease_id)
     ).mappings()
     annotation_rows = connection.execute(
-        sa.select(annotations).where(annotations.c.ticket_id == ticket_id).order_by(annotations.c.version)
+        sa.select(annotation_table)
+        .where(annotation_table.c.ticket_id == ticket_id)
+        .order_by(annotation_table.c.version)
     ).mappings()
     return TicketState(
         ticket_id,
@@ -100,7 +102,7 @@ def execute(
 
 @singledispatch
 def _carry_out(step: Instruction, scope: Scope) -> None:
-    raise TypeError(f"unknown instruction {step}")
+    raise TypeError(f"unknown instruction {step} for ticket {scope.ticket_id}")
 
 
 @_carry_out.register
@@ -124,7 +126,7 @@ def _(step: EndLease, scope: Scope) -> None:
 def _(step: StoreAnnotation, scope: Scope) -> None:
     made = asdict(step.annotation)
     scope.connection.execute(
-        sa.insert(annotations).values(
+        sa.insert(annotation_table).values(
             ticket_id=scope.ticket_id,
             labels_digest=made.pop("digest"),
             created_at=scope.now,
@@ -138,8 +140,8 @@ def _(step: StoreAnnotation, scope: Scope) -> None:
 @_carry_out.register
 def _(step: Decide, scope: Scope) -> None:
     scope.connection.execute(
-        sa.update(annotations)
-        .where(annotations.c.annotation_id == step.annotation_id)
+        sa.update(annotation_table)
+        .where(annotation_table.c.annotation_id == step.annotation_id)
         .values(verdict=step.verdict, decided_by=step.actor, decided_at=scope.now, comment=step.comment)
     )
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rescueseg.annotation.events import (
@@ -84,9 +84,10 @@ class TicketState:
 
     def open_assignments(self, annotator: str) -> list[int]:
         """Return the assignments that this person may take: neither leased nor done, and no other part is theirs."""
-        if any(part.annotator == annotator for part in (*self.running, *self.standing)):
+        parts: tuple[LeaseState | AnnotationState, ...] = (*self.running, *self.standing)
+        if any(part.annotator == annotator for part in parts):
             return []
-        taken = {part.assignment_id for part in (*self.running, *self.standing)}
+        taken = {part.assignment_id for part in parts}
         return [number for number in self.assignments if number not in taken]
 
     def with_lease(self, lease: LeaseState) -> TicketState:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from rescueseg.annotation.choice import due_tickets, next_ticket
 from rescueseg.annotation.database import Database
 from rescueseg.annotation.events import (
     Accept,
@@ -22,22 +23,17 @@ from rescueseg.annotation.events import (
     Skip,
     Submit,
 )
-from rescueseg.annotation.execute import Clock, box_columns, box_of, execute, load, ticket_record
-from rescueseg.annotation.ledger import Ledger
+from rescueseg.annotation.execute import Clock, box_columns, execute, load
 from rescueseg.annotation.records import (
-    STATUSES,
-    AcceptedAnnotation,
     AnnotationRecord,
-    AuditEntry,
     LabelReference,
     Lease,
     NewTicket,
-    TicketRecord,
-    TicketStatus,
 )
 from rescueseg.annotation.states import TicketState, transition
-from rescueseg.annotation.tables import annotations, assignments, audit, leases, owner, tickets
-from rescueseg.errors import QueueError, TicketNotFoundError
+from rescueseg.annotation.tables import annotation_table, assignments, audit, leases, owner, tickets
+from rescueseg.annotation.views import QueueViews
+from rescueseg.errors import QueueError
 from rescueseg.records import Purpose
 
 if TYPE_CHECKING:
@@ -65,7 +61,7 @@ def open_queue(campaign: Campaign) -> QueueStore:
     return store
 
 
-class QueueStore(Ledger):
+class QueueStore(QueueViews):
     """The queue of one campaign. Safe to use from many processes and threads at once.
 
     Parameters
@@ -165,12 +161,6 @@ class QueueStore(Ledger):
         )
         return True
 
-    def _ticket(self, connection: Connection, ticket_id: str) -> TicketRecord:
-        row = connection.execute(sa.select(tickets).where(tickets.c.ticket_id == ticket_id)).mappings().first()
-        if row is None:
-            raise TicketNotFoundError("there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status'")
-        return ticket_record(row)
-
     # leases -------------------------------------------------------------------------------------------------------
 
     def claim(
@@ -222,56 +212,15 @@ class QueueStore(Ledger):
                 if held:
                     return self._lease(connection, held)
             claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id=ticket_id is not None)
-            chosen = ticket_id or self._next_ticket(connection, annotator, purpose)
+            chosen = ticket_id or next_ticket(connection, annotator, purpose)
             if chosen is None:
                 return None
             self._apply(connection, chosen, claim, now)
             return self._lease(connection, claim.lease_id)
 
-    def _next_ticket(self, connection: Connection, annotator: str, purpose: Purpose | None) -> str | None:
-        """Choose, and on PostgreSQL lock, the next ticket with a part that this person may take."""
-        running, standing = leases.c.ended.is_(None), annotations.c.verdict != "rejected"
-        mine = (
-            sa.exists().where(leases.c.ticket_id == tickets.c.ticket_id, running, leases.c.annotator == annotator),
-            sa.exists().where(
-                annotations.c.ticket_id == tickets.c.ticket_id, standing, annotations.c.annotator == annotator
-            ),
-        )
-        free = sa.exists().where(
-            assignments.c.ticket_id == tickets.c.ticket_id,
-            ~sa.exists().where(leases.c.assignment_id == assignments.c.assignment_id, running),
-            ~sa.exists().where(annotations.c.assignment_id == assignments.c.assignment_id, standing),
-        )
-        query = (
-            sa.select(tickets.c.ticket_id)
-            .where(tickets.c.status.in_(("queued", "leased")), free, ~mine[0], ~mine[1])
-            .order_by(
-                tickets.c.priority.desc(),
-                sa.case((tickets.c.purpose == "pool", 1), else_=0),
-                tickets.c.score.desc(),
-                tickets.c.ticket_id,
-            )
-            .limit(1)
-        )
-        if purpose is not None:
-            query = query.where(tickets.c.purpose == purpose)
-        passed: list[str] = []
-        while True:
-            chosen = connection.execute(
-                query.where(tickets.c.ticket_id.not_in(passed)).with_for_update(skip_locked=True, of=tickets)
-            ).scalar()
-            # PostgreSQL may hand over a row that changed between its snapshot and the lock: look again
-            if chosen is None or load(connection, chosen, lock=True).open_assignments(annotator):
-                return chosen
-            passed.append(chosen)
-
     def _sweep(self, connection: Connection, now: datetime) -> int:
         """End leases that ran out; tickets locked by others are theirs to sweep."""
-        due = sa.exists().where(
-            leases.c.ticket_id == tickets.c.ticket_id, leases.c.ended.is_(None), leases.c.expires_at <= now
-        )
-        query = sa.select(tickets.c.ticket_id).where(due).order_by(tickets.c.ticket_id)
-        found = connection.execute(query.with_for_update(skip_locked=True, of=tickets)).scalars().all()
+        found = due_tickets(connection, now)
         for ticket_id in found:
             self._apply(connection, ticket_id, Expire(now), now)
         return len(found)
@@ -291,50 +240,6 @@ class QueueStore(Ledger):
             query = query.where(tickets.c.ticket_id == ticket_id)
         found = connection.execute(query).scalars().first()
         return None if found is None else str(found)
-
-    def _lease(self, connection: Connection, lease_id: str) -> Lease:
-        row = connection.execute(sa.select(leases).where(leases.c.lease_id == lease_id)).mappings().first()
-        if row is None:
-            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
-        latest = (
-            connection.execute(
-                sa.select(annotations)
-                .where(annotations.c.ticket_id == row["ticket_id"], annotations.c.verdict == "rejected")
-                .order_by(annotations.c.version.desc())
-            )
-            .mappings()
-            .first()
-        )
-        return Lease(
-            lease_id=lease_id,
-            assignment_id=row["assignment_id"],
-            annotator=row["annotator"],
-            granted_at=row["granted_at"],
-            expires_at=row["expires_at"],
-            ticket=self._ticket(connection, row["ticket_id"]),
-            previous=LabelReference(path=latest["labels"], digest=latest["labels_digest"]) if latest else None,
-            comment=latest["comment"] if latest else "",
-        )
-
-    def lease(self, lease_id: str) -> Lease:
-        """Return a lease, running or over.
-
-        Raises
-        ------
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        with self._database.read() as connection:
-            return self._lease(connection, lease_id)
-
-    def leases(self, annotator: str | None = None) -> list[Lease]:
-        """Return the running leases, of one person or of all, oldest first."""
-        query = sa.select(leases.c.lease_id).where(leases.c.ended.is_(None), leases.c.expires_at > self._clock())
-        if annotator is not None:
-            query = query.where(leases.c.annotator == annotator)
-        with self._database.read() as connection:
-            found = connection.execute(query.order_by(leases.c.granted_at, leases.c.lease_id)).scalars().all()
-            return [self._lease(connection, lease_id) for lease_id in found]
 
     def heartbeat(self, lease_id: str, annotator: str) -> Lease:
         """Move a lease's expiry to its full length from now.
@@ -424,7 +329,7 @@ class QueueStore(Ledger):
                 load(connection, ticket_id, lock=True), Submit(lease_id, annotator, now, label.digest, accept)
             )
             execute(connection, instructions, now, submitted)
-            return self._annotation(connection, annotations.c.lease_id == lease_id)
+            return self._annotation(connection, annotation_table.c.lease_id == lease_id)
 
     def accept(self, ticket_id: str, actor: str) -> AnnotationRecord:
         """Accept the latest version of a submitted ticket; again is no error.
@@ -438,7 +343,7 @@ class QueueStore(Ledger):
         """
         with self._database.write() as connection:
             self._apply(connection, ticket_id, Accept(actor), self._clock())
-            is_it = sa.and_(annotations.c.ticket_id == ticket_id, annotations.c.verdict == "accepted")
+            is_it = sa.and_(annotation_table.c.ticket_id == ticket_id, annotation_table.c.verdict == "accepted")
             return self._annotation(connection, is_it)
 
     def reject(self, ticket_id: str, actor: str, comment: str) -> None:
@@ -448,64 +353,6 @@ class QueueStore(Ledger):
         """
         with self._database.write() as connection:
             self._apply(connection, ticket_id, Reject(actor, comment), self._clock())
-
-    # what is there ------------------------------------------------------------------------------------------------
-
-    def counts(self) -> dict[str, int]:
-        """Return how many tickets are in each status; every status is named."""
-        query = sa.select(tickets.c.status, sa.func.count()).group_by(tickets.c.status)
-        with self._database.read() as connection:
-            found = {str(status): int(number) for status, number in connection.execute(query).tuples()}
-        return {status: found.get(status, 0) for status in STATUSES}
-
-    def tickets(
-        self, state: TicketStatus | None = None, purpose: Purpose | None = None, generation: int | None = None
-    ) -> list[TicketRecord]:
-        """Return tickets, by id; all, or those of a status, a purpose, a generation."""
-        query = sa.select(tickets).order_by(tickets.c.ticket_id)
-        for column, value in ((tickets.c.status, state), (tickets.c.purpose, purpose)):
-            query = query if value is None else query.where(column == value)
-        if generation is not None:
-            query = query.where(tickets.c.generation == generation)
-        with self._database.read() as connection:
-            return sorted(map(ticket_record, connection.execute(query).mappings()), key=lambda t: t.ticket_id)
-
-    def accepted(self, purpose: Purpose | None = "pool") -> list[AcceptedAnnotation]:
-        """Return the accepted labels of each ticket of a purpose (of all when None), by ticket id."""
-        query = sa.select(tickets, *(annotations.c[name] for name in _ANNOTATION)).join(
-            annotations, annotations.c.ticket_id == tickets.c.ticket_id
-        )
-        query = query.where(annotations.c.verdict == "accepted").order_by(annotations.c.version)
-        if purpose is not None:
-            query = query.where(tickets.c.purpose == purpose)
-        with self._database.read() as connection:
-            rows = connection.execute(query).mappings().all()
-        latest = {row["ticket_id"]: row for row in rows}
-        plain = [name for name in AcceptedAnnotation.model_fields if name != "box"]
-        return [
-            AcceptedAnnotation(box=box_of(row), **{name: row[name] for name in plain})
-            for _, row in sorted(latest.items())
-        ]
-
-    def annotations(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return every version that was handed in for a ticket, oldest first."""
-        query = sa.select(annotations).where(annotations.c.ticket_id == ticket_id).order_by(annotations.c.version)
-        with self._database.read() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
-
-    def history(self, ticket_id: str) -> list[AuditEntry]:
-        """Return every change of a ticket, oldest first.
-
-        Raises
-        ------
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        query = sa.select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.number)
-        with self._database.read() as connection:
-            self._ticket(connection, ticket_id)
-            return [AuditEntry(**row) for row in connection.execute(query).mappings()]
 
     # common -------------------------------------------------------------------------------------------------------
 
@@ -520,23 +367,7 @@ class QueueStore(Ledger):
             return self._lease(connection, event.lease_id)
 
     def _ticket_of(self, connection: Connection, lease_id: str) -> str:
-        return self._lease(connection, lease_id).ticket_id
-
-    def _annotation(self, connection: Connection, which: sa.ColumnElement[bool]) -> AnnotationRecord:
-        query = sa.select(annotations).where(which).order_by(annotations.c.version.desc())
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise QueueError("the annotation is missing from the database", todo="Restore the database from its backup")
-        return AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields})
-
-
-_ANNOTATION = (
-    "annotation_id",
-    "version",
-    "labels",
-    "labels_digest",
-    "annotator",
-    "tool",
-    "seconds",
-    "voxels_corrected",
-)
+        found = connection.execute(sa.select(leases.c.ticket_id).where(leases.c.lease_id == lease_id)).scalar()
+        if found is None:
+            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
+        return str(found)

@@ -41,7 +41,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return UTC."""
         if value is None:
             return None
@@ -125,7 +125,7 @@ leases = Table(
 )
 """Every lease ever granted; the partial unique index keeps a second running one off an assignment."""
 
-annotations = Table(
+annotation_table = Table(
     "annotations",
     metadata,
     _column("annotation_id", String(64), primary_key=True),

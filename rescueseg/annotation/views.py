@@ -1,0 +1,156 @@
+"""What can be read from the queue; nothing here changes it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from rescueseg.annotation.execute import box_of, ticket_record
+from rescueseg.annotation.ledger import Ledger
+from rescueseg.annotation.records import (
+    STATUSES,
+    AcceptedAnnotation,
+    AnnotationRecord,
+    AuditEntry,
+    LabelReference,
+    Lease,
+    TicketRecord,
+    TicketStatus,
+)
+from rescueseg.annotation.tables import annotation_table, audit, leases, tickets
+from rescueseg.errors import QueueError, TicketNotFoundError
+from rescueseg.records import Purpose
+
+_ANNOTATION = (
+    "annotation_id",
+    "version",
+    "labels",
+    "labels_digest",
+    "annotator",
+    "tool",
+    "seconds",
+    "voxels_corrected",
+)
+
+
+class QueueViews(Ledger):
+    """The reading half of the `QueueStore`: each call one consistent view."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tickets are in each status; every status is named."""
+        query = sa.select(tickets.c.status, sa.func.count()).group_by(tickets.c.status)
+        with self._database.read() as connection:
+            found = {str(status): int(number) for status, number in connection.execute(query).tuples()}
+        return {status: found.get(status, 0) for status in STATUSES}
+
+    def tickets(
+        self, state: TicketStatus | None = None, purpose: Purpose | None = None, generation: int | None = None
+    ) -> list[TicketRecord]:
+        """Return tickets, by id; all, or those of a status, a purpose, a generation."""
+        query = sa.select(tickets).order_by(tickets.c.ticket_id)
+        for column, value in ((tickets.c.status, state), (tickets.c.purpose, purpose)):
+            query = query if value is None else query.where(column == value)
+        if generation is not None:
+            query = query.where(tickets.c.generation == generation)
+        with self._database.read() as connection:
+            return sorted(map(ticket_record, connection.execute(query).mappings()), key=lambda t: t.ticket_id)
+
+    def accepted(self, purpose: Purpose | None = "pool") -> list[AcceptedAnnotation]:
+        """Return the accepted labels of each ticket of a purpose (of all when None), by ticket id."""
+        query = sa.select(tickets, *(annotation_table.c[name] for name in _ANNOTATION)).join(
+            annotation_table, annotation_table.c.ticket_id == tickets.c.ticket_id
+        )
+        query = query.where(annotation_table.c.verdict == "accepted").order_by(annotation_table.c.version)
+        if purpose is not None:
+            query = query.where(tickets.c.purpose == purpose)
+        with self._database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        latest = {row["ticket_id"]: row for row in rows}
+        plain = [name for name in AcceptedAnnotation.model_fields if name != "box"]
+        return [
+            AcceptedAnnotation(box=box_of(row), **{name: row[name] for name in plain})
+            for _, row in sorted(latest.items())
+        ]
+
+    def annotations(self, ticket_id: str) -> list[AnnotationRecord]:
+        """Return every version that was handed in for a ticket, oldest first."""
+        query = (
+            sa.select(annotation_table)
+            .where(annotation_table.c.ticket_id == ticket_id)
+            .order_by(annotation_table.c.version)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
+
+    def history(self, ticket_id: str) -> list[AuditEntry]:
+        """Return every change of a ticket, oldest first.
+
+        Raises
+        ------
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        query = sa.select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.number)
+        with self._database.read() as connection:
+            self._ticket(connection, ticket_id)
+            return [AuditEntry(**row) for row in connection.execute(query).mappings()]
+
+    def _lease(self, connection: Connection, lease_id: str) -> Lease:
+        row = connection.execute(sa.select(leases).where(leases.c.lease_id == lease_id)).mappings().first()
+        if row is None:
+            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
+        latest = (
+            connection.execute(
+                sa.select(annotation_table)
+                .where(annotation_table.c.ticket_id == row["ticket_id"], annotation_table.c.verdict == "rejected")
+                .order_by(annotation_table.c.version.desc())
+            )
+            .mappings()
+            .first()
+        )
+        return Lease(
+            lease_id=lease_id,
+            assignment_id=row["assignment_id"],
+            annotator=row["annotator"],
+            granted_at=row["granted_at"],
+            expires_at=row["expires_at"],
+            ticket=self._ticket(connection, row["ticket_id"]),
+            previous=LabelReference(path=latest["labels"], digest=latest["labels_digest"]) if latest else None,
+            comment=latest["comment"] if latest else "",
+        )
+
+    def lease(self, lease_id: str) -> Lease:
+        """Return a lease, running or over.
+
+        Raises
+        ------
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.read() as connection:
+            return self._lease(connection, lease_id)
+
+    def leases(self, annotator: str | None = None) -> list[Lease]:
+        """Return the running leases, of one person or of all, oldest first."""
+        query = sa.select(leases.c.lease_id).where(leases.c.ended.is_(None), leases.c.expires_at > self._clock())
+        if annotator is not None:
+            query = query.where(leases.c.annotator == annotator)
+        with self._database.read() as connection:
+            found = connection.execute(query.order_by(leases.c.granted_at, leases.c.lease_id)).scalars().all()
+            return [self._lease(connection, lease_id) for lease_id in found]
+
+    # rows ---
+
+    def _ticket(self, connection: Connection, ticket_id: str) -> TicketRecord:
+        row = connection.execute(sa.select(tickets).where(tickets.c.ticket_id == ticket_id)).mappings().first()
+        if row is None:
+            raise TicketNotFoundError("there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status'")
+        return ticket_record(row)
+
+    def _annotation(self, connection: Connection, which: sa.ColumnElement[bool]) -> AnnotationRecord:
+        query = sa.select(annotation_table).where(which).order_by(annotation_table.c.version.desc())
+        row = connection.execute(query).mappings().first()
+        if row is None:
+            raise QueueError("the annotation is missing from the database", todo="Restore the database from its backup")
+        return AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields})
