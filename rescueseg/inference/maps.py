@@ -13,15 +13,19 @@ Below a generation's folder::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import zarr
+from pydantic import ValidationError
 
 from rescueseg.campaign import Campaign, check_id
-from rescueseg.errors import InferenceError
+from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
+from rescueseg.inference.windows import WindowGrid
 from rescueseg.records import MapReference, ModelReference, Record
-from rescueseg.storage import digest_json
+from rescueseg.storage import digest_json, zarr_store
+from rescueseg.volumes.ome_zarr import create_image
 
 PROBABILITY = "probability"
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
@@ -34,26 +38,23 @@ class InferencePlan(Record):
     model: ModelReference
     factory: str
     """Importable predictor factory, as "package.module:function"."""
-    device: str
     volume_id: str
     volume_digest: str
     """sha256 of the volume's record: voxels, spacing, normalisation."""
     shape_zyx: ZYX
     spacing_um_zyx: Spacing
     n_classes: int
-    window_zyx: ZYX
-    overlap: float
-    mc_samples: int
-    tta_symmetries: int
     seed: int
-    map_dtype: str
+    inference: InferenceConfig
+    window_zyx: ZYX
     block_zyx: ZYX
     chunk_zyx: ZYX
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the voxels of the maps: not the blocks, the chunks or the device."""
-        return digest_json(self.model_dump(mode="json", exclude={"block_zyx", "chunk_zyx", "device"}))
+        """Digest of what decides the voxels of the maps: not the blocks and the chunks."""
+        exclude: dict[str, Any] = {"block_zyx": True, "chunk_zyx": True, "inference": {"block_voxels"}}
+        return digest_json(self.model_dump(mode="json", exclude=exclude))
 
     @property
     def digest(self) -> str:
@@ -65,6 +66,11 @@ class InferencePlan(Record):
         """The blocks in z, y, x order; a block is one shard of every map."""
         return partition(self.shape_zyx, self.block_zyx)
 
+    @property
+    def grid(self) -> WindowGrid:
+        """The global window grid."""
+        return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.overlap)
+
 
 def map_path(campaign: Campaign, generation: int, volume_id: str, *parts: str) -> str:
     """Return the path below the campaign of ``maps/<volume><parts[0]>/…``, such as ".inference.json"."""
@@ -73,9 +79,67 @@ def map_path(campaign: Campaign, generation: int, volume_id: str, *parts: str) -
 
 
 def read_plan(campaign: Campaign, generation: int, volume_id: str) -> InferencePlan | None:
-    """Return what the maps on disk are made with, None when there are none."""
+    """Return what the maps on disk are made with, None when there are none or another version made them."""
     path = map_path(campaign, generation, volume_id, ".inference.json")
-    return InferencePlan.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
+    if not campaign.storage.exists(path):
+        return None
+    try:
+        return InferencePlan.model_validate(campaign.storage.read_json(path))
+    except ValidationError:
+        return None
+
+
+def prepare_maps(campaign: Campaign, generation: int, plan: InferencePlan) -> InferencePlan:
+    """Make the empty maps of a plan, or keep those that are there when they are made with the same.
+
+    Maps made with anything else (another model, window, volume) are removed. The plan is written last: while there is
+    none, whatever lies there counts as nothing, so a kill at any moment does no harm.
+
+    Returns
+    -------
+    InferencePlan
+        The plan that holds: an earlier one of the same identity keeps its blocks.
+    """
+    volume_id, storage = plan.volume_id, campaign.storage
+    earlier = read_plan(campaign, generation, volume_id)
+    if earlier is not None and earlier.identity == plan.identity:
+        return earlier
+    for suffix in (".json", ".inference.json", ".blocks", ".zarr"):
+        storage.remove(map_path(campaign, generation, volume_id, suffix))
+    url = campaign.map_url(generation, volume_id)
+    with storage_errors(url):
+        zarr.create_group(zarr_store(url), zarr_format=3)
+    classes = ["background", *campaign.config.classes]
+    for quantity in QUANTITIES:
+        is_probability = quantity == PROBABILITY
+        create_image(
+            f"{url}/{quantity}",
+            ((plan.n_classes + 1, *plan.shape_zyx) if is_probability else plan.shape_zyx),
+            plan.inference.map_dtype,
+            plan.spacing_um_zyx,
+            chunks=plan.chunk_zyx,
+            shards=plan.block_zyx,
+            name=quantity,
+            attributes={"rescueseg": {"model": plan.model.digest, "classes": classes}},
+        )
+    storage.write_json(map_path(campaign, generation, volume_id, ".inference.json"), plan.to_json())
+    return plan
+
+
+def write_marker(campaign: Campaign, generation: int, plan: InferencePlan, index: int, digest: str) -> None:
+    """Mark a block as done; `digest` is the sha256 of its voxels in all maps."""
+    path = map_path(campaign, generation, plan.volume_id, ".blocks", f"{index:06d}.json")
+    marker = {"block": index, "box": plan.blocks[index].to_dict(), "digest": digest, "plan": plan.digest}
+    campaign.storage.write_json(path, marker)
+
+
+def finished_blocks(campaign: Campaign, generation: int, plan: InferencePlan) -> dict[int, str]:
+    """Return the digests of the blocks that are done, by index."""
+    folder = map_path(campaign, generation, plan.volume_id, ".blocks")
+    names = [n for n in campaign.storage.list(folder) if n.endswith(".json") and not n.startswith(".")]
+    markers = [campaign.storage.read_json(f"{folder}/{name}") for name in names]
+    digest = plan.digest
+    return {int(m["block"]): str(m["digest"]) for m in markers if m["plan"] == digest}
 
 
 def map_reference(campaign: Campaign, generation: int, volume_id: str) -> MapReference | None:
@@ -92,9 +156,9 @@ def map_blocks(campaign: Campaign, generation: int, volume_id: str) -> list[Box]
     InferenceError
         If the maps are not complete.
     """
-    _require_complete(campaign, generation, volume_id)
     plan = read_plan(campaign, generation, volume_id)
-    assert plan is not None, "a finished map always has its plan"
+    if plan is None or map_reference(campaign, generation, volume_id) is None:
+        raise _incomplete(generation, volume_id)
     return plan.blocks
 
 
@@ -125,15 +189,22 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
     """
     if quantity not in QUANTITIES:
         raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(QUANTITIES)}")
-    _require_complete(campaign, generation, volume_id)
+    if map_reference(campaign, generation, volume_id) is None:
+        raise _incomplete(generation, volume_id)
+    return open_array(campaign, generation, volume_id, quantity, mode="r")
+
+
+def open_array(
+    campaign: Campaign, generation: int, volume_id: str, quantity: str, mode: Literal["r", "r+"]
+) -> zarr.Array[Any]:
+    """Open the array of a map, finished or not; the block engine writes into it."""
     store = campaign.storage.zarr_store(map_path(campaign, generation, volume_id))
-    return zarr.open_array(store=store, path=f"{quantity}/0", mode="r")
+    return zarr.open_array(store=store, path=f"{quantity}/0", mode=mode)
 
 
-def _require_complete(campaign: Campaign, generation: int, volume_id: str) -> None:
-    if not campaign.storage.exists(map_path(campaign, generation, volume_id, ".json")):
-        raise InferenceError(
-            f"the maps of generation {generation} are not complete",
-            where=f"volume {volume_id}",
-            todo="Run the inference of that generation first; it goes on where it stopped",
-        )
+def _incomplete(generation: int, volume_id: str) -> InferenceError:
+    return InferenceError(
+        f"the maps of generation {generation} are not complete",
+        where=f"volume {volume_id}",
+        todo="Run the inference of that generation; it goes on where it stopped",
+    )

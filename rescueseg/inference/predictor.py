@@ -112,7 +112,7 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     """
     from rescueseg.training import registry
 
-    return cast(Predictor, registry.load_predictor(campaign, model, config, resolve_device(device)))
+    return registry.load_predictor(campaign, model, config, resolve_device(device))
 
 
 def import_factory(path: str) -> PredictorFactory:

@@ -1,0 +1,192 @@
+"""The global window grid of a volume, its Gaussian weights, and the blocks it is computed in. Pure functions.
+
+The grid depends on the volume and the window alone. A block computes every window that touches it and keeps what lies
+inside, so that each voxel gets the same windows in the same order whatever the blocks are.
+
+The weights of the windows over a voxel add up to one by construction: the grid is a product of three axes and so is
+the Gaussian, hence the weights are normalised per axis, beforehand, and no sum of weights is ever stored.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.geometry import ZYX, Box, axis_starts, zyx
+
+SIGMA = 1 / 8
+"""Standard deviation of the weight as a share of the window, as usual since nnU-Net (10.1038/s41592-020-01008-z)."""
+FLOOR = 1e-3
+"""Least weight along an axis as a share of its peak."""
+
+Weights = npt.NDArray[np.float32]
+
+
+def stride_of(window: int, overlap: float) -> int:
+    """Return the step between windows that overlap by at least the fraction `overlap`."""
+    return max(1, math.floor(window * (1 - overlap) + 1e-9))
+
+
+def gaussian(window: int) -> npt.NDArray[np.float64]:
+    """Return the weight along one axis: a Gaussian with its peak of 1 in the centre and a floor above zero."""
+    distance = np.arange(window) - (window - 1) / 2
+    bell: npt.NDArray[np.float64] = np.exp(-0.5 * (distance / (SIGMA * window)) ** 2)
+    return np.maximum(bell, FLOOR, out=bell)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one axis.
+
+    Parameters
+    ----------
+    length, window : int
+        In voxels. A window longer than the axis is centred on it and reaches beyond both ends.
+    overlap : float
+        Overlap of neighbours as a fraction of the window.
+    """
+
+    length: int
+    window: int
+    overlap: float
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First voxel of each window, ascending; the last window is moved back so that it ends with the axis."""
+        if self.window >= self.length:
+            return (-((self.window - self.length) // 2),)
+        return tuple(axis_starts(self.length, self.window, stride_of(self.window, self.overlap)))
+
+    def touching(self, start: int, stop: int) -> range:
+        """Return the indices of the windows that hold a voxel of [start, stop)."""
+        return range(bisect.bisect_right(self.starts, start - self.window), bisect.bisect_left(self.starts, stop))
+
+    def weights(self, index: int) -> Weights:
+        """Return the normalised weight of one window, for its voxels inside the axis: over all windows they sum to 1."""
+        start = self.starts[index]
+        low, high = max(0, start), min(self.length, start + self.window)
+        bell = gaussian(self.window)
+        total = np.zeros(high - low)
+        for other in self.touching(low, high):
+            a = max(low, self.starts[other])
+            b = min(high, self.starts[other] + self.window)
+            total[a - low : b - low] += bell[a - self.starts[other] : b - self.starts[other]]
+        return (bell[low - start : high - start] / total).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """All windows of a volume, numbered in z, y, x order; none is stored.
+
+    Parameters
+    ----------
+    volume_zyx, window_zyx : tuple of int
+        In voxels.
+    overlap : float
+        Overlap of neighbouring windows as a fraction of the window.
+    """
+
+    volume_zyx: ZYX
+    window_zyx: ZYX
+    overlap: float
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis, Axis]:
+        """The windows along z, y and x."""
+        z, y, x = (Axis(n, w, self.overlap) for n, w in zip(self.volume_zyx, self.window_zyx, strict=True))
+        return z, y, x
+
+    @property
+    def shape(self) -> ZYX:
+        """Number of windows along each axis."""
+        return zyx(len(axis.starts) for axis in self.axes)
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def position(self, index: int) -> ZYX:
+        """Return a window's place along each axis."""
+        return zyx(int(i) for i in np.unravel_index(index, self.shape))
+
+    def box(self, index: int) -> Box:
+        """Return a window; it reaches beyond a volume that is smaller than the window."""
+        start = [axis.starts[i] for axis, i in zip(self.axes, self.position(index), strict=True)]
+        return Box(zyx(start), self.window_zyx)
+
+    def weights(self, index: int) -> tuple[Weights, Weights, Weights]:
+        """Return the normalised weights along z, y and x of a window's voxels inside the volume."""
+        z, y, x = (axis.weights(i) for axis, i in zip(self.axes, self.position(index), strict=True))
+        return z, y, x
+
+    def touching(self, block: Box) -> Iterator[int]:
+        """Yield, ascending, the indices of the windows that hold a voxel of a block."""
+        ranges = [axis.touching(a, b) for axis, a, b in zip(self.axes, block.offset_zyx, block.stop_zyx, strict=True)]
+        for position in itertools.product(*ranges):
+            yield int(np.ravel_multi_index(position, self.shape))
+
+    def read_box(self, block: Box) -> Box:
+        """Return the box around all windows that touch a block: what the block must read."""
+        start, stop = [], []
+        for axis, a, b in zip(self.axes, block.offset_zyx, block.stop_zyx, strict=True):
+            indices = axis.touching(a, b)
+            start.append(axis.starts[indices[0]])
+            stop.append(axis.starts[indices[-1]] + axis.window)
+        return Box.from_bounds(start, stop)
+
+
+def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int, workers: int) -> ZYX:
+    """Return the block shape with which `workers` workers are done first.
+
+    A window at the border of a block is computed once by each block that it touches. More blocks than the workers can
+    use, or thinner ones, cost windows; fewer leave workers idle.
+
+    Parameters
+    ----------
+    grid : WindowGrid
+        The windows.
+    chunk_zyx : sequence of int
+        Blocks are whole numbers of chunks.
+    block_voxels : int
+        Largest block; a single chunk may exceed it.
+    workers : int
+        Blocks computed at a time.
+
+    Returns
+    -------
+    tuple of int
+        Shape in voxels; it may reach beyond the volume, up to a whole chunk.
+    """
+    options = [_axis_options(axis, chunk) for axis, chunk in zip(grid.axes, chunk_zyx, strict=True)]
+    best: tuple[float, int, int] | None = None
+    chosen = zyx(chunk_zyx)
+    for combination in itertools.product(*options):
+        shape = zyx(option[0] for option in combination)
+        inside = math.prod(min(s, n) for s, n in zip(shape, grid.volume_zyx, strict=True))
+        if inside > block_voxels and shape != zyx(chunk_zyx):
+            continue
+        count = math.prod(option[1] for option in combination)
+        total = math.prod(option[2] for option in combination)
+        largest = math.prod(option[3] for option in combination)
+        rounds = math.ceil(count / workers)
+        cost = (max(largest, rounds * total / count), total, -count)
+        if best is None or cost < best:
+            best, chosen = cost, shape
+    return chosen
+
+
+def _axis_options(axis: Axis, chunk: int) -> list[tuple[int, int, int, int]]:
+    """Return (block length, blocks, windows over all blocks, windows of the largest block) for an axis."""
+    chunks = math.ceil(axis.length / chunk)
+    lengths = sorted({math.ceil(chunks / n) * chunk for n in range(1, chunks + 1)})
+    options = []
+    for length in lengths:
+        counts = [len(axis.touching(a, min(a + length, axis.length))) for a in range(0, axis.length, length)]
+        options.append((length, len(counts), sum(counts), max(counts)))
+    return options
