@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LeakError, SamplingError
@@ -11,44 +11,11 @@ from rescueseg.geometry import ZYX, Box
 from rescueseg.records import Holdout, Snapshot, SnapshotItem
 from rescueseg.storage import digest_json
 
-
-class LabelFile(Protocol):
-    """Where a label array lies below the campaign, and its digest."""
-
-    @property
-    def path(self) -> str:
-        """Path below the campaign."""
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the array."""
+if TYPE_CHECKING:
+    from rescueseg.annotation.records import AcceptedAnnotation
 
 
-class Accepted(Protocol):
-    """What a snapshot needs to know of an accepted annotation."""
-
-    @property
-    def ticket_id(self) -> str:
-        """Ticket it answers."""
-
-    @property
-    def annotation_id(self) -> str:
-        """Version that was accepted."""
-
-    @property
-    def volume_id(self) -> str:
-        """Volume it lies in."""
-
-    @property
-    def box(self) -> Box:
-        """Box it covers."""
-
-    @property
-    def label(self) -> LabelFile:
-        """Its label array."""
-
-
-def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accepted]) -> Snapshot:
+def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[AcceptedAnnotation]) -> Snapshot:
     """Return the training set of a generation: accepted annotations with what may be read around each.
 
     The same annotations give the same snapshot, in whatever order they come. Nothing is written.
@@ -59,7 +26,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
         Its holdout must be frozen.
     generation : int
         The generation that trains on it.
-    accepted : sequence of Accepted
+    accepted : sequence of AcceptedAnnotation
         Accepted pool annotations, one per ticket.
 
     Returns
@@ -73,7 +40,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     SamplingError
         If the holdout is not frozen yet, or nothing was accepted.
     LeakError
-        If an annotation lies in a holdout box.
+        If an annotation lies in a holdout box or was made for the holdout.
     CampaignError
         If an annotation names a volume that the campaign does not have.
     """
@@ -86,6 +53,13 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             where=campaign.url,
             todo="Annotate a patch and have it accepted",
         )
+    for annotation in accepted:
+        if annotation.purpose != "pool":
+            raise LeakError(
+                f"an annotation made for the {annotation.purpose} boxes is never trained on",
+                where=annotation.ticket_id,
+                todo="Take the annotations of pool tickets only",
+            )
     shapes = {v: campaign.volume(v).shape_zyx for v in sorted({a.volume_id for a in accepted})}
     items = tuple(
         SnapshotItem(
@@ -94,8 +68,8 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             box=a.box,
             read_box=clear_box(a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id), a.ticket_id),
             annotation_id=a.annotation_id,
-            labels=a.label.path,
-            labels_digest=a.label.digest,
+            labels=a.labels,
+            labels_digest=a.labels_digest,
         )
         for a in sorted(accepted, key=lambda a: a.ticket_id)
     )

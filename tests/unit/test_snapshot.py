@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.campaign import Campaign
-from rescueseg.errors import LeakError, SamplingError
+from rescueseg.errors import CampaignError, LeakError, SamplingError
 from rescueseg.geometry import Box
 from rescueseg.records import Holdout, HoldoutBox, Normalisation, SnapshotItem, VolumeRecord
 from rescueseg.snapshot import clear_box, guard, make_snapshot
@@ -16,19 +15,13 @@ from rescueseg.snapshot import clear_box, guard, make_snapshot
 SHAPE = (20, 40, 40)
 
 
-@dataclass(frozen=True)
-class Label:
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Annotation:
-    ticket_id: str
-    box: Box
-    volume_id: str = "a"
-    annotation_id: str = "n1"
-    label: Label = Label("annotations/t/d.npz", "d")
+def annotation(ticket_id: str, box: Box, **changes: object) -> AcceptedAnnotation:
+    values = {
+        "ticket_id": ticket_id, "volume_id": "a", "box": box, "purpose": "pool", "generation": 0, "stratum": "dense",
+        "annotation_id": "n1", "version": 1, "labels": "annotations/t/d.npz", "labels_digest": "d", "annotator": "ann",
+        "tool": "napari", "seconds": 1.0, "voxels_corrected": 0,
+    }  # fmt: skip
+    return AcceptedAnnotation.model_validate(values | changes)
 
 
 def record(volume_id: str = "a") -> VolumeRecord:
@@ -51,26 +44,36 @@ def held(campaign: Campaign) -> Campaign:
 
 
 def test_read_box_is_the_patch_and_its_context(held: Campaign) -> None:
-    snapshot = make_snapshot(held, 0, [Annotation("t1", Box((4, 20, 20), (8, 8, 8)))])
+    snapshot = make_snapshot(held, 0, [annotation("t1", Box((4, 20, 20), (8, 8, 8)))])
     assert snapshot.items[0].read_box == Box((2, 16, 16), (12, 16, 16))
 
 
 def test_order_does_not_matter_and_content_does(held: Campaign) -> None:
-    one, two = Annotation("t1", Box((4, 20, 20), (8, 8, 8))), Annotation("t2", Box((4, 30, 20), (8, 8, 8)))
+    one, two = annotation("t1", Box((4, 20, 20), (8, 8, 8))), annotation("t2", Box((4, 30, 20), (8, 8, 8)))
     assert make_snapshot(held, 1, [one, two]) == make_snapshot(held, 1, [two, one])
-    other = Annotation("t2", two.box, label=Label("annotations/t/e.npz", "e"))
+    other = annotation("t2", two.box, labels_digest="e")
     assert make_snapshot(held, 1, [one, two]).digest != make_snapshot(held, 1, [one, other]).digest
     assert make_snapshot(held, 0, [one]).digest == make_snapshot(held, 1, [one]).digest
 
 
 def test_context_stops_at_the_holdout(held: Campaign) -> None:
-    item = make_snapshot(held, 0, [Annotation("t1", Box((4, 12, 0), (8, 8, 8)))]).items[0]
+    item = make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)))]).items[0]
     assert item.read_box == Box((2, 10, 0), (12, 14, 12))
 
 
 def test_annotation_in_the_holdout_is_a_leak(held: Campaign) -> None:
     with pytest.raises(LeakError, match="t1"):
-        make_snapshot(held, 0, [Annotation("t1", Box((4, 9, 0), (8, 8, 8)))])
+        make_snapshot(held, 0, [annotation("t1", Box((4, 9, 0), (8, 8, 8)))])
+
+
+def test_holdout_annotations_are_never_trained_on(held: Campaign) -> None:
+    with pytest.raises(LeakError, match="test boxes"):
+        make_snapshot(held, 0, [annotation("t1", Box((4, 20, 20), (8, 8, 8)), purpose="test")])
+
+
+def test_unknown_volume_is_named(held: Campaign) -> None:
+    with pytest.raises(CampaignError, match="'b'"):
+        make_snapshot(held, 0, [annotation("t1", Box((4, 20, 20), (8, 8, 8)), volume_id="b")])
 
 
 def test_read_box_in_the_holdout_is_a_leak() -> None:
@@ -87,7 +90,7 @@ def test_read_box_in_the_holdout_is_a_leak() -> None:
 def test_needs_a_holdout_and_annotations(campaign: Campaign) -> None:
     campaign.save_volume(record())
     with pytest.raises(SamplingError, match="not frozen"):
-        make_snapshot(campaign, 0, [Annotation("t1", Box((4, 20, 20), (8, 8, 8)))])
+        make_snapshot(campaign, 0, [annotation("t1", Box((4, 20, 20), (8, 8, 8)))])
     campaign.freeze_holdout(hold(Box((0, 0, 0), (20, 10, 10))))
     with pytest.raises(SamplingError, match="no accepted"):
         make_snapshot(campaign, 0, [])
