@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -30,12 +31,14 @@ def next_ticket(connection: Connection, annotator: str, purpose: Purpose | None)
             query.where(tickets.c.ticket_id.not_in(passed)).with_for_update(skip_locked=True, of=tickets)
         ).scalar()
         # PostgreSQL may hand over a row that changed between its snapshot and the lock: look again
-        if chosen is None or load(connection, chosen, lock=True).open_assignments(annotator):
-            return chosen
-        passed.append(chosen)
+        if chosen is None:
+            return None
+        if load(connection, str(chosen), lock=True).open_assignments(annotator):
+            return str(chosen)
+        passed.append(str(chosen))
 
 
-def _claimable(annotator: str) -> sa.Select[tuple[str]]:
+def _claimable(annotator: str) -> sa.Select[Any]:
     part = assignments.c.assignment_id
     free = sa.exists().where(
         assignments.c.ticket_id == tickets.c.ticket_id,

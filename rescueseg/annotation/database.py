@@ -115,7 +115,7 @@ class Database:
             text = str(error.orig).strip().splitlines()[0]
             if "no such table" in text or "does not exist" in text:
                 raise QueueError(
-                    "the queue is not set up", where=self.where, todo="Run 'rescueseg queue status' once"
+                    "the queue is not set up", where=self.where, todo="Run 'rescueseg queue status CAMPAIGN' once"
                 ) from error
             if isinstance(error, ProgrammingError):
                 raise

@@ -53,7 +53,9 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     status = connection.execute(query.with_for_update() if lock else query).scalar()
     if status is None:
         raise TicketNotFoundError(
-            "there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status' for what is in the queue"
+            "there is no such ticket",
+            where=ticket_id,
+            todo="See 'rescueseg queue status CAMPAIGN' for what is in the queue",
         )
     numbers = connection.execute(
         sa.select(assignments.c.assignment_id)

@@ -33,7 +33,7 @@ from rescueseg.annotation.records import (
 from rescueseg.annotation.states import TicketState, transition
 from rescueseg.annotation.tables import annotation_table, assignments, audit, leases, owner, tickets
 from rescueseg.annotation.views import QueueViews
-from rescueseg.errors import QueueError
+from rescueseg.errors import QueueError, TicketNotFoundError
 from rescueseg.records import Purpose
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class QueueStore(QueueViews):
     def migrate(self) -> None:
         """Make the tables or bring them up to date; several processes may do so at once."""
         self._database.migrate()
+
+    def close(self) -> None:
+        """Let go of the database connections; the store can be used again."""
+        self._database.engine.dispose()
 
     def belong_to(self, campaign: str) -> None:
         """Write down whose queue this is, once.

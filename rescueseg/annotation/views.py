@@ -145,7 +145,9 @@ class QueueViews(Ledger):
     def _ticket(self, connection: Connection, ticket_id: str) -> TicketRecord:
         row = connection.execute(sa.select(tickets).where(tickets.c.ticket_id == ticket_id)).mappings().first()
         if row is None:
-            raise TicketNotFoundError("there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status'")
+            raise TicketNotFoundError(
+                "there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status CAMPAIGN'"
+            )
         return ticket_record(row)
 
     def _annotation(self, connection: Connection, which: sa.ColumnElement[bool]) -> AnnotationRecord:
