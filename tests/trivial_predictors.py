@@ -1,0 +1,105 @@
+"""Predictors without a network, importable by Dask workers, for the tests of the block engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import uniform_filter
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import InferenceConfig
+from rescueseg.geometry import ZYX, Spacing
+from rescueseg.records import ModelReference
+
+
+class Blur:
+    """Depends on the whole window, its place in it, the window's key, the symmetry and the sample."""
+
+    in_channels = 1
+
+    def __init__(self, campaign: Campaign, config: InferenceConfig) -> None:
+        self.n_classes = campaign.config.n_classes
+        self.config = config
+
+    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        return self.config.window_zyx or (8, 16, 16)
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for symmetry in range(self.config.tta_symmetries):
+            blurred = np.stack([uniform_filter(w[0], 3 + 2 * symmetry) + 0.1 * w[0].mean() for w in windows])
+            for sample in range(self.config.mc_samples):
+                noise = [np.random.default_rng([key, symmetry, sample]).normal() for key in keys]
+                logits = blurred + np.asarray(noise, np.float32)[:, None, None, None]
+                others = [0.3 * c * logits for c in range(1, self.n_classes)]
+                scores = np.exp(np.stack([-logits, logits, *others], axis=1) - np.abs(logits)[:, None])
+                yield symmetry, (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def blur(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
+    return Blur(campaign, config)
+
+
+class DiesOnce(Blur):
+    """Takes its process down at its second batch, but once only."""
+
+    def __init__(self, campaign: Campaign, config: InferenceConfig) -> None:
+        super().__init__(campaign, config)
+        self.calls = 0
+        self.flag = Path(campaign.storage.path("died"))
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        self.calls += 1
+        if self.calls == 2:
+            try:
+                self.flag.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os._exit(1)
+        return super().members(windows, keys)
+
+
+def dies_once(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> DiesOnce:
+    return DiesOnce(campaign, config)
+
+
+class DiesAlways(Blur):
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        os._exit(1)
+
+
+def dies_always(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> DiesAlways:
+    return DiesAlways(campaign, config)
+
+
+class Diverged(Blur):
+    """Gives a NaN in the window that holds the brightest voxel."""
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for symmetry, probabilities in super().members(windows, keys):
+            probabilities[windows.max(axis=(1, 2, 3, 4)) > 3] = np.nan
+            yield symmetry, probabilities
+
+
+def diverged(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Diverged:
+    return Diverged(campaign, config)
+
+
+class TwoChannels(Blur):
+    in_channels = 2
+
+
+def two_channels(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> TwoChannels:
+    return TwoChannels(campaign, config)
+
+
+class WrongShape(Blur):
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        yield 0, np.zeros((len(windows), 2, 3, 3, 3), np.float32)
+
+
+def wrong_shape(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:
+    return WrongShape(campaign, config)
