@@ -8,7 +8,8 @@
     ├── VolumeError            an image that cannot be used
     │   ├── UnreadableVolumeError
     │   ├── MissingSpacingError
-    │   └── InvalidVolumeError     dimensionality, NaNs, empty axes
+    │   ├── InvalidVolumeError     dimensionality, NaNs, empty axes
+    │   └── ExampleUnavailable     a public example that is neither cached nor within reach
     ├── LabelError             a label array that does not fit: shape, classes, dtype
     ├── QueueError             a ticket cannot do what was asked of it
     │   ├── LeaseExpiredError
@@ -79,6 +80,10 @@ class MissingSpacingError(VolumeError):
 
 class InvalidVolumeError(VolumeError):
     """Readable, but not a 3D image: dimensionality, NaNs, empty axes."""
+
+
+class ExampleUnavailable(VolumeError):  # noqa: N818
+    """A public example volume is neither cached nor within reach: something to fall back from, not to mend."""
 
 
 class LabelError(RescuesegError):
