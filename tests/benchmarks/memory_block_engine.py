@@ -1,0 +1,171 @@
+"""Peak memory of the block engine on a 128 MiB and on a 1 GiB volume.
+
+Run ``python tests/benchmarks/memory_block_engine.py``. Each synthetic uint8 volume goes through the engine in a fresh
+process, with a predictor that costs nothing and float16 maps. Peak memory is the largest sum of resident memory over
+that process and its Dask workers; without workers it is the kernel's own high-water mark. Fails when the ratio of the
+two peaks exceeds ``--limit``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from rescueseg.campaign import Campaign
+from rescueseg.cluster import open_cluster
+from rescueseg.config import InferenceConfig, check_config
+from rescueseg.geometry import ZYX, Spacing, partition
+from rescueseg.inference import infer_volume
+from rescueseg.records import ModelReference, Normalisation, VolumeRecord
+from rescueseg.volumes import ome_zarr
+
+MIB = 2**20
+FACTORY = "memory_block_engine:brightness"
+MODEL = ModelReference(generation=0, trainer="brightness", path="generations/0000/model", digest="0" * 64)
+SPACING = (1.0, 1.0, 1.0)
+
+
+class Brightness:
+    """Calls bright voxels foreground."""
+
+    n_classes = 1
+    in_channels = 1
+
+    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        return (64, 128, 128)
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        probabilities = np.empty((len(windows), 2, *windows.shape[2:]), np.float32)
+        np.clip(windows[:, 0] * np.float32(0.25) + np.float32(0.5), 0, 1, out=probabilities[:, 1])
+        np.subtract(1, probabilities[:, 1], out=probabilities[:, 0])
+        yield 0, probabilities
+
+
+def brightness(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Brightness:
+    """Return the predictor; the block engine imports this by name."""
+    return Brightness()
+
+
+def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
+    """Write a synthetic volume, shard by shard, and return its campaign."""
+    config = {
+        "name": "memory",
+        "classes": ["bright"],
+        "inference": {"mc_samples": 1, "tta_symmetries": 1, "overlap": 0.125, "map_dtype": "float16"},
+        "cluster": {"workers": max(1, workers)},
+    }
+    campaign = Campaign.create(str(folder), check_config(config))
+    array = ome_zarr.create_image(campaign.image_url("synthetic"), (1, *shape), np.uint8, SPACING)
+    tile = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8).repeat(8, 0).repeat(8, 1).repeat(8, 2)
+    for box in partition(shape, tile.shape):
+        z, y, x = box.shape_zyx
+        array[(0, *box.slices)] = tile[:z, :y, :x] + np.uint8(sum(box.offset_zyx) // 64 % 32)
+    campaign.save_volume(
+        VolumeRecord(
+            volume_id="synthetic",
+            domain="synthetic",
+            shape_zyx=shape,
+            spacing_um_zyx=SPACING,
+            channels=1,
+            dtype="uint8",
+            source="synthetic",
+            digest="0" * 64,
+            normalisation=Normalisation(low=0, high=255, mean=127.5, std=73.9),
+        )
+    )
+    return campaign
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, int]]:
+    """Sample the resident memory of this process and its children, ten times a second."""
+    peak, stop = {"bytes": 0}, threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not stop.wait(0.1):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak["bytes"] = max(peak["bytes"], total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
+    """Run the engine on one volume in this process and return its figures."""
+    campaign = make_campaign(folder, shape, workers)
+    start = time.monotonic()
+    with ExitStack() as stack:
+        client = stack.enter_context(open_cluster(campaign.config.cluster)) if workers else None
+        peak = stack.enter_context(watched())
+        reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", factory=FACTORY)
+    peak_bytes = peak["bytes"] if workers else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_bytes": peak_bytes, "seconds": time.monotonic() - start, "blocks": reference.blocks}
+
+
+def measure_in_fresh_process(shape: ZYX, workers: int, scratch: str | None) -> dict[str, Any]:
+    """Return the figures of `measure`, taken in a process of its own; its files are removed."""
+    with tempfile.TemporaryDirectory(prefix="memory_block_engine_", dir=scratch) as folder:
+        arguments = ["--measure", *map(str, shape), "--workers", str(workers), "--scratch", f"{folder}/campaign"]
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        output = subprocess.run(
+            [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def main() -> int:
+    """Compare the peaks and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2, help="Dask worker processes; 0 runs in one process")
+    parser.add_argument("--limit", type=float, default=1.15, help="largest ratio of the two peaks")
+    parser.add_argument("--small", type=int, nargs=3, default=(512, 512, 512), help="shape zyx of the small volume")
+    parser.add_argument("--large", type=int, nargs=3, default=(1024, 1024, 1024), help="shape zyx of the large volume")
+    parser.add_argument("--scratch", help="folder for the volumes and maps (about 15 GB)")
+    parser.add_argument("--measure", type=int, nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Path(arguments.scratch), tuple(arguments.measure), arguments.workers)))
+        return 0
+    peaks = []
+    for shape in (tuple(arguments.small), tuple(arguments.large)):
+        figures = measure_in_fresh_process(shape, arguments.workers, arguments.scratch)
+        peaks.append(figures["peak_bytes"])
+        print(
+            f"{np.prod(shape, dtype=np.int64) / MIB:7.0f} MiB volume: peak {figures['peak_bytes'] / MIB:6.0f} MiB, "
+            f"{figures['blocks']:4d} blocks, {figures['seconds']:5.0f} s",
+            flush=True,
+        )
+    ratio = peaks[1] / peaks[0]
+    print(f"ratio of the peaks: {ratio:.3f} (limit {arguments.limit})")
+    return 0 if ratio <= arguments.limit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
