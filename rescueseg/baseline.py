@@ -141,7 +141,8 @@ def _shortlist(
     campaign: Campaign, boxes: list[HoldoutBox], read_truth: TruthReader, channel: int, sigma: float
 ) -> list[tuple[bool, float]]:
     """Return the best thresholds of both polarities before clean-up, from one histogram per truth."""
-    limits = [campaign.volume(b.volume_id).normalisation for b in boxes]
+    scalings = [campaign.volume(b.volume_id).normalisation for b in boxes]
+    limits = [n.per_channel[channel] if n.per_channel else n for n in scalings]
     low = min((n.low - n.mean) / n.std for n in limits)
     high = max((n.high - n.mean) / n.std for n in limits)
     edges = np.linspace(low, high, BINS + 1)
@@ -188,7 +189,8 @@ def _smoothed(
     campaign: Campaign, boxes: list[HoldoutBox], channel: int, sigma: float
 ) -> Iterator[tuple[HoldoutBox, npt.NDArray[np.float32]]]:
     """Yield each box with its normalised, smoothed channel, zyx."""
-    from rescueseg.volumes import normalise, open_image, read_box
+    from rescueseg.volumes import open_image
+    from rescueseg.volumes.normalise import normalise, read_box
 
     for box in boxes:
         volume = campaign.volume(box.volume_id)

@@ -1,4 +1,9 @@
-"""Is the candidate better than the champion? A paired bootstrap over the validation boxes."""
+"""Is the candidate better than the champion? A paired bootstrap over the validation boxes.
+
+A generation's `Judgement` is the result of its evaluation stage: ``campaign.finish_stage(g, STAGE, judgement.to_json())``.
+The champion is read from the judgements of earlier generations, so that a rerun decides as the first run did, whatever
+the tracking server says; MLflow's aliases only mirror it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rescueseg.campaign import Campaign
 from rescueseg.evaluation import BoxScore, Evaluation
 from rescueseg.metrics import dice_of
 from rescueseg.records import Record
 
+STAGE = "evaluation"
 MINIMUM_BOXES = 8
 RESAMPLES = 5000
 
@@ -29,6 +36,63 @@ class Comparison(Record):
     """Generations."""
     reason: str
     """One sentence for people."""
+
+
+class Judgement(Record):
+    """One generation's place among the others: what the evaluation stage writes."""
+
+    evaluation: Evaluation
+    champion: int
+    """Generation of the champion from now on."""
+    comparison: Comparison | None
+    """With the champion before; None for the first generation, which becomes champion for want of another."""
+    annotated_patches: int
+    annotated_voxels: int
+    """Size of the generation's training set."""
+
+    @property
+    def generation(self) -> int:
+        """The generation judged."""
+        return self.evaluation.generation
+
+    @property
+    def promoted(self) -> bool:
+        """Tell whether the generation became champion."""
+        return self.champion == self.generation
+
+
+def judgements(campaign: Campaign) -> list[Judgement]:
+    """Return what the evaluation stages of all generations wrote, by generation."""
+    found = ((campaign.stage_result(g, STAGE)) for g in campaign.generations())
+    return [Judgement.model_validate(data) for data in found if data is not None]
+
+
+def judge(campaign: Campaign, evaluation: Evaluation) -> Judgement:
+    """Compare a generation with the champion of the generations before it and say who is champion now.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Holds the judgements of earlier generations; nothing is written.
+    evaluation : Evaluation
+        The new generation's.
+    """
+    earlier = {j.generation: j for j in judgements(campaign) if j.generation < evaluation.generation}
+    champion, comparison = evaluation.generation, None
+    if earlier:
+        champion = earlier[max(earlier)].champion
+        comparison = compare(evaluation, earlier[champion].evaluation, seed=campaign.config.seed)
+        if comparison.verdict == "better":
+            champion = evaluation.generation
+    snapshot = campaign.snapshot(evaluation.generation)
+    items = snapshot.items if snapshot else ()
+    return Judgement(
+        evaluation=evaluation,
+        champion=champion,
+        comparison=comparison,
+        annotated_patches=len(items),
+        annotated_voxels=sum(item.box.size for item in items),
+    )
 
 
 def pooled_dice(counts: npt.NDArray[Any], classes: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:

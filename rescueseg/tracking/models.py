@@ -1,0 +1,166 @@
+"""A campaign's models in MLflow: LoggedModels made from code, registered once per digest, and the two aliases."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import rescueseg
+from rescueseg.campaign import Campaign
+from rescueseg.records import ModelReference, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DIGEST = "rescueseg.model_digest"
+GENERATION = "rescueseg.generation"
+MODEL_ID = "rescueseg.model_id"  # a search for versions does not return it
+CANDIDATE, CHAMPION = "candidate", "champion"
+
+
+class RegisteredModel(Record):
+    """A generation's model in MLflow."""
+
+    name: str
+    version: str
+    model_id: str
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow.pyfunc.load_model` takes."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class ModelRegistry:
+    """The registered model of one campaign.
+
+    Parameters
+    ----------
+    client : MlflowClient
+        Of the campaign's server.
+    campaign : Campaign
+        Holds the model folders.
+    experiment_id, name : str
+        Experiment of the LoggedModels, and name of the registered model.
+    """
+
+    def __init__(self, client: MlflowClient, campaign: Campaign, experiment_id: str, name: str) -> None:
+        self._client = client
+        self._campaign = campaign
+        self._experiment_id = experiment_id
+        self.name = name
+
+    def register(self, generation: int, model: ModelReference, run_id: str) -> RegisteredModel:
+        """Store a generation's model as LoggedModel and register it, once per digest, as `candidate`.
+
+        The model is a pyfunc made from code: its folder (safetensors and JSON) and `pyfunc_model.py`, nothing pickled.
+        """
+        known = self.versions()
+        if model.digest not in known:
+            self._create_version(generation, model, run_id, self._logged_model(generation, model, run_id))
+            known = self.versions()
+        registered = known[model.digest]
+        self._client.set_registered_model_alias(self.name, CANDIDATE, registered.version)
+        return registered
+
+    def versions(self) -> dict[str, RegisteredModel]:
+        """Return the registered versions by model digest."""
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        return {
+            v.tags[DIGEST]: RegisteredModel(name=self.name, version=str(v.version), model_id=v.tags[MODEL_ID])
+            for v in sorted(found, key=lambda v: -int(v.version))
+            if DIGEST in v.tags
+        }
+
+    def _create_version(self, generation: int, model: ModelReference, run_id: str, model_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        self._client.create_model_version(
+            self.name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            tags={DIGEST: model.digest, GENERATION: str(generation), MODEL_ID: model_id},
+            await_creation_for=0,
+            model_id=model_id,
+        )
+
+    def _logged_model(self, generation: int, model: ModelReference, run_id: str) -> str:
+        """Return the id of the LoggedModel with the model's digest; a half-written one is thrown away."""
+        found = self._client.search_logged_models([self._experiment_id], f"tags.`{DIGEST}` = '{model.digest}'")
+        for old in found:
+            if str(old.status) == "READY":
+                return str(old.model_id)
+            self._client.delete_logged_model(old.model_id)
+        made = self._client.create_logged_model(
+            self._experiment_id,
+            name=f"generation-{generation}",
+            source_run_id=run_id,
+            tags={DIGEST: model.digest, GENERATION: str(generation)},
+            params={"trainer": model.trainer, "generation": str(generation), "model_digest": model.digest},
+            model_type="segmentation",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            self._save_pyfunc(path, model, made.model_id, run_id)
+            self._client.log_model_artifacts(made.model_id, str(path))
+        from mlflow.entities import LoggedModelOutput
+
+        self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=generation)])
+        self._client.finalize_logged_model(made.model_id, "READY")
+        return str(made.model_id)
+
+    def _save_pyfunc(self, path: Path, model: ModelReference, model_id: str, run_id: str) -> None:
+        """Write the pyfunc model of a trained model to a local folder."""
+        import mlflow.pyfunc
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+        spacing = self._campaign.volumes()[0].spacing_um_zyx
+        image = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1), "image_czyx")
+        probability = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1), "probability_czyx")
+        signature = ModelSignature(
+            Schema([image]),
+            Schema([probability]),
+            ParamSchema([ParamSpec("spacing_um_zyx", DataType.double, list(spacing), (-1,))]),
+        )
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            for name in self._campaign.storage.list(model.path):
+                Path(folder, name).write_bytes(self._campaign.storage.read_bytes(f"{model.path}/{name}"))
+            warnings.filterwarnings("ignore", message=".*(input example|type hints).*", category=UserWarning)
+            mlflow.pyfunc.save_model(
+                path,
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"model": folder},
+                mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
+                model_config={
+                    "model": model.to_json(),
+                    "classes": ["background", *self._campaign.config.classes],
+                    "inference": self._campaign.config.inference.model_dump(mode="json", exclude_none=True),
+                },
+                signature=signature,
+                pip_requirements=_requirements(),
+                metadata={"rescueseg_version": rescueseg.__version__},
+            )
+
+    def set_champion(self, generation: int) -> None:
+        """Give a generation's model the alias `champion`; nothing happens when it is not registered."""
+        reference = self._campaign.model(generation)
+        registered = self.versions().get(reference.digest) if reference else None
+        if registered is not None:
+            self._client.set_registered_model_alias(self.name, CHAMPION, registered.version)
+
+
+def _requirements() -> list[str]:
+    """Return what the model needs beside rescueseg itself, which no package index holds."""
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name)}" for name in ("mlflow", "monai", "numpy", "safetensors", "torch")]

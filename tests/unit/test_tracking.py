@@ -1,0 +1,277 @@
+"""A campaign in MLflow, against a real server on SQLite with proxied artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from rescueseg.campaign import Campaign
+from rescueseg.champion import Judgement
+from rescueseg.config import check_config
+from rescueseg.errors import ServiceError
+from rescueseg.evaluation import Evaluation
+from rescueseg.geometry import Box
+from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
+from rescueseg.tracking import Tracker, tracking_uri
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an MLflow server on a free loopback port and return its URL."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *arguments],
+            env={**os.environ, **quiet},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(240):
+            if server.poll() is not None:
+                pytest.fail((folder / "log").read_text()[-2000:])
+            try:
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=20)
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, mlflow_server: str) -> Campaign:
+    """Return a campaign with a volume, a snapshot and a small trained model of generation 0."""
+    config = check_config({"name": "mito", "classes": ["mito"], "tracking": {"mlflow_uri": mlflow_server}})
+    campaign = Campaign.create(str(tmp_path / "campaign"), config)
+    campaign.save_volume(
+        VolumeRecord(
+            volume_id="v",
+            domain="d",
+            shape_zyx=(8, 16, 16),
+            spacing_um_zyx=(0.1, 0.1, 0.1),
+            channels=1,
+            dtype="uint8",
+            source="v.tif",
+            digest="0",
+            normalisation=Normalisation(low=0, high=1, mean=0, std=1),
+        )
+    )
+    item = SnapshotItem(
+        ticket_id="t",
+        volume_id="v",
+        box=Box((0, 0, 0), (4, 4, 4)),
+        read_box=Box((0, 0, 0), (4, 4, 4)),
+        annotation_id="a",
+        labels="l",
+        labels_digest="d",
+    )
+    snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="", digest="ab" * 32)
+    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    save_model(campaign, 0)
+    return campaign
+
+
+def save_model(campaign: Campaign, generation: int) -> ModelReference:
+    path = campaign.generation_path(generation, "model")
+    campaign.storage.write_bytes(f"{path}/model.safetensors", b"weights")
+    campaign.storage.write_bytes(f"{path}/model.json", json.dumps({"generation": generation}).encode())
+    model = ModelReference(generation=generation, trainer="monai_unet", path=path, digest=f"{generation:064d}")
+    campaign.finish_stage(generation, "training", {"model": model.to_json()})
+    return model
+
+
+def judgement(generation: int, champion: int) -> Judgement:
+    evaluation = Evaluation(generation=generation, model_digest="m", validation=None, test=None, boxes=())
+    return Judgement(
+        evaluation=evaluation, champion=champion, comparison=None, annotated_patches=1, annotated_voxels=64
+    )
+
+
+def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -> Tracker:
+    """Log a whole generation, as a flow does."""
+    tracker = Tracker(campaign)
+    run = tracker.generation_run(generation)
+    tracker.log_config(run)
+    snapshot = campaign.snapshot(0)
+    assert snapshot is not None
+    tracker.log_snapshot(generation, snapshot)
+    with tracker.stage(generation, "training"):
+        for step in (1, 2, 3):
+            tracker.live_metric(generation, step, {"loss": 1 / step})
+    tracker.log_files(run, {"figures/curve.png": b"png", "report.html": b"<html>"})
+    model = campaign.model(generation)
+    assert model is not None
+    registered = tracker.register_model(generation, model)
+    tracker.log_judgement(judgement(generation, champion), registered, {"seconds_training": 3.0})
+    tracker.finish_generation(generation)
+    return tracker
+
+
+def test_a_rerun_adds_nothing(tracked: Campaign) -> None:
+    first = log_generation(tracked)
+    again = log_generation(tracked)
+    assert again.experiment_id == first.experiment_id
+    assert again.campaign_run() == first.campaign_run()
+    client = first.client
+    runs = client.search_runs([first.experiment_id])
+    assert sorted(r.info.run_name for r in runs) == ["generation 0", "mito (all generations)", "training"]
+    assert all(r.info.status == "FINISHED" for r in runs)
+    curve = client.get_metric_history(first.campaign_run(), "annotated_voxels")
+    assert [(m.step, m.value) for m in curve] == [(0, 64.0)]
+    loss = client.get_metric_history(first.stage_run(0, "training"), "loss")
+    assert [m.step for m in loss] == [1, 2, 3]
+    assert len(client.search_model_versions(f"name = '{first.name}'")) == 1
+    assert len(client.search_logged_models([first.experiment_id])) == 1
+    inputs = client.get_run(first.generation_run(0)).inputs.dataset_inputs
+    assert [i.dataset.digest for i in inputs] == [("ab" * 32)[:36]]
+    assert [f.path for f in client.list_artifacts(first.generation_run(0), "figures")] == ["figures/curve.png"]
+
+
+def test_runs_are_nested(tracked: Campaign) -> None:
+    tracker = Tracker(tracked)
+    stage = tracker.client.get_run(tracker.stage_run(0, "inference"))
+    assert stage.data.tags["mlflow.parentRunId"] == tracker.generation_run(0)
+    generation = tracker.client.get_run(tracker.generation_run(0))
+    assert generation.data.tags["mlflow.parentRunId"] == tracker.campaign_run()
+
+
+def test_candidate_and_champion(tracked: Campaign) -> None:
+    log_generation(tracked)
+    save_model(tracked, 1)
+    tracker = log_generation(tracked, 1, champion=0)
+    client = tracker.client
+    assert client.get_model_version_by_alias(tracker.name, "candidate").tags["rescueseg.generation"] == "1"
+    assert client.get_model_version_by_alias(tracker.name, "champion").tags["rescueseg.generation"] == "0"
+    log_generation(tracked, 1, champion=1)
+    assert client.get_model_version_by_alias(tracker.name, "champion").tags["rescueseg.generation"] == "1"
+    assert len(client.search_model_versions(f"name = '{tracker.name}'")) == 2
+
+
+def test_a_kill_while_the_model_is_stored_leaves_one_whole_model(
+    tracked: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tracked.model(0)
+    assert model is not None
+    tracker = Tracker(tracked)
+    for point in ("log_model_artifacts", "finalize_logged_model", "create_model_version"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tracker.client, point, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tracker.register_model(0, model)
+    registered = Tracker(tracked).register_model(0, model)
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [(m.model_id, str(m.status)) for m in models] == [(registered.model_id, "READY")]
+    files = {f.path for f in tracker.client.list_logged_model_artifacts(registered.model_id)}
+    assert {"MLmodel", "pyfunc_model.py", "requirements.txt"} <= files
+    assert not any(name.endswith(".pkl") for name in files)
+
+
+def test_two_campaigns_of_one_name_do_not_mix(tracked: Campaign, tmp_path: Path) -> None:
+    other = Campaign.create(str(tmp_path / "other"), tracked.config)
+    mine, theirs = Tracker(tracked), Tracker(other)
+    assert mine.experiment_id != theirs.experiment_id
+    assert mine.name != theirs.name
+    assert mine.campaign_run() != theirs.campaign_run()
+
+
+def test_a_failed_stage_says_so_and_a_rerun_mends_it(tracked: Campaign) -> None:
+    tracker = Tracker(tracked)
+    with pytest.raises(ValueError, match="boom"), tracker.stage(0, "inference") as run:
+        raise ValueError("boom")
+    assert tracker.client.get_run(run).info.status == "FAILED"
+    with tracker.stage(0, "inference"):
+        assert tracker.client.get_run(run).info.status == "RUNNING"
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+
+
+def test_no_server_is_one_clear_error_and_costs_live_points_only(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(campaign, "http://127.0.0.1:9")
+    with pytest.raises(ServiceError, match="MLflow server runs"):
+        tracker.campaign_run()
+    with pytest.warns(UserWarning, match="step 3 is missing"):
+        tracker.live_metric(0, 3, {"loss": 1.0})
+
+
+def test_without_a_server_everything_stays_in_the_campaign(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    tracker = Tracker(campaign)
+    assert tracker.uri == tracking_uri(campaign) == campaign.tracking_uri
+    tracker.log_files(tracker.campaign_run(), {"note.txt": b"hello"})
+    assert set(tmp_path.iterdir()) == before
+    assert [f.path for f in tracker.client.list_artifacts(tracker.campaign_run())] == ["note.txt"]
+
+
+def test_nothing_but_tracking_imports_mlflow() -> None:
+    importing = {
+        path.relative_to(REPOSITORY).parts[1]
+        for path in (REPOSITORY / "rescueseg").rglob("*.py")
+        if any(line.strip().startswith(("import mlflow", "from mlflow")) for line in path.read_text().splitlines())
+    }
+    assert importing == {"tracking"}
+
+
+def test_importing_tracking_does_not_import_mlflow() -> None:
+    code = "import sys, rescueseg.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_stored_model_predicts(tracked: Campaign) -> None:
+    import mlflow
+
+    from rescueseg.training import artifacts
+    from rescueseg.training.network import build_network
+    from rescueseg.training.plan import make_plan
+
+    plan = make_plan(
+        tracked.config.training,
+        in_channels=1,
+        n_classes=1,
+        spacing_um_zyx=(0.1, 0.1, 0.1),
+        volume_zyx=(8, 16, 16),
+        field_zyx=(8, 16, 16),
+    )
+    network = build_network(plan.network, seed=0)
+    work = Path(tracked.storage.path(tracked.generation_path(0)))
+    artifacts.export_model(work, network.state_dict(), {"plan": plan.to_json(), "warnings": []}, {})
+    found = artifacts.read_model(work / artifacts.MODEL_FOLDER)
+    assert found is not None
+    model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=found[1])
+    tracker = Tracker(tracked)
+    registered = tracker.register_model(0, model)
+    mlflow.set_tracking_uri(tracker.uri)
+    loaded = mlflow.pyfunc.load_model(registered.uri)
+    image = np.random.default_rng(0).random((1, 10, 20, 20), dtype=np.float32)
+    probability = loaded.predict(image)
+    assert probability.shape == (2, 10, 20, 20)
+    assert probability.sum(axis=0) == pytest.approx(1.0, abs=1e-4)
+    assert np.array_equal(probability, loaded.predict(image))
