@@ -19,6 +19,8 @@ SPACING: Spacing = (0.3, 0.1, 0.1)
 
 _FOREGROUND = 0.04
 _STEP_UM = 0.05
+_CALIBRE_UM = (0.38, 0.70)
+_ATTEMPTS = 20_000
 
 Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -31,7 +33,7 @@ def make_phantom(
     """Make a phantom volume.
 
     The organelles are tubes with a bright wall around a darker lumen. The look-alikes are as bright: solid blobs,
-    thin sheets and solid fibres, so that a threshold cannot tell them apart, while their cross-section can.
+    thin fibres and solid rods, so that a threshold cannot tell them apart, while their cross-section can.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def make_phantom(
     rng = np.random.default_rng([seed, *shape])
     scene = _Scene(shape, size)
     truth = scene.organelles(rng)
-    scene.distractors(rng, truth)
+    scene.distractors(rng, 0.9 * int(truth.sum()))
     image = _camera(scene.density, size, rng)
     return image, truth.astype(np.uint8), size
 
@@ -74,41 +76,42 @@ class _Scene:
     def organelles(self, rng: np.random.Generator) -> Mask:
         """Paint tubes until the wanted share of the volume is filled; return where they are."""
         truth: Mask = np.zeros(self.shape, bool)
-        wanted = _FOREGROUND * truth.size
-        for _ in range(10_000):
-            if truth.sum() >= wanted:
+        painted, wanted = 0, _FOREGROUND * truth.size
+        for _ in range(_ATTEMPTS):
+            if painted >= wanted:
                 break
-            path, radius = self._tube(rng, (0.30, 0.65), rng.uniform(2.5, 7.0))
-            distance = self._to_path(path, radius)
+            path, radius = self._tube(rng, _CALIBRE_UM, rng.uniform(2.5, 7.0))
+            box, distance = self._to_path(path, radius)
             inside = distance < 1
-            if (inside & self.taken).any():
+            if not inside.any() or (inside & self.taken[box]).any():
                 continue
             wall = inside & (distance > 0.55)
             brightness = rng.uniform(0.8, 1.2)
-            self.density[wall] = brightness
-            self.density[inside & ~wall] = 0.35 * brightness
-            truth |= inside
-            self.taken |= distance < 1.25
+            density = self.density[box]
+            density[wall] = brightness
+            density[inside & ~wall] = 0.35 * brightness
+            truth[box] |= inside
+            self.taken[box] |= distance < 1.25
+            painted += int(inside.sum())
         return truth
 
-    def distractors(self, rng: np.random.Generator, truth: Mask) -> None:
-        """Paint about as much of look-alikes, clear of the organelles."""
-        painted, wanted = 0, 0.9 * truth.sum()
-        for turn in range(10_000):
+    def distractors(self, rng: np.random.Generator, wanted: float) -> None:
+        """Paint look-alikes until they fill `wanted` voxels, clear of the organelles."""
+        painted = 0
+        for turn in range(_ATTEMPTS):
             if painted >= wanted:
                 break
-            kind = turn % 3
-            if kind == 0:
-                path, radius = self._tube(rng, (0.30, 0.55), 0.1)
-            elif kind == 1:
-                path, radius = self._tube(rng, (0.12, 0.18), rng.uniform(3.0, 8.0))
-            else:
-                path, radius = self._tube(rng, (0.25, 0.4), rng.uniform(1.0, 3.0))
-            inside = self._to_path(path, radius) < 1
-            if (inside & self.taken).any() or not inside.any():
+            calibre, length = (
+                ((0.30, 0.55), 0.1),
+                ((0.12, 0.18), rng.uniform(3.0, 8.0)),
+                ((0.25, 0.40), rng.uniform(1.0, 3.0)),
+            )[turn % 3]
+            box, distance = self._to_path(*self._tube(rng, calibre, length))
+            inside = distance < 1
+            if not inside.any() or (inside & self.taken[box]).any():
                 continue
-            self.density[inside] = rng.uniform(0.55, 1.0)
-            self.taken |= inside
+            self.density[box][inside] = rng.uniform(0.55, 1.0)
+            self.taken[box] |= inside
             painted += int(inside.sum())
 
     def _tube(self, rng: np.random.Generator, calibre: tuple[float, float], length: float) -> Tube:
@@ -123,25 +126,23 @@ class _Scene:
         radius = rng.uniform(*calibre) * np.clip(1 + 0.9 * wobble, 0.7, 1.35)
         return path, radius
 
-    def _to_path(self, path: npt.NDArray[np.float64], radius: npt.NDArray[np.float64]) -> Volume:
-        """Return the distance to the centre line over the radius there; large away from the tube."""
-        relative: Volume = np.full(self.shape, np.inf, np.float32)
+    def _to_path(
+        self, path: npt.NDArray[np.float64], radius: npt.NDArray[np.float64]
+    ) -> tuple[tuple[slice, ...], Volume]:
+        """Return the box around a tube, and there the distance to its centre line over the radius."""
         reach = 1.3 * radius.max() + self.spacing.max()
         low = np.clip(np.floor((path.min(0) - reach) / self.spacing).astype(int), 0, self.shape)
-        high = np.clip(np.ceil((path.max(0) + reach) / self.spacing).astype(int), 0, self.shape)
-        if (high <= low).any():
-            return relative
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        centres = [(np.arange(a, b) + 0.5) * s for a, b, s in zip(low, high, self.spacing, strict=True)]
-        near = relative[box]
+        high = np.clip(np.ceil((path.max(0) + reach) / self.spacing).astype(int), low, self.shape)
+        centres = [((np.arange(a, b) + 0.5) * s) for a, b, s in zip(low, high, self.spacing, strict=True)]
+        near: Volume = np.full(high - low, np.inf, np.float32)
         for (pz, py, px), r in zip(path[::2], radius[::2], strict=True):
             squared = (
-                (centres[0] - pz)[:, None, None] ** 2
-                + (centres[1] - py)[None, :, None] ** 2
-                + (centres[2] - px)[None, None, :] ** 2
-            )
-            np.minimum(near, np.sqrt(squared) / r, out=near)
-        return relative
+                ((centres[0] - pz) ** 2)[:, None, None]
+                + ((centres[1] - py) ** 2)[None, :, None]
+                + ((centres[2] - px) ** 2)[None, None, :]
+            ) / r**2
+            np.minimum(near, squared.astype(np.float32), out=near)
+        return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), np.sqrt(near)
 
 
 def _camera(density: Volume, spacing: Spacing, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
