@@ -62,6 +62,14 @@ def advised_shape(volume: VolumeRecord, voxels: int) -> ZYX:
     return zyx(shape)
 
 
+def scaled_shape(volume: VolumeRecord, shape_zyx: ZYX, factor: float) -> ZYX:
+    """Return a shape with at most `factor` times the voxels; a short axis keeps its length, so that layers match."""
+    limit = volume.shape_zyx
+    axes = [a for a in range(3) if limit[a] / shape_zyx[a] >= _LAYERS] or [0, 1, 2]
+    scale = factor ** (1 / len(axes))
+    return zyx(max(1, min(limit[a], int(n * scale))) if a in axes else n for a, n in enumerate(shape_zyx))
+
+
 def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
     """Yield the boxes of a grid that overlap none of `blocked`, in z, y, x order.
 
@@ -97,6 +105,9 @@ def places_to_look(
     return [boxes[i] for i in np.sort(rng.choice(len(boxes), count, replace=False))]
 
 
+Known = dict[tuple[str, tuple[Box, ...]], strata.Features]
+
+
 class Drawing:
     """Draws boxes stratum by stratum, volumes by turns; no two drawn boxes overlap.
 
@@ -112,6 +123,8 @@ class Drawing:
         Decides among equals.
     gap_zyx : tuple of int
         Distance from boxes already drawn that is kept where there is a choice.
+    known : dict, optional
+        Features of boxes looked at before; what is looked at now is added.
     """
 
     def __init__(
@@ -121,15 +134,20 @@ class Drawing:
         places: dict[str, list[Box]],
         rng: np.random.Generator,
         gap_zyx: ZYX = (0, 0, 0),
+        known: Known | None = None,
     ) -> None:
         self.volumes = [v for v in volumes if places[v.volume_id]]
         self.places, self.rng, self.gap_zyx = places, rng, gap_zyx
         self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
         self.roomy = {v: free.copy() for v, free in self.free.items()}
-        self.features = {
-            v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v.shape_zyx)
-            for v in self.volumes
-        }
+        known = {} if known is None else known
+        self.features = {}
+        for volume in self.volumes:
+            boxes = tuple(places[volume.volume_id])
+            if (volume.volume_id, boxes) not in known:
+                read = volume_reader(campaign, volume)
+                known[volume.volume_id, boxes] = strata.measure(read, boxes, volume.shape_zyx)
+            self.features[volume.volume_id] = known[volume.volume_id, boxes]
 
     def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[tuple[str, Box, str]]:
         """Draw one box for each turn of a volume, fewer when all is full.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, zip_longest
+from itertools import cycle, islice, product, zip_longest
 from typing import TypeVar
 
 from rescueseg.campaign import Campaign
@@ -17,11 +17,12 @@ from rescueseg.errors import SamplingError
 from rescueseg.geometry import ZYX, Box, Patch, choose_non_overlapping, zyx
 from rescueseg.patches import (
     Drawing,
-    advised_shape,
+    Known,
     boxes_on_grid,
     candidates,
     patch_shape,
     places_to_look,
+    scaled_shape,
     volume_turns,
 )
 from rescueseg.records import Holdout, HoldoutBox, Part, QueriedPatch, VolumeRecord
@@ -30,7 +31,10 @@ from rescueseg.strata import HOLDOUT_STRATA, STARTING_STRATA
 
 __all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches"]
 
-_SMALLER = ((1.0, 8), (0.7, 8), (0.5, 6), (1.0, 4), (0.7, 4), (0.5, 4), (0.35, 3), (0.25, 2), (0.15, 1))
+_SMALLER = (
+    *((1.0, 8), (0.7, 8), (0.5, 8), (0.7, 6), (0.5, 6), (0.35, 8), (0.35, 6)),
+    *((0.5, 4), (0.35, 4), (0.25, 4), (0.25, 3), (0.15, 3), (0.15, 2), (0.1, 1)),
+)
 """Scales of a holdout box (voxels) with widths of its guard band (pixels in plane), tried in this order."""
 _FEWER = ((1, 30), (1, 12), (2, 12), (4, 4), (8, 1))
 """Divisors of the number of boxes with the patches that must still fit beside them, tried in this order."""
@@ -69,13 +73,14 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = ()) -> Holdout:
     frozen, everything = campaign.holdout(), campaign.volumes()
     if not everything:
         raise SamplingError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
-    known = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
-    volumes = [v for v in everything if v.volume_id not in known]
+    seen = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
+    volumes = [v for v in everything if v.volume_id not in seen]
     if frozen and not volumes:
         return frozen
     blocked = _trained_boxes(campaign, trained)
     plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
-    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked))), None)
+    known: Known = {}
+    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, known))), None)
     if frozen is None and drawn is None:
         raise SamplingError(
             "there is no room for a holdout and patches beside it",
@@ -204,16 +209,18 @@ class _Plan:
     test: int
     scale: float
     guard_zyx: ZYX
+    apart: bool
+    """Whether boxes keep their guard band from each other; side by side they take less room."""
     pool: int
 
 
 def _first_plans(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> Iterator[_Plan]:
     config = campaign.config.holdout
     for divisor, pool in _FEWER:
-        for scale, pixels in _SMALLER:
+        for (scale, pixels), apart in product(_SMALLER, (True, False)):
             guard_zyx = config.guard_zyx or _guard(volumes, pixels)
             validation, test = (math.ceil(n / divisor) for n in (config.validation_boxes, config.test_boxes))
-            yield _Plan(validation, test, scale, guard_zyx, pool)
+            yield _Plan(validation, test, scale, guard_zyx, apart, pool)
 
 
 def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: Holdout) -> Iterator[_Plan]:
@@ -227,9 +234,9 @@ def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: H
         for n, limit in zip(parts, (config.validation_boxes, config.test_boxes), strict=True)
     ]
     for divisor, pool in _FEWER:
-        for scale, _ in _SMALLER:
+        for (scale, _), apart in product(_SMALLER, (True, False)):
             validation, test = (math.ceil(n / divisor) for n in most)
-            yield _Plan(validation, test, scale, frozen.guard_zyx, min(pool, 2))
+            yield _Plan(validation, test, scale, frozen.guard_zyx, apart, min(pool, 2))
 
 
 def _guard(volumes: Sequence[VolumeRecord], pixels: int) -> ZYX:
@@ -243,13 +250,14 @@ def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Pl
     config = campaign.config
     if config.holdout.box_zyx is not None:
         return zyx(min(b, n) for b, n in zip(config.holdout.box_zyx, volume.shape_zyx, strict=True))
-    wanted = math.prod(patch_shape(config, volume)) * (1 if volume.truth is None else 2)
+    shape = patch_shape(config, volume)
+    wanted = (1.0 if volume.truth is None else 2.0) * plan.scale
     most = min(share, config.holdout.fraction * math.prod(volume.shape_zyx))
-    return advised_shape(volume, int(plan.scale * min(wanted, most)))
+    return scaled_shape(volume, shape, min(wanted, most / math.prod(shape)))
 
 
 def _draw_boxes(
-    campaign: Campaign, volumes: Sequence[VolumeRecord], plan: _Plan, blocked: dict[str, list[Box]]
+    campaign: Campaign, volumes: Sequence[VolumeRecord], plan: _Plan, blocked: dict[str, list[Box]], known: Known
 ) -> tuple[tuple[HoldoutBox, ...], ZYX] | None:
     """Draw the boxes of a plan; None when they do not fit or leave too little."""
     allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
@@ -264,7 +272,7 @@ def _draw_boxes(
         taken = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
         boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
         places[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
-    drawing = Drawing(campaign, volumes, places, rng, plan.guard_zyx)
+    drawing = Drawing(campaign, volumes, places, rng, plan.guard_zyx if plan.apart else (0, 0, 0), known)
     turns = [volume_turns(drawing.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
     order = interleave(*(list(islice(cycle(HOLDOUT_STRATA), len(t))) for t in turns))

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from rescueseg import patches, sampling
 from rescueseg.campaign import Campaign
-from rescueseg.geometry import Box, choose_non_overlapping
-from rescueseg.records import Holdout, Normalisation, VolumeRecord
+from rescueseg.config import check_config
+from rescueseg.errors import SamplingError
+from rescueseg.geometry import Box, Patch, choose_non_overlapping
+from rescueseg.records import Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.strata import HOLDOUT_STRATA
 
 VOLUMES = {
@@ -26,6 +28,8 @@ VOLUMES = {
     "large": ((2000, 2000, 2000), (0.1, 0.1, 0.1)),
 }
 
+NOISE = np.random.default_rng(0).normal(0, 0.1, 99_991).astype(np.float32)
+
 
 def add(campaign: Campaign, name: str, volume_id: str = "a", truth: bool = False, **changes: object) -> VolumeRecord:
     shape, spacing = VOLUMES[name]
@@ -39,7 +43,7 @@ def add(campaign: Campaign, name: str, volume_id: str = "a", truth: bool = False
 
 
 @pytest.fixture(autouse=True)
-def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Box]]:
+def images(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
     """Volumes made of noise whose brightness rises along x and whose contrast rises along y."""
     read_boxes: list[Box] = []
 
@@ -48,13 +52,13 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Box]]:
             read_boxes.append(box)
             _, y, x = (np.arange(o, o + n) for o, n in zip(box.offset_zyx, box.shape_zyx, strict=True))
             stripes = np.where(x // 6 % 2 == 0, 1.0, -1.0)[None] * (y / volume.shape_zyx[1])[:, None]
-            noise = np.random.default_rng(box.offset_zyx).normal(0, 0.1, box.shape_zyx)
+            noise = np.resize(NOISE, box.shape_zyx)
             return (noise + stripes + x / volume.shape_zyx[2])[None].astype(np.float32)
 
         return read
 
     monkeypatch.setattr(patches, "volume_reader", reader)
-    yield read_boxes
+    return read_boxes
 
 
 def check_holdout(campaign: Campaign, holdout: Holdout) -> None:
@@ -82,3 +86,150 @@ def test_holdout_and_pool_fit_on_every_shape(campaign: Campaign, name: str, trut
     assert len(choose_non_overlapping(candidates, 30)) >= (12 if name == "stardist" else 30)
     assert min(holdout.guard_zyx) >= 1
     assert sum(box.size for box in images) < 3e8
+
+
+def test_the_same_seed_draws_the_same_boxes(tmp_path) -> None:
+    def draw(name: str, seed: int) -> tuple[Holdout, list[Box]]:
+        campaign = Campaign.create(str(tmp_path / name), check_config({"name": "n", "classes": ["o"], "seed": seed}))
+        add(campaign, "phantom")
+        holdout = sampling.draw_holdout(campaign)
+        return holdout, [p.box for p in sampling.starting_patches(campaign)]
+
+    assert draw("a", 1) == draw("b", 1)
+    assert draw("c", 2)[0] != draw("d", 3)[0]
+
+
+def test_drawing_again_changes_nothing(campaign: Campaign) -> None:
+    add(campaign, "phantom")
+    assert sampling.draw_holdout(campaign) == sampling.draw_holdout(campaign) == campaign.holdout()
+
+
+def test_strata_are_what_they_say(campaign: Campaign) -> None:
+    """Brightness rises along x, contrast along y."""
+    add(campaign, "cdeep3m")
+    of: dict[str, list[Box]] = {}
+    for box in sampling.draw_holdout(campaign).boxes:
+        of.setdefault(box.stratum, []).append(box.box)
+    assert min(b.offset_zyx[2] for b in of["bright"]) > 700
+    assert max(b.offset_zyx[2] for b in of["dim"]) < 300
+    assert min(b.offset_zyx[1] for b in of["dense"]) > 700
+    assert max(b.offset_zyx[1] for b in of["low_snr"] + of["sparse"]) < 300
+    assert all(0 in b.offset_zyx[1:] or 1024 in b.stop_zyx[1:] for b in of["volume_edge"])
+
+
+def test_configured_shapes_are_kept(tmp_path) -> None:
+    settings = {
+        "name": "n", "classes": ["o"], "sampling": {"patch_zyx": [64, 40, 40]},
+        "holdout": {"box_zyx": [15, 50, 60], "guard_zyx": [0, 5, 5], "validation_boxes": 3, "test_boxes": 2},
+    }  # fmt: skip
+    campaign = Campaign.create(str(tmp_path / "c"), check_config(settings))
+    add(campaign, "cdeep3m")
+    holdout = sampling.draw_holdout(campaign)
+    assert {b.box.shape_zyx for b in holdout.boxes} == {(15, 50, 60)}
+    assert holdout.guard_zyx == (0, 5, 5)
+    assert [b.part for b in holdout.boxes] == ["validation", "test", "validation", "test", "validation"]
+    assert {b.shape_zyx for b in sampling.candidate_boxes(campaign, "a")} == {(30, 40, 40)}
+
+
+def test_volumes_take_their_share(campaign: Campaign) -> None:
+    add(campaign, "vessel", "small")
+    add(campaign, "cdeep3m", "large")
+    holdout = sampling.draw_holdout(campaign)
+    check_holdout(campaign, holdout)
+    for part in ("validation", "test"):
+        assert len(holdout.of("small", part)) == 1
+        assert len(holdout.of("large", part)) == 7
+    assert {p.volume_id for p in sampling.starting_patches(campaign, 16)} == {"small", "large"}
+
+
+def test_starting_patches_are_apart_and_outside_the_holdout(campaign: Campaign) -> None:
+    add(campaign, "bbbc050")
+    holdout = sampling.draw_holdout(campaign)
+    first = sampling.starting_patches(campaign)
+    assert len(first) == campaign.config.sampling.starting_patches
+    assert [p.score for p in first] == [1, 0.75, 0.5, 0.25]
+    assert first[0].stratum == "dense"
+    more = sampling.starting_patches(campaign, 8, occupied=[Patch("a", p.box) for p in first])
+    boxes = [p.box for p in first + more]
+    assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(a.intersects(b) for a in boxes for b in holdout.guarded("a"))
+
+
+def test_candidates_keep_clear_of_tickets(campaign: Campaign) -> None:
+    add(campaign, "phantom")
+    sampling.draw_holdout(campaign)
+    everything = sampling.candidate_boxes(campaign, "a")
+    rest = sampling.candidate_boxes(campaign, "a", [everything[0]])
+    assert rest == [box for box in everything if not box.intersects(everything[0])]
+
+
+def test_a_ticket_for_each_box_without_truth(campaign: Campaign) -> None:
+    add(campaign, "cdeep3m", "known", truth=True)
+    add(campaign, "cdeep3m", "unknown")
+    holdout = sampling.draw_holdout(campaign)
+    tickets = sampling.holdout_tickets(campaign, holdout)
+    assert tickets == [b for b in holdout.boxes if b.volume_id == "unknown"]
+    assert {t.part for t in tickets} == {"validation", "test"}
+
+
+def test_added_volumes_let_the_holdout_grow_where_nothing_was_trained(campaign: Campaign) -> None:
+    add(campaign, "phantom", "a")
+    first = sampling.draw_holdout(campaign)
+    add(campaign, "phantom", "b")
+    trained = [Patch("b", Box((0, 0, 0), (24, 128, 60)))]
+    second = sampling.draw_holdout(campaign, trained)
+    check_holdout(campaign, second)
+    assert second.boxes[: len(first.boxes)] == first.boxes
+    assert {b.part for b in second.boxes[len(first.boxes) :]} == {"validation", "test"}
+    assert min(box.offset_zyx[2] for box in second.of("b")) >= 60 + first.guard_zyx[2]
+    assert second.of("a") == first.of("a")
+    assert sampling.draw_holdout(campaign) == second
+
+
+def test_a_volume_trained_on_everywhere_adds_no_box(campaign: Campaign) -> None:
+    add(campaign, "phantom", "a")
+    first = sampling.draw_holdout(campaign)
+    add(campaign, "phantom", "b")
+    second = sampling.draw_holdout(campaign, [Patch("b", Box((0, 0, 0), (24, 128, 128)))])
+    assert second.boxes == first.boxes
+    assert second.volumes == ("a", "b")
+
+
+def test_what_snapshots_read_counts_as_trained(campaign: Campaign) -> None:
+    add(campaign, "phantom", "a")
+    sampling.draw_holdout(campaign)
+    add(campaign, "phantom", "b")
+    item = SnapshotItem(
+        ticket_id="t", volume_id="b", box=Box((0, 0, 0), (24, 128, 50)), read_box=Box((0, 0, 0), (24, 128, 60)),
+        annotation_id="n", labels="l", labels_digest="d",
+    )  # fmt: skip
+    snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="h", digest="d")
+    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    holdout = sampling.draw_holdout(campaign)
+    assert holdout.of("b")
+    assert not any(box.intersects(item.read_box) for box in holdout.of("b"))
+
+
+def test_what_cannot_be_sampled_is_said(campaign: Campaign, tmp_path) -> None:
+    with pytest.raises(SamplingError, match="no volume"):
+        sampling.draw_holdout(campaign)
+    add(campaign, "phantom")
+    with pytest.raises(SamplingError, match="not frozen"):
+        sampling.candidate_boxes(campaign, "a")
+    with pytest.raises(SamplingError, match="not frozen"):
+        sampling.starting_patches(campaign)
+    settings = {"name": "n", "classes": ["o"], "holdout": {"guard_zyx": [24, 128, 128]}}
+    crowded = Campaign.create(str(tmp_path / "c"), check_config(settings))
+    add(crowded, "phantom")
+    with pytest.raises(SamplingError, match="no room"):
+        sampling.draw_holdout(crowded)
+    assert crowded.holdout() is None
+
+
+def test_patch_advice_is_about_isotropic(campaign: Campaign) -> None:
+    for name in ("fib25", "large", "gonuclear", "bbbc050"):
+        volume = add(campaign, name)
+        shape = patches.patch_shape(campaign.config, volume)
+        lengths = [n * s for n, s in zip(shape, volume.spacing_um_zyx, strict=True)]
+        assert max(lengths) / min(lengths) < 1.35
+        assert math.prod(shape) <= 1.05 * patches.PATCH_VOXELS
