@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +30,63 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes in {folder} (set RESCUESEG_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Start a throw-away PostgreSQL server on a socket of its own and return the folder of that socket."""
+    installed = [p.parent for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))]
+    on_path = shutil.which("pg_ctl")
+    if not installed and on_path is None:
+        pytest.skip("no PostgreSQL server is installed")
+    pytest.importorskip("psycopg2", reason="the extra 'postgres' is not installed")
+    programs = installed[-1] if installed else Path(str(on_path)).parent
+    folder = Path(tempfile.mkdtemp(prefix="rescueseg-pg-", dir="/tmp"))
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        if not shutil.which("runuser") or subprocess.run(["id", "postgres"], capture_output=True).returncode:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*as_user, str(programs / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    data, log = str(folder / "data"), str(folder / "log")
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=50"
+    run("initdb", "-D", data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+    run("pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start")
+    try:
+        yield str(folder)
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def new_postgres(postgres_server: str) -> Callable[[], str]:
+    """Return a function that makes an empty database and returns its SQLAlchemy URL."""
+    import psycopg2
+
+    def make() -> str:
+        name = f"test_{next(_numbers)}"
+        connection = psycopg2.connect(host=postgres_server, user="postgres", dbname="postgres")
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+        connection.close()
+        return f"postgresql+psycopg2://postgres@/{name}?host={postgres_server}"
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs_postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty queue database: each test runs on SQLite and on PostgreSQL."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("new_postgres")())
+    return f"sqlite:///{tmp_path}/queue.db"

@@ -48,6 +48,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+ordered_id = String(128).with_variant(String(128, collation="C"), "postgresql")
+"""An id that every database sorts the same way, by its bytes."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -73,7 +76,7 @@ owner = Table(
 tickets = Table(
     "tickets",
     metadata,
-    _column("ticket_id", String(128), primary_key=True),
+    _column("ticket_id", ordered_id, primary_key=True),
     _column("volume_id", String(128)),
     _column("offset_z", Integer),
     _column("offset_y", Integer),

@@ -13,6 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     moment = sa.DateTime(timezone=True)
+    ordered_id = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
     op.create_table(
         "generations",
         sa.Column("generation", sa.Integer(), autoincrement=False, nullable=False),
@@ -41,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tickets",
-        sa.Column("ticket_id", sa.String(length=128), nullable=False),
+        sa.Column("ticket_id", ordered_id, nullable=False),
         sa.Column("volume_id", sa.String(length=128), nullable=False),
         sa.Column("offset_z", sa.Integer(), nullable=False),
         sa.Column("offset_y", sa.Integer(), nullable=False),
