@@ -9,7 +9,7 @@
     holdout.json                        frozen holdout
     starting.json                       patches that generation 0 is trained on
     annotations/<ticket>/<digest>.npz   immutable label arrays
-    generations/0003/                   snapshot.json model/ maps/ prefills/ and one <stage>.json per finished stage
+    generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
     reports/
     services/                           local servers: URLs, logs, databases (see services.py)
 """
@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +101,13 @@ class Campaign:
                 "there is no campaign here", where=storage.url, todo="Make one with 'rescueseg init CAMPAIGN VOLUME…'"
             )
         return cls(storage, parse_config(storage.read_bytes("campaign.toml").decode(), f"{storage.url}/campaign.toml"))
+
+    def discard(self) -> None:
+        """Remove what `create` and a failed first import left: settings, queue and unfinished volumes."""
+        for name in ("campaign.toml", "campaign.db", "campaign.db-wal", "campaign.db-shm", "volumes"):
+            self.storage.remove(name)
+        if self.storage.is_local and not self.storage.list("."):
+            Path(self.storage.root).rmdir()
 
     @property
     def url(self) -> str:
@@ -218,10 +226,34 @@ class Campaign:
         """Return the numbers of the generations begun."""
         return [int(name) for name in self.storage.list("generations") if name.isdigit()]
 
+    def work_folder(self, generation: int) -> Path:
+        """Return the local folder of a generation's training; beside the system's temporary files for a remote campaign."""
+        relative = self.generation_path(generation, "training")
+        if self.storage.is_local:
+            return Path(self.storage.path(relative))
+        return Path(tempfile.gettempdir(), f"rescueseg-{digest_json(self.url)[:16]}", relative)
+
     def stage_result(self, generation: int, stage: str) -> Any | None:
         """Return what a finished stage wrote, None when it has not finished."""
         path = self.generation_path(generation, f"{stage}.json")
         return self.storage.read_json(path) if self.storage.exists(path) else None
+
+    def finished(self, generation: int, stage: str) -> Any:
+        """Return what a finished stage wrote.
+
+        Raises
+        ------
+        CampaignError
+            If it has not finished.
+        """
+        result = self.stage_result(generation, stage)
+        if result is None:
+            raise CampaignError(
+                f"the stage '{stage}' of generation {generation} has not finished",
+                where=self.url,
+                todo="Run 'rescueseg generation CAMPAIGN'; it goes on where it stopped",
+            )
+        return result
 
     def finish_stage(self, generation: int, stage: str, result: Any) -> None:
         """Write a stage's result: its commit point, after which a rerun skips it."""

@@ -59,6 +59,11 @@ def open_cluster(config: ClusterConfig) -> Iterator[Client]:
         cluster.close()
 
 
+def scheduler_address(client: Client) -> str:
+    """Return the address under which other processes reach the client's scheduler."""
+    return str(client.scheduler_info(n_workers=0)["address"])
+
+
 @contextmanager
 def _client(target: Any) -> Iterator[Client]:
     try:

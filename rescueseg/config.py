@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -231,3 +232,27 @@ def _all_keys() -> list[tuple[str, str]]:
 def dump_config(config: CampaignConfig) -> str:
     """Write a campaign file; settings that are None (chosen by the program) are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def settings_of(name: str, classes: Sequence[str], pairs: Sequence[str] = ()) -> CampaignConfig:
+    """Return the settings of a new campaign from ``section.key=value`` pairs.
+
+    Raises
+    ------
+    ConfigError
+        If a pair is malformed, a key unknown or a value out of range.
+    """
+    data: dict[str, Any] = {"name": name, "classes": [c.strip() for c in classes if c.strip()]}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"'{pair}' is no KEY=VALUE", where="--set", todo="E.g. --set training.iterations=300")
+        *sections, last = key.strip().split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+        try:
+            table[last] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[last] = value
+    return check_config(data, "--set")

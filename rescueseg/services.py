@@ -68,6 +68,20 @@ def read_state(folder: Path) -> ServiceState | None:
     return state if _process(state, "prefect") is not None else None
 
 
+def checkout() -> Path:
+    """Return the checkout that holds ``flows`` and ``tasks``, which no wheel carries.
+
+    Raises
+    ------
+    ServiceError
+        If rescueseg was not installed from a checkout.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "flows" / "generation.py").exists():
+        raise ServiceError("the flows are not here", where=str(root), todo="Install from a checkout: pip install -e .")
+    return root
+
+
 def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str, str]:
     """Return the environment of every process that works with the servers.
 
@@ -92,6 +106,7 @@ def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "rescueseg",
         "PYTHONUNBUFFERED": "1",
     }
     loopback = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), HOST, "localhost"]))
@@ -100,6 +115,7 @@ def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str
         **quiet,
         "NO_PROXY": loopback,
         "no_proxy": loopback,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(checkout()), os.environ.get("PYTHONPATH", "")])),
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": prefect_api_url,
         "MLFLOW_TRACKING_URI": mlflow_uri,
@@ -243,6 +259,30 @@ class Servers:
         with storage_errors(str(path)):
             part.write_text(json.dumps(asdict(state), indent=1) + "\n")
             part.replace(path)
+
+
+@contextmanager
+def connect(folder: Path, mlflow_backend: str, mlflow_uri: str = "") -> Iterator[dict[str, str]]:
+    """Yield the environment for flows: servers that run already are used, others are started for the block.
+
+    Parameters
+    ----------
+    folder : Path
+        The services folder of the campaign.
+    mlflow_backend : str
+        SQLAlchemy URL of MLflow's database, for a server that has to be started.
+    mlflow_uri : str
+        Tracking server to use in any case, unless empty.
+    """
+    if url := os.environ.get("PREFECT_API_URL", ""):
+        yield environment(folder, url, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", mlflow_backend))
+        return
+    state = read_state(folder)
+    if state is not None:
+        yield environment(folder, state.prefect_api_url, mlflow_uri or state.mlflow_uri)
+        return
+    with Servers(folder, mlflow_backend, mlflow_uri=mlflow_uri) as servers:
+        yield servers.environment
 
 
 def mlflow_command(backend: str, folder: Path, port: int) -> list[str]:

@@ -1,0 +1,45 @@
+"""Inference on demand: one volume with the champion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.generation import scheduler_address
+from rescueseg import generation as stages
+from rescueseg.errors import InferenceError
+from tasks.inference import infer
+from tasks.options import open_campaign
+
+
+@flow(name="infer-volume", flow_run_name="infer-{volume_id}", persist_result=True, result_serializer="json")
+def infer_volume(campaign_url: str, volume_id: str, generation: int | None = None) -> Any:
+    """Predict one volume of the campaign; blocks that are done already are not done again.
+
+    Parameters
+    ----------
+    campaign_url : str
+        The campaign.
+    volume_id : str
+        The volume.
+    generation : int, optional
+        Generation whose model predicts; the champion when omitted.
+
+    Returns
+    -------
+    dict
+        Reference to the maps.
+
+    Raises
+    ------
+    InferenceError
+        If no generation was evaluated yet.
+    """
+    campaign, store = open_campaign(campaign_url)
+    campaign.volume(volume_id)
+    number = stages.champion(campaign) if generation is None else generation
+    if number is None:
+        raise InferenceError("there is no champion yet", where=campaign.url, todo="Run a generation first")
+    with stages.campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_address(campaign) as scheduler:
+        return infer(campaign.url, number, scheduler, [volume_id])[0]

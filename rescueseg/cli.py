@@ -1,0 +1,260 @@
+"""The command line. Importing it imports neither torch, MONAI, MLflow nor Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from rescueseg.annotation.commands import OneLineErrors, queue_app
+from rescueseg.campaign import Campaign
+from rescueseg.config import settings_of
+from rescueseg.errors import ConfigError
+from rescueseg.records import LabelType
+
+console = Console()
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Rescue hard 3D microscopy segmentations with the fewest annotated voxels.",
+)
+app.add_typer(queue_app, name="queue")
+
+CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
+Volumes = Annotated[
+    list[str],
+    typer.Argument(metavar="VOLUME…", help="Image files: TIFF, NIfTI, NRRD, HDF5 (file.h5:dataset), Zarr, OME-Zarr."),
+]
+SpacingOption = Annotated[
+    str, typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong.")
+]
+TruthOption = Annotated[
+    list[str], typer.Option(metavar="FILE", help="Ground truth of each volume, in their order; repeat the option.")
+]
+TruthTypeOption = Annotated[str, typer.Option(metavar="semantic|instance", help="What the truth's numbers mean.")]
+DomainOption = Annotated[
+    str, typer.Option(help="Acquisition group of these volumes: same microscope, objective, bit depth, spacing.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the campaign file, such as training.iterations=300."),
+]
+
+
+@app.command(epilog="Example: rescueseg init liver stack.tif --classes mitochondria --spacing 0.05,0.01,0.01")
+def init(
+    campaign: CampaignArgument,
+    volumes: Volumes,
+    classes: Annotated[str, typer.Option(help="Names of the classes 1, 2…, separated by commas.")],
+    name: Annotated[str, typer.Option(help="Name of the campaign; the folder's name when omitted.")] = "",
+    spacing: SpacingOption = "",
+    truth: TruthOption = [],  # noqa: B006
+    truth_type: TruthTypeOption = "semantic",
+    domain: DomainOption = "",
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Start a campaign and import its volumes as OME-Zarr."""
+    from rescueseg.intake import start_campaign
+
+    config = settings_of(name or Path(campaign).name, classes.split(","), settings)
+    made = start_campaign(
+        campaign,
+        config,
+        volumes,
+        spacing=parse_spacing(spacing),
+        truths=truth,
+        truth_type=parse_truth_type(truth_type),
+        domain=domain or None,
+        say=console.print,
+    )
+    console.print(f"Campaign '{made.config.name}' in {made.url}")
+    console.print(f"Next: rescueseg sample {campaign}", style="dim")
+
+
+@app.command(epilog="Example: rescueseg add liver second_stack.nii.gz")
+def add(
+    campaign: CampaignArgument,
+    volumes: Volumes,
+    spacing: SpacingOption = "",
+    truth: TruthOption = [],  # noqa: B006
+    truth_type: TruthTypeOption = "semantic",
+    domain: DomainOption = "",
+) -> None:
+    """Add volumes to a campaign; the next sampling lets the holdout grow into them."""
+    from rescueseg.intake import add_volumes
+
+    add_volumes(
+        Campaign.open(campaign),
+        volumes,
+        spacing=parse_spacing(spacing),
+        truths=truth,
+        truth_type=parse_truth_type(truth_type),
+        domain=domain or None,
+        say=console.print,
+    )
+    console.print(f"Next: rescueseg sample {campaign}", style="dim")
+
+
+@app.command(epilog="Example: rescueseg sample liver")
+def sample(campaign: CampaignArgument) -> None:
+    """Freeze the holdout and queue the first tickets."""
+    from rescueseg import tickets
+    from rescueseg.annotation.store import open_queue
+
+    opened = Campaign.open(campaign)
+    new = tickets.prepare(opened, open_queue(opened))
+    holdout = opened.holdout()
+    assert holdout is not None, "sampling froze the holdout"
+    parts = [box.part for box in holdout.boxes]
+    console.print(
+        f"{parts.count('validation')} validation and {parts.count('test')} test boxes are frozen, {new} new tickets"
+    )
+    console.print(f"Next: rescueseg queue next {campaign}", style="dim")
+
+
+@app.command(epilog="Example: rescueseg generation liver --dry-run")
+def generation(
+    campaign: CampaignArgument,
+    only_if_due: Annotated[bool, typer.Option(help="Do nothing unless enough patches were accepted.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Run the next generation, or go on with the one that was interrupted."""
+    from rescueseg import generation as stages
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.serving import run_flow
+
+    opened = Campaign.open(campaign)
+    due = stages.count_due(opened, open_queue(opened))
+    if dry_run:
+        console.print(f"Generation {due.generation}: {due.reason} ({'due' if due.due else 'not due'})")
+        for stage in stages.STAGES:
+            done = opened.stage_result(due.generation, stage) is not None
+            console.print(f"  {stage}: {'done, would be skipped' if done else 'would run'}")
+        return
+    if only_if_due and not due.due:
+        console.print(f"Nothing to do: {due.reason}")
+        return
+    run_flow(opened, "generation", {"campaign_url": opened.url, "only_if_due": only_if_due}, console)
+    show_generations(opened)
+
+
+@app.command(epilog="Example: rescueseg infer liver second_stack")
+def infer(
+    campaign: CampaignArgument,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME_ID", help="Id of a volume of the campaign.")],
+    generation: Annotated[int, typer.Option(help="Generation whose model predicts; the champion when omitted.")] = -1,
+) -> None:
+    """Predict one volume with the champion."""
+    from rescueseg import generation as stages
+    from rescueseg.serving import run_flow
+
+    opened = Campaign.open(campaign)
+    opened.volume(volume)
+    number = generation if generation >= 0 else stages.champion(opened)
+    run_flow(opened, "infer-volume", {"campaign_url": opened.url, "volume_id": volume, "generation": number}, console)
+    assert number is not None, "the flow refuses without a champion"
+    console.print(f"Maps: {opened.map_url(number, volume)}")
+
+
+@app.command(epilog="Example: rescueseg status liver")
+def status(campaign: CampaignArgument) -> None:
+    """Show volumes, queue, generations and servers of a campaign."""
+    from rescueseg import generation as stages
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.services import read_state
+
+    opened = Campaign.open(campaign)
+    store = open_queue(opened)
+    console.print(f"Campaign '{opened.config.name}' in {opened.url}")
+    for volume in opened.volumes():
+        truth = f", {volume.truth} truth" if volume.truth else ""
+        console.print(
+            f"  {volume.volume_id}: {'×'.join(map(str, volume.shape_zyx))} voxels (zyx), "
+            f"{' × '.join(f'{s:g}' for s in volume.spacing_um_zyx)} µm{truth}"
+        )
+    console.print("Queue: " + (", ".join(f"{n} {state}" for state, n in store.counts().items() if n) or "empty"))
+    due = stages.count_due(opened, store)
+    console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
+    show_generations(opened)
+    state = read_state(opened.services_folder) if opened.storage.is_local else None
+    if state:
+        console.print(f"Prefect: {state.prefect_api_url.removesuffix('/api')}   MLflow: {state.mlflow_uri}")
+    else:
+        console.print(f"No servers run; start them with: rescueseg up {campaign}", style="dim")
+
+
+@app.command(epilog="Example: rescueseg up liver")
+def up(campaign: CampaignArgument) -> None:
+    """Serve a campaign until Ctrl-C: Prefect, MLflow, a worker, and its deployments.
+
+    Generations start by themselves, on the schedule and when enough patches were accepted (see [trigger] in
+    campaign.toml). Everything listens on the loopback interface only.
+    """
+    from rescueseg.serving import serve
+
+    serve(Campaign.open(campaign), console)
+
+
+@app.command(
+    epilog="Example: rescueseg demo --dataset cdeep3m_mito_train --data-dir ../shared/data --generations 3 --out demo"
+)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the campaign; a campaign there is continued.")] = Path("demo"),
+    dataset: Annotated[str, typer.Option(help="Example volume; see `rescueseg.examples`.")] = "",
+    data_dir: Annotated[str, typer.Option(help="Folder of example volumes that are here already.")] = "",
+    generations: Annotated[int, typer.Option(min=1, help="Generations to run in all.")] = 3,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Run generations of active learning on an example volume with a simulated annotator."""
+    from rescueseg.demo import run_demo
+
+    run_demo(out, dataset, data_dir, generations, settings, console)
+
+
+def show_generations(campaign: Campaign) -> None:
+    """Print one row per generation, once there is one."""
+    from rescueseg.summary import rows, table
+
+    if rows(campaign):
+        console.print(table(campaign))
+
+
+def parse_spacing(text: str) -> tuple[float, float, float] | None:
+    """Return the spacing of a ``Z,Y,X`` option, None when it is empty.
+
+    Raises
+    ------
+    ConfigError
+        If it is not three positive numbers.
+    """
+    if not text:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"'{text}' is no spacing", where="--spacing", todo="Three numbers in µm: Z,Y,X, such as 0.3,0.1,0.1"
+        ) from error
+    if min(z, y, x) <= 0:
+        raise ConfigError(f"'{text}' is not positive", where="--spacing", todo="Three numbers in µm: Z,Y,X")
+    return z, y, x
+
+
+def parse_truth_type(text: str) -> LabelType:
+    """Return a truth type.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown.
+    """
+    if text not in ("semantic", "instance"):
+        raise ConfigError(f"'{text}' is no truth type", where="--truth-type", todo="'semantic' or 'instance'")
+    return cast(LabelType, text)

@@ -1,0 +1,289 @@
+"""The stages of one generation, each a function that is safe to kill and call again.
+
+::
+
+    begin ► snapshot ► training ► inference ► evaluation ► query ► tickets ► report ► finish
+
+`begin` fixes the generation's number in the queue's ledger. Every stage then commits by writing its ``<stage>.json`` as
+its last act and is skipped once that is there, so a rerun goes on where the last run was killed, with the same snapshot
+and to the same model and queried patches. No clock enters a result; how long a stage took lies beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rescueseg.annotation.ledger import HeldLock
+from rescueseg.annotation.store import QueueStore
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError, QueueError, TrainingError
+from rescueseg.records import ModelReference
+from rescueseg.seeds import random_generator
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is counted, how many are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """Whether a generation is to run.
+
+    Parameters
+    ----------
+    generation : int
+        Its number: the unfinished one, or the next.
+    due : bool
+        True when it should run now.
+    reason : str
+        One sentence for people.
+    """
+
+    generation: int
+    due: bool
+    reason: str
+
+
+def count_due(campaign: Campaign, store: QueueStore) -> Due:
+    """Recount in the database whether a generation is due; call it under the campaign's lock.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its ``trigger.accepted_patches`` is the threshold.
+    store : QueueStore
+        Queue and ledger.
+    """
+    last = store.last_generation()
+    if last is not None and last.finished_at is None:
+        return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
+    following = 0 if last is None else last.generation + 1
+    if waiting := _holdout_waiting(campaign):
+        return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
+    if last is not None and (stop := campaign.finished(last.generation, "tickets")["stop"]):
+        return Due(following, False, f"the campaign says stop: {stop}")
+    accepted, wanted = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
+    return Due(following, accepted >= wanted, f"{accepted} of {wanted} patches accepted since the last generation")
+
+
+@contextmanager
+def campaign_lock(
+    campaign: Campaign, store: QueueStore, *, name: str = "generation", refuse: bool = True
+) -> Iterator[HeldLock | None]:
+    """Hold one of the campaign's locks during the block.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : QueueStore
+        Its queue, which keeps the locks.
+    name : str
+        What is locked.
+    refuse : bool
+        Raise when somebody else holds it; yield None otherwise.
+
+    Raises
+    ------
+    QueueError
+        If somebody else holds it and `refuse` is set.
+    """
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(store.lock(name, f"{name} of {campaign.config.name}"))
+        except QueueError:
+            if refuse:
+                raise
+            yield None
+            return
+        yield held
+
+
+def begin(campaign: Campaign, store: QueueStore) -> int:
+    """Write the generation to run into the ledger and return its number; an unfinished one is continued.
+
+    Raises
+    ------
+    QueueError
+        If no patch was accepted yet.
+    EvaluationError
+        If holdout boxes still wait for their annotation.
+    """
+    due = count_due(campaign, store)
+    accepted = store.accepted("pool")
+    if not accepted:
+        raise QueueError(
+            "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
+        )
+    if waiting := _holdout_waiting(campaign):
+        raise EvaluationError(
+            f"{waiting} holdout boxes are not annotated yet",
+            where=campaign.url,
+            todo="Their tickets come first in the queue; annotate and accept them",
+        )
+    store.begin_generation(due.generation, len(accepted))
+    return due.generation
+
+
+def _holdout_waiting(campaign: Campaign) -> int:
+    from rescueseg.evaluation import missing_truth
+
+    return len(missing_truth(campaign)) if campaign.holdout() else 0
+
+
+# stages -----------------------------------------------------------------------------------------------------------
+
+
+def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[], Any]) -> Any:
+    """Do the work of a stage unless it is done, note its seconds, commit."""
+    done = campaign.stage_result(generation, stage)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    result = work()
+    campaign.finish_stage(generation, f"{stage}.seconds", round(time.perf_counter() - started, 3))
+    campaign.finish_stage(generation, stage, result)
+    return result
+
+
+def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Write the generation's immutable training set from the accepted annotations; see `rescueseg.snapshot`."""
+    from rescueseg import snapshot
+
+    def work() -> Any:
+        accepted = store.accepted("pool")
+        before = campaign.snapshot(generation - 1) if generation else None
+        known = {item.annotation_id for item in before.items} if before else set()
+        new = [a for a in accepted if a.annotation_id not in known]
+        effort = {
+            "voxels_corrected": sum(a.voxels_corrected for a in new),
+            "annotation_seconds": round(sum(a.seconds for a in new), 1),
+        }
+        campaign.finish_stage(generation, "effort", effort)
+        return snapshot.make_snapshot(campaign, generation, accepted).to_json()
+
+    return run_stage(campaign, generation, "snapshot", work)
+
+
+def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
+    """Train the generation's model, or go on training it from its last checkpoint.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its ``training`` settings name the trainer.
+    generation : int
+        Its snapshot must exist.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Raises
+    ------
+    TrainingError
+        If the snapshot is missing or holds nothing to learn from.
+    """
+    return run_stage(campaign, generation, "training", lambda: _train(campaign, generation, progress))
+
+
+def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
+    from rescueseg.inference.predictor import resolve_device
+    from rescueseg.training import TrainingRequest, get_trainer
+
+    training_set = campaign.snapshot(generation)
+    if training_set is None:
+        raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
+    previous = campaign.model(generation - 1) if generation and campaign.config.training.warm_start else None
+    folder = campaign.generation_path(generation, "model")
+    trainer = get_trainer(campaign.config.training.trainer)
+    request = TrainingRequest(
+        campaign=campaign,
+        snapshot=training_set,
+        work_dir=campaign.work_folder(generation),
+        seed=_seed(campaign, generation, "training"),
+        warm_start=campaign.work_folder(generation - 1) / "model" if previous else None,
+        device=resolve_device("auto"),
+    )
+    model = trainer.train(request, progress)
+    for file in sorted(model.path.iterdir()):
+        campaign.storage.write_bytes(f"{folder}/{file.name}", file.read_bytes())
+    reference = ModelReference(generation=generation, trainer=trainer.name, path=folder, digest=model.digest)
+    return {
+        "model": reference.to_json(),
+        "iterations": model.iterations,
+        "losses": [dict(entry) for entry in model.losses],
+        "warnings": list(model.warnings),
+    }
+
+
+def infer(campaign: Campaign, generation: int, client: Client | None, progress: Progress) -> Any:
+    """Predict all volumes with the generation's model; finished blocks are not done again.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    generation : int
+        Its model must exist.
+    client : distributed.Client or None
+        Where blocks are computed; in this process when None.
+    progress : callable
+        Called with the volume's id, blocks done, blocks in all.
+    """
+    ids = [volume.volume_id for volume in campaign.volumes()]
+    return run_stage(
+        campaign,
+        generation,
+        "inference",
+        lambda: [infer_volume(campaign, generation, volume, client, progress) for volume in ids],
+    )
+
+
+def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress) -> Any:
+    """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
+    from rescueseg.inference import engine
+
+    maps = engine.infer_volume(
+        campaign,
+        _model(campaign, generation),
+        volume_id,
+        client=client,
+        progress=lambda done, total: progress(volume_id, done, total),
+    )
+    return maps.to_json()
+
+
+def evaluate(campaign: Campaign, generation: int) -> Any:
+    """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so."""
+    from rescueseg.champion import judge
+    from rescueseg.evaluation import evaluate_generation
+
+    return run_stage(
+        campaign, generation, "evaluation", lambda: judge(campaign, evaluate_generation(campaign, generation)).to_json()
+    )
+
+
+def champion(campaign: Campaign) -> int | None:
+    """Return the generation whose model is champion; None before the first evaluation."""
+    from rescueseg.champion import judgements
+
+    judged = judgements(campaign)
+    return judged[-1].champion if judged else None
+
+
+def _model(campaign: Campaign, generation: int) -> ModelReference:
+    model = campaign.model(generation)
+    if model is None:
+        raise TrainingError("there is no model", where=f"generation {generation}", todo="Train it first")
+    return model
+
+
+def _seed(campaign: Campaign, generation: int, purpose: str) -> int:
+    return int(random_generator(campaign.config.seed, purpose, generation).integers(2**31))

@@ -1,0 +1,1 @@
+"""Simulated annotators, for demonstrations, tests and the active-learning benchmark."""

@@ -1,0 +1,177 @@
+"""An annotator made of ground truth: it takes tickets from the queue like a person, and errs like one on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rescueseg import volumes
+from rescueseg.annotation.labels import IGNORE, starting_labels, submit_labels
+from rescueseg.annotation.records import Lease, NewTicket
+from rescueseg.annotation.store import QueueStore
+from rescueseg.campaign import Campaign
+from rescueseg.errors import LabelError
+from rescueseg.seeds import random_generator
+
+_DISPLACEMENT_SMOOTHNESS = 3.0
+
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AnnotatorOptions:
+    """How the annotator differs from the truth.
+
+    Parameters
+    ----------
+    jitter_voxels : float
+        Typical displacement of boundaries, in voxels; neighbouring voxels move together.
+    missed_objects : float
+        Probability with which a connected object is not drawn at all.
+    seconds_per_voxel : float
+        Working time per voxel that differs from the mask the annotator started from.
+    seconds_per_patch : float
+        Working time that every patch costs.
+    abandoned : float
+        Probability that the first lease on a ticket is left to run out.
+    """
+
+    jitter_voxels: float = 0.0
+    missed_objects: float = 0.0
+    seconds_per_voxel: float = 0.002
+    seconds_per_patch: float = 10.0
+    abandoned: float = 0.0
+
+
+class SimulatedAnnotator:
+    """Works through the queue of a campaign whose volumes came with truth.
+
+    What it draws depends on the campaign's seed and the ticket alone: a killed and repeated run hands in the same.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its volumes carry ``labels/truth``.
+    store : QueueStore
+        The queue.
+    name : str
+        Annotator's name in the queue.
+    options : AnnotatorOptions, optional
+        How it errs.
+    """
+
+    def __init__(
+        self, campaign: Campaign, store: QueueStore, name: str = "simulated", options: AnnotatorOptions | None = None
+    ) -> None:
+        self.campaign = campaign
+        self.store = store
+        self.name = name
+        self.options = options or AnnotatorOptions()
+
+    def drain(self) -> int:
+        """Annotate until no ticket is left to claim.
+
+        Returns
+        -------
+        int
+            Number of tickets handed in.
+
+        Raises
+        ------
+        LabelError
+            If a ticket lies in a volume without truth.
+        """
+        done = 0
+        seconds = self.campaign.config.annotation.lease_minutes * 60
+        while (lease := self.store.claim(self.name, seconds, resume=True)) is not None:
+            if self._abandons(lease):
+                self.store.expire(lease.expires_at + timedelta(seconds=1))
+                continue
+            self.annotate(lease)
+            done += 1
+        return done
+
+    def annotate(self, lease: Lease) -> None:
+        """Draw the labels of one leased ticket and hand them in."""
+        labels = self.draw(lease.ticket)
+        start = starting_labels(self.campaign, lease)
+        corrected = int(np.count_nonzero((labels != start) & (labels != IGNORE)))
+        seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
+        submit_labels(self.campaign, self.store, lease, self.name, labels, "simulated", seconds)
+
+    def draw(self, ticket: NewTicket) -> Labels:
+        """Return the labels of a ticket, uint8 zyx: the truth inside its box, with the errors asked for.
+
+        Raises
+        ------
+        LabelError
+            If its volume came without truth.
+        """
+        if self.campaign.volume(ticket.volume_id).truth is None:
+            raise LabelError(
+                "the simulated annotator needs ground truth",
+                where=f"volume {ticket.volume_id}",
+                todo="Import the volume with --truth",
+            )
+        labels: Labels = np.asarray(volumes.open_truth(self.campaign, ticket.volume_id)[ticket.box.slices], np.uint8)
+        rng = random_generator(self.campaign.config.seed, "annotator", ticket.ticket_id)
+        if self.options.missed_objects:
+            labels = miss_objects(labels, self.options.missed_objects, rng)
+        if self.options.jitter_voxels:
+            labels = jitter_boundaries(labels, self.options.jitter_voxels, rng)
+        return labels
+
+    def _abandons(self, lease: Lease) -> bool:
+        if not self.options.abandoned:
+            return False
+        events = [entry.event for entry in self.store.history(lease.ticket.ticket_id)]
+        if "expired" in events:
+            return False
+        rng = random_generator(self.campaign.config.seed, "abandon", lease.ticket_id)
+        return bool(rng.random() < self.options.abandoned)
+
+
+def miss_objects(labels: Labels, probability: float, rng: np.random.Generator) -> Labels:
+    """Return the labels with each connected object of each class left out by chance.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Not changed.
+    probability : float
+        Of an object to be left out.
+    rng : numpy.random.Generator
+        Decides.
+    """
+    kept = labels.copy()
+    for value in np.unique(labels):
+        if value in (0, IGNORE):
+            continue
+        objects, count = ndimage.label(labels == value)
+        missed = np.concatenate([[False], rng.random(count) < probability])
+        kept[missed[objects]] = 0
+    return kept
+
+
+def jitter_boundaries(labels: Labels, voxels: float, rng: np.random.Generator) -> Labels:
+    """Return the labels warped by a smooth random field, so that boundaries move by about `voxels`.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Not changed; values are kept, none is interpolated.
+    voxels : float
+        Standard deviation of the displacement along each axis, in voxels.
+    rng : numpy.random.Generator
+        Draws the field.
+    """
+    field = np.empty((3, *labels.shape), np.float32)
+    for axis in range(3):
+        noise = ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), _DISPLACEMENT_SMOOTHNESS)
+        field[axis] = noise * (voxels / max(float(noise.std()), 1e-6))
+    where = np.indices(labels.shape, np.float32) + field
+    return np.asarray(ndimage.map_coordinates(labels, where, order=0, mode="nearest"), np.uint8)

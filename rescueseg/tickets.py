@@ -1,0 +1,130 @@
+"""From patches to tickets: the holdout and the starting patches first, then what each generation asks for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg import sampling
+from rescueseg.annotation.labels import ticket_id
+from rescueseg.annotation.records import NewTicket
+from rescueseg.annotation.store import QueueStore
+from rescueseg.campaign import Campaign
+from rescueseg.generation import run_stage, stop_decision
+from rescueseg.geometry import Box, Patch
+from rescueseg.records import Purpose, QueriedPatch
+from rescueseg.seeds import random_generator
+
+
+def prepare(campaign: Campaign, store: QueueStore) -> int:
+    """Freeze the holdout and queue the first tickets; a rerun changes nothing.
+
+    Holdout boxes in volumes without ground truth become the first tickets, without a mask that could bias them; then
+    come the starting patches.
+
+    Returns
+    -------
+    int
+        Number of new tickets.
+
+    Raises
+    ------
+    SamplingError
+        If the volumes leave no room.
+    """
+    store.migrate()
+    holdout = sampling.draw_holdout(campaign)
+    tickets = [
+        _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
+        for b in holdout.boxes
+        if campaign.volume(b.volume_id).truth is None
+    ]
+    if campaign.starting_patches() is None:
+        campaign.save_starting_patches(sampling.starting_patches(campaign))
+    tickets += [_queried(campaign, 0, patch) for patch in campaign.starting_patches() or []]
+    return store.add_tickets(tickets)
+
+
+def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Choose the patches to ask for next by the campaign's query strategy; see `rescueseg.query`.
+
+    Patches that had a ticket before are left out, and so is the guarded holdout.
+    """
+    return run_stage(campaign, generation, "query", lambda: _query(campaign, generation, store))
+
+
+def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    from rescueseg import query as strategies
+
+    config = campaign.config
+    occupied: dict[str, list[Box]] = defaultdict(list)
+    for ticket in store.tickets(purpose="pool"):
+        if ticket.generation <= generation:
+            occupied[ticket.volume_id].append(ticket.box)
+    boxes = {
+        volume.volume_id: sampling.candidate_boxes(campaign, volume.volume_id, occupied[volume.volume_id])
+        for volume in campaign.volumes()
+    }
+    candidates = strategies.score_candidates(campaign, generation, boxes)
+    rng = random_generator(config.seed, "query", generation)
+    patches = strategies.choose_patches(config, candidates, generation, rng)
+    return {
+        "strategy": config.query.strategy,
+        "patches": [patch.to_json() for patch in patches],
+    }
+
+
+def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Make tickets of the queried patches, each with the model's prediction as first mask.
+
+    Nothing is queued once the stopping rule says stop.
+    """
+    return run_stage(campaign, generation, "tickets", lambda: _enqueue(campaign, generation, store))
+
+
+def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    from rescueseg.inference.maps import open_map
+
+    if stop := stop_decision(campaign, generation):
+        return {"tickets": [], "stop": stop}
+    tickets = []
+    for data in campaign.finished(generation, "query")["patches"]:
+        patch = QueriedPatch.model_validate(data)
+        ticket = _queried(campaign, generation + 1, patch)
+        prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")
+        probability = open_map(campaign, generation, patch.volume_id, "probability")
+        campaign.storage.write_array(prefill, most_likely(np.asarray(probability[(slice(None), *patch.box.slices)])))
+        tickets.append(ticket.model_copy(update={"prefill": prefill}))
+    store.add_tickets(tickets)
+    return {"tickets": [ticket.ticket_id for ticket in tickets], "stop": ""}
+
+
+def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the most likely class of each voxel: uint8 zyx from probabilities (K + 1, z, y, x)."""
+    return np.asarray(probability.argmax(axis=0), np.uint8)
+
+
+def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTicket:
+    return _ticket(
+        campaign,
+        generation,
+        Patch(patch.volume_id, patch.box),
+        "pool",
+        stratum=patch.stratum,
+        reason=patch.reason,
+        score=patch.score,
+    )
+
+
+def _ticket(campaign: Campaign, generation: int, patch: Patch, purpose: Purpose, **more: Any) -> NewTicket:
+    return NewTicket(
+        ticket_id=ticket_id(campaign.config.name, generation, patch, purpose),
+        volume_id=patch.volume_id,
+        box=patch.box,
+        purpose=purpose,
+        generation=generation,
+        **more,
+    )

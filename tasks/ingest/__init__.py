@@ -1,0 +1,1 @@
+"""Tasks that bring volumes and the first tickets into a campaign."""

@@ -1,0 +1,49 @@
+"""What all stage tasks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from rescueseg.annotation.store import QueueStore, open_queue
+from rescueseg.campaign import Campaign
+from rescueseg.errors import StorageError
+from rescueseg.tracking import Tracker
+
+
+def is_storage_error(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Tell whether a failed run may succeed when tried again: only the storage can change its mind."""
+    return isinstance(state.result(raise_on_failure=False), StorageError)
+
+
+STAGE: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [2, 20],
+    "retry_condition_fn": is_storage_error,
+    "persist_result": True,
+    "result_serializer": "json",
+    "cache_policy": NO_CACHE,
+}
+"""Options of every stage task. What makes a stage idempotent is its commit file in the campaign, so nothing is cached."""
+
+
+def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:
+    """Open a campaign and its queue."""
+    campaign = Campaign.open(campaign_url)
+    return campaign, open_queue(campaign)
+
+
+@contextmanager
+def tracked(campaign: Campaign, generation: int, stage: str) -> Iterator[Tracker]:
+    """Keep the stage's run in MLflow open during the block, unless the stage was done by an earlier run."""
+    tracker = Tracker(campaign)
+    if campaign.stage_result(generation, stage) is not None:
+        yield tracker
+        return
+    with tracker.stage(generation, stage):
+        yield tracker
