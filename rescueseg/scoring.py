@@ -1,0 +1,159 @@
+"""Patch scores of a whole campaign: the maps of a generation streamed block by block into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.acquisition import Floats, Integers, box_bounds, box_sums, class_entropy, touching
+from rescueseg.campaign import Campaign
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import ZYX, Box, partition, zyx
+
+SCORES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
+"""Maps whose box means are scores by themselves."""
+Progress = Callable[[int, int], None]
+
+_BLOCK_VOXELS = 4_000_000
+"""Largest block read at once; bounds the memory whatever the shards are."""
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """Candidate patches and their scores; every array has one row per candidate.
+
+    Parameters
+    ----------
+    volume_ids : tuple of str
+        Volume of each candidate.
+    boxes : tuple of Box
+        Box of each candidate.
+    scores : dict of str to ndarray of float64, shape (n,)
+        Box mean of each map in `SCORES`; entropies in nats.
+    class_entropy : ndarray of float64, shape (n, K)
+        Box mean of predictive entropy times mean probability, by foreground class.
+    foreground : ndarray of float64, shape (n,)
+        Box mean of the predicted foreground probability, 1 − p_0.
+    """
+
+    volume_ids: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    scores: dict[str, Floats]
+    class_entropy: Floats
+    foreground: Floats
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.boxes)
+
+
+def score_candidates(
+    campaign: Campaign,
+    generation: int,
+    boxes: Mapping[str, Sequence[Box]],
+    progress: Progress | None = None,
+) -> CandidateTable:
+    """Score candidate boxes by the maps of a generation, reading each block of the maps once.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With complete maps of the generation for each volume.
+    generation : int
+        Whose maps to read.
+    boxes : mapping of str to sequence of Box
+        Candidates of each volume, inside it; they may overlap.
+    progress : callable, optional
+        Called with the blocks done and the blocks in all.
+
+    Returns
+    -------
+    CandidateTable
+        Candidates by volume id, in the order given. Blocks are read in a fixed order: the same maps give the
+        same scores to the last bit.
+
+    Raises
+    ------
+    InferenceError
+        If the maps of a volume are not complete, or hold values that are not finite.
+    """
+    from rescueseg.inference.maps import map_blocks, open_map
+
+    volumes = [v for v in sorted(boxes) if boxes[v]]
+    blocks: dict[str, list[Box]] = {}
+    for volume_id in volumes:
+        chunk = zyx(open_map(campaign, generation, volume_id, SCORES[0]).chunks)
+        shards = map_blocks(campaign, generation, volume_id)
+        blocks[volume_id] = [piece for shard in shards for piece in _pieces(shard, chunk)]
+    done, total = 0, sum(map(len, blocks.values()))
+    rows: list[Floats] = []
+    for volume_id in volumes:
+        maps = {name: open_map(campaign, generation, volume_id, name) for name in (*SCORES, "probability")}
+        sums: Floats | None = None
+        starts, stops = box_bounds(boxes[volume_id])
+        for block in blocks[volume_id]:
+            part = _block_sums(maps, block, starts, stops, volume_id)
+            sums = part if sums is None else sums + part
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        assert sums is not None, "a volume has at least one block"
+        rows.append(sums / np.prod(stops - starts, axis=1)[:, None])
+    columns = len(SCORES) + 1 + campaign.config.n_classes
+    table = np.concatenate(rows) if rows else np.zeros((0, columns))
+    return CandidateTable(
+        volume_ids=tuple(v for v in volumes for _ in boxes[v]),
+        boxes=tuple(box for v in volumes for box in boxes[v]),
+        scores={name: table[:, i] for i, name in enumerate(SCORES)},
+        foreground=table[:, len(SCORES)],
+        class_entropy=table[:, len(SCORES) + 1 :],
+    )
+
+
+def _block_sums(maps: Mapping[str, Any], block: Box, starts: Integers, stops: Integers, volume_id: str) -> Floats:
+    """Return the sums of one block: columns `SCORES`, foreground, then one per foreground class."""
+    n_classes = maps["probability"].shape[0] - 1
+    sums = np.zeros((len(starts), len(SCORES) + 1 + n_classes), dtype=np.float64)
+    index = touching(block, starts, stops)
+    if not len(index):
+        return sums
+    for column, image in enumerate(_images(maps, block)):
+        if not np.isfinite(image).all():
+            raise InferenceError(
+                f"the maps hold values that are not finite in {block}",
+                where=f"volume {volume_id}",
+                todo="Delete the generation's maps and run its inference again",
+            )
+        sums[index, column] = box_sums(image, block.offset_zyx, starts[index], stops[index])
+    return sums
+
+
+def _images(maps: Mapping[str, Any], block: Box) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield what each column averages over, one image at a time."""
+    entropy = np.asarray(maps["predictive_entropy"][block.slices], dtype=np.float32)
+    yield entropy
+    for name in SCORES[1:]:
+        yield np.asarray(maps[name][block.slices], dtype=np.float32)
+    probability = np.asarray(maps["probability"][(slice(None), *block.slices)])
+    yield 1 - np.asarray(probability[0], dtype=np.float32)
+    for channel in probability[1:]:
+        yield class_entropy(entropy, channel)
+
+
+def _pieces(block: Box, chunk_zyx: ZYX) -> list[Box]:
+    """Cut a block at the borders of its chunks until the pieces are small enough to read."""
+    shape = list(block.shape_zyx)
+    while np.prod(shape) > _BLOCK_VOXELS:
+        chunks = [-(-n // c) for n, c in zip(shape, chunk_zyx, strict=True)]
+        axis = int(np.argmax(chunks))
+        if chunks[axis] == 1:
+            break
+        shape[axis] = -(-chunks[axis] // 2) * chunk_zyx[axis]
+    return [
+        Box(zyx(a + b for a, b in zip(block.offset_zyx, part.offset_zyx, strict=True)), part.shape_zyx)
+        for part in partition(block.shape_zyx, shape)
+    ]
