@@ -13,7 +13,7 @@ from rescueseg.annotation.labels import ticket_id
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.generation import run_stage, stop_decision
+from rescueseg.generation import run_stage
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Purpose, QueriedPatch
 from rescueseg.seeds import random_generator
@@ -57,7 +57,7 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
 
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
-    from rescueseg import query as strategies
+    from rescueseg.query import choose_patches, score_candidates
 
     config = campaign.config
     occupied: dict[str, list[Box]] = defaultdict(list)
@@ -68,13 +68,36 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
         volume.volume_id: sampling.candidate_boxes(campaign, volume.volume_id, occupied[volume.volume_id])
         for volume in campaign.volumes()
     }
-    candidates = strategies.score_candidates(campaign, generation, boxes)
-    rng = random_generator(config.seed, "query", generation)
-    patches = strategies.choose_patches(config, candidates, generation, rng)
+    table = score_candidates(campaign, generation, boxes)
+    rng = random_generator(config.seed, "query", generation, config.query.strategy)
+    patches = choose_patches(config, table, generation, rng) if len(table) else []
+    rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}
+    entropy = [table.scores["predictive_entropy"][rows[Patch(p.volume_id, p.box)]] for p in patches]
     return {
         "strategy": config.query.strategy,
+        "candidates": len(table),
         "patches": [patch.to_json() for patch in patches],
+        "uncertainty": round(float(np.mean(entropy)), 6) if entropy else None,
     }
+
+
+def stop_decision(campaign: Campaign, generation: int) -> str:
+    """Return why the campaign should stop after a generation, empty when it should go on."""
+    from rescueseg.champion import judgements
+    from rescueseg.stopping import GenerationResult, should_stop
+
+    history = [
+        GenerationResult(
+            generation=judged.generation,
+            annotated_patches=judged.annotated_patches,
+            validation_dice=judged.evaluation.validation.dice if judged.evaluation.validation else None,
+            candidates_left=campaign.finished(judged.generation, "query")["candidates"],
+        )
+        for judged in judgements(campaign)
+        if judged.generation <= generation
+    ]
+    decision = should_stop(history, campaign.config.stopping)
+    return decision.reason if decision.stop else ""
 
 
 def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
@@ -86,7 +109,7 @@ def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
 
 
 def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
-    from rescueseg.inference.maps import open_map
+    from rescueseg.inference import open_map
 
     if stop := stop_decision(campaign, generation):
         return {"tickets": [], "stop": stop}
