@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.annotation.records import AcceptedAnnotation
@@ -102,6 +102,7 @@ def boxes(draw: st.DrawFn) -> Box:
     return Box(tuple(offset), tuple(draw(st.integers(1, n - o)) for n, o in zip(SHAPE, offset, strict=True)))
 
 
+@settings(deadline=None)
 @given(boxes(), st.lists(boxes(), max_size=6), st.tuples(*[st.integers(0, 12)] * 3))
 def test_no_voxel_that_is_read_lies_in_the_holdout(box: Box, held: list[Box], context: tuple[int, int, int]) -> None:
     volume = np.zeros(SHAPE, bool)
