@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import LocalStore
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import check_config
-from rescueseg.errors import InferenceError, StorageError
+from rescueseg.cluster import open_cluster
+from rescueseg.config import ClusterConfig, check_config, dump_config
+from rescueseg.errors import ConfigError, InferenceError, StorageError
 from rescueseg.geometry import Box
 from rescueseg.inference import QUANTITIES, engine, infer_volume, map_blocks, map_reference, maps, open_map
 from rescueseg.inference.predictor import load_predictor, window_key
@@ -101,49 +105,50 @@ def test_batches_do_not_change_the_maps(
     assert_same(read_maps(campaign), one_block)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_dask_workers_give_the_maps_of_one_block(
-    tmp_path: Path, one_block: dict[str, np.ndarray], workers: int
-) -> None:
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Any]:
+    with open_cluster(ClusterConfig(workers=2)) as client:
+        yield client
+
+
+def test_one_dask_worker_gives_the_maps_of_one_block(tmp_path: Path, one_block: dict[str, np.ndarray]) -> None:
     campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
-    with local_client(workers) as client:
-        reference = infer(campaign, client=client)
-    assert reference.blocks >= 2
+    with open_cluster(ClusterConfig(workers=1)) as client:
+        assert infer(campaign, client=client).blocks > 2
     assert_same(read_maps(campaign), one_block)
 
 
-def local_client(workers: int) -> Any:
-    from distributed import Client
-
-    return Client(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1")
-
-
-def test_a_killed_worker_is_survived(tmp_path: Path, one_block: dict[str, np.ndarray]) -> None:
+def test_two_dask_workers_give_the_maps_of_one_block(
+    tmp_path: Path, one_block: dict[str, np.ndarray], two_workers: Any
+) -> None:
     campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
-    with local_client(2) as client:
-        infer(campaign, "dies_once", client=client)
+    assert infer(campaign, client=two_workers).blocks > 2
+    assert_same(read_maps(campaign), one_block)
+
+
+def test_an_error_crosses_the_process_border(tmp_path: Path, two_workers: Any) -> None:
+    campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
+    with pytest.raises(InferenceError, match="NaN") as caught:
+        infer(campaign, "diverged", client=two_workers)
+    assert "window" in caught.value.where
+
+
+def test_a_killed_worker_is_survived(tmp_path: Path, one_block: dict[str, np.ndarray], two_workers: Any) -> None:
+    campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
+    infer(campaign, "dies_once", client=two_workers)
     assert Path(campaign.storage.path("died")).exists()
     assert_same(read_maps(campaign), one_block)
 
 
-def test_a_block_that_kills_every_worker_is_one_clear_error(tmp_path: Path) -> None:
-    import dask
-
+def test_a_block_that_kills_every_worker_is_one_clear_error(tmp_path: Path, two_workers: Any) -> None:
     campaign = make_campaign(tmp_path / "campaign")
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        local_client(1) as client,
-        pytest.raises(InferenceError, match="block_voxels"),
-    ):
-        infer(campaign, "dies_always", client=client)
+    two_workers.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    try:
+        with pytest.raises(InferenceError, match="block_voxels"):
+            infer(campaign, "dies_always", client=two_workers)
+    finally:
+        two_workers.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 3))
     assert map_reference(campaign, 0, "v") is None
-
-
-def test_an_error_crosses_the_process_border(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
-    with local_client(1) as client, pytest.raises(InferenceError, match=r"NaN.*") as caught:
-        infer(campaign, "diverged", client=client)
-    assert "window" in caught.value.where
 
 
 def test_a_rerun_computes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +218,6 @@ def test_other_blocks_in_the_settings_do_not_discard_maps(tmp_path: Path) -> Non
     first = infer(campaign)
     settings = campaign.config.model_dump()
     settings["inference"]["block_voxels"] = 30_000
-    from rescueseg.config import dump_config
-
     campaign.storage.write_bytes("campaign.toml", dump_config(check_config(settings)).encode())
     assert infer(Campaign.open(campaign.url)) == first
     settings["inference"]["mc_samples"] = 3
@@ -286,8 +289,6 @@ def test_a_full_disk_is_one_clear_error_and_the_rerun_finishes(
 
 
 def infer_until_full(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zarr.storage import LocalStore
-
     writes = iter(range(1000))
     original = LocalStore.set
 
@@ -328,17 +329,12 @@ def test_window_keys_are_stable_and_distinct() -> None:
 
 
 def test_an_unknown_trainer_is_refused(tmp_path: Path) -> None:
-    from rescueseg.errors import ConfigError
-
     campaign = make_campaign(tmp_path / "campaign")
     with pytest.raises(ConfigError, match="trivial"):
         load_predictor(campaign, MODEL, campaign.config.inference, "cpu")
 
 
 def test_maps_module_needs_no_torch() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, rescueseg.inference; assert not {'torch', 'monai'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert maps.QUANTITIES[0] == "probability"
