@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -179,10 +180,10 @@ def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
 
 def _annotated_holdout(campaign: Campaign) -> dict[tuple[str, Box], str]:
     """Return the label files of accepted holdout annotations by volume and box."""
-    from rescueseg.annotation.store import QueueStore
+    from rescueseg.annotation.store import open_queue
 
-    store = QueueStore(campaign.database_url)
-    accepted = [*store.accepted(purpose="validation"), *store.accepted(purpose="test")]
+    with closing(open_queue(campaign)) as store:
+        accepted = [*store.accepted(purpose="validation"), *store.accepted(purpose="test")]
     return {(a.volume_id, a.box): a.labels for a in accepted}
 
 

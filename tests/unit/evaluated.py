@@ -1,0 +1,111 @@
+"""A campaign whose model is a blurred, noisy truth: everything evaluation and report read, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from scipy import ndimage
+
+from rescueseg.campaign import Campaign
+from rescueseg.champion import STAGE, judge
+from rescueseg.config import check_config
+from rescueseg.evaluation import evaluate_generation
+from rescueseg.geometry import Box
+from rescueseg.inference.maps import map_path
+from rescueseg.phantom import make_phantom
+from rescueseg.records import (
+    Holdout,
+    HoldoutBox,
+    MapReference,
+    ModelReference,
+    Snapshot,
+    SnapshotItem,
+)
+from rescueseg.volumes import import_volume
+from rescueseg.volumes.ome_zarr import create_image
+
+SHAPE = (24, 96, 96)
+SPACING = (0.2, 0.1, 0.1)
+
+
+def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
+    """Return 8 boxes per part of 8×24×24 voxels on a grid."""
+    boxes = [
+        HoldoutBox(volume_id="phantom", box=Box((z, y, x), (8, 24, 24)), part=parts[i % len(parts)], stratum="grid")
+        for i, (z, y, x) in enumerate((z, y, x) for z in (0, 12) for y in (0, 30, 60) for x in (0, 30, 60))
+    ][:16]
+    return Holdout(boxes=tuple(boxes), guard_zyx=(2, 4, 4))
+
+
+def make_campaign(folder: Path, truth: bool = True) -> Campaign:
+    """Return a campaign with one phantom volume and a frozen holdout."""
+    folder.mkdir(exist_ok=True)
+    campaign = Campaign.create(str(folder / "campaign"), check_config({"name": "phantom", "classes": ["organelle"]}))
+    image, labels, _ = make_phantom(SHAPE, SPACING, 3)
+    for name, array in (("image", image), ("truth", labels)):
+        tifffile.imwrite(folder / f"{name}.tif", array)
+    import_volume(
+        campaign,
+        str(folder / "image.tif"),
+        volume_id="phantom",
+        spacing=SPACING,
+        truth=str(folder / "truth.tif") if truth else None,
+    )
+    campaign.freeze_holdout(holdout_boxes())
+    return campaign
+
+
+def phantom_truth() -> npt.NDArray[np.uint8]:
+    """Return the truth of the campaign's volume."""
+    return make_phantom(SHAPE, SPACING, 3)[1]
+
+
+def write_generation(campaign: Campaign, generation: int, noise: float, judged: bool = True) -> None:
+    """Write model, snapshot, maps and judgement of a generation whose errors grow with `noise`."""
+    truth = phantom_truth()
+    rng = np.random.default_rng(generation)
+    field = ndimage.gaussian_filter(rng.normal(size=SHAPE), (0.7, 1.5, 1.5))
+    logit = 4 * ndimage.gaussian_filter((truth > 0) - 0.5, 0.6) + noise * field / field.std()
+    foreground = 1 / (1 + np.exp(-2 * logit))
+    probability = np.stack([1 - foreground, foreground])
+    entropy = -(probability * np.log(np.clip(probability, 1e-9, 1))).sum(axis=0)
+    write_maps(campaign, generation, probability, entropy)
+    items = tuple(
+        SnapshotItem(
+            ticket_id=f"t{i}",
+            volume_id="phantom",
+            box=Box((0, 0, i), (8, 20, 20)),
+            read_box=Box((0, 0, i), (8, 20, 20)),
+            annotation_id=f"a{i}",
+            labels="l",
+            labels_digest="d",
+        )
+        for i in range(4 * (generation + 1))
+    )
+    snapshot = Snapshot(generation=generation, items=items, n_classes=1, holdout_digest="", digest=f"{generation:064x}")
+    campaign.finish_stage(generation, "snapshot", snapshot.to_json())
+    model = ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}")
+    campaign.finish_stage(generation, "training", {"model": model.to_json()})
+    if judged:
+        campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
+
+
+def write_maps(
+    campaign: Campaign, generation: int, probability: npt.NDArray[np.float64], entropy: npt.NDArray[np.float64]
+) -> None:
+    """Write the two maps that evaluation reads, and the record that makes them complete."""
+    for name, array in (("probability", probability), ("predictive_entropy", entropy)):
+        url = f"{campaign.map_url(generation, 'phantom')}/{name}"
+        create_image(url, array.shape, np.float16, SPACING, name=name)[...] = array.astype(np.float16)
+    reference = MapReference(
+        generation=generation,
+        volume_id="phantom",
+        model_digest="m",
+        quantities=("probability", "predictive_entropy"),
+        blocks=1,
+        digest="d",
+    )
+    campaign.storage.write_json(map_path(campaign, generation, "phantom", ".json"), reference.to_json())

@@ -1,0 +1,150 @@
+"""Evaluation of whole generations on a campaign with real maps and truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rescueseg.annotation.labels import submit_labels
+from rescueseg.annotation.records import NewTicket
+from rescueseg.annotation.store import open_queue
+from rescueseg.baseline import threshold_baseline
+from rescueseg.campaign import Campaign
+from rescueseg.champion import judge, judgements
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation import Evaluation, evaluate_generation, missing_truth, open_truths
+from tests.unit.evaluated import make_campaign, phantom_truth, write_generation, write_maps
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """Return a campaign of three generations, each with fewer errors than the one before."""
+    campaign = make_campaign(tmp_path_factory.mktemp("evaluated"))
+    for generation, noise in enumerate((2.4, 1.2, 1.15)):
+        write_generation(campaign, generation, noise)
+    return campaign
+
+
+def test_a_perfect_map_scores_one(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    truth = phantom_truth()
+    write_generation(campaign, 0, 1.0, judged=False)
+    write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), np.zeros(truth.shape))
+    result = evaluate_generation(campaign, 0)
+    assert result.test is not None
+    assert result.validation is not None
+    assert (result.test.dice, result.test.iou, result.test.precision, result.test.recall) == (1.0, 1.0, 1.0, 1.0)
+    assert (result.test.surface_dice, result.test.hd95_um, result.test.ece) == (1.0, 0.0, 0.0)
+    assert result.validation.boxes == result.test.boxes == 8
+    assert all(b.errors == 0 and b.dice == 1.0 for b in result.boxes)
+
+
+def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> None:
+    result = Evaluation.model_validate(evaluated.stage_result(1, "evaluation")["evaluation"])
+    from rescueseg.inference import open_map
+
+    prediction = np.asarray(open_map(evaluated, 1, "phantom", "probability")[:]).argmax(axis=0)
+    truth = phantom_truth()
+    inside = np.zeros(truth.shape, dtype=bool)
+    holdout = evaluated.holdout()
+    assert holdout is not None
+    for box in holdout.of("phantom", "test"):
+        inside[box.slices] = True
+    overlap = ((prediction == 1) & (truth == 1) & inside).sum()
+    dice = 2 * overlap / (((prediction == 1) & inside).sum() + ((truth == 1) & inside).sum())
+    assert result.test is not None
+    assert result.test.dice == pytest.approx(dice)
+    assert result.test.voxels == inside.sum()
+    assert result.metrics()["test_dice"] == result.test.dice
+
+
+def test_fewer_errors_score_better_and_uncertainty_finds_them(evaluated: Campaign) -> None:
+    first, second, _ = (j.evaluation.test for j in judgements(evaluated))
+    assert first is not None
+    assert second is not None
+    assert second.dice > first.dice
+    assert second.iou < second.dice
+    assert (second.uncertainty.error_auroc() or 0) > 0.8
+
+
+def test_worst_boxes_come_worst_first(evaluated: Campaign) -> None:
+    worst = judgements(evaluated)[0].evaluation.worst(4)
+    shares = [b.errors / b.voxels for b in worst]
+    assert len(worst) == 4
+    assert shares == sorted(shares, reverse=True)
+    assert {b.part for b in worst} == {"validation"}
+
+
+def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> None:
+    first, second, third = judgements(evaluated)
+    assert (first.champion, first.comparison, first.promoted) == (0, None, True)
+    assert second.comparison is not None
+    assert (second.comparison.verdict, second.champion) == ("better", 1)
+    assert third.comparison is not None
+    assert third.comparison.champion == 1
+    assert third.champion == (2 if third.comparison.verdict == "better" else 1)
+    assert (second.annotated_patches, second.annotated_voxels) == (8, 8 * 3200)
+
+
+def test_judging_again_decides_the_same(evaluated: Campaign) -> None:
+    assert judge(evaluated, evaluate_generation(evaluated, 1)) == judgements(evaluated)[1]
+
+
+def test_no_holdout_and_no_model_are_clear_errors(campaign: Campaign, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no holdout"):
+        evaluate_generation(campaign, 0)
+    with pytest.raises(EvaluationError, match="has no model"):
+        evaluate_generation(make_campaign(tmp_path / "with_holdout"), 0)
+
+
+def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, truth=False)
+    boxes = missing_truth(campaign)
+    assert len(boxes) == 16
+    with pytest.raises(EvaluationError, match=r"no truth for 16 of 16 holdout boxes: validation box phantom \[0:8"):
+        evaluate_generation(campaign, 0)
+    store = open_queue(campaign)
+    store.add_tickets(
+        [
+            NewTicket(ticket_id=f"h{i}", volume_id=b.volume_id, box=b.box, purpose=b.part, stratum=b.stratum)
+            for i, b in enumerate(boxes)
+        ]
+    )
+    truth = phantom_truth()
+    while (lease := store.claim("ann", 60)) is not None:
+        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    store.close()
+    assert missing_truth(campaign) == []
+    read = open_truths(campaign, boxes)
+    assert all(np.array_equal(read(b), truth[b.box.slices]) for b in boxes)
+
+
+def test_threshold_baseline_is_tuned_on_validation_and_kept(evaluated: Campaign) -> None:
+    result = threshold_baseline(evaluated)
+    assert result["polarity"] == "bright"
+    assert 0.1 < result["validation_dice"] <= 1
+    assert 0 < result["test_dice"] <= 1
+    assert threshold_baseline(evaluated) == result
+    assert evaluated.storage.exists("reports/threshold_baseline.json")
+
+
+def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
+    """An image that is its own truth, dark on bright, is solved exactly."""
+    import tifffile
+
+    from rescueseg.config import check_config
+    from rescueseg.volumes import import_volume
+    from tests.unit.evaluated import SPACING, holdout_boxes
+
+    campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "easy", "classes": ["a"]}))
+    truth = phantom_truth()
+    tifffile.imwrite(tmp_path / "image.tif", np.where(truth > 0, 10, 200).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "truth.tif", truth)
+    import_volume(
+        campaign, str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING, truth=str(tmp_path / "truth.tif")
+    )
+    campaign.freeze_holdout(holdout_boxes())
+    result = threshold_baseline(campaign)
+    assert (result["polarity"], result["validation_dice"], result["test_dice"]) == ("dark", 1.0, 1.0)
