@@ -85,8 +85,11 @@ def new_postgres(postgres_server: str) -> Callable[[], str]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs_postgres)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of an empty queue database: each test runs on SQLite and on PostgreSQL."""
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the URL of an empty queue database: each test runs on SQLite (in memory-backed files) and PostgreSQL."""
     if request.param == "postgres":
-        return str(request.getfixturevalue("new_postgres")())
-    return f"sqlite:///{tmp_path}/queue.db"
+        yield str(request.getfixturevalue("new_postgres")())
+        return
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield f"sqlite:///{folder}/queue.db"
