@@ -1,0 +1,100 @@
+"""Checkpoints and finished models on disk: written atomically, read without unpickling."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rescueseg.errors import storage_errors
+from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
+
+CHECKPOINT_FILE = "checkpoint.pt"
+MODEL_FOLDER = "model"
+LOSSES_FILE = "losses.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a rerun after a kill, finds the old or the new one, never a part.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or not writable.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
+    """Write the state of a training: tensors, numbers, strings, and containers of these."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(work_dir / CHECKPOINT_FILE, buffer.getvalue())
+
+
+def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | None:
+    """Return the state of the same training, None where there is none; a file that cannot be read counts as none."""
+    path = work_dir / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
+        return None
+    return state if state.get("request") == request_digest else None
+
+
+def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:
+    """Commit a finished model: the folder appears whole, in one rename, and the checkpoint goes.
+
+    Parameters
+    ----------
+    work_dir : Path
+        Gets `model/` with weights and description, and `losses.json` beside it.
+    tensors : dict of Tensor
+        The weights.
+    description : dict
+        Goes to `model.json`; no wall-clock value, for it is part of the digest.
+    log : dict
+        Losses, seconds and warnings.
+    """
+    write_atomically(work_dir / LOSSES_FILE, (json.dumps(log) + "\n").encode())
+    final = work_dir / MODEL_FOLDER
+    part = work_dir / f".{MODEL_FOLDER}.{uuid.uuid4().hex[:8]}.part"
+    for stale in work_dir.glob(f".{MODEL_FOLDER}.*.part"):
+        shutil.rmtree(stale)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    write_atomically(part / WEIGHTS_FILE, safetensors.torch.save(contiguous))
+    text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(part / DESCRIPTION_FILE, text.encode())
+    with storage_errors(str(final)):
+        if final.exists():
+            shutil.rmtree(final)
+        part.replace(final)
+    (work_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """Return the description and the digest of a finished model, None where there is none."""
+    weights, description = folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE
+    if not (weights.exists() and description.exists()):
+        return None
+    text = description.read_bytes()
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed, model_digest(weights.read_bytes(), text)

@@ -1,0 +1,39 @@
+"""Dice and cross-entropy over the labelled voxels alone."""
+
+from __future__ import annotations
+
+from monai.losses.dice import MaskedDiceLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+IGNORE = 255
+
+
+class PartialDiceCELoss(nn.Module):
+    """Mean of soft Dice over the classes present and cross-entropy, blind to voxels labelled 255.
+
+    Dice is computed over the batch as one (Milletari et al. 2016, arXiv 1606.04797; the sum with cross-entropy as in
+    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = MaskedDiceLoss(include_background=False, batch=True)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss; zero, with zero gradient, where no voxel is labelled.
+
+        Parameters
+        ----------
+        logits : Tensor of float32, shape (n, K + 1, z, y, x)
+        labels : Tensor of int64, shape (n, z, y, x)
+            0…K or 255.
+        """
+        mask = (labels != IGNORE).unsqueeze(1)
+        known = mask.to(logits.dtype)
+        classes = functional.one_hot(labels.masked_fill(labels == IGNORE, 0), logits.shape[1])
+        target = classes.movedim(-1, 1).to(logits.dtype) * known
+        log_probability = functional.log_softmax(logits, dim=1)
+        cross_entropy = -(log_probability * target).sum() / known.sum().clamp(min=1.0)
+        dice: Tensor = self.dice(log_probability.exp(), target, known)
+        return cross_entropy + dice * known.amax()

@@ -1,0 +1,222 @@
+"""Chooses window, strides, kernels and working spacing from the physics of the data. Imports neither torch nor MONAI.
+
+The rules are those of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), with a strided first level
+that keeps a CPU in business: an axis is halved at a level only while it is about as fine as the finest one, and is
+convolved over only once it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rescueseg.config import InferenceConfig, TrainingConfig
+from rescueseg.geometry import ZYX, Spacing, isotropic_shape, zyx
+from rescueseg.records import Record
+
+_POOL_RATIO = 1.5
+_KERNEL_RATIO = 2.5
+_SMALLEST = 4
+SAME_SPACING = 0.05
+"""Relative difference in spacing below which nothing is resampled."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Defaults for a kind of machine, measured on the volumes of the README."""
+
+    channels: tuple[int, ...]
+    window_voxels: int
+    batch_size: int
+    iterations: int
+    inference_scale: float
+    """Voxels of the inference window per voxel of the training window."""
+
+
+PROFILES: dict[str, Profile] = {
+    "cpu": Profile((16, 32, 64, 128), 16 * 96 * 96, 2, 400, 4.0),
+    "gpu": Profile((32, 64, 128, 256, 320), 64 * 128 * 128, 2, 3000, 2.0),
+}
+
+
+class NetworkPlan(Record):
+    """Everything the network's weights depend on."""
+
+    in_channels: int
+    n_classes: int
+    channels: tuple[int, ...]
+    strides: tuple[ZYX, ...]
+    """Of each level; the first is the stem's."""
+    kernels: tuple[ZYX, ...]
+    dropout: float
+
+    @property
+    def total_stride_zyx(self) -> ZYX:
+        """What a window must be a multiple of."""
+        return zyx(math.prod(s[a] for s in self.strides) for a in range(3))
+
+
+class TrainingPlan(Record):
+    """Everything a training depends on beside its data and its seed."""
+
+    network: NetworkPlan
+    spacing_um_zyx: Spacing
+    """Working spacing; volumes of another spacing are resampled to it."""
+    window_zyx: ZYX
+    inference_window_zyx: ZYX
+    batch_size: int
+    iterations: int
+    learning_rate: float
+
+    @property
+    def square(self) -> bool:
+        """Whether y and x may be exchanged: equal spacing and equal window."""
+        _, y, x = self.spacing_um_zyx
+        windows = (self.window_zyx, self.inference_window_zyx)
+        return abs(y - x) <= SAME_SPACING * max(y, x) and all(w[1] == w[2] for w in windows)
+
+
+def working_spacing(spacings: Sequence[tuple[Spacing, int]]) -> Spacing:
+    """Return the median spacing along each axis, each volume weighted by its labelled voxels.
+
+    Parameters
+    ----------
+    spacings : sequence of (spacing, weight)
+        Micrometre, zyx; at least one.
+    """
+
+    def median(axis: int) -> float:
+        ordered = sorted((s[axis], weight) for s, weight in spacings)
+        half, seen = sum(weight for _, weight in ordered) / 2, 0
+        for value, weight in ordered:
+            seen += weight
+            if seen >= half:
+                return value
+        return ordered[-1][0]
+
+    return median(0), median(1), median(2)
+
+
+def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Tell whether two spacings are near enough to spare the resampling."""
+    return all(abs(p - q) <= SAME_SPACING * q for p, q in zip(a, b, strict=True))
+
+
+def resampled_shape(shape_zyx: Sequence[int], from_um: Sequence[float], to_um: Sequence[float]) -> ZYX:
+    """Return the shape that covers the same field with voxels of another size; at least 1 along each axis."""
+    if same_spacing(from_um, to_um):
+        return zyx(shape_zyx)
+    return zyx(max(1, round(n * a / b)) for n, a, b in zip(shape_zyx, from_um, to_um, strict=True))
+
+
+def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tuple[tuple[ZYX, ...], tuple[ZYX, ...]]:
+    """Return stride and kernel of each level.
+
+    Parameters
+    ----------
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    limit_zyx : tuple of int
+        Training window: no axis is halved below 4 voxels of it.
+    levels : int
+        Depth of the network.
+
+    Returns
+    -------
+    strides, kernels : tuple of tuple of int
+        Each stride 1 or 2, each kernel 1 or 3.
+    """
+    spacing, size = list(spacing_um_zyx), list(limit_zyx)
+    strides, kernels = [], []
+    for _ in range(levels):
+        finest = min(spacing)
+        kernels.append(zyx(3 if s <= _KERNEL_RATIO * finest else 1 for s in spacing))
+        able = [math.ceil(n / 2) >= _SMALLEST for n in size]
+        target = min((s for s, a in zip(spacing, able, strict=True) if a), default=math.inf)
+        stride = [2 if a and s <= _POOL_RATIO * target else 1 for s, a in zip(spacing, able, strict=True)]
+        strides.append(zyx(stride))
+        spacing = [s * t for s, t in zip(spacing, stride, strict=True)]
+        size = [math.ceil(n / t) for n, t in zip(size, stride, strict=True)]
+    return tuple(strides), tuple(kernels)
+
+
+def round_up(shape_zyx: Sequence[int], multiple_zyx: Sequence[int]) -> ZYX:
+    """Round each axis up to a multiple."""
+    return zyx(math.ceil(n / m) * m for n, m in zip(shape_zyx, multiple_zyx, strict=True))
+
+
+def make_plan(
+    config: TrainingConfig,
+    *,
+    in_channels: int,
+    n_classes: int,
+    spacing_um_zyx: Spacing,
+    volume_zyx: ZYX,
+    field_zyx: ZYX,
+    network: NetworkPlan | None = None,
+) -> TrainingPlan:
+    """Plan a training.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        What it leaves open is chosen here.
+    in_channels, n_classes : int
+        Image channels, foreground classes.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    volume_zyx : tuple of int
+        Smallest extent of the volumes along each axis, in voxels of the working spacing: bounds the inference window.
+    field_zyx : tuple of int
+        Largest extent of what training may read around a patch: a longer window would hold padding alone.
+    network : NetworkPlan, optional
+        The network of a model to start from, kept as it is.
+    """
+    profile = PROFILES[config.profile]
+    wanted_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
+    if network is None:
+        channels = config.channels or profile.channels
+        strides, kernels = choose_strides(spacing_um_zyx, wanted_window, len(channels))
+        network = NetworkPlan(
+            in_channels=in_channels,
+            n_classes=n_classes,
+            channels=channels,
+            strides=strides,
+            kernels=kernels,
+            dropout=config.dropout,
+        )
+    multiple = network.total_stride_zyx
+    window = round_up(wanted_window, multiple)
+    wanted = round(math.prod(window) * profile.inference_scale)
+    larger = isotropic_shape(spacing_um_zyx, wanted, volume_zyx)
+    return TrainingPlan(
+        network=network,
+        spacing_um_zyx=spacing_um_zyx,
+        window_zyx=window,
+        inference_window_zyx=round_up([max(a, b) for a, b in zip(larger, window, strict=True)], multiple),
+        batch_size=config.batch_size or profile.batch_size,
+        iterations=config.iterations or profile.iterations,
+        learning_rate=config.learning_rate,
+    )
+
+
+def bfloat16_trains(plan: TrainingPlan) -> bool:
+    """Tell whether a CPU may train this plan in bfloat16.
+
+    oneDNN 3.12 (torch 2.14) returns uninitialised memory as the weight gradient of a bfloat16 3×3×3 convolution over
+    exactly two planes, whatever the rest of its shape; such a plan trains in float32.
+    """
+    depth = plan.window_zyx[0]
+    for stride, kernel in zip(plan.network.strides, plan.network.kernels, strict=True):
+        if kernel[0] > 1 and 2 in (depth, depth // stride[0]):
+            return False
+        depth //= stride[0]
+    return True
+
+
+def inference_window(plan: TrainingPlan, config: InferenceConfig) -> ZYX:
+    """Return the inference window in voxels of the working spacing: the configured one, or the plan's."""
+    if config.window_zyx is None:
+        return plan.inference_window_zyx
+    return round_up(config.window_zyx, plan.network.total_stride_zyx)

@@ -1,0 +1,62 @@
+"""Trainers by name. Importing this imports neither torch nor MONAI."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from rescueseg.errors import ConfigError
+from rescueseg.training.base import Trainer
+
+if TYPE_CHECKING:
+    from rescueseg.campaign import Campaign
+    from rescueseg.config import InferenceConfig
+    from rescueseg.inference.predictor import Predictor
+    from rescueseg.records import ModelReference
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a trainer lives: a module with a class and with a `load_predictor` function."""
+
+    module: str
+    trainer: str
+
+
+TRAINERS: dict[str, Entry] = {"monai_unet": Entry("rescueseg.training.monai_unet", "MonaiUNetTrainer")}
+"""A new trainer is one more line here; `tests/contracts/test_trainer.py` then runs on it."""
+
+
+def _entry(name: str) -> Entry:
+    if name not in TRAINERS:
+        raise ConfigError(
+            f"unknown trainer '{name}'", where="training.trainer", todo=f"Known: {', '.join(sorted(TRAINERS))}"
+        )
+    return TRAINERS[name]
+
+
+def get_trainer(name: str) -> Trainer:
+    """Return a trainer.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    entry = _entry(name)
+    return cast(Trainer, getattr(importlib.import_module(entry.module), entry.trainer)())
+
+
+def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
+    """Load a finished model for inference with the loader of the trainer that made it.
+
+    Raises
+    ------
+    ConfigError
+        If the trainer is unknown.
+    InferenceError
+        If the model is missing or not the one the digest names.
+    """
+    module = importlib.import_module(_entry(model.trainer).module)
+    return cast("Predictor", module.load_predictor(campaign, model, config, device))
