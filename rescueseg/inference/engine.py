@@ -224,7 +224,7 @@ def make_plan(campaign_url: str, model: ModelReference, volume_id: str, factory:
         model=model,
         factory=factory,
         volume_id=volume_id,
-        volume_digest=digest_json(volume.to_json()),
+        volume_digest=digest_json([volume.digest, volume.normalisation.to_json()]),
         shape_zyx=volume.shape_zyx,
         spacing_um_zyx=volume.spacing_um_zyx,
         n_classes=config.n_classes,

@@ -40,7 +40,7 @@ class InferencePlan(Record):
     """Importable predictor factory, as "package.module:function"."""
     volume_id: str
     volume_digest: str
-    """sha256 of the volume's record: voxels, spacing, normalisation."""
+    """sha256 of the volume's voxels and normalisation."""
     shape_zyx: ZYX
     spacing_um_zyx: Spacing
     n_classes: int
