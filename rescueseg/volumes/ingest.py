@@ -302,7 +302,8 @@ def checked_classes(numbers: npt.NDArray[Any], n_classes: int, where: str) -> np
 
 
 def _checked_instances(numbers: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint32]:
-    whole = numbers.astype(np.uint32)
+    possible = bool(((numbers >= 0) & (numbers < 2**32)).all())
+    whole = numbers.astype(np.uint32) if possible else np.zeros(0, np.uint32)
     if not np.array_equal(whole, numbers):
         raise LabelError(
             "the truth holds values that are no object number (negative, broken or above 2^32)",

@@ -13,6 +13,7 @@ from rescueseg.records import Normalisation
 
 _PERCENTILES = (0.5, 99.5)
 _SAMPLE_BOXES = 64
+_SAMPLE_STEP = 3
 _SAMPLE_SEED = 0x5EED
 
 
@@ -94,8 +95,8 @@ def normalise(voxels: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDA
 def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
     """Measure the intensity scaling of a ``czyx`` image from a fixed sample of its chunks.
 
-    Percentiles 0.5 and 99.5 are the limits; mean and standard deviation are those of the clipped sample. At most 64
-    chunks are read, the same ones for the same shape.
+    Percentiles 0.5 and 99.5 are the limits; mean and standard deviation are those of the clipped sample. Every
+    third voxel of at most 64 chunks is taken, the same ones for the same shape.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
         chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(boxes), _SAMPLE_BOXES, replace=False)
         boxes = [boxes[i] for i in sorted(chosen.tolist())]
     samples = [
-        np.concatenate([np.asarray(array[(c, *box.slices)]).ravel() for box in boxes]).astype(np.float32)
+        np.concatenate([np.ravel(array[(c, *box.slices)])[::_SAMPLE_STEP].astype(np.float32) for box in boxes])
         for c in range(array.shape[0])
     ]
     overall = _measure(np.concatenate(samples) if len(samples) > 1 else samples[0])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import xml.etree.ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,8 @@ import zarr
 from rescueseg.geometry import Spacing
 from rescueseg.volumes.importers import ArraySource, to_um
 
+_DAMAGE = re.compile("offset|corrupt|truncat", re.IGNORECASE)
+
 
 def is_tiff(path: str) -> bool:
     """Tell a TIFF by its name."""
@@ -20,9 +26,14 @@ def is_tiff(path: str) -> bool:
 
 def open_tiff(path: str) -> ArraySource:
     """Open the first series of a TIFF; its planes are read when asked for."""
-    tif = tifffile.TiffFile(path)
+    with _complaints() as complaints:
+        tif = tifffile.TiffFile(path)
     try:
-        series = tif.series[0]
+        with _complaints() as more:
+            series = tif.series[0]
+            len(tif.pages)
+        if complaints or more:
+            raise tifffile.TiffFileError((complaints + more)[0])
         axes = series.axes.lower()
         for unknown in "qi":
             if unknown in axes and "z" not in axes:
@@ -40,6 +51,26 @@ def open_tiff(path: str) -> ArraySource:
     except BaseException:
         tif.close()
         raise
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collect what tifffile only logs: a file cut short would otherwise pass for a smaller one."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if _DAMAGE.search(message := record.getMessage()):
+                found.append(message)
+
+    logger, handler = logging.getLogger("tifffile"), Collector(logging.ERROR)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _spacing(tif: tifffile.TiffFile) -> tuple[Spacing | None, str]:
