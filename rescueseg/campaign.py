@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rescueseg.config import CampaignConfig, dump_config, parse_config
 from rescueseg.errors import CampaignError
@@ -117,7 +118,7 @@ class Campaign:
     @cached_property
     def database_url(self) -> str:
         """SQLAlchemy URL of the queue."""
-        return self.config.database_url or f"sqlite:///{self.storage.path('campaign.db')}"
+        return self.config.database_url or f"sqlite:///{quote(self.storage.path('campaign.db'))}"
 
     @property
     def tracking_uri(self) -> str:

@@ -304,8 +304,9 @@ def test_a_queue_belongs_to_one_campaign(store: QueueStore) -> None:
 
 def test_open_queue_survives_a_moved_campaign(campaign: Campaign, tmp_path: Path) -> None:
     open_queue(campaign).add_tickets([ticket("a")])
-    Path(campaign.url).rename(tmp_path / "moved")
-    assert [t.ticket_id for t in open_queue(Campaign.open(str(tmp_path / "moved"))).tickets()] == ["a"]
+    moved = tmp_path / "moved by 20%20 + ü # ?x=y"
+    Path(campaign.url).rename(moved)
+    assert [t.ticket_id for t in open_queue(Campaign.open(str(moved))).tickets()] == ["a"]
 
 
 # where a queue cannot live -------------------------------------------------------------------------------------------
