@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg import strata
+from rescueseg.acquisition import box_bounds
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig
 from rescueseg.geometry import ZYX, Box, axis_starts, isotropic_shape, zyx
@@ -19,11 +20,11 @@ PATCH_VOXELS = 131_072
 """Voxels of a patch on a volume large enough."""
 _VOLUME_SHARE = 96
 """A patch takes at most this part of its volume, so that there is something to choose from."""
-_LAYERS = 3.5
+_LAYERS = 2.5
 """Below this many patches along the shortest axis, they divide it without rest."""
 _MOST_CANDIDATES = 100_000
 """Candidates per volume; the grid gets coarser on huge volumes."""
-_MOST_LOOKED_AT = 256
+_MOST_LOOKED_AT = 160
 """Boxes looked at for their strata, over all volumes."""
 
 
@@ -97,15 +98,12 @@ def candidates(config: CampaignConfig, volume: VolumeRecord, blocked: Sequence[B
 def places_to_look(
     boxes: Sequence[Box], volume: VolumeRecord, volumes: Sequence[VolumeRecord], rng: np.random.Generator
 ) -> list[Box]:
-    """Thin out boxes at random, so that about 256 over all volumes are looked at; their order is kept."""
+    """Thin out boxes at random, so that about 160 over all volumes are looked at; their order is kept."""
     total = sum(math.prod(v.shape_zyx) for v in volumes)
     count = max(16, round(_MOST_LOOKED_AT * math.prod(volume.shape_zyx) / total))
     if len(boxes) <= count:
         return list(boxes)
     return [boxes[i] for i in np.sort(rng.choice(len(boxes), count, replace=False))]
-
-
-Known = dict[tuple[str, tuple[Box, ...]], strata.Features]
 
 
 class Drawing:
@@ -123,8 +121,8 @@ class Drawing:
         Decides among equals.
     gap_zyx : tuple of int
         Distance from boxes already drawn that is kept where there is a choice.
-    known : dict, optional
-        Features of boxes looked at before; what is looked at now is added.
+    look : bool
+        Whether to read the images; without, all boxes are alike and the drawing is a rehearsal of the layout.
     """
 
     def __init__(
@@ -134,20 +132,18 @@ class Drawing:
         places: dict[str, list[Box]],
         rng: np.random.Generator,
         gap_zyx: ZYX = (0, 0, 0),
-        known: Known | None = None,
+        look: bool = True,
     ) -> None:
         self.volumes = [v for v in volumes if places[v.volume_id]]
         self.places, self.rng, self.gap_zyx = places, rng, gap_zyx
+        self.bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
         self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
         self.roomy = {v: free.copy() for v, free in self.free.items()}
-        known = {} if known is None else known
-        self.features = {}
-        for volume in self.volumes:
-            boxes = tuple(places[volume.volume_id])
-            if (volume.volume_id, boxes) not in known:
-                read = volume_reader(campaign, volume)
-                known[volume.volume_id, boxes] = strata.measure(read, boxes, volume.shape_zyx)
-            self.features[volume.volume_id] = known[volume.volume_id, boxes]
+        self.features = {
+            v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v.shape_zyx)
+            for v in self.volumes
+            if look
+        }
 
     def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[tuple[str, Box, str]]:
         """Draw one box for each turn of a volume, fewer when all is full.
@@ -175,13 +171,13 @@ class Drawing:
 
     def _draw_in(self, volume_id: str, stratum: str) -> tuple[str, Box] | None:
         free, roomy = self.free[volume_id], self.roomy[volume_id]
-        score = self.features[volume_id].score(stratum)
+        features = self.features.get(volume_id)
+        score = np.zeros(len(free)) if features is None else features.score(stratum)
         index = strata.draw(score, roomy if roomy.any() else free, self.rng)
         if index is None:
             return None
         box = self.places[volume_id][index]
-        starts = np.array([b.offset_zyx for b in self.places[volume_id]])
-        stops = np.array([b.stop_zyx for b in self.places[volume_id]])
+        starts, stops = self.bounds[volume_id]
         free &= ~overlapping(starts, stops, box)
         roomy &= ~overlapping(starts, stops, box.expand(self.gap_zyx))
         return volume_id, box

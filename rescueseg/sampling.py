@@ -17,7 +17,6 @@ from rescueseg.errors import SamplingError
 from rescueseg.geometry import ZYX, Box, Patch, choose_non_overlapping, zyx
 from rescueseg.patches import (
     Drawing,
-    Known,
     boxes_on_grid,
     candidates,
     patch_shape,
@@ -38,6 +37,8 @@ _SMALLER = (
 """Scales of a holdout box (voxels) with widths of its guard band (pixels in plane), tried in this order."""
 _FEWER = ((1, 30), (1, 12), (2, 12), (4, 4), (8, 1))
 """Divisors of the number of boxes with the patches that must still fit beside them, tried in this order."""
+_SPARE = 2
+"""Patches more that must fit in a rehearsal, since the drawing itself lies elsewhere."""
 _MOST_GUARDED = 0.7
 """Share of the voxels that the boxes may take with their guard bands."""
 
@@ -79,8 +80,7 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = ()) -> Holdout:
         return frozen
     blocked = _trained_boxes(campaign, trained)
     plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
-    known: Known = {}
-    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, known))), None)
+    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked))), None)
     if frozen is None and drawn is None:
         raise SamplingError(
             "there is no room for a holdout and patches beside it",
@@ -257,8 +257,18 @@ def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Pl
 
 
 def _draw_boxes(
-    campaign: Campaign, volumes: Sequence[VolumeRecord], plan: _Plan, blocked: dict[str, list[Box]], known: Known
+    campaign: Campaign, volumes: Sequence[VolumeRecord], plan: _Plan, blocked: dict[str, list[Box]]
 ) -> tuple[tuple[HoldoutBox, ...], ZYX] | None:
+    """Draw the boxes of a plan, the layout first, without reading an image; None when one of the two fails."""
+    if _try_boxes(campaign, volumes, plan, blocked, look=False) is None:
+        return None
+    boxes = _try_boxes(campaign, volumes, plan, blocked, look=True)
+    return None if boxes is None else (boxes, plan.guard_zyx)
+
+
+def _try_boxes(
+    campaign: Campaign, volumes: Sequence[VolumeRecord], plan: _Plan, blocked: dict[str, list[Box]], look: bool
+) -> tuple[HoldoutBox, ...] | None:
     """Draw the boxes of a plan; None when they do not fit or leave too little."""
     allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
     count = plan.validation + plan.test
@@ -272,19 +282,20 @@ def _draw_boxes(
         taken = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
         boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
         places[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
-    drawing = Drawing(campaign, volumes, places, rng, plan.guard_zyx if plan.apart else (0, 0, 0), known)
+    drawing = Drawing(campaign, volumes, places, rng, plan.guard_zyx if plan.apart else (0, 0, 0), look)
     turns = [volume_turns(drawing.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
     order = interleave(*(list(islice(cycle(HOLDOUT_STRATA), len(t))) for t in turns))
     drawn = drawing.draw(interleave(*turns), order)
-    boxes_ = tuple(
+    held = tuple(
         HoldoutBox(volume_id=v, box=box, part=part, stratum=stratum)
         for (v, box, stratum), part in zip(drawn, parts, strict=False)
     )
-    if len(boxes_) < count or sum(b.box.size for b in boxes_) > allowed:
+    if len(held) < count or sum(b.box.size for b in held) > allowed:
         return None
-    holdout = Holdout(boxes=boxes_, guard_zyx=plan.guard_zyx)
-    return (boxes_, plan.guard_zyx) if _remaining(campaign, volumes, holdout, plan.pool) >= plan.pool else None
+    holdout = Holdout(boxes=held, guard_zyx=plan.guard_zyx)
+    enough = plan.pool + (0 if look else _SPARE)
+    return held if _remaining(campaign, volumes, holdout, enough) >= enough else None
 
 
 def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Plan) -> bool:
