@@ -56,19 +56,18 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
     threshold_dice : float, optional
         Test Dice of the tuned threshold, drawn as the bar to beat.
     """
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(9.4, 4.2), layout="constrained")
     axes = figure.subplots()
     if threshold_dice is not None:
         axes.axhline(threshold_dice, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4, zorder=1)
         axes.text(
-            0.995,
-            threshold_dice,
-            f"best threshold {threshold_dice:.2f}",
+            0.012,
+            threshold_dice + 0.012,
+            f"best threshold with clean-up: {threshold_dice:.2f}",
             transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
             color=GREY,
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
         )
     curves: tuple[tuple[Part, str, str, str], ...] = (
         ("validation", ORANGE, "s", "validation boxes (choose the champion)"),
@@ -80,10 +79,10 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
         crowned = " ★" if judged and judgement.generation == judged[-1].champion else ""
         axes.annotate(
             f"generation {judgement.generation}{crowned}",
-            (judgement.annotated_voxels, 0.02),
+            (judgement.annotated_voxels, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
-            fontsize=8,
+            fontsize=8.5,
             color=GREY,
         )
     axes.set(xlabel="annotated voxels", ylabel="Dice (1 = perfect)", ylim=(0, 1.02))
@@ -91,7 +90,7 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.09))
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     _plain(axes)
     return png(figure)
 
@@ -122,7 +121,7 @@ def _draw_curve(axes: Axes, judged: Sequence[Judgement], part: Part, colour: str
 
 def uncertainty_against_error(score: PartScore) -> bytes:
     """Draw how often the model is wrong by how uncertain it is, and by how confident it is."""
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.4, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _error_by_uncertainty(left, score.uncertainty)
     _calibration(right, score.calibration, score.ece)
@@ -143,8 +142,13 @@ def _error_by_uncertainty(axes: Axes, bins: BinnedCounts) -> None:
     )
     auroc = bins.error_auroc()
     title = "Are uncertain voxels the wrong ones?"
-    axes.set_title(title if auroc is None else f"{title}  ({auroc:.0%} ranked right)", fontsize=9.5, loc="left")
-    axes.set(xlabel="uncertainty (0 = sure, 1 = cannot tell)", ylabel="share", ylim=(0, 1.02), xlim=(0, 1))
+    axes.set_title(
+        title if auroc is None else f"{title}\nA wrong voxel is the more uncertain one in {auroc:.0%} of pairs",
+        fontsize=9.5,
+        loc="left",
+    )
+    axes.set(xlabel="uncertainty (0 = sure, 1 = cannot tell)", ylabel="share", xlim=(0, 1))
+    axes.set_ylim(0, 1.25 * max([*share, *weight, 0.04]))
     axes.legend(frameon=False, fontsize=8, loc="upper center")
     _plain(axes)
 
@@ -155,7 +159,7 @@ def _calibration(axes: Axes, bins: BinnedCounts, ece: float) -> None:
     size = [12 + 160 * math.sqrt(w) for w in weight if w > 0]
     axes.plot(x, share, color=BLUE, linewidth=1.2)
     axes.scatter(x, share, s=size, color=BLUE, alpha=0.75, linewidths=0, label="model (size: how many voxels)")
-    axes.set_title(f"Can its probabilities be trusted?  (off by {ece:.1%})", fontsize=9.5, loc="left")
+    axes.set_title(f"Can its probabilities be trusted?\nThey are off by {ece:.1%} on average", fontsize=9.5, loc="left")
     low = max(0.0, min([*x, *share], default=0.0) - 0.05)
     axes.set(xlabel="probability the model gives", ylabel="share that is right", ylim=(low, 1.02), xlim=(low, 1.02))
     axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -188,6 +188,8 @@ def explain_box(score: BoxScore) -> str:
     missed, invented = sum(c.fn for c in score.counts), sum(c.fp for c in score.counts)
     if not missed and not invented:
         return "nothing is wrong here"
+    if not any(c.tp + c.fn for c in score.counts):
+        return "nothing is there, yet something was found"
     if missed > 2 * invented:
         return "mostly missed"
     if invented > 2 * missed:
