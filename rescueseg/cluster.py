@@ -88,7 +88,7 @@ def _start(config: ClusterConfig) -> Any:
         threads_per_worker=config.threads_per_worker,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=config.memory,
         env=worker_environment(config),
     )
@@ -105,7 +105,7 @@ def _cuda(config: ClusterConfig) -> Any:
         n_workers=config.workers,
         threads_per_worker=config.threads_per_worker,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=config.memory,
     )
 
@@ -138,5 +138,5 @@ def slurm_cluster(config: ClusterConfig) -> Any:
         memory=config.memory,
         walltime=config.walltime,
         job_script_prologue=exports,
-        scheduler_options={"dashboard_address": None},
+        scheduler_options={"dashboard_address": ":0"},
     )

@@ -70,8 +70,22 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
     if last is not None and (stop := campaign.finished(last.generation, "tickets")["stop"]):
         return Due(following, False, f"the campaign says stop: {stop}")
+    enough, reason = patches_due(campaign, store)
+    return Due(following, enough, reason)
+
+
+def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
+    """Tell whether enough patches were accepted since the last generation, and in a sentence how many.
+
+    Enough are ``trigger.accepted_patches``, or all that were asked for when those are fewer.
+    """
     accepted, wanted = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
-    return Due(following, accepted >= wanted, f"{accepted} of {wanted} patches accepted since the last generation")
+    reason = f"{accepted} of {wanted} patches accepted since the last generation"
+    if 0 < accepted < wanted:
+        states = {ticket.status for ticket in store.tickets(purpose="pool")}
+        if states <= {"accepted", "skipped"}:
+            return True, f"{reason}, and no more were asked for"
+    return accepted >= wanted, reason
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import httpx
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
+from rescueseg.generation import patches_due
 from rescueseg.services import Servers, checkout, read_state
 
 PATCHES_ACCEPTED = "rescueseg.patches.accepted"
@@ -93,7 +94,7 @@ def emit_event(url: str, event: str, resource: str, payload: Mapping[str, Any]) 
 
 
 def wake(campaign: Campaign, store: QueueStore) -> bool:
-    """Emit `PATCHES_ACCEPTED` if enough patches were accepted since the last generation.
+    """Emit `PATCHES_ACCEPTED` if enough patches were accepted since the last generation, see `patches_due`.
 
     Call it after a submission or an acceptance. A server that does not answer costs a warning only: the schedule makes
     a lost event good.
@@ -103,14 +104,14 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     bool
         True if an event was sent.
     """
-    accepted = store.accepted_since_last_generation()
-    if accepted < campaign.config.trigger.accepted_patches:
+    due, reason = patches_due(campaign, store)
+    if not due:
         return False
     url = prefect_url(campaign)
     if not url:
         return False
     try:
-        emit_event(url, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"accepted": accepted})
+        emit_event(url, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"reason": reason})
     except ServiceError as error:
         _log.warning("%s", error)
         return False

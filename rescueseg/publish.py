@@ -49,8 +49,10 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
     tracker.log_judgement(judged, registered, _extra(row))
-    files = report.write_report(campaign, generation)
-    tracker.log_files(run, files)
+    written = report.write_report(campaign, [("MLflow", tracker.url)])
+    page = campaign.storage.read_bytes(written.path)
+    figures = {f"figures/{name}": data for name, data in written.figures.items()}
+    tracker.log_files(run, {"report.html": page, **figures})
     tracker.finish_generation(generation)
     return row.to_json()
 

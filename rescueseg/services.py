@@ -107,6 +107,8 @@ def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "rescueseg",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "DASK_LOGGING__DISTRIBUTED": "warning",
         "PYTHONUNBUFFERED": "1",
     }
     loopback = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), HOST, "localhost"]))
