@@ -133,6 +133,7 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
     list of Box
         Patches on a grid of half a patch (coarser where that gives more than 100000), clear of every holdout
         box and its guard band, and of `occupied`. They overlap each other; `query.choose` takes none that do.
+        None in a volume added since the holdout was last drawn: it has to grow first.
 
     Raises
     ------
@@ -140,6 +141,8 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
         If the holdout is not frozen yet.
     """
     holdout, volume = _frozen(campaign), campaign.volume(volume_id)
+    if not _covers(holdout, volume_id):
+        return []
     return list(candidates(campaign.config, volume, [*holdout.guarded(volume_id), *occupied]))
 
 
@@ -172,7 +175,8 @@ def starting_patches(
         If the holdout is not frozen yet, or nothing fits.
     """
     count = campaign.config.sampling.starting_patches if count is None else count
-    holdout, volumes = _frozen(campaign), campaign.volumes()
+    holdout = _frozen(campaign)
+    volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
     rng = random_generator(campaign.config.seed, "starting patches")
     places: dict[str, list[Box]] = {}
     for volume in volumes:
@@ -199,6 +203,11 @@ def _frozen(campaign: Campaign) -> Holdout:
     if holdout is None:
         raise SamplingError("the holdout is not frozen yet", where=campaign.url, todo="Draw the holdout first")
     return holdout
+
+
+def _covers(holdout: Holdout, volume_id: str) -> bool:
+    """Tell whether the holdout was drawn with a volume in view; one written by hand says nothing of it."""
+    return not holdout.volumes or volume_id in holdout.volumes
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,8 @@ def test_added_volumes_let_the_holdout_grow_where_nothing_was_trained(campaign: 
     add(campaign, "phantom", "a")
     first = sampling.draw_holdout(campaign)
     add(campaign, "phantom", "b")
+    assert sampling.candidate_boxes(campaign, "b") == []
+    assert {p.volume_id for p in sampling.starting_patches(campaign, 8)} == {"a"}
     trained = [Patch("b", Box((0, 0, 0), (24, 128, 60)))]
     second = sampling.draw_holdout(campaign, trained)
     check_holdout(campaign, second)
@@ -184,6 +186,7 @@ def test_added_volumes_let_the_holdout_grow_where_nothing_was_trained(campaign: 
     assert {b.part for b in second.boxes[len(first.boxes) :]} == {"validation", "test"}
     assert min(box.offset_zyx[2] for box in second.of("b")) >= 60 + first.guard_zyx[2]
     assert second.of("a") == first.of("a")
+    assert sampling.candidate_boxes(campaign, "b")
     assert sampling.draw_holdout(campaign) == second
 
 
