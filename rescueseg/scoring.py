@@ -81,14 +81,10 @@ def score_candidates(
     InferenceError
         If the maps of a volume are not complete, or hold values that are not finite.
     """
-    from rescueseg.inference.maps import map_blocks, open_map
+    from rescueseg.inference.maps import open_map
 
     volumes = [v for v in sorted(boxes) if boxes[v]]
-    blocks: dict[str, list[Box]] = {}
-    for volume_id in volumes:
-        chunk = zyx(open_map(campaign, generation, volume_id, SCORES[0]).chunks)
-        shards = map_blocks(campaign, generation, volume_id)
-        blocks[volume_id] = [piece for shard in shards for piece in _pieces(shard, chunk)]
+    blocks = {volume_id: _blocks(campaign, generation, volume_id) for volume_id in volumes}
     done, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
     for volume_id in volumes:
@@ -112,6 +108,14 @@ def score_candidates(
         foreground=table[:, len(SCORES)],
         class_entropy=table[:, len(SCORES) + 1 :],
     )
+
+
+def _blocks(campaign: Campaign, generation: int, volume_id: str) -> list[Box]:
+    """Return the boxes to read one after the other: the shards of the maps, cut where they are too large."""
+    from rescueseg.inference.maps import map_blocks, open_map
+
+    chunk = zyx(open_map(campaign, generation, volume_id, SCORES[0]).chunks)
+    return [piece for shard in map_blocks(campaign, generation, volume_id) for piece in _pieces(shard, chunk)]
 
 
 def _block_sums(maps: Mapping[str, Any], block: Box, starts: Integers, stops: Integers, volume_id: str) -> Floats:

@@ -53,13 +53,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             where=campaign.url,
             todo="Annotate a patch and have it accepted",
         )
-    for annotation in accepted:
-        if annotation.purpose != "pool":
-            raise LeakError(
-                f"an annotation made for the {annotation.purpose} boxes is never trained on",
-                where=annotation.ticket_id,
-                todo="Take the annotations of pool tickets only",
-            )
+    _require_pool(accepted)
     shapes = {v: campaign.volume(v).shape_zyx for v in sorted({a.volume_id for a in accepted})}
     items = tuple(
         SnapshotItem(
@@ -79,6 +73,16 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     return Snapshot(
         generation=generation, items=items, n_classes=n_classes, holdout_digest=holdout_digest, digest=digest
     )
+
+
+def _require_pool(accepted: Iterable[AcceptedAnnotation]) -> None:
+    for annotation in accepted:
+        if annotation.purpose != "pool":
+            raise LeakError(
+                f"an annotation made for the {annotation.purpose} boxes is never trained on",
+                where=annotation.ticket_id,
+                todo="Take the annotations of pool tickets only",
+            )
 
 
 def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box], name: str = "") -> Box:
