@@ -15,6 +15,8 @@ from rescueseg.errors import ConfigError
 from rescueseg.records import LabelType
 
 console = Console()
+if not console.is_terminal:  # a log or a pipe: do not squeeze tables into 80 columns
+    console.width = 140
 
 
 app = typer.Typer(

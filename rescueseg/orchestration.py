@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
     """
     flow, _, deployment = name.partition("/")
     found = _request(url, "GET", f"/deployments/name/{flow}/{deployment}")
-    run = _request(url, "POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": dict(parameters)})
+    body = {"parameters": dict(parameters), "idempotency_key": str(uuid.uuid4())}
+    run = _request(url, "POST", f"/deployments/{found['id']}/create_flow_run", body)
     return str(run["id"])
 
 
@@ -208,10 +210,15 @@ def _run(command: list[str], environment: Mapping[str, str]) -> None:
 
 
 def _request(url: str, method: str, path: str, body: Any = None) -> Any:
+    """Ask the API; a busy server is asked again (events and runs carry an id of ours, so nothing happens twice)."""
     loopback = httpx.URL(url).host in {"127.0.0.1", "localhost"}
     try:
-        with httpx.Client(timeout=10.0, trust_env=not loopback) as client:
-            response = client.request(method, f"{url}{path}", json=body)
+        with httpx.Client(timeout=30.0, trust_env=not loopback) as client:
+            for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
+                response = client.request(method, f"{url}{path}", json=body)
+                if response.status_code not in (429, 503):
+                    break
+                time.sleep(pause)
             response.raise_for_status()
     except httpx.HTTPStatusError as error:
         raise ServiceError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rescueseg.campaign import Campaign
@@ -11,16 +12,10 @@ from rescueseg.champion import Judgement
 from rescueseg.generation import STAGES
 from rescueseg.records import QueriedPatch, Record
 
-COLUMNS = (
-    "generation",
-    "patches",
-    "voxels",
-    "test Dice",
-    "precision",
-    "recall",
-    "mean uncertainty of the queried",
-    "voxels corrected",
-    "seconds per stage",
+COLUMNS = ("gen", "patches", "voxels", "test Dice", "precision", "recall", "uncertainty", "corrected", *STAGES)
+LEGEND = (
+    "uncertainty: mean predictive entropy of the queried patches (nats); corrected: voxels the annotator changed; "
+    "under each stage its seconds"
 )
 
 
@@ -52,7 +47,7 @@ class Row(Record):
             f"{self.voxels:,}",
             *(_number(v) for v in (self.test_dice, self.test_precision, self.test_recall, self.queried_uncertainty)),
             f"{self.voxels_corrected:,}",
-            " ".join(f"{stage} {self.seconds[stage]:.0f}" for stage in STAGES if stage in self.seconds),
+            *(f"{self.seconds[stage]:.0f}" if stage in self.seconds else "–" for stage in STAGES),
         ]
 
 
@@ -87,7 +82,10 @@ def rows(campaign: Campaign) -> list[Row]:
 def table(campaign: Campaign) -> Table:
     """Return the rows of all generations as a table for the terminal."""
     found = rows(campaign)
-    result = Table(*COLUMNS, title=f"{campaign.config.name}: champion is generation {found[-1].champion}")
+    title = f"{campaign.config.name}: champion is generation {found[-1].champion}"
+    result = Table(title=title, caption=LEGEND, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    for name in COLUMNS:
+        result.add_column(name, justify="right", overflow="fold")
     for line in found:
         result.add_row(*line.cells())
     return result
@@ -108,6 +106,8 @@ def to_markdown(campaign: Campaign, generation: int) -> str:
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(r.cells()) + " |" for r in table),
+        "",
+        LEGEND + ".",
         "",
         f"Champion: generation {table[-1].champion}.",
         *([f"The campaign says stop: {table[-1].stop}."] if table[-1].stop else []),

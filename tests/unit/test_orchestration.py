@@ -47,7 +47,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[tuple[st
                 "/api/events": {},
             }
             found = self.path in answers
-            self.send_response(200 if found else 404)
+            busy = self.path == "/api/events" and len(asked) < 2
+            self.send_response(503 if busy else 200 if found else 404)
             self.end_headers()
             self.wfile.write(json.dumps(answers.get(self.path, {"detail": "no such thing"})).encode())
 
@@ -71,7 +72,8 @@ def test_the_event_is_sent_once_the_threshold_is_reached(server: Any, campaign: 
     assert not wake(campaign, _Store(wanted - 1))  # type: ignore[arg-type]
     assert asked == []
     assert wake(campaign, _Store(wanted))  # type: ignore[arg-type]
-    [(method, path, [event])] = asked
+    assert asked[0] == asked[1], "a busy server is asked again with the same event"
+    method, path, [event] = asked[-1]
     assert (method, path) == ("POST", "/api/events")
     assert event["event"] == PATCHES_ACCEPTED
     assert event["resource"] == {"prefect.resource.id": "rescueseg.campaign.test"}
@@ -81,7 +83,10 @@ def test_the_event_is_sent_once_the_threshold_is_reached(server: Any, campaign: 
 def test_a_deployment_is_started_and_its_state_read(server: Any) -> None:
     url, asked = server
     run = start_deployment(url, "generation/test", {"only_if_due": False})
-    assert asked[-1] == ("POST", "/api/deployments/d1/create_flow_run", {"parameters": {"only_if_due": False}})
+    method, path, body = asked[-1]
+    assert (method, path) == ("POST", "/api/deployments/d1/create_flow_run")
+    assert body["parameters"] == {"only_if_due": False}
+    assert body["idempotency_key"]
     state = run_state(url, run)
     assert state.is_final
     assert (state.type, state.name, state.message) == ("COMPLETED", "NotDue", "2 of 4")
