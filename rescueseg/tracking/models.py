@@ -125,8 +125,8 @@ class ModelRegistry:
         from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
         spacing = self._campaign.volumes()[0].spacing_um_zyx
-        image = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1), "image_czyx")
-        probability = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1), "probability_czyx")
+        image = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))  # a name would turn the array into a dict
+        probability = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))
         signature = ModelSignature(
             Schema([image]),
             Schema([probability]),

@@ -41,6 +41,11 @@ CAMPAIGN_ID = "rescueseg.campaign_id"
 _IDENTITY = "tracking.json"
 _DIGEST_LENGTH = 36  # MLflow stores no longer dataset digest
 _PARAMETER_LENGTH = 6000
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,8 +90,8 @@ class Tracker:
     """
 
     def __init__(self, campaign: Campaign, uri: str | None = None) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        for key, value in _QUIET.items():
+            os.environ.setdefault(key, value)
         self.campaign = campaign
         self.uri = uri or tracking_uri(campaign)
         self._steps: dict[tuple[str, str], set[int]] = {}

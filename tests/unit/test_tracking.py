@@ -249,7 +249,7 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     import mlflow
 
     from rescueseg.training import artifacts
-    from rescueseg.training.network import build_network
+    from rescueseg.training.network import build_network, get_weights
     from rescueseg.training.plan import make_plan
 
     plan = make_plan(
@@ -262,7 +262,7 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     )
     network = build_network(plan.network, seed=0)
     work = Path(tracked.storage.path(tracked.generation_path(0)))
-    artifacts.export_model(work, network.state_dict(), {"plan": plan.to_json(), "warnings": []}, {})
+    artifacts.export_model(work, get_weights(network), {"plan": plan.to_json(), "warnings": []}, {})
     found = artifacts.read_model(work / artifacts.MODEL_FOLDER)
     assert found is not None
     model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=found[1])
