@@ -15,11 +15,11 @@ from scipy import ndimage
 from rescueseg.geometry import ZYX, Spacing, zyx
 
 SHAPE: ZYX = (32, 160, 160)
-SPACING: Spacing = (0.3, 0.1, 0.1)
+SPACING: Spacing = (0.25, 0.1, 0.1)
 
-_FOREGROUND = 0.04
+_FOREGROUND = 0.06
 _STEP_UM = 0.05
-_CALIBRE_UM = (0.38, 0.70)
+_CALIBRE_UM = (0.55, 0.95)
 _ATTEMPTS = 20_000
 
 Volume = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ def make_phantom(
     rng = np.random.default_rng([seed, *shape])
     scene = _Scene(shape, size)
     truth = scene.organelles(rng)
-    scene.distractors(rng, 0.9 * int(truth.sum()))
+    scene.distractors(rng, 1.2 * int(truth.sum()))
     image = _camera(scene.density, size, rng)
     return image, truth.astype(np.uint8), size
 
@@ -85,11 +85,11 @@ class _Scene:
             inside = distance < 1
             if not inside.any() or (inside & self.taken[box]).any():
                 continue
-            wall = inside & (distance > 0.55)
+            wall = inside & (distance > 0.6)
             brightness = rng.uniform(0.8, 1.2)
             density = self.density[box]
             density[wall] = brightness
-            density[inside & ~wall] = 0.35 * brightness
+            density[inside & ~wall] = 0.3 * brightness
             truth[box] |= inside
             self.taken[box] |= distance < 1.25
             painted += int(inside.sum())
@@ -102,15 +102,15 @@ class _Scene:
             if painted >= wanted:
                 break
             calibre, length = (
-                ((0.30, 0.55), 0.1),
+                ((0.30, 0.50), 0.1),
                 ((0.12, 0.18), rng.uniform(3.0, 8.0)),
-                ((0.25, 0.40), rng.uniform(1.0, 3.0)),
+                ((0.22, 0.34), rng.uniform(1.0, 3.0)),
             )[turn % 3]
             box, distance = self._to_path(*self._tube(rng, calibre, length))
             inside = distance < 1
             if not inside.any() or (inside & self.taken[box]).any():
                 continue
-            self.density[box][inside] = rng.uniform(0.55, 1.0)
+            self.density[box][inside] = rng.uniform(0.7, 1.3)
             self.taken[box] |= inside
             painted += int(inside.sum())
 
@@ -123,7 +123,7 @@ class _Scene:
         headings /= np.linalg.norm(headings, axis=1, keepdims=True)
         path = rng.uniform(0, self.extent) + np.cumsum(headings * _STEP_UM, axis=0)
         wobble = ndimage.gaussian_filter1d(rng.normal(size=steps), 10, mode="nearest")
-        radius = rng.uniform(*calibre) * np.clip(1 + 0.9 * wobble, 0.7, 1.35)
+        radius = rng.uniform(*calibre) * np.clip(1 + 0.9 * wobble, 0.75, 1.35)
         return path, radius
 
     def _to_path(
@@ -147,16 +147,16 @@ class _Scene:
 
 def _camera(density: Volume, spacing: Spacing, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
     """Blur, illuminate, dim one region, step the intensity, and count photons."""
-    blurred = ndimage.gaussian_filter(density, [0.25 / spacing[0], 0.09 / spacing[1], 0.09 / spacing[2]])
+    blurred = ndimage.gaussian_filter(density, [0.2 / spacing[0], 0.09 / spacing[1], 0.09 / spacing[2]])
     z, y, x = (np.linspace(0, 1, n, dtype=np.float32) for n in density.shape)
     texture = ndimage.gaussian_filter(rng.normal(size=density.shape).astype(np.float32), [1, 4, 4])
     background = 0.16 + 0.05 * texture / texture.std() + 0.16 * y[None, :, None]
     light = 0.75 + 0.5 * np.exp(-((x[None, None, :] - rng.uniform(0.2, 0.8)) ** 2) / 0.1)
     corner = rng.uniform(0.15, 0.85, 2)
     distance = np.hypot(y[None, :, None] - corner[0], x[None, None, :] - corner[1])
-    dim = 1 - 0.7 / (1 + np.exp((distance - 0.28) / 0.04))
+    dim = 1 - 0.65 / (1 + np.exp((distance - 0.28) / 0.04))
     step = np.where(z < rng.uniform(0.4, 0.6), 1.0, 1.45)[:, None, None]
-    photons = 60 * (blurred + np.maximum(background, 0.02)) * light * dim * step
+    photons = 120 * (blurred + np.maximum(background, 0.02)) * light * dim * step
     counts = 100 + 4.0 * rng.poisson(photons) + rng.normal(0, 12, density.shape)
     image: npt.NDArray[np.uint16] = np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
     return image

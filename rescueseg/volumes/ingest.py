@@ -19,7 +19,7 @@ import zarr
 from rescueseg.campaign import Campaign, check_id
 from rescueseg.errors import InvalidVolumeError, LabelError, MissingSpacingError, VolumeError, storage_errors
 from rescueseg.geometry import Box, Spacing, partition, zyx
-from rescueseg.records import LabelType, VolumeRecord
+from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.importers import Source, open_source
@@ -103,7 +103,7 @@ def import_volume(
             source=PurePosixPath(path).name,
             digest="",
             truth=work.truth_type if truth is not None else None,
-            normalisation={"low": 0, "high": 1, "mean": 0, "std": 1},  # type: ignore[arg-type]
+            normalisation=Normalisation(low=0, high=1, mean=0, std=1),
         )
         with _one_at_a_time(campaign):
             if campaign.storage.exists(f"volumes/{name}.json"):
