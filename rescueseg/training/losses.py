@@ -10,7 +10,7 @@ IGNORE = 255
 
 
 class PartialDiceCELoss(nn.Module):
-    """Mean of soft Dice over the classes present and cross-entropy, blind to voxels labelled 255.
+    """Soft Dice, averaged over the foreground classes present, plus cross-entropy; blind to voxels labelled 255.
 
     Dice is computed over the batch as one (Milletari et al. 2016, arXiv 1606.04797; the sum with cross-entropy as in
     Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
@@ -18,7 +18,7 @@ class PartialDiceCELoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dice = MaskedDiceLoss(include_background=False, batch=True)
+        self.dice = MaskedDiceLoss(include_background=False, batch=True, reduction="none")
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss; zero, with zero gradient, where no voxel is labelled.
@@ -35,5 +35,7 @@ class PartialDiceCELoss(nn.Module):
         target = classes.movedim(-1, 1).to(logits.dtype) * known
         log_probability = functional.log_softmax(logits, dim=1)
         cross_entropy = -(log_probability * target).sum() / known.sum().clamp(min=1.0)
-        dice: Tensor = self.dice(log_probability.exp(), target, known)
-        return cross_entropy + dice * known.amax()
+        dice = self.dice(log_probability.exp(), target, known).flatten()
+        present = target[:, 1:].sum(dim=(0, 2, 3, 4)) > 0
+        loss: Tensor = cross_entropy + (dice * present).sum() / present.sum().clamp(min=1)
+        return loss

@@ -208,7 +208,7 @@ class _Run:
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             logits = self.network(images, masks)
         loss = self.loss(logits.float(), labels)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is no longer a number at step {step + 1}",

@@ -1,0 +1,309 @@
+"""What every trainer promises, whatever it is made of."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import ConfigError, InferenceError, StorageError, TrainingError
+from rescueseg.geometry import Box
+from rescueseg.records import ModelReference, Snapshot
+from rescueseg.storage import zarr_store
+from rescueseg.training import TRAINERS, TrainedModel, TrainingRequest, get_trainer
+from rescueseg.training.base import ignore_progress, model_digest
+from rescueseg.training.registry import load_predictor
+from rescueseg.volumes import normalise, open_image, open_truth, read_box
+from tests.training_rig import BOXES, make_campaign, make_snapshot
+
+SEED = 3
+
+
+@pytest.fixture(params=sorted(TRAINERS))
+def trainer_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def train(
+    campaign: Campaign, snapshot: Snapshot, work_dir: Path, progress: Any = ignore_progress, **request: Any
+) -> TrainedModel:
+    trainer = get_trainer(campaign.config.training.trainer)
+    return trainer.train(TrainingRequest(campaign, snapshot, work_dir, request.pop("seed", SEED), **request), progress)
+
+
+def publish(campaign: Campaign, model: TrainedModel) -> ModelReference:
+    for file in sorted(model.path.iterdir()):
+        campaign.storage.write_bytes(f"model/{file.name}", file.read_bytes())
+    return ModelReference(generation=0, trainer=campaign.config.training.trainer, path="model", digest=model.digest)
+
+
+def mean_probability(campaign: Campaign, model: TrainedModel, volume_id: str, box: Box) -> np.ndarray:
+    predictor = load_predictor(campaign, publish(campaign, model), campaign.config.inference, "cpu")
+    record = campaign.volume(volume_id)
+    window = Box(box.offset_zyx, predictor.window_zyx(record.spacing_um_zyx))
+    image = normalise(read_box(open_image(campaign, volume_id), window), record.normalisation)
+    members = [probabilities[0] for _, probabilities in predictor.members(image[None], [5])]
+    assert len(members) == campaign.config.inference.mc_samples * campaign.config.inference.tta_symmetries
+    return np.mean(members, axis=0)
+
+
+def dice(campaign: Campaign, model: TrainedModel, value: int = 1) -> float:
+    box = Box((4, 60, 60), (16, 32, 32))
+    found = mean_probability(campaign, model, "v0", box).argmax(axis=0)
+    reach = Box(box.offset_zyx, found.shape).clip(campaign.volume("v0").shape_zyx)
+    found = found[tuple(slice(0, n) for n in reach.shape_zyx)] == value
+    truth = np.asarray(open_truth(campaign, "v0")[reach.slices]) == value
+    return float(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+
+
+def test_learns_an_easy_volume_and_reports_every_step(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=40)
+    steps: list[int] = []
+    metrics: list[dict[str, float]] = []
+    model = train(
+        campaign,
+        make_snapshot(campaign, BOXES),
+        tmp_path / "work",
+        lambda step, values: (steps.append(step), metrics.append(dict(values))),
+    )
+    assert dice(campaign, model) >= 0.8
+    assert steps == list(range(1, 41))
+    assert all({"loss", "learning_rate"} <= m.keys() for m in metrics)
+    assert [entry["loss"] for entry in model.losses] == [m["loss"] for m in metrics]
+    assert model.iterations == 40
+    assert model.warnings == ()
+    assert model.seconds > 0
+
+
+def test_the_same_request_gives_the_same_digest_and_another_seed_another(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=5)
+    snapshot = make_snapshot(campaign, BOXES)
+    first = train(campaign, snapshot, tmp_path / "a")
+    np.random.seed(99)
+    again = train(campaign, snapshot, tmp_path / "b")
+    other = train(campaign, snapshot, tmp_path / "c", seed=SEED + 1)
+    assert first.digest == again.digest != other.digest
+    weights, description = (first.path / name for name in ("model.safetensors", "model.json"))
+    assert model_digest(weights.read_bytes(), description.read_bytes()) == first.digest
+    assert sorted(p.name for p in first.path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_finished_training_is_not_repeated(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=3)
+    snapshot = make_snapshot(campaign, BOXES)
+    first = train(campaign, snapshot, tmp_path / "work")
+    again = train(campaign, snapshot, tmp_path / "work", lambda step, _: pytest.fail(f"step {step} taken again"))
+    assert again == first
+
+
+def test_another_request_in_the_same_folder_starts_afresh(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=3)
+    first = train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
+    second = train(campaign, make_snapshot(campaign, BOXES[:2]), tmp_path / "work")
+    alone = train(campaign, make_snapshot(campaign, BOXES[:2]), tmp_path / "other")
+    assert first.digest != second.digest == alone.digest
+
+
+def test_killed_at_any_step_it_resumes_to_the_same_model(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=14)
+    snapshot = make_snapshot(campaign, BOXES)
+    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    undisturbed = train(campaign, snapshot, tmp_path / "undisturbed")
+    firsts = [run_and_kill(campaign, tmp_path / "work", at) for at in (2, 6)]
+    assert firsts == [1, 1], "each run goes on behind the last checkpoint"
+    assert not (tmp_path / "work" / "model").exists()
+    resumed = train(campaign, snapshot, tmp_path / "work", lambda step, _: firsts.append(step))
+    assert firsts[2] == 5
+    assert resumed.digest == undisturbed.digest
+    assert resumed.losses == undisturbed.losses
+
+
+def run_and_kill(campaign: Campaign, work_dir: Path, at_step: int) -> int:
+    """Train in a process of its own, kill -9 it once it has taken a step, and return the first step it took."""
+    command = [sys.executable, "-m", "tests.training_rig", campaign.url, str(work_dir)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        steps = []
+        for line in process.stdout:
+            steps.append(int(line))
+            if steps[-1] == at_step:
+                process.kill()
+                break
+        assert steps[-1] == at_step
+        assert process.wait() == -9
+    return steps[0]
+
+
+def test_a_full_disk_is_one_clear_error_and_the_rerun_finishes(
+    trainer_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=6)
+    snapshot = make_snapshot(campaign, BOXES)
+    with monkeypatch.context() as patch:
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match="full"):
+            train(campaign, snapshot, tmp_path / "work")
+    assert not (tmp_path / "work" / "model").exists()
+    assert train(campaign, snapshot, tmp_path / "work").digest == train(campaign, snapshot, tmp_path / "other").digest
+
+
+def test_nothing_outside_the_read_boxes_is_read(trainer_name: str, tmp_path: Path) -> None:
+    import zarr
+
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=4)
+    snapshot = make_snapshot(campaign, BOXES, halo=(0, 8, 8))
+    before = train(campaign, snapshot, tmp_path / "a")
+    level = zarr.open_group(zarr_store(campaign.image_url("v0")), mode="r+")["0"]
+    voxels = level[:]
+    spoilt = np.full_like(voxels, 60000)
+    for item in snapshot.items:
+        spoilt[(0, *item.read_box.slices)] = voxels[(0, *item.read_box.slices)]
+    level[:] = spoilt
+    assert (spoilt != voxels).any()
+    assert train(campaign, snapshot, tmp_path / "b").digest == before.digest
+
+
+def test_ignored_voxels_teach_nothing(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=40)
+    truth = open_truth(campaign, "v0")
+    partial = {}
+    for i, box in enumerate(BOXES):
+        labels = np.asarray(truth[box.slices]).copy()
+        labels[:, ::2] = 255
+        partial[i] = labels
+    model = train(campaign, make_snapshot(campaign, BOXES, labels=partial), tmp_path / "work")
+    assert dice(campaign, model) >= 0.75
+
+
+@pytest.mark.parametrize("labels", [None, 255])
+def test_without_a_labelled_voxel_there_is_one_clear_error(
+    trainer_name: str, tmp_path: Path, labels: int | None
+) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=2)
+    boxes = [] if labels is None else BOXES[:1]
+    nothing = {0: np.full(BOXES[0].shape_zyx, 255, np.uint8)}
+    with pytest.raises(TrainingError, match=r"Annotate"):
+        train(campaign, make_snapshot(campaign, boxes, labels=nothing), tmp_path / "work")
+    assert not (tmp_path / "work" / "model").exists()
+
+
+def test_a_damaged_label_array_is_refused(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=2)
+    snapshot = make_snapshot(campaign, BOXES)
+    campaign.storage.write_array(snapshot.items[1].labels, np.zeros(BOXES[1].shape_zyx, np.uint8))
+    with pytest.raises(TrainingError, match="backup"):
+        train(campaign, snapshot, tmp_path / "work")
+
+
+def test_a_class_nobody_labelled_is_a_warning(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, n_classes=3, iterations=2)
+    labels = {}
+    for i, box in enumerate(BOXES):
+        array = np.asarray(open_truth(campaign, "v0")[box.slices]).copy()
+        array[array == 2] = 255
+        labels[i] = array
+    model = train(campaign, make_snapshot(campaign, BOXES, labels=labels), tmp_path / "work")
+    assert len(model.warnings) == 1
+    assert "class2" in model.warnings[0]
+    assert mean_probability(campaign, model, "v0", BOXES[0]).shape[0] == 4
+
+
+def test_only_background_labelled_trains_with_warnings(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=3)
+    nothing = {0: np.zeros(BOXES[0].shape_zyx, np.uint8)}
+    model = train(campaign, make_snapshot(campaign, BOXES[:1], labels=nothing), tmp_path / "work")
+    assert "class1" in model.warnings[0]
+    assert np.isfinite([entry["loss"] for entry in model.losses]).all()
+
+
+def test_one_patch_smaller_than_the_window_is_enough(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=3)
+    model = train(campaign, make_snapshot(campaign, [Box((5, 5, 5), (3, 11, 20))]), tmp_path / "work")
+    found = mean_probability(campaign, model, "v0", BOXES[0])
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-4)
+
+
+def test_several_classes_and_channels(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, n_classes=2, channels=2, iterations=90)
+    model = train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
+    assert dice(campaign, model, 2) >= 0.6
+
+
+def test_volumes_of_unlike_spacing_train_together(trainer_name: str, tmp_path: Path) -> None:
+    spacings = ((0.2, 0.1, 0.1), (0.4, 0.2, 0.2))
+    campaign = make_campaign(tmp_path, trainer=trainer_name, spacings=spacings, iterations=40)
+    boxes = [*BOXES, Box((0, 0, 0), (10, 24, 24))]
+    snapshot = make_snapshot(campaign, boxes, volume_ids=["v0", "v0", "v0", "v1"])
+    model = train(campaign, snapshot, tmp_path / "work")
+    predictor = load_predictor(campaign, publish(campaign, model), campaign.config.inference, "cpu")
+    fine, coarse = (predictor.window_zyx(s) for s in spacings)
+    assert coarse == tuple(n // 2 for n in fine)
+    box = Box((0, 24, 24), coarse)
+    found = mean_probability(campaign, model, "v1", box)
+    assert found.shape[1:] == coarse
+    reach = box.clip(campaign.volume("v1").shape_zyx)
+    inside = found[(slice(None), *(slice(0, n) for n in reach.shape_zyx))].argmax(axis=0)
+    truth = np.asarray(open_truth(campaign, "v1")[reach.slices])
+    assert 2 * ((inside == 1) & (truth == 1)).sum() / (inside.sum() + truth.sum()) > 0.6
+
+
+def test_a_warm_start_begins_where_the_other_model_ended(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=40)
+    snapshot = make_snapshot(campaign, BOXES)
+    first = train(campaign, snapshot, tmp_path / "first")
+    cold = train(campaign, snapshot, tmp_path / "cold", seed=8)
+    warm = train(campaign, snapshot, tmp_path / "warm", seed=8, warm_start=first.path)
+    assert warm.digest != cold.digest
+    assert np.mean([e["loss"] for e in warm.losses[:5]]) < 0.7 * np.mean([e["loss"] for e in cold.losses[:5]])
+
+
+def test_a_warm_start_from_nothing_is_refused(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=2)
+    with pytest.raises(TrainingError, match="warm_start"):
+        train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", warm_start=tmp_path / "none")
+
+
+def test_a_changed_model_file_is_not_loaded(trainer_name: str, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=2)
+    reference = publish(campaign, train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work"))
+    description = json.loads(campaign.storage.read_bytes("model/model.json"))
+    campaign.storage.write_json("model/model.json", description | {"seed": 1})
+    with pytest.raises(InferenceError, match="not the one"):
+        load_predictor(campaign, reference, campaign.config.inference, "cpu")
+
+
+def test_the_process_is_left_as_it_was(trainer_name: str, tmp_path: Path) -> None:
+    import torch
+
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=2, threads=2)
+    threads, torch_state, numpy_state = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    inside: list[int] = []
+    train(
+        campaign, make_snapshot(campaign, BOXES), tmp_path / "work", lambda *_: inside.append(torch.get_num_threads())
+    )
+    assert inside == [2, 2]
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_an_unknown_trainer_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="monai_unet"):
+        get_trainer("nnunett")
+
+
+def test_the_registry_imports_neither_torch_nor_monai() -> None:
+    code = "import sys, rescueseg.training; sys.exit(bool({'torch', 'monai'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
