@@ -95,6 +95,19 @@ def judge(campaign: Campaign, evaluation: Evaluation) -> Judgement:
     )
 
 
+def headline(judgement: Judgement) -> str:
+    """Say in one sentence whether the generation is better than the champion before it."""
+    comparison, g = judgement.comparison, judgement.generation
+    if comparison is None:
+        return f"Generation {g} is the first; it is champion until a later one beats it."
+    against = f"generation {comparison.champion}, the champion so far"
+    if comparison.verdict == "better":
+        return f"Yes: generation {g} is better than {against}, and takes its place."
+    if comparison.verdict == "worse":
+        return f"No: generation {g} is worse than {against}, which stays."
+    return f"Undecided: generation {g} cannot be told from {against}, which stays."
+
+
 def pooled_dice(counts: npt.NDArray[Any], classes: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
     """Return the Dice of pooled counts (…, K, 3), averaged over classes.
 

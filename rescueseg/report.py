@@ -13,7 +13,7 @@ import jinja2
 from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.baseline import ThresholdBaseline, threshold_baseline
 from rescueseg.campaign import Campaign
-from rescueseg.champion import Judgement, dice_interval, judgements
+from rescueseg.champion import Judgement, dice_interval, headline, judgements
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import BoxScore
 
@@ -158,19 +158,6 @@ def render(
         explain=explain_box,
         links=links,
     )
-
-
-def headline(judgement: Judgement) -> str:
-    """Say in one sentence whether the generation is better than the champion before it."""
-    comparison, g = judgement.comparison, judgement.generation
-    if comparison is None:
-        return f"Generation {g} is the first; it is champion until a later one beats it."
-    against = f"generation {comparison.champion}, the champion so far"
-    if comparison.verdict == "better":
-        return f"Yes: generation {g} is better than {against}, and takes its place."
-    if comparison.verdict == "worse":
-        return f"No: generation {g} is worse than {against}, which stays."
-    return f"Undecided: generation {g} cannot be told from {against}, which stays."
 
 
 def against_threshold(champion: Judgement, baseline: ThresholdBaseline | None) -> str:

@@ -2,11 +2,11 @@
 
 ::
 
-    campaign run            curves over generations: one point per metric at step = generation
-    └── generation 3        dataset input, parameters, scores, figures, the model as LoggedModel
-        ├── training        live loss, parameters, seconds
-        ├── inference
-        └── …
+    campaign run        curves over generations: one point per metric at step = generation
+    generation 3        dataset input, parameters, scores, figures, the model as LoggedModel
+    ├── training        live loss, seconds
+    ├── inference
+    └── …
 
 Everything is found by the tag `rescueseg.key` before it is made, and a point is added only where its step is still
 empty, so that a campaign killed at any moment can be run again without a second point or run. All calls go through one `MlflowClient`
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from rescueseg.campaign import Campaign
-from rescueseg.champion import Judgement
+from rescueseg.champion import Judgement, headline
 from rescueseg.errors import ServiceError
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.tracking.models import GENERATION, ModelRegistry, RegisteredModel
@@ -119,7 +119,9 @@ class Tracker:
         location = None
         if not self.uri.startswith("http"):  # without a server MLflow would write below the working directory
             location = self.campaign.storage.url_of("services/mlflow-artifacts")
-        made = self.client.create_experiment(name, artifact_location=location, tags={CAMPAIGN_ID: identity})
+        made = self.client.create_experiment(
+            name, artifact_location=location, tags={CAMPAIGN_ID: identity, **_EXPERIMENT_TAGS}
+        )
         return made, name
 
     def _identity(self) -> str:
@@ -142,10 +144,10 @@ class Tracker:
 
     @property
     def url(self) -> str:
-        """Page of the experiment in MLflow's UI; the tracking URI when there is no server."""
+        """Page of the experiment's runs in MLflow's UI; the tracking URI when there is no server."""
         if not self.uri.startswith("http"):
             return self.uri
-        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
+        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
     @_service
     def campaign_run(self) -> str:
@@ -155,10 +157,7 @@ class Tracker:
     @_service
     def generation_run(self, generation: int) -> str:
         """Return the id of a generation's run."""
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
-        tags = {GENERATION: str(generation), MLFLOW_PARENT_RUN_ID: self.campaign_run()}
-        return self._run(f"generation/{generation}", f"generation {generation}", tags)
+        return self._run(f"generation/{generation}", f"generation {generation}", {GENERATION: str(generation)})
 
     @_service
     def stage_run(self, generation: int, stage: str) -> str:
@@ -299,6 +298,9 @@ class Tracker:
             profile=json.dumps({"patches": len(snapshot.items), "voxels": voxels}),
         )
         tags = [InputTag("mlflow.data.context", "training")]
+        parameters = {"annotated_patches": len(snapshot.items), "annotated_voxels": voxels}
+        self.log_params(self.generation_run(generation), parameters)
+        self.client.set_tag(self.generation_run(generation), "rescueseg.snapshot_digest", snapshot.digest)
         for run_id in (self.generation_run(generation), self.stage_run(generation, "training")):
             self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
@@ -358,9 +360,10 @@ class Tracker:
         self.log_metrics(self.generation_run(g), g, {**effort, **extra})
         self.log_metrics(self.campaign_run(), g, {**scores, **effort, **extra, "champion": float(judgement.champion)})
         verdict = comparison.verdict if comparison else "first"
+        said = headline(judgement)
         for run_id, tags in (
-            (self.generation_run(g), {"rescueseg.verdict": verdict}),
-            (self.campaign_run(), {"rescueseg.champion": str(judgement.champion)}),
+            (self.generation_run(g), {"rescueseg.verdict": verdict, "mlflow.note.content": said}),
+            (self.campaign_run(), {"rescueseg.champion": str(judgement.champion), "mlflow.note.content": said}),
         ):
             for key, value in tags.items():
                 self.client.set_tag(run_id, key, value)

@@ -13,12 +13,12 @@ from rescueseg.annotation.labels import submit_labels
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
-from rescueseg.champion import Comparison, Judgement, judgements
+from rescueseg.champion import Comparison, Judgement, headline, judgements
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import holdout_boxes, open_truths
 from rescueseg.figures import worst_patch
 from rescueseg.geometry import Box
-from rescueseg.report import efforts, explain_box, headline, write_report
+from rescueseg.report import efforts, explain_box, write_report
 from tests.unit.evaluated import make_campaign, write_generation
 
 PNG = b"\x89PNG\r\n"

@@ -145,7 +145,10 @@ def test_a_rerun_adds_nothing(tracked: Campaign) -> None:
     assert [m.step for m in loss] == [1, 2, 3]
     assert len(client.search_model_versions(f"name = '{first.name}'")) == 1
     assert len(client.search_logged_models([first.experiment_id])) == 1
-    inputs = client.get_run(first.generation_run(0)).inputs.dataset_inputs
+    generation = client.get_run(first.generation_run(0))
+    assert generation.data.params["annotated_voxels"] == "64"
+    assert generation.data.tags["mlflow.note.content"].startswith("Generation 0 is the first")
+    inputs = generation.inputs.dataset_inputs
     assert [i.dataset.digest for i in inputs] == [("ab" * 32)[:36]]
     assert [f.path for f in client.list_artifacts(first.generation_run(0), "figures")] == ["figures/curve.png"]
 
@@ -155,7 +158,7 @@ def test_runs_are_nested(tracked: Campaign) -> None:
     stage = tracker.client.get_run(tracker.stage_run(0, "inference"))
     assert stage.data.tags["mlflow.parentRunId"] == tracker.generation_run(0)
     generation = tracker.client.get_run(tracker.generation_run(0))
-    assert generation.data.tags["mlflow.parentRunId"] == tracker.campaign_run()
+    assert "mlflow.parentRunId" not in generation.data.tags, "or the list of runs hides the generations"
 
 
 def test_candidate_and_champion(tracked: Campaign) -> None:
