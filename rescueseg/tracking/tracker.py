@@ -119,9 +119,7 @@ class Tracker:
         location = None
         if not self.uri.startswith("http"):  # without a server MLflow would write below the working directory
             location = self.campaign.storage.url_of("services/mlflow-artifacts")
-        made = self.client.create_experiment(
-            name, artifact_location=location, tags={CAMPAIGN_ID: identity, **_EXPERIMENT_TAGS}
-        )
+        made = self.client.create_experiment(name, artifact_location=location, tags={CAMPAIGN_ID: identity})
         return made, name
 
     def _identity(self) -> str:
