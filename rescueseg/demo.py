@@ -92,6 +92,7 @@ def _start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], cons
         spacing=example.spacing,
         truths=[example.truth_path],
         truth_type=example.truth_type,
+        names=[example.name],
         say=lambda line: console.print(line, highlight=False, soft_wrap=True),
     )
 

@@ -23,6 +23,7 @@ def start_campaign(
     truths: Sequence[str] = (),
     truth_type: LabelType = "semantic",
     domain: str | None = None,
+    names: Sequence[str] = (),
     say: Say = print,
 ) -> Campaign:
     """Make a campaign and import its volumes; when the first import fails, nothing is left.
@@ -43,6 +44,8 @@ def start_campaign(
         Its kind.
     domain : str, optional
         Acquisition group.
+    names : sequence of str
+        Ids of the volumes; made from the file names when empty.
     say : callable
         Gets one line per volume.
 
@@ -56,7 +59,16 @@ def start_campaign(
     _check(volumes, truths)
     campaign = Campaign.create(url, config)
     try:
-        add_volumes(campaign, volumes, spacing=spacing, truths=truths, truth_type=truth_type, domain=domain, say=say)
+        add_volumes(
+            campaign,
+            volumes,
+            spacing=spacing,
+            truths=truths,
+            truth_type=truth_type,
+            domain=domain,
+            names=names,
+            say=say,
+        )
     except BaseException:
         if not campaign.volumes():
             campaign.discard()
@@ -72,6 +84,7 @@ def add_volumes(
     truths: Sequence[str] = (),
     truth_type: LabelType = "semantic",
     domain: str | None = None,
+    names: Sequence[str] = (),
     say: Say = print,
 ) -> list[VolumeRecord]:
     """Import volumes into a campaign; those before a failing one stay. Parameters as `start_campaign`."""
@@ -81,6 +94,7 @@ def add_volumes(
         record = import_volume(
             campaign,
             path,
+            volume_id=names[index] if names else None,
             spacing=spacing,
             domain=domain,
             truth=truths[index] if truths else None,

@@ -135,8 +135,6 @@ class Servers:
         SQLAlchemy URL of MLflow's database.
     mlflow_uri : str
         Use this tracking server and start none, unless empty.
-    schedules : bool
-        Run Prefect's background services too: cron schedules, automations, late runs.
 
     Raises
     ------
@@ -144,10 +142,9 @@ class Servers:
         If a server does not answer in time; the message ends with its last lines of output.
     """
 
-    def __init__(self, folder: Path, mlflow_backend: str, *, mlflow_uri: str = "", schedules: bool = False) -> None:
+    def __init__(self, folder: Path, mlflow_backend: str, *, mlflow_uri: str = "") -> None:
         self.folder = folder
         self._backend = mlflow_backend
-        self._schedules = schedules
         self.prefect_api_url = ""
         self.mlflow_uri = mlflow_uri
         self._owns_mlflow = not mlflow_uri
@@ -179,8 +176,6 @@ class Servers:
         self.prefect_api_url = f"http://{HOST}:{port}/api"
         health = {"prefect": f"{self.prefect_api_url}/health"}
         commands = {"prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(port)]}
-        if not self._schedules:
-            commands["prefect"].append("--no-services")
         if self._owns_mlflow:
             other = _free_port(_port_of(old.mlflow_uri if old else ""), avoid=port)
             self.mlflow_uri = f"http://{HOST}:{other}"

@@ -115,7 +115,6 @@ def serve(campaign: Campaign, console: Console) -> None:
             campaign.services_folder,
             campaign.tracking_uri,
             mlflow_uri=campaign.config.tracking.mlflow_uri,
-            schedules=True,
         ) as servers,
     ):
         deploy(campaign, servers)

@@ -1,0 +1,153 @@
+"""The loop on a real server, a real cluster and a small phantom: what it leaves, and that a rerun changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tifffile
+
+from rescueseg.annotation.store import open_queue
+from rescueseg.campaign import Campaign
+from rescueseg.config import settings_of
+from rescueseg.generation import STAGES, champion, count_due
+from rescueseg.intake import start_campaign
+from rescueseg.orchestration import flow_command
+from rescueseg.phantom import make_phantom
+from rescueseg.services import Servers
+from rescueseg.summary import rows, to_markdown
+
+SETTINGS = [
+    "training.iterations=6",
+    "training.threads=1",
+    "sampling.starting_patches=2",
+    "sampling.query_patches=2",
+    "cluster.workers=1",
+    "inference.mc_samples=2",
+]
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("services")
+    with Servers(folder, f"sqlite:///{folder}/mlflow.db") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def looped(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """A campaign after two generations."""
+    folder = tmp_path_factory.mktemp("looped")
+    image, truth, spacing = make_phantom((16, 64, 64), seed=3)
+    tifffile.imwrite(folder / "raw.tif", image, metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "truth.tif", truth, metadata={"axes": "ZYX"})
+    campaign = start_campaign(
+        str(folder / "campaign"),
+        settings_of("loop", ["organelle"], SETTINGS),
+        [str(folder / "raw.tif")],
+        spacing=spacing,
+        truths=[str(folder / "truth.tif")],
+        names=["phantom"],
+    )
+    result = _run(servers, "active-learning", campaign_url=campaign.url, generations=2)
+    assert [row["generation"] for row in result] == [0, 1]
+    return campaign
+
+
+def _run(servers: Servers, flow: str, **parameters: Any) -> Any:
+    done = subprocess.run(
+        flow_command(flow, parameters), env=servers.environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("result: ")]
+    return json.loads(line.removeprefix("result: "))
+
+
+def _post(servers: Servers, path: str, **body: Any) -> list[dict[str, Any]]:
+    return httpx.post(f"{servers.prefect_api_url}{path}", json=body, trust_env=False).json()
+
+
+def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
+    for generation in (0, 1):
+        for stage in STAGES:
+            assert looped.stage_result(generation, stage) is not None, (generation, stage)
+    table = rows(looped)
+    assert [row.patches for row in table] == [2, 4]
+    assert [row.voxels for row in table] == sorted(row.voxels for row in table)
+    assert champion(looped) in (0, 1)
+    assert set(table[0].seconds) == set(STAGES)
+    page = to_markdown(looped, 1)
+    assert "| 0 | 2 |" in page
+    assert "| 1 | 4 |" in page
+
+
+def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
+    store = open_queue(looped)
+    waiting = store.tickets(state="queued")
+    assert {ticket.ticket_id for ticket in waiting} == set(looped.finished(1, "tickets")["tickets"])
+    for ticket in waiting:
+        assert ticket.generation == 2
+        assert ticket.prefill is not None
+        assert looped.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
+    last = store.last_generation()
+    assert last is not None
+    assert last.finished_at is not None
+
+
+def test_a_rerun_changes_nothing(looped: Campaign, servers: Servers) -> None:
+    before = {p: p.read_bytes() for p in Path(looped.url, "generations").rglob("*.json")}
+    assert _run(servers, "active-learning", campaign_url=looped.url, generations=2) == []
+    assert {p: p.read_bytes() for p in Path(looped.url, "generations").rglob("*.json")} == before
+
+
+def test_a_generation_that_is_not_due_does_nothing(looped: Campaign, servers: Servers) -> None:
+    due = count_due(looped, open_queue(looped))
+    assert (due.generation, due.due) == (2, False)
+    result = _run(servers, "generation", campaign_url=looped.url, only_if_due=True)
+    assert result == {"generation": None, "reason": "0 of 4 patches accepted since the last generation"}
+    states = {run["state_name"] for run in _post(servers, "/flow_runs/filter")}
+    assert states == {"Completed", "NotDue"}
+
+
+def test_a_run_while_another_works_gives_way(looped: Campaign, servers: Servers) -> None:
+    with open_queue(looped).lock("generation", "somebody else"):
+        result = _run(servers, "generation", campaign_url=looped.url, only_if_due=True)
+    assert result["reason"] == "another run is at work on this campaign"
+
+
+def test_inference_on_demand_uses_the_champion(looped: Campaign, servers: Servers) -> None:
+    maps = _run(servers, "infer-volume", campaign_url=looped.url, volume_id="phantom")
+    number = champion(looped)
+    assert number is not None
+    assert maps["generation"] == number
+    assert maps in looped.finished(number, "inference")
+
+
+def test_prefect_shows_named_tasks_and_an_artifact_and_holds_no_pickle(looped: Campaign, servers: Servers) -> None:
+    names = {run["name"] for run in _post(servers, "/task_runs/filter")}
+    assert {"training-g0", "inference-g1", "report-g1", "simulated-annotator", "sampling"} <= names
+    keys = {artifact["key"] for artifact in _post(servers, "/artifacts/filter")}
+    assert {"loop-generation-0", "loop-generation-1"} <= keys
+    stored = list(Path(servers.environment["PREFECT_HOME"], "storage").iterdir())
+    assert stored
+    for path in stored:
+        assert json.loads(path.read_text())["metadata"]["serializer"]["type"] == "json"
+
+
+def test_a_failing_flow_says_why_in_one_line(servers: Servers, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*flow_command("generation", {"campaign_url": str(tmp_path)})],
+        env=servers.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "there is no campaign here" in line
