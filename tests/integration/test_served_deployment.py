@@ -1,0 +1,145 @@
+"""A campaign served as `rescueseg up` serves it: generations start by event and by cron, and exactly once.
+
+The servers, the work pool, its worker, the automation and the schedule are real. The yearly schedule of the first test
+keeps cron out of its way; the slow tests deploy again with a cron of every minute and wait for it. Who started a run is
+asked of Prefect: ``AUTOMATION`` for the event, ``SCHEDULE`` for the cron.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tifffile
+
+from rescueseg import tickets
+from rescueseg.annotation.store import QueueStore, open_queue
+from rescueseg.campaign import Campaign
+from rescueseg.config import dump_config, settings_of
+from rescueseg.generation import STAGES, count_due
+from rescueseg.intake import start_campaign
+from rescueseg.orchestration import WORK_POOL, deploy, wake
+from rescueseg.phantom import make_phantom
+from rescueseg.services import Servers
+from rescueseg.simulation.annotator import SimulatedAnnotator
+
+SETTINGS = [
+    "trigger.accepted_patches=2",
+    "trigger.cron='0 0 1 1 *'",
+    "sampling.starting_patches=2",
+    "sampling.query_patches=2",
+    "training.iterations=4",
+    "training.threads=1",
+    "inference.mc_samples=1",
+    "inference.tta_symmetries=1",
+    "stopping.patience=50",
+    "cluster.workers=1",
+]
+EVERY_MINUTE = "* * * * *"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class Served:
+    """A campaign, its queue, and the servers it runs on."""
+
+    campaign: Campaign
+    store: QueueStore
+    servers: Servers
+
+    def post(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        response = httpx.post(f"{self.servers.prefect_api_url}{path}", json=body, trust_env=False, timeout=30)
+        response.raise_for_status()
+        return response.json()
+
+    def runs(self, known: set[str] | None = None) -> list[dict[str, Any]]:
+        """Return the runs of the deployment that were started, but for those known."""
+        states = {"type": {"not_any_": ["SCHEDULED"]}}
+        found = self.post("/flow_runs/filter", flow_runs={"state": states}, sort="EXPECTED_START_TIME_ASC")
+        return [run for run in found if run["id"] not in (known or set()) and run["deployment_id"]]
+
+    def known(self) -> set[str]:
+        return {run["id"] for run in self.runs()}
+
+    def annotate(self, count: int) -> None:
+        """Hand in patches; without review they are accepted at once. No event is sent."""
+        annotator = SimulatedAnnotator(self.campaign, self.store)
+        for _ in range(count):
+            lease = self.store.claim("simulated", 600)
+            assert lease is not None
+            annotator.annotate(lease)
+
+    def last(self) -> int:
+        """Return the number of the last finished generation, -1 before the first."""
+        row = self.store.last_generation()
+        return -1 if row is None else row.generation if row.finished_at else row.generation - 1
+
+    def schedule(self, cron: str) -> None:
+        """Change the campaign's schedule and deploy again, as a second `rescueseg up` does."""
+        config = self.campaign.config
+        changed = config.model_copy(update={"trigger": config.trigger.model_copy(update={"cron": cron})})
+        self.campaign.storage.write_bytes("campaign.toml", dump_config(changed).encode())
+        self.campaign = Campaign.open(self.campaign.url)
+        deploy(self.campaign, self.servers)
+
+    def finish(self, generation: int) -> None:
+        """Wait until a generation is finished, then until no run is going on."""
+        self.until(lambda: self.last() >= generation, f"generation {generation} is finished")
+        self.until(lambda: all(run["end_time"] for run in self.runs()), "all runs have ended")
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}\n{self.servers.log_tail('worker', 60)}"
+            assert not self.servers.died()
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A phantom campaign, sampled and deployed, with the event as its only near trigger."""
+    folder = tmp_path_factory.mktemp("served")
+    image, truth, spacing = make_phantom((16, 64, 64), seed=3)
+    tifffile.imwrite(folder / "raw.tif", image, metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "truth.tif", truth, metadata={"axes": "ZYX"})
+    campaign = start_campaign(
+        str(folder / "campaign"),
+        settings_of("served", ["organelle"], SETTINGS),
+        [str(folder / "raw.tif")],
+        spacing=spacing,
+        truths=[str(folder / "truth.tif")],
+        names=["phantom"],
+    )
+    store = open_queue(campaign)
+    assert tickets.prepare(campaign, store) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with Servers(campaign.services_folder, campaign.tracking_uri) as servers:
+            deploy(campaign, servers)
+            yield Served(campaign, store, servers)
+
+
+def creator(run: dict[str, Any]) -> str:
+    return str(run["created_by"]["type"])
+
+
+def test_accepted_patches_start_a_generation_by_the_event(served: Served) -> None:
+    known, generation = served.known(), served.last() + 1
+    served.annotate(1)
+    assert not wake(served.campaign, served.store), "1 of 2 patches"
+    served.annotate(1)
+    assert wake(served.campaign, served.store), "2 of 2 patches: the event is sent"
+    served.finish(generation)
+    [run] = served.runs(known)
+    assert (creator(run), run["state_type"], run["work_pool_name"]) == ("AUTOMATION", "COMPLETED", WORK_POOL)
+    assert run["parameters"] == {"campaign_url": served.campaign.url, "only_if_due": True}
+    assert all(served.campaign.stage_result(generation, stage) is not None for stage in STAGES)
+    assert not count_due(served.campaign, served.store).due
+    assert len(served.store.tickets(state="queued")) == 2, "the next patches wait in the queue"
