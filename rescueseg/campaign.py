@@ -29,6 +29,10 @@ from rescueseg.errors import CampaignError
 from rescueseg.records import Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
 from rescueseg.storage import Storage, digest_json
 
+_PARTS = (
+    *("campaign.db", "volumes", "holdout.json", "starting.json", "annotations", "generations", "reports", "services"),
+    "mlflow.db",
+)
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 
@@ -69,6 +73,23 @@ class Campaign:
         CampaignError
             If there is one already.
         """
+        made = cls(cls.free_place(url, config), config)
+        try:
+            made.storage.write_bytes("campaign.toml", dump_config(config).encode())
+        except BaseException:
+            made.discard()
+            raise
+        return made
+
+    @staticmethod
+    def free_place(url: str, config: CampaignConfig) -> Storage:
+        """Return the storage where a campaign may be created; nothing is written.
+
+        Raises
+        ------
+        CampaignError
+            If there is a campaign already, something else lies where its parts would, or it needs a database.
+        """
         storage = Storage(url)
         if storage.exists("campaign.toml"):
             raise CampaignError(
@@ -76,14 +97,19 @@ class Campaign:
                 where=storage.url,
                 todo="Choose another folder, or add volumes with 'rescueseg add'",
             )
+        if taken := [name for name in _PARTS if storage.exists(name)]:
+            raise CampaignError(
+                f"the folder holds '{taken[0]}', which a campaign would write",
+                where=storage.url,
+                todo="Choose a folder of its own for the campaign",
+            )
         if not storage.is_local and not config.database_url:
             raise CampaignError(
                 "a campaign off the local disk needs a database",
                 where=storage.url,
                 todo="Set database_url to a PostgreSQL URL",
             )
-        storage.write_bytes("campaign.toml", dump_config(config).encode())
-        return cls(storage, config)
+        return storage
 
     @classmethod
     def open(cls, url: str) -> Campaign:
@@ -104,11 +130,12 @@ class Campaign:
         return cls(storage, parse_config(storage.read_bytes("campaign.toml").decode(), f"{storage.url}/campaign.toml"))
 
     def discard(self) -> None:
-        """Remove what `create` and a failed first import left: settings, queue and unfinished volumes."""
-        for name in ("campaign.toml", "campaign.db", "campaign.db-wal", "campaign.db-shm", "volumes"):
-            self.storage.remove(name)
-        if self.storage.is_local and not self.storage.list("."):
-            Path(self.storage.root).rmdir()
+        """Remove what `create` and a failed first import left: the settings, and folders that hold nothing."""
+        self.storage.remove("campaign.toml")
+        if self.storage.is_local:
+            for folder in (Path(self.storage.root, "volumes"), Path(self.storage.root)):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     @property
     def url(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,6 +14,7 @@ from rescueseg.annotation.commands import OneLineErrors, queue_app
 from rescueseg.campaign import Campaign
 from rescueseg.config import settings_of
 from rescueseg.errors import ConfigError
+from rescueseg.progress import shown_progress
 from rescueseg.records import LabelType
 
 console = Console()
@@ -37,6 +40,14 @@ Volumes = Annotated[
 SpacingOption = Annotated[
     str, typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong.")
 ]
+IdOption = Annotated[
+    list[str],
+    typer.Option(
+        "--id",
+        metavar="NAME",
+        help="Name of each volume in the campaign, in their order; made from the file's when omitted.",
+    ),
+]
 TruthOption = Annotated[
     list[str], typer.Option(metavar="FILE", help="Ground truth of each volume, in their order; repeat the option.")
 ]
@@ -48,6 +59,9 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the campaign file, such as training.iterations=300."),
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the files hold and how much they take, and change nothing.")
+]
 
 
 @app.command(epilog="Example: rescueseg init liver stack.tif --classes mitochondria --spacing 0.05,0.01,0.01")
@@ -57,25 +71,35 @@ def init(
     classes: Annotated[str, typer.Option(help="Names of the classes 1, 2…, separated by commas.")],
     name: Annotated[str, typer.Option(help="Name of the campaign; the folder's name when omitted.")] = "",
     spacing: SpacingOption = "",
+    ids: IdOption = [],  # noqa: B006
     truth: TruthOption = [],  # noqa: B006
     truth_type: TruthTypeOption = "semantic",
     domain: DomainOption = "",
     settings: SetOption = [],  # noqa: B006
+    dry_run: DryRunOption = False,
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
-    from rescueseg.intake import start_campaign
+    from rescueseg.intake import look, start_campaign
 
-    config = settings_of(name or Path(campaign).name, classes.split(","), settings)
-    made = start_campaign(
-        campaign,
-        config,
-        volumes,
-        spacing=parse_spacing(spacing),
-        truths=truth,
-        truth_type=parse_truth_type(truth_type),
-        domain=domain or None,
-        say=console.print,
-    )
+    config = settings_of(name or default_name(campaign), classes.split(","), settings)
+    size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
+    if dry_run:
+        Campaign.free_place(campaign, config)
+        say_looks(look(volumes, spacing=size, truths=truth, names=ids))
+        return
+    with shown_progress(console) as progress:
+        made = start_campaign(
+            campaign,
+            config,
+            volumes,
+            spacing=size,
+            truths=truth,
+            truth_type=kind,
+            domain=domain or None,
+            names=ids,
+            say=say_line,
+            progress=progress,
+        )
     console.print(f"Campaign '{made.config.name}' in {made.url}")
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
@@ -85,22 +109,32 @@ def add(
     campaign: CampaignArgument,
     volumes: Volumes,
     spacing: SpacingOption = "",
+    ids: IdOption = [],  # noqa: B006
     truth: TruthOption = [],  # noqa: B006
     truth_type: TruthTypeOption = "semantic",
     domain: DomainOption = "",
+    dry_run: DryRunOption = False,
 ) -> None:
     """Add volumes to a campaign; the next sampling lets the holdout grow into them."""
-    from rescueseg.intake import add_volumes
+    from rescueseg.intake import add_volumes, look
 
-    add_volumes(
-        Campaign.open(campaign),
-        volumes,
-        spacing=parse_spacing(spacing),
-        truths=truth,
-        truth_type=parse_truth_type(truth_type),
-        domain=domain or None,
-        say=console.print,
-    )
+    opened = Campaign.open(campaign)
+    size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
+    if dry_run:
+        say_looks(look(volumes, spacing=size, truths=truth, names=ids))
+        return
+    with shown_progress(console) as progress:
+        add_volumes(
+            opened,
+            volumes,
+            spacing=size,
+            truths=truth,
+            truth_type=kind,
+            domain=domain or None,
+            names=ids,
+            say=say_line,
+            progress=progress,
+        )
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
@@ -111,7 +145,8 @@ def sample(campaign: CampaignArgument) -> None:
     from rescueseg.annotation.store import open_queue
 
     opened = Campaign.open(campaign)
-    new = tickets.prepare(opened, open_queue(opened))
+    with console.status("reading the volumes"):
+        new = tickets.prepare(opened, open_queue(opened))
     holdout = opened.holdout()
     assert holdout is not None, "sampling froze the holdout"
     parts = [box.part for box in holdout.boxes]
@@ -220,12 +255,30 @@ def demo(
     run_demo(out, dataset, data_dir, generations, settings, console)
 
 
+def say_line(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_looks(looks: Iterable[object]) -> None:
+    """Print what a dry run found."""
+    for line in looks:
+        say_line(str(line))
+    console.print("Nothing was changed; run again without --dry-run", style="dim")
+
+
 def show_generations(campaign: Campaign) -> None:
     """Print one row per generation, once there is one."""
     from rescueseg.summary import rows, table
 
     if rows(campaign):
         console.print(table(campaign))
+
+
+def default_name(campaign: str) -> str:
+    """Return a campaign's name made from its folder's, whatever that is."""
+    folder = campaign.rstrip("/").rsplit("/", 1)[-1] if "://" in campaign else Path(campaign).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:63] or "campaign"
 
 
 def parse_spacing(text: str) -> tuple[float, float, float] | None:

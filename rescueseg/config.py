@@ -251,6 +251,8 @@ def settings_of(name: str, classes: Sequence[str], pairs: Sequence[str] = ()) ->
         table = data
         for section in sections:
             table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"'{section}' is no section", where="--set", todo="E.g. training.iterations=300")
         try:
             table[last] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

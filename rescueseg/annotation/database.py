@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ HEAD = "0001"
 """The schema version that this code reads and writes."""
 
 _BUSY_SECONDS = 60
+_LOG_BYTES = 2**16
 _MIGRATION_LOCK = 0x7265736375
 _NETWORK = (
     "nfs", "cifs", "smb", "afs", "lustre", "gpfs", "beegfs", "fhgfs", "ceph", "glusterfs", "pvfs", "orangefs",
@@ -119,10 +121,17 @@ class Database:
                 ) from error
             if isinstance(error, ProgrammingError):
                 raise
+            if self.is_sqlite and ("full" in text or self._disk_is_full()):
+                text = "the disk is full"
             todo = "Free some space" if "full" in text else "Check that the database is reachable and writable"
             raise StorageError(
                 f"the database refused: {text}", where=self.where, todo=f"{todo}, then run again; nothing was changed"
             ) from error
+
+    def _disk_is_full(self) -> bool:
+        """Tell what SQLite calls an I/O error: there is no room for its log."""
+        folder = Path(str(self.engine.url.database)).parent
+        return folder.is_dir() and shutil.disk_usage(folder).free < _LOG_BYTES
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

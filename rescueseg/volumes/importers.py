@@ -186,6 +186,8 @@ def unreadable(where: str) -> Iterator[None]:
         yield
     except RescuesegError:
         raise
+    except FileNotFoundError as error:
+        raise UnreadableVolumeError("there is no such file", where=where, todo="Check the path") from error
     except (
         OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, MemoryError, zlib.error,
         tifffile.TiffFileError, nibabel.filebasedimages.ImageFileError, nrrd.NRRDError, zarr.errors.BaseZarrError,

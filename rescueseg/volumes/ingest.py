@@ -66,7 +66,7 @@ def import_volume(
         Semantic: 0 background, 1…K classes, 255 ignore. Instance: every object its own number; stored as class 1 in
         ``labels/truth`` (uint8) and as numbers in ``labels/truth_instances`` (uint32).
     progress : callable, optional
-        Called with slabs done and slabs in all.
+        Called with steps done and steps in all: slabs copied, pyramids built, the intensity scaling measured.
 
     Returns
     -------
@@ -89,10 +89,10 @@ def import_volume(
     name = check_id(volume_id if volume_id is not None else default_id(path), "volume id")
     work = _Import(campaign, name, open_source(path), None, truth_type or "semantic", progress or _silent)
     try:
-        size = _checked_spacing(work.image, spacing, path)
+        size = checked_spacing(work.image, spacing, path)
         if truth is not None:
             work.truth = open_source(truth)
-            _check_truth_shape(work.image, work.truth, truth)
+            check_truth_shape(work.image, work.truth, truth)
         record = VolumeRecord(
             volume_id=name,
             domain=domain or _default_domain(work.dtype, size),
@@ -149,8 +149,13 @@ class _Import:
         return partition(shape, zyx(slab))
 
     def total(self) -> int:
-        """Return the number of slabs of all passes."""
-        return len(self.slabs()) * (1 if self.truth is None else 2)
+        """Return the number of steps: slabs of all passes, pyramids, the intensity scaling."""
+        return (len(self.slabs()) + 1) * (1 if self.truth is None else 2) + 1
+
+    def step(self) -> None:
+        """Report one step."""
+        self.done += 1
+        self.progress(self.done, self.total())
 
     def copy_image(self, array: zarr.Array[Any] | None) -> str:
         """Write the image (unless `array` is None) and return the digest of its voxels."""
@@ -196,8 +201,7 @@ class _Import:
     def _write(self, array: zarr.Array[Any] | None, slab: Box, voxels: npt.NDArray[Any]) -> str:
         if array is not None:
             array[(..., *slab.slices)] = voxels
-        self.done += 1
-        self.progress(self.done, self.total())
+        self.step()
         return digest_array(voxels)
 
     def _digest(self, parts: list[str]) -> str:
@@ -219,9 +223,11 @@ def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRec
             )  # fmt: skip
             image = work.copy_image(level)
             ome_zarr.add_pyramid(url)
+            work.step()
             if work.truth is not None:
                 truth = _write_truth(url, work, record)
             normalisation = measure(level, ome_zarr.choose_chunks(shape)[0])
+            work.step()
             parts = normalisation.per_channel or (normalisation,)
             names = [f"channel {i}" for i in range(len(parts))] if len(parts) > 1 else [name]
             ome_zarr.describe_channels(url, names, [(p.low, p.high) for p in parts])
@@ -246,6 +252,7 @@ def _write_truth(url: str, work: _Import, record: VolumeRecord) -> str:
     digest = work.copy_truth(classes, instances)
     for name in ["truth"] if instances is None else ["truth", "truth_instances"]:
         ome_zarr.add_pyramid(f"{url}/labels/{name}", labels=True)
+    work.step()
     return digest
 
 
@@ -295,7 +302,7 @@ def checked_classes(numbers: npt.NDArray[Any], n_classes: int, where: str) -> np
         raise LabelError(
             f"the truth holds values that are no class: {shown}",
             where=where,
-            todo=f"Use 0 for background, 1…{n_classes} for the classes and 255 for 'not annotated'; "
+            todo=f"Use 0 for background, {'1' if n_classes == 1 else f'1…{n_classes}'} for the classes and 255 for 'not annotated'; "
             "objects with numbers of their own are of type 'instance'",
         )
     return numbers.astype(np.uint8)
@@ -313,7 +320,14 @@ def _checked_instances(numbers: npt.NDArray[Any], where: str) -> npt.NDArray[np.
     return whole
 
 
-def _check_truth_shape(image: Source, truth: Source, where: str) -> None:
+def check_truth_shape(image: Source, truth: Source, where: str) -> None:
+    """Refuse a truth that is not on the image's voxel grid.
+
+    Raises
+    ------
+    LabelError
+        If its shape differs, or it has several channels.
+    """
     if truth.channels != 1 or truth.shape_zyx != image.shape_zyx:
         raise LabelError(
             f"the truth has shape {truth.shape}, the image {image.shape_zyx} (z y x)",
@@ -322,7 +336,14 @@ def _check_truth_shape(image: Source, truth: Source, where: str) -> None:
         )
 
 
-def _checked_spacing(image: Source, given: Sequence[float] | None, where: str) -> Spacing:
+def checked_spacing(image: Source, given: Sequence[float] | None, where: str) -> Spacing:
+    """Return the voxel size in micrometre, z y x: the one given, else that of the metadata.
+
+    Raises
+    ------
+    MissingSpacingError
+        If there is none, or the one given is no voxel size.
+    """
     if given is not None:
         values = [float(v) for v in given]
         if len(values) != 3 or not all(np.isfinite(v) and v > 0 for v in values):
@@ -333,7 +354,7 @@ def _checked_spacing(image: Source, given: Sequence[float] | None, where: str) -
     if image.spacing_um_zyx is None:
         note = f" ({image.spacing_note})" if image.spacing_note else ""
         raise MissingSpacingError(
-            f"the voxel size is not known{note}", where=where, todo="Give it in micrometre: --spacing Z Y X"
+            f"the voxel size is not known{note}", where=where, todo="Give it in micrometre: --spacing Z,Y,X"
         )
     return image.spacing_um_zyx
 

@@ -75,7 +75,7 @@ def test_voxels_spacing_and_truth_arrive(campaign: Campaign, raw: str, tmp_path:
     np.testing.assert_array_equal(open_image(campaign, "raw")[:], image()[np.newaxis])
     assert open_truth(campaign, "raw").dtype == np.uint8
     np.testing.assert_array_equal(open_truth(campaign, "raw")[:], mask())
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(step, 5) for step in range(1, 6)]
     ome_zarr.validate(campaign.image_url("raw"))
     assert ome_zarr.spacing_um(campaign.image_url("raw")) == SPACING
 
@@ -321,7 +321,7 @@ def test_memory_does_not_follow_the_size_of_the_volume(
         import_volume(campaign, path, spacing=SPACING, progress=lambda done, _, steps=steps: steps.append(done))  # type: ignore[misc]
         peaks[depth] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(steps) == depth // 16 * 2
+        assert len(steps) == depth // 16 * 2 + 2, "slabs, the pyramid, the intensity scaling"
         np.testing.assert_array_equal(open_image(campaign, f"v{depth}")[0, 20:30], voxels[20:30])
     assert peaks[128] < 1.5 * peaks[32]  # four times the voxels; threads make the peak vary a little
 
