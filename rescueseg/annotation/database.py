@@ -83,8 +83,9 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:  # another process is switching: the busy timeout does not cover this
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            # while another process is switching: the busy timeout does not cover this
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
