@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
-from rescueseg.generation import STAGES
-from rescueseg.orchestration import deploy, flow_command
+from rescueseg.generation import STAGES, count_due
+from rescueseg.orchestration import GENERATION_FLOW, deploy, deployment_name, flow_command, start_deployment
 from rescueseg.services import Servers, connect, exit_on_sigterm, stop_tree
 
 
@@ -103,6 +104,8 @@ def _result(log: Path, begin: int, code: int) -> Any:
 def serve(campaign: Campaign, console: Console) -> None:
     """Serve a campaign until Ctrl-C or SIGTERM: servers, worker, deployments.
 
+    A generation that is due already, or was interrupted, is started at once.
+
     Raises
     ------
     ServiceError
@@ -118,6 +121,9 @@ def serve(campaign: Campaign, console: Console) -> None:
         ) as servers,
     ):
         deploy(campaign, servers)
+        if (due := count_due(campaign, open_queue(campaign))).due:  # its event came while nothing was served
+            start_deployment(servers.prefect_api_url, deployment_name(GENERATION_FLOW, campaign), {})
+            console.print(f"Generation {due.generation} starts: {due.reason}", highlight=False)
         console.print(f"Prefect  {servers.prefect_api_url.removesuffix('/api')}", highlight=False)
         console.print(f"MLflow   {servers.mlflow_uri}", highlight=False)
         console.print(f"Campaign {campaign.url}", highlight=False)

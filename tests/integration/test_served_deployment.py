@@ -7,13 +7,19 @@ asked of Prefect: ``AUTOMATION`` for the event, ``SCHEDULE`` for the cron.
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import tifffile
 
@@ -28,9 +34,11 @@ from rescueseg.phantom import make_phantom
 from rescueseg.services import Servers
 from rescueseg.simulation.annotator import SimulatedAnnotator
 
+EVERY_MINUTE = "* * * * *"
+YEARLY = "0 0 1 1 *"
 SETTINGS = [
     "trigger.accepted_patches=2",
-    "trigger.cron='0 0 1 1 *'",
+    f"trigger.cron='{YEARLY}'",
     "sampling.starting_patches=2",
     "sampling.query_patches=2",
     "training.iterations=4",
@@ -40,7 +48,6 @@ SETTINGS = [
     "stopping.patience=50",
     "cluster.workers=1",
 ]
-EVERY_MINUTE = "* * * * *"
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -63,6 +70,12 @@ class Served:
         states = {"type": {"not_any_": ["SCHEDULED"]}}
         found = self.post("/flow_runs/filter", flow_runs={"state": states}, sort="EXPECTED_START_TIME_ASC")
         return [run for run in found if run["id"] not in (known or set()) and run["deployment_id"]]
+
+    def next_cron_run(self) -> dict[str, Any] | None:
+        """Return the next cron run that is at least 4 s ahead, None when there is none yet."""
+        waiting = self.post("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+        ahead = [run for run in waiting if run["auto_scheduled"] and 4 < seconds_until(run) < 120]
+        return min(ahead, key=seconds_until, default=None)
 
     def known(self) -> set[str]:
         return {run["id"] for run in self.runs()}
@@ -96,15 +109,15 @@ class Served:
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}\n{self.servers.log_tail('worker', 60)}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds:.0f} s: {what}\n{self.servers.log_tail('worker', 60)}"
+            )
             assert not self.servers.died()
             time.sleep(0.5)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A phantom campaign, sampled and deployed, with the event as its only near trigger."""
-    folder = tmp_path_factory.mktemp("served")
+def make_campaign(folder: Path) -> tuple[Campaign, QueueStore]:
+    """Return a phantom campaign that has been sampled."""
     image, truth, spacing = make_phantom((16, 64, 64), seed=3)
     tifffile.imwrite(folder / "raw.tif", image, metadata={"axes": "ZYX"})
     tifffile.imwrite(folder / "truth.tif", truth, metadata={"axes": "ZYX"})
@@ -118,12 +131,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     store = open_queue(campaign)
     assert tickets.prepare(campaign, store) == 2
+    return campaign, store
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A phantom campaign, sampled and deployed, with the event as its only near trigger."""
+    campaign, store = make_campaign(tmp_path_factory.mktemp("served"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
         patch.delenv("PREFECT_API_URL", raising=False)
         with Servers(campaign.services_folder, campaign.tracking_uri) as servers:
             deploy(campaign, servers)
             yield Served(campaign, store, servers)
+
+
+def seconds_until(run: dict[str, Any]) -> float:
+    return (datetime.fromisoformat(run["expected_start_time"]) - datetime.now(UTC)).total_seconds()
 
 
 def creator(run: dict[str, Any]) -> str:
@@ -143,3 +167,88 @@ def test_accepted_patches_start_a_generation_by_the_event(served: Served) -> Non
     assert all(served.campaign.stage_result(generation, stage) is not None for stage in STAGES)
     assert not count_due(served.campaign, served.store).due
     assert len(served.store.tickets(state="queued")) == 2, "the next patches wait in the queue"
+
+
+@pytest.mark.slow
+def test_a_lost_event_is_made_good_by_the_next_cron_run(served: Served) -> None:
+    """The cron is real: the schedule is changed to every minute, and the test waits for it."""
+    known, generation = served.known(), served.last() + 1
+    served.annotate(2)  # and nobody calls `wake`
+    served.schedule(EVERY_MINUTE)
+    try:
+        served.finish(generation)
+    finally:
+        served.schedule(YEARLY)
+    assert served.last() == generation
+    runs = served.runs(known)
+    assert {creator(run) for run in runs} == {"SCHEDULE"}
+    assert all(run["state_type"] == "COMPLETED" for run in runs)
+    assert sum(run["state_name"] != "NotDue" for run in runs) == 1
+
+
+@pytest.mark.slow
+def test_cron_and_event_at_once_give_one_generation(served: Served) -> None:
+    """The cron is real (every minute); the event is sent in the second in which the cron run is due."""
+    generation = served.last() + 1
+    served.schedule(EVERY_MINUTE)
+    try:
+        served.until(lambda: served.next_cron_run() is not None, "Prefect has scheduled the next cron run")
+        cron = served.next_cron_run()
+        assert cron is not None
+        known = served.known()
+        served.annotate(2)
+        time.sleep(seconds_until(cron))
+        assert wake(served.campaign, served.store)
+        served.until(lambda: len(served.runs(known)) >= 2, "the cron and the event each started a run")
+        served.finish(generation)
+    finally:
+        served.schedule(YEARLY)
+    first = {creator(run): run for run in reversed(served.runs(known))}
+    assert set(first) == {"AUTOMATION", "SCHEDULE"}
+    assert first["SCHEDULE"]["id"] == cron["id"]
+    begun = [datetime.fromisoformat(run["start_time"]) for run in first.values()]
+    assert abs(begun[0] - begun[1]).total_seconds() < 15, "they ran side by side"
+    runs = served.runs(known)
+    assert all(run["state_type"] == "COMPLETED" for run in runs)
+    assert sum(run["state_name"] != "NotDue" for run in runs) == 1, "one of them worked"
+    assert served.last() == generation
+    assert served.campaign.generations() == list(range(generation + 1))
+
+
+@pytest.mark.slow
+def test_deploying_again_leaves_one_schedule_one_automation_and_one_worker(served: Served) -> None:
+    served.schedule("0 0 2 2 *")
+    deployments = {d["entrypoint"]: d for d in served.post("/deployments/filter")}
+    assert len(deployments) == 2
+    [schedule] = deployments["flows/generation.py:generation"]["schedules"]
+    assert schedule["schedule"]["cron"] == "0 0 2 2 *"
+    assert len(served.post("/automations/filter")) == 1
+    name = f"{served.campaign.config.name}-worker"
+    workers = [p for p in psutil.process_iter(["cmdline"]) if name in (p.info["cmdline"] or [])]
+    assert len(workers) == 1
+
+
+@pytest.mark.slow
+def test_up_starts_what_came_due_while_nothing_was_served_and_stops_with_all_its_processes(tmp_path: Path) -> None:
+    campaign, store = make_campaign(tmp_path)
+    assert SimulatedAnnotator(campaign, store).drain() == 2
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    command = [sys.executable, "-c", "from rescueseg.cli import app; app()", "up", campaign.url]
+    with (tmp_path / "up.log").open("w") as log:
+        up = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    family: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 240
+        while (row := store.last_generation()) is None or row.finished_at is None:
+            assert up.poll() is None, (tmp_path / "up.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        family = psutil.Process(up.pid).children(recursive=True)
+        assert len(family) >= 3, "Prefect, MLflow, the worker"
+    finally:
+        up.send_signal(signal.SIGINT)
+        assert up.wait(60) == 0
+    said = (tmp_path / "up.log").read_text()
+    assert "Generation 0 starts: 2 of 2 patches accepted" in said
+    assert said.rstrip().endswith("Stopping…")
+    assert psutil.wait_procs(family, timeout=5)[1] == []
