@@ -36,6 +36,8 @@ from rescueseg.errors import ServiceError, storage_errors
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+OWNER = "owner"
+"""Entry in ``services.json`` of the process that started the servers."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class ServiceState:
     mlflow_uri: str
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether another process that is alive started the servers and they run."""
+        owned = _process(self, OWNER) is not None and self.pids[OWNER] != os.getpid()
+        return owned and any(_process(self, name) is not None for name in self.pids if name != OWNER)
 
 
 def read_state(folder: Path) -> ServiceState | None:
@@ -255,7 +263,7 @@ class Servers:
         )
 
     def _write_state(self) -> None:
-        pids = {name: process.pid for name, process in self._processes.items()}
+        pids = {OWNER: os.getpid()} | {name: process.pid for name, process in self._processes.items()}
         started = {name: _create_time(pid) for name, pid in pids.items()}
         state = ServiceState(self.prefect_api_url, self.mlflow_uri, pids, started)
         path = self.folder / "services.json"
@@ -298,14 +306,26 @@ def mlflow_command(backend: str, folder: Path, port: int) -> list[str]:
 
 
 def stop_left_over(folder: Path) -> ServiceState | None:
-    """Stop servers that a killed session left running in `folder`; return what ``services.json`` said of them."""
+    """Stop servers that a killed session left running in `folder`; return what ``services.json`` said of them.
+
+    Raises
+    ------
+    ServiceError
+        If the session is not dead: its servers are in use.
+    """
     path = folder / "services.json"
     try:
         state = ServiceState(**json.loads(path.read_text()))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
+    if state.is_served:
+        raise ServiceError(
+            f"process {state.pids[OWNER]} serves this campaign already",
+            where=str(folder),
+            todo="Use its servers, or stop that process first",
+        )
     for name in reversed(state.pids):
-        if _process(state, name) is not None:
+        if name != OWNER and _process(state, name) is not None:
             stop_tree(state.pids[name])
     return state
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rescueseg.errors import ServiceError
-from rescueseg.services import Servers, environment, read_state, stop_left_over
+from rescueseg.services import OWNER, Servers, environment, read_state, stop_left_over
 
 
 def test_both_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path) -> None:
@@ -23,8 +23,8 @@ def test_both_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path)
         state = read_state(tmp_path)
         assert state is not None
         assert (state.prefect_api_url, state.mlflow_uri) == (servers.prefect_api_url, servers.mlflow_uri)
-        family = [p for pid in state.pids.values() for p in psutil.Process(pid).children(recursive=True)]
-        family += [psutil.Process(pid) for pid in state.pids.values()]
+        pids = [pid for name, pid in state.pids.items() if name != OWNER]
+        family = [p for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
         listening = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"}
         assert listening == {"127.0.0.1"}
         child = servers.environment
@@ -48,6 +48,28 @@ def test_what_a_killed_session_left_is_stopped(tmp_path: Path) -> None:
     assert state is not None
     stop_left_over(tmp_path)
     assert not psutil.pid_exists(state.pids["prefect"])
+
+
+def test_servers_in_use_are_not_taken_for_left_overs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rescueseg.services import Servers\n"
+        "s = Servers(Path(sys.argv[1]), '', mlflow_uri='http://elsewhere')\n"
+        "s.prefect_api_url = 'http://127.0.0.1:1/api'\n"
+        "s.spawn('prefect', [sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('up', flush=True); sys.stdin.read(); s.stop()"
+    )
+    session = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert session.stdout is not None
+    assert session.stdout.readline() == b"up\n"
+    with pytest.raises(ServiceError, match=f"process {session.pid} serves this campaign already"):
+        stop_left_over(tmp_path)
+    state = read_state(tmp_path)
+    assert state is not None
+    assert psutil.pid_exists(state.pids["prefect"])
+    session.communicate()
+    assert stop_left_over(tmp_path) is not None
 
 
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
