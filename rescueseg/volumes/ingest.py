@@ -22,8 +22,9 @@ from rescueseg.geometry import Box, Spacing, partition, zyx
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.importers import Source, open_source
+from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import measure
+from rescueseg.volumes.source import Source
 
 Progress = Callable[[int, int], None]
 IGNORE = 255

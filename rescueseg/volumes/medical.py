@@ -10,7 +10,7 @@ import nrrd
 import numpy as np
 
 from rescueseg.geometry import Spacing
-from rescueseg.volumes.importers import ArraySource, to_um
+from rescueseg.volumes.source import ArraySource, to_um
 
 _RAW = ("raw",)
 

@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from rescueseg.geometry import Spacing
-from rescueseg.volumes.importers import ArraySource, to_um
+from rescueseg.volumes.source import ArraySource, to_um
 
 _DAMAGE = re.compile("offset|corrupt|truncat", re.IGNORECASE)
 

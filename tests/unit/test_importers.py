@@ -17,7 +17,7 @@ import zarr
 from rescueseg.errors import InvalidVolumeError, UnreadableVolumeError
 from rescueseg.geometry import Box
 from rescueseg.volumes import open_source
-from rescueseg.volumes.importers import to_um
+from rescueseg.volumes.source import to_um
 
 VOXELS = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 ALL = Box((0, 0, 0), (4, 5, 6))
