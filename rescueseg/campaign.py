@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from sqlalchemy.engine import URL
 
 from rescueseg.config import CampaignConfig, dump_config, parse_config
 from rescueseg.errors import CampaignError
@@ -44,7 +45,7 @@ def check_id(value: str, what: str) -> str:
     CampaignError
         If it holds anything but letters, digits, dot, dash and underscore.
     """
-    if not _ID.match(value) or ".." in value:
+    if not _ID.fullmatch(value) or ".." in value:
         raise CampaignError(f"'{value}' is no valid {what}", todo="Use letters, digits, '.', '-' and '_'")
     return value
 
@@ -143,9 +144,9 @@ class Campaign:
         return self.storage.url
 
     @cached_property
-    def database_url(self) -> str:
-        """SQLAlchemy URL of the queue."""
-        return self.config.database_url or f"sqlite:///{quote(self.storage.path('campaign.db'))}"
+    def database_url(self) -> str | URL:
+        """SQLAlchemy URL of the queue; an object for the campaign's own file, whose path may hold any character."""
+        return self.config.database_url or URL.create("sqlite", database=self.storage.path("campaign.db"))
 
     @property
     def tracking_uri(self) -> str:

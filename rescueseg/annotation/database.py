@@ -11,8 +11,17 @@ from pathlib import Path
 
 import psutil
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from rescueseg.annotation.tables import VERSION_TABLE
@@ -39,7 +48,7 @@ def network_file_system(path: Path) -> str | None:
     return kind if kind.startswith(_NETWORK) else None
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str | URL) -> Engine:
     """Return an engine whose transactions take the write lock at once on SQLite.
 
     Raises
@@ -60,7 +69,7 @@ def make_engine(url: str) -> Engine:
             todo="Use sqlite:////path/queue.db or postgresql+psycopg2://user@host/database (pip install rescueseg[postgres])",
         ) from error
     if not parsed.database or parsed.database == ":memory:":
-        raise QueueError("a queue in memory would be lost", where=url, todo="Name a file")
+        raise QueueError("a queue in memory would be lost", where=str(url), todo="Name a file")
     kind = network_file_system(Path(parsed.database).parent)
     if kind:
         raise QueueError(
@@ -100,11 +109,11 @@ class Database:
 
     Parameters
     ----------
-    url : str
+    url : str or sqlalchemy.URL
         SQLAlchemy URL: a SQLite file or PostgreSQL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.engine = make_engine(url)
         self.where = self.engine.url.render_as_string(hide_password=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
@@ -114,14 +123,22 @@ class Database:
         """Turn the driver's errors into a `StorageError` or a `QueueError`."""
         try:
             yield
-        except (OperationalError, ProgrammingError) as error:
-            text = str(error.orig).strip().splitlines()[0]
+        except PoolTimeoutError as error:
+            raise StorageError(
+                "no connection to the database was free", where=self.where, todo="Run again; nothing was changed"
+            ) from error
+        except (DatabaseError, InterfaceError) as error:
+            text = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
             if "no such table" in text or "does not exist" in text:
                 raise QueueError(
                     "the queue is not set up", where=self.where, todo="Run 'rescueseg queue status CAMPAIGN' once"
                 ) from error
-            if isinstance(error, ProgrammingError):
+            if isinstance(error, (ProgrammingError, IntegrityError, DataError)):
                 raise
+            if "not a database" in text or "malformed" in text:
+                raise StorageError(
+                    f"the database is damaged: {text}", where=self.where, todo="Restore it from a backup"
+                ) from error
             if self.is_sqlite and ("full" in text or self._disk_is_full()):
                 text = "the disk is full"
             todo = "Free some space" if "full" in text else "Check that the database is reachable and writable"

@@ -133,19 +133,24 @@ class Ledger:
     def _keep_lock(self, held: HeldLock, token: str, ttl_seconds: float, done: threading.Event) -> None:
         mine = (locks.c.name == held.name, locks.c.token == token)
         expires_at = self._clock() + timedelta(seconds=ttl_seconds)
-        while not done.wait(ttl_seconds / 4):
-            until = self._clock() + timedelta(seconds=ttl_seconds)
-            try:
-                with self._database.write() as connection:
-                    kept = connection.execute(sa.update(locks).where(*mine).values(expires_at=until)).rowcount
-            except StorageError:
-                if self._clock() < expires_at:
-                    continue
-                kept = 0
-            if not kept:
+        lost = True  # unless we are told to stop: whatever ends this thread otherwise, nobody keeps the lock up
+        try:
+            while not done.wait(ttl_seconds / 4):
+                until = self._clock() + timedelta(seconds=ttl_seconds)
+                try:
+                    with self._database.write() as connection:
+                        kept = connection.execute(sa.update(locks).where(*mine).values(expires_at=until)).rowcount
+                except StorageError:
+                    if self._clock() < expires_at:
+                        continue
+                    return
+                if not kept:
+                    return
+                expires_at = until
+            lost = False
+        finally:
+            if lost:
                 held.lost.set()
-                return
-            expires_at = until
 
     # generations --------------------------------------------------------------------------------------------------
 

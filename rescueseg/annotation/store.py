@@ -66,7 +66,7 @@ class QueueStore(QueueViews):
 
     Parameters
     ----------
-    database_url : str
+    database_url : str or sqlalchemy.URL
         SQLAlchemy URL. SQLite (one file on a local disk, WAL) or PostgreSQL; one database or schema per campaign.
     clock : callable, optional
         Returns the time in UTC; for tests.
@@ -79,7 +79,7 @@ class QueueStore(QueueViews):
         If it names a SQLite file on a network file system.
     """
 
-    def __init__(self, database_url: str, *, clock: Clock = utc_now) -> None:
+    def __init__(self, database_url: str | sa.URL, *, clock: Clock = utc_now) -> None:
         super().__init__(Database(database_url), clock)
 
     def migrate(self) -> None:

@@ -42,7 +42,7 @@ def test_a_campaign_moves_with_its_folder(campaign: Campaign, tmp_path: Path) ->
     moved = Campaign.open(str(tmp_path / "elsewhere"))
     assert moved.volumes() == [RECORD]
     assert moved.holdout() == Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1))
-    assert str(tmp_path / "elsewhere") in moved.database_url
+    assert str(tmp_path / "elsewhere") in str(moved.database_url)
     assert str(tmp_path / "campaign") not in (tmp_path / "elsewhere" / "campaign.toml").read_text()
 
 
@@ -85,7 +85,7 @@ def test_a_link_out_of_the_campaign_is_refused(campaign: Campaign, tmp_path: Pat
     assert list((tmp_path / "outside").iterdir()) == []
 
 
-@pytest.mark.parametrize("value", ["", "..", "a/b", "a b", ".hidden", "a" * 200])
+@pytest.mark.parametrize("value", ["", "..", "a/b", "a b", "a\n", ".hidden", "a" * 200])
 def test_unsafe_ids_are_refused(value: str) -> None:
     with pytest.raises(CampaignError, match="no valid ticket id"):
         check_id(value, "ticket id")

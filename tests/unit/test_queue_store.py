@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sqlalchemy as sa
 
 from rescueseg.annotation import LabelReference, Lease, NewTicket, QueueStore, open_queue
 from rescueseg.annotation import database as database_module
@@ -287,6 +288,20 @@ def test_a_lock_is_kept_up(database_url: str) -> None:
     store.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lock_that_nobody_keeps_up_says_so(store: QueueStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.lock("generation", "one", ttl_seconds=0.4) as held:
+        with monkeypatch.context() as broken:
+
+            def fail() -> None:
+                raise RuntimeError("nobody thought of this")
+
+            broken.setattr(store._database, "write", fail)
+            assert held.lost.wait(10)
+        with pytest.raises(QueueError, match="lost"):
+            held.check()
+
+
 def test_readers_do_not_wait_for_a_writer(store: QueueStore) -> None:
     store.add_tickets([ticket("a")])
     with store._database.write() as connection:
@@ -357,3 +372,18 @@ def test_a_full_disk_is_a_storage_error_and_changes_nothing(tmp_path: Path) -> N
     with pytest.raises(StorageError, match=r"full.*nothing was changed"):
         store.add_tickets([ticket(f"t{i:04d}", reason="x" * 500) for i in range(400)])
     assert [t.ticket_id for t in QueueStore(f"sqlite:///{tmp_path}/queue.db").tickets()] == ["a"]
+
+
+def test_a_damaged_database_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "queue.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(StorageError, match="damaged"):
+        QueueStore(f"sqlite:///{tmp_path}/queue.db").migrate()
+
+
+@pytest.mark.parametrize("kind", ["OperationalError", "InterfaceError"])
+def test_a_driver_that_says_nothing_is_a_storage_error(store: QueueStore, kind: str) -> None:
+    class SilentError(Exception):
+        pass
+
+    with pytest.raises(StorageError, match="Silent"), store._database.errors():
+        raise getattr(sa.exc, kind)("SELECT 1", {}, SilentError())
