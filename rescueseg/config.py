@@ -62,7 +62,7 @@ class TrainingConfig(Section):
     iterations: Positive | None = None
     """Optimiser steps; the profile's default when omitted."""
     batch_size: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     window_zyx: ZYXField | None = None
     """Training window in voxels; chosen from spacing and memory when omitted."""
     channels: tuple[Positive, ...] | None = None

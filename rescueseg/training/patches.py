@@ -24,7 +24,7 @@ from rescueseg.training.randomness import keyed_generator
 IGNORE = 255
 _CACHE_BYTES = 2 * 1024**3
 _SITES = 20_000
-_FOREGROUND_SHARE = 0.67
+_FOREGROUND_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,9 @@ class TrainingSet:
     def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
 
-        They depend on `seed` and `step` alone. Two windows in three are centred on a foreground class, the others on
-        any labelled voxel; no window reads beyond an item's read box, what is missing there is mirrored and ignored.
+        They depend on `seed` and `step` alone. Every second window, on average, is centred on a foreground class, all
+        classes alike, the others on background. No window reads beyond an item's read box; what is missing there is
+        mirrored and ignored.
         """
         return [self._window(keyed_generator(seed, "window", step, i)) for i in range(self._plan.batch_size)]
 
