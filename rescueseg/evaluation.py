@@ -28,6 +28,7 @@ from rescueseg.records import BoxField, HoldoutBox, Part, Record
 from rescueseg.storage import digest_array, digest_json
 
 Labels = npt.NDArray[np.uint8]
+PARTS: tuple[Part, ...] = ("validation", "test")
 TruthReader = Callable[[HoldoutBox], Labels]
 
 
@@ -144,7 +145,8 @@ def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
 def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
     """Return a function that reads the truth of one holdout box as uint8 labels, zyx.
 
-    Ground truth that came with the volume is taken first, else the accepted annotation of the box's holdout ticket.
+    Ground truth that came with the volume is taken first, else the accepted annotation of the box's holdout ticket. A
+    box whose ticket was skipped, because nobody can annotate it, is all ignore: it scores nothing.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
         If boxes have neither; the message names them.
     """
     annotated = _annotated_holdout(campaign) if any(campaign.volume(b.volume_id).truth is None for b in boxes) else {}
-    missing = [b for b in boxes if campaign.volume(b.volume_id).truth is None and (b.volume_id, b.box) not in annotated]
+    missing = _without_truth(campaign, boxes, annotated)
     if missing:
         names = "; ".join(f"{b.part} box {b.volume_id} {b.box}" for b in missing[:20])
         raise EvaluationError(
@@ -163,7 +165,10 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
 
     def read(box: HoldoutBox) -> Labels:
         if campaign.volume(box.volume_id).truth is None:
-            return _checked(campaign.storage.read_array(annotated[box.volume_id, box.box]), box, campaign)
+            labels = annotated[box.volume_id, box.box]
+            if labels is None:
+                return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
+            return _checked(campaign.storage.read_array(labels), box, campaign)
         from rescueseg.volumes import open_truth
 
         return _checked(np.asarray(open_truth(campaign, box.volume_id)[box.box.slices]), box, campaign)
@@ -172,19 +177,27 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
 
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
-    """Return the holdout boxes that have neither ground truth nor an accepted annotation yet."""
+    """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
     boxes = [b for b in holdout_boxes(campaign) if campaign.volume(b.volume_id).truth is None]
-    annotated = _annotated_holdout(campaign) if boxes else {}
-    return [b for b in boxes if (b.volume_id, b.box) not in annotated]
+    return _without_truth(campaign, boxes, _annotated_holdout(campaign) if boxes else {})
 
 
-def _annotated_holdout(campaign: Campaign) -> dict[tuple[str, Box], str]:
-    """Return the label files of accepted holdout annotations by volume and box."""
+def _without_truth(
+    campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: dict[tuple[str, Box], str | None]
+) -> list[HoldoutBox]:
+    return [b for b in boxes if campaign.volume(b.volume_id).truth is None and (b.volume_id, b.box) not in annotated]
+
+
+def _annotated_holdout(campaign: Campaign) -> dict[tuple[str, Box], str | None]:
+    """Return the label files of accepted holdout annotations by volume and box; None where the ticket was skipped."""
     from rescueseg.annotation.store import open_queue
 
+    found: dict[tuple[str, Box], str | None] = {}
     with closing(open_queue(campaign)) as store:
-        accepted = [*store.accepted(purpose="validation"), *store.accepted(purpose="test")]
-    return {(a.volume_id, a.box): a.labels for a in accepted}
+        for part in PARTS:
+            found |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
+            found |= {(a.volume_id, a.box): a.labels for a in store.accepted(part)}
+    return found
 
 
 def _checked(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> Labels:
@@ -242,6 +255,11 @@ class _Part:
         )
 
 
+def _result(part: _Part | None) -> PartScore | None:
+    """Return the scores of a part, None where not one voxel of it has a known truth."""
+    return part.result() if part is not None and part.voxels else None
+
+
 def _mean_pairs(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     if not pairs:
         return None
@@ -294,8 +312,8 @@ def evaluate_generation(
     return Evaluation(
         generation=generation,
         model_digest=model.digest,
-        validation=parts["validation"].result() if "validation" in parts else None,
-        test=parts["test"].result() if "test" in parts else None,
+        validation=_result(parts.get("validation")),
+        test=_result(parts.get("test")),
         boxes=tuple(scores),
     )
 

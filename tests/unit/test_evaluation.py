@@ -121,6 +121,32 @@ def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
     assert all(np.array_equal(read(b), truth[b.box.slices]) for b in boxes)
 
 
+def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, truth=False)
+    boxes = missing_truth(campaign)
+    store = open_queue(campaign)
+    store.add_tickets(
+        [
+            NewTicket(ticket_id=f"h{i:02d}", volume_id=b.volume_id, box=b.box, purpose=b.part, stratum=b.stratum)
+            for i, b in enumerate(boxes)
+        ]
+    )
+    truth = phantom_truth()
+    while (lease := store.claim("ann", 60)) is not None:
+        if lease.ticket.purpose == "test" or lease.ticket_id == "h00":
+            store.skip(lease.lease_id, "ann", "an artifact covers all of it")
+        else:
+            submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    store.close()
+    assert missing_truth(campaign) == []
+    write_generation(campaign, 0, 0.1, judged=False)
+    found = evaluate_generation(campaign, 0)
+    assert found.test is None, "no voxel of it is known"
+    assert found.validation is not None
+    assert found.validation.boxes == 7
+    assert [b.voxels for b in found.boxes if b.part == "validation"].count(0) == 1
+
+
 def test_threshold_baseline_is_tuned_on_validation_and_kept(evaluated: Campaign) -> None:
     result = threshold_baseline(evaluated)
     assert result["polarity"] == "bright"
