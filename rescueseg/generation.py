@@ -130,7 +130,12 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
         If no patch was accepted yet.
     EvaluationError
         If holdout boxes still wait for their annotation.
+    ConfigError
+        If the campaign names a query strategy that there is not: better now than after the training.
     """
+    from rescueseg.query import find_strategy
+
+    find_strategy(campaign.config.query.strategy)
     due = count_due(campaign, store)
     accepted = store.accepted("pool")
     if not accepted:
@@ -184,7 +189,9 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
         campaign.finish_stage(generation, "effort", effort)
         return snapshot.make_snapshot(campaign, generation, accepted).to_json()
 
-    return run_stage(campaign, generation, "snapshot", work)
+    done = run_stage(campaign, generation, "snapshot", work)
+    store.count_accepted(generation, len(done["items"]))
+    return done
 
 
 def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:

@@ -28,7 +28,7 @@ from rescueseg.records import Holdout, HoldoutBox, Part, QueriedPatch, VolumeRec
 from rescueseg.seeds import random_generator
 from rescueseg.strata import HOLDOUT_STRATA, STARTING_STRATA
 
-__all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches"]
+__all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches", "undrawn_volumes"]
 
 _SMALLER = (
     *((1.0, 8), (0.7, 8), (0.5, 8), (0.7, 6), (0.5, 6), (0.35, 8), (0.35, 6)),
@@ -74,8 +74,7 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = ()) -> Holdout:
     frozen, everything = campaign.holdout(), campaign.volumes()
     if not everything:
         raise SamplingError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
-    seen = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
-    volumes = [v for v in everything if v.volume_id not in seen]
+    volumes = undrawn_volumes(campaign)
     if frozen and not volumes:
         return frozen
     blocked = _trained_boxes(campaign, trained)
@@ -95,6 +94,13 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = ()) -> Holdout:
     )
     campaign.freeze_holdout(holdout)
     return holdout
+
+
+def undrawn_volumes(campaign: Campaign) -> list[VolumeRecord]:
+    """Return the volumes that the holdout was not drawn from yet: all before the first drawing."""
+    frozen = campaign.holdout()
+    seen = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
+    return [v for v in campaign.volumes() if v.volume_id not in seen]
 
 
 def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:

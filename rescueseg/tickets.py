@@ -13,9 +13,10 @@ from rescueseg.annotation.labels import ticket_id
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.generation import run_stage
+from rescueseg.errors import SamplingError
+from rescueseg.generation import campaign_lock, run_stage
 from rescueseg.geometry import Box, Patch
-from rescueseg.records import Purpose, QueriedPatch
+from rescueseg.records import Holdout, Purpose, QueriedPatch
 from rescueseg.seeds import random_generator
 
 
@@ -33,19 +34,36 @@ def prepare(campaign: Campaign, store: QueueStore) -> int:
     Raises
     ------
     SamplingError
-        If the volumes leave no room.
+        If the volumes leave no room, or the holdout would grow while a generation is unfinished.
+    QueueError
+        If it would grow while a generation is running.
     """
     store.migrate()
-    holdout = sampling.draw_holdout(campaign)
+    holdout = _draw_holdout(campaign, store)
     tickets = [
         _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
-        for b in holdout.boxes
-        if campaign.volume(b.volume_id).truth is None
+        for b in sampling.holdout_tickets(campaign, holdout)
     ]
     if campaign.starting_patches() is None:
         campaign.save_starting_patches(sampling.starting_patches(campaign))
     tickets += [_queried(campaign, 0, patch) for patch in campaign.starting_patches() or []]
     return store.add_tickets(tickets)
+
+
+def _draw_holdout(campaign: Campaign, store: QueueStore) -> Holdout:
+    """Draw the holdout. It grows between generations only: one that has made its maps would miss those of the new boxes."""
+    frozen = campaign.holdout()
+    if frozen is None or not (new := sampling.undrawn_volumes(campaign)):
+        return sampling.draw_holdout(campaign)
+    with campaign_lock(campaign, store):
+        last = store.last_generation()
+        if last is not None and last.finished_at is None:
+            raise SamplingError(
+                f"generation {last.generation} was begun and not finished; the holdout grows after it",
+                where=", ".join(v.volume_id for v in new),
+                todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
+            )
+        return sampling.draw_holdout(campaign, [ticket.patch for ticket in store.tickets(purpose="pool")])
 
 
 def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:

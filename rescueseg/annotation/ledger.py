@@ -193,6 +193,15 @@ class Ledger:
                 raise QueueError(f"generation {generation} could not be written", todo="Run again")
             return row
 
+    def count_accepted(self, generation: int, accepted_count: int) -> None:
+        """Write down how many accepted patches the generation's snapshot holds: some may have come in after it began."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(generations)
+                .where(generations.c.generation == generation)
+                .values(accepted_count=accepted_count)
+            )
+
     def finish_generation(self, generation: int) -> GenerationRow:
         """Write down that a generation has finished; again changes nothing.
 

@@ -234,7 +234,7 @@ def test_nonsense_claims_are_refused(store: QueueStore, who: str, seconds: float
 
 def test_ledger_of_generations(store: QueueStore) -> None:
     assert store.last_generation() is None
-    store.add_tickets([ticket("a"), ticket("b"), ticket("c"), ticket("v", purpose="validation")])
+    store.add_tickets([ticket("a"), ticket("b"), ticket("c"), ticket("d"), ticket("v", purpose="validation")])
     for _ in range(3):
         submit(store, claim(store), accept=True)
     assert store.accepted_since_last_generation() == 2, "holdout patches do not count"
@@ -251,6 +251,10 @@ def test_ledger_of_generations(store: QueueStore) -> None:
     submit(store, claim(store), accept=True)
     assert store.accepted_since_last_generation() == 1
     store.begin_generation(1, 3)
+    submit(store, claim(store), accept=True)
+    assert store.accepted_since_last_generation() == 1
+    store.count_accepted(1, 4)
+    assert store.accepted_since_last_generation() == 0, "the snapshot was made after it"
     assert store.last_generation() == store.begin_generation(1, 3)
     with pytest.raises(QueueError, match="has not begun"):
         store.finish_generation(2)
