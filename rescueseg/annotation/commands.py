@@ -183,9 +183,10 @@ def skip(
     reason: Annotated[str, typer.Option(help="Why nobody can annotate it.")],
 ) -> None:
     """Take a patch out of the queue because it cannot be annotated."""
-    _, store = _open(campaign)
+    opened, store = _open(campaign)
     store.skip(lease, annotator, reason)
     _console().print(f"{store.lease(lease).ticket_id}: skipped")
+    _wake(opened, store)  # the last patch that was waited for may be this one
 
 
 @queue_app.command(epilog="Example: rescueseg queue release ./mito 3f2a… -a anna")

@@ -206,3 +206,10 @@ def test_an_npz_is_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", np.array([{"a": 1}], dtype=object))
     with pytest.raises(LabelError, match="cannot be read"):
         read_labels(tmp_path / "m.npz", BOX)
+
+
+def test_skipping_the_last_patch_wakes_the_campaign(filled: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr("rescueseg.orchestration.wake", lambda campaign, store: woken.append(campaign.url))
+    queue("skip", filled.url, lease_of(queue("next", filled.url, "-a", "anna")), "--reason", "dark", "-a", "anna")
+    assert woken == [filled.url]
