@@ -23,7 +23,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -184,7 +184,8 @@ class Tracker:
         try:
             yield run_id
         except BaseException:
-            self._set_status(run_id, "FAILED")
+            with suppress(ServiceError):  # what went wrong in the stage is what must be seen
+                self._set_status(run_id, "FAILED")
             raise
         self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun})
         self._set_status(run_id, "FINISHED")
@@ -198,8 +199,16 @@ class Tracker:
 
     @_service
     def finish_generation(self, generation: int) -> None:
-        """Mark a generation's run as finished, and the campaign's run, which the next generation opens again."""
-        for run_id in (self.generation_run(generation), self.campaign_run()):
+        """Mark a generation's run and those of its stages as finished, and the campaign's, which the next opens again.
+
+        A stage that was killed between its commit and the end of its run is skipped by the rerun; its run ends here.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        run = self.generation_run(generation)
+        stages = self.client.search_runs([self._experiment[0]], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run}'")
+        open_stages = [stage.info.run_id for stage in stages if stage.info.status != "FINISHED"]
+        for run_id in (*open_stages, run, self.campaign_run()):
             self.client.set_terminated(run_id, status="FINISHED")
 
     # what runs hold -----------------------------------------------------------------------------------------------

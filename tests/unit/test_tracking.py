@@ -210,6 +210,24 @@ def test_a_failed_stage_says_so_and_a_rerun_mends_it(tracked: Campaign) -> None:
     assert tracker.client.get_run(run).info.status == "FINISHED"
 
 
+def test_a_stage_killed_after_its_commit_does_not_run_for_ever(tracked: Campaign) -> None:
+    tracker = Tracker(tracked)
+    killed = tracker.stage(0, "inference")
+    run = killed.__enter__()  # and nothing ends it: the process is gone
+    log_generation(tracked)
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+
+
+def test_a_failing_server_does_not_hide_why_a_stage_failed(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    tracker = Tracker(tracked)
+    monkeypatch.setattr(tracker.client, "set_terminated", refuse)
+    with pytest.raises(ValueError, match="boom"), tracker.stage(0, "inference"):
+        raise ValueError("boom")
+
+
 def test_no_server_is_one_clear_error_and_costs_live_points_only(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
