@@ -145,5 +145,5 @@ def slurm_cluster(config: ClusterConfig) -> Any:
         memory=config.memory,
         walltime=config.walltime,
         job_script_prologue=exports,
-        scheduler_options={"dashboard_address": ":0"},
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
     )
