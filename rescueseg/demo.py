@@ -13,7 +13,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig, settings_of
 from rescueseg.errors import ExampleUnavailable
 from rescueseg.examples import Example, load_example
-from rescueseg.intake import start_campaign
+from rescueseg.intake import add_volumes, start_campaign
 from rescueseg.orchestration import LOOP_FLOW
 from rescueseg.services import Servers, exit_on_sigterm
 from rescueseg.serving import watch_flow
@@ -55,11 +55,7 @@ def run_demo(
     ServiceError
         If a server does not start or the flow fails.
     """
-    if (out / "campaign.toml").exists():
-        campaign = Campaign.open(str(out))
-        console.print(f"Going on with campaign '{campaign.config.name}' in {campaign.url}", highlight=False)
-    else:
-        campaign = _start(out, dataset, data_dir, settings, console)
+    campaign = open_or_start(out, dataset, data_dir, settings, console)
     console.print("Starting the servers…", style="dim")
     with (
         exit_on_sigterm(),
@@ -75,7 +71,13 @@ def run_demo(
     return campaign
 
 
-def _start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
+def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
+    """Return the campaign in `out`, made when there is none, with its volume; parameters as `run_demo`."""
+    begun = Campaign.open(str(out)) if (out / "campaign.toml").exists() else None
+    if begun is not None:
+        console.print(f"Going on with campaign '{begun.config.name}' in {begun.url}", highlight=False)
+        if begun.volumes():
+            return begun
     try:
         example = load_example(dataset or DEFAULT_DATASET, data_dir or None)
     except ExampleUnavailable as error:
@@ -84,17 +86,18 @@ def _start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], cons
         if not dataset:
             console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
         example = make_phantom_example(out.parent / f"{out.name}-phantom")
+    given: dict[str, Any] = {
+        "spacing": example.spacing,
+        "truths": [example.truth_path],
+        "truth_type": example.truth_type,
+        "names": [example.name],
+        "say": lambda line: console.print(line, highlight=False, soft_wrap=True),
+    }
+    if begun is not None:  # killed before its volume was in
+        add_volumes(begun, [example.raw_path], **given)
+        return begun
     config: CampaignConfig = settings_of(example.name, example.classes, settings)
-    return start_campaign(
-        str(out),
-        config,
-        [example.raw_path],
-        spacing=example.spacing,
-        truths=[example.truth_path],
-        truth_type=example.truth_type,
-        names=[example.name],
-        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
-    )
+    return start_campaign(str(out), config, [example.raw_path], **given)
 
 
 def make_phantom_example(folder: Path) -> Example:
