@@ -37,7 +37,13 @@ SETTINGS: dict[str, Any] = {
     "name": "killed",
     "classes": ["organelle"],
     "sampling": {"starting_patches": 3, "query_patches": 2},
-    "training": {"iterations": 24, "checkpoint_every": 4, "window_zyx": [8, 32, 32], "channels": [8, 16], "threads": 1},
+    "training": {
+        "iterations": 24,
+        "checkpoint_every": 4,
+        "window_zyx": [8, 32, 32],
+        "channels": [8, 16, 32],
+        "threads": 1,
+    },
     "inference": {"mc_samples": 2, "tta_symmetries": 2, "block_voxels": 40_000},
     "cluster": {"workers": 1},
 }
