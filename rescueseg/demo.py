@@ -21,6 +21,8 @@ from rescueseg.summary import table
 
 DEFAULT_DATASET = "gonuclear_1135"
 PHANTOM_SEED = 7
+PHANTOM_SETTINGS = ("training.iterations=250",)
+"""The phantom is small and the demo is to end while somebody watches."""
 
 
 def run_demo(
@@ -86,6 +88,7 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
         if not dataset:
             console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
         example = make_phantom_example(out.parent / f"{out.name}-phantom")
+        settings = (*PHANTOM_SETTINGS, *settings)
     given: dict[str, Any] = {
         "spacing": example.spacing,
         "truths": [example.truth_path],
