@@ -14,6 +14,7 @@ from rescueseg.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 ZYXField = tuple[Positive, Positive, Positive]
 
 
@@ -32,7 +33,7 @@ class HoldoutConfig(Section):
     test_boxes: Positive = 8
     box_zyx: ZYXField | None = None
     """Shape of a holdout box in voxels; about isotropic in micrometre when omitted."""
-    guard_zyx: tuple[int, int, int] | None = None
+    guard_zyx: tuple[NotNegative, NotNegative, NotNegative] | None = None
     """Guard band in voxels around each holdout box; the training context fits in it."""
 
 
@@ -161,6 +162,9 @@ class CampaignConfig(Section):
     @field_validator("classes")
     @classmethod
     def _classes_are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple(name.strip() for name in value)
+        if "" in value:
+            raise ValueError("a class name is empty")
         if len(set(value)) != len(value):
             raise ValueError("class names must differ")
         return value

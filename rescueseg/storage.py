@@ -132,8 +132,19 @@ class Storage:
         self.write_bytes(relative, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
     def read_json(self, relative: str) -> Any:
-        """Read a JSON file."""
-        return json.loads(self.read_bytes(relative))
+        """Read a JSON file.
+
+        Raises
+        ------
+        StorageError
+            If it is missing or damaged.
+        """
+        try:
+            return json.loads(self.read_bytes(relative))
+        except ValueError as error:
+            raise StorageError(
+                f"the file is damaged: {error}", where=self.path(relative), todo="Restore it from a backup"
+            ) from error
 
     def write_array(self, relative: str, array: npt.NDArray[Any]) -> None:
         """Write one array as compressed npz, atomically."""

@@ -117,6 +117,12 @@ def test_the_same_storage_on_another_filesystem() -> None:
         Campaign.create("memory://campaigns/two", check_config({"name": "m", "classes": ["x"]}))
 
 
+def test_a_damaged_json_file_is_one_clear_error(campaign: Campaign) -> None:
+    campaign.storage.write_bytes("holdout.json", b"{broken")
+    with pytest.raises(StorageError, match=r"holdout.json: the file is damaged"):
+        campaign.holdout()
+
+
 def test_arrays_round_trip_without_pickle(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
