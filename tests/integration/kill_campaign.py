@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "training": {
         "iterations": 24,
         "checkpoint_every": 4,
+        "warm_start": True,
         "window_zyx": [8, 32, 32],
         "channels": [8, 16, 32],
         "threads": 1,
