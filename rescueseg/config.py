@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import tomli_w
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rescueseg.errors import ConfigError
@@ -116,6 +119,22 @@ class TriggerConfig(Section):
     """Accepted patches since the last generation that make the next one due."""
     cron: str = "0 3 * * *"
     timezone: str = "UTC"
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_is_valid(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime.now())
+        except CronSimError as error:
+            raise ValueError(f"'{value}' is no cron schedule ({error}); an example: 0 3 * * *") from error
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"'{value}' is no time zone; examples: UTC, Europe/Berlin")
+        return value
 
 
 class ClusterConfig(Section):

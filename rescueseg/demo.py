@@ -57,7 +57,8 @@ def run_demo(
     ServiceError
         If a server does not start or the flow fails.
     """
-    campaign = open_or_start(out, dataset, data_dir, settings, console)
+    own = ("training.warm_start=true", f"stopping.max_generations={max(2, generations)}")
+    campaign = open_or_start(out, dataset, data_dir, (*own, *settings), console)
     console.print("Starting the servers…", style="dim")
     with (
         exit_on_sigterm(),

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescueseg.annotation.ledger import HeldLock
@@ -229,7 +230,7 @@ def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping
         snapshot=training_set,
         work_dir=campaign.work_folder(generation),
         seed=_seed(campaign, generation, "training"),
-        warm_start=campaign.work_folder(generation - 1) / "model" if previous else None,
+        warm_start=_local_copy(campaign, previous) if previous else None,
         device=resolve_device("auto"),
     )
     model = trainer.train(request, progress)
@@ -242,6 +243,15 @@ def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping
         "losses": [dict(entry) for entry in model.losses],
         "warnings": list(model.warnings),
     }
+
+
+def _local_copy(campaign: Campaign, model: ModelReference) -> Path:
+    """Copy a committed model to this machine's disk: the one that trained it may be another."""
+    folder = campaign.work_folder(model.generation + 1) / "warm-start"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in campaign.storage.list(model.path):
+        (folder / name).write_bytes(campaign.storage.read_bytes(f"{model.path}/{name}"))
+    return folder
 
 
 def infer(campaign: Campaign, generation: int, client: Client | None, progress: Progress) -> Any:

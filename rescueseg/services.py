@@ -32,10 +32,10 @@ import httpx
 import psutil
 
 from rescueseg.errors import ServiceError, storage_errors
+from rescueseg.processes import stop_tree
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-STOP_SECONDS = 10.0
 OWNER = "owner"
 """Entry in ``services.json`` of the process that started the servers."""
 
@@ -330,23 +330,6 @@ def stop_left_over(folder: Path) -> ServiceState | None:
     return state
 
 
-def stop_tree(pid: int) -> None:
-    """End a process, its process group and its descendants: first politely, after a while by force."""
-    try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
-    _signal_group(pid, signal.SIGTERM)
-    for process in family:
-        _quietly(process, "terminate")
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for process in alive:
-        _quietly(process, "kill")
-    _signal_group(pid, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=STOP_SECONDS)
-
-
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that a `Servers` block still stops what it started."""
@@ -359,20 +342,6 @@ def exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _quietly(process: psutil.Process, action: str) -> None:
-    try:
-        getattr(process, action)()
-    except psutil.NoSuchProcess:
-        return
 
 
 def _create_time(pid: int) -> float:

@@ -16,7 +16,8 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
 from rescueseg.generation import STAGES, count_due
 from rescueseg.orchestration import GENERATION_FLOW, deploy, deployment_name, flow_command, start_deployment
-from rescueseg.services import Servers, connect, exit_on_sigterm, stop_tree
+from rescueseg.processes import stop_tree
+from rescueseg.services import Servers, connect, exit_on_sigterm
 
 
 def run_flow(campaign: Campaign, flow: str, parameters: Mapping[str, Any], console: Console) -> Any:

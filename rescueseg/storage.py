@@ -109,6 +109,7 @@ class Storage:
                     file.flush()
                     os.fsync(file.fileno())
                 part.replace(target)
+                _sync_folder(target.parent)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -167,6 +168,15 @@ class Storage:
     def zarr_store(self, relative: str) -> Any:
         """Return the Zarr store of a folder below the root."""
         return zarr_store(self.url_of(relative))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def zarr_store(url: str) -> Any:

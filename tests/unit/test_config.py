@@ -38,6 +38,8 @@ def test_the_default_configuration_round_trips() -> None:
         ('name = "a"\n', "'classes'"),
         ('name = "../a"\nclasses = ["x"]\n', "'name'"),
         ('name = "a"\nclasses = ["x", "x"]\n', "must differ"),
+        (MINIMAL + '[trigger]\ncron = "now and then"\n', "'now and then' is no cron schedule"),
+        (MINIMAL + '[trigger]\ntimezone = "Mars"\n', "'Mars' is no time zone"),
         ("name = [", "not valid TOML"),
     ],
 )

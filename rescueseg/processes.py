@@ -1,0 +1,41 @@
+"""Ending processes together with everything that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+
+STOP_SECONDS = 10.0
+
+
+def stop_tree(pid: int) -> None:
+    """End a process, its process group and its descendants: first politely, after a while by force."""
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    _signal_group(pid, signal.SIGTERM)
+    for process in family:
+        _quietly(process, "terminate")
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for process in alive:
+        _quietly(process, "kill")
+    _signal_group(pid, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=STOP_SECONDS)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _quietly(process: psutil.Process, action: str) -> None:
+    try:
+        getattr(process, action)()
+    except psutil.NoSuchProcess:
+        return
