@@ -8,6 +8,8 @@ DATASET ?=
 DATA_DIR ?=
 GENERATIONS ?= 3
 OUT ?= demo
+# settings of the campaign, such as SETTINGS="training.iterations=100 query.strategy=bald"
+SETTINGS ?=
 
 .PHONY: install demo test test-all lint format clean help
 
@@ -20,12 +22,12 @@ install: $(VENV)/.installed  ## make .venv and install the pinned dependencies
 # library's in some interpreters and stops the Prefect server. Nothing that we run needs the four packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip uninstall --quiet --yes argparse unittest2 traceback2 linecache2
 	touch $@
 
-demo: install  ## three generations of active learning on one volume: make demo [DATASET=… DATA_DIR=…]
-	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+demo: install  ## three generations of active learning on one volume: make demo [DATASET=… DATA_DIR=… OUT=… GENERATIONS=… SETTINGS=…]
+	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') $(foreach s,$(SETTINGS),--set '$(s)')
 
 test: install  ## the tests that run in under 15 minutes
 	$(BIN)/python -m pytest -m 'not slow'

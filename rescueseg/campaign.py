@@ -288,6 +288,15 @@ class Campaign:
         """Write a stage's result: its commit point, after which a rerun skips it."""
         self.storage.write_json(self.generation_path(generation, f"{stage}.json"), result)
 
+    def note_progress(self, generation: int, what: str, done: int, total: int) -> None:
+        """Write down how far a running stage is, for whoever watches; nothing depends on it."""
+        self.storage.write_json(self.generation_path(generation, "progress.json"), [what, done, total])
+
+    def progress(self, generation: int) -> tuple[str, int, int] | None:
+        """Return what `note_progress` wrote last."""
+        noted = self.stage_result(generation, "progress")
+        return None if noted is None else (str(noted[0]), int(noted[1]), int(noted[2]))
+
     def snapshot(self, generation: int) -> Snapshot | None:
         """Return a generation's training set, None before it was made."""
         data = self.stage_result(generation, "snapshot")

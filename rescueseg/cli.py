@@ -153,7 +153,7 @@ def sample(campaign: CampaignArgument) -> None:
     console.print(
         f"{parts.count('validation')} validation and {parts.count('test')} test boxes are frozen, {new} new tickets"
     )
-    console.print(f"Next: rescueseg queue next {campaign}", style="dim")
+    console.print(f"Next: rescueseg queue next {campaign} --out todo", style="dim")
 
 
 @app.command(epilog="Example: rescueseg generation liver --dry-run")
@@ -168,7 +168,9 @@ def generation(
     from rescueseg.serving import run_flow
 
     opened = Campaign.open(campaign)
-    due = stages.count_due(opened, open_queue(opened))
+    store = open_queue(opened)
+    due = stages.count_due(opened, store)
+    stages.check_ready(opened, store)
     if dry_run:
         console.print(f"Generation {due.generation}: {due.reason} ({'due' if due.due else 'not due'})")
         for stage in stages.STAGES:

@@ -33,7 +33,9 @@ class HoldoutConfig(Section):
     fraction: Annotated[float, Field(gt=0.0, le=0.6)] = 0.3
     """Share of the voxels that both parts may take together, their guard bands not counted."""
     validation_boxes: Positive = 8
+    """Boxes that choose: champion, stopping, the threshold to beat."""
     test_boxes: Positive = 8
+    """Boxes that are only ever reported."""
     box_zyx: ZYXField | None = None
     """Shape of a holdout box in voxels; about isotropic in micrometre when omitted."""
     guard_zyx: tuple[NotNegative, NotNegative, NotNegative] | None = None
@@ -46,6 +48,7 @@ class SamplingConfig(Section):
     patch_zyx: ZYXField | None = None
     """Patch shape in voxels; about isotropic in micrometre when omitted."""
     starting_patches: Positive = 4
+    """Patches annotated before generation 0."""
     query_patches: Positive = 4
     """Patches queried by each generation."""
 
@@ -54,6 +57,7 @@ class AnnotationConfig(Section):
     """What happens between a lease and an accepted annotation."""
 
     lease_minutes: Annotated[float, Field(gt=0)] = 120.0
+    """How long a patch stays with the annotator who took it."""
     review: bool = False
     """With review, a submitted annotation waits for a reviewer; without, it is accepted at once."""
 
@@ -62,19 +66,25 @@ class TrainingConfig(Section):
     """How a generation trains."""
 
     trainer: str = "monai_unet"
+    """Model family."""
     profile: Literal["cpu", "gpu"] = "cpu"
+    """Defaults for the machine that trains."""
     iterations: Positive | None = None
     """Optimiser steps; the profile's default when omitted."""
     batch_size: Positive | None = None
+    """Windows per step; the profile's default when omitted."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Peak of the schedule: a short warm-up, then a cosine to zero."""
     window_zyx: ZYXField | None = None
     """Training window in voxels; chosen from spacing and memory when omitted."""
     channels: tuple[Positive, ...] | None = None
     """Feature channels per level; the profile's default when omitted."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Share of the last stages' channels dropped, in training and by every Monte-Carlo sample."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints: what a killed training loses at most."""
     threads: Positive = 2
+    """CPU threads of a training."""
     warm_start: bool = False
     """Start from the previous generation's weights."""
 
@@ -99,13 +109,16 @@ class QueryConfig(Section):
     """Which patches are asked for next."""
 
     strategy: str = "clasp_entropy"
+    """One of the strategies in `rescueseg.query.STRATEGIES`."""
 
 
 class StoppingConfig(Section):
     """When enough is enough."""
 
     max_generations: Positive = 10
+    """Generations after which the campaign says stop; the noise of `clasp_entropy` fades over as many."""
     max_annotated_patches: Positive | None = None
+    """Annotated patches after which it says stop; no limit when omitted."""
     patience: Positive = 3
     """Generations without gain on the validation boxes before the campaign says stop."""
     min_gain: Annotated[float, Field(ge=0.0)] = 0.005
@@ -118,7 +131,9 @@ class TriggerConfig(Section):
     accepted_patches: Positive = 4
     """Accepted patches since the last generation that make the next one due."""
     cron: str = "0 3 * * *"
+    """When to look whether a generation is due, beside the event."""
     timezone: str = "UTC"
+    """Of the schedule."""
 
     @field_validator("cron")
     @classmethod
@@ -141,9 +156,13 @@ class ClusterConfig(Section):
     """Where blocks are computed."""
 
     kind: Literal["local", "address", "cuda", "slurm"] = "local"
+    """Processes here, a scheduler that runs already, a worker per GPU, or Slurm jobs."""
     workers: Positive = 2
+    """Worker processes; of Slurm, jobs."""
     threads_per_worker: Positive = 1
+    """Threads times workers should not exceed the cores."""
     address: str = ""
+    """Of the scheduler, such as tcp://scheduler:8786."""
     queue: str = ""
     """Slurm partition."""
     memory: str = "8GiB"
@@ -165,6 +184,7 @@ class CampaignConfig(Section):
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
     """Names of classes 1…K; 0 is background and 255 is ignore."""
     seed: int = 0
+    """Every random choice of the campaign follows from it."""
     database_url: str = ""
     """SQLAlchemy URL of the queue; SQLite in the campaign folder when empty."""
     holdout: HoldoutConfig = HoldoutConfig()
@@ -236,7 +256,8 @@ def _suggest(location: tuple[int | str, ...]) -> str:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         model = annotation
-    known = {name: name for name in model.model_fields}
+    section = "".join(f"{part}." for part in location[:-1])
+    known = {name: f"{section}{name}" for name in model.model_fields}
     if model is CampaignConfig:
         known |= {key: f"{section}.{key}" for section, key in _all_keys() if key not in known}
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.errors import ExampleUnavailable
+from rescueseg.errors import ConfigError, ExampleUnavailable
 from rescueseg.geometry import Spacing
 from rescueseg.records import LabelType
 
@@ -98,7 +98,11 @@ def load_example(name: str, data_dir: str | None = None) -> Example:
     ------
     ExampleUnavailable
         If it is neither there nor in the cache, and cannot be downloaded within a few seconds, or its sha256 differs.
+    ConfigError
+        If `data_dir` is no folder.
     """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ConfigError("there is no such folder", where=data_dir, todo="Check the path of the data folder")
     if data_dir is not None and (Path(data_dir) / name / "raw.tif").is_file():
         return _from_folder(name, Path(data_dir) / name)
     if name not in _RECIPES:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ from rescueseg.seeds import random_generator
 if TYPE_CHECKING:
     from distributed import Client
 
+_NOTE_EVERY = 10
+"""Training steps between two notes of progress."""
 STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
 
 Progress = Callable[[str, int, int], None]
@@ -134,11 +137,18 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
     ConfigError
         If the campaign names a query strategy that there is not: better now than after the training.
     """
+    accepted = check_ready(campaign, store)
+    due = count_due(campaign, store)
+    store.begin_generation(due.generation, accepted)
+    return due.generation
+
+
+def check_ready(campaign: Campaign, store: QueueStore) -> int:
+    """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
     from rescueseg.query import find_strategy
 
     find_strategy(campaign.config.query.strategy)
-    due = count_due(campaign, store)
-    accepted = store.accepted("pool")
+    accepted = len(store.accepted("pool"))
     if not accepted:
         raise QueueError(
             "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
@@ -149,8 +159,7 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
             where=campaign.url,
             todo="Their tickets come first in the queue; annotate and accept them",
         )
-    store.begin_generation(due.generation, len(accepted))
-    return due.generation
+    return accepted
 
 
 def _holdout_waiting(campaign: Campaign) -> int:
@@ -233,7 +242,7 @@ def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping
         warm_start=_local_copy(campaign, previous) if previous else None,
         device=resolve_device("auto"),
     )
-    model = trainer.train(request, progress)
+    model = trainer.train(request, partial(_note_step, campaign, generation, progress))
     for file in sorted(model.path.iterdir()):
         campaign.storage.write_bytes(f"{folder}/{file.name}", file.read_bytes())
     reference = ModelReference(generation=generation, trainer=trainer.name, path=folder, digest=model.digest)
@@ -243,6 +252,18 @@ def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping
         "losses": [dict(entry) for entry in model.losses],
         "warnings": list(model.warnings),
     }
+
+
+def _note_step(
+    campaign: Campaign,
+    generation: int,
+    progress: Callable[[int, Mapping[str, float]], None],
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    if step % _NOTE_EVERY == 0:
+        campaign.note_progress(generation, "training step", step, 0)
+    progress(step, metrics)
 
 
 def _local_copy(campaign: Campaign, model: ModelReference) -> Path:
@@ -281,12 +302,16 @@ def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Cl
     """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
     from rescueseg.inference import engine
 
+    def report(done: int, total: int) -> None:
+        campaign.note_progress(generation, f"{volume_id}: block", done, total)
+        progress(volume_id, done, total)
+
     maps = engine.infer_volume(
         campaign,
         _model(campaign, generation),
         volume_id,
         client=client,
-        progress=lambda done, total: progress(volume_id, done, total),
+        progress=report,
     )
     return maps.to_json()
 

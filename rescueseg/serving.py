@@ -19,6 +19,9 @@ from rescueseg.orchestration import GENERATION_FLOW, deploy, deployment_name, fl
 from rescueseg.processes import stop_tree
 from rescueseg.services import Servers, connect, exit_on_sigterm
 
+SPEAK_SECONDS = 20.0
+"""How often progress is told where no terminal shows it live."""
+
 
 def run_flow(campaign: Campaign, flow: str, parameters: Mapping[str, Any], console: Console) -> Any:
     """Run a flow to its end and show the stages as they finish; servers are started when none run.
@@ -72,17 +75,32 @@ def watch_flow(
         )
     try:
         with console.status("") as shown:
+            spoken = time.monotonic()
             while process.poll() is None:
                 time.sleep(0.5)
                 for generation, stage, seconds in _finished(campaign):
                     if (generation, stage, seconds) not in seen:
                         seen.add((generation, stage, seconds))
                         console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
-                shown.update(f"running {flow}; log: {log}")
+                now = _progress(campaign)
+                shown.update(f"running {flow}{now}; log: {log}")
+                if not console.is_terminal and now and time.monotonic() - spoken > SPEAK_SECONDS:
+                    spoken = time.monotonic()
+                    console.print(f"…{now.removeprefix(',')}", highlight=False)
     finally:
         stop_tree(process.pid)
         process.wait()
     return _result(log, begin, process.returncode)
+
+
+def _progress(campaign: Campaign) -> str:
+    """Say how far the running stage is."""
+    generation = max(campaign.generations(), default=None)
+    noted = campaign.progress(generation) if generation is not None else None
+    if generation is None or noted is None or campaign.stage_result(generation, "report") is not None:
+        return ""
+    what, done, total = noted
+    return f", generation {generation}: {what} {done}" + (f" of {total}" if total else "")
 
 
 def _finished(campaign: Campaign) -> Iterator[tuple[int, str, float]]:

@@ -8,18 +8,20 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from rescueseg.annotation.files import read_labels, write_patch
-from rescueseg.annotation.labels import submit_labels
+from rescueseg.annotation.labels import starting_labels, submit_labels
 from rescueseg.annotation.records import STATUSES, AnnotationRecord, Lease
 from rescueseg.annotation.store import QueueStore, open_queue, utc_now
 from rescueseg.campaign import Campaign
-from rescueseg.errors import ConfigError, RescuesegError
+from rescueseg.errors import ConfigError, LabelError, RescuesegError
 from rescueseg.records import Purpose
+from rescueseg.storage import digest_array
 
 
 class OneLineErrors(TyperGroup):
@@ -157,11 +159,17 @@ def submit(
     seconds: Annotated[
         float | None, typer.Option(help="Time you took.", min=0, show_default="since the lease began")
     ] = None,
+    unchanged: Annotated[bool, typer.Option(help="The mask is right as it was handed out.")] = False,
 ) -> None:
     """Hand in a mask. Handing in the same mask again changes nothing."""
     opened, store = _open(campaign)
     held = store.lease(lease)
     labels = read_labels(file, held.ticket.box)
+    store.check_submit(lease, annotator, digest_array(labels))
+    if not unchanged and np.array_equal(labels, starting_labels(opened, held)):
+        raise LabelError(
+            "the mask is as it was handed out", where=str(file), todo="Correct it, or say --unchanged if it is right"
+        )
     took = (datetime.now(UTC) - held.granted_at).total_seconds() if seconds is None else seconds
     annotation = submit_labels(opened, store, held, annotator, labels, tool, took)
     _confirm(annotation)

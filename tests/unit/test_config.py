@@ -27,7 +27,7 @@ def test_the_default_configuration_round_trips() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (MINIMAL + "[training]\niteration = 3\n", "'training.iteration'. Did you mean 'iterations'"),
+        (MINIMAL + "[training]\niteration = 3\n", "'training.iteration'. Did you mean 'training.iterations'"),
         (MINIMAL + 'strategy = "bald"\n', "Did you mean 'query.strategy'"),
         (MINIMAL + "[trainig]\nseed = 1\n", "'trainig'. Did you mean 'training'"),
         (MINIMAL + "[holdout]\nfraction = 3\n", "'holdout.fraction'"),

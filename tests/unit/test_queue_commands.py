@@ -213,3 +213,11 @@ def test_skipping_the_last_patch_wakes_the_campaign(filled: Campaign, monkeypatc
     monkeypatch.setattr("rescueseg.orchestration.wake", lambda campaign, store: woken.append(campaign.url))
     queue("skip", filled.url, lease_of(queue("next", filled.url, "-a", "anna")), "--reason", "dark", "-a", "anna")
     assert woken == [filled.url]
+
+
+def test_an_untouched_mask_is_handed_in_only_on_purpose(filled: Campaign, tmp_path: Path) -> None:
+    said = queue("next", filled.url, "-a", "anna", "--out", tmp_path)
+    lease = lease_of(said)
+    mask = next(tmp_path.glob("*_labels.nii.gz"))
+    assert "as it was handed out" in queue("submit", filled.url, lease, mask, "-a", "anna", code=1)
+    assert "version 1" in queue("submit", filled.url, lease, mask, "-a", "anna", "--unchanged")
