@@ -242,7 +242,7 @@ def up(campaign: CampaignArgument) -> None:
 
 
 @app.command(
-    epilog="Example: rescueseg demo --dataset cdeep3m_mito_train --data-dir ../shared/data --generations 3 --out demo"
+    epilog="Example: rescueseg demo --dataset cdeep3m_mito_train --data-dir /data/volumes --generations 3 --out demo"
 )
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the campaign; a campaign there is continued.")] = Path("demo"),
