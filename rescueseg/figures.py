@@ -86,8 +86,7 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
             color=GREY,
         )
     axes.set(xlabel="annotated voxels", ylabel="Dice (1 = perfect)", ylim=(0, 1.02))
-    axes.set_xlim(0 if len(judged) > 1 else None, None)
-    axes.margins(x=0.08)
+    axes.set_xlim(0, 1.12 * max((j.annotated_voxels for j in judged), default=1))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
