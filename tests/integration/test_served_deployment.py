@@ -77,6 +77,11 @@ class Served:
         ahead = [run for run in waiting if run["auto_scheduled"] and 4 < seconds_until(run) < 120]
         return min(ahead, key=seconds_until, default=None)
 
+    def is_idle(self) -> bool:
+        """Tell whether no run is going on and none is overdue."""
+        waiting = self.post("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+        return all(run["end_time"] for run in self.runs()) and all(seconds_until(run) > 0 for run in waiting)
+
     def known(self) -> set[str]:
         return {run["id"] for run in self.runs()}
 
@@ -192,12 +197,16 @@ def test_cron_and_event_at_once_give_one_generation(served: Served) -> None:
     generation = served.last() + 1
     served.schedule(EVERY_MINUTE)
     try:
-        served.until(lambda: served.next_cron_run() is not None, "Prefect has scheduled the next cron run")
+        served.until(
+            lambda: served.is_idle() and served.next_cron_run() is not None,
+            "earlier cron runs have ended and Prefect has scheduled the next",
+        )
         cron = served.next_cron_run()
         assert cron is not None
+        time.sleep(seconds_until(cron) - 1)
         known = served.known()
         served.annotate(2)
-        time.sleep(seconds_until(cron))
+        time.sleep(max(0.0, seconds_until(cron)))
         assert wake(served.campaign, served.store)
         served.until(lambda: len(served.runs(known)) >= 2, "the cron and the event each started a run")
         served.finish(generation)
