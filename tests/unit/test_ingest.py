@@ -317,13 +317,14 @@ def test_memory_does_not_follow_the_size_of_the_volume(
         voxels[::7] = 300
         path = tiff(tmp_path / f"v{depth}.tif", voxels)
         steps: list[int] = []
-        tracemalloc.start()
-        import_volume(campaign, path, spacing=SPACING, progress=lambda done, _, steps=steps: steps.append(done))  # type: ignore[misc]
-        peaks[depth] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        with zarr.config.set({"async.concurrency": 1}):  # one chunk at a time: how many overlap is a matter of chance
+            tracemalloc.start()
+            import_volume(campaign, path, spacing=SPACING, progress=lambda done, _, steps=steps: steps.append(done))  # type: ignore[misc]
+            peaks[depth] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
         assert len(steps) == depth // 16 * 2 + 2, "slabs, the pyramid, the intensity scaling"
         np.testing.assert_array_equal(open_image(campaign, f"v{depth}")[0, 20:30], voxels[20:30])
-    assert peaks[128] < 1.5 * peaks[32]  # four times the voxels; threads make the peak vary a little
+    assert peaks[128] < 1.15 * peaks[32], "four times the voxels"
 
 
 def test_a_campaign_on_another_file_system(tmp_path: Path, raw: str) -> None:
