@@ -6,6 +6,8 @@
     campaign.db                         queue (when no other database is named)
     volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
     volumes/<id>.json                   its record: the import's commit point
+    triage.json                         problem, evidence, route (see rescueseg.triage)
+    rough.json                          patches of the rough mask: annotated, so never held out
     holdout.json                        frozen holdout
     starting.json                       patches that generation 0 is trained on
     annotations/<ticket>/<digest>.npz   immutable label arrays
@@ -27,11 +29,23 @@ from sqlalchemy.engine import URL
 
 from rescueseg.config import CampaignConfig, dump_config, parse_config
 from rescueseg.errors import CampaignError
+from rescueseg.geometry import Box, Patch
 from rescueseg.records import Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
 from rescueseg.storage import Storage, digest_json
 
 _PARTS = (
-    *("campaign.db", "volumes", "holdout.json", "starting.json", "annotations", "generations", "reports", "services"),
+    *(
+        "campaign.db",
+        "volumes",
+        "triage.json",
+        "rough.json",
+        "holdout.json",
+        "starting.json",
+        "annotations",
+        "generations",
+        "reports",
+        "services",
+    ),
     "mlflow.db",
 )
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -198,6 +212,26 @@ class Campaign:
     def image_url(self, volume_id: str) -> str:
         """Return the URL of a volume's OME-Zarr image."""
         return self.storage.url_of(f"volumes/{check_id(volume_id, 'volume id')}.ome.zarr")
+
+    # triage -------------------------------------------------------------------------------------------------------
+
+    def triage_result(self) -> Any | None:
+        """Return what the triage wrote, None before it; see `rescueseg.triage`."""
+        return self.storage.read_json("triage.json") if self.storage.exists("triage.json") else None
+
+    def save_triage(self, result: Any) -> None:
+        """Write the triage's result."""
+        self.storage.write_json("triage.json", result)
+
+    def rough_patches(self) -> list[Patch]:
+        """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""
+        if not self.storage.exists("rough.json"):
+            return []
+        return [Patch(d["volume_id"], Box.from_dict(d["box"])) for d in self.storage.read_json("rough.json")]
+
+    def save_rough_patches(self, patches: Sequence[Patch]) -> None:
+        """Write the patches whose labels the triage looks at, before it looks."""
+        self.storage.write_json("rough.json", [{"volume_id": p.volume_id, "box": p.box.to_dict()} for p in patches])
 
     # holdout ------------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,8 @@ def test_cron_and_event_at_once_give_one_generation(served: Served) -> None:
         )
         cron = served.next_cron_run()
         assert cron is not None
-        known = served.known() - {cron["id"]}  # the worker fetches a run some seconds ahead, and it is pending from then on
+        # the worker fetches a run some seconds ahead, and it is pending from then on
+        known = served.known() - {cron["id"]}
         time.sleep(seconds_until(cron) - 1)
         served.annotate(2)
         time.sleep(max(0.0, seconds_until(cron)))
