@@ -57,6 +57,34 @@ class VolumeRecord(Record):
     truth: LabelType | None = None
     """Kind of ground truth stored with the volume, None when there is none."""
     normalisation: Normalisation
+    hints: dict[str, str] = {}
+    """What the file's metadata say of microscope, objective and preprocessing; see `rescueseg.volumes.hints`."""
+    refused: str = ""
+    """Why the volume may not be used, in one sentence; empty for a usable one. See `rescueseg.volumes.consistency`."""
+
+
+class Domain(Record):
+    """An acquisition group: what its volumes are resampled and normalised to."""
+
+    name: str
+    spacing_um_zyx: Spacing
+    """Volumes of another spacing are resampled to it."""
+    normalisation: Normalisation
+    """Measured over all its volumes, on the intensity scale of the first accepted one."""
+    volumes: dict[str, Normalisation]
+    """By volume id: the domain's normalisation, mapped to the volume's own intensity scale where that differs."""
+
+
+class Domains(Record):
+    """All domains of a campaign, and the volumes that are in none because they were refused."""
+
+    domains: tuple[Domain, ...] = ()
+    refused: dict[str, str] = {}
+    """Reason by volume id."""
+
+    def of(self, volume_id: str) -> Domain | None:
+        """Return the domain of a volume, None when it has none."""
+        return next((d for d in self.domains if volume_id in d.volumes), None)
 
 
 class HoldoutBox(Record):

@@ -14,6 +14,7 @@ import zarr
 from rescueseg.errors import InvalidVolumeError, UnreadableVolumeError
 from rescueseg.geometry import Spacing
 from rescueseg.storage import zarr_store
+from rescueseg.volumes import hints
 from rescueseg.volumes.source import ArraySource, to_um
 
 _HDF5 = re.compile(r"^(?P<file>.+?\.(?:h5|hdf5|hdf|ilp|ims))(?::(?P<dataset>.+))?$", re.IGNORECASE)
@@ -36,7 +37,8 @@ def open_hdf5(path: str) -> ArraySource:
         dataset = _dataset(file, match["dataset"], path)
         axes = _hdf5_axes(dataset) or _guess_axes(dataset.shape)
         spacing, note = _hdf5_spacing(dataset)
-        return ArraySource(dataset, axes, spacing, path, spacing_note=note, on_close=(file.close,))
+        said = hints.of_pairs({**file.attrs, **dataset.attrs})
+        return ArraySource(dataset, axes, spacing, path, spacing_note=note, hints=said, on_close=(file.close,))
     except BaseException:
         file.close()
         raise
@@ -111,7 +113,7 @@ def open_zarr(path: str) -> ArraySource:
         names = getattr(node.metadata, "dimension_names", None) or ()
         axes = "".join(str(n) for n in names if n)
         axes = axes.lower() if len(axes) == node.ndim else _guess_axes(node.shape)
-        return ArraySource(node, axes, None, path)
+        return ArraySource(node, axes, None, path, hints=hints.of_pairs(node.attrs.asdict()))
     attributes: Any = node.attrs.asdict()
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
@@ -140,8 +142,10 @@ def _open_multiscale(group: zarr.Group, multiscale: Any, path: str) -> ArraySour
         for name, axis, value in zip(names, axes, scale.tolist(), strict=True)
         if name in "zyx"
     }
+    told = hints.of_pairs(group.attrs.asdict())
     z, y, x = (size.get(a) for a in "zyx")
     if z is None or y is None or x is None:
         said = " × ".join(f"{v:.6g}" for v in scale.tolist()[-3:])
-        return ArraySource(array, "".join(names), None, path, spacing_note=f"the scale is {said} without a unit")
-    return ArraySource(array, "".join(names), (z, y, x), path)
+        note = f"the scale is {said} without a unit"
+        return ArraySource(array, "".join(names), None, path, spacing_note=note, hints=told)
+    return ArraySource(array, "".join(names), (z, y, x), path, hints=told)

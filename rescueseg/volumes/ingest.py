@@ -22,6 +22,7 @@ from rescueseg.geometry import Box, Spacing, partition, zyx
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.hints import completed
 from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import measure
 from rescueseg.volumes.source import Source
@@ -96,7 +97,7 @@ def import_volume(
             check_truth_shape(work.image, work.truth, truth)
         record = VolumeRecord(
             volume_id=name,
-            domain=domain or _default_domain(work.dtype, size),
+            domain=domain or default_domain(str(work.dtype), size),
             shape_zyx=work.image.shape_zyx,
             spacing_um_zyx=size,
             channels=work.image.channels,
@@ -105,6 +106,7 @@ def import_volume(
             digest="",
             truth=work.truth_type if truth is not None else None,
             normalisation=Normalisation(low=0, high=1, mean=0, std=1),
+            hints=completed(work.image.hints, path),
         )
         with _one_at_a_time(campaign):
             if campaign.storage.exists(f"volumes/{name}.json"):
@@ -368,8 +370,14 @@ def default_id(path: str) -> str:
     return clean[:64] or "volume"
 
 
-def _default_domain(dtype: np.dtype[Any], spacing: Spacing) -> str:
+def default_domain(dtype: str, spacing: Spacing) -> str:
+    """Return the domain of a volume that nobody named one for."""
     return f"{dtype}-" + "x".join(f"{s:.4g}" for s in spacing) + "um"
+
+
+def is_default_domain(domain: str) -> bool:
+    """Tell whether a domain's name is one of `default_domain` (perhaps with a number), not a person's."""
+    return re.fullmatch(r"u?(int|float)\d+-[\d.e+-]+x[\d.e+-]+x[\d.e+-]+um(-\d+)?", domain) is not None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import nrrd
 import numpy as np
 
 from rescueseg.geometry import Spacing
+from rescueseg.volumes import hints
 from rescueseg.volumes.source import ArraySource, to_um
 
 _RAW = ("raw",)
@@ -29,7 +30,8 @@ def open_nifti(path: str) -> ArraySource:
     axes = "xyztc"[: image.ndim] if image.ndim <= 5 else "?" * image.ndim
     spacing, note = _spacing(zooms, unit, "NIfTI header")
     compressed = path.lower().endswith(".gz")
-    return ArraySource(image.dataobj, axes, spacing, path, chunked=not compressed, spacing_note=note)
+    said = hints.of_pairs({"descrip": bytes(header["descrip"]).rstrip(b"\0")} if "descrip" in header else {})
+    return ArraySource(image.dataobj, axes, spacing, path, chunked=not compressed, spacing_note=note, hints=said)
 
 
 def is_nrrd(path: str) -> bool:
@@ -51,7 +53,8 @@ def open_nrrd(path: str) -> ArraySource:
             array, chunked = nrrd.read(path, index_order="F")[0], False
     axes, numbers, unit = _nrrd_axes(header)
     spacing, note = _spacing(numbers, unit, "NRRD header") if numbers else (None, "")
-    return ArraySource(array, axes, spacing, path, chunked=chunked, spacing_note=note)
+    said = hints.of_pairs(header)
+    return ArraySource(array, axes, spacing, path, chunked=chunked, spacing_note=note, hints=said)
 
 
 def _dtype(header: dict[str, Any]) -> np.dtype[Any]:

@@ -57,6 +57,11 @@ class Source(Protocol):
         ...
 
     @property
+    def hints(self) -> dict[str, str]:
+        """What the metadata say of microscope, objective and preprocessing; see `rescueseg.volumes.hints`."""
+        ...
+
+    @property
     def chunked(self) -> bool:
         """Whether a box can be read without reading the whole file."""
         ...
@@ -99,6 +104,7 @@ class ArraySource:
     where: str
     chunked: bool = True
     spacing_note: str = ""
+    hints: dict[str, str] = field(default_factory=dict)
     on_close: tuple[Callable[[], object], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import tifffile
 import zarr
 
 from rescueseg.geometry import Spacing
+from rescueseg.volumes import hints
 from rescueseg.volumes.source import ArraySource, to_um
 
 _DAMAGE = re.compile("offset|corrupt|truncat", re.IGNORECASE)
@@ -47,7 +48,7 @@ def open_tiff(path: str) -> ArraySource:
             )  # fmt: skip
         else:
             array = zarr.open_array(series.aszarr(level=0), mode="r")
-        return ArraySource(array, axes, spacing, path, spacing_note=note, on_close=(tif.close,))
+        return ArraySource(array, axes, spacing, path, spacing_note=note, hints=_hints(tif), on_close=(tif.close,))
     except BaseException:
         tif.close()
         raise
@@ -71,6 +72,14 @@ def _complaints() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+def _hints(tif: tifffile.TiffFile) -> dict[str, str]:
+    if tif.is_ome and tif.ome_metadata:
+        return hints.of_ome(tif.ome_metadata)
+    if tif.is_imagej:
+        return hints.of_imagej(tif.imagej_metadata or {})
+    return hints.of_pairs({"description": "" if tif.is_shaped else tif.pages[0].aspage().description})
 
 
 def _spacing(tif: tifffile.TiffFile) -> tuple[Spacing | None, str]:
