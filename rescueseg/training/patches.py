@@ -20,6 +20,7 @@ from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array
 from rescueseg.training.plan import TrainingPlan, resampled_shape
 from rescueseg.training.randomness import keyed_generator
+from rescueseg.training.resample import resample
 
 IGNORE = 255
 _CACHE_BYTES = 2 * 1024**3
@@ -69,18 +70,8 @@ def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -
     shape = resampled_shape(read.shape_zyx, record.spacing_um_zyx, spacing_um_zyx)
     if shape == read.shape_zyx:
         return Item(image, known)
-    return Item(resample_image(image, shape), _resample_labels(known, shape))
-
-
-def resample_image(image: npt.NDArray[np.float32], shape_zyx: ZYX) -> npt.NDArray[np.float32]:
-    """Resample a ``czyx`` image by linear interpolation, averaging first where it gets coarser."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image))[None]
-    pool = [max(1, n // m) for n, m in zip(image.shape[1:], shape_zyx, strict=True)]
-    if max(pool) > 1:
-        tensor = functional.avg_pool3d(tensor, pool, ceil_mode=True)
-    resized = functional.interpolate(tensor, size=shape_zyx, mode="trilinear", align_corners=False)
-    result: npt.NDArray[np.float32] = resized[0].numpy()
-    return result
+    resized = resample(torch.from_numpy(np.ascontiguousarray(image))[None], shape)[0].numpy()
+    return Item(resized, _resample_labels(known, shape))
 
 
 def _resample_labels(labels: npt.NDArray[np.uint8], shape_zyx: ZYX) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
@@ -22,6 +21,7 @@ from rescueseg.records import ModelReference
 from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
 from rescueseg.training.network import StridedUNet, autocast_dtype, build_network, set_weights
 from rescueseg.training.plan import TrainingPlan, inference_window, resampled_shape
+from rescueseg.training.resample import resample
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class UNetPredictor:
         """
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
-        images = _resize(images, self._window)
+        images = resample(images, self._window)
         for index, symmetry in enumerate(self.symmetries):
             with torch.inference_mode(), self._autocast():
                 features = self._network.features(symmetry.apply(images).contiguous())
@@ -118,19 +118,13 @@ class UNetPredictor:
                         masks = self._network.dropout_masks(rows, self._device)
                     with self._autocast():
                         logits = self._network.head(features, masks)
-                    probabilities = torch.softmax(_resize(symmetry.invert(logits).float(), size), dim=1)
+                    probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
                     member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
                 yield index, member
 
     def _autocast(self) -> torch.autocast:
         dtype = autocast_dtype(self._device)
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def _resize(tensor: Tensor, size_zyx: Sequence[int]) -> Tensor:
-    if tuple(tensor.shape[2:]) == tuple(size_zyx):
-        return tensor
-    return functional.interpolate(tensor, size=tuple(size_zyx), mode="trilinear", align_corners=False)
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
