@@ -6,6 +6,8 @@
     campaign.db                         queue (when no other database is named)
     volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
     volumes/<id>.json                   its record: the import's commit point
+    consistency.json                    what the check of the volumes found (see rescueseg.volumes.consistency)
+    domains.json                        domains: spacing, normalisation, volumes
     triage.json                         problem, evidence, route (see rescueseg.triage)
     rough.json                          patches of the rough mask: annotated, so never held out
     holdout.json                        frozen holdout
@@ -29,14 +31,16 @@ from sqlalchemy.engine import URL
 
 from rescueseg.config import CampaignConfig, dump_config, parse_config
 from rescueseg.errors import CampaignError
-from rescueseg.geometry import Box, Patch
-from rescueseg.records import Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
+from rescueseg.geometry import Box, Patch, Spacing
+from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
 from rescueseg.storage import Storage, digest_json
 
 _PARTS = (
     *(
         "campaign.db",
         "volumes",
+        "consistency.json",
+        "domains.json",
         "triage.json",
         "rough.json",
         "holdout.json",
@@ -186,10 +190,11 @@ class Campaign:
 
     # volumes ------------------------------------------------------------------------------------------------------
 
-    def volumes(self) -> list[VolumeRecord]:
-        """Return the records of all volumes, by id."""
+    def volumes(self, *, refused: bool = False) -> list[VolumeRecord]:
+        """Return the records of the volumes that may be used, by id; with `refused`, of all."""
         names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
-        return [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
+        records = [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
+        return [record for record in records if refused or not record.refused]
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """Return the record of one volume.
@@ -201,7 +206,7 @@ class Campaign:
         """
         path = f"volumes/{check_id(volume_id, 'volume id')}.json"
         if not self.storage.exists(path):
-            known = ", ".join(v.volume_id for v in self.volumes()) or "none yet"
+            known = ", ".join(v.volume_id for v in self.volumes(refused=True)) or "none yet"
             raise CampaignError(f"no volume '{volume_id}'", where=self.url, todo=f"Volumes: {known}")
         return VolumeRecord.model_validate(self.storage.read_json(path))
 
@@ -212,6 +217,39 @@ class Campaign:
     def image_url(self, volume_id: str) -> str:
         """Return the URL of a volume's OME-Zarr image."""
         return self.storage.url_of(f"volumes/{check_id(volume_id, 'volume id')}.ome.zarr")
+
+    # domains ------------------------------------------------------------------------------------------------------
+
+    def save_consistency(self, result: Any) -> None:
+        """Write what the check of the volumes found."""
+        self.storage.write_json("consistency.json", result)
+
+    def domains(self) -> Domains:
+        """Return the recorded domains; none before the first check was applied."""
+        if not self.storage.exists("domains.json"):
+            return Domains()
+        return Domains.model_validate(self.storage.read_json("domains.json"))
+
+    def save_domains(self, domains: Domains) -> None:
+        """Record the domains, then bring the volumes' records into line with them."""
+        self.storage.write_json("domains.json", domains.to_json())
+        self.settle_domains()
+
+    def settle_domains(self) -> None:
+        """Rewrite the volume records that differ from the recorded domains: those a killed `save_domains` left."""
+        domains = self.domains()
+        for record in self.volumes(refused=True):
+            domain, reason = domains.of(record.volume_id), domains.refused.get(record.volume_id, "")
+            told: dict[str, Any] = {"refused": reason} if domain or reason else {}
+            if domain is not None:
+                told |= {"domain": domain.name, "normalisation": domain.volumes[record.volume_id]}
+            if (settled := record.model_copy(update=told)) != record:
+                self.save_volume(settled)
+
+    def working_spacing(self, record: VolumeRecord) -> Spacing:
+        """Return the spacing a volume is resampled to: its domain's, its own where no domain is recorded."""
+        domain = self.domains().of(record.volume_id)
+        return domain.spacing_um_zyx if domain else record.spacing_um_zyx
 
     # triage -------------------------------------------------------------------------------------------------------
 

@@ -138,6 +138,43 @@ def add(
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
+@app.command(epilog="Example: rescueseg check liver, then rescueseg check liver --apply")
+def check(
+    campaign: CampaignArgument,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Record the domains and refuse what the check refuses; else only report.")
+    ] = False,
+) -> None:
+    """Check that volumes fit together: accept, normalise, separate domain or refuse, each with its reason.
+
+    Spacing, bit depth, clipping, intensities, noise, sharpness and texture are measured on a sample of each volume.
+    Everything measured goes to consistency.json in the campaign.
+    """
+    from rescueseg import tickets
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.generation import campaign_lock
+    from rescueseg.volumes import consistency
+    from rescueseg.volumes.consistency_page import change_lines, page
+
+    opened = Campaign.open(campaign)
+    with shown_progress(console) as progress:
+        report = consistency.check(opened, progress)
+    for part in page(report):
+        console.print(part)
+    changes = consistency.changes(opened, report)
+    if apply:
+        store = open_queue(opened)
+        store.migrate()
+        with campaign_lock(opened, store):
+            consistency.apply(opened, report)
+            tickets.withdraw_refused(opened, store)
+    for line in change_lines(changes, applied=apply):
+        say_line(line)
+    console.print(f"{report.chunks_read} chunks read; everything measured is in consistency.json", style="dim")
+    if not apply:
+        console.print(f"Nothing was changed; rescueseg check {campaign} --apply records the domains", style="dim")
+
+
 @app.command(epilog="Example: rescueseg sample liver")
 def sample(campaign: CampaignArgument) -> None:
     """Freeze the holdout and queue the first tickets."""
@@ -212,8 +249,9 @@ def status(campaign: CampaignArgument) -> None:
     opened = Campaign.open(campaign)
     store = open_queue(opened)
     console.print(f"Campaign '{opened.config.name}' in {opened.url}")
-    for volume in opened.volumes():
+    for volume in opened.volumes(refused=True):
         truth = f", {volume.truth} truth" if volume.truth else ""
+        truth += f", refused: {volume.refused}" if volume.refused else ""
         console.print(
             f"  {volume.volume_id}: {'×'.join(map(str, volume.shape_zyx))} voxels (zyx), "
             f"{' × '.join(f'{s:g}' for s in volume.spacing_um_zyx)} µm{truth}"

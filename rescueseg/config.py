@@ -27,6 +27,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ConsistencyConfig(Section):
+    """What becomes of volumes that differ; see `rescueseg check`."""
+
+    different_spacing: Literal["resample", "refuse"] = "resample"
+    """Volumes of another spacing than their domain's are resampled to it, or refused."""
+    checked_spacing: tuple[str, ...] = ()
+    """Ids of volumes whose spacing a person has verified: `check` never doubts it."""
+
+
 class HoldoutConfig(Section):
     """Boxes frozen before the first query: `validation` chooses, `test` only reports."""
 
@@ -187,6 +196,7 @@ class CampaignConfig(Section):
     """Every random choice of the campaign follows from it."""
     database_url: str = ""
     """SQLAlchemy URL of the queue; SQLite in the campaign folder when empty."""
+    consistency: ConsistencyConfig = ConsistencyConfig()
     holdout: HoldoutConfig = HoldoutConfig()
     sampling: SamplingConfig = SamplingConfig()
     annotation: AnnotationConfig = AnnotationConfig()

@@ -127,7 +127,7 @@ class Evaluation(Record):
 
 
 def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
-    """Return the frozen holdout boxes.
+    """Return the frozen holdout boxes, those in refused volumes left out.
 
     Raises
     ------
@@ -139,7 +139,17 @@ def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
         raise EvaluationError(
             "there is no holdout to evaluate on", where=campaign.url, todo="Sample first: 'rescueseg sample CAMPAIGN'"
         )
-    return holdout.boxes
+    boxes = _usable(campaign, holdout.boxes)
+    if not boxes:
+        raise EvaluationError(
+            "all holdout boxes lie in refused volumes", where=campaign.url, todo="See why with 'rescueseg status'"
+        )
+    return boxes
+
+
+def _usable(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> tuple[HoldoutBox, ...]:
+    refused = {volume.volume_id for volume in campaign.volumes(refused=True) if volume.refused}
+    return tuple(box for box in boxes if box.volume_id not in refused)
 
 
 def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
@@ -178,7 +188,9 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
-    boxes = [b for b in holdout_boxes(campaign) if campaign.volume(b.volume_id).truth is None]
+    holdout = campaign.holdout()
+    usable = _usable(campaign, holdout.boxes if holdout else ())
+    boxes = [b for b in usable if campaign.volume(b.volume_id).truth is None]
     return _without_truth(campaign, boxes, _annotated_holdout(campaign) if boxes else {})
 
 

@@ -188,6 +188,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
     from rescueseg import snapshot
 
     def work() -> Any:
+        campaign.settle_domains()
         accepted = store.accepted("pool")
         before = campaign.snapshot(generation - 1) if generation else None
         known = {item.annotation_id for item in before.items} if before else set()

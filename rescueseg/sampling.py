@@ -73,7 +73,11 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = ()) -> Holdout:
     """
     frozen, everything = campaign.holdout(), campaign.volumes()
     if not everything:
-        raise SamplingError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
+        raise SamplingError(
+            "the campaign has no volume that may be used",
+            where=campaign.url,
+            todo="Add one with 'rescueseg add'; 'rescueseg status' shows the refused ones",
+        )
     volumes = undrawn_volumes(campaign)
     if frozen and not volumes:
         return frozen

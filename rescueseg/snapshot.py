@@ -27,7 +27,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     generation : int
         The generation that trains on it.
     accepted : sequence of AcceptedAnnotation
-        Accepted pool annotations, one per ticket.
+        Accepted pool annotations, one per ticket; those in refused volumes are left out.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     Raises
     ------
     SamplingError
-        If the holdout is not frozen yet, or nothing was accepted.
+        If the holdout is not frozen yet, or nothing was accepted in a volume that may be used.
     LeakError
         If an annotation lies in a holdout box or was made for the holdout.
     CampaignError
@@ -54,7 +54,15 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             todo="Annotate a patch and have it accepted",
         )
     _require_pool(accepted)
-    shapes = {v: campaign.volume(v).shape_zyx for v in sorted({a.volume_id for a in accepted})}
+    records = {v: campaign.volume(v) for v in sorted({a.volume_id for a in accepted})}
+    shapes = {v: record.shape_zyx for v, record in records.items()}
+    accepted = [a for a in accepted if not records[a.volume_id].refused]
+    if not accepted:
+        raise SamplingError(
+            f"all accepted annotations lie in refused volumes: {', '.join(records)}",
+            where=campaign.url,
+            todo="See why with 'rescueseg status', and add volumes that can be used",
+        )
     items = tuple(
         SnapshotItem(
             ticket_id=a.ticket_id,

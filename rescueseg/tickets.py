@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rescueseg.annotation.labels import ticket_id
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import SamplingError
+from rescueseg.errors import QueueError, SamplingError
 from rescueseg.generation import campaign_lock, run_stage
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Holdout, Purpose, QueriedPatch
@@ -64,6 +65,18 @@ def _draw_holdout(campaign: Campaign, store: QueueStore) -> Holdout:
                 todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
             )
         return sampling.draw_holdout(campaign, [ticket.patch for ticket in store.tickets(purpose="pool")])
+
+
+def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
+    """Skip the waiting tickets of refused volumes, so that nobody annotates them; return how many."""
+    refused = {v.volume_id for v in campaign.volumes(refused=True) if v.refused}
+    waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
+    for ticket in waiting:
+        with suppress(QueueError):  # somebody took it just now
+            lease = store.claim("rescueseg check", 60.0, ticket_id=ticket.ticket_id)
+            assert lease is not None, "a named ticket is leased or refused"
+            store.skip(lease.lease_id, "rescueseg check", "the volume was refused")
+    return len(waiting)
 
 
 def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:

@@ -126,7 +126,8 @@ def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | Non
             where=", ".join(sorted(records)),
             todo="Use one campaign for each kind of image",
         )
-    spacing = working_spacing([(records[i.volume_id].spacing_um_zyx, i.box.size) for i in snapshot.items])
+    targets = {volume_id: campaign.working_spacing(record) for volume_id, record in records.items()}
+    spacing = working_spacing([(targets[i.volume_id], i.box.size) for i in snapshot.items])
     fields = [
         resampled_shape(i.read_box.shape_zyx, records[i.volume_id].spacing_um_zyx, spacing) for i in snapshot.items
     ]

@@ -78,7 +78,7 @@ class TrainingPlan(Record):
 
 
 def working_spacing(spacings: Sequence[tuple[Spacing, int]]) -> Spacing:
-    """Return the median spacing along each axis, each volume weighted by its labelled voxels.
+    """Return the median along each axis of the spacings of the domains, weighted by labelled voxels.
 
     Parameters
     ----------

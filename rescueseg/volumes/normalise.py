@@ -118,10 +118,44 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
         np.concatenate([np.ravel(array[(c, *box.slices)])[::_SAMPLE_STEP].astype(np.float32) for box in boxes])
         for c in range(array.shape[0])
     ]
+    return measure_samples(samples)
+
+
+def measure_samples(samples: Sequence[npt.NDArray[np.float32]]) -> Normalisation:
+    """Return the intensity scaling of samples of voxels, one for each channel; see `measure`."""
     overall = _measure(np.concatenate(samples) if len(samples) > 1 else samples[0])
     if len(samples) == 1:
         return overall
     return overall.model_copy(update={"per_channel": tuple(_measure(sample) for sample in samples)})
+
+
+def rescaled(normalisation: Normalisation, maps: Sequence[tuple[float, float]]) -> Normalisation:
+    """Return the scaling of a volume whose intensities have to be mapped first.
+
+    Parameters
+    ----------
+    normalisation : Normalisation
+        Of a domain.
+    maps : sequence of (float, float)
+        Gain (positive) and offset of each channel: ``gain * v + offset`` is on the domain's scale.
+
+    Returns
+    -------
+    Normalisation
+        Gives for ``v`` what `normalisation` gives for the mapped value.
+    """
+    if all(m == (1.0, 0.0) for m in maps):
+        return normalisation
+    parts = normalisation.per_channel or (normalisation,) * len(maps)
+    mapped = tuple(_unmapped(p, gain, offset) for p, (gain, offset) in zip(parts, maps, strict=True))
+    if len(mapped) == 1:
+        return mapped[0]
+    return _unmapped(normalisation, *maps[0]).model_copy(update={"per_channel": mapped})
+
+
+def _unmapped(part: Normalisation, gain: float, offset: float) -> Normalisation:
+    low, high, mean = ((v - offset) / gain for v in (part.low, part.high, part.mean))
+    return Normalisation(low=low, high=high, mean=mean, std=part.std / gain)
 
 
 def _measure(sample: npt.NDArray[np.float32]) -> Normalisation:

@@ -1,0 +1,24 @@
+"""Check that the volumes fit together, and record their domains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+
+from rescueseg import generation, tickets
+from rescueseg.volumes import consistency
+from tasks.options import STAGE, open_campaign
+
+
+@task(task_run_name="consistency", **STAGE)
+def check(campaign_url: str, apply: bool = False) -> Any:
+    """Return verdict, domain and reason by volume; see `rescueseg.volumes.consistency`."""
+    campaign, store = open_campaign(campaign_url)
+    report = consistency.check(campaign)
+    if apply:
+        store.migrate()
+        with generation.campaign_lock(campaign, store):
+            consistency.apply(campaign, report)
+            tickets.withdraw_refused(campaign, store)
+    return consistency.summary(report)
