@@ -94,6 +94,10 @@ class HoldoutBox(Record):
     box: BoxField
     part: Part
     stratum: str
+    reason: str | None = None
+    """The numbers that spoke for its stratum; None in holdouts frozen before they were kept."""
+    share: float | None = None
+    """Share of all places that its stratum stands for: boxes over-represent the hard, and this weighs them back."""
 
     @property
     def patch(self) -> Patch:
@@ -108,6 +112,12 @@ class Holdout(Record):
     guard_zyx: ZYX
     volumes: tuple[str, ...] = ()
     """Volumes it was drawn from, whether a box fell into them or not."""
+    patch_zyx: dict[str, ZYX] | None = None
+    """Patch shape of each volume, fixed when its boxes were; None in holdouts frozen before it was kept."""
+
+    def to_json(self) -> Any:
+        """Return a JSON-ready form; what was not kept then is left out, so that old digests stay."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def of(self, volume_id: str, part: Part | None = None) -> list[Box]:
         """Return the boxes in one volume, of one part or of both."""
