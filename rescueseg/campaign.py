@@ -12,6 +12,8 @@
     rough.json                          patches of the rough mask: annotated, so never held out
     holdout.json                        frozen holdout
     starting.json                       patches that generation 0 is trained on
+    weak_labels/choice.json             method of the first masks, and how well each method agreed
+    weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
     annotations/<ticket>/<digest>.npz   immutable label arrays
     generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
     reports/
@@ -45,6 +47,7 @@ _PARTS = (
         "rough.json",
         "holdout.json",
         "starting.json",
+        "weak_labels",
         "annotations",
         "generations",
         "reports",
@@ -310,6 +313,24 @@ class Campaign:
     def save_starting_patches(self, patches: Sequence[QueriedPatch]) -> None:
         """Write the starting patches."""
         self.storage.write_json("starting.json", [patch.to_json() for patch in patches])
+
+    # weak labels --------------------------------------------------------------------------------------------------
+
+    def weak_label_path(self, method: str, name: str) -> str:
+        """Return where something that a weak-label method made lies below the campaign."""
+        return f"weak_labels/{check_id(method, 'method')}/{check_id(name, 'file name')}"
+
+    def weak_label_choice(self) -> Any | None:
+        """Return how the method of the first masks was chosen, None before it was."""
+        return (
+            self.storage.read_json("weak_labels/choice.json")
+            if self.storage.exists("weak_labels/choice.json")
+            else None
+        )
+
+    def save_weak_label_choice(self, choice: Any) -> None:
+        """Write how the method was chosen."""
+        self.storage.write_json("weak_labels/choice.json", choice)
 
     # annotations --------------------------------------------------------------------------------------------------
 

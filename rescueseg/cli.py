@@ -193,6 +193,39 @@ def sample(campaign: CampaignArgument) -> None:
     console.print(f"Next: rescueseg queue next {campaign} --out todo", style="dim")
 
 
+@app.command(epilog="Example: rescueseg weak-label liver --method classifier --scribbles scribbles.tif")
+def weak_label(
+    campaign: CampaignArgument,
+    method: Annotated[
+        str, typer.Option(help="auto, threshold, blobs, tubes, membranes, classifier, ilastik or champion.")
+    ] = "auto",
+    scribbles: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[VOLUME=]FILE",
+            help="Label image of a volume for the classifier: 0 background, 1…K classes, 255 not drawn; repeat the option.",
+        ),
+    ] = [],  # noqa: B006
+    ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
+    from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose the method, and write nothing.")] = False,
+) -> None:
+    """Give the queued pool tickets a first mask, so that nobody starts from an empty one.
+
+    By default the method is the one that agrees best with the accepted annotations. Run it again when the first are in.
+    """
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.weak_labels.run import Sources, describe
+    from rescueseg.weak_labels.run import weak_label as label
+
+    opened = Campaign.open(campaign)
+    sources = Sources(tuple(scribbles), ilp, from_campaign)
+    with shown_progress(console) as progress:
+        result = label(opened, open_queue(opened), method, sources, dry_run=dry_run, progress=progress)
+    for line in describe(result, dry_run):
+        say_line(line)
+
+
 @app.command(epilog="Example: rescueseg generation liver --dry-run")
 def generation(
     campaign: CampaignArgument,

@@ -17,6 +17,7 @@
     │   └── TicketNotFoundError
     ├── LeakError              a training read would touch the holdout
     ├── SamplingError          no room for the holdout or the starting budget
+    ├── WeakLabelError         no first mask can be made as asked
     ├── TrainingError
     ├── InferenceError
     ├── EvaluationError
@@ -112,6 +113,10 @@ class LeakError(RescuesegError):
 
 class SamplingError(RescuesegError):
     """The volumes leave no room for what was asked."""
+
+
+class WeakLabelError(RescuesegError):
+    """No first mask can be made as asked."""
 
 
 class TrainingError(RescuesegError):

@@ -206,7 +206,7 @@ def _boundary_file(name: str, truth: str) -> str:
         source = open_source(truth)
         numbers = source.read(Box((0, 0, 0), source.shape_zyx))[0]
         source.close()
-        thick: npt.NDArray[Any] = find_boundaries(numbers, mode="thick")  # type: ignore[no-untyped-call]
+        thick: npt.NDArray[Any] = find_boundaries(numbers, mode="thick")
         mask: npt.NDArray[Any] = (thick | (numbers == 0)).astype(np.uint8)
         return mask
 
@@ -266,7 +266,7 @@ def _flyem(files: Files, folder: Path) -> tuple[str, str]:
             supervoxels, transforms = data["stack"][:], data["transforms"][:]
         body = np.arange(max(int(supervoxels.max()), int(transforms[:, 0].max())) + 1)
         body[transforms[:, 0]] = transforms[:, 1]
-        joined = relabel_sequential(body[supervoxels])[0]  # type: ignore[no-untyped-call]
+        joined = relabel_sequential(body[supervoxels])[0]
         numbers: npt.NDArray[Any] = np.asarray(joined).astype(np.uint16)
         return numbers
 

@@ -33,6 +33,21 @@ def digest_array(array: npt.NDArray[Any]) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def file_digest(path: str) -> str:
+    """Return the sha256 of a local file.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"the file cannot be read: {error.strerror}", where=path, todo="Check the path") from error
+
+
 class Storage:
     """A root URL and what lies below it.
 

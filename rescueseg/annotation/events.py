@@ -112,7 +112,15 @@ class Reject:
     comment: str
 
 
-Event = Claim | Heartbeat | Submit | Release | Skip | Expire | Accept | Reject
+@dataclass(frozen=True)
+class Prefill:
+    """A first mask was made: path below the campaign, and what made it."""
+
+    path: str
+    method: str
+
+
+Event = Claim | Heartbeat | Submit | Release | Skip | Expire | Accept | Reject | Prefill
 
 
 # instructions ---------------------------------------------------------------------------------------------------
@@ -166,6 +174,13 @@ class SetStatus:
 
 
 @dataclass(frozen=True)
+class SetPrefill:
+    """Write the mask that annotators start from."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Audit:
     """Append one line to the audit trail."""
 
@@ -177,4 +192,4 @@ class Audit:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Instruction = GrantLease | ExtendLease | EndLease | StoreAnnotation | Decide | SetStatus | Audit
+Instruction = GrantLease | ExtendLease | EndLease | StoreAnnotation | Decide | SetStatus | SetPrefill | Audit

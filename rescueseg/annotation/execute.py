@@ -20,6 +20,7 @@ from rescueseg.annotation.events import (
     GrantLease,
     Instruction,
     LeaseState,
+    SetPrefill,
     SetStatus,
     StoreAnnotation,
 )
@@ -49,9 +50,9 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     TicketNotFoundError
         If there is no such ticket.
     """
-    query = sa.select(tickets.c.status).where(tickets.c.ticket_id == ticket_id)
-    status = connection.execute(query.with_for_update() if lock else query).scalar()
-    if status is None:
+    query = sa.select(tickets.c.status, tickets.c.purpose, tickets.c.prefill).where(tickets.c.ticket_id == ticket_id)
+    ticket = connection.execute(query.with_for_update() if lock else query).first()
+    if ticket is None:
         raise TicketNotFoundError(
             "there is no such ticket",
             where=ticket_id,
@@ -74,10 +75,12 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     ).mappings()
     return TicketState(
         ticket_id,
-        status,
+        ticket.status,
         tuple(numbers),
         tuple(LeaseState(**row) for row in lease_rows),
         tuple(_annotation_state(row) for row in annotation_rows),
+        ticket.purpose,
+        ticket.prefill,
     )
 
 
@@ -154,6 +157,13 @@ def _(step: SetStatus, scope: Scope) -> None:
         sa.update(tickets)
         .where(tickets.c.ticket_id == scope.ticket_id)
         .values(status=step.status, updated_at=scope.now)
+    )
+
+
+@_carry_out.register
+def _(step: SetPrefill, scope: Scope) -> None:
+    scope.connection.execute(
+        sa.update(tickets).where(tickets.c.ticket_id == scope.ticket_id).values(prefill=step.path, updated_at=scope.now)
     )
 
 

@@ -37,8 +37,10 @@ from rescueseg.annotation.events import (
     Heartbeat,
     Instruction,
     LeaseState,
+    Prefill,
     Reject,
     Release,
+    SetPrefill,
     SetStatus,
     Skip,
     StoreAnnotation,
@@ -46,6 +48,7 @@ from rescueseg.annotation.events import (
 )
 from rescueseg.annotation.records import LeaseEnd, TicketStatus, Verdict
 from rescueseg.errors import LeaseExpiredError, NotYourLeaseError, QueueError, TicketNotFoundError
+from rescueseg.records import Purpose
 from rescueseg.storage import digest_json
 
 
@@ -58,6 +61,8 @@ class TicketState:
     assignments: tuple[int, ...]
     leases: tuple[LeaseState, ...] = ()
     annotations: tuple[AnnotationState, ...] = ()
+    purpose: Purpose = "pool"
+    prefill: str | None = None
 
     def lease(self, lease_id: str) -> LeaseState:
         """Return a lease of this ticket.
@@ -335,6 +340,26 @@ def _reject(ticket: TicketState, event: Reject) -> Instructions:
     return _chain(rejected, _move(rejected.ticket, "queued", audit))
 
 
+def _prefill(ticket: TicketState, event: Prefill) -> Instructions:
+    """Give a waiting ticket its first mask; what somebody works on, or has worked on, stays as it is."""
+    if ticket.purpose != "pool":
+        raise QueueError(
+            f"a {ticket.purpose} ticket is annotated without a first mask, which could bias it",
+            where=f"ticket {ticket.ticket_id}",
+            todo="Prefill pool tickets only",
+        )
+    if ticket.status != "queued":
+        raise QueueError(
+            f"the ticket is {ticket.status}; only a queued one can be given a first mask",
+            where=f"ticket {ticket.ticket_id}",
+            todo="Leave it to its annotator",
+        )
+    if ticket.prefill == event.path:
+        return Instructions(ticket)
+    audit = Audit("prefilled", "rescueseg", "queued", "queued", details={"method": event.method, "prefill": event.path})
+    return Instructions(replace(ticket, prefill=event.path), (SetPrefill(event.path), audit))
+
+
 _HANDLERS: dict[type, Callable[[TicketState, Any], Instructions]] = {
     Claim: _claim,
     Heartbeat: _heartbeat,
@@ -344,4 +369,5 @@ _HANDLERS: dict[type, Callable[[TicketState, Any], Instructions]] = {
     Expire: _expire,
     Accept: _accept,
     Reject: _reject,
+    Prefill: _prefill,
 }

@@ -18,6 +18,7 @@ from rescueseg.annotation.events import (
     Event,
     Expire,
     Heartbeat,
+    Prefill,
     Reject,
     Release,
     Skip,
@@ -164,6 +165,28 @@ class QueueStore(QueueViews):
             )
         )
         return True
+
+    def prefill(self, ticket_id: str, path: str, method: str) -> None:
+        """Give a queued pool ticket the mask that its annotator starts from; the same one again changes nothing.
+
+        Parameters
+        ----------
+        ticket_id : str
+            The ticket.
+        path : str
+            Path of the mask below the campaign (npz, uint8 zyx).
+        method : str
+            What made it, for the audit trail.
+
+        Raises
+        ------
+        QueueError
+            If the ticket is not queued, or is one of the holdout.
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.write() as connection:
+            self._apply(connection, ticket_id, Prefill(path, method), self._clock())
 
     # leases -------------------------------------------------------------------------------------------------------
 

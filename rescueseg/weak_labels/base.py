@@ -1,0 +1,158 @@
+"""What a weak labeller is: image in, first mask and its confidence out; and how it goes over a box block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
+from rescueseg.records import Normalisation
+from rescueseg.volumes.normalise import Array, normalise, read_box
+
+Float32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
+
+BLOCK_ZYX: ZYX = (64, 128, 128)
+"""Largest block that is labelled at a time; bounds the memory of the feature stacks (about 200 bytes per voxel)."""
+
+
+@dataclass(frozen=True)
+class WeakLabel:
+    """A first mask.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, zyx
+        0 background, 1…K classes.
+    confidence : ndarray of float32, zyx
+        In [0, 1]: by how much the label leads over the next one, 0 on the boundary between two.
+    """
+
+    labels: Labels
+    confidence: Float32
+
+
+@runtime_checkable
+class WeakLabeller(Protocol):
+    """Makes a first mask of an image; all that had to be fitted or trained lies behind it.
+
+    The same image gives the same mask, the image is not changed, and whatever lies farther away than the margin
+    does not matter: blocks read with the margin give what the whole image gives. Methods that flood (watershed) keep
+    this but for single voxels.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        ...
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes it tells apart; 1 for a method that knows foreground alone."""
+        ...
+
+    def margin_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return the context it needs around a block, in voxels."""
+        ...
+
+    def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
+        """Label an image.
+
+        Parameters
+        ----------
+        image : ndarray of float32, czyx
+            Normalised as `rescueseg.volumes.normalise` does.
+        spacing_um_zyx : tuple of float
+            Voxel size in micrometre.
+        """
+        ...
+
+
+def from_decision(decision: npt.NDArray[np.floating], width: float) -> WeakLabel:
+    """Return the weak label of a decision function: foreground where it is above 0.
+
+    Parameters
+    ----------
+    decision : ndarray, zyx
+        Distance from the threshold, in the units of what was thresholded.
+    width : float
+        Distance at which the foreground's probability is that of a logistic curve at 1; above 0.
+
+    Returns
+    -------
+    WeakLabel
+        Its confidence is |2P − 1| with P = 1 / (1 + exp(−decision / width)).
+    """
+    confidence = np.tanh(np.abs(decision, dtype=np.float32) / np.float32(2 * width))
+    return WeakLabel((decision > 0).astype(np.uint8), np.asarray(confidence, np.float32))
+
+
+def from_probabilities(probabilities: Float32) -> WeakLabel:
+    """Return the most likely class of each voxel, and its lead over the second one as confidence.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, (K + 1, z, y, x)
+        Background first.
+    """
+    labels = probabilities.argmax(axis=0).astype(np.uint8)
+    second, first = np.sort(probabilities, axis=0)[-2:]
+    return WeakLabel(labels, np.clip(first - second, 0, 1).astype(np.float32))
+
+
+def nothing(shape_zyx: tuple[int, ...]) -> WeakLabel:
+    """Return the weak label of an image without structure: background, confidence 0."""
+    return WeakLabel(np.zeros(shape_zyx, np.uint8), np.zeros(shape_zyx, np.float32))
+
+
+def label_box(
+    labeller: WeakLabeller,
+    array: Array,
+    box: Box,
+    normalisation: Normalisation,
+    spacing_um_zyx: Spacing,
+    *,
+    block_zyx: ZYX = BLOCK_ZYX,
+    progress: Callable[[], None] | None = None,
+) -> WeakLabel:
+    """Label a box of a volume block by block, each read with the labeller's margin.
+
+    Parameters
+    ----------
+    labeller : WeakLabeller
+        What labels.
+    array : zarr.Array or ndarray
+        The volume, ``czyx``; beyond its border it is mirrored.
+    box : Box
+        Inside the volume.
+    normalisation : Normalisation
+        The volume's.
+    spacing_um_zyx : tuple of float
+        Its voxel size in micrometre.
+    block_zyx : tuple of int
+        Shape of a block without its margin.
+    progress : callable, optional
+        Called after each block.
+    """
+    margin = labeller.margin_zyx(spacing_um_zyx)
+    result = nothing(box.shape_zyx)
+    for block in partition(box.shape_zyx, block_zyx):
+        start = zyx(a + b for a, b in zip(box.offset_zyx, block.offset_zyx, strict=True))
+        image = normalise(read_box(array, Box(start, block.shape_zyx).expand(margin)), normalisation)
+        made = labeller.label(image, spacing_um_zyx)
+        inner = tuple(slice(m, m + n) for m, n in zip(margin, block.shape_zyx, strict=True))
+        result.labels[block.slices] = made.labels[inner]
+        result.confidence[block.slices] = made.confidence[inner]
+        if progress is not None:
+            progress()
+    return result
+
+
+def reach_zyx(reach_um: float, spacing_um_zyx: Spacing) -> ZYX:
+    """Return a length as whole voxels along each axis, rounded up."""
+    return zyx(math.ceil(reach_um / s) for s in spacing_um_zyx)

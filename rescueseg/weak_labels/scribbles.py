@@ -1,0 +1,109 @@
+"""Annotated voxels for the pixel classifier: accepted annotations, and scribbles drawn over a whole volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from rescueseg import volumes
+from rescueseg.annotation.labels import IGNORE, check_labels
+from rescueseg.annotation.records import AcceptedAnnotation
+from rescueseg.campaign import Campaign
+from rescueseg.errors import WeakLabelError
+from rescueseg.geometry import Box, partition
+from rescueseg.records import VolumeRecord
+from rescueseg.snapshot import clear_box
+from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.weak_labels.base import BLOCK_ZYX, Labels
+from rescueseg.weak_labels.choice import AnnotatedPatch
+
+
+def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> AnnotatedPatch:
+    """Read an accepted annotation with its image, nothing beyond the patch: the holdout may begin there.
+
+    Raises
+    ------
+    LeakError
+        If it lies in a holdout box.
+    """
+    volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
+    held = holdout.of(accepted.volume_id) if holdout else []
+    clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), held, accepted.ticket_id)
+    stored = campaign.storage.read_array(accepted.labels)
+    labels = check_labels(stored, accepted.box, campaign.config.n_classes, where=accepted.labels)
+    return _patch(campaign, volume, accepted.ticket_id, accepted.box, labels)
+
+
+def scribbled_volumes(given: Sequence[str], known: Mapping[str, VolumeRecord]) -> dict[str, str]:
+    """Return the file of each volume, from ``VOLUME=FILE`` or, where there is one volume only, ``FILE``.
+
+    Raises
+    ------
+    WeakLabelError
+        If a volume is unknown, named twice or not named.
+    """
+    files: dict[str, str] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or name not in known:
+            name, file = (next(iter(known)), text) if len(known) == 1 else ("", text)
+        if not name or name in files:
+            raise WeakLabelError(
+                "it is not clear which volume this is drawn on" if not name else f"volume '{name}' is named twice",
+                where=text,
+                todo=f"Write VOLUME=FILE, once each; volumes: {', '.join(known)}",
+            )
+        files[name] = file
+    return files
+
+
+def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Iterator[AnnotatedPatch]:
+    """Yield the blocks of a volume that hold scribbles; voxels in or near the holdout are left out.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    volume : VolumeRecord
+        The volume they were drawn on.
+    file : str
+        Label image of the volume's shape, any format that can be imported: 0 background, 1…K classes, 255 not drawn.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        If the file cannot be read.
+    LabelError
+        If it has other labels.
+    WeakLabelError
+        If it has another shape.
+    """
+    source = volumes.open_source(file)
+    try:
+        if source.shape_zyx != volume.shape_zyx or source.channels != 1:
+            raise WeakLabelError(
+                f"the scribbles have shape {source.shape}, volume '{volume.volume_id}' {volume.shape_zyx} (z, y, x)",
+                where=file,
+                todo="Draw on the volume as it was imported, and save all of it",
+            )
+        holdout = campaign.holdout()
+        held = holdout.guarded(volume.volume_id) if holdout else []
+        for block in partition(volume.shape_zyx, BLOCK_ZYX):
+            drawn = source.read(block)[0]
+            if (drawn == IGNORE).all():
+                continue
+            labels = check_labels(drawn, block, campaign.config.n_classes, where=file).copy()
+            for box in held:
+                if common := box.intersection(block):
+                    labels[common.relative_to(block).slices] = IGNORE
+            if (labels != IGNORE).any():
+                yield _patch(campaign, volume, f"{file} {block}", block, labels)
+    finally:
+        source.close()
+
+
+def _patch(campaign: Campaign, volume: VolumeRecord, name: str, box: Box, labels: Labels) -> AnnotatedPatch:
+    image = read_box(volumes.open_image(campaign, volume.volume_id), box)
+    made = normalise(image, volume.normalisation)
+    return AnnotatedPatch(name, volume.volume_id, made, np.asarray(labels, np.uint8), volume.spacing_um_zyx)
