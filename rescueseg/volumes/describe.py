@@ -25,6 +25,8 @@ QUANTILES = np.linspace(0.5, 99.5, 100)
 _PLANE_STEP = 8
 _SAMPLE = 500_000
 """Intensities per channel that a volume contributes to the normalisation of its domain."""
+_NOISE_ALONE = 0.95
+"""Share of noise above which edges are chance."""
 _SPIKE = 4.0
 """Times as many voxels as at the neighbouring values make a spike of the histogram."""
 
@@ -162,6 +164,7 @@ def measure_volume(
     variance = float(max(0.0, moments[2] / moments[0] - (moments[1] / moments[0]) ** 2))
     curves = [v.values() for v in variograms]
     lengths = [texture.structure_length(c, variance) for c in curves]
+    noise_share = _noise_share(curves, variance)
     return Measured(
         record,
         Description(
@@ -171,8 +174,8 @@ def measure_volume(
             voxels_read=sum(box.size for box in boxes),
             levels=levels_of(parts),
             quantiles=tuple(tuple(q.tolist()) for q in quantiles),
-            noise_share=_noise_share(curves, variance),
-            blur_pixels=edges.blur(),
+            noise_share=noise_share,
+            blur_pixels=edges.blur() if noise_share < _NOISE_ALONE else None,
             structure_voxels=(lengths[0], lengths[1], lengths[2]),
             variogram=tuple(tuple((c / variance).tolist()) if variance > 0 else () for c in curves),
         ),

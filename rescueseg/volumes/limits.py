@@ -48,11 +48,16 @@ LIMITS = {
     "alike_shape": Limit(0.20, "standard deviations", "as shape, but only volumes of one kind vouch for a spacing"),
     "alike_noise": Limit(0.15, "share of the variance", "halves of one volume differ by up to 0.11"),
     "alike_blur": Limit(1.5, "ratio in pixels", "halves of one volume differ by up to 1.5"),
-    "tag": Limit(1.25, "ratio along any axis", "structures of two volumes of one kind differ by up to that in length"),
+    "tag": Limit(
+        1.4,
+        "ratio along any axis",
+        "structures in halves of one volume differ in length by 1.1, seldom by more than 1.4",
+    ),
     "tag_texture": Limit(
-        0.03,
+        0.05,
         "share of the variance",
-        "by how much variograms must agree better in voxels than in micrometre; and at least twice as well",
+        "by how much variograms must agree better in voxels than in micrometre, and twice as well: by as much as halves "
+        "of one volume differ",
     ),
     "finest": Limit(1e-4, "µm", "an atom's width: no volume microscope resolves it; a unit was misread"),
     "coarsest": Limit(100.0, "µm", "a voxel larger than cells: a unit or a print resolution was misread"),

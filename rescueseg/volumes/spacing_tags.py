@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.stats import wasserstein_distance
 
 from rescueseg.geometry import Spacing
+from rescueseg.training.plan import SAME_SPACING
 from rescueseg.volumes import texture
 from rescueseg.volumes.describe import Measured
 from rescueseg.volumes.limits import limit
@@ -60,13 +61,13 @@ def _standard(quantiles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray((quantiles - quantiles.mean()) / spread) if spread > 0 else np.zeros_like(quantiles)
 
 
-def texture_distance(a: Measured, b: Measured, *, in_um: bool) -> float:
-    """Return the mean distance of two volumes' variograms, by lags in voxels or in micrometre.
+def texture_distance(a: Measured, b: Measured, *, in_um: bool, axes: Sequence[int] = (0, 1, 2)) -> float:
+    """Return the mean distance of two volumes' variograms along some axes, by lags in voxels or in micrometre.
 
-    Infinite where no axis has lags in common.
+    Infinite where they have no lags in common.
     """
     found: list[float] = []
-    for axis in range(3):
+    for axis in axes:
         curves = [np.asarray(m.description.variogram[axis]) for m in (a, b)]
         scales = [m.spacing[axis] if in_um else 1.0 for m in (a, b)]
         lags = [np.array(texture.LAGS[: len(c)]) * s for c, s in zip(curves, scales, strict=True)]
@@ -104,8 +105,17 @@ def contradict(a: Measured, b: Measured) -> bool:
     """Tell whether the tags of two volumes cannot both be true."""
     if tag_ratio(a.spacing, b.spacing) < limit("tag") or not alike_in_voxels(a, b):
         return False
-    voxels, lengths = (texture_distance(a, b, in_um=in_um) for in_um in (False, True))
+    voxels, lengths = _distances(a, b)
     return lengths >= 2 * voxels and lengths - voxels >= limit("tag_texture")
+
+
+def _distances(a: Measured, b: Measured) -> tuple[float, float]:
+    """Return the distance in voxels and in micrometre along the axes whose spacings differ."""
+    axes = [
+        i for i, (p, q) in enumerate(zip(a.spacing, b.spacing, strict=True)) if max(p / q, q / p) > 1 + SAME_SPACING
+    ]
+    voxels, lengths = (texture_distance(a, b, in_um=in_um, axes=axes) for in_um in (False, True))
+    return voxels, lengths
 
 
 def wrong_tags(volumes: Sequence[Measured], trusted: Iterable[str] = ()) -> dict[str, str]:
@@ -137,13 +147,13 @@ def wrong_tags(volumes: Sequence[Measured], trusted: Iterable[str] = ()) -> dict
 
 def _rank(measured: Measured, volumes: Sequence[Measured], trusted: set[str]) -> tuple[bool, bool, int]:
     """Return what speaks for a volume's spacing, to be compared."""
-    same = sum(tag_ratio(measured.spacing, o.spacing) < 1.05 for o in volumes)
+    same = sum(tag_ratio(measured.spacing, o.spacing) <= 1 + SAME_SPACING for o in volumes)
     return measured.volume_id in trusted, not is_default(measured.spacing), same
 
 
 def _reason(m: Measured, other: Measured, *, sure: bool) -> str:
     ratio = tag_ratio(m.spacing, other.spacing)
-    voxels, lengths = (texture_distance(m, other, in_um=in_um) for in_um in (False, True))
+    voxels, lengths = _distances(m, other)
     said, theirs = (" × ".join(f"{s:.4g}" for s in v.spacing) for v in (m, other))
     apart = f"{lengths:.2f}" if math.isfinite(lengths) else "beyond comparison"
     found = (
