@@ -24,8 +24,8 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 MOST_PER_CLASS = 20_000
 """Annotated voxels of a class that the forest is grown on."""
 TREES, DEPTH, LEAF = 60, 16, 4
-TRUSTED: frozenset[str] = frozenset()
-"""Types beyond those of skops' own list that a saved classifier may hold: none."""
+TRUSTED = frozenset({"sklearn.tree._tree.Tree"})
+"""The one type beyond those that skops trusts by itself that a saved classifier may hold."""
 
 
 @dataclass(frozen=True)

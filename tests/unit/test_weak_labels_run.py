@@ -174,6 +174,10 @@ def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     tifffile.imwrite(tmp_path / "s.tif", np.where(held, 255, scribbles), metadata={"axes": "ZYX"})
     weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),)))
     assert before.items() <= files(made).items()
+    for ticket in store.tickets("queued", "pool"):
+        made.storage.remove(str(ticket.prefill))
+        store.prefill(ticket.ticket_id, "weak_labels/lost.npz", "test")
+    assert weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),))).tickets == 4
     folders = sorted({name.split("/")[0] for name in files(made) if "/" in name})
     first, second = (
         {name.split("/")[1]: data for name, data in files(made).items() if name.startswith(folder) and ".npz" in name}
