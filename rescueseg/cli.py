@@ -16,6 +16,7 @@ from rescueseg.config import settings_of
 from rescueseg.errors import ConfigError
 from rescueseg.progress import shown_progress
 from rescueseg.records import LabelType
+from rescueseg.triage.command import triage
 
 console = Console()
 if not console.is_terminal:  # a log or a pipe: do not squeeze tables into 80 columns
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Rescue hard 3D microscopy segmentations with the fewest annotated voxels.",
 )
 app.add_typer(queue_app, name="queue")
+app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
 Volumes = Annotated[

@@ -36,6 +36,50 @@ class ConsistencyConfig(Section):
     """Ids of volumes whose spacing a person has verified: `check` never doubts it."""
 
 
+class TriageConfig(Section):
+    """Thresholds of the decision tree, in the order in which they are asked; see `rescueseg.triage`."""
+
+    snr: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Below 3, a structure that fills a fifth of the view leaves no valley in the histogram: the sum of "
+            "the two normal distributions has a single peak (Schilling et al. 2002, doi:10.1198/00031300265).",
+        ),
+    ] = 3.0
+    slenderness: Annotated[
+        Fraction,
+        Field(description="Balls have 0, tubes and sheets 1; cells that press against each other reach 0.5 to 0.7."),
+    ] = 0.6
+    length: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Cells and organelles are at most some 25 times as long as thick (a long mitochondrion: 10 µm by "
+            "0.4 µm); fibres, vessels and sheets are longer.",
+        ),
+    ] = 25.0
+    connected: Annotated[
+        Fraction,
+        Field(
+            description="One object that leaves the patch and holds four fifths of the structure is a network, however "
+            "short the stretch of it that a patch shows."
+        ),
+    ] = 0.8
+    texture: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="From a quarter on, half the contrast lies within two standard deviations of the background: "
+            "look-alikes are as common as a structure that fills 2 % of the volume.",
+        ),
+    ] = 0.25
+    star_convexity: Annotated[
+        Fraction, Field(description="An object that rays describe at an overlap of 0.75 can still be found at AP75.")
+    ] = 0.75
+    sphericity: Annotated[Fraction, Field(description="A rod eight times as long as thick has 0.62.")] = 0.6
+
+
 class HoldoutConfig(Section):
     """Boxes frozen before the first query: `validation` chooses, `test` only reports."""
 
@@ -74,8 +118,8 @@ class AnnotationConfig(Section):
 class TrainingConfig(Section):
     """How a generation trains."""
 
-    trainer: str = "monai_unet"
-    """Model family."""
+    trainer: str = "auto"
+    """Model family; the triage's route decides when `auto`, a MONAI U-Net without one."""
     profile: Literal["cpu", "gpu"] = "cpu"
     """Defaults for the machine that trains."""
     iterations: Positive | None = None
@@ -117,8 +161,8 @@ class InferenceConfig(Section):
 class QueryConfig(Section):
     """Which patches are asked for next."""
 
-    strategy: str = "clasp_entropy"
-    """One of the strategies in `rescueseg.query.STRATEGIES`."""
+    strategy: str = "auto"
+    """One of the strategies in `rescueseg.query.STRATEGIES`; the triage's route decides when `auto`, `clasp_entropy` without one."""
 
 
 class StoppingConfig(Section):
@@ -197,6 +241,7 @@ class CampaignConfig(Section):
     database_url: str = ""
     """SQLAlchemy URL of the queue; SQLite in the campaign folder when empty."""
     consistency: ConsistencyConfig = ConsistencyConfig()
+    triage: TriageConfig = TriageConfig()
     holdout: HoldoutConfig = HoldoutConfig()
     sampling: SamplingConfig = SamplingConfig()
     annotation: AnnotationConfig = AnnotationConfig()

@@ -146,8 +146,9 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
 def check_ready(campaign: Campaign, store: QueueStore) -> int:
     """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
     from rescueseg.query import find_strategy
+    from rescueseg.triage import query_strategy
 
-    find_strategy(campaign.config.query.strategy)
+    find_strategy(query_strategy(campaign))
     accepted = len(store.accepted("pool"))
     if not accepted:
         raise QueueError(
@@ -228,13 +229,14 @@ def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[
 def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
     from rescueseg.inference.predictor import resolve_device
     from rescueseg.training import TrainingRequest, get_trainer
+    from rescueseg.triage import trainer_name
 
     training_set = campaign.snapshot(generation)
     if training_set is None:
         raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
     previous = campaign.model(generation - 1) if generation and campaign.config.training.warm_start else None
     folder = campaign.generation_path(generation, "model")
-    trainer = get_trainer(campaign.config.training.trainer)
+    trainer = get_trainer(trainer_name(campaign))
     request = TrainingRequest(
         campaign=campaign,
         snapshot=training_set,

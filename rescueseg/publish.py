@@ -52,9 +52,15 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     written = report.write_report(campaign, [("MLflow", tracker.url)])
     page = campaign.storage.read_bytes(written.path)
     figures = {f"figures/{name}": data for name, data in written.figures.items()}
-    tracker.log_files(run, {"report.html": page, **figures})
+    tracker.log_files(run, {"report.html": page, **figures, **triage_files(campaign)})
     tracker.finish_generation(generation)
     return row.to_json()
+
+
+def triage_files(campaign: Campaign) -> dict[str, bytes]:
+    """Return what the triage wrote, by the path under which MLflow keeps it; empty before a triage."""
+    names = ("triage.json", "triage.png")
+    return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
 
 
 def _extra(row: summary.Row) -> dict[str, float]:

@@ -218,14 +218,16 @@ def choose(strategy: str, table: CandidateTable, count: int, rng: np.random.Gene
 
 
 def choose_patches(
-    config: CampaignConfig, table: CandidateTable, generation: int, rng: np.random.Generator
+    config: CampaignConfig, strategy: str, table: CandidateTable, generation: int, rng: np.random.Generator
 ) -> list[QueriedPatch]:
-    """Choose the patches to annotate after a generation, by the campaign's strategy and batch size.
+    """Choose the patches to annotate after a generation, by a strategy and the campaign's batch size.
 
     Parameters
     ----------
     config : CampaignConfig
-        `query.strategy`, `sampling.query_patches` and, for the noise schedule, `stopping.max_generations`.
+        `sampling.query_patches` and, for the noise schedule, `stopping.max_generations`.
+    strategy : str
+        Key of `STRATEGIES`; see `rescueseg.triage.query_strategy`.
     table : CandidateTable
         Candidates that have no ticket yet, from `score_candidates`.
     generation : int
@@ -244,7 +246,7 @@ def choose_patches(
         If there is no such strategy.
     """
     loop = Loop(generation, max(1, config.stopping.max_generations - 1))
-    picks = find_strategy(config.query.strategy)(table, config.sampling.query_patches, rng, loop)
+    picks = find_strategy(strategy)(table, config.sampling.query_patches, rng, loop)
     return [
         QueriedPatch(volume_id=table.volume_ids[p.index], box=table.boxes[p.index], score=p.score, reason=p.reason)
         for p in picks

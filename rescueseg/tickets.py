@@ -89,8 +89,9 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     from rescueseg.query import choose_patches, score_candidates
+    from rescueseg.triage import query_strategy
 
-    config = campaign.config
+    config, strategy = campaign.config, query_strategy(campaign)
     occupied: dict[str, list[Box]] = defaultdict(list)
     for ticket in store.tickets(purpose="pool"):
         if ticket.generation <= generation:
@@ -100,12 +101,12 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
         for volume in campaign.volumes()
     }
     table = score_candidates(campaign, generation, boxes)
-    rng = random_generator(config.seed, "query", generation, config.query.strategy)
-    patches = choose_patches(config, table, generation, rng) if len(table) else []
+    rng = random_generator(config.seed, "query", generation, strategy)
+    patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
     rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}
     entropy = [table.scores["predictive_entropy"][rows[Patch(p.volume_id, p.box)]] for p in patches]
     return {
-        "strategy": config.query.strategy,
+        "strategy": strategy,
         "candidates": len(table),
         "patches": [patch.to_json() for patch in patches],
         "uncertainty": round(float(np.mean(entropy)), 6) if entropy else None,

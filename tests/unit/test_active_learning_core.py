@@ -55,7 +55,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         table.scores["predictive_entropy"], [entropy[box.slices].mean() for box in boxes], rtol=1e-6
     )
-    queried = choose_patches(config, table, 0, random_generator(0, "query", 0))
+    queried = choose_patches(config, "clasp_entropy", table, 0, random_generator(0, "query", 0))
     assert len(queried) == config.sampling.query_patches
     taken = [p.box for p in (*started, *queried)]
     assert not any(a.intersects(b) for i, a in enumerate(taken) for b in taken[:i])

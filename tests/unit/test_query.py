@@ -149,12 +149,12 @@ def test_every_strategy_keeps_the_rules(strategy: str, n: int, k: int, seed: int
 def test_queried_patches_carry_plain_scores_and_reasons() -> None:
     config = check_config({"name": "n", "classes": ["o"], "sampling": {"query_patches": 3}})
     table = make_table(8, class_entropy=np.linspace(0.1, 0.8, 8)[:, None], predictive_entropy=np.full(8, 0.4))
-    patches = choose_patches(config, table, 8, np.random.default_rng(0))
+    patches = choose_patches(config, "clasp_entropy", table, 8, np.random.default_rng(0))
     assert len(patches) == 3
     assert [patch.reason.split(":")[0] for patch in patches] == ["class 1", *["predictive_entropy, power noise"] * 2]
     assert patches[0].score in table.class_entropy[:, 0]
     assert {patch.score for patch in patches[1:]} == {0.4}
-    assert choose_patches(config, make_table(0), 8, np.random.default_rng(0)) == []
+    assert choose_patches(config, "clasp_entropy", make_table(0), 8, np.random.default_rng(0)) == []
 
 
 def test_an_unknown_strategy_names_the_known_ones() -> None:

@@ -1,0 +1,94 @@
+"""`rescueseg triage`."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import ConfigError
+from rescueseg.progress import shown_progress
+
+console = Console()
+if not console.is_terminal:
+    console.width = 140
+
+
+def triage(
+    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    structure: Annotated[
+        str, typer.Option(help="What it is, in your word: star-convex, blob, network, membrane, fibre or other.")
+    ] = "",
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="Where a rough mask comes from: annotations, truth (a few seeded patches of it; they count as annotated), "
+            "threshold, none; auto takes annotations where there are some, else a threshold."
+        ),
+    ] = "auto",
+    channel: Annotated[int, typer.Option(min=0, help="Channel of the image.")] = 0,
+) -> None:
+    """Say what the problem is, with the evidence: boundary, SNR or topology, and which route it calls for.
+
+    A bounded sample of the volumes is read, however large they are. The route becomes the campaign's default trainer and
+    query strategy; set training.trainer and query.strategy to decide yourself.
+    """
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.triage.masks import MASKS, Mask
+    from rescueseg.triage.run import PICTURE
+    from rescueseg.triage.run import triage as run
+    from rescueseg.triage.tree import STRUCTURES, Structure
+
+    for option, value, known in (("--structure", structure, ("", *STRUCTURES)), ("--mask", mask, MASKS)):
+        if value not in known:
+            raise ConfigError(
+                f"'{value}' is unknown", where=option, todo=f"Choose one of {', '.join(k for k in known if k)}"
+            )
+    opened = Campaign.open(campaign)
+    store = open_queue(opened)
+    store.migrate()
+    with shown_progress(console) as progress:
+        result = run(
+            opened,
+            store,
+            structure=cast("Structure | None", structure or None),
+            mask=cast(Mask, mask),
+            channel=channel,
+            progress=progress,
+        )
+    table = Table(title="Evidence", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("how")
+    for item in result.evidence:
+        table.add_row(item.name, "unknown" if item.value is None else f"{item.value:.4g}", item.unit, item.how)
+    console.print(table)
+    console.print()
+    for step in result.steps:
+        mark = {True: "yes", False: "no", None: "not known"}[step.answer]
+        distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
+        console.print(f"{step.question} {mark}{distance}: {step.detail}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(
+        f"Problem {result.letter}: {result.route.problem}; trainer {result.trainer}; complexity {result.complexity}",
+        style="bold",
+        highlight=False,
+    )
+    if result.disagreement:
+        console.print(
+            f"Word and measurement disagree: {result.disagreement}", style="yellow", highlight=False, soft_wrap=True
+        )
+    for line in result.advice:
+        console.print(line, highlight=False, soft_wrap=True)
+    shapes = ", ".join(f"{v} {'×'.join(map(str, s))}" for v, s in result.patch_zyx.items())
+    console.print(f"Suggested patch (zyx, voxels): {shapes}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"Next: rescueseg check {campaign}", style="dim")

@@ -1,0 +1,290 @@
+"""From patches and chunks to evidence: one number per question, each with its unit and how it was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.geometry import Box, Spacing
+from rescueseg.records import Record
+from rescueseg.triage import image as im
+from rescueseg.triage.objects import Numbers, ObjectShape, describe_objects, split_at_necks, touching_fraction
+from rescueseg.triage.rough import objects_of, open_faces, whole_objects
+
+
+_FEWEST_WHOLE = 3
+"""Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
+
+
+class Evidence(Record):
+    """One measured number."""
+
+    name: str
+    value: float | None
+    """None where it could not be measured."""
+    unit: str = ""
+    """Micrometre, intensity units…; empty for a ratio."""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class RoughPatch:
+    """An annotated patch with its image.
+
+    Parameters
+    ----------
+    volume_id : str
+        Its volume.
+    box : Box
+        Its place.
+    shape_zyx : tuple of int
+        Shape of the volume.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    image : ndarray, zyx
+        One channel, intensities as stored.
+    labels : ndarray, zyx
+        Numbered objects or classes; 0 is background.
+    unknown : ndarray of bool, zyx
+        Not annotated.
+    instances : bool
+        Whether the labels number the objects; a class mask is parted at its necks.
+    """
+
+    volume_id: str
+    box: Box
+    shape_zyx: tuple[int, int, int]
+    spacing_um_zyx: Spacing
+    image: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+    unknown: npt.NDArray[np.bool_]
+    instances: bool
+
+    def objects(self) -> Numbers:
+        """Return the numbered objects of the patch; voxels that are not annotated belong to none."""
+        known = np.where(self.unknown, 0, self.labels)
+        return objects_of(known) if self.instances else split_at_necks(known > 0, self.spacing_um_zyx)
+
+
+@dataclass
+class VolumeNoise:
+    """What the subsample of a volume tells without any label.
+
+    Parameters
+    ----------
+    step : float
+        Quantisation step.
+    planes : dict of int to list of float
+        Noise of each plane looked at, by z, one entry per chunk.
+    spread : float
+        Between the 1st and the 99th percentile of the intensities.
+    """
+
+    step: float
+    planes: dict[int, list[float]]
+    spread: float
+    lengths: list[tuple[float, float]] = field(default_factory=list)
+    steps: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> float:
+        """Median over depth of the planes' noise."""
+        return float(np.median([np.median(v) for v in self.planes.values()]))
+
+    def noise_at(self, z: int) -> float:
+        """Return the noise at a depth: that of the nearest planes looked at, a tenth of the depth wide."""
+        reach = max(1, (max(self.planes) - min(self.planes) + 1) // 20)
+        near = [v for plane, values in self.planes.items() if abs(plane - z) <= reach for v in values]
+        return float(np.median(near)) if near else self.noise
+
+
+def look_at_chunks(chunks: Sequence[tuple[Box, npt.NDArray[Any]]], spacing_um_zyx: Spacing) -> VolumeNoise:
+    """Measure what needs no label from a subsample of one channel.
+
+    Parameters
+    ----------
+    chunks : sequence of (Box, ndarray)
+        Boxes with their intensities, zyx.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    """
+    sample = np.concatenate([values.ravel()[:: max(1, values.size // 20_000)] for _, values in chunks])
+    low, high = np.percentile(sample, (1, 99))
+    found = VolumeNoise(im.quantisation_step(sample), {}, float(high - low))
+    for box, values in chunks:
+        if min(values.shape[1:]) >= 2:
+            for z, noise in enumerate(im.plane_noise(values, found.step), start=box.offset_zyx[0]):
+                found.planes.setdefault(z, []).append(float(noise))
+        for z, change in enumerate(im.plane_steps(values), start=box.offset_zyx[0] + 1):
+            found.steps.setdefault(z, []).append(float(change))
+        found.lengths.append(im.correlation_lengths(values, spacing_um_zyx))
+    if not found.planes:
+        found.planes[0] = [found.step / math.sqrt(12)]
+    return found
+
+
+def image_evidence(volumes: Sequence[VolumeNoise], spacings: Sequence[Spacing]) -> list[Evidence]:
+    """Return the evidence that needs no label; of several volumes the worst where one counts, else the median."""
+    along = [im.weighted_median([z for z, _ in v.lengths], [1.0] * len(v.lengths)) for v in volumes]
+    across = [im.weighted_median([p for _, p in v.lengths], [1.0] * len(v.lengths)) for v in volumes]
+    blur = [z / p for z, p in zip(along, across, strict=True) if p > 0]
+    return [
+        _made(
+            "noise",
+            float(np.median([v.noise for v in volumes])),
+            "intensity",
+            "MAD of Haar details per plane, median over depth",
+        ),
+        _made("noise_range", max(_depth_ratio(v) for v in volumes), "", "noisiest over quietest tenth of the depth"),
+        _made("quantisation", max(v.step for v in volumes), "intensity", "smallest difference between two intensities"),
+        _made("anisotropy", max(s[0] / min(s[1:]) for s in spacings), "", "spacing along z over that in the plane"),
+        _made(
+            "axial_blur",
+            float(np.nanmedian(blur)) if blur else math.nan,
+            "",
+            "correlation length along z over that in the plane",
+        ),
+        _made(
+            "z_drift", max(_drift(v) for v in volumes), "", "range of the summed plane steps over the intensity range"
+        ),
+        _made(
+            "z_step",
+            max(_largest_step(v) for v in volumes),
+            "",
+            "largest step between two planes over the intensity range",
+        ),
+    ]
+
+
+def structure_evidence(patches: Sequence[RoughPatch], noise: dict[str, VolumeNoise]) -> list[Evidence]:
+    """Return the evidence that needs a rough mask.
+
+    Parameters
+    ----------
+    patches : sequence of RoughPatch
+        Patches without a single labelled object tell nothing.
+    noise : dict of str to VolumeNoise
+        By volume.
+    """
+    numbered = [patch.objects() for patch in patches]
+    faces = [open_faces(p.box, p.shape_zyx) for p in patches]
+    described = [describe_objects(n, p.spacing_um_zyx, f) for n, p, f in zip(numbered, patches, faces, strict=True)]
+    shapes = [shape for group in described for shape in group]
+    if not shapes:
+        return []
+    by_volume, by_length = _weighted(shapes, lambda s: s.volume), _weighted(shapes, lambda s: s.skeleton + s.thickness)
+    thickness = by_volume([s.thickness for s in shapes])
+    whole = sum(len(whole_objects(n, p.box, p.shape_zyx)) for n, p in zip(numbered, patches, strict=True))
+    skeleton = sum(s.skeleton for s in shapes)
+    return [
+        *_signal_evidence(patches, noise, thickness),
+        _made("objects", len(shapes), "", "measured, cut ones included"),
+        _made("whole_objects", whole, "", "not cut by a patch"),
+        _made("thickness", thickness, "µm", "twice the depth of the middle, weighted by volume"),
+        _made(
+            "length",
+            by_length([s.skeleton / s.thickness for s in shapes]),
+            "",
+            "skeleton of an object over its thickness, weighted by length",
+        ),
+        _made(
+            "slenderness",
+            by_volume([min(1.0, s.tubularity + s.plateness) for s in shapes]),
+            "",
+            "0 ball … 1 tube or sheet, Hessian of the mask",
+        ),
+        _made("tubularity", by_volume([s.tubularity for s in shapes]), "", "Hessian of the mask"),
+        _made("plateness", by_volume([s.plateness for s in shapes]), "", "Hessian of the mask"),
+        _made(
+            "connected",
+            max(map(_connected, described)),
+            "",
+            "share of a patch's structure in its largest object, where that is cut",
+        ),
+        _made(
+            "branch_density",
+            sum(s.branches for s in shapes) * thickness / skeleton if skeleton else 0.0,
+            "",
+            "branch points per thickness of skeleton",
+        ),
+        _made("euler_number", sum(1 - s.loops for s in shapes), "", "objects less tunnels"),
+        _made(
+            "touching",
+            float(np.mean([touching_fraction(n) for n in numbered])),
+            "",
+            "share of objects that touch another",
+        ),
+        _made(
+            "star_convexity", by_volume([s.star_convexity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan, "", "overlap with what 128 rays describe"
+        ),
+        _made(
+            "sphericity", by_volume([s.sphericity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan, "", "surface of the equal ball over the object's"
+        ),
+    ]
+
+
+def _signal_evidence(patches: Sequence[RoughPatch], noise: dict[str, VolumeNoise], thickness: float) -> list[Evidence]:
+    """Contrast, SNR by depth, and background texture over contrast."""
+    core: list[npt.NDArray[Any]] = []
+    around: list[npt.NDArray[Any]] = []
+    texture: list[npt.NDArray[Any]] = []
+    ratios: list[float] = []
+    weights: list[float] = []
+    for patch in patches:
+        parts = im.regions(patch.labels, patch.unknown, patch.spacing_um_zyx, thickness)
+        core.append(patch.image[parts.core])
+        around.append(patch.image[parts.surroundings])
+        texture.append(im.background_texture(patch.image, parts.background, patch.spacing_um_zyx, thickness))
+        if not (parts.core.any() and parts.surroundings.any()):
+            continue
+        contrast = abs(float(np.median(core[-1]) - np.median(around[-1])))
+        per_plane = parts.core.sum(axis=(1, 2))
+        depth = round(float(np.average(np.arange(len(per_plane)), weights=per_plane))) + patch.box.offset_zyx[0]
+        ratios.append(contrast / max(noise[patch.volume_id].noise_at(depth), 1e-12))
+        weights.append(float(per_plane.sum()))
+    inside, outside, rough = (np.concatenate(parts) for parts in (core, around, texture))
+    if not len(inside) or not len(outside):
+        return []
+    contrast = float(np.median(inside) - np.median(outside))
+    spread = im.robust_spread(rough) / abs(contrast) if len(rough) and contrast else math.nan
+    return [
+        _made("contrast", contrast, "intensity", "median of the structure less that of its surroundings"),
+        _made("snr", im.weighted_median(ratios, weights), "", "contrast over the noise at its depth"),
+        _made("texture", spread, "", "background fluctuation at the structure's scale over contrast"),
+    ]
+
+
+def _connected(shapes: Sequence[ObjectShape]) -> float:
+    total = sum(s.volume for s in shapes)
+    return max((s.volume / total for s in shapes if s.cut), default=0.0)
+
+
+def _weighted(shapes: Sequence[ObjectShape], weight: Any) -> Any:
+    weights = [float(weight(s)) for s in shapes]
+    return lambda values: im.weighted_median(values, weights)
+
+
+def _depth_ratio(volume: VolumeNoise) -> float:
+    values = [float(np.median(v)) for v in volume.planes.values()]
+    low, high = np.percentile(values, (10, 90))
+    return float(high / max(low, 1e-12))
+
+
+def _drift(volume: VolumeNoise) -> float:
+    summed = np.cumsum([np.median(volume.steps[z]) for z in sorted(volume.steps)])
+    return float(np.ptp(summed)) / volume.spread if len(summed) and volume.spread else 0.0
+
+
+def _largest_step(volume: VolumeNoise) -> float:
+    steps = [abs(float(np.median(v))) for v in volume.steps.values()]
+    return (max(steps) - float(np.median(steps))) / volume.spread if steps and volume.spread else 0.0
+
+
+def _made(name: str, value: float, unit: str, how: str) -> Evidence:
+    known = not math.isnan(value)
+    return Evidence(name=name, value=round(float(value), 6) if known else None, unit=unit, how=how)

@@ -1,0 +1,362 @@
+"""Shape evidence from a rough mask: how thick, how long, how round, how branched. Pure functions on arrays.
+
+Lengths are in micrometre; what decides is without units: lengths in multiples of the structure's own thickness. Masks are
+measured as they are, with the spacing: bringing flat voxels to cubes would invent steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.measure import euler_number, marching_cubes, mesh_surface_area
+from skimage.morphology import h_maxima, skeletonize
+from skimage.segmentation import watershed
+
+from rescueseg.geometry import Spacing
+
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+
+MOST_VOXELS = 1_000_000
+"""Voxels of a mask that are measured; a larger one is thinned out."""
+SMALLEST = 27
+"""Cubic voxels below which an object tells nothing of its shape."""
+MOST_OBJECTS = 60
+"""Objects measured one by one, the largest."""
+_RAYS = 128
+_NECK = 0.7
+"""Depth of a neck over that of the objects on both sides, below which they are two."""
+_ROUND = 0.5
+"""Tubularity plus plateness below which the part of an object is round."""
+_WHOLE = ((False, False),) * 3
+
+
+@dataclass(frozen=True)
+class ObjectShape:
+    """Shape of one object.
+
+    Parameters
+    ----------
+    volume : float
+        Cubic micrometre.
+    thickness : float
+        Micrometre: twice the median distance to the border along the middle of the object.
+    extent : float
+        How many balls of its thickness the object would fill: 1 for a ball, 1.5 L/T for a rod of length L and
+        thickness T, about 2 A/T² for a sheet of area A.
+    branches, loops : int
+        Branch points of the skeleton, and tunnels.
+    skeleton : float
+        Length of the skeleton, micrometre.
+    tubularity, plateness : float
+        0 to 1: from the eigenvalues of the Hessian of the smoothed mask along the middle of the object.
+    sphericity : float
+        Surface of the ball of the same volume over the object's own (Wadell 1935, doi:10.1086/624298).
+    star_convexity : float
+        Overlap (IoU) of the object with what 128 rays from its centre can describe, see `star_convexity`.
+    cut : bool
+        Whether the patch's border cuts the object, so that it is longer than it seems.
+    """
+
+    volume: float
+    thickness: float
+    extent: float
+    branches: int
+    loops: int
+    skeleton: float
+    tubularity: float
+    plateness: float
+    sphericity: float
+    star_convexity: float
+    cut: bool
+
+
+def coarsened(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spacing]:
+    """Thin out numbered objects of more than `MOST_VOXELS` voxels, the finest axes first.
+
+    Parameters
+    ----------
+    numbers : ndarray of int32, zyx
+        0 is background.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    numbers : ndarray of int32, zyx
+        Every n-th voxel along each axis.
+    spacing : tuple of float
+        Its voxel size.
+    """
+    step = [1, 1, 1]
+    while numbers.size / math.prod(step) > MOST_VOXELS:
+        finest = min(range(3), key=lambda a: step[a] * spacing_um_zyx[a])
+        step[finest] += 1
+    z, y, x = (s * n for s, n in zip(spacing_um_zyx, step, strict=True))
+    return numbers[:: step[0], :: step[1], :: step[2]], (z, y, x)
+
+
+def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
+    """Number the objects of a class mask, in which objects that touch have become one.
+
+    Connected voxels are parted where they are less than 0.7 times as deep as on both sides, by a watershed on the
+    distance to the outside from the maxima that persist (Soille 2003, doi:10.1007/978-3-662-05088-0) on a logarithmic
+    scale, less one voxel for rounding. The parts stand only where they are round: clumped nuclei become nuclei, while a
+    vessel stays one vessel where its calibre changes.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, zyx
+        A class.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    ndarray of int32, zyx
+        Numbered objects; 0 outside.
+    """
+    if not mask.any():
+        return np.zeros(mask.shape, np.int32)
+    # the patch's own faces are no border of the object
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"), sampling=spacing_um_zyx)[1:-1, 1:-1, 1:-1]
+    if mask.all():
+        depth = np.ones(mask.shape)
+    heights = np.where(mask, np.log(depth + max(spacing_um_zyx)), np.log(max(spacing_um_zyx)))
+    peaks = h_maxima(heights, -math.log(_NECK))  # type: ignore[no-untyped-call]
+    markers = ndimage.label(peaks & mask, np.ones((3, 3, 3)))[0]
+    parts = np.asarray(watershed(-heights, markers, mask=mask), np.int32)  # type: ignore[no-untyped-call]
+    return _round_parts(ndimage.label(mask, np.ones((3, 3, 3)))[0], parts, spacing_um_zyx)
+
+
+def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
+    """Return the parts of those connected objects whose parts are round by volume, the others whole."""
+    numbers, following = np.zeros(whole.shape, np.int32), 0
+    for index, place in enumerate(ndimage.find_objects(whole), start=1):
+        mine = whole[place] == index
+        inside = np.where(mine, parts[place], 0)
+        values, sizes = np.unique(inside[mine], return_counts=True)
+        main = [v for v, n in zip(values, sizes, strict=True) if n >= SMALLEST]
+        slender = sum(n for v, n in zip(values, sizes, strict=True) if v in main and not _is_round(inside == v, spacing))
+        kept = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
+        for value in kept:
+            following += 1
+            numbers[place][mine if len(kept) == 1 else inside == value] = following
+    return numbers
+
+
+def _is_round(mask: Mask, spacing: Spacing) -> bool:
+    padded = np.pad(mask[ndimage.find_objects(mask.astype(np.uint8))[0]], 1)
+    depth = ndimage.distance_transform_edt(padded, sampling=spacing)
+    radius = typical_radius(depth, min(spacing))
+    return sum(hessian_shape(padded, spacing, radius, depth >= 0.7 * radius)) < _ROUND
+
+
+def describe_objects(
+    numbers: Numbers, spacing_um_zyx: Spacing, open_faces: Sequence[tuple[bool, bool]] = ((True, True),) * 3
+) -> list[ObjectShape]:
+    """Measure the shape of the numbered objects of a patch, the largest 60.
+
+    Parameters
+    ----------
+    numbers : ndarray of int32, zyx
+        0 is background.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    open_faces : sequence of (bool, bool)
+        For each axis, whether the image goes on beyond the patch's near and far face: an object that touches such a
+        face is cut.
+
+    Returns
+    -------
+    list of ObjectShape
+        Largest first; objects of fewer than 27 cubic voxels are left out.
+    """
+    thin, spacing = coarsened(numbers, spacing_um_zyx)
+    slices = ndimage.find_objects(thin)
+    sizes = np.bincount(thin.ravel(), minlength=len(slices) + 1)[1:]
+    order = sorted((i for i, n in enumerate(sizes) if n >= SMALLEST), key=lambda i: (-sizes[i], i))
+    shapes = []
+    for i in order[:MOST_OBJECTS]:
+        sides = [
+            (opened[0] and s.start == 0, opened[1] and s.stop == n)
+            for s, n, opened in zip(slices[i], thin.shape, open_faces, strict=True)
+        ]
+        shapes.append(describe_object(thin[slices[i]] == i + 1, spacing, sides))
+    return shapes
+
+
+def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool, bool]] = _WHOLE) -> ObjectShape:
+    """Measure one object.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, zyx
+        Its bounding box.
+    spacing : tuple of float
+        Voxel size in micrometre.
+    cut_sides : sequence of (bool, bool)
+        Sides on which it goes on beyond the box.
+    """
+    cut = any(map(any, cut_sides))
+    whole = np.pad(mask, 1)
+    # where the object is cut, what lies beyond is taken to be more of it: it must not look thin there
+    going_on = np.pad(mask, [(int(a), int(b)) for a, b in cut_sides], mode="edge")
+    rest = [(1 - int(a), 1 - int(b)) for a, b in cut_sides]
+    depth = ndimage.distance_transform_edt(np.pad(going_on, rest), sampling=spacing) - 0.5 * min(spacing)
+    depth = np.where(whole, depth, 0.0)
+    radius = typical_radius(depth, min(spacing))
+    tube, plate = hessian_shape(whole, spacing, radius, depth >= 0.7 * radius)
+    smooth = smoothed(whole, [0.15 * 2 * radius / s for s in spacing])
+    branches, length = skeleton_branches(skeletonize(smooth), spacing)  # type: ignore[no-untyped-call]
+    volume = float(mask.sum()) * math.prod(spacing)
+    return ObjectShape(
+        volume=volume,
+        thickness=2 * radius,
+        extent=volume / (4 / 3 * math.pi * radius**3),
+        branches=branches,
+        loops=tunnels(smooth),
+        skeleton=length,
+        tubularity=tube,
+        plateness=plate,
+        sphericity=sphericity(whole, spacing),
+        star_convexity=star_convexity(whole, depth, spacing),
+        cut=cut,
+    )
+
+
+def typical_radius(depth: Floats, finest: float) -> float:
+    """Return the radius at which half of an object lies: the median of the depth along its middle, weighted by depth².
+
+    Parameters
+    ----------
+    depth : ndarray of float, zyx
+        Distance to the outside, any unit; 0 outside.
+    finest : float
+        Smallest radius to return, in the same unit, halved.
+    """
+    ridge = (depth >= ndimage.maximum_filter(depth, size=3)) & (depth > 0)
+    values = np.sort(depth[ridge])
+    if not len(values):
+        return finest / 2
+    weight = np.cumsum(values**2)
+    return max(finest / 2, float(values[np.searchsorted(weight, weight[-1] / 2)]))
+
+
+def hessian_shape(mask: Mask, spacing: Spacing, radius: float, middle: Mask) -> tuple[float, float]:
+    """Return tubularity and plateness of a mask, 0 to 1, medians over its middle.
+
+    With the eigenvalues of the Hessian of the smoothed mask ordered |a| ≤ |b| ≤ |c|, a ball has a ≈ b ≈ c, a tube a ≈ 0,
+    a sheet a ≈ b ≈ 0 (Frangi et al. 1998, doi:10.1007/BFb0056195): plateness is 1 − |b|/|c|, tubularity (1 − |a|/|b|)·|b|/|c|.
+    """
+    if not middle.any():
+        return 0.0, 0.0
+    sigmas = [max(0.7, radius / s) for s in spacing]
+    pad = [(math.ceil(3 * s),) * 2 for s in sigmas]
+    image, centre = np.pad(mask, pad).astype(np.float32), np.pad(middle, pad)
+    matrix = np.empty((int(centre.sum()), 3, 3))
+    for i in range(3):
+        for j in range(i, 3):
+            order = [int(a == i) + int(a == j) for a in range(3)]
+            second = ndimage.gaussian_filter(image, sigmas, order=order, truncate=3.0)[centre]
+            matrix[:, i, j] = matrix[:, j, i] = second / (spacing[i] * spacing[j])
+    a, b, c = np.sort(np.abs(np.linalg.eigvalsh(matrix)), axis=1).T + 1e-12
+    return float(np.median((1 - a / b) * b / c)), float(np.median(1 - b / c))
+
+
+def smoothed(mask: Mask, sigmas: Sequence[float]) -> Mask:
+    """Return a mask without the roughness of its surface, of which a skeleton would make branches."""
+    smooth: Mask = ndimage.gaussian_filter(mask.astype(np.float32), sigmas) > 0.5
+    return smooth if smooth.any() else mask
+
+
+def tunnels(mask: Mask) -> int:
+    """Return the number of tunnels: components plus cavities minus the Euler number."""
+    components = ndimage.label(mask, np.ones((3, 3, 3)))[1]
+    cavities = ndimage.label(~np.pad(mask, 1))[1] - 1
+    return max(0, int(components + cavities - euler_number(mask, connectivity=3)))  # type: ignore[no-untyped-call]
+
+
+def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, float]:
+    """Return the number of branch points of a skeleton and its length in micrometre."""
+    thin = np.asarray(bones, bool)
+    if not thin.any():
+        return 0, 0.0
+    neighbours = ndimage.convolve(thin.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant") - 1
+    branch = thin & (neighbours > 2)
+    length = 0.0
+    for step in np.argwhere(np.ones((3, 3, 3)))[14:] - 1:
+        near = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(step, thin.shape, strict=True))
+        far = tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(step, thin.shape, strict=True))
+        length += float(np.linalg.norm(step * spacing)) * int((thin[near] & thin[far]).sum())
+    return int(ndimage.label(branch, np.ones((3, 3, 3)))[1]), length
+
+
+def sphericity(mask: Mask, spacing: Spacing) -> float:
+    """Return the surface of the ball of the same volume over the mask's own: 1 for a ball, less for all else."""
+    finest = min(spacing)
+    smooth = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), [0.8 * finest / s for s in spacing])
+    level = min(0.5, 0.5 * float(smooth.max()))
+    corners, faces, *_ = marching_cubes(smooth, level, spacing=spacing)  # type: ignore[no-untyped-call]
+    volume = float(mask.sum()) * math.prod(spacing)
+    return float(min(1.0, math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh_surface_area(corners, faces)))  # type: ignore[no-untyped-call]
+
+
+def star_convexity(mask: Mask, depth: Floats, spacing: Spacing) -> float:
+    """Return how much of an object 128 rays from its centre describe, as intersection over union.
+
+    What StarDist can represent at best (Weigert et al. 2020, doi:10.1109/WACV45572.2020.9093435). The centre is the
+    voxel nearest to the centroid among the deep ones.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, zyx
+        Not touching its border.
+    depth : ndarray of float, zyx
+        Distance to the outside in micrometre.
+    spacing : tuple of float
+        Voxel size in micrometre.
+    """
+    scale = np.array(spacing)
+    deep = np.argwhere(depth >= 0.8 * depth.max())
+    centroid = np.array(ndimage.center_of_mass(mask))
+    centre = deep[np.argmin((((deep - centroid) * scale) ** 2).sum(axis=1))].astype(np.float64)
+    turn = np.arange(_RAYS) * math.pi * (3 - math.sqrt(5))
+    z = 1 - (2 * np.arange(_RAYS) + 1) / _RAYS
+    flat = np.sqrt(1 - z**2)
+    rays = np.stack([z, flat * np.sin(turn), flat * np.cos(turn)], axis=1)
+    finest = min(spacing)
+    steps = np.arange(0.0, float(np.linalg.norm(mask.shape * scale)), finest / 4)
+    places = np.rint(centre[:, None, None] + (rays / scale).T[:, :, None] * steps).astype(np.intp)
+    last = np.array(mask.shape)[:, None, None] - 1
+    inside = mask[tuple(np.clip(places, 0, last))] & (places >= 0).all(axis=0) & (places <= last).all(axis=0)
+    reach = np.where(inside.all(axis=1), steps[-1], steps[(~inside).argmax(axis=1)])
+    voxels = (np.argwhere(np.ones(mask.shape, bool)) - centre) * scale
+    nearest = np.concatenate(
+        [(part @ rays.T).argmax(axis=1) for part in np.array_split(voxels, len(voxels) // 65536 + 1)]
+    )
+    described = (np.linalg.norm(voxels, axis=1) < reach[nearest]).reshape(mask.shape)
+    return float((described & mask).sum() / (described | mask).sum())
+
+
+def touching_fraction(numbers: Numbers) -> float:
+    """Return the share of objects that touch another one (26-neighbourhood).
+
+    Parameters
+    ----------
+    numbers : ndarray of int32, zyx
+        Instances; 0 is background.
+    """
+    high = ndimage.maximum_filter(numbers, size=3)
+    big = np.iinfo(np.int32).max
+    low = ndimage.minimum_filter(np.where(numbers > 0, numbers, big), size=3)
+    meets = (numbers > 0) & ((high != numbers) | (low != numbers))
+    total = np.unique(numbers[numbers > 0])
+    return len(np.unique(numbers[meets])) / len(total) if len(total) else 0.0

@@ -1,0 +1,163 @@
+"""Shapes with known answers: balls, rods, sheets, rings, trees."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from rescueseg.triage.objects import (
+    ObjectShape,
+    describe_object,
+    describe_objects,
+    skeleton_branches,
+    split_at_necks,
+    touching_fraction,
+    tunnels,
+)
+
+CUBIC = (1.0, 1.0, 1.0)
+FLAT = (3.0, 1.0, 1.0)
+
+
+def ball(radius: float, spacing: tuple[float, float, float] = CUBIC) -> np.ndarray:
+    sides = [int(2 * radius / s) + 3 for s in spacing]
+    grid = np.indices(sides).astype(float)
+    away = [(g - (n - 1) / 2) * s for g, n, s in zip(grid, sides, spacing, strict=True)]
+    return sum(a**2 for a in away) <= radius**2
+
+
+def rod(length: int, radius: float) -> np.ndarray:
+    side = int(2 * radius) + 3
+    _, y, x = np.indices((length, side, side)) - (side - 1) / 2
+    return np.asarray(y**2 + x**2 <= radius**2)
+
+
+def clump(radius: int, cells: tuple[int, int, int]) -> np.ndarray:
+    """Balls on a grid, each touching its neighbours."""
+    mask = np.zeros([2 * radius * n + 5 for n in cells], bool)
+    grid = np.indices(mask.shape)
+    for cell in np.ndindex(*cells):
+        mask |= sum((g - 2 - radius - 2 * radius * i) ** 2 for g, i in zip(grid, cell, strict=True)) <= radius**2 + 1
+    return mask
+
+
+def tree() -> np.ndarray:
+    """A trunk with three side branches, each three voxels thick."""
+    mask = np.zeros((9, 60, 60), bool)
+    mask[3:6, 28:31, 2:58] = True
+    for x in (12, 28, 44):
+        mask[3:6, 4:30, x : x + 3] = True
+    return mask
+
+
+def one(mask: np.ndarray, spacing: tuple[float, float, float] = CUBIC) -> ObjectShape:
+    return describe_object(mask, spacing)
+
+
+@pytest.mark.parametrize("spacing", [CUBIC, FLAT])
+def test_a_ball_is_round_star_convex_and_fills_itself(spacing: tuple[float, float, float]) -> None:
+    shape = one(ball(12, spacing), spacing)
+    assert shape.volume == pytest.approx(4 / 3 * math.pi * 12**3, rel=0.06)
+    assert shape.thickness == pytest.approx(24, rel=0.12)
+    assert shape.extent == pytest.approx(1, abs=0.45)
+    assert shape.sphericity > 0.9
+    assert shape.star_convexity > 0.9
+    assert shape.tubularity + shape.plateness < 0.35
+    assert (shape.branches, shape.loops) == (0, 0)
+    assert shape.skeleton < shape.thickness
+
+
+def test_a_rod_is_tubular_and_as_long_as_it_is() -> None:
+    shape = one(rod(80, 5))
+    assert shape.thickness == pytest.approx(10, rel=0.15)
+    assert shape.extent == pytest.approx(1.5 * 80 / 10, rel=0.35)
+    assert shape.skeleton == pytest.approx(80, abs=12)
+    assert shape.tubularity > 0.8
+    assert shape.plateness < 0.15
+    assert shape.sphericity == pytest.approx((1.5 * 8) ** (2 / 3) / 8.5, abs=0.08), "closed formula for a cylinder"
+
+
+def test_a_sheet_is_a_plate_far_larger_than_its_thickness() -> None:
+    shape = one(np.ones((5, 60, 60), bool))
+    assert shape.thickness == pytest.approx(5, rel=0.25)
+    assert shape.plateness > 0.9
+    assert shape.extent > 100
+    assert shape.sphericity < 0.6
+
+
+@pytest.mark.parametrize("cells", [(1, 1, 2), (1, 1, 5), (2, 2, 2), (1, 3, 3)])
+@pytest.mark.parametrize("spacing", [CUBIC, (2.0, 1.0, 1.0)])
+def test_clumped_balls_are_parted(cells: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
+    numbers = split_at_necks(clump(8, cells)[:: int(spacing[0])], spacing)
+    shapes = describe_objects(numbers, spacing)
+    assert len(shapes) == math.prod(cells)
+    assert min(s.star_convexity for s in shapes) > 0.8
+    assert max(s.tubularity + s.plateness for s in shapes) < 0.5
+
+
+@pytest.mark.parametrize("mask", [rod(80, 6), np.ones((5, 60, 60), bool), tree(), ball(9)])
+def test_rods_sheets_trees_and_balls_stay_whole(mask: np.ndarray) -> None:
+    assert split_at_necks(mask, CUBIC).max() == 1
+
+
+def test_a_vessel_stays_whole_where_its_calibre_changes() -> None:
+    z = np.arange(120)
+    radius = 4 + 2.5 * np.sin(z / 8)
+    _, y, x = np.indices((120, 19, 19)) - 9.0
+    mask = y**2 + x**2 <= radius[:, None, None] ** 2
+    assert split_at_necks(mask, CUBIC).max() == 1
+    assert split_at_necks(np.zeros((4, 4, 4), bool), CUBIC).max() == 0
+
+
+def test_branches_and_tunnels_are_counted() -> None:
+    assert one(tree()).branches == 3
+    ring = np.zeros((5, 30, 30), bool)
+    ring[1:4, 3:27, 3:27] = True
+    ring[:, 9:21, 9:21] = False
+    assert one(ring).loops == 1
+    assert tunnels(ring) == 1
+    hollow = ball(8)
+    hollow[8:11, 8:11, 8:11] = False
+    assert tunnels(hollow) == 0, "a cavity is no tunnel"
+
+
+def test_a_skeletons_length_counts_the_spacing() -> None:
+    line = np.zeros((11, 3, 3), bool)
+    line[:, 1, 1] = True
+    assert skeleton_branches(line, (2.0, 1.0, 1.0)) == (0, 20.0)
+    assert skeleton_branches(np.zeros((3, 3, 3), bool), CUBIC) == (0, 0.0)
+
+
+def test_a_cut_object_does_not_look_thin_where_it_is_cut() -> None:
+    half = ball(10)[: ball(10).shape[0] // 2]
+    cut = describe_object(half, CUBIC, ((False, True), (False, False), (False, False)))
+    assert cut.cut
+    assert cut.thickness == pytest.approx(one(ball(10)).thickness, rel=0.12)
+    assert one(half).thickness < 0.8 * cut.thickness
+
+
+def test_objects_come_largest_first_without_specks_and_know_whether_they_are_cut() -> None:
+    numbers = np.zeros((20, 40, 40), np.int32)
+    numbers[5:15, 5:15, 5:15] = 4
+    numbers[0:12, 20:34, 20:34] = 2
+    numbers[18, 2, 2] = 9
+    shapes = describe_objects(numbers, CUBIC, ((True, False), (True, True), (True, True)))
+    assert [(round(s.volume), s.cut) for s in shapes] == [(12 * 14 * 14, True), (1000, False)]
+
+
+def test_touching() -> None:
+    numbers = np.zeros((6, 6, 12), np.int32)
+    numbers[1:5, 1:5, 1:4], numbers[1:5, 1:5, 4:7], numbers[1:5, 1:5, 9:11] = 1, 2, 3
+    assert touching_fraction(numbers) == pytest.approx(2 / 3)
+    assert touching_fraction(np.zeros((3, 3, 3), np.int32)) == 0
+
+
+def test_a_rough_surface_grows_no_branches() -> None:
+    rough = rod(60, 6)
+    rough = np.pad(rough, 2)
+    edge = ndimage.binary_dilation(rough) & ~rough
+    rough |= edge & (np.random.default_rng(0).random(rough.shape) < 0.15)
+    assert one(rough).branches <= 1
