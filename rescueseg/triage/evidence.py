@@ -16,7 +16,6 @@ from rescueseg.triage import image as im
 from rescueseg.triage.objects import Numbers, ObjectShape, describe_objects, split_at_necks, touching_fraction
 from rescueseg.triage.rough import objects_of, open_faces, whole_objects
 
-
 _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
 
@@ -220,10 +219,16 @@ def structure_evidence(patches: Sequence[RoughPatch], noise: dict[str, VolumeNoi
             "share of objects that touch another",
         ),
         _made(
-            "star_convexity", by_volume([s.star_convexity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan, "", "overlap with what 128 rays describe"
+            "star_convexity",
+            by_volume([s.star_convexity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan,
+            "",
+            "overlap with what 128 rays describe",
         ),
         _made(
-            "sphericity", by_volume([s.sphericity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan, "", "surface of the equal ball over the object's"
+            "sphericity",
+            by_volume([s.sphericity for s in shapes]) if whole >= _FEWEST_WHOLE else math.nan,
+            "",
+            "surface of the equal ball over the object's",
         ),
     ]
 

@@ -104,7 +104,7 @@ def coarsened(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spaci
 
 
 def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
-    """Number the objects of a class mask, in which objects that touch have become one.
+    """Part the objects of a class mask that have become one where they touch.
 
     Connected voxels are parted where they are less than 0.7 times as deep as on both sides, by a watershed on the
     distance to the outside from the maxima that persist (Soille 2003, doi:10.1007/978-3-662-05088-0) on a logarithmic
@@ -130,9 +130,9 @@ def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
     if mask.all():
         depth = np.ones(mask.shape)
     heights = np.where(mask, np.log(depth + max(spacing_um_zyx)), np.log(max(spacing_um_zyx)))
-    peaks = h_maxima(heights, -math.log(_NECK))  # type: ignore[no-untyped-call]
+    peaks = h_maxima(heights, -math.log(_NECK))
     markers = ndimage.label(peaks & mask, np.ones((3, 3, 3)))[0]
-    parts = np.asarray(watershed(-heights, markers, mask=mask), np.int32)  # type: ignore[no-untyped-call]
+    parts = np.asarray(watershed(-heights, markers, mask=mask), np.int32)
     return _round_parts(ndimage.label(mask, np.ones((3, 3, 3)))[0], parts, spacing_um_zyx)
 
 
@@ -144,7 +144,9 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
         inside = np.where(mine, parts[place], 0)
         values, sizes = np.unique(inside[mine], return_counts=True)
         main = [v for v, n in zip(values, sizes, strict=True) if n >= SMALLEST]
-        slender = sum(n for v, n in zip(values, sizes, strict=True) if v in main and not _is_round(inside == v, spacing))
+        slender = sum(
+            n for v, n in zip(values, sizes, strict=True) if v in main and not _is_round(inside == v, spacing)
+        )
         kept = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
         for value in kept:
             following += 1
@@ -215,7 +217,7 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
     radius = typical_radius(depth, min(spacing))
     tube, plate = hessian_shape(whole, spacing, radius, depth >= 0.7 * radius)
     smooth = smoothed(whole, [0.15 * 2 * radius / s for s in spacing])
-    branches, length = skeleton_branches(skeletonize(smooth), spacing)  # type: ignore[no-untyped-call]
+    branches, length = skeleton_branches(skeletonize(smooth), spacing)
     volume = float(mask.sum()) * math.prod(spacing)
     return ObjectShape(
         volume=volume,
@@ -281,7 +283,7 @@ def tunnels(mask: Mask) -> int:
     """Return the number of tunnels: components plus cavities minus the Euler number."""
     components = ndimage.label(mask, np.ones((3, 3, 3)))[1]
     cavities = ndimage.label(~np.pad(mask, 1))[1] - 1
-    return max(0, int(components + cavities - euler_number(mask, connectivity=3)))  # type: ignore[no-untyped-call]
+    return max(0, int(components + cavities - euler_number(mask, connectivity=3)))
 
 
 def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, float]:
@@ -304,9 +306,9 @@ def sphericity(mask: Mask, spacing: Spacing) -> float:
     finest = min(spacing)
     smooth = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), [0.8 * finest / s for s in spacing])
     level = min(0.5, 0.5 * float(smooth.max()))
-    corners, faces, *_ = marching_cubes(smooth, level, spacing=spacing)  # type: ignore[no-untyped-call]
+    corners, faces, *_ = marching_cubes(smooth, level, spacing=spacing)
     volume = float(mask.sum()) * math.prod(spacing)
-    return float(min(1.0, math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh_surface_area(corners, faces)))  # type: ignore[no-untyped-call]
+    return float(min(1.0, math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh_surface_area(corners, faces)))
 
 
 def star_convexity(mask: Mask, depth: Floats, spacing: Spacing) -> float:

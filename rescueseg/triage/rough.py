@@ -77,7 +77,7 @@ def rough_boxes(read: Reader, shape_zyx: ZYX, spacing_um_zyx: Spacing, rng: np.r
 
 def objects_of(labels: npt.NDArray[Any]) -> Numbers:
     """Return connected voxels of one value (26-neighbourhood) as numbered objects, int32."""
-    return np.asarray(label(labels, background=0, connectivity=3), np.int32)  # type: ignore[no-untyped-call]
+    return np.asarray(label(labels, background=0, connectivity=3), np.int32)
 
 
 def whole_objects(numbers: Numbers, box: Box, shape_zyx: ZYX) -> list[int]:

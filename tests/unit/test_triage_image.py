@@ -60,9 +60,7 @@ def test_texture_is_found_at_the_structures_scale_and_noise_and_drift_are_not() 
     drift = np.linspace(0, 50, 64) + np.zeros(background.shape)
     blobs = ndimage.gaussian_filter(rng.normal(0, 1, background.shape), 2.5)
     blobs *= 10 / blobs.std()
-    spreads = [
-        im.robust_spread(im.background_texture(a, background, SPACING, 8.0)) for a in (noise, drift, blobs)
-    ]
+    spreads = [im.robust_spread(im.background_texture(a, background, SPACING, 8.0)) for a in (noise, drift, blobs)]
     assert spreads[0] < 1
     assert spreads[1] < 3
     assert spreads[2] > 3.5

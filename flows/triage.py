@@ -1,0 +1,32 @@
+"""Triage of a campaign, with its evidence and picture kept as artifacts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from tasks.triage import triage as task
+
+
+@flow(name="triage", persist_result=True, result_serializer="json")
+def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
+    """Say which problem a campaign has.
+
+    Parameters
+    ----------
+    campaign_url : str
+        The campaign.
+    structure : str
+        The user's word for the structure; empty for none.
+    mask : str
+        Where a rough mask comes from.
+    channel : int
+        Of the image.
+
+    Returns
+    -------
+    dict
+        What `triage.json` holds.
+    """
+    return task(campaign_url, structure, mask, channel)

@@ -1,0 +1,43 @@
+"""Phase 0: say which problem it is."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from rescueseg.publish import triage_files
+from rescueseg.tracking import Tracker
+from rescueseg.triage.masks import Mask
+from rescueseg.triage.run import PICTURE
+from rescueseg.triage.run import triage as run
+from rescueseg.triage.tree import Structure
+from tasks.options import STAGE, open_campaign
+
+
+@task(task_run_name="triage", **STAGE)
+def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
+    """Return what the triage found; see `rescueseg.triage.run.triage`. Kept as artifacts in Prefect and MLflow."""
+    campaign, store = open_campaign(campaign_url)
+    store.migrate()
+    result = run(
+        campaign, store, structure=cast("Structure | None", structure or None), mask=cast(Mask, mask), channel=channel
+    )
+    tracker = Tracker(campaign)
+    tracker.log_files(tracker.campaign_run(), triage_files(campaign))
+    key = f"triage-{campaign.config.name}".lower().replace("_", "-").replace(".", "-")
+    create_table_artifact(
+        [e.to_json() for e in result.evidence], key=f"{key}-evidence", description="Evidence of the triage"
+    )
+    lines = [
+        f"**Problem {result.letter}: {result.route.problem}**, trainer `{result.trainer}`",
+        "",
+        *(f"- {a}" for a in result.advice),
+    ]
+    lines += ["", *(f"1. {s.question} {'yes' if s.answer else 'no'}: {s.detail}" for s in result.steps)]
+    create_markdown_artifact("\n".join(lines), key=key)
+    create_image_artifact(
+        f"file://{campaign.storage.url_of(PICTURE)}", key=f"{key}-picture", description="The path taken"
+    )
+    return result.to_json()
