@@ -6,8 +6,8 @@ kind            measured                                                 present
 saturation      voxels at the highest value, where values pile up there  0.1 % of the box
 blank_plane     spread of a z plane against that of its neighbours       under a quarter, in 3/4 of the plane
 repeated_plane  change between z planes against the changes around       under a tenth
-drift_step      the same; and contrast of z planes over all boxes        2.5 times, in 3/4 of the plane; a tenth
-stripes         agreement of the line profiles of two opposite sides     correlation 0.3, half the noise high
+drift_step      the same; contrast and noise of planes over all boxes    2.5 times, in 3/4 of the plane; a tenth
+stripes         agreement of the line profiles of two opposite sides     correlation 0.4, half the noise high
 seam            change between rows or columns against those beside      1.5 times
 ==============  =======================================================  =======================================
 
@@ -36,12 +36,12 @@ _STEP = 2.5
 """The change of real structure varies less than twofold from one interface to the next, once three quarters of the
 face have to agree."""
 _GAIN = 0.1
-"""A tenth more contrast: what a fixed threshold or a network's first layer feels."""
-_SEAM, _SEAM_TILES = 1.5, 1.1
-"""Change at a seam against that at the interfaces beside it, over the face and in the median tile of it."""
+"""A tenth more contrast or noise: what a fixed threshold or a network's first layer feels."""
+_SEAM, _SEAM_ERRORS = 1.5, 3.0
+"""Change at a seam against that at the interfaces beside it, and standard errors over the tiles of the face."""
 _SATURATED = 1e-3
 """Share of voxels: a tenth of a percent is the clipped tip of an object."""
-_AGREEMENT, _AMPLITUDE = 0.3, 0.5
+_AGREEMENT, _AMPLITUDE = 0.4, 0.5
 """Correlation of two sides, and amplitude in units of the noise: fainter stripes drown in it."""
 _SIGNIFICANT = 5.0
 """Standard errors: hundreds of boxes are looked at."""
@@ -209,24 +209,35 @@ def repeated_ratio(change: Floats) -> float:
 def step_strength(change: Floats) -> float:
     """Return the strength of the strongest step in what `interface_change` returned.
 
-    Each tile is compared with itself at the interfaces around; the lower quartile over tiles counts, so that three
-    quarters of the face have to show the step: structure of its own does not do that.
+    Each tile is compared with itself at the interfaces before and after, whichever change more: structure that ends
+    in the box changes less and less. The lower quartile over tiles counts, so that three quarters of the face have to
+    show the step.
     """
-    if len(change) < 4:
+    n = len(change)
+    if n < 4:
         return 0.0
-    near = around(change)
-    ratio = np.divide(change, near, out=np.zeros_like(change), where=near > 0).reshape(len(change), -1)
+    inner = range(1, n - 1)
+    before = np.array([np.median(change[max(0, k - _REACH) : k], axis=0) for k in inner])
+    after = np.array([np.median(change[k + 1 : k + 1 + _REACH], axis=0) for k in inner])
+    near = np.maximum(before, after)
+    ratio = np.divide(change[1:-1], near, out=np.zeros_like(near), where=near > 0).reshape(len(near), -1)
     return min(float(np.quantile(ratio, 0.25, axis=1).max()) / _STEP, _STRONGEST)
 
 
-def plane_levels(smooth: Image) -> Floats:
-    """Return the logarithm of the spread of each z plane, nan where a plane is constant; what `gain_steps` needs."""
-    spread = smooth.std(axis=(1, 2), dtype=np.float64)
-    return np.asarray(np.log(spread, out=np.full(len(spread), np.nan), where=spread > 0))
+def plane_levels(image: Image, smooth: Image) -> Floats:
+    """Return the logarithms of contrast and noise of each z plane; what `gain_steps` needs.
+
+    Returns
+    -------
+    ndarray of float64, shape (2, planes)
+        Spread of the smoothed image, and of what the smoothing removed; nan where a plane is constant.
+    """
+    spread = np.stack([part.std(axis=(1, 2), dtype=np.float64) for part in (smooth, image - smooth)])
+    return np.asarray(np.log(spread, out=np.full(spread.shape, np.nan), where=spread > 0))
 
 
 def gain_steps(first_planes: Sequence[int], levels: Sequence[Floats], depth: int, faces: float) -> Floats:
-    """Return the strength of a lasting change of contrast at each interface between z planes of a volume.
+    """Return the strength of a lasting change of contrast or noise at each interface between z planes of a volume.
 
     One box cannot tell such a step from structure that ends there; many boxes all over the plane can. Their median
     change has to exceed a tenth, five standard errors, and three times the changes at the interfaces around.
@@ -248,11 +259,18 @@ def gain_steps(first_planes: Sequence[int], levels: Sequence[Floats], depth: int
     ndarray of float64, shape (depth - 1,)
         0 where fewer than 8 boxes lie across an interface.
     """
-    changes: list[list[float]] = [[] for _ in range(max(0, depth - 1))]
-    for first, level in zip(first_planes, levels, strict=True):
-        for k, change in enumerate(np.diff(level)):
-            if np.isfinite(change):
-                changes[first + k].append(float(change))
+    found = np.zeros(max(0, depth - 1))
+    for quantity in range(2):
+        changes: list[list[float]] = [[] for _ in found]
+        for first, level in zip(first_planes, levels, strict=True):
+            for k, change in enumerate(np.diff(level[quantity])):
+                if np.isfinite(change):
+                    changes[first + k].append(float(change))
+        found = np.maximum(found, _lasting(changes, faces))
+    return found
+
+
+def _lasting(changes: Sequence[Sequence[float]], faces: float) -> Floats:
     median = np.array([np.median(c) if len(c) >= 8 else np.nan for c in changes])
     strength = np.zeros(len(changes))
     for k in np.flatnonzero(np.isfinite(median)).tolist():
@@ -271,7 +289,8 @@ def seam_strength(change: Floats, pixels: int) -> float:
     """Return the strength of the strongest seam in what `interface_change` returned.
 
     A seam lies between two voxels; real structure is blurred by the optics, so that the interfaces before and after
-    change about as much. `pixels`, those of a face, say how much of a difference is noise.
+    change about as much. `pixels`, those of a face, say how much of a difference is noise; the tiles say whether it
+    runs through the face or comes from a single object: their mean has to exceed three standard errors.
     """
     if len(change) < 4:
         return 0.0
@@ -279,9 +298,11 @@ def seam_strength(change: Floats, pixels: int) -> float:
     profile = change.mean(axis=(1, 2))
     beside = np.maximum(profile[:-2], profile[2:])
     ratio = np.divide(profile[1:-1], beside, out=np.zeros_like(beside), where=beside > 0)
-    tiles = np.maximum(change[:-2], change[2:])
-    common = np.divide(change[1:-1], tiles, out=np.zeros_like(tiles), where=tiles > 0).reshape(len(ratio), -1)
-    agreed = np.quantile(common, 0.5, axis=1) / _SEAM_TILES
+    near = np.maximum(change[:-2], change[2:])
+    tiles = np.divide(change[1:-1], near, out=np.ones_like(near), where=near > 0).reshape(len(ratio), -1)
+    excess = np.log(np.clip(tiles, 1 / 3, 3))
+    error = excess.std(axis=1, ddof=1) / np.sqrt(tiles.shape[1]) if tiles.shape[1] > 1 else np.full(len(ratio), np.inf)
+    agreed = excess.mean(axis=1) / (_SEAM_ERRORS * error + 1e-9)
     return min(float(np.minimum(ratio / needed, agreed).max()), _STRONGEST)
 
 

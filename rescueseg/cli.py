@@ -177,21 +177,43 @@ def check(
         console.print(f"Nothing was changed; rescueseg check {campaign} --apply records the domains", style="dim")
 
 
-@app.command(epilog="Example: rescueseg sample liver")
-def sample(campaign: CampaignArgument) -> None:
-    """Freeze the holdout and queue the first tickets."""
-    from rescueseg import tickets
+@app.command(epilog="Example: rescueseg sample liver --dry-run --preview")
+def sample(
+    campaign: CampaignArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be frozen and queued, and change nothing.")
+    ] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Write a contact sheet: every patch in three planes under its stratum.")
+    ] = False,
+) -> None:
+    """Freeze the holdout and queue the first tickets.
+
+    Patches are drawn by strata: best and worst case, low SNR, dense, sparse, edge of volume, artifact. What they were
+    chosen for is shown with the measured numbers.
+    """
+    from rescueseg import sampling_page, tickets
     from rescueseg.annotation.store import open_queue
 
     opened = Campaign.open(campaign)
-    with console.status("reading the volumes"):
-        new = tickets.prepare(opened, open_queue(opened))
-    holdout = opened.holdout()
-    assert holdout is not None, "sampling froze the holdout"
+    with shown_progress(console) as progress:
+        new = 0 if dry_run else tickets.prepare(opened, open_queue(opened), progress)
+        holdout, starting = tickets.rehearse(opened, lambda: open_queue(opened), progress)
+        sheet = sampling_page.write_sheet(opened, holdout, starting, progress) if preview else ""
+    console.print(sampling_page.table(holdout, starting))
+    for line in sampling_page.remarks(opened, holdout, starting):
+        say_line(line)
     parts = [box.part for box in holdout.boxes]
-    console.print(
-        f"{parts.count('validation')} validation and {parts.count('test')} test boxes are frozen, {new} new tickets"
-    )
+    counted = f"{parts.count('validation')} validation and {parts.count('test')} test boxes"
+    if sheet:
+        say_line(f"Contact sheet: {sheet}")
+    if dry_run:
+        queued = len(tickets.first_tickets(opened, holdout, starting))
+        console.print(f"{counted} would be frozen and {queued} tickets queued, less those that are already")
+        beside = " beside the contact sheet" if sheet else ""
+        console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")
+        return
+    console.print(f"{counted} are frozen, {new} new tickets")
     console.print(f"Next: rescueseg queue next {campaign} --out todo", style="dim")
 
 

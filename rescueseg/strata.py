@@ -153,7 +153,7 @@ class Features:
         if stratum == "artifact":
             return f"{self.kind[index]}, {self.artifact[index]:.1f} times its threshold"
         if stratum == "volume_edge":
-            return f"{self.faces[index]:.0f} faces of the volume"
+            return f"{self.faces[index]:.0f} of the volume's faces"
         if stratum in ("dense", "sparse"):
             return against("edges", self.edge)
         if stratum == "low_snr":
@@ -193,7 +193,7 @@ def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: 
         starts, [row.levels for row in rows], volume.shape_zyx[0], math.prod(volume.shape_zyx[1:]) / face
     )
     drift = artifacts.KINDS.index("drift_step") - 1
-    inside = [steps[z : z + len(row.levels) - 1] for z, row in zip(starts, rows, strict=True)]
+    inside = [steps[z : z + row.levels.shape[1] - 1] for z, row in zip(starts, rows, strict=True)]
     strength[:, drift] = np.maximum(strength[:, drift], [float(s.max()) if len(s) else 0.0 for s in inside])
     channels = zip(*(row.tops for row in rows), strict=True)
     share = np.max([artifacts.saturated(tops) for tops in channels], axis=0)
@@ -253,7 +253,7 @@ def _describe(voxels: npt.NDArray[Any], volume: VolumeRecord) -> _Row:
     return _Row(
         (edge, contrast, contrast / noise),
         artifacts.structural(image, smooth, noise),
-        artifacts.plane_levels(smooth),
+        artifacts.plane_levels(image, smooth),
         tuple(artifacts.top_values(channel) for channel in voxels),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,17 +16,27 @@ from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, SamplingError
-from rescueseg.generation import campaign_lock, run_stage
+from rescueseg.generation import Progress, campaign_lock, run_stage
 from rescueseg.geometry import Box, Patch
-from rescueseg.records import Holdout, Purpose, QueriedPatch
+from rescueseg.holdout import plan_holdout
+from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
 from rescueseg.seeds import random_generator
 
 
-def prepare(campaign: Campaign, store: QueueStore) -> int:
+def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = None) -> int:
     """Freeze the holdout and queue the first tickets; a rerun changes nothing.
 
     Holdout boxes in volumes without ground truth become the first tickets, without a mask that could bias them; then
-    come the starting patches.
+    come the starting patches, those of the rough mask first.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one volume.
+    store : QueueStore
+        Its queue.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
 
     Returns
     -------
@@ -40,31 +51,56 @@ def prepare(campaign: Campaign, store: QueueStore) -> int:
         If it would grow while a generation is running.
     """
     store.migrate()
-    holdout = _draw_holdout(campaign, store)
-    tickets = [
+    holdout = _draw_holdout(campaign, store, progress)
+    if campaign.starting_patches() is None:
+        campaign.save_starting_patches(sampling.starting_patches(campaign, progress=progress))
+    return store.add_tickets(first_tickets(campaign, holdout, campaign.starting_patches() or []))
+
+
+def rehearse(
+    campaign: Campaign, open_store: Callable[[], QueueStore], progress: Progress | None = None
+) -> tuple[Holdout, list[QueriedPatch]]:
+    """Return the holdout and the starting patches that `prepare` would leave; nothing is written. Raises as it does.
+
+    The queue is opened only when the holdout would grow: it says what was trained on.
+    """
+    trained: list[Patch] = []
+    if campaign.holdout() is not None and (new := sampling.undrawn_volumes(campaign)):
+        trained = _trained(open_store(), new)
+    holdout = plan_holdout(campaign, trained, progress)
+    starting = campaign.starting_patches()
+    if starting is None:
+        starting = sampling.starting_patches(campaign, holdout=holdout, progress=progress)
+    return holdout, starting
+
+
+def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[NewTicket]:
+    """Return the tickets of a sampling; the queue takes those that it does not have."""
+    held = [
         _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
         for b in sampling.holdout_tickets(campaign, holdout)
     ]
-    if campaign.starting_patches() is None:
-        campaign.save_starting_patches(sampling.starting_patches(campaign))
-    tickets += [_queried(campaign, 0, patch) for patch in campaign.starting_patches() or []]
-    return store.add_tickets(tickets)
+    return held + [_queried(campaign, 0, patch) for patch in starting]
 
 
-def _draw_holdout(campaign: Campaign, store: QueueStore) -> Holdout:
+def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
     """Draw the holdout. It grows between generations only: one that has made its maps would miss those of the new boxes."""
-    frozen = campaign.holdout()
-    if frozen is None or not (new := sampling.undrawn_volumes(campaign)):
-        return sampling.draw_holdout(campaign)
+    if campaign.holdout() is None or not (new := sampling.undrawn_volumes(campaign)):
+        return sampling.draw_holdout(campaign, progress=progress)
     with campaign_lock(campaign, store):
-        last = store.last_generation()
-        if last is not None and last.finished_at is None:
-            raise SamplingError(
-                f"generation {last.generation} was begun and not finished; the holdout grows after it",
-                where=", ".join(v.volume_id for v in new),
-                todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
-            )
-        return sampling.draw_holdout(campaign, [ticket.patch for ticket in store.tickets(purpose="pool")])
+        return sampling.draw_holdout(campaign, _trained(store, new), progress)
+
+
+def _trained(store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
+    """Return the patches that were, or may soon be, trained on; refuse while a generation is unfinished."""
+    last = store.last_generation()
+    if last is not None and last.finished_at is None:
+        raise SamplingError(
+            f"generation {last.generation} was begun and not finished; the holdout grows after it",
+            where=", ".join(v.volume_id for v in new),
+            todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
+        )
+    return [ticket.patch for ticket in store.tickets(purpose="pool")]
 
 
 def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:

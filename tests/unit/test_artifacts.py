@@ -103,15 +103,21 @@ def test_saturation_is_the_share_of_clipped_voxels(dtype) -> None:
     assert artifacts.saturation_strength(found)[:3].min() >= 1
 
 
-def test_a_lasting_change_of_contrast_is_found_from_many_boxes() -> None:
-    image = clean(4, shape=(20, 256, 256))
-    image[12:] = 100 + 1.3 * (image[12:] - 100)
-    boxes = [(z, y, x) for z in (0, 10) for y in range(0, 256, 32) for x in range(0, 256, 32)]
-    levels = [artifacts.plane_levels(image[z : z + 10, y : y + 32, x : x + 32]) for z, y, x in boxes]
-    found = artifacts.gain_steps([z for z, _, _ in boxes], levels, 20, 64)
+@pytest.mark.parametrize(("contrast", "noise"), [(1.3, 1.3), (1.0, 1.5)])
+def test_a_lasting_change_of_contrast_or_noise_is_found_from_many_boxes(contrast: float, noise: float) -> None:
+    image, grain = clean(4, noise=0, shape=(20, 256, 256)), np.random.default_rng(5).normal(0, 5, (20, 256, 256))
+    image[12:] = 100 + contrast * (image[12:] - 100)
+    grain[12:] *= noise
+    whole = (image + grain).astype(np.float32)
+    boxes = [Box((z, y, x), (10, 32, 32)) for z in (0, 10) for y in range(0, 256, 32) for x in range(0, 256, 32)]
+    levels = []
+    for box in boxes:
+        part = whole[box.slices]
+        levels.append(artifacts.plane_levels(part, ndimage.uniform_filter(part, (1, 3, 3), mode="nearest")))
+    found = artifacts.gain_steps([box.offset_zyx[0] for box in boxes], levels, 20, 64)
     assert found.shape == (19,)
     assert found.argmax() == 11
-    assert found[11] == pytest.approx(np.log(1.3) / 0.1, rel=0.3)
+    assert found[11] == pytest.approx(np.log(max(contrast, noise)) / 0.1, rel=0.3)
     assert np.delete(found, 11).max() < 1
     assert artifacts.gain_steps([0] * 7, levels[:7], 20, 64).max() == 0, "too few boxes to tell"
 

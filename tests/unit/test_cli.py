@@ -82,7 +82,17 @@ def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     c = folder / "c"
     assert "16×64×64 voxels" in init(folder, "--truth", folder / "truth.tif", *FAST)
     assert "not due: 0 of 2 patches" in run("status", c)
-    assert "8 validation and 8 test boxes are frozen, 2 new tickets" in run("sample", c)
+    before = tree(c)
+    said = run("sample", c, "--dry-run")
+    assert "8 validation and 8 test boxes would be frozen and 2 tickets queued" in said
+    assert tree(c) == before
+    parts = ("validation ", "test ", "starting ")
+    rows = [line.split() for line in said.splitlines() if line.lstrip().startswith(parts)]
+    assert len(rows) == 18
+    assert "SNR" in said
+    assert "8 validation and 8 test boxes are frozen, 2 new tickets" in (done := run("sample", c, "--preview"))
+    assert [line.split() for line in done.splitlines() if line.lstrip().startswith(parts)] == rows
+    assert (c / "reports" / "sampling.png").read_bytes().startswith(b"\x89PNG")
     assert "0 new tickets" in run("sample", c)
     said = run("status", c)
     assert "raw: 16×64×64 voxels (zyx), 0.25 × 0.1 × 0.1 µm, semantic truth" in said

@@ -14,6 +14,7 @@ from rescueseg.annotation.store import QueueStore, open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import ConfigError, QueueError, SamplingError
+from rescueseg.geometry import Box, Patch
 from rescueseg.phantom import make_phantom
 
 
@@ -78,3 +79,26 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Pat
     with pytest.raises(ConfigError, match="unknown query strategy"):
         generation.begin(campaign, store)
     assert store.last_generation() is None
+
+
+def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tmp_path: Path) -> None:
+    add(campaign, tmp_path, "a", truth=False)
+    campaign.save_rough_patches([Patch("a", Box((4, 20, 20), (6, 12, 12)))])
+
+    def no_queue() -> QueueStore:
+        raise AssertionError("the first sampling asks nothing of the queue")
+
+    holdout, starting = tickets.rehearse(campaign, no_queue)
+    assert campaign.holdout() is None
+    assert campaign.starting_patches() is None
+    assert not Path(campaign.storage.path("campaign.db")).exists()
+    opened = open_queue(campaign)
+    assert tickets.prepare(campaign, opened) == len(tickets.first_tickets(campaign, holdout, starting))
+    assert campaign.holdout() == holdout
+    assert campaign.starting_patches() == starting
+    assert starting[0].reason == "rough mask of the triage"
+    assert len(starting) == campaign.config.sampling.starting_patches
+    first = next(t for t in opened.tickets(purpose="pool") if t.box == starting[0].box)
+    assert (first.stratum, first.reason) == ("rough_mask", "rough mask of the triage")
+    assert tickets.rehearse(campaign, no_queue) == (holdout, starting)
+    opened.close()
