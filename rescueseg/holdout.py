@@ -21,6 +21,7 @@ from rescueseg.patches import (
     Drawing,
     boxes_on_grid,
     look,
+    patch_shape,
     places,
     places_to_look,
     reference_shape,
@@ -84,6 +85,31 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
         volumes=tuple(v.volume_id for v in everything),
     )
     return holdout.model_copy(update={"patch_zyx": _patch_shapes(campaign, volumes, holdout, frozen)})
+
+
+def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
+    """Return the patch shape of each volume: the one fixed with the holdout, else the one to be expected.
+
+    The holdout's layout is rehearsed for that, without reading an image; the drawing itself lies elsewhere, so that the
+    shape may still change a little. Where there is no room, `reference_shape`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Nothing is written.
+    """
+    holdout, volumes = campaign.holdout(), campaign.volumes()
+    shapes = {v.volume_id: patch_shape(campaign.config, v, holdout) for v in volumes}
+    if holdout is not None or campaign.config.sampling.patch_zyx is not None or not volumes:
+        return shapes
+    blocked = _trained_boxes(campaign, ())
+    for plan in _first_plans(campaign, volumes):
+        boxes = _try_boxes(campaign, volumes, plan, blocked, rehearsal=True)
+        if boxes is not None:
+            laid_out = Holdout(boxes=boxes, guard_zyx=plan.guard_zyx)
+            guarded = {v.volume_id: laid_out.guarded(v.volume_id) for v in volumes}
+            return suggested_shapes(volumes, guarded, LEAST_PLACES)
+    return shapes
 
 
 def _patch_shapes(

@@ -147,7 +147,8 @@ def starting_patches(
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign)
     taken = set(occupied)
-    rough = [patch for patch in campaign.rough_patches() if patch not in taken]
+    usable = {v.volume_id for v in campaign.volumes()}
+    rough = [p for p in campaign.rough_patches() if p not in taken and p.volume_id in usable]
     rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
     if len(rows) < count:
         drawing = _starting_places(campaign, holdout, [*occupied, *rough], progress)

@@ -11,7 +11,7 @@ from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import ZYX, Box
-from rescueseg.patches import patch_shape
+from rescueseg.holdout import expected_shapes
 from rescueseg.records import Record
 from rescueseg.training.registry import TRAINERS
 from rescueseg.triage.evidence import Evidence, VolumeNoise, image_evidence, look_at_chunks, structure_evidence
@@ -118,7 +118,7 @@ def triage(
         steps=tuple(steps),
         evidence=tuple(evidence),
         thresholds=campaign.config.triage.model_dump(),
-        patch_zyx={v.volume_id: patch_shape(campaign.config, v) for v in volumes},
+        patch_zyx=expected_shapes(campaign),
         complexity=route.complexity,
         advice=tuple(_advice(route, trainer, missing, source if patches else "none")),
         chunks_read=read,

@@ -13,6 +13,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch, choose_non_overlapping
+from rescueseg.holdout import expected_shapes
 from rescueseg.records import Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.strata import HOLDOUT_STRATA
 
@@ -339,3 +340,14 @@ def test_an_artefact_is_held_out_and_sampled_where_there_is_one(campaign: Campai
         assert box.offset_zyx[2] < 64
         assert "stripes" in (reason or "") or box.stop_zyx[2] > 64, "where they end there is a seam"
     assert started
+
+
+def test_the_expected_patch_is_about_the_one_that_is_fixed(campaign: Campaign, images: list[Box]) -> None:
+    assert expected_shapes(campaign) == {}
+    add(campaign, "fib25")
+    expected = expected_shapes(campaign)["a"]
+    assert images == []
+    fixed = sampling.draw_holdout(campaign).patch_zyx
+    assert fixed is not None
+    assert math.prod(expected) == pytest.approx(math.prod(fixed["a"]), rel=0.5)
+    assert expected_shapes(campaign) == fixed
