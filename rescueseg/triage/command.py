@@ -74,7 +74,7 @@ def triage(
         console.print(f"{step.question} {mark}{distance}: {step.detail}", highlight=False, soft_wrap=True)
     console.print()
     console.print(
-        f"Problem {result.letter}: {result.route.problem}; trainer {result.trainer}; complexity {result.complexity}",
+        f"Problem {result.route.title}; trainer {result.trainer}; complexity {result.complexity}",
         style="bold",
         highlight=False,
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LEFT, _WIDTH = 0.0, 4.6
 _RIGHT, _ROUTE_WIDTH = 9.4, 3.6
-_SCALE = (5.0, 8.9)
+_SCALE = (5.5, 8.6)
 """Where the bars of the distances lie, in the figure's units."""
 _OCTAVES = 3.0
 
@@ -43,11 +43,11 @@ def draw_decision(result: Triage) -> bytes:
     taken = next((i for i, step in enumerate(result.steps) if step.answer), rows)
     for index, step in enumerate(result.steps):
         _question(axes, rows - 1 - index, step, asked=index <= taken, taken=index == taken, last=index == rows - 1)
-    _box(axes, _LEFT, -0.82, _WIDTH, 0.5, "none of them: a 3D CNN of one's own", active=taken == rows)
+    _box(axes, _LEFT, -0.82, _WIDTH, 0.5, ROUTES["custom"].title, active=taken == rows, dim=taken < rows)
     axes.text(_SCALE[0], rows + 0.1, "no", color=BLUE, ha="left", fontsize=9)
     axes.text(_SCALE[1], rows + 0.1, "yes", color=ORANGE, ha="right", fontsize=9)
     axes.text(sum(_SCALE) / 2, rows + 0.1, "threshold", color=GREY, ha="center", fontsize=9)
-    summary = f"{result.letter}  {result.route.problem} → {result.trainer}" + (
+    summary = f"{result.route.title} → {result.trainer}" + (
         f"   (better, not installed: {', '.join(result.missing)})" if result.missing else ""
     )
     axes.text(_LEFT, -1.25, summary, fontsize=13, weight="bold", va="center")
@@ -71,7 +71,7 @@ def _question(axes: Axes, y: float, step: Step, *, asked: bool, taken: bool, las
         y + 0.1,
         _ROUTE_WIDTH,
         0.75,
-        f"{route.letter}  {route.problem}",
+        route.title,
         route.trainers[0],
         active=taken,
         dim=not taken,

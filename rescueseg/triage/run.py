@@ -185,7 +185,7 @@ def _disagreement(numbers: dict[str, float], campaign: Campaign, word: Structure
     measured, steps = decide(numbers, campaign.config.triage)
     if all(step.answer is None for step in steps) or measured.name == route.name:
         return ""
-    return f"by your word '{word}' the route is {route.letter} ({route.name}); measured alone it would be {measured.letter} ({measured.name})"
+    return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
 
 
 def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str) -> list[str]:

@@ -21,6 +21,8 @@ class Route(Record):
     """What a problem calls for."""
 
     name: str
+    title: str
+    """For people."""
     problem: Problem
     letter: str
     """A boundary, B SNR, C topology, D none of them."""
@@ -44,29 +46,29 @@ ROUTES: dict[str, Route] = {
     route.name: route
     for route in (
         Route(
-            name="low_snr", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="power_bald",
+            name="low_snr", title="B SNR: noise", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="power_bald",
             postprocessing="drop specks", complexity="extremely noisy",
             annotation="Annotate larger patches with context, with the mean of neighbouring planes beside the image; leave doubtful voxels as ignore.",
         ),
         Route(
-            name="topology", problem="topology", letter="C", trainers=("monai_unet_topology", "nnunet", "monai_unet"),
+            name="topology", title="C topology", problem="topology", letter="C", trainers=("monai_unet_topology", "nnunet", "monai_unet"),
             query="clasp_entropy", postprocessing="keep connections", complexity="difficult",
             annotation="Annotate along the structure, from branch to branch; a gap or a false bridge costs more than a rough border.",
         ),
         Route(
-            name="texture", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
+            name="texture", title="B SNR: texture", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
             postprocessing="drop specks", complexity="difficult", annotation=_CONTEXT,
         ),
         Route(
-            name="star_convex", problem="boundary", letter="A", trainers=("stardist", "cellpose", "nnunet", "monai_unet"),
+            name="star_convex", title="A boundary: star-convex", problem="boundary", letter="A", trainers=("stardist", "cellpose", "nnunet", "monai_unet"),
             query="clasp_entropy", postprocessing="split and fill", complexity="moderate", annotation=_WHOLE_OBJECTS,
         ),
         Route(
-            name="blob", problem="boundary", letter="A", trainers=("cellpose", "nnunet", "monai_unet"),
+            name="blob", title="A boundary: blobs", problem="boundary", letter="A", trainers=("cellpose", "nnunet", "monai_unet"),
             query="clasp_entropy", postprocessing="split and fill", complexity="moderate", annotation=_WHOLE_OBJECTS,
         ),
         Route(
-            name="custom", problem="other", letter="D", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
+            name="custom", title="D none of them", problem="other", letter="D", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
             postprocessing="drop specks", complexity="difficult",
             annotation="Annotate complete structures; no simple shape describes them.",
         ),

@@ -15,7 +15,7 @@ from rescueseg.weak_labels.classical import fit_blobs, fit_membranes, fit_tubes
 from rescueseg.weak_labels.classifier import PixelClassifier, train_classifier
 from rescueseg.weak_labels.threshold import fit_threshold
 
-Fit = Callable[[Sequence[Float32], Spacing], WeakLabeller]
+Fit = Callable[[Sequence[Float32], Spacing, bool | None], WeakLabeller]
 
 FITTED: dict[str, Fit] = {
     "threshold": fit_threshold,
@@ -34,8 +34,8 @@ METHODS: dict[str, str] = {
     "champion": "the model of an earlier campaign (--from-campaign)",
 }
 """Every method by name, with what it does; `auto` chooses."""
-BY_PROBLEM = {"boundary": "blobs", "snr": "threshold", "topology": "tubes"}
-"""The method for each problem type of the triage, as long as nothing is annotated."""
+BY_PROBLEM = {"boundary": "threshold", "snr": "threshold", "topology": "tubes"}
+"""The method for each problem type of the triage, as long as nothing is annotated. Where topology means sheets, membranes."""
 LEAST_WEIGHT = 0.5
 """Weight in the agreement of a voxel whose confidence is 0; one of confidence 1 counts 1."""
 
@@ -187,7 +187,29 @@ def best_method(table: Mapping[str, float]) -> str:
 
 def method_for(triage: Any | None) -> tuple[str, str]:
     """Return the method for what the triage wrote (None before it), and why."""
-    problem = triage.get("problem") if isinstance(triage, dict) else None
-    if problem in BY_PROBLEM:
-        return BY_PROBLEM[problem], f"nothing is annotated yet, and the triage says '{problem}'"
-    return "threshold", "nothing is annotated yet, and there is no triage"
+    if not triage:
+        return "threshold", "nothing is annotated yet, and there is no triage"
+    problem = triage["problem"]
+    reason = f"nothing is annotated yet, and the triage says '{problem}'"
+    if problem == "topology" and _is_sheet(triage):
+        return "membranes", f"{reason}, of sheets"
+    return BY_PROBLEM.get(problem, "threshold"), reason
+
+
+def polarity(triage: Any | None) -> bool | None:
+    """Tell whether the structure is brighter than its surroundings; None where the triage saw no annotated voxel."""
+    if not triage or triage["mask"] not in ("annotations", "truth"):
+        return None
+    contrast = _evidence(triage, "contrast")
+    return None if contrast is None else contrast > 0
+
+
+def _is_sheet(triage: Any) -> bool:
+    if triage["structure"] is not None:
+        return bool(triage["structure"] == "membrane")
+    plate, tube = _evidence(triage, "plateness"), _evidence(triage, "tubularity")
+    return plate is not None and tube is not None and plate > 0.5 > tube
+
+
+def _evidence(triage: Any, name: str) -> float | None:
+    return next((e["value"] for e in triage["evidence"] if e["name"] == name), None)

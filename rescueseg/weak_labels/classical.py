@@ -244,8 +244,8 @@ def closing_walls(response: Float32, found: npt.NDArray[np.bool_], spacing_um_zy
 # fitting --------------------------------------------------------------------------------------------------------------
 
 
-def fit_blobs(images: Sequence[Float32], spacing_um_zyx: Spacing) -> BlobLabeller:
-    """Fit the blob pipeline to parts of a volume (float32 czyx).
+def fit_blobs(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bool | None = None) -> BlobLabeller:
+    """Fit the blob pipeline to parts of a volume (float32 czyx); `bright` is the polarity, where it is known.
 
     The radius is the one, up to that of the rough mask's objects (touching ones make them look larger), whose Laplacian of
     Gaussian is strongest inside the rough mask; half the median response of its maxima there makes a blob.
@@ -254,15 +254,15 @@ def fit_blobs(images: Sequence[Float32], spacing_um_zyx: Spacing) -> BlobLabelle
     ----------
     Lindeberg, doi:10.1023/A:1008045108935, for the scale of a blob.
     """
-    rough, unit = fit_threshold(images, spacing_um_zyx), finest(spacing_um_zyx)
+    rough, unit = fit_threshold(images, spacing_um_zyx, bright), finest(spacing_um_zyx)
     largest = object_radius(rough, images, spacing_um_zyx, BALL, LARGEST)
     signed = [_signed(image, rough.channel, rough.bright) for image in images]
     masks = [rough.label(image, spacing_um_zyx).labels > 0 for image in images]
-    fine = [smooth(bright, rough.sigma_um, spacing_um_zyx).ravel() for bright in signed]
+    fine = [smooth(one, rough.sigma_um, spacing_um_zyx).ravel() for one in signed]
     ground = float(np.median(np.concatenate(fine)))
     best, most = BlobLabeller(rough.channel, rough.bright, rough.sigma_um, ground, largest, float("inf")), 0.0
     for radius in sorted({max(unit, largest * share) for share in TOUCHING}) if rough.rule != "none" else ():
-        responses = [-laplacian(bright, radius / BALL_SIGMA, spacing_um_zyx) for bright in signed]
+        responses = [-laplacian(one, radius / BALL_SIGMA, spacing_um_zyx) for one in signed]
         inside = np.concatenate([r[mask] for r, mask in zip(responses, masks, strict=True)])
         heights = [
             r[tuple(peak_local_max(np.where(mask, r, 0), threshold_abs=0.0, exclude_border=False).T)]
@@ -275,14 +275,16 @@ def fit_blobs(images: Sequence[Float32], spacing_um_zyx: Spacing) -> BlobLabelle
     return best
 
 
-def fit_tubes(images: Sequence[Float32], spacing_um_zyx: Spacing) -> TubeLabeller:
+def fit_tubes(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bool | None = None) -> TubeLabeller:
     """Fit the tube pipeline to parts of a volume (float32 czyx): size from the rough mask, least response by Otsu.
+
+    `bright` is the polarity, where it is known.
 
     References
     ----------
     Otsu, doi:10.1109/TSMC.1979.4310076.
     """
-    rough, unit = fit_threshold(images, spacing_um_zyx), finest(spacing_um_zyx)
+    rough, unit = fit_threshold(images, spacing_um_zyx, bright), finest(spacing_um_zyx)
     radius = object_radius(rough, images, spacing_um_zyx, TUBE, LARGEST)
     largest = max(2 * unit, radius / TUBE_SIGMA)
     scales = (unit, (unit * largest) ** 0.5, largest)
@@ -290,20 +292,21 @@ def fit_tubes(images: Sequence[Float32], spacing_um_zyx: Spacing) -> TubeLabelle
     return TubeLabeller(rough, scales, float("inf") if rough.rule == "none" else _strong(found))
 
 
-def fit_membranes(images: Sequence[Float32], spacing_um_zyx: Spacing) -> MembraneLabeller:
+def fit_membranes(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bool | None = None) -> MembraneLabeller:
     """Fit the membrane pipeline to parts of a volume (float32 czyx).
 
-    The most stable threshold may well be of the cells: the polarity is the one whose ridges hold more contrast.
+    The most stable threshold may well be of the cells: the polarity, where it is not known, is the one whose ridges hold
+    more contrast.
     """
     rough = fit_threshold(images, spacing_um_zyx)
     scales = tuple(s * finest(spacing_um_zyx) for s in MEMBRANE_SCALES)
     best, most = MembraneLabeller(rough.channel, True, scales, float("inf")), 0.0
-    for bright in (True, False) if rough.rule != "none" else ():
-        found = [ridges(_signed(i, rough.channel, bright), scales, spacing_um_zyx, "membranes") for i in images]
+    for side in ((True, False) if bright is None else (bright,)) if rough.rule != "none" else ():
+        found = [ridges(_signed(i, rough.channel, side), scales, spacing_um_zyx, "membranes") for i in images]
         strong = _strong(found, power=1.0)
         contrast = float(sum(f[f > strong].sum() for f in found))
         if contrast > most:
-            best, most = MembraneLabeller(rough.channel, bright, scales, strong), contrast
+            best, most = MembraneLabeller(rough.channel, side, scales, strong), contrast
     return best
 
 

@@ -25,6 +25,7 @@ from rescueseg.weak_labels.choice import (
     agreements,
     best_method,
     method_for,
+    polarity,
     train_patches,
 )
 from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
@@ -223,8 +224,9 @@ class _Work:
         elif method == "champion":
             content = self._champion()[1]
         else:
-            return method
-        return f"{method}-{digest_json(content)[:12]}"
+            content = polarity(self.campaign.triage_result())
+        scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
+        return f"{method}-{digest_json([content, scaling])[:12]}"
 
     def label(self, method: str, folder: str, due: Sequence[TicketRecord]) -> int:
         """Write the masks of tickets and make them their prefill; return how many somebody took meanwhile."""
@@ -267,7 +269,7 @@ class _Work:
             }
         wanted = {t.volume_id for t in self.store.tickets(purpose="pool")}
         return {
-            name: FITTED[method](self._sample(volume), volume.spacing_um_zyx)
+            name: FITTED[method](self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.triage_result()))
             for name, volume in self.volumes.items()
             if name in wanted
         }

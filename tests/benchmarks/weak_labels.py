@@ -80,7 +80,7 @@ def run(folder: Path, seeds: int, pictures: Path | None) -> None:
     print(
         f"\n{folder.name}: {truth.shape} voxels, {truth.mean():.3f} structure; empty mask: {int(truth.sum()):,} to change"
     )
-    labellers = {name: fit([image], spacing) for name, fit in FITTED.items()}
+    labellers = {name: fit([image], spacing, None) for name, fit in FITTED.items()}
     masks = {name: labeller.label(image, spacing) for name, labeller in labellers.items()}
     for name, made in masks.items():
         dice, change = score(made, truth, everything)

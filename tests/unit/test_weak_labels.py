@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from rescueseg.errors import WeakLabelError
 from rescueseg.weak_labels import WeakLabel, rough_mask
-from rescueseg.weak_labels.choice import agreement, best_method, method_for
+from rescueseg.weak_labels.choice import FITTED, agreement, best_method, method_for, polarity
 from rescueseg.weak_labels.classifier import (
     PixelClassifier,
     dump_classifier,
@@ -90,8 +92,39 @@ def test_the_agreement_by_hand() -> None:
 
 def test_the_tie_break_is_stable() -> None:
     assert best_method({"tubes": 0.5, "blobs": 0.5, "classifier": 0.4}) == "blobs"
-    assert method_for({"problem": "topology"})[0] == "tubes"
-    assert method_for({"problem": "custom"})[0] == method_for(None)[0] == "threshold"
+    assert method_for(None)[0] == "threshold"
+
+
+def triaged(
+    problem: str, structure: str | None = None, mask: str = "truth", **evidence: float | None
+) -> dict[str, Any]:
+    found = [{"name": name, "value": value} for name, value in evidence.items()]
+    return {"problem": problem, "structure": structure, "mask": mask, "evidence": found}
+
+
+def test_the_triage_names_the_method_until_something_is_annotated() -> None:
+    assert method_for(triaged("topology"))[0] == "tubes"
+    assert method_for(triaged("topology", plateness=0.8, tubularity=0.1))[0] == "membranes"
+    assert method_for(triaged("topology", plateness=0.3, tubularity=0.6))[0] == "tubes"
+    assert method_for(triaged("topology", "membrane"))[0] == "membranes"
+    assert method_for(triaged("topology", "fibre", plateness=0.8, tubularity=0.1))[0] == "tubes", "the user's word"
+    assert method_for(triaged("boundary"))[0] == method_for(triaged("other"))[0] == "threshold"
+
+
+def test_the_polarity_is_what_was_measured_on_annotated_voxels() -> None:
+    assert polarity(triaged("snr", contrast=-40.0)) is False
+    assert polarity(triaged("snr", contrast=40.0)) is True
+    assert polarity(triaged("snr", mask="threshold", contrast=40.0)) is None, "a guess proves nothing"
+    assert polarity(triaged("snr")) is polarity(None) is None
+
+
+@pytest.mark.parametrize("fit", FITTED.values(), ids=FITTED)
+def test_a_known_polarity_is_kept(fit: Any) -> None:
+    rng = np.random.default_rng(0)
+    image = (ndimage.gaussian_filter(rng.normal(size=(12, 40, 40)), 3) * 20 + rng.normal(0, 0.1, (12, 40, 40)))[None]
+    for bright in (True, False):
+        made = fit([image.astype(np.float32)], (1.0, 1.0, 1.0), bright)
+        assert getattr(made, "rough", made).bright is bright
 
 
 @pytest.fixture(scope="module")
