@@ -32,7 +32,7 @@ _MAIN_SHARE = 0.9
 _GROWTH = 1.2
 _MARGIN = 1.15
 _TRIES = 30
-_CUT_OBJECTS = 3
+_CUT_OBJECTS = 5
 """Objects still cut at the limit after which the structure is taken for a network."""
 
 

@@ -151,6 +151,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             yield Served(campaign, store, servers)
 
 
+def heed_interrupts() -> None:
+    """Take Ctrl-C as from a terminal, even where the tests were started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def seconds_until(run: dict[str, Any]) -> float:
     return (datetime.fromisoformat(run["expected_start_time"]) - datetime.now(UTC)).total_seconds()
 
@@ -245,7 +250,9 @@ def test_up_starts_what_came_due_while_nothing_was_served_and_stops_with_all_its
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     command = [sys.executable, "-c", "from rescueseg.cli import app; app()", "up", campaign.url]
     with (tmp_path / "up.log").open("w") as log:
-        up = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        up = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=heed_interrupts
+        )
     family: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 240
