@@ -169,7 +169,7 @@ def stop_decision(campaign: Campaign, generation: int) -> str:
 
 
 def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
-    """Make tickets of the queried patches, each with the model's prediction as first mask.
+    """Make tickets of the queried patches, each with the model's prediction, cleaned by the route's profile, as first mask.
 
     Nothing is queued once the stopping rule says stop.
     """
@@ -178,16 +178,19 @@ def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
 
 def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     from rescueseg.inference import open_map
+    from rescueseg.postprocessing import clean, profile_of
 
     if stop := stop_decision(campaign, generation):
         return {"tickets": [], "stop": stop}
-    tickets = []
+    tickets, profile = [], profile_of(campaign)
     for data in campaign.finished(generation, "query")["patches"]:
         patch = QueriedPatch.model_validate(data)
         ticket = _queried(campaign, generation + 1, patch)
         prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")
         probability = open_map(campaign, generation, patch.volume_id, "probability")
-        campaign.storage.write_array(prefill, most_likely(np.asarray(probability[(slice(None), *patch.box.slices)])))
+        mask = most_likely(np.asarray(probability[(slice(None), *patch.box.slices)]))
+        mask = clean(mask, campaign.volume(patch.volume_id).spacing_um_zyx, *profile)
+        campaign.storage.write_array(prefill, mask)
         tickets.append(ticket.model_copy(update={"prefill": prefill}))
     store.add_tickets(tickets)
     return {"tickets": [ticket.ticket_id for ticket in tickets], "stop": ""}

@@ -34,7 +34,8 @@ def triage(
     """Say what the problem is, with the evidence: boundary, SNR or topology, and which route it calls for.
 
     A bounded sample of the volumes is read, however large they are. The route becomes the campaign's default trainer and
-    query strategy; set training.trainer and query.strategy to decide yourself.
+    query strategy; set training.trainer, query.strategy or
+    annotation.postprocessing to decide yourself.
     """
     from rescueseg.annotation.store import open_queue
     from rescueseg.triage.masks import MASKS, Mask

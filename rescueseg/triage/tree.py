@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rescueseg.config import TriageConfig
+from rescueseg.postprocessing import Profile
 from rescueseg.records import Record
 
 Problem = Literal["boundary", "snr", "topology", "other"]
@@ -30,8 +31,8 @@ class Route(Record):
     """Best first; the first that is installed is taken."""
     query: str
     """Query strategy."""
-    postprocessing: str
-    """Profile: what may be done to a mask of this kind without harm."""
+    postprocessing: Profile
+    """What may be done to a mask of this kind without harm."""
     annotation: str
     """How people should annotate."""
     complexity: Complexity
@@ -47,29 +48,29 @@ ROUTES: dict[str, Route] = {
     for route in (
         Route(
             name="low_snr", title="B SNR: noise", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="power_bald",
-            postprocessing="drop specks", complexity="extremely noisy",
+            postprocessing="specks", complexity="extremely noisy",
             annotation="Annotate larger patches with context, with the mean of neighbouring planes beside the image; leave doubtful voxels as ignore.",
         ),
         Route(
             name="topology", title="C topology", problem="topology", letter="C", trainers=("monai_unet_topology", "nnunet", "monai_unet"),
-            query="clasp_entropy", postprocessing="keep connections", complexity="difficult",
+            query="clasp_entropy", postprocessing="connected", complexity="difficult",
             annotation="Annotate along the structure, from branch to branch; a gap or a false bridge costs more than a rough border.",
         ),
         Route(
             name="texture", title="B SNR: texture", problem="snr", letter="B", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
-            postprocessing="drop specks", complexity="difficult", annotation=_CONTEXT,
+            postprocessing="specks", complexity="difficult", annotation=_CONTEXT,
         ),
         Route(
             name="star_convex", title="A boundary: star-convex", problem="boundary", letter="A", trainers=("stardist", "cellpose", "nnunet", "monai_unet"),
-            query="clasp_entropy", postprocessing="split and fill", complexity="moderate", annotation=_WHOLE_OBJECTS,
+            query="clasp_entropy", postprocessing="filled", complexity="moderate", annotation=_WHOLE_OBJECTS,
         ),
         Route(
             name="blob", title="A boundary: blobs", problem="boundary", letter="A", trainers=("cellpose", "nnunet", "monai_unet"),
-            query="clasp_entropy", postprocessing="split and fill", complexity="moderate", annotation=_WHOLE_OBJECTS,
+            query="clasp_entropy", postprocessing="filled", complexity="moderate", annotation=_WHOLE_OBJECTS,
         ),
         Route(
             name="custom", title="D none of them", problem="other", letter="D", trainers=("nnunet", "monai_unet"), query="clasp_entropy",
-            postprocessing="drop specks", complexity="difficult",
+            postprocessing="specks", complexity="difficult",
             annotation="Annotate complete structures; no simple shape describes them.",
         ),
     )
