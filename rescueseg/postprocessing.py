@@ -70,7 +70,8 @@ def clean(
         if profile == "connected":
             small[_near_another(pieces, small, spacing_um_zyx, thickness_um)] = False
         cleaned[small[pieces]] = 0
-        if profile == "filled":
+    if profile == "filled":  # after all specks are gone: one class may have been a speck inside another
+        for value in np.unique(cleaned[cleaned > 0]).tolist():
             cleaned[ndimage.binary_fill_holes(cleaned == value) & (cleaned == 0)] = value
     return cleaned
 
