@@ -131,7 +131,7 @@ def image_evidence(volumes: Sequence[VolumeNoise], spacings: Sequence[Spacing]) 
     """Return the evidence that needs no label; of several volumes the worst where one counts, else the median."""
     along = [im.weighted_median([z for z, _ in v.lengths], [1.0] * len(v.lengths)) for v in volumes]
     across = [im.weighted_median([p for _, p in v.lengths], [1.0] * len(v.lengths)) for v in volumes]
-    blur = [z / p for z, p in zip(along, across, strict=True) if p > 0]
+    blur = [z / p for z, p in zip(along, across, strict=True) if p > 0 and not math.isnan(z)]
     return [
         _made(
             "noise",
@@ -144,7 +144,7 @@ def image_evidence(volumes: Sequence[VolumeNoise], spacings: Sequence[Spacing]) 
         _made("anisotropy", max(s[0] / min(s[1:]) for s in spacings), "", "spacing along z over that in the plane"),
         _made(
             "axial_blur",
-            float(np.nanmedian(blur)) if blur else math.nan,
+            float(np.median(blur)) if blur else math.nan,
             "",
             "correlation length along z over that in the plane",
         ),

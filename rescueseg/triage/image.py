@@ -198,6 +198,8 @@ def _half_length(centred: Floats, axis: int) -> float:
 
 def plane_steps(image: npt.NDArray[Any]) -> Floats:
     """Return by how much each plane's typical intensity differs from that of the plane before: (z − 1,)."""
+    if len(image) < 2:
+        return np.zeros(0)
     steps: Floats = np.median(np.diff(np.asarray(image, np.float64), axis=0), axis=(1, 2))
     return steps
 

@@ -93,6 +93,7 @@ def test_plane_steps_find_the_step() -> None:
     steps = im.plane_steps(image)
     assert int(np.argmax(np.abs(steps))) == 5
     assert steps[5] == pytest.approx(25, abs=0.5)
+    assert im.plane_steps(image[:1]).shape == (0,), "a single plane has no neighbour"
 
 
 def test_weighted_median() -> None:

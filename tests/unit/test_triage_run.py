@@ -194,6 +194,17 @@ def test_a_campaign_that_cannot_be_triaged_says_why(campaign: Campaign, tmp_path
     assert campaign.triage_result() is None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("depth", [1, 2, 65])
+def test_volumes_whose_chunks_are_one_plane_or_two_deep(tmp_path: Path, depth: int) -> None:
+    image = np.random.default_rng(0).integers(0, 200, (depth, 48, 48)).astype(np.uint8)
+    campaign = make(tmp_path, image, (image > 150).astype(np.uint8), "semantic")
+    named = {e.name: e.value for e in run(campaign, mask="none").evidence}
+    assert named["noise"] is not None
+    if depth < 65:
+        assert named["axial_blur"] is None
+
+
 def test_a_phantom_from_the_command_line(tmp_path: Path) -> None:
     image, truth, spacing = make_phantom((16, 64, 64), seed=3)
     tifffile.imwrite(tmp_path / "raw.tif", image, metadata={"axes": "ZYX"})
