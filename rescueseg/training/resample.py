@@ -9,7 +9,9 @@ from torch.nn import functional
 
 
 def resample(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
-    """Resample images (n, c, z, y, x) by linear interpolation, averaging first where they get coarser.
+    """Resample images (n, c, z, y, x) by linear interpolation, to a multiple first that is averaged where they get coarser.
+
+    The field that the tensor covers is kept whatever the two shapes are: a voxel's place is in proportion along each axis.
 
     Parameters
     ----------
@@ -22,6 +24,7 @@ def resample(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
     if tuple(tensor.shape[2:]) == size:
         return tensor
     pool = [max(1, n // m) for n, m in zip(tensor.shape[2:], size, strict=True)]
-    if max(pool) > 1:
-        tensor = functional.avg_pool3d(tensor, pool, ceil_mode=True)
-    return functional.interpolate(tensor, size=size, mode="trilinear", align_corners=False)
+    multiple = tuple(m * p for m, p in zip(size, pool, strict=True))
+    if tuple(tensor.shape[2:]) != multiple:
+        tensor = functional.interpolate(tensor, size=multiple, mode="trilinear", align_corners=False)
+    return functional.avg_pool3d(tensor, pool) if max(pool) > 1 else tensor
