@@ -57,7 +57,7 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
 
 
 def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
-    """Return the holdout boxes that people must annotate: those in volumes without ground truth.
+    """Return the holdout boxes that people must annotate: those in usable volumes without ground truth.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
     list of HoldoutBox
         Each with its volume, box, part (the ticket's purpose) and stratum. They become the first tickets, without a prefill.
     """
-    truth = {v.volume_id for v in campaign.volumes() if v.truth is not None}
-    return [box for box in holdout.boxes if box.volume_id not in truth]
+    without = {v.volume_id for v in campaign.volumes() if v.truth is None}
+    return [box for box in holdout.boxes if box.volume_id in without]
 
 
 def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] = ()) -> list[Box]:

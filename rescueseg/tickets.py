@@ -75,12 +75,13 @@ def rehearse(
 
 
 def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[NewTicket]:
-    """Return the tickets of a sampling; the queue takes those that it does not have."""
+    """Return the tickets of a sampling, none in refused volumes; the queue takes those that it does not have."""
+    usable = {volume.volume_id for volume in campaign.volumes()}
     held = [
         _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
         for b in sampling.holdout_tickets(campaign, holdout)
     ]
-    return held + [_queried(campaign, 0, patch) for patch in starting]
+    return held + [_queried(campaign, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
 def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:

@@ -64,7 +64,9 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
 
 def _annotated(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
     found = []
-    for annotation in store.accepted("pool")[:_MOST_PATCHES]:
+    usable = {volume.volume_id for volume in campaign.volumes()}
+    accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable]
+    for annotation in accepted[:_MOST_PATCHES]:
         labels = campaign.storage.read_array(annotation.labels)
         found.append(_patch(campaign, Patch(annotation.volume_id, annotation.box), labels, channel))
     return found
@@ -78,8 +80,8 @@ def _from_truth(campaign: Campaign, channel: int) -> list[RoughPatch]:
     if not patches:
         patches = _draw(campaign)
         campaign.save_rough_patches(patches)
-    found = []
-    for patch in patches:
+    found, usable = [], {volume.volume_id for volume in campaign.volumes()}
+    for patch in (p for p in patches if p.volume_id in usable):
         instances = campaign.volume(patch.volume_id).truth == "instance"
         truth = open_truth(campaign, patch.volume_id, instances)
         found.append(_patch(campaign, patch, np.asarray(truth[patch.box.slices]), channel, instances))

@@ -75,7 +75,7 @@ def weak_label(
     """Give the queued pool tickets a first mask; a rerun with the same method and annotations changes nothing.
 
     Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one; those with a
-    model's prediction keep it. Holdout tickets, and tickets that somebody has taken, are left alone.
+    model's prediction keep it. Holdout tickets, those in refused volumes, and those that somebody has taken, are left alone.
 
     Parameters
     ----------
@@ -106,7 +106,11 @@ def weak_label(
             f"unknown method '{chosen}'", where="--method", todo=f"Choose one of auto, {', '.join(METHODS)}"
         )
     work.require(chosen)
-    waiting = [t for t in store.tickets("queued", "pool") if t.prefill is None or t.prefill.startswith("weak_labels/")]
+    waiting = [
+        t
+        for t in store.tickets("queued", "pool")
+        if t.volume_id in work.volumes and (t.prefill is None or t.prefill.startswith("weak_labels/"))
+    ]
     folder = work.folder(chosen)
     due = [t for t in waiting if t.prefill != campaign.weak_label_path(folder, f"{t.ticket_id}.npz")]
     if dry_run or not (due or method == "auto"):
@@ -140,8 +144,8 @@ class _Work:
     def __init__(self, campaign: Campaign, store: QueueStore, sources: Sources, progress: Progress) -> None:
         self.campaign, self.store, self.sources, self.progress = campaign, store, sources, progress
         self.config = campaign.config
-        self.accepted: list[AcceptedAnnotation] = store.accepted("pool")
         self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes()}
+        self.accepted: list[AcceptedAnnotation] = [a for a in store.accepted("pool") if a.volume_id in self.volumes]
         self._made: dict[str, Mapping[str, WeakLabeller]] = {}
         self._loaded: tuple[WeakLabeller, str] | None = None
 

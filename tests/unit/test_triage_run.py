@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,23 @@ def test_what_was_looked_at_is_barred_from_the_holdout_and_counts_as_annotated(c
     campaign.storage.remove("rough.json")
     with pytest.raises(SamplingError, match="frozen"):
         run(campaign, mask="truth")
+
+
+def test_patches_in_a_refused_volume_are_not_looked_at_and_get_no_ticket(campaign: Campaign) -> None:
+    run(campaign, mask="truth")
+    record = campaign.volume("v")
+    campaign.save_volume(record.model_copy(update={"volume_id": "good"}))
+    shutil.copytree(campaign.storage.path("volumes/v.ome.zarr"), campaign.storage.path("volumes/good.ome.zarr"))
+    campaign.save_volume(record.model_copy(update={"refused": "its spacing is wrong"}))
+    store = open_queue(campaign)
+    tickets.prepare(campaign, store)
+    assert {t.volume_id for t in store.tickets()} == {"good"}
+    assert run(campaign, mask="auto").mask == "none"
+    campaign.save_volume(record)
+    tickets.prepare(campaign, store)
+    SimulatedAnnotator(campaign, store).drain()
+    campaign.save_volume(record.model_copy(update={"refused": "its spacing is wrong"}))
+    assert run(campaign).mask == "annotations"
 
 
 def test_accepted_annotations_are_the_better_mask(campaign: Campaign) -> None:

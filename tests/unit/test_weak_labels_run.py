@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,18 @@ def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Ca
     for ticket in store.tickets("queued", "pool"):
         assert str(ticket.prefill).startswith(f"weak_labels/{result.method}")
     assert weak_label(made, store).tickets == 0
+
+
+def test_refused_volumes_are_neither_learned_from_nor_labelled(made: Campaign, store: QueueStore) -> None:
+    accept_one(made, store)
+    made.save_volume(made.volume("v").model_copy(update={"volume_id": "other"}))
+    shutil.copytree(made.storage.path("volumes/v.ome.zarr"), made.storage.path("volumes/other.ome.zarr"))
+    made.save_volume(made.volume("v").model_copy(update={"refused": "its spacing is wrong"}))
+    result = weak_label(made, store)
+    assert "nothing is annotated yet" in result.reason
+    assert result.tickets == 0, "all the waiting ones lie in the refused volume"
+    with pytest.raises(WeakLabelError, match="annotate a patch first"):
+        weak_label(made, store, "classifier")
 
 
 def test_a_models_prediction_stays(made: Campaign, store: QueueStore) -> None:
