@@ -2,7 +2,7 @@
 
 For campaigns whose volumes came with truth: benchmarks, demos, tests. Each patch is grown around one seeded object until
 it holds that object whole, until five whole objects are together; a network is never whole: its one patch stops growing
-at 3 % of the volume. What was looked at is written down: these patches count as annotated.
+at 3 % of the volume, or at 4 million voxels. What was looked at is written down: these patches count as annotated.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ NETWORK_SHARE = 0.03
 """Share of the volume at which a patch stops growing around an object that is still cut."""
 LEAST_LIMIT = 48**3
 """Voxels that a patch may take in any case: on small volumes 3 % would not hold one object."""
+MOST_LIMIT = 4_000_000
+"""Voxels that a patch may take at most: on huge volumes 3 % would not fit into memory."""
 _LOOK = (64, 256, 256)
 """Largest field in which an object to grow a patch around is chosen."""
 _MAIN_SHARE = 0.9
@@ -56,7 +58,7 @@ def rough_boxes(read: Reader, shape_zyx: ZYX, spacing_um_zyx: Spacing, rng: np.r
         Disjoint; together they hold five whole objects, or one reached its limit. Empty where the truth shows
         no object.
     """
-    limit = min(math.prod(shape_zyx), max(LEAST_LIMIT, int(NETWORK_SHARE * math.prod(shape_zyx))))
+    limit = min(math.prod(shape_zyx), max(LEAST_LIMIT, min(MOST_LIMIT, int(NETWORK_SHARE * math.prod(shape_zyx)))))
     boxes: list[Box] = []
     still_cut: list[Box] = []
     for _ in range(_TRIES):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rescueseg.geometry import Box
 from rescueseg.triage.rough import (
     LEAST_LIMIT,
+    MOST_LIMIT,
     NETWORK_SHARE,
     WHOLE_OBJECTS,
     objects_of,
@@ -61,6 +62,19 @@ def test_a_network_ends_at_its_share_of_the_volume() -> None:
     assert len(boxes) == 1
     limit = max(LEAST_LIMIT, NETWORK_SHARE * math.prod(mask.shape))
     assert 0.8 * limit < boxes[0].size < 1.4 * limit
+
+
+def test_on_a_huge_volume_a_network_ends_at_what_fits_into_memory() -> None:
+    shape, seen = (2000, 20000, 20000), []
+
+    def read(box: Box) -> np.ndarray:
+        seen.append(box.size)
+        z, y, x = np.ogrid[box.slices]
+        return ((z % 12 < 3) & (y % 12 < 3) | (x % 12 < 3)).astype(np.uint8)
+
+    boxes = rough_boxes(read, shape, (1.0, 1.0, 1.0), np.random.default_rng(0))
+    assert len(boxes) == 1
+    assert max(seen) < 1.4 * MOST_LIMIT + 64 * 256 * 256
 
 
 def test_an_empty_volume_gives_no_patch() -> None:
