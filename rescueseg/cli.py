@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -159,17 +160,19 @@ def check(
     from rescueseg.volumes.consistency_page import change_lines, page
 
     opened = Campaign.open(campaign)
-    with shown_progress(console) as progress:
-        report = consistency.check(opened, progress)
-    for part in page(report):
-        console.print(part)
-    changes = consistency.changes(opened, report)
-    if apply:
-        store = open_queue(opened)
-        store.migrate()
-        with campaign_lock(opened, store):
+    with ExitStack() as held:
+        if apply:  # no generation may train meanwhile on what is judged as untrained
+            store = open_queue(opened)
+            store.migrate()
+            held.enter_context(campaign_lock(opened, store))
+        with shown_progress(console) as progress:
+            report = consistency.check(opened, progress)
+        changes = consistency.changes(opened, report)
+        if apply:
             consistency.apply(opened, report)
             tickets.withdraw_refused(opened, store)
+    for part in page(report):
+        console.print(part)
     for line in change_lines(changes, applied=apply):
         say_line(line)
     console.print(f"{report.chunks_read} chunks read; everything measured is in consistency.json", style="dim")

@@ -15,10 +15,11 @@ from tasks.options import STAGE, open_campaign
 def check(campaign_url: str, apply: bool = False) -> Any:
     """Return verdict, domain and reason by volume; see `rescueseg.volumes.consistency`."""
     campaign, store = open_campaign(campaign_url)
-    report = consistency.check(campaign)
-    if apply:
-        store.migrate()
-        with generation.campaign_lock(campaign, store):
-            consistency.apply(campaign, report)
-            tickets.withdraw_refused(campaign, store)
+    if not apply:
+        return consistency.summary(consistency.check(campaign))
+    store.migrate()
+    with generation.campaign_lock(campaign, store):  # no generation trains on what is judged as untrained
+        report = consistency.check(campaign)
+        consistency.apply(campaign, report)
+        tickets.withdraw_refused(campaign, store)
     return consistency.summary(report)

@@ -22,7 +22,7 @@ from rescueseg.errors import CampaignError
 from rescueseg.geometry import Box
 from rescueseg.phantom import make_phantom
 from rescueseg.records import Normalisation, Snapshot, SnapshotItem, VolumeRecord
-from rescueseg.volumes import normalise, ome_zarr
+from rescueseg.volumes import consistency, normalise, ome_zarr
 from rescueseg.volumes.consistency import ConsistencyReport, VolumeVerdict, apply, changes, check
 from rescueseg.volumes.ingest import default_domain
 from rescueseg.volumes.normalise import measure, rescaled
@@ -393,6 +393,28 @@ def test_the_command_reports_first_and_changes_only_when_told(
     said = run("check", campaign.url, "--apply")
     assert "wrong: refused" in said
     assert "refused: its texture" in run("status", campaign.url)
+    assert len(campaign.domains().domains) == 1
+
+
+def test_no_generation_trains_between_the_judgement_and_its_application(
+    campaign: Campaign, phantom: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.errors import QueueError
+    from rescueseg.generation import campaign_lock
+
+    add(campaign, "a", phantom)
+    judge, met = consistency.judge, []
+
+    def judged(*arguments: Any) -> ConsistencyReport:
+        with pytest.raises(QueueError), campaign_lock(campaign, open_queue(campaign)):
+            pass
+        met.append(True)
+        return judge(*arguments)
+
+    monkeypatch.setattr(consistency, "judge", judged)
+    run("check", campaign.url, "--apply")
+    assert met
     assert len(campaign.domains().domains) == 1
 
 
