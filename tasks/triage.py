@@ -35,9 +35,10 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
         "",
         *(f"- {a}" for a in result.advice),
     ]
-    lines += ["", *(f"1. {s.question} {'yes' if s.answer else 'no'}: {s.detail}" for s in result.steps)]
+    said = {True: "yes", False: "no", None: "not known"}
+    lines += ["", *(f"1. {s.question} {said[s.answer]}: {s.detail}" for s in result.steps)]
     create_markdown_artifact("\n".join(lines), key=key)
-    create_image_artifact(
-        f"file://{campaign.storage.url_of(PICTURE)}", key=f"{key}-picture", description="The path taken"
-    )
+    picture = campaign.storage.url_of(PICTURE)
+    url = f"file://{picture}" if campaign.storage.is_local else picture
+    create_image_artifact(url, key=f"{key}-picture", description="The path taken")
     return result.to_json()

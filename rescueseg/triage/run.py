@@ -9,14 +9,14 @@ import numpy as np
 
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import CampaignError
+from rescueseg.errors import CampaignError, ConfigError
 from rescueseg.geometry import ZYX, Box
 from rescueseg.holdout import expected_shapes
 from rescueseg.records import Record
 from rescueseg.training.registry import TRAINERS
 from rescueseg.triage.evidence import Evidence, VolumeNoise, image_evidence, look_at_chunks, structure_evidence
-from rescueseg.triage.masks import Mask, rough_patches, with_labels
-from rescueseg.triage.tree import Complexity, Problem, Route, Step, Structure, decide
+from rescueseg.triage.masks import MASKS, Mask, rough_patches, with_labels
+from rescueseg.triage.tree import STRUCTURES, Complexity, Problem, Route, Step, Structure, decide
 from rescueseg.volumes.subsample import sample_boxes
 
 Progress = Callable[[str, int, int], None]
@@ -88,6 +88,8 @@ def triage(
 
     Raises
     ------
+    ConfigError
+        If the structure or the kind of mask is unknown.
     CampaignError
         If the campaign has no volume, or none with this channel.
     SamplingError
@@ -95,6 +97,11 @@ def triage(
     """
     from rescueseg.triage.picture import draw_decision
 
+    for value, known, what in ((structure, (None, *STRUCTURES), "structure"), (mask, MASKS, "mask")):
+        if value not in known:
+            raise ConfigError(
+                f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in known if k)}"
+            )
     noise, read, total = look_at_volumes(campaign, channel, progress)
     patches, source = rough_patches(campaign, store, mask, channel)
     patches = with_labels(patches)

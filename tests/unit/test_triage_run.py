@@ -19,7 +19,7 @@ from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.cli import app
 from rescueseg.config import settings_of
-from rescueseg.errors import CampaignError, SamplingError
+from rescueseg.errors import CampaignError, ConfigError, SamplingError
 from rescueseg.intake import start_campaign
 from rescueseg.phantom import make_phantom
 from rescueseg.simulation.annotator import SimulatedAnnotator
@@ -206,6 +206,10 @@ def test_gain_and_offset_change_nothing_that_decides(tmp_path: Path) -> None:
 def test_a_campaign_that_cannot_be_triaged_says_why(campaign: Campaign, tmp_path: Path) -> None:
     with pytest.raises(CampaignError, match="channel 3"):
         run(campaign, channel=3)
+    with pytest.raises(ConfigError, match="'tube' is unknown"):
+        run(campaign, structure="tube")
+    with pytest.raises(ConfigError, match="'thresold' is unknown"):
+        run(campaign, mask="thresold")
     empty = Campaign.create(str(tmp_path / "empty"), settings_of("e", ["a"]))
     with pytest.raises(CampaignError, match="no volume"):
         run(empty)
