@@ -9,6 +9,7 @@
     consistency.json                    what the check of the volumes found (see rescueseg.volumes.consistency)
     domains.json                        domains: spacing, normalisation, volumes
     triage.json                         problem, evidence, route (see rescueseg.triage)
+    triage.png                          picture of the decision
     rough.json                          patches of the rough mask: annotated, so never held out
     holdout.json                        frozen holdout
     starting.json                       patches that generation 0 is trained on
@@ -44,6 +45,7 @@ _PARTS = (
         "consistency.json",
         "domains.json",
         "triage.json",
+        "triage.png",
         "rough.json",
         "holdout.json",
         "starting.json",

@@ -85,6 +85,12 @@ def test_a_link_out_of_the_campaign_is_refused(campaign: Campaign, tmp_path: Pat
     assert list((tmp_path / "outside").iterdir()) == []
 
 
+def test_a_folder_with_a_picture_of_its_own_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "triage.png").write_bytes(b"mine")
+    with pytest.raises(CampaignError, match=r"holds 'triage\.png'"):
+        Campaign.create(str(tmp_path), check_config({"name": "c", "classes": ["a"]}))
+
+
 @pytest.mark.parametrize("value", ["", "..", "a/b", "a b", "a\n", ".hidden", "a" * 200])
 def test_unsafe_ids_are_refused(value: str) -> None:
     with pytest.raises(CampaignError, match="no valid ticket id"):
