@@ -151,6 +151,16 @@ def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Ca
     assert weak_label(made, store).tickets == 0
 
 
+def test_a_classifier_trained_on_another_intensity_scaling_is_not_used_again(made: Campaign, store: QueueStore) -> None:
+    accept_one(made, store)
+    weak_label(made, store, "classifier")
+    volume = made.volume("v")
+    scaled = volume.normalisation.model_copy(update={"mean": 0.0, "std": 3 * volume.normalisation.std})
+    made.save_volume(volume.model_copy(update={"normalisation": scaled}))
+    assert weak_label(made, store, "classifier").tickets == len(store.tickets("queued", "pool")) > 0
+    assert len([name for name in files(made) if name.endswith(".skops")]) == 2
+
+
 def test_refused_volumes_are_neither_learned_from_nor_labelled(made: Campaign, store: QueueStore) -> None:
     accept_one(made, store)
     made.save_volume(made.volume("v").model_copy(update={"volume_id": "other"}))
