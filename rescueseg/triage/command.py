@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rescueseg.campaign import Campaign
-from rescueseg.errors import ConfigError
 from rescueseg.progress import shown_progress
 
 console = Console()
@@ -38,16 +37,11 @@ def triage(
     annotation.postprocessing to decide yourself.
     """
     from rescueseg.annotation.store import open_queue
-    from rescueseg.triage.masks import MASKS, Mask
+    from rescueseg.triage.masks import Mask
     from rescueseg.triage.run import PICTURE
     from rescueseg.triage.run import triage as run
-    from rescueseg.triage.tree import STRUCTURES, Structure
+    from rescueseg.triage.tree import Structure
 
-    for option, value, known in (("--structure", structure, ("", *STRUCTURES)), ("--mask", mask, MASKS)):
-        if value not in known:
-            raise ConfigError(
-                f"'{value}' is unknown", where=option, todo=f"Choose one of {', '.join(k for k in known if k)}"
-            )
     opened = Campaign.open(campaign)
     store = open_queue(opened)
     store.migrate()

@@ -11,7 +11,7 @@ from rescueseg.annotation.labels import IGNORE
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import SamplingError
-from rescueseg.geometry import Box, Patch, zyx
+from rescueseg.geometry import Box, Patch, Spacing, isotropic_shape, zyx
 from rescueseg.patches import patch_shape
 from rescueseg.records import VolumeRecord
 from rescueseg.seeds import random_generator
@@ -23,6 +23,8 @@ MASKS: tuple[Mask, ...] = ("auto", "annotations", "truth", "threshold", "none")
 
 _MOST_PATCHES = 8
 """Patches whose shapes are measured."""
+_MOST_VOXELS = 4_000_000
+"""Voxels of all patches together; of larger ones the middle is looked at."""
 _THRESHOLD_PATCHES = 3
 _THRESHOLD_SIDE = 96
 
@@ -64,12 +66,24 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
 
 def _annotated(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
     found = []
-    usable = {volume.volume_id for volume in campaign.volumes()}
-    accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable]
-    for annotation in accepted[:_MOST_PATCHES]:
+    usable = {volume.volume_id: volume for volume in campaign.volumes()}
+    accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable][:_MOST_PATCHES]
+    for annotation in accepted:
         labels = campaign.storage.read_array(annotation.labels)
-        found.append(_patch(campaign, Patch(annotation.volume_id, annotation.box), labels, channel))
+        spacing = usable[annotation.volume_id].spacing_um_zyx
+        box = middle_of(annotation.box, spacing, _MOST_VOXELS // len(accepted))
+        labels = labels[box.relative_to(annotation.box).slices]
+        found.append(_patch(campaign, Patch(annotation.volume_id, box), labels, channel))
     return found
+
+
+def middle_of(box: Box, spacing_um_zyx: Spacing, voxels: int) -> Box:
+    """Return the middle of a box, about isotropic in micrometre, that holds about `voxels`; the box where it is smaller."""
+    if box.size <= voxels:
+        return box
+    shape = isotropic_shape(spacing_um_zyx, voxels, box.shape_zyx)
+    start = [o + (n - s) // 2 for o, n, s in zip(box.offset_zyx, box.shape_zyx, shape, strict=True)]
+    return Box(zyx(start), shape)
 
 
 def _from_truth(campaign: Campaign, channel: int) -> list[RoughPatch]:

@@ -59,7 +59,9 @@ def scribbled_volumes(given: Sequence[str], known: Mapping[str, VolumeRecord]) -
 
 
 def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Iterator[AnnotatedPatch]:
-    """Yield the blocks of a volume that hold scribbles; voxels in or near the holdout are left out.
+    """Yield the blocks of a volume that hold scribbles.
+
+    Scribbles in the guarded holdout are left out, and the image there is replaced by the mean intensity.
 
     Parameters
     ----------
@@ -94,11 +96,14 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
             if (drawn == IGNORE).all():
                 continue
             labels = check_labels(drawn, block, campaign.config.n_classes, where=file).copy()
-            for box in held:
-                if common := box.intersection(block):
-                    labels[common.relative_to(block).slices] = IGNORE
+            inside = [c.relative_to(block).slices for box in held if (c := box.intersection(block))]
+            for slices in inside:
+                labels[slices] = IGNORE
             if (labels != IGNORE).any():
-                yield _patch(campaign, volume, f"{file} {block}", block, labels)
+                patch = _patch(campaign, volume, f"{file} {block}", block, labels)
+                for slices in inside:  # the features of a scribble beside the holdout are not to see it
+                    patch.image[(slice(None), *slices)] = 0
+                yield patch
     finally:
         source.close()
 

@@ -14,13 +14,16 @@ import tifffile
 from typer.testing import CliRunner
 
 from rescueseg import tickets, volumes
-from rescueseg.annotation.labels import starting_labels, submit_labels
+from rescueseg.annotation.labels import IGNORE, starting_labels, submit_labels
 from rescueseg.annotation.store import QueueStore, open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.cli import app
 from rescueseg.config import check_config
 from rescueseg.errors import QueueError, RescuesegError, WeakLabelError
+from rescueseg.geometry import partition
+from rescueseg.weak_labels.base import BLOCK_ZYX
 from rescueseg.weak_labels.run import Sources, weak_label
+from rescueseg.weak_labels.scribbles import read_scribbles
 from tests.stand_in_ilastik import install, project
 from tests.training_rig import balls
 
@@ -211,6 +214,19 @@ def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     )
     assert len(first) == 8
     assert first == second, "the same masks: what lay in the holdout had no say"
+
+
+def test_features_of_scribbles_beside_the_holdout_do_not_see_it(made: Campaign, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.ones(SHAPE, np.uint8), metadata={"axes": "ZYX"})
+    holdout, seen = made.holdout(), np.zeros(SHAPE)
+    assert holdout is not None
+    for patch, block in zip(
+        read_scribbles(made, made.volume("v"), str(tmp_path / "s.tif")), partition(SHAPE, BLOCK_ZYX), strict=True
+    ):
+        seen[block.slices] = patch.image[0]
+        assert ((patch.labels == IGNORE) == (patch.image[0] == 0)).all()
+    for box in holdout.guarded("v"):
+        assert (seen[box.clip(SHAPE).slices] == 0).all()
 
 
 def test_ilastik_is_run_where_it_is_installed(
