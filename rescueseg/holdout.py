@@ -40,6 +40,9 @@ _SMALLER = (
 """Scales of a holdout box (voxels) with widths of its guard band (pixels in plane), tried in this order."""
 _FEWER = ((1, LEAST_PLACES), (1, 12), (2, 12), (4, 4), (8, 1))
 """Divisors of the number of boxes with the patches that must still fit beside them, tried in this order."""
+_ROOM = 0.65
+"""Voxels of the places that must remain, over those of a reference patch: larger boxes to be judged by are worth somewhat
+smaller patches."""
 _SPARE = 2
 """Patches more that must fit in a rehearsal, since the drawing itself lies elsewhere."""
 _LEAST_GROWN = 2
@@ -239,7 +242,7 @@ def _try_boxes(
     holdout = Holdout(boxes=held, guard_zyx=plan.guard_zyx)
     enough = plan.pool + (_SPARE if rehearsal else 0)
     guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
-    references = {v.volume_id: reference_shape(campaign.config, v) for v in volumes}
+    references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in volumes}
     return held if places(volumes, references, guarded, enough) >= enough else None
 
 

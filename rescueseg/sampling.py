@@ -26,7 +26,7 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     """Return the frozen holdout; draw and freeze it at the first call, let it grow when volumes were added.
 
     Validation and test boxes take turns through the same strata (see `strata.HOLDOUT_STRATA`: the difficult ones
-    are guaranteed, a quarter is drawn at random) and through the volumes by their size. Boxes never overlap each
+    are guaranteed, one in eight is drawn at random) and through the volumes by their size. Boxes never overlap each
     other. On small volumes boxes and guard band shrink until 30 patches fit beside them; on very small ones
     fewer boxes are drawn. With the boxes the patch shape of each volume is fixed.
 

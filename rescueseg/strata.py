@@ -39,10 +39,11 @@ Reader = Callable[[Box], npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
 
 HOLDOUT_STRATA = (
-    *("typical", "worst_case", "dense", "low_snr", "artifact"),
-    *("sparse", "volume_edge", "typical", "best_case"),
+    *("dense", "worst_case", "typical", "low_snr", "best_case"),
+    *("artifact", "volume_edge", "sparse", "typical"),
 )
-"""Order in which the boxes of each part of the holdout are drawn: a quarter at random, the difficult ones early."""
+"""Order in which the boxes of each part of the holdout are drawn. Boxes that promise objects are among them: where all are
+empty, nothing is judged but false finds."""
 STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", "artifact", "volume_edge")
 """Order in which the starting patches are drawn: those that promise objects first."""
 TOP = 0.15

@@ -256,7 +256,8 @@ def test_the_patch_shape_stays_when_volumes_are_added(campaign: Campaign) -> Non
     large = add(campaign, "cdeep3m", "c")
     grown = sampling.draw_holdout(campaign)
     assert patches.patch_shape(campaign.config, first, grown) == shape
-    assert math.prod(patches.patch_shape(campaign.config, large, grown)) == pytest.approx(math.prod(shape), rel=0.1)
+    # both long sides are even, about 22 voxels: a step of one of them is a tenth
+    assert math.prod(patches.patch_shape(campaign.config, large, grown)) == pytest.approx(math.prod(shape), rel=0.2)
     assert math.prod(patches.patch_shape(campaign.config, small, grown)) <= 1.1 * math.prod(shape)
     assert sampling.candidate_boxes(campaign, "b")
 
