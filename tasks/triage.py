@@ -31,7 +31,7 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
         [e.to_json() for e in result.evidence], key=f"{key}-evidence", description="Evidence of the triage"
     )
     lines = [
-        f"**Problem {result.route.title}**, trainer `{result.trainer}`",
+        f"**Problem {result.title}**, trainer `{result.trainer}`",
         "",
         *(f"- {a}" for a in result.advice),
     ]

@@ -63,13 +63,21 @@ def triage(
         table.add_row(item.name, "unknown" if item.value is None else f"{item.value:.4g}", item.unit, item.how)
     console.print(table)
     console.print()
+    seen = {item.name: item.value for item in result.evidence}
+    console.print(
+        f"Rough mask from: {result.mask}"
+        + (f", {seen['objects']:.0f} objects, {seen['whole_objects']:.0f} of them whole" if "objects" in seen else ""),
+        highlight=False,
+    )
     for step in result.steps:
         mark = {True: "yes", False: "no", None: "not known"}[step.answer]
+        if step.measured is not None and step.answer != (step.measured >= 1):
+            mark += f", by your word (measured: {'yes' if step.measured >= 1 else 'no'})"
         distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
         console.print(f"{step.question} {mark}{distance}: {step.detail}", highlight=False, soft_wrap=True)
     console.print()
     console.print(
-        f"Problem {result.route.title}; trainer {result.trainer}; complexity {result.complexity}",
+        f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}",
         style="bold",
         highlight=False,
     )

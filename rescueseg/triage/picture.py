@@ -47,7 +47,7 @@ def draw_decision(result: Triage) -> bytes:
     axes.text(_SCALE[0], rows + 0.1, "no", color=BLUE, ha="left", fontsize=9)
     axes.text(_SCALE[1], rows + 0.1, "yes", color=ORANGE, ha="right", fontsize=9)
     axes.text(sum(_SCALE) / 2, rows + 0.1, "threshold", color=GREY, ha="center", fontsize=9)
-    summary = f"{result.route.title} → {result.trainer}" + (
+    summary = f"{result.title} → {result.trainer}" + (
         f"   (better, not installed: {', '.join(result.missing)})" if result.missing else ""
     )
     axes.text(_LEFT, -1.25, summary, fontsize=13, weight="bold", va="center")

@@ -54,6 +54,11 @@ class Triage(Record):
     chunks: int
     """Chunks of all volumes."""
 
+    @property
+    def title(self) -> str:
+        """The problem for people; not known where no question could be answered."""
+        return "not known yet" if all(step.answer is None for step in self.steps) else self.route.title
+
 
 def triage(
     campaign: Campaign,

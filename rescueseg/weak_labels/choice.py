@@ -207,6 +207,8 @@ def polarity(triage: Any | None) -> bool | None:
 def _is_sheet(triage: Any) -> bool:
     if triage["structure"] is not None:
         return bool(triage["structure"] == "membrane")
+    if triage["mask"] not in ("annotations", "truth"):  # a threshold's guess has ragged, flat pieces
+        return False
     plate, tube = _evidence(triage, "plateness"), _evidence(triage, "tubularity")
     return plate is not None and tube is not None and plate > 0.5 > tube
 

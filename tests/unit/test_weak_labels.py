@@ -106,6 +106,7 @@ def test_the_triage_names_the_method_until_something_is_annotated() -> None:
     assert method_for(triaged("topology"))[0] == "tubes"
     assert method_for(triaged("topology", plateness=0.8, tubularity=0.1))[0] == "membranes"
     assert method_for(triaged("topology", plateness=0.3, tubularity=0.6))[0] == "tubes"
+    assert method_for(triaged("topology", mask="threshold", plateness=0.8, tubularity=0.1))[0] == "tubes", "a guess"
     assert method_for(triaged("topology", "membrane"))[0] == "membranes"
     assert method_for(triaged("topology", "fibre", plateness=0.8, tubularity=0.1))[0] == "tubes", "the user's word"
     assert method_for(triaged("boundary"))[0] == method_for(triaged("other"))[0] == "threshold"

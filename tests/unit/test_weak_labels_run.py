@@ -129,7 +129,7 @@ def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
 def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStore) -> None:
     assert weak_label(made, store, dry_run=True).method == "threshold"
     found = [{"name": "plateness", "value": 0.9}, {"name": "tubularity", "value": 0.1}]
-    made.save_triage({"problem": "topology", "structure": None, "mask": "threshold", "evidence": found})
+    made.save_triage({"problem": "topology", "structure": None, "mask": "truth", "evidence": found})
     result = weak_label(made, store, dry_run=True)
     assert (result.method, result.tickets) == ("membranes", 4)
     assert made.weak_label_choice() is None
