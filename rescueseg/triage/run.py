@@ -132,7 +132,9 @@ def triage(
         thresholds=campaign.config.triage.model_dump(),
         patch_zyx=expected_shapes(campaign),
         complexity=route.complexity,
-        advice=tuple(_advice(route, trainer, missing, source if patches else "none")),
+        advice=tuple(
+            _advice(route, trainer, missing, source if patches else "none", all(p.instances for p in patches))
+        ),
         chunks_read=read,
         chunks=total,
     )
@@ -200,7 +202,7 @@ def _disagreement(numbers: dict[str, float], campaign: Campaign, word: Structure
     return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
 
 
-def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str) -> list[str]:
+def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, instances: bool) -> list[str]:
     lines = [route.annotation]
     if missing:
         lines.append(
@@ -209,6 +211,10 @@ def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str) -> 
     lines.append(
         "Try the cheap way first: 'rescueseg weak-label', and see the tuned threshold in the report; the champion must beat it."
     )
+    if route.name == "topology" and mask != "none" and not instances:
+        lines.append(
+            "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure star-convex."
+        )
     if mask == "threshold":
         lines.append("The shape was guessed from a threshold: annotate one patch and triage again.")
     elif mask == "none":

@@ -162,6 +162,7 @@ def test_a_tree_of_tubes_is_a_topology_problem(tmp_path: Path) -> None:
         tubes[10:13, :, offset : offset + 5] = 1
     result = run(make(tmp_path, picture(tubes).astype(np.float32), tubes, "semantic"), mask="truth")
     assert (result.letter, result.complexity) == ("C", "difficult")
+    assert any("pressed together" in line for line in result.advice), "a class mask cannot tell"
 
 
 def degraded(change: Callable[[np.ndarray, float], np.ndarray], steps: list[float], tmp_path: Path) -> list[Triage]:
