@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.table import Table
 
 from rescueseg.campaign import Campaign
 from rescueseg.progress import shown_progress
+
+if TYPE_CHECKING:
+    from rescueseg.triage.run import Triage
 
 console = Console()
 if not console.is_terminal:
@@ -32,9 +35,9 @@ def triage(
 ) -> None:
     """Say what the problem is, with the evidence: boundary, SNR or topology, and which route it calls for.
 
-    A bounded sample of the volumes is read, however large they are. The route becomes the campaign's default trainer and
-    query strategy; set training.trainer, query.strategy or
-    annotation.postprocessing to decide yourself.
+    A bounded sample of the volumes is read, however large they are. The route becomes the campaign's default trainer,
+    query strategy and cleaning of first masks; set training.trainer, query.strategy or annotation.postprocessing to
+    decide yourself.
     """
     from rescueseg.annotation.store import open_queue
     from rescueseg.triage.masks import Mask
@@ -54,6 +57,13 @@ def triage(
             channel=channel,
             progress=progress,
         )
+    show(result)
+    say(f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}")
+    console.print(f"Next: rescueseg check {campaign}", style="dim")
+
+
+def show(result: Triage) -> None:
+    """Print the evidence, the answers, and what follows from them."""
     table = Table(title="Evidence", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     table.add_column("value", justify="right")
@@ -64,34 +74,24 @@ def triage(
     console.print(table)
     console.print()
     seen = {item.name: item.value for item in result.evidence}
-    console.print(
-        f"Rough mask from: {result.mask}"
-        + (f", {seen['objects']:.0f} objects, {seen['whole_objects']:.0f} of them whole" if "objects" in seen else ""),
-        highlight=False,
-    )
+    counted = f", {seen['objects']:.0f} objects, {seen['whole_objects']:.0f} of them whole" if "objects" in seen else ""
+    say(f"Rough mask from: {result.mask}{counted}")
     for step in result.steps:
         mark = {True: "yes", False: "no", None: "not known"}[step.answer]
         if step.measured is not None and step.answer != (step.measured >= 1):
             mark += f", by your word (measured: {'yes' if step.measured >= 1 else 'no'})"
         distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
-        console.print(f"{step.question} {mark}{distance}: {step.detail}", highlight=False, soft_wrap=True)
+        say(f"{step.question} {mark}{distance}: {step.detail}")
     console.print()
-    console.print(
-        f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}",
-        style="bold",
-        highlight=False,
-    )
+    say(f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}", style="bold")
     if result.disagreement:
-        console.print(
-            f"Word and measurement disagree: {result.disagreement}", style="yellow", highlight=False, soft_wrap=True
-        )
+        say(f"Word and measurement disagree: {result.disagreement}", style="yellow")
     for line in result.advice:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(line)
     shapes = ", ".join(f"{v} {'×'.join(map(str, s))}" for v, s in result.patch_zyx.items())
-    console.print(f"Suggested patch (zyx, voxels): {shapes}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"Next: rescueseg check {campaign}", style="dim")
+    say(f"Suggested patch (zyx, voxels): {shapes}")
+
+
+def say(line: str, style: str = "") -> None:
+    """Print a line as it is, however long."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -108,8 +108,9 @@ def triage(
                 f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in known if k)}"
             )
     noise, read, total = look_at_volumes(campaign, channel, progress)
-    patches, source = rough_patches(campaign, store, mask, channel)
-    patches = with_labels(patches)
+    found, source = rough_patches(campaign, store, mask, channel)
+    patches = with_labels(found)
+    source = source if patches else "none"
     volumes = campaign.volumes()
     evidence = [
         *image_evidence(list(noise.values()), [v.spacing_um_zyx for v in volumes]),
@@ -126,15 +127,13 @@ def triage(
         missing=missing,
         structure=structure,
         disagreement=_disagreement(numbers, campaign, structure, route),
-        mask=source if patches else "none",
+        mask=source,
         steps=tuple(steps),
         evidence=tuple(evidence),
         thresholds=campaign.config.triage.model_dump(),
         patch_zyx=expected_shapes(campaign),
         complexity=route.complexity,
-        advice=tuple(
-            _advice(route, trainer, missing, source if patches else "none", all(p.instances for p in patches))
-        ),
+        advice=tuple(_advice(route, trainer, missing, source, all(p.instances for p in patches))),
         chunks_read=read,
         chunks=total,
     )

@@ -152,7 +152,7 @@ def test_block_by_block_gives_what_the_whole_image_gives(labeller: WeakLabeller,
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 7.5])
-def test_a_constant_image_has_no_structure(labeller: WeakLabeller, value: float) -> None:
+def test_a_constant_image_is_labelled_as_the_contract_says(labeller: WeakLabeller, value: float) -> None:
     image = np.full((1, 8, 20, 20), value, np.float32)
     check(labeller, image)
 
