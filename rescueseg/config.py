@@ -113,6 +113,8 @@ class AnnotationConfig(Section):
     """How long a patch stays with the annotator who took it."""
     review: bool = False
     """With review, a submitted annotation waits for a reviewer; without, it is accepted at once."""
+    context: Annotated[float, Field(ge=0.0, le=2.0)] = 0.5
+    """How much of the surroundings is shown with a patch: a fraction of its side on every side."""
     postprocessing: Literal["auto", "none", "specks", "filled", "connected"] = "auto"
     """How the first masks of queried patches are cleaned; the triage's route decides when `auto`, nothing without one."""
 
