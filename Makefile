@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,postgres,slurm
+EXTRAS := dev,postgres,slurm,napari,cvat,topology
 
 DATASET ?=
 DATA_DIR ?=
@@ -20,9 +20,11 @@ install: $(VENV)/.installed  ## make .venv and install the pinned dependencies
 
 # nnU-Net pulls in batchgenerators -> unittest2 -> argparse from the package index; that argparse shadows the standard
 # library's in some interpreters and stops the Prefect server. Nothing that we run needs the four packages.
+# MONAI Label's own client proves our endpoint in the tests; its dependencies would pull in a whole server.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps monailabel
 	$(BIN)/python -m pip uninstall --quiet --yes argparse unittest2 traceback2 linecache2
 	touch $@
 
@@ -30,7 +32,7 @@ demo: install  ## three generations of active learning on one volume: make demo 
 	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') $(foreach s,$(SETTINGS),--set '$(s)')
 
 test: install  ## the tests that run in under 15 minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-all: install  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
