@@ -11,6 +11,7 @@
     │   ├── InvalidVolumeError     dimensionality, NaNs, empty axes
     │   └── ExampleUnavailable     a public example that is neither cached nor within reach
     ├── LabelError             a label array that does not fit: shape, classes, dtype
+    │   └── LabelWarningsError     it fits, but looks odd: a person can override
     ├── QueueError             a ticket cannot do what was asked of it
     │   ├── LeaseExpiredError
     │   ├── NotYourLeaseError
@@ -30,6 +31,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 
 class RescuesegError(Exception):
@@ -89,6 +92,26 @@ class ExampleUnavailable(VolumeError):  # noqa: N818
 
 class LabelError(RescuesegError):
     """A label array does not fit its patch: shape, dtype or classes."""
+
+
+class LabelWarningsError(LabelError):
+    """Labels fit their patch but look odd; nothing was handed in, and a person can override.
+
+    Parameters
+    ----------
+    what, where, todo : str
+        As of every error.
+    warnings : tuple of rescueseg.annotation.desk.LabelWarning
+        What is odd, one by one.
+    """
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "", warnings: tuple[Any, ...] = ()) -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.warnings = warnings
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the warnings too."""
+        return partial(LabelWarningsError, where=self.where, todo=self.todo, warnings=self.warnings), (self.what,)
 
 
 class QueueError(RescuesegError):
