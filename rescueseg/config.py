@@ -138,6 +138,8 @@ class TrainingConfig(Section):
     """Feature channels per level; the profile's default when omitted."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of the last stages' channels dropped, in training and by every Monte-Carlo sample."""
+    members: Positive = 1
+    """Networks trained from as many seeds and averaged: an ensemble, at as many times the cost."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints: what a killed training loses at most."""
     threads: Positive = 2

@@ -1,16 +1,18 @@
 """Uncertainty of a predictive distribution, voxel by voxel. NumPy only.
 
 A predictive distribution is a set of members: Monte-Carlo dropout samples [1]_ under each of several test-time
-symmetries [2]_. Member ``m`` under symmetry ``s`` gives class probabilities ``p[s, m]`` over background and K classes;
-``p̄`` is their mean and ``H[p] = -Σ_c p_c ln p_c`` in nats. Then
+symmetries [2]_ of each network of an ensemble [4]_. A member ``m`` gives class probabilities ``p[m]`` over background and
+K classes; ``p̄`` is their mean and ``H[p] = -Σ_c p_c ln p_c`` in nats. Then
 
 - predictive entropy ``H[p̄]``: everything the model does not know, at most ``ln(K + 1)``;
-- expected entropy ``mean H[p[s, m]]``: what each member itself leaves open (ambiguous image);
-- mutual information ``H[p̄] - mean H[p[s, m]]``: what the members disagree on (BALD [3]_);
+- expected entropy ``mean H[p[m]]``: what each member itself leaves open (ambiguous image);
+- mutual information ``H[p̄] - mean H[p[m]]``: what the members disagree on (BALD [3]_);
 - Monte-Carlo variance: the variance over the samples of one symmetry, averaged over symmetries and classes;
-- test-time variance: the variance over symmetries of the mean over their samples, averaged over classes.
+- test-time variance: the variance over the symmetries of one network of the mean over their samples, averaged over
+  networks and classes;
+- ensemble variance: the variance over networks of the mean over their members, averaged over classes.
 
-By the law of total variance the last two add up to the variance over all members. Variances are those of the
+By the law of total variance the last three add up to the variance over all members. Variances are those of the
 population (divided by the number of members, so a single member has none).
 
 References
@@ -19,6 +21,8 @@ References
 .. [2] Wang et al., Aleatoric uncertainty estimation with test-time augmentation for medical image segmentation,
    Neurocomputing 338 (2019), doi:10.1016/j.neucom.2019.01.103.
 .. [3] Houlsby et al., Bayesian active learning for classification and preference learning, 2011, arXiv:1112.5745.
+.. [4] Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles, NeurIPS
+   2017, arXiv:1612.01474.
 """
 
 from __future__ import annotations
@@ -102,101 +106,137 @@ def tta_variance(members: Float) -> Float:
     return variance
 
 
+def ensemble_variance(members: Float) -> Float:
+    """Return the variance over networks of the mean over their members, averaged over classes.
+
+    Parameters
+    ----------
+    members : ndarray, shape (N, S, M, K + 1, …)
+        Class probabilities of M samples under each of S symmetries of each of N networks.
+
+    Returns
+    -------
+    ndarray, shape (…)
+        Between 0 and 1/4.
+    """
+    variance: Float = members.mean(axis=(1, 2)).var(axis=0).mean(axis=0)
+    return variance
+
+
+class _Group:
+    """Mean of members and sums of squared deviations, merged as by Chan et al. (doi:10.1080/00031305.1983.10483115)."""
+
+    def __init__(self, key: tuple[int, ...] = ()) -> None:
+        self.key = key
+        self.count = 0
+        self.mean = np.zeros((), np.float32)
+        self.squares: list[Float32] = []
+        """Sums over classes' means within the groups below, level by level, then between them."""
+
+    def merge(self, mean: Float32, count: int, squares: list[Float32]) -> None:
+        """Take in a group of the level below; its arrays are kept."""
+        if not self.count:
+            self.mean, self.squares = mean, [*squares, np.zeros(mean.shape[1:], np.float32)]
+        else:
+            share = np.float32(count / (self.count + count))
+            delta = mean - self.mean
+            self.mean += delta * share
+            for own, other in zip(self.squares, squares, strict=False):
+                own += other
+            np.square(delta, out=delta)
+            self.squares[-1] += delta.mean(axis=0) * (np.float32(self.count) * share)
+        self.count += count
+
+
 class MemberStatistics:
     """All of the above from members that come one at a time, so that no two are in memory together.
 
-    Members of one symmetry must follow one another. Should the symmetries have different numbers of samples, each
-    weighs by its number, so that the mean is that of all members and the two variances add up to the total one.
-    Means and variances are updated as by Welford (doi:10.1080/00401706.1962.10490022).
+    Members of one symmetry must follow one another, and so must the symmetries of one network. Should the groups have
+    different numbers of members, each weighs by its number, so that the mean is that of all members and the three
+    variances add up to the total one.
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._symmetries: list[int] = []
-        self._samples = 0
+        self._closed: set[tuple[int, ...]] = set()
         self._entropy: Float32 | None = None
-        self._sample_mean: Float32 | None = None
-        self._sample_squares: Float32 | None = None
-        self._mean: Float32 | None = None
-        self._mc_squares: Float32 | None = None
-        self._tta_squares: Float32 | None = None
+        self._samples, self._symmetries, self._networks = _Group(), _Group(), _Group()
 
-    def add(self, symmetry_index: int, probabilities: Float) -> None:
+    def add(self, symmetry: int, probabilities: Float, network: int = 0) -> None:
         """Take in one member.
 
         Parameters
         ----------
-        symmetry_index : int
+        symmetry : int
             Its symmetry.
         probabilities : ndarray, shape (K + 1, z, y, x)
             Its class probabilities; not kept.
+        network : int
+            Its network.
 
         Raises
         ------
         ValueError
-            If members of another symmetry came in between.
+            If members of another symmetry or network came in between.
         """
         p = np.asarray(probabilities, dtype=np.float32)
-        if not self._symmetries or self._symmetries[-1] != symmetry_index:
-            if symmetry_index in self._symmetries:
-                raise ValueError(f"the members of symmetry {symmetry_index} do not follow one another")
-            self._close_symmetry()
-            self._symmetries.append(symmetry_index)
+        if self._samples.key != (network, symmetry):
+            self._open(network, symmetry)
         own = entropy(p)
         if self._entropy is None:
             self._entropy = own
         else:
             self._entropy += own
-        self._samples += 1
-        if self._sample_mean is None or self._sample_squares is None:
-            self._sample_mean, self._sample_squares = p.copy(), np.zeros(p.shape[1:], np.float32)
-            return
-        delta = p - self._sample_mean
-        self._sample_mean += delta / np.float32(self._samples)
-        delta *= p - self._sample_mean
-        self._sample_squares += delta.mean(axis=0)
+        self._samples.merge(p if self._samples.count else p.copy(), 1, [])
 
-    def _close_symmetry(self) -> None:
-        """Merge the samples of the symmetry that just ended into the sums over symmetries (Chan's update)."""
-        if self._sample_mean is None or self._sample_squares is None:
-            return
-        if self._mean is None or self._mc_squares is None or self._tta_squares is None:
-            self._mean, self._mc_squares = self._sample_mean, self._sample_squares
-            self._tta_squares = np.zeros_like(self._mc_squares)
-        else:
-            share = np.float32(self._samples / (self._count + self._samples))
-            delta = self._sample_mean - self._mean
-            self._mean += delta * share
-            self._mc_squares += self._sample_squares
-            np.square(delta, out=delta)
-            self._tta_squares += delta.mean(axis=0) * (np.float32(self._count) * share)
-        self._count += self._samples
-        self._samples, self._sample_mean, self._sample_squares = 0, None, None
+    def _open(self, network: int, symmetry: int) -> None:
+        """Begin a symmetry, and a network where it is another one."""
+        self._close_symmetry((network, symmetry))
+        if self._symmetries.key != (network,):
+            self._close_network((network,))
+        for key, name in (((network,), f"network {network}"), ((network, symmetry), f"symmetry {symmetry}")):
+            if key in self._closed:
+                raise ValueError(f"the members of {name} do not follow one another")
+
+    def _close_symmetry(self, following: tuple[int, ...]) -> None:
+        done, self._samples = self._samples, _Group(following)
+        self._closed.add(done.key)
+        if done.count:
+            self._symmetries.merge(done.mean, done.count, done.squares)
+
+    def _close_network(self, following: tuple[int, ...]) -> None:
+        done, self._symmetries = self._symmetries, _Group(following)
+        self._closed.add(done.key)
+        if done.count:
+            self._networks.merge(done.mean, done.count, done.squares)
 
     def result(self) -> dict[str, Float32]:
-        """Return the statistics of the members so far.
+        """Return the statistics of all members; none can be added after it.
 
         Returns
         -------
         dict
             "probability" (K + 1, z, y, x): the mean; "predictive_entropy", "expected_entropy", "mutual_information",
-            "mc_variance", "tta_variance" (z, y, x). All float32.
+            "mc_variance", "tta_variance", "ensemble_variance" (z, y, x). All float32.
 
         Raises
         ------
         ValueError
             If there was no member.
         """
-        self._close_symmetry()
-        if self._mean is None or self._entropy is None or self._mc_squares is None or self._tta_squares is None:
+        self._close_symmetry(())
+        self._close_network(())
+        if self._entropy is None:
             raise ValueError("no members were added")
-        count = np.float32(self._count)
-        predictive, expected = entropy(self._mean), self._entropy / count
+        whole = self._networks
+        count = np.float32(whole.count)
+        predictive, expected = entropy(whole.mean), self._entropy / count
+        mc, tta, ensemble = (squares / count for squares in whole.squares)
         return {
-            "probability": self._mean,
+            "probability": whole.mean,
             "predictive_entropy": predictive,
             "expected_entropy": expected,
             "mutual_information": np.maximum(predictive - expected, np.float32(0)),
-            "mc_variance": self._mc_squares / count,
-            "tta_variance": self._tta_squares / count,
+            "mc_variance": mc,
+            "tta_variance": tta,
+            "ensemble_variance": ensemble,
         }

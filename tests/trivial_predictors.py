@@ -12,6 +12,7 @@ from scipy.ndimage import uniform_filter
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.inference.predictor import Group
 from rescueseg.records import ModelReference
 
 
@@ -19,6 +20,7 @@ class Blur:
     """Depends on the whole window, its place in it, the window's key, the symmetry and the sample."""
 
     in_channels = 1
+    networks = 1
 
     def __init__(self, campaign: Campaign, config: InferenceConfig) -> None:
         self.n_classes = campaign.config.n_classes
@@ -27,19 +29,28 @@ class Blur:
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         return self.config.window_zyx or (8, 16, 16)
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        for symmetry in range(self.config.tta_symmetries):
-            blurred = np.stack([uniform_filter(w[0], 3 + 2 * symmetry) + 0.1 * w[0].mean() for w in windows])
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+        for network, symmetry in np.ndindex(self.networks, self.config.tta_symmetries):
+            width = 3 + 2 * symmetry + 4 * network
+            blurred = np.stack([uniform_filter(w[0], width) + 0.1 * w[0].mean() for w in windows])
             for sample in range(self.config.mc_samples):
                 noise = [np.random.default_rng([key, symmetry, sample]).normal() for key in keys]
                 logits = blurred + np.asarray(noise, np.float32)[:, None, None, None]
                 others = [0.3 * c * logits for c in range(1, self.n_classes)]
                 scores = np.exp(np.stack([-logits, logits, *others], axis=1) - np.abs(logits)[:, None])
-                yield symmetry, (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+                yield Group(network, symmetry), (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def blur(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
     return Blur(campaign, config)
+
+
+class Ensemble(Blur):
+    networks = 2
+
+
+def ensemble(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Ensemble:
+    return Ensemble(campaign, config)
 
 
 class DiesOnce(Blur):
@@ -50,7 +61,7 @@ class DiesOnce(Blur):
         self.calls = 0
         self.flag = Path(campaign.storage.path("died"))
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
         self.calls += 1
         if self.calls == 2:
             try:
@@ -67,7 +78,7 @@ def dies_once(campaign: Campaign, model: ModelReference, config: InferenceConfig
 
 
 class DiesAlways(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
         os._exit(1)
 
 
@@ -78,10 +89,10 @@ def dies_always(campaign: Campaign, model: ModelReference, config: InferenceConf
 class Diverged(Blur):
     """Gives a NaN in the window that holds the brightest voxel."""
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        for symmetry, probabilities in super().members(windows, keys):
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+        for group, probabilities in super().members(windows, keys):
             probabilities[windows.max(axis=(1, 2, 3, 4)) > 3] = np.nan
-            yield symmetry, probabilities
+            yield group, probabilities
 
 
 def diverged(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Diverged:
@@ -97,8 +108,8 @@ def two_channels(campaign: Campaign, model: ModelReference, config: InferenceCon
 
 
 class WrongShape(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        yield 0, np.zeros((len(windows), 2, 3, 3, 3), np.float32)
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+        yield Group(0, 0), np.zeros((len(windows), 2, 3, 3, 3), np.float32)
 
 
 def wrong_shape(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:

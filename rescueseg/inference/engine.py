@@ -30,7 +30,6 @@ from rescueseg.errors import InferenceError, ServiceError, storage_errors
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import (
     PROBABILITY,
-    QUANTITIES,
     InferencePlan,
     finished_blocks,
     map_path,
@@ -119,7 +118,7 @@ def infer_volume(
         generation=generation,
         volume_id=volume_id,
         model_digest=model.digest,
-        quantities=QUANTITIES,
+        quantities=plan.quantities,
         blocks=total,
         digest=digest_json([plan.digest, [done[index] for index in range(total)]]),
     )
@@ -233,6 +232,7 @@ def make_plan(campaign_url: str, model: ModelReference, volume_id: str, factory:
         window_zyx=window,
         chunk_zyx=chunk,
         block_zyx=choose_blocks(grid, chunk, config.inference.block_voxels, config.cluster.workers),
+        networks=predictor.networks,
     )
 
 
@@ -279,7 +279,7 @@ def run_block(campaign_url: str, generation: int, volume_id: str, plan_digest: s
     digest = hashlib.sha256()
     dtype = np.dtype(plan.inference.map_dtype)
     with storage_errors(campaign.map_url(generation, volume_id)):
-        for quantity in QUANTITIES:
+        for quantity in plan.quantities:
             values = maps.pop(quantity)
             np.clip(values, 0, 1 if quantity == PROBABILITY else np.finfo(dtype).max, out=values)
             stored = values.astype(dtype, copy=False)
@@ -318,7 +318,7 @@ def _compute(
     grid = plan.grid
     read = grid.read_box(block)
     raw = read_box(open_level(campaign.image_url(plan.volume_id)), read)
-    maps = {q: np.zeros(block.shape_zyx, np.float32) for q in QUANTITIES}
+    maps = {q: np.zeros(block.shape_zyx, np.float32) for q in plan.quantities}
     maps[PROBABILITY] = np.zeros((plan.n_classes + 1, *block.shape_zyx), np.float32)
     batch = max(1, BATCH_VOXELS // math.prod(plan.window_zyx))
     indices = grid.touching(block)
@@ -329,7 +329,7 @@ def _compute(
         )
         for part, statistics in zip(parts, _statistics(plan, predictor, windows, parts), strict=True):
             target = (..., *part.inside.relative_to(block).slices)
-            for quantity in QUANTITIES:
+            for quantity in plan.quantities:
                 values = statistics.pop(quantity)
                 values *= part.weights
                 maps[quantity][target] += values
@@ -344,7 +344,7 @@ def _statistics(
     cuts = [(slice(None), *part.inside.relative_to(part.window).slices) for part in parts]
     keys = [window_key(plan.seed, plan.volume_id, part.index) for part in parts]
     expected = (len(parts), plan.n_classes + 1, *plan.window_zyx)
-    for symmetry, probabilities in predictor.members(windows, keys):
+    for group, probabilities in predictor.members(windows, keys):
         if probabilities.shape != expected:
             raise InferenceError(
                 f"the predictor gave an array of shape {probabilities.shape}, not {expected}",
@@ -353,7 +353,7 @@ def _statistics(
             )
         with np.errstate(invalid="ignore"):
             for statistics, member, cut in zip(collected, probabilities, cuts, strict=True):
-                statistics.add(symmetry, member[cut])
+                statistics.add(group.symmetry, member[cut], group.network)
     for part, statistics in zip(parts, collected, strict=True):
         with np.errstate(invalid="ignore"):
             result = statistics.result()

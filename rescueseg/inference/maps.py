@@ -7,7 +7,8 @@ Below a generation's folder::
     maps/<volume>.blocks/000012.json      one completion marker per block, written after its shards
     maps/<volume>.json                    the finished `MapReference`
 
-`probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x); all in the dtype that
+`probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x), `ensemble_variance` is there when
+the model is an ensemble; all in the dtype that
 `inference.map_dtype` names.
 """
 
@@ -30,6 +31,9 @@ from rescueseg.volumes.ome_zarr import create_image
 PROBABILITY = "probability"
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
 QUANTITIES = (PROBABILITY, *UNCERTAINTIES)
+"""Maps of every model."""
+ENSEMBLE_VARIANCE = "ensemble_variance"
+"""Map that an ensemble has beside them."""
 
 
 class InferencePlan(Record):
@@ -49,6 +53,13 @@ class InferencePlan(Record):
     window_zyx: ZYX
     block_zyx: ZYX
     chunk_zyx: ZYX
+    networks: int = 1
+    """Networks of the ensemble."""
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the maps."""
+        return QUANTITIES if self.networks == 1 else (*QUANTITIES, ENSEMBLE_VARIANCE)
 
     @property
     def identity(self) -> str:
@@ -110,7 +121,7 @@ def prepare_maps(campaign: Campaign, generation: int, plan: InferencePlan) -> In
     with storage_errors(url):
         zarr.create_group(zarr_store(url), zarr_format=3)
     classes = ["background", *campaign.config.classes]
-    for quantity in QUANTITIES:
+    for quantity in plan.quantities:
         is_probability = quantity == PROBABILITY
         create_image(
             f"{url}/{quantity}",
@@ -175,7 +186,8 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
         The volume.
     quantity : str
         One of `QUANTITIES`: "probability" is (K + 1, z, y, x) with background first; "predictive_entropy" and
-        "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x).
+        "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x), as is the "ensemble_variance" of
+        an ensemble.
 
     Returns
     -------
@@ -185,11 +197,13 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
     Raises
     ------
     InferenceError
-        If the quantity is unknown or the maps are not complete.
+        If there is no such map or the maps are not complete.
     """
-    if quantity not in QUANTITIES:
-        raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(QUANTITIES)}")
-    if map_reference(campaign, generation, volume_id) is None:
+    reference = map_reference(campaign, generation, volume_id)
+    known = reference.quantities if reference else (*QUANTITIES, ENSEMBLE_VARIANCE)
+    if quantity not in known:
+        raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(known)}")
+    if reference is None:
         raise _incomplete(generation, volume_id)
     return open_array(campaign, generation, volume_id, quantity, mode="r")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,28 @@ from rescueseg.records import ModelReference
 Float32 = npt.NDArray[np.float32]
 
 
+class Group(NamedTuple):
+    """What the Monte-Carlo samples of a member share."""
+
+    network: int
+    """Index in the ensemble."""
+    symmetry: int
+    """Index of the test-time symmetry."""
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """A trained model that yields the members of its predictive distribution.
 
-    Members are Monte-Carlo dropout samples under each test-time symmetry. A member's dropout mask may depend only on
-    the window's key, the symmetry and the sample, so that results do not change with batching, blocks or workers.
+    Members are Monte-Carlo dropout samples under each test-time symmetry of each network of an ensemble. A member's
+    dropout mask may depend only on the window's key, the network, the symmetry and the sample, so that results do not
+    change with batching, blocks or workers.
     """
+
+    @property
+    def networks(self) -> int:
+        """Number of networks: 1 unless the model is an ensemble."""
+        ...
 
     @property
     def n_classes(self) -> int:
@@ -41,8 +56,8 @@ class Predictor(Protocol):
         """Return the window in voxels of a volume with this spacing (micrometre, zyx)."""
         ...
 
-    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[int, Float32]]:
-        """Yield one member at a time, all samples of one symmetry before the next symmetry.
+    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[Group, Float32]]:
+        """Yield one member at a time: all samples of a symmetry before the next one, all symmetries of a network likewise.
 
         Parameters
         ----------
@@ -53,8 +68,8 @@ class Predictor(Protocol):
 
         Yields
         ------
-        symmetry : int
-            Index of the symmetry.
+        group : Group
+            Its network and its symmetry.
         probabilities : ndarray of float32, shape (n, K + 1, z, y, x)
             Class probabilities, background first, turned back into the frame of `windows`.
         """

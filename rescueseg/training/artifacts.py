@@ -20,6 +20,7 @@ from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
 
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FOLDER = "model"
+MEMBERS_FOLDER = "members"
 LOSSES_FILE = "losses.json"
 
 
@@ -60,8 +61,13 @@ def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | Non
     return state if state.get("request") == request_digest else None
 
 
+def member_folder(work_dir: Path, member: int) -> Path:
+    """Return where one network of an ensemble keeps its checkpoint."""
+    return work_dir / MEMBERS_FOLDER / f"{member}"
+
+
 def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:
-    """Commit a finished model: the folder appears whole, in one rename, and the checkpoint goes.
+    """Commit a finished model: the folder appears whole, in one rename, and the checkpoints go.
 
     Parameters
     ----------
@@ -87,7 +93,7 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
         if final.exists():
             shutil.rmtree(final)
         part.replace(final)
-    (work_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+    shutil.rmtree(work_dir / MEMBERS_FOLDER, ignore_errors=True)
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], str] | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from rescueseg.geometry import zyx
 from rescueseg.records import Snapshot
 from rescueseg.storage import digest_json
 from rescueseg.training import artifacts
-from rescueseg.training.augment import Augmentation
 from rescueseg.training.base import (
     WEIGHTS_FILE,
     Progress,
@@ -28,26 +25,23 @@ from rescueseg.training.base import (
     TrainerCapabilities,
     TrainingRequest,
 )
-from rescueseg.training.losses import PartialDiceCELoss
-from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
+from rescueseg.training.loop import Run, learning_rate
+from rescueseg.training.network import join_members, split_members
 from rescueseg.training.patches import TrainingSet
 from rescueseg.training.plan import (
     NetworkPlan,
     TrainingPlan,
-    bfloat16_trains,
     make_plan,
     resampled_shape,
     working_spacing,
 )
+from rescueseg.training.randomness import keyed_generator
 from rescueseg.training.unet_predictor import load_predictor
 
 __all__ = ["MonaiUNetTrainer", "load_predictor"]
 
 FORMAT = 1
 """Raised when the same request would train another model."""
-_WARM_UP = 20
-_WEIGHT_DECAY = 1e-4
-_CLIP = 1.0
 
 
 class MonaiUNetTrainer:
@@ -87,17 +81,67 @@ class MonaiUNetTrainer:
             return finished
         config = request.campaign.config.training
         with _fixed_execution(config.threads):
-            run = _Run(request, plan, identity)
-            run.resume()
-            while run.step < plan.iterations:
-                metrics = run.advance()
-                progress(run.step, metrics)
-                if run.step % config.checkpoint_every == 0 and run.step < plan.iterations:
-                    run.save()
-            run.export()
+            self._train(request, plan, identity, progress)
         model = _finished(request.work_dir, identity)
         assert model is not None
         return model
+
+    def _train(self, request: TrainingRequest, plan: TrainingPlan, identity: str, progress: Progress) -> None:
+        """Train the networks one after the other, then commit the model."""
+        every = request.campaign.config.training.checkpoint_every
+        data = TrainingSet(request.campaign, request.snapshot, plan)
+        runs: list[Run] = []
+        for member in range(plan.members):
+            run = Run(
+                artifacts.member_folder(request.work_dir, member),
+                f"{identity}/{member}",
+                data,
+                plan,
+                seed=member_seed(request.seed, member),
+                device=request.device,
+                weights=_known_weights(request.warm_start, member),
+            )
+            run.resume()
+            while run.step < plan.iterations:
+                metrics = run.advance()
+                progress(member * plan.iterations + run.step, metrics)
+                if run.step % every == 0 or run.step == plan.iterations:
+                    run.save()
+            runs.append(run)
+        self._export(request, plan, identity, data, runs)
+
+    def _export(
+        self, request: TrainingRequest, plan: TrainingPlan, identity: str, data: TrainingSet, runs: Sequence[Run]
+    ) -> None:
+        """Commit the finished model."""
+        names = request.campaign.config.classes
+        description = {
+            "format": FORMAT,
+            "trainer": self.name,
+            "request": identity,
+            "plan": plan.to_json(),
+            "classes": list(names),
+            "seed": request.seed,
+            "generation": request.snapshot.generation,
+            "snapshot": request.snapshot.digest,
+            "warnings": [f"class {c} ('{names[c - 1]}') has no labelled voxel" for c in data.unseen],
+        }
+        log = {"seconds": sum(run.seconds for run in runs), "losses": [loss for run in runs for loss in run.losses]}
+        artifacts.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Return the seed of one network of an ensemble; the first has the request's own."""
+    return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
+
+
+def _known_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
+    """Return the weights to start from; where there are more networks than in the earlier model, they share."""
+    found = artifacts.read_model(folder) if folder is not None else None
+    if folder is None or found is None:
+        return None
+    members = TrainingPlan.model_validate(found[0]["plan"]).members
+    return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
 def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | None = None) -> TrainingPlan:
@@ -142,123 +186,6 @@ def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | Non
         volume_zyx=zyx(min(e[a] for e in extents) for a in range(3)),
         field_zyx=zyx(max(f[a] for f in fields) for a in range(3)),
     )
-
-
-class _Run:
-    """One training in progress."""
-
-    def __init__(self, request: TrainingRequest, plan: TrainingPlan, identity: str) -> None:
-        self.request, self.plan, self.identity = request, plan, identity
-        self.device = torch.device(request.device)
-        self.data = TrainingSet(request.campaign, request.snapshot, plan)
-        self.augment = Augmentation(plan)
-        self.loss = PartialDiceCELoss()
-        self.network = build_network(plan.network, request.seed)
-        if request.warm_start is not None:
-            set_weights(self.network, safetensors.torch.load_file(request.warm_start / WEIGHTS_FILE))
-        self.network.to(self.device).train()
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
-        usable = self.device.type != "cpu" or bfloat16_trains(plan)
-        self.dtype = autocast_dtype(self.device) if usable else None
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
-        self.step = 0
-        self.losses: list[float] = []
-        self._seconds, self._started = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self._seconds + time.monotonic() - self._started
-
-    def resume(self) -> None:
-        """Go back to the last checkpoint of the same request, if there is one."""
-        state = artifacts.load_checkpoint(self.request.work_dir, self.identity)
-        if state is None:
-            return
-        set_weights(self.network, state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        artifacts.save_checkpoint(
-            self.request.work_dir,
-            {
-                "request": self.identity,
-                "step": self.step,
-                "losses": self.losses,
-                "seconds": self.seconds,
-                "network": get_weights(self.network),
-                "optimiser": self.optimiser.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            },
-        )
-
-    def advance(self) -> dict[str, float]:
-        """Take one optimiser step; every random number in it derives from the seed and the step."""
-        seed, step = self.request.seed, self.step
-        images, labels = self._batch(seed, step)
-        rate = learning_rate(self.plan, step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        masks = None
-        if self.plan.network.dropout > 0:
-            keys = [(seed, "train", step, i) for i in range(len(images))]
-            masks = self.network.dropout_masks(keys, self.device)
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = self.network(images, masks)
-        loss = self.loss(logits.float(), labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is no longer a number at step {step + 1}",
-                where=str(self.request.work_dir),
-                todo="Lower training.learning_rate",
-            )
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimiser)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.step += 1
-        self.losses.append(value)
-        return {"loss": value, "learning_rate": rate}
-
-    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        windows = [
-            self.augment(image, label, seed, step, i) for i, (image, label) in enumerate(self.data.batch(seed, step))
-        ]
-        images = torch.stack([image for image, _ in windows]).to(self.device)
-        labels = torch.stack([label[0] for _, label in windows]).to(self.device)
-        return images, labels.long()
-
-    def export(self) -> None:
-        """Commit the finished model."""
-        snapshot = self.request.snapshot
-        names = self.request.campaign.config.classes
-        description = {
-            "format": FORMAT,
-            "trainer": MonaiUNetTrainer.name,
-            "request": self.identity,
-            "plan": self.plan.to_json(),
-            "classes": list(names),
-            "seed": self.request.seed,
-            "generation": snapshot.generation,
-            "snapshot": snapshot.digest,
-            "warnings": [f"class {c} ('{names[c - 1]}') has no labelled voxel" for c in self.data.unseen],
-        }
-        log = {"seconds": self.seconds, "losses": self.losses}
-        artifacts.export_model(self.request.work_dir, get_weights(self.network), description, log)
-
-
-def learning_rate(plan: TrainingPlan, step: int) -> float:
-    """Return the learning rate of a step (from 0): a short linear warm-up, then a cosine to zero."""
-    warm = min(_WARM_UP, plan.iterations // 10)
-    if step < warm:
-        return plan.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, plan.iterations - warm)
-    return plan.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 @contextmanager
@@ -324,13 +251,13 @@ def _finished(work_dir: Path, identity: str) -> TrainedModel | None:
     plan = TrainingPlan.model_validate(description["plan"])
     log: Mapping[str, Any] = json.loads((work_dir / artifacts.LOSSES_FILE).read_text())
     losses = tuple(
-        {"step": float(i + 1), "loss": value, "learning_rate": learning_rate(plan, i)}
+        {"step": float(i + 1), "loss": value, "learning_rate": learning_rate(plan, i % plan.iterations)}
         for i, value in enumerate(log["losses"])
     )
     return TrainedModel(
         path=work_dir / artifacts.MODEL_FOLDER,
         digest=digest,
-        iterations=plan.iterations,
+        iterations=plan.iterations * plan.members,
         seconds=float(log["seconds"]),
         losses=losses,
         warnings=tuple(description["warnings"]),

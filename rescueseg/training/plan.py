@@ -68,6 +68,8 @@ class TrainingPlan(Record):
     batch_size: int
     iterations: int
     learning_rate: float
+    members: int = 1
+    """Networks of the ensemble."""
 
     @property
     def square(self) -> bool:
@@ -198,6 +200,7 @@ def make_plan(
         batch_size=config.batch_size or profile.batch_size,
         iterations=config.iterations or profile.iterations,
         learning_rate=config.learning_rate,
+        members=config.members,
     )
 
 

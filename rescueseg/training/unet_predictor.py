@@ -1,4 +1,4 @@
-"""Members of a trained `StridedUNet`: symmetries outside, dropout samples inside."""
+"""Members of trained `StridedUNet`s: networks outside, then symmetries, dropout samples inside."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.inference.predictor import Group
 from rescueseg.records import ModelReference
 from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
-from rescueseg.training.network import StridedUNet, autocast_dtype, build_network, set_weights
+from rescueseg.training.network import StridedUNet, autocast_dtype, build_network, set_weights, split_members
 from rescueseg.training.plan import TrainingPlan, inference_window, resampled_shape
 from rescueseg.training.resample import resample
 
@@ -60,12 +61,12 @@ def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
 
 
 class UNetPredictor:
-    """The `Predictor` of a model made by `monai_unet`.
+    """The `Predictor` of a model made by `monai_unet` or `monai_unet_topology`.
 
     Parameters
     ----------
-    network : StridedUNet
-        With its weights.
+    networks : sequence of StridedUNet
+        With their weights; several for an ensemble.
     plan : TrainingPlan
         As it was trained.
     config : InferenceConfig
@@ -74,14 +75,21 @@ class UNetPredictor:
         A torch device.
     """
 
-    def __init__(self, network: StridedUNet, plan: TrainingPlan, config: InferenceConfig, device: str) -> None:
+    def __init__(
+        self, networks: Sequence[StridedUNet], plan: TrainingPlan, config: InferenceConfig, device: str
+    ) -> None:
         self._device = torch.device(device)
-        self._network = network.to(self._device).eval().requires_grad_(False)
+        self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
         self._plan = plan
         self._window = inference_window(plan, config)
         square = plan.square and self._window[1] == self._window[2]
         self.symmetries = symmetries(config.tta_symmetries, square)
         self._samples = config.mc_samples if plan.network.dropout > 0 else 1
+
+    @property
+    def networks(self) -> int:
+        """Number of networks of the ensemble."""
+        return len(self._networks)
 
     @property
     def n_classes(self) -> int:
@@ -99,28 +107,28 @@ class UNetPredictor:
 
     def members(
         self, windows: npt.NDArray[np.float32], keys: Sequence[int]
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Yield (symmetry, probabilities (n, K + 1, z, y, x)), all dropout samples of a symmetry in a row.
+    ) -> Iterator[tuple[Group, npt.NDArray[np.float32]]]:
+        """Yield (group, probabilities (n, K + 1, z, y, x)), all dropout samples of a symmetry in a row.
 
         Windows of another size than the network's are resampled to it, and the logits back.
         """
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
         images = resample(images, self._window)
-        for index, symmetry in enumerate(self.symmetries):
+        for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
             with torch.inference_mode(), self._autocast():
-                features = self._network.features(symmetry.apply(images).contiguous())
+                features = network.features(symmetry.apply(images).contiguous())
             for sample in range(self._samples):
                 with torch.inference_mode():
                     masks = None
                     if self._plan.network.dropout > 0:
-                        rows = [(key, index, sample) for key in keys]
-                        masks = self._network.dropout_masks(rows, self._device)
+                        rows = [(key, index, n * self._samples + sample) for key in keys]
+                        masks = network.dropout_masks(rows, self._device)
                     with self._autocast():
-                        logits = self._network.head(features, masks)
+                        logits = network.head(features, masks)
                     probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
                     member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
-                yield index, member
+                yield Group(n, index), member
 
     def _autocast(self) -> torch.autocast:
         dtype = autocast_dtype(self._device)
@@ -144,6 +152,8 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
             todo="Restore the folder from a backup, or train the generation again",
         )
     plan = TrainingPlan.model_validate(json.loads(description)["plan"])
-    network = build_network(plan.network, seed=0)
-    set_weights(network, safetensors.torch.load(weights))
-    return UNetPredictor(network, plan, config, device)
+    networks = []
+    for own in split_members(safetensors.torch.load(weights), plan.members):
+        networks.append(build_network(plan.network, seed=0))
+        set_weights(networks[-1], own)
+    return UNetPredictor(networks, plan, config, device)

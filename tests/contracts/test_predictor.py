@@ -9,13 +9,13 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
-from rescueseg.inference.predictor import Predictor
+from rescueseg.inference.predictor import Group, Predictor
 from tests.trivial_predictors import Blur
 
 SPACING = (0.2, 0.1, 0.1)
 
 
-def make_unet(campaign: Campaign) -> Predictor:
+def make_unet(campaign: Campaign, networks: int = 1) -> Predictor:
     from rescueseg.training.network import build_network
     from rescueseg.training.plan import make_plan
     from rescueseg.training.unet_predictor import UNetPredictor
@@ -28,14 +28,19 @@ def make_unet(campaign: Campaign) -> Predictor:
         volume_zyx=(8, 32, 32),
         field_zyx=(8, 32, 32),
     )
-    return UNetPredictor(build_network(plan.network, seed=0), plan, campaign.config.inference, "cpu")
+    built = [build_network(plan.network, seed) for seed in range(networks)]
+    return UNetPredictor(built, plan, campaign.config.inference, "cpu")
+
+
+def make_ensemble(campaign: Campaign) -> Predictor:
+    return make_unet(campaign, networks=2)
 
 
 def make_blur(campaign: Campaign) -> Predictor:
     return Blur(campaign, campaign.config.inference)
 
 
-@pytest.fixture(params=[make_blur, make_unet])
+@pytest.fixture(params=[make_blur, make_unet, make_ensemble])
 def predictor(request: pytest.FixtureRequest, campaign: Campaign) -> Predictor:
     make: Callable[[Campaign], Predictor] = request.param
     return make(campaign)
@@ -46,8 +51,8 @@ def windows_of(predictor: Predictor, count: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-def members_of(predictor: Predictor, windows: np.ndarray, keys: list[int]) -> list[tuple[int, np.ndarray]]:
-    return [(symmetry, probabilities.copy()) for symmetry, probabilities in predictor.members(windows, keys)]
+def members_of(predictor: Predictor, windows: np.ndarray, keys: list[int]) -> list[tuple[Group, np.ndarray]]:
+    return [(group, probabilities.copy()) for group, probabilities in predictor.members(windows, keys)]
 
 
 def test_members_are_probabilities_in_the_frame_of_the_windows(predictor: Predictor) -> None:
@@ -61,10 +66,13 @@ def test_members_are_probabilities_in_the_frame_of_the_windows(predictor: Predic
         assert probabilities.min() >= 0
 
 
-def test_there_is_a_member_per_symmetry_and_sample_in_order(predictor: Predictor, campaign: Campaign) -> None:
+def test_there_is_a_member_per_network_symmetry_and_sample_in_order(predictor: Predictor, campaign: Campaign) -> None:
     config = campaign.config.inference
-    symmetries = [symmetry for symmetry, _ in members_of(predictor, windows_of(predictor, 1), [1])]
-    assert symmetries == [s for s in range(config.tta_symmetries) for _ in range(config.mc_samples)]
+    members = members_of(predictor, windows_of(predictor, 1), [1])
+    every = np.ndindex(predictor.networks, config.tta_symmetries, config.mc_samples)
+    assert [group for group, _ in members] == [Group(n, s) for n, s, _ in every]
+    first, last = members[0][1], members[-config.mc_samples * config.tta_symmetries][1]
+    assert (predictor.networks == 1) == np.array_equal(first, last)
 
 
 def test_members_depend_on_the_key_alone_not_on_the_batch(predictor: Predictor) -> None:

@@ -50,7 +50,8 @@ def mean_probability(campaign: Campaign, model: TrainedModel, volume_id: str, bo
     window = Box(box.offset_zyx, predictor.window_zyx(record.spacing_um_zyx))
     image = normalise(read_box(open_image(campaign, volume_id), window), record.normalisation)
     members = [probabilities[0] for _, probabilities in predictor.members(image[None], [5])]
-    assert len(members) == campaign.config.inference.mc_samples * campaign.config.inference.tta_symmetries
+    config = campaign.config.inference
+    assert len(members) == predictor.networks * config.mc_samples * config.tta_symmetries
     return np.mean(members, axis=0)
 
 

@@ -242,6 +242,19 @@ def test_maps_are_valid_ome_zarr_with_one_shard_per_block(tmp_path: Path) -> Non
     assert ome_zarr.spacing_um(f"{campaign.map_url(0, 'v')}/mc_variance") == (0.2, 0.1, 0.1)
 
 
+def test_an_ensemble_has_one_more_map(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path / "ensemble", block_voxels=60_000)
+    reference = infer(campaign, "ensemble")
+    assert reference.quantities == (*QUANTITIES, "ensemble_variance")
+    variance = np.asarray(open_map(campaign, 0, "v", "ensemble_variance")[:])
+    assert 0 < variance.mean() < 0.25
+    ome_zarr.validate(f"{campaign.map_url(0, 'v')}/ensemble_variance")
+    single = make_campaign(tmp_path / "single")
+    infer(single)
+    with pytest.raises(InferenceError, match="no map 'ensemble_variance'"):
+        open_map(single, 0, "v", "ensemble_variance")
+
+
 def test_half_precision_maps_are_those_of_single_precision_rounded(
     tmp_path: Path, one_block: dict[str, np.ndarray]
 ) -> None:

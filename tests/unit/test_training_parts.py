@@ -13,8 +13,9 @@ from rescueseg.config import TrainingConfig
 from rescueseg.geometry import Box
 from rescueseg.training import artifacts
 from rescueseg.training.augment import Augmentation
+from rescueseg.training.loop import learning_rate
 from rescueseg.training.losses import PartialDiceCELoss
-from rescueseg.training.monai_unet import MonaiUNetTrainer, learning_rate, plan_training
+from rescueseg.training.monai_unet import MonaiUNetTrainer, plan_training
 from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
 from rescueseg.training.patches import TrainingSet
 from rescueseg.training.plan import TrainingPlan, make_plan

@@ -58,24 +58,41 @@ def test_disagreement_of_symmetries_is_test_time_variance_alone() -> None:
     np.testing.assert_allclose(result["mutual_information"], math.log(2), rtol=1e-6)
 
 
+def test_disagreement_of_networks_is_ensemble_variance_alone() -> None:
+    statistics = MemberStatistics()
+    for network, symmetry, _ in np.ndindex(2, 2, 3):
+        certain = np.zeros((2, *SPATIAL))
+        certain[network] = 1
+        statistics.add(symmetry, certain, network)
+    result = statistics.result()
+    np.testing.assert_allclose(result["ensemble_variance"], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(result["tta_variance"], 0, atol=1e-12)
+    np.testing.assert_allclose(result["mc_variance"], 0, atol=1e-12)
+
+
 def test_certain_prediction_has_zero_entropy_without_a_nan() -> None:
     certain = np.zeros((3, *SPATIAL), np.float32)
     certain[1] = 1
     assert np.array_equal(uncertainty.entropy(certain), np.zeros(SPATIAL))
 
 
-@pytest.mark.parametrize(("symmetries", "samples"), [(1, 1), (1, 4), (4, 1), (3, 4)])
-def test_streaming_agrees_with_all_members_at_once(symmetries: int, samples: int) -> None:
-    members = random_members(symmetries, samples, 4)
-    flat = members.reshape(-1, *members.shape[2:])
-    result = stream(members)
+@pytest.mark.parametrize(("networks", "symmetries", "samples"), [(1, 1, 1), (1, 1, 4), (1, 4, 1), (3, 1, 1), (2, 3, 4)])
+def test_streaming_agrees_with_all_members_at_once(networks: int, symmetries: int, samples: int) -> None:
+    members = random_members(networks * symmetries, samples, 4)
+    members = members.reshape(networks, symmetries, *members.shape[1:])
+    flat = members.reshape(-1, *members.shape[3:])
+    statistics = MemberStatistics()
+    for network, symmetry, sample in np.ndindex(members.shape[:3]):
+        statistics.add(symmetry, members[network, symmetry, sample], network)
+    result = statistics.result()
     expected = {
         "probability": flat.mean(axis=0),
         "predictive_entropy": uncertainty.predictive_entropy(flat),
         "expected_entropy": uncertainty.expected_entropy(flat),
         "mutual_information": uncertainty.mutual_information(flat),
-        "mc_variance": uncertainty.mc_variance(members),
-        "tta_variance": uncertainty.tta_variance(members),
+        "mc_variance": np.mean([uncertainty.mc_variance(own) for own in members], axis=0),
+        "tta_variance": np.mean([uncertainty.tta_variance(own) for own in members], axis=0),
+        "ensemble_variance": uncertainty.ensemble_variance(members),
     }
     assert set(result) == set(expected)
     for quantity, values in expected.items():
@@ -83,19 +100,25 @@ def test_streaming_agrees_with_all_members_at_once(symmetries: int, samples: int
         assert result[quantity].dtype == np.float32
 
 
-@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99))
+@given(
+    counts=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=30, deadline=None)
-def test_the_two_variances_add_up_to_the_total_one(counts: list[int], seed: int) -> None:
-    """The law of total variance; it holds for unequal numbers of samples as well."""
-    members = random_members(len(counts), max(counts), 3, seed)
+def test_the_variances_add_up_to_the_total_one(counts: list[list[int]], seed: int) -> None:
+    """The law of total variance; it holds for unequal numbers of symmetries and samples as well."""
+    members = iter(random_members(1, sum(map(sum, counts)), 3, seed)[0])
     statistics, used = MemberStatistics(), []
-    for symmetry, count in enumerate(counts):
-        for probabilities in members[symmetry, :count]:
-            statistics.add(symmetry, probabilities)
-            used.append(probabilities)
+    for network, symmetries in enumerate(counts):
+        for symmetry, samples in enumerate(symmetries):
+            for _ in range(samples):
+                used.append(next(members))
+                statistics.add(symmetry, used[-1], network)
     result = statistics.result()
     total = np.stack(used).var(axis=0).mean(axis=0)
-    np.testing.assert_allclose(result["mc_variance"] + result["tta_variance"], total, atol=2e-6)
+    parts = [result[f"{kind}_variance"] for kind in ("mc", "tta", "ensemble")]
+    np.testing.assert_allclose(sum(parts), total, atol=2e-6)
+    assert (counts[1:] != []) or not parts[2].any()
 
 
 @given(seed=st.integers(0, 99), channels=st.integers(2, 6))
@@ -119,13 +142,18 @@ def test_members_are_not_changed_and_not_kept() -> None:
     assert np.all(member == 7)
 
 
-def test_members_of_one_symmetry_must_follow_one_another() -> None:
+def test_members_of_one_symmetry_and_of_one_network_must_follow_one_another() -> None:
     statistics = MemberStatistics()
     member = np.full((2, *SPATIAL), 0.5, np.float32)
     statistics.add(0, member)
     statistics.add(1, member)
     with pytest.raises(ValueError, match="symmetry 0"):
         statistics.add(0, member)
+    statistics = MemberStatistics()
+    statistics.add(0, member)
+    statistics.add(0, member, 1)
+    with pytest.raises(ValueError, match="network 0"):
+        statistics.add(1, member, 0)
 
 
 def test_no_members_is_an_error() -> None:

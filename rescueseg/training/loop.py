@@ -1,0 +1,154 @@
+"""One network in training: a step at a time, every random number keyed by seed and step, so that it resumes bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rescueseg.errors import TrainingError
+from rescueseg.training import artifacts
+from rescueseg.training.augment import Augmentation
+from rescueseg.training.losses import PartialDiceCELoss
+from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
+from rescueseg.training.patches import TrainingSet
+from rescueseg.training.plan import TrainingPlan, bfloat16_trains
+
+_WARM_UP = 20
+_WEIGHT_DECAY = 1e-4
+_CLIP = 1.0
+
+
+class Run:
+    """One network in training.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets the checkpoint.
+    identity : str
+        Of the request and the network: a checkpoint of another one counts as none.
+    data : TrainingSet
+        Windows.
+    plan : TrainingPlan
+        What is trained, and how.
+    seed : int
+        Of first weights, windows, augmentation and dropout.
+    device : str
+        A torch device.
+    weights : dict of Tensor, optional
+        To start from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        data: TrainingSet,
+        plan: TrainingPlan,
+        *,
+        seed: int,
+        device: str,
+        weights: dict[str, Tensor] | None,
+    ) -> None:
+        self.folder, self.identity, self.data, self.plan, self.seed = folder, identity, data, plan, seed
+        self.device = torch.device(device)
+        self.augment = Augmentation(plan)
+        self.loss = PartialDiceCELoss()
+        self.network = build_network(plan.network, seed)
+        if weights is not None:
+            set_weights(self.network, weights)
+        self.network.to(self.device).train()
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
+        usable = self.device.type != "cpu" or bfloat16_trains(plan)
+        self.dtype = autocast_dtype(self.device) if usable else None
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
+        self.step = 0
+        self.losses: list[float] = []
+        self._seconds, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the training so far."""
+        return self._seconds + time.monotonic() - self._started
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint of the same request, if there is one."""
+        state = artifacts.load_checkpoint(self.folder, self.identity)
+        if state is None:
+            return
+        set_weights(self.network, state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        artifacts.save_checkpoint(
+            self.folder,
+            {
+                "request": self.identity,
+                "step": self.step,
+                "losses": self.losses,
+                "seconds": self.seconds,
+                "network": get_weights(self.network),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+
+    def advance(self) -> dict[str, float]:
+        """Take one optimiser step; every random number in it derives from the seed and the step."""
+        seed, step = self.seed, self.step
+        images, labels = self._batch(seed, step)
+        rate = learning_rate(self.plan, step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        masks = None
+        if self.plan.network.dropout > 0:
+            keys = [(seed, "train", step, i) for i in range(len(images))]
+            masks = self.network.dropout_masks(keys, self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            logits = self.network(images, masks)
+        loss = self.loss(logits.float(), labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is no longer a number at step {step + 1}",
+                where=str(self.folder),
+                todo="Lower training.learning_rate",
+            )
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.step += 1
+        self.losses.append(value)
+        return {"loss": value, "learning_rate": rate}
+
+    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        windows = [
+            self.augment(image, label, seed, step, i) for i, (image, label) in enumerate(self.data.batch(seed, step))
+        ]
+        images = torch.stack([image for image, _ in windows]).to(self.device)
+        labels = torch.stack([label[0] for _, label in windows]).to(self.device)
+        return images, labels.long()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the training has learned."""
+        return get_weights(self.network)
+
+
+def learning_rate(plan: TrainingPlan, step: int) -> float:
+    """Return the learning rate of a step (from 0): a short linear warm-up, then a cosine to zero."""
+    warm = min(_WARM_UP, plan.iterations // 10)
+    if step < warm:
+        return plan.learning_rate * (step + 1) / warm
+    done = (step - warm) / max(1, plan.iterations - warm)
+    return plan.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
