@@ -45,7 +45,7 @@ def test_training_and_inference_see_the_same_voxels(tmp_path: Path, other: Spaci
     trained = load_item(campaign, item, first.spacing_um_zyx).image
 
     seen: list[torch.Tensor] = []
-    network = predictor._network
+    [network] = predictor._networks
     features = network.features
     network.features = lambda images: (seen.append(images.clone()), features(images))[1]  # type: ignore[method-assign]
     predictor._window = trained.shape[1:]
