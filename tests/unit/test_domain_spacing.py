@@ -36,7 +36,7 @@ def test_training_and_inference_see_the_same_voxels(tmp_path: Path, other: Spaci
     record_domain(campaign)
     first = plan_training(campaign, make_snapshot(campaign, [Box((0, 0, 0), (4, 8, 8))], volume_ids=["v1"]))
     assert first.spacing_um_zyx == SPACING, "the domain's, though only the other volume is labelled"
-    predictor = UNetPredictor(build_network(first.network, 0), first, campaign.config.inference, "cpu")
+    predictor = UNetPredictor([build_network(first.network, 0)], first, campaign.config.inference, "cpu")
     window = Box((0, 0, 0), predictor.window_zyx(other))
     shape = campaign.volume("v1").shape_zyx
     if not Box((0, 0, 0), shape).contains(window):
