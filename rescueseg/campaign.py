@@ -18,6 +18,8 @@
     annotations/<ticket>/<digest>.npz   immutable label arrays
     generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
     reports/
+    tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
+    image_key                           what the annotation server signs image addresses with
     services/                           local servers: URLs, logs, databases (see services.py)
 """
 
@@ -53,6 +55,8 @@ _PARTS = (
         "annotations",
         "generations",
         "reports",
+        "tokens",
+        "image_key",
         "services",
     ),
     "mlflow.db",
@@ -339,6 +343,17 @@ class Campaign:
     def annotation_path(self, ticket_id: str, digest: str) -> str:
         """Return where a label array of a ticket lies below the campaign."""
         return f"annotations/{check_id(ticket_id, 'ticket id')}/{check_id(digest, 'digest')}.npz"
+
+    # annotation server --------------------------------------------------------------------------------------------
+
+    def token_path(self, token_id: str = "") -> str:
+        """Return where a token of the annotation server is described below the campaign, or the folder of all."""
+        return f"tokens/{check_id(token_id, 'token id')}.json" if token_id else "tokens"
+
+    @property
+    def image_key_path(self) -> str:
+        """Where the key lies that the annotation server signs image addresses with."""
+        return "image_key"
 
     # generations --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from rescueseg.annotation.commands import OneLineErrors, queue_app
+from rescueseg.annotation.server.commands import serve, token_app
 from rescueseg.campaign import Campaign
 from rescueseg.config import settings_of
 from rescueseg.errors import ConfigError
@@ -33,6 +34,8 @@ app = typer.Typer(
     help="Rescue hard 3D microscopy segmentations with the fewest annotated voxels.",
 )
 app.add_typer(queue_app, name="queue")
+app.add_typer(token_app, name="token")
+app.command(epilog="Example: rescueseg serve liver")(serve)
 app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]

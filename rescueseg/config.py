@@ -229,6 +229,15 @@ class ClusterConfig(Section):
     walltime: str = "04:00:00"
 
 
+class ServerConfig(Section):
+    """The annotation server; see `rescueseg serve`."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages of other servers that may ask this one, such as https://viewer.example."""
+    upload_mib: Positive | None = None
+    """Most that one upload may hold; nine bytes for each voxel of the largest patch when omitted."""
+
+
 class TrackingConfig(Section):
     """Where MLflow listens."""
 
@@ -257,6 +266,7 @@ class CampaignConfig(Section):
     stopping: StoppingConfig = StoppingConfig()
     trigger: TriggerConfig = TriggerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    server: ServerConfig = ServerConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("classes")

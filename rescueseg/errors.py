@@ -16,6 +16,8 @@
     │   ├── LeaseExpiredError
     │   ├── NotYourLeaseError
     │   └── TicketNotFoundError
+    ├── AccessError            somebody may not do what they ask for
+    │   └── UnknownTokenError
     ├── LeakError              a training read would touch the holdout
     ├── SamplingError          no room for the holdout or the starting budget
     ├── WeakLabelError         no first mask can be made as asked
@@ -128,6 +130,14 @@ class NotYourLeaseError(QueueError):
 
 class TicketNotFoundError(QueueError):
     """There is no such ticket or assignment."""
+
+
+class AccessError(RescuesegError):
+    """Who asks may not do this."""
+
+
+class UnknownTokenError(AccessError):
+    """There is no token where one is needed, or nobody has this one."""
 
 
 class LeakError(RescuesegError):

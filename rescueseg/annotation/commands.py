@@ -46,7 +46,8 @@ queue_app = typer.Typer(
 _PURPOSES: tuple[Purpose, ...] = ("validation", "test", "pool")
 
 
-def _login() -> str:
+def login_name() -> str:
+    """Return the name of who runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without that user
@@ -61,7 +62,7 @@ AnnotatorOption = Annotated[
     typer.Option(
         "--annotator",
         "-a",
-        default_factory=_login,
+        default_factory=login_name,
         envvar="RESCUESEG_ANNOTATOR",
         help="Who you are.",
         show_default="your login name",

@@ -72,6 +72,36 @@ class QueueViews(Ledger):
             for _, row in sorted(latest.items())
         ]
 
+    def ticket(self, ticket_id: str) -> TicketRecord:
+        """Return one ticket.
+
+        Raises
+        ------
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.read() as connection:
+            return self._ticket(connection, ticket_id)
+
+    def largest_patch(self) -> int:
+        """Return how many voxels the largest patch in the queue has; 0 without tickets."""
+        voxels = sa.cast(tickets.c.shape_z, sa.BigInteger) * tickets.c.shape_y * tickets.c.shape_x
+        with self._database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.max(voxels))).scalar() or 0)
+
+    def last_change(self) -> int:
+        """Return the number of the latest change of any ticket; 0 before the first."""
+        with self._database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.max(audit.c.number))).scalar() or 0)
+
+    def changes(self, after: int, until: int | None = None) -> list[AuditEntry]:
+        """Return the changes of all tickets numbered above `after` and up to `until`, at most a thousand."""
+        query = sa.select(audit).where(audit.c.number > after).order_by(audit.c.number).limit(1000)
+        if until is not None:
+            query = query.where(audit.c.number <= until)
+        with self._database.read() as connection:
+            return [AuditEntry(**row) for row in connection.execute(query).mappings()]
+
     def annotations(self, ticket_id: str) -> list[AnnotationRecord]:
         """Return every version that was handed in for a ticket, oldest first."""
         query = (

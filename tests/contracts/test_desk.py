@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.annotation.desk import Desk, Filters
 from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.remote_desk import RemoteDesk
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError, NotYourLeaseError
 from rescueseg.geometry import Box
+from tests.annotation_server import served
 
 BOX = Box((2, 3, 4), (3, 4, 5))
 IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
@@ -37,10 +39,14 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
     return campaign
 
 
-@pytest.fixture(params=["local"])
-def sit(request: pytest.FixtureRequest, filled: Campaign) -> Callable[[str], Desk]:
-    """Return a function that seats somebody at a desk."""
-    return lambda name: LocalDesk(filled, open_queue(filled), name)
+@pytest.fixture(params=["local", "remote"])
+def sit(request: pytest.FixtureRequest, filled: Campaign) -> Iterator[Callable[[str], Desk]]:
+    """Yield a function that seats somebody at a desk."""
+    if request.param == "local":
+        yield lambda name: LocalDesk(filled, open_queue(filled), name)
+        return
+    with served(filled) as url:
+        yield lambda name: RemoteDesk(url, annotator=name)
 
 
 def test_a_patch_is_taken_seen_and_handed_in(sit: Callable[[str], Desk]) -> None:

@@ -68,7 +68,15 @@ def test_flows_are_made_of_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rescueseg.cli", "rescueseg.campaign", "rescueseg.config", "rescueseg.orchestration"]
+    "module",
+    [
+        "rescueseg.cli",
+        "rescueseg.campaign",
+        "rescueseg.config",
+        "rescueseg.orchestration",
+        "rescueseg.annotation.remote_desk",
+        "rescueseg.annotation.server.app",
+    ],
 )
 def test_what_must_be_quick_imports_nothing_slow(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'monai', 'mlflow', 'prefect', 'distributed'}} & set(sys.modules)))"

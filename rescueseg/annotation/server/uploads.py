@@ -1,0 +1,262 @@
+"""Labels that somebody uploads: read with bounds on disk and memory, and checked to be of this very patch."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import tempfile
+import zlib
+from collections.abc import AsyncIterator
+from threading import BoundedSemaphore
+from typing import IO, Any
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from rescueseg.annotation.files import affine_mm
+from rescueseg.annotation.packing import labels_of, unpack
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.records import TicketRecord
+from rescueseg.errors import LabelError, RescuesegError
+from rescueseg.geometry import Box, Spacing
+
+BYTES_PER_VOXEL = 9
+"""Float64 labels with an ignore mask beside them: the most that honest labels take."""
+SLACK_BYTES = 2**20
+IDLE_SECONDS = 30.0
+"""An upload that sends nothing for so long is given up."""
+AT_ONCE = BoundedSemaphore(4)
+"""Uploads that are unpacked and checked at the same time: each takes several times its patch in memory."""
+
+_SPOOL_BYTES = 2**20
+_NIFTI_HEAD = 348
+_EXTENSION_BYTES = 2**16
+
+
+class RefusedError(Exception):
+    """An error with an HTTP status other than its usual one."""
+
+    def __init__(self, status: int, error: RescuesegError) -> None:
+        super().__init__(str(error))
+        self.status, self.error = status, error
+
+
+def upload_limit(voxels: int) -> int:
+    """Return how many bytes labels of a patch may take."""
+    return voxels * BYTES_PER_VOXEL + SLACK_BYTES
+
+
+def too_large(limit: int) -> RefusedError:
+    """Return the refusal of what is larger than allowed."""
+    todo = "Hand in the labels of this patch alone"
+    return RefusedError(413, LabelError(f"the upload is larger than the {limit:,} bytes allowed here", todo=todo))
+
+
+async def receive(request: Request, limit: int) -> AsyncIterator[dict[str, IO[bytes]]]:
+    """Yield the files of a request, by field name, or its raw body as `labels`; they are gone afterwards.
+
+    Raises
+    ------
+    RefusedError
+        If it is larger than `limit`, stops coming, or is malformed.
+    """
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as body:
+        await _spool(request, body, limit)
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            yield {"labels": body}
+            return
+
+        async def chunks() -> Any:
+            while chunk := body.read(2**16):
+                yield chunk
+
+        try:
+            form = await MultiPartParser(request.headers, chunks(), max_files=2, max_fields=8).parse()
+        except (MultiPartException, KeyError, ValueError) as error:
+            todo = "Send one file in the field 'labels'"
+            raise RefusedError(422, LabelError(f"the form cannot be read: {error}", todo=todo)) from error
+        try:
+            yield {name: part.file for name, part in form.multi_items() if isinstance(part, UploadFile)}
+        finally:
+            await form.close()
+
+
+async def _spool(request: Request, body: Any, limit: int) -> None:
+    total = 0
+    chunks = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(IDLE_SECONDS):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise RefusedError(408, LabelError("the upload stopped", todo="Send it again")) from error
+        if chunk is None:
+            break
+        total += len(chunk)
+        if total > limit:
+            raise too_large(limit)
+        body.write(chunk)
+    body.seek(0)
+
+
+def read_upload(files: dict[str, IO[bytes]], ticket: TicketRecord, spacing_um_zyx: Spacing, kind: str) -> PatchLabels:
+    """Return the labels in an upload.
+
+    Parameters
+    ----------
+    files : dict of binary file
+        `labels`: NIfTI (gzipped or not) or npz; with NIfTI object numbers optionally `ignore`, a mask of its own.
+    ticket : TicketRecord
+        Whose patch they must lie on.
+    spacing_um_zyx : tuple of float
+        Of the volume, in micrometre.
+    kind : {"semantic", "instance"}
+        What the campaign annotates.
+
+    Raises
+    ------
+    LabelError
+        If they cannot be read or belong elsewhere. Their values are for the desk to check.
+    """
+    if not set(files) <= {"labels", "ignore"} or "labels" not in files:
+        raise LabelError("there is no file named 'labels'", todo="Send one file in the field 'labels'")
+    if files["labels"].read(4) == b"PK\x03\x04":
+        if len(files) > 1:
+            raise LabelError("an npz carries its ignore mask inside", todo="Send the npz alone")
+        files["labels"].seek(0)
+        return labels_of(unpack(files["labels"], ticket.box.size * BYTES_PER_VOXEL)[0], kind)
+    arrays = {}
+    for name, file in files.items():
+        file.seek(0)
+        arrays[name] = read_nifti(file, ticket.box, spacing_um_zyx)
+    return labels_of(arrays, kind)
+
+
+def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArray[Any]:
+    """Read a NIfTI file of a patch, in whatever axis-aligned orientation it is.
+
+    Parameters
+    ----------
+    file : binary file
+        Gzipped or not; no more of it is inflated than the patch takes.
+    box : Box
+        The patch.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    ndarray, zyx
+        In the shape of the patch.
+
+    Raises
+    ------
+    LabelError
+        If it is damaged, no NIfTI, or of another patch.
+    """
+    nibabel = _nibabel()
+    damaged = (
+        OSError, EOFError, ValueError, zlib.error, OverflowError, KeyError, np.linalg.LinAlgError,
+        nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError,
+    )  # fmt: skip
+    try:
+        data = _inflated(file, upload_limit(box.size))
+        if len(data) < _NIFTI_HEAD or data[344:347] != b"n+1":
+            raise ValueError("it is no NIfTI file")
+        header = nibabel.Nifti1Header(data[:_NIFTI_HEAD], check=False)
+        _check_head(header, len(data), box)
+        nifti = nibabel.Nifti1Image.from_bytes(data)
+        if header["sform_code"] or header["qform_code"]:
+            nifti = nibabel.as_closest_canonical(nifti)
+            _check_place(nifti, box, spacing_um_zyx)
+        voxels: npt.NDArray[Any] = np.asarray(nifti.dataobj)
+    except damaged as error:
+        raise LabelError(f"the labels cannot be read: {error}", todo="Save them again, as NIfTI or npz") from error
+    array: npt.NDArray[Any] = voxels.reshape(voxels.shape[:3]).T
+    if array.shape != box.shape_zyx:
+        raise _other_shape(array.shape, box)
+    return array
+
+
+def _nibabel() -> Any:
+    """Import nibabel, whose annotations are partial, when it is needed."""
+    import nibabel
+
+    return nibabel
+
+
+def _inflated(file: IO[bytes], limit: int) -> bytes:
+    """Return what is in a file, of which no more than `limit` bytes are ever inflated."""
+    head = file.read(2)
+    file.seek(0)
+    if head != b"\x1f\x8b":
+        return file.read()
+    with gzip.GzipFile(fileobj=file, mode="rb") as inside:
+        data = inside.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError("inflated, it is larger than its patch allows")
+    return data
+
+
+def _check_head(header: Any, size: int, box: Box) -> None:
+    """Refuse another image before its voxels are looked at."""
+    dims = [int(n) for n in header["dim"]]
+    if not 3 <= dims[0] <= 7 or any(n != 1 for n in dims[4 : dims[0] + 1]):
+        raise ValueError("it is no 3D image")
+    shape = tuple(reversed(dims[1:4]))
+    if sorted(shape) != sorted(box.shape_zyx):
+        raise _other_shape(shape, box)
+    kind = header.get_data_dtype()
+    if kind.kind not in "buif" or kind.itemsize > 8:
+        raise ValueError(f"voxels of type {kind} are no labels")
+    offset = float(header["vox_offset"])
+    if not 352 <= offset <= 352 + _EXTENSION_BYTES or math.prod(shape) * kind.itemsize + offset > size:
+        raise ValueError("it is shorter than its header says")
+
+
+def _other_shape(shape: tuple[int, ...], box: Box) -> LabelError:
+    return LabelError(
+        f"the mask has shape {shape}, its patch {box.shape_zyx} (z, y, x)",
+        todo="Hand in the mask of this patch, unresampled and uncropped",
+    )
+
+
+def _check_place(nifti: Any, box: Box, spacing_um_zyx: Spacing) -> None:
+    """Refuse labels that lie elsewhere: their corners must be those of the patch, to a tenth of a voxel."""
+    expected = affine_mm(spacing_um_zyx, box.offset_zyx)
+    last = np.array(box.shape_zyx[::-1]) - 1.0
+    corners = np.array([[0.0, 0.0, 0.0], [*last], [last[0], 0.0, 0.0], [0.0, last[1], 0.0]])
+    with np.errstate(all="ignore"):
+        there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, nifti.affine).T
+    if not np.all(np.abs(there[:, :3] - corners) <= 0.1):
+        first = np.asarray(nifti.affine, float)[:3, 3]
+        wanted = expected[:3, 3]
+        raise LabelError(
+            f"the mask begins at {_mm(first)} mm (x, y, z) with another grid or place than its patch at {_mm(wanted)} mm",
+            todo="Hand in the mask of this patch, with the spacing and origin of its image",
+        )
+
+
+def _mm(point: npt.NDArray[np.float64]) -> str:
+    return ", ".join(f"{value:.6g}" for value in point)
+
+
+def nifti_bytes(voxels: npt.NDArray[Any], spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int]) -> bytes:
+    """Return a zyx or czyx array as gzipped NIfTI in its place in the volume; channels become the fourth axis."""
+    affine = affine_mm(spacing_um_zyx, offset_zyx)
+    array = voxels[0] if voxels.ndim == 4 and voxels.shape[0] == 1 else voxels
+    xyz = array.T if array.ndim == 3 else np.moveaxis(array, 0, -1).transpose(2, 1, 0, 3)
+    kind = np.dtype({"bool": np.uint8, "float16": np.float32}.get(xyz.dtype.name, xyz.dtype))
+    nifti = _nibabel().Nifti1Image(xyz.astype(kind, copy=False), affine, dtype=kind)
+    nifti.header.set_xyzt_units("mm")
+    nifti.set_sform(affine, code="aligned")
+    nifti.set_qform(affine, code="aligned")
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
+        file.write(nifti.to_bytes())
+    return buffer.getvalue()

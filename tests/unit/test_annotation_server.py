@@ -1,0 +1,184 @@
+"""The annotation server's routes, errors and access, in this process."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from fastapi.testclient import TestClient
+
+from rescueseg import volumes
+from rescueseg.annotation import NewTicket, open_queue
+from rescueseg.annotation.files import affine_mm
+from rescueseg.annotation.packing import pack_labels
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.server import access
+from rescueseg.annotation.server.app import create_app
+from rescueseg.campaign import Campaign
+from rescueseg.errors import AccessError, UnknownTokenError
+from rescueseg.geometry import Box
+
+BOX = Box((2, 3, 4), (3, 4, 5))
+SPACING = (0.4, 0.2, 0.1)
+IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
+HERE = "http://127.0.0.1:8642"
+
+
+@pytest.fixture
+def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
+    tifffile.imwrite(tmp_path / "raw.tif", IMAGE)
+    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=SPACING)
+    boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
+    tickets = [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]
+    open_queue(campaign).add_tickets(tickets)
+    return campaign
+
+
+@pytest.fixture
+def client(filled: Campaign) -> TestClient:
+    return TestClient(create_app(filled, is_open=True), base_url=HERE)
+
+
+def nifti(labels: np.ndarray[Any, Any], affine: np.ndarray[Any, Any]) -> bytes:
+    """Return labels as another program would write them: gzipped NIfTI of a zyx array."""
+    return gzip.compress(nibabel.Nifti1Image(labels.T, affine).to_bytes())
+
+
+def drawn() -> np.ndarray[Any, Any]:
+    return (np.arange(BOX.size).reshape(BOX.shape_zyx) % 2).astype(np.uint8)
+
+
+def as_they_are(labels: np.ndarray[Any, Any]) -> bytes:
+    return nifti(labels, affine_mm(SPACING, BOX.offset_zyx))
+
+
+def flipped(labels: np.ndarray[Any, Any]) -> bytes:
+    """Return the same labels in the same place, stored from the other end of x and y."""
+    affine = affine_mm(SPACING, BOX.offset_zyx)
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    turn[:2, 3] = BOX.shape_zyx[2] - 1, BOX.shape_zyx[1] - 1
+    return nifti(labels[:, ::-1, ::-1], affine @ turn)
+
+
+def npz(labels: np.ndarray[Any, Any]) -> bytes:
+    return pack_labels(PatchLabels(labels))
+
+
+def plain_npz(labels: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, labels)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("write", [as_they_are, flipped, npz, plain_npz])
+@pytest.mark.parametrize("as_form", [False, True])
+def test_labels_of_any_kind_arrive_voxel_for_voxel(
+    client: TestClient, filled: Campaign, write: Callable[[Any], bytes], as_form: bool
+) -> None:
+    lease = client.post("/api/v1/tickets/next").json()
+    body = {"files": {"labels": write(drawn())}} if as_form else {"content": write(drawn())}
+    url = f"/api/v1/leases/{lease['lease_id']}/submit"
+    done = client.post(url, params={"tool": "test", "override": True}, **body)
+    assert done.status_code == 200, done.text
+    assert np.array_equal(filled.storage.read_array(done.json()["labels"]), drawn())
+
+
+def test_parts_of_a_patch_lie_where_the_patch_lies(client: TestClient) -> None:
+    lease = client.post("/api/v1/tickets/next").json()
+    answer = client.get(f"/api/v1/leases/{lease['lease_id']}/image.nii.gz")
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    patch = client.get(f"/api/v1/leases/{lease['lease_id']}/start.nii.gz", params={"area": "patch"})
+    start = nibabel.Nifti1Image.from_bytes(gzip.decompress(patch.content))
+    first = np.linalg.solve(image.affine, start.affine @ [0, 0, 0, 1])[:3].round(4)
+    x, y, z = first.astype(int)
+    assert np.asarray(image.dataobj)[x, y, z] == IMAGE[BOX.offset_zyx]
+    assert start.shape == BOX.shape_zyx[::-1]
+    missing = client.get(f"/api/v1/leases/{lease['lease_id']}/prediction.nii.gz")
+    assert (missing.status_code, missing.json()["error"]) == (404, "TicketNotFoundError")
+
+
+def test_an_image_address_needs_no_token_and_ends_with_its_lease(filled: Campaign) -> None:
+    token = access.add_token(filled, "anna", "annotator")
+    client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
+    lease = client.post("/api/v1/tickets/next", headers={"Authorization": f"Bearer {token}"}).json()
+    url = f"/api/v1/images/{lease['image_id']}.nii.gz"
+    assert client.get(url).status_code == 200
+    guessed = lease["image_id"][:-1] + ("0" if lease["image_id"][-1] != "0" else "1")
+    assert client.get(f"/api/v1/images/{guessed}.nii.gz").status_code == 401
+    client.post(f"/api/v1/leases/{lease['lease_id']}/release", headers={"Authorization": f"Bearer {token}"})
+    assert client.get(url).status_code == 410
+
+
+def test_roles_and_tokens(filled: Campaign) -> None:
+    tokens = {role: access.add_token(filled, role[:4], role) for role in access.ROLES}
+    assert all(tokens["admin"].split("_", 2)[2] not in token.model_dump_json() for token in access.list_tokens(filled))
+    client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
+
+    def status(role: str, url: str = "/api/v1/review") -> int:
+        return client.get(url, headers={"Authorization": f"Bearer {tokens[role]}"}).status_code
+
+    assert [status(role) for role in access.ROLES] == [403, 200, 200]
+    assert status("annotator", "/api/v1/info") == 200
+    assert client.get("/api/v1/info").status_code == 401
+    assert client.get("/api/v1/info", params={"annotator": "anna"}).status_code == 401
+    access.revoke_token(filled, access.list_tokens(filled)[0].token_id)
+    assert 401 in [status(role, "/api/v1/info") for role in access.ROLES]
+    for wrong in (tokens["reviewer"][:-1], "rescueseg_../../x_y", "", "ü", tokens["admin"].split("_")[1]):
+        with pytest.raises(UnknownTokenError):
+            access.holder(filled, wrong)
+    with pytest.raises(AccessError):
+        access.add_token(filled, "a\nb", "annotator")
+
+
+def test_somebody_elses_lease_is_theirs(client: TestClient) -> None:
+    lease = client.post("/api/v1/tickets/next", params={"annotator": "anna"}).json()
+    for part in ("view.npz", "image.nii.gz"):
+        other = client.get(f"/api/v1/leases/{lease['lease_id']}/{part}", params={"annotator": "bob"})
+        assert (other.status_code, other.json()["error"]) == (403, "NotYourLeaseError")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8642"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "["},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"X-Forwarded-For": "10.0.0.1"},
+    ],
+)
+def test_pages_and_proxies_elsewhere_get_nothing_without_a_token(client: TestClient, headers: dict[str, str]) -> None:
+    answer = client.get("/api/v1/info", headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (403, "AccessError")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_page_of_this_server_or_of_an_allowed_one_may_ask(filled: Campaign) -> None:
+    url = "https://viewer.example"
+    config = filled.config.model_copy(
+        update={"server": filled.config.server.model_copy(update={"allowed_origins": (url,)})}
+    )
+    client = TestClient(create_app(Campaign(filled.storage, config), is_open=True), base_url=HERE)
+    assert client.get("/api/v1/info", headers={"Origin": HERE}).status_code == 200
+    answer = client.get("/api/v1/info", headers={"Origin": url})
+    assert answer.headers["access-control-allow-origin"] == url
+
+
+def test_every_route_is_documented(client: TestClient) -> None:
+    paths = client.get("/api/v1/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert operation["summary"], (path, method)
+            assert operation["description"], (path, method)
+            if path != "/api/v1/health":
+                assert {"401", "403", "422"} <= set(operation["responses"]), (path, method)
