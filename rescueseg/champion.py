@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation import BoxScore, Evaluation
 from rescueseg.metrics import dice_of
-from rescueseg.records import Record
+from rescueseg.records import Part, Record
 
 STAGE = "evaluation"
 MINIMUM_BOXES = 8
@@ -147,8 +147,8 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     resamples : int
         How often the boxes are drawn.
     """
-    mine = {_key(b): b for b in candidate.boxes if b.part == "validation" and b.voxels}
-    other = {_key(b): b for b in champion.boxes if b.part == "validation" and b.voxels}
+    mine = {b.key: b for b in candidate.known("validation")}
+    other = {b.key: b for b in champion.known("validation")}
     common = sorted(set(mine) & set(other))
     if not common:
         return _undecided(candidate, champion, 0.0, 0, "no validation box was judged for both")
@@ -178,19 +178,15 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     )
 
 
-def dice_interval(evaluation: Evaluation, part: str, *, seed: int = 0) -> tuple[float, float] | None:
+def dice_interval(evaluation: Evaluation, part: Part, *, seed: int = 0) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 2 boxes."""
-    boxes = [b for b in evaluation.boxes if b.part == part and b.voxels]
+    boxes = evaluation.known(part)
     if len(boxes) < 2:
         return None
     times = np.random.default_rng(seed).multinomial(len(boxes), np.full(len(boxes), 1 / len(boxes)), size=RESAMPLES)
     values = pooled_dice(np.einsum("rb,bkc->rkc", times, box_counts(boxes)))
     low, high = (float(v) for v in np.percentile(values, (2.5, 97.5)))
     return low, high
-
-
-def _key(score: BoxScore) -> tuple[str, tuple[int, int, int], tuple[int, int, int], str]:
-    return score.volume_id, score.box.offset_zyx, score.box.shape_zyx, score.truth_digest
 
 
 def _difference(both: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -16,6 +16,7 @@ from rescueseg.annotation.server.commands import serve, token_app
 from rescueseg.campaign import Campaign
 from rescueseg.config import settings_of
 from rescueseg.errors import ConfigError
+from rescueseg.judging import compare, evaluate
 from rescueseg.progress import shown_progress
 from rescueseg.records import LabelType
 from rescueseg.triage.command import triage
@@ -37,6 +38,8 @@ app.add_typer(queue_app, name="queue")
 app.add_typer(token_app, name="token")
 app.command(epilog="Example: rescueseg serve liver")(serve)
 app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
+app.command(epilog="Example: rescueseg evaluate liver --generation 3 --json scores.json")(evaluate)
+app.command(epilog="Example: rescueseg compare liver 2 3 --json differences.json")(compare)
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
 Volumes = Annotated[

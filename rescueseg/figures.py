@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement, dice_interval
-from rescueseg.evaluation import BoxScore, Labels, PartScore, TruthReader, holdout_boxes, open_truths
-from rescueseg.metrics import IGNORE, BinnedCounts
+from rescueseg.evaluation import PartScore
+from rescueseg.evaluation.comparison import Difference, GroupComparison
+from rescueseg.metrics import BinnedCounts
 from rescueseg.records import Part
 
 BLUE, ORANGE, GREEN, SKY, RED, YELLOW, PINK = (
@@ -46,7 +43,9 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = None) -> bytes:
+def learning_curve(
+    judged: Sequence[Judgement], threshold_dice: float | None = None, families: Mapping[int, str] | None = None
+) -> bytes:
     """Draw Dice against annotated voxels, with 95 % bootstrap intervals over the boxes.
 
     Parameters
@@ -55,7 +54,10 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
         By generation.
     threshold_dice : float, optional
         Test Dice of the tuned threshold, drawn as the bar to beat.
+    families : mapping of int to str, optional
+        Model family by generation; named where there are several.
     """
+    families = families if families and len(set(families.values())) > 1 else {}
     figure = Figure(figsize=(9.4, 4.2), layout="constrained")
     axes = figure.subplots()
     if threshold_dice is not None:
@@ -78,7 +80,9 @@ def learning_curve(judged: Sequence[Judgement], threshold_dice: float | None = N
     for judgement in judged:
         crowned = " ★" if judged and judgement.generation == judged[-1].champion else ""
         axes.annotate(
-            f"generation {judgement.generation}{crowned}",
+            "\n".join(
+                filter(None, (f"generation {judgement.generation}{crowned}", families.get(judgement.generation)))
+            ),
             (judgement.annotated_voxels, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -173,89 +177,6 @@ def _shares(bins: BinnedCounts, wrong: bool) -> tuple[list[float], list[float], 
     return [bins.mean[i] for i in filled], [1 - r if wrong else r for r in right], [n / total for n in bins.voxels]
 
 
-def worst_patch(campaign: Campaign, generation: int, score: BoxScore, read_truth: TruthReader) -> bytes:
-    """Draw a holdout box in three planes: image, truth, prediction, what is wrong, uncertainty.
-
-    The planes go through the voxel column with most errors along each axis.
-
-    Parameters
-    ----------
-    campaign : Campaign
-        With the generation's maps.
-    generation : int
-        Whose prediction.
-    score : BoxScore
-        The box.
-    read_truth : callable
-        As returned by `rescueseg.evaluation.open_truths`.
-    """
-    from rescueseg.inference import open_map
-    from rescueseg.volumes import normalise, open_image
-
-    volume = campaign.volume(score.volume_id)
-    where = score.box.slices
-    image = normalise(np.asarray(open_image(campaign, score.volume_id)[(slice(None), *where)]), volume.normalisation)[0]
-    probability = np.asarray(open_map(campaign, generation, score.volume_id, "probability")[(slice(None), *where)])
-    entropy = np.asarray(open_map(campaign, generation, score.volume_id, "predictive_entropy")[where], np.float32)
-    frozen = next(b for b in holdout_boxes(campaign) if (b.volume_id, b.box) == (score.volume_id, score.box))
-    truth = read_truth(frozen)
-    prediction = probability.astype(np.float32).argmax(axis=0).astype(np.uint8)
-    wrong = (prediction != truth) & (truth != IGNORE)
-    span = _in_micrometre(score, volume.spacing_um_zyx)
-    heights = [span[1], span[0], span[0]]
-    widths = [span[2], span[2], span[1]]
-    ratios = [max(0.3, h / w) for h, w in zip(heights, widths, strict=True)]
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=(10.5, 0.35 + 2.08 * sum(ratios)), layout=layout)
-    grid = figure.subplots(3, 5, gridspec_kw={"height_ratios": ratios}, squeeze=False)
-    limits = (float(image.min()), float(image.max()))
-    for row, (name, axis) in zip(grid, _PLANES, strict=True):
-        index = int(wrong.sum(axis=tuple(a for a in range(3) if a != axis)).argmax())
-        planes = [np.take(array, index, axis=axis) for array in (image, truth, prediction, entropy)]
-        other = [s for a, s in enumerate(volume.spacing_um_zyx) if a != axis]
-        _draw_row(row, planes, aspect=other[0] / other[1], limits=limits, n_classes=campaign.config.n_classes)
-        position = index + score.box.offset_zyx[axis]
-        row[0].set_ylabel(f"{name}, {'zyx'[axis]} = {position}", fontsize=8)
-    for axes, title in zip(grid[0], ("image", "truth", "prediction", "what is wrong", "uncertainty"), strict=True):
-        axes.set_title(title, fontsize=9)
-    return png(figure, dpi=95)
-
-
-def _draw_row(
-    row: npt.NDArray[Any], planes: list[npt.NDArray[Any]], aspect: float, limits: tuple[float, float], n_classes: int
-) -> None:
-    """Draw one plane in the five columns."""
-    image, truth, prediction, entropy = planes
-    for axes in row[:4]:
-        axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="nearest")
-    row[1].imshow(_paint(truth, CLASS_COLOURS), aspect=aspect, interpolation="nearest")
-    row[2].imshow(_paint(prediction, CLASS_COLOURS), aspect=aspect, interpolation="nearest")
-    known = truth != IGNORE
-    missed = known & (truth > 0) & (prediction != truth)
-    invented = known & (truth == 0) & (prediction > 0)
-    row[3].imshow(_paint(missed + 2 * invented, (MISSED, INVENTED), 0.85), aspect=aspect, interpolation="nearest")
-    row[4].imshow(entropy, cmap="cividis", vmin=0, vmax=math.log(n_classes + 1), aspect=aspect, interpolation="nearest")
-    for axes in row:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-
-
-def _paint(labels: Labels | npt.NDArray[Any], colours: Sequence[str], alpha: float = 0.55) -> npt.NDArray[np.float64]:
-    """Return an RGBA image of labels; 0 is clear, ignore is white."""
-    rgba = np.zeros((*labels.shape, 4))
-    for label in np.unique(labels):
-        if label == IGNORE:
-            rgba[labels == label] = (1, 1, 1, 0.7)
-        elif label > 0:
-            code = colours[(int(label) - 1) % len(colours)]
-            rgba[labels == label] = (*(int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)), alpha)
-    return rgba
-
-
-def _in_micrometre(score: BoxScore, spacing: Sequence[float]) -> list[float]:
-    return [n * s for n, s in zip(score.box.shape_zyx, spacing, strict=True)]
-
-
 def _thousands(value: float, _position: int | None = None) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
@@ -270,26 +191,25 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8.5)
 
 
-def generation_figures(
-    campaign: Campaign, judged: Sequence[Judgement], threshold_dice: float | None, worst: int = 3
-) -> dict[str, bytes]:
-    """Return the figures of the last judged generation by file name.
-
-    The worst patches are validation boxes: people who look at them act on them, and the test boxes only report.
-
-    Returns
-    -------
-    dict
-        `learning_curve.png`, `uncertainty_against_error.png`, `worst_1.png` and so on.
-    """
-    last = judged[-1].evaluation
-    found = {"learning_curve.png": learning_curve(judged, threshold_dice)}
-    part = last.test or last.validation
-    if part is not None:
-        found["uncertainty_against_error.png"] = uncertainty_against_error(part)
-    boxes = last.worst(worst)
-    if boxes:
-        read_truth = open_truths(campaign, holdout_boxes(campaign))
-        for number, score in enumerate(boxes, start=1):
-            found[f"worst_{number}.png"] = worst_patch(campaign, last.generation, score, read_truth)
-    return found
+def differences(groups: Sequence[GroupComparison], names: Sequence[str]) -> bytes:
+    """Draw the paired differences of Dice with their 95 % intervals, one line per group of boxes, all boxes on top."""
+    lines: list[tuple[str, Difference]] = []
+    for group in groups:
+        label = "all" if group.kind == "all" else f"{group.kind} {group.name or 'unnamed'}".replace("_", " ")
+        lines.append((f"{label} ({group.boxes})", group.plain["dice"]))
+        if group.kind == "all" and group.weighted:
+            lines.append((f"weighted to the pool ({group.boxes})", group.weighted["dice"]))
+    figure = Figure(figsize=(9.4, 0.9 + 0.28 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=GREY, linewidth=1)
+    colours = {"better": GREEN, "worse": RED, "undecided": GREY}
+    for row, (_, found) in enumerate(lines):
+        colour = colours[found.verdict]
+        if found.interval:
+            axes.plot(found.interval, (row, row), color=colour, linewidth=2)
+        axes.plot([found.difference or 0.0], [row], color=colour, marker="o", markersize=6)
+    axes.set_yticks(range(len(lines)), [label for label, _ in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(f"Dice of {names[1]} minus Dice of {names[0]}; boxes in brackets")
+    _plain(axes)
+    return png(figure)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-
-import jinja2
 
 from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.baseline import ThresholdBaseline, threshold_baseline
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement, dice_interval, headline, judgements
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation import BoxScore
+from rescueseg.evaluation import BoxScore, Evaluation
+from rescueseg.evaluation.comparison import GroupComparison, compare_generations
+from rescueseg.evaluation.pooled import METRICS, Group, group_scores
+from rescueseg.evaluation.scan import UncertainBox
+from rescueseg.pages import family, inline, pictured, render_page, shown_metrics
+from rescueseg.records import Part
 
 REPORT = "reports/report.html"
+SHOWN = 3
+"""Boxes in each gallery."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    from rescueseg.figures import generation_figures
+    from rescueseg.evaluation.scan import most_uncertain
+    from rescueseg.gallery import generation_figures
 
     judged = judgements(campaign)
     if not judged:
@@ -95,8 +100,9 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     baseline = (
         ThresholdBaseline.model_validate(threshold_baseline(campaign)) if judged[-1].evaluation.validation else None
     )
-    figures = generation_figures(campaign, judged, baseline.test_dice if baseline else None)
-    page = render(campaign, judged, baseline, efforts(campaign), figures, links)
+    places = most_uncertain(campaign, judged[-1].generation, SHOWN)
+    figures = generation_figures(campaign, judged, baseline.test_dice if baseline else None, places)
+    page = render(campaign, judged, baseline, efforts(campaign), figures, links, places)
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
 
@@ -108,6 +114,7 @@ def render(
     effort: Sequence[Effort],
     figures: dict[str, bytes],
     links: Sequence[tuple[str, str]] = (),
+    places: Sequence[UncertainBox] = (),
 ) -> str:
     """Return the page.
 
@@ -122,19 +129,19 @@ def render(
     effort : sequence of Effort
         Rows of the effort table.
     figures : dict of bytes
-        As `rescueseg.figures.generation_figures` returns them; PNGs go into the page.
+        As `rescueseg.gallery.generation_figures` returns them; PNGs go into the page.
     links : sequence of (label, URL)
         For the footer.
+    places : sequence of UncertainBox
+        The most uncertain boxes, in the order of their figures.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rescueseg"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     last = judged[-1]
     champion = next(j for j in judged if j.generation == last.champion)
     volumes = campaign.volumes()
-    worst = last.evaluation.worst(3)
-    pictures = [_inline(figures[f"worst_{n}.png"]) for n in range(1, len(worst) + 1) if f"worst_{n}.png" in figures]
-    return environment.get_template("report.html").render(
+    before = next((j for j in judged if last.comparison and j.generation == last.comparison.champion), None)
+    groups = _groups(campaign, last.evaluation)
+    return render_page(
+        "report.html",
         name=campaign.config.name,
         classes=campaign.config.classes,
         volumes=volumes,
@@ -142,19 +149,24 @@ def render(
         url=campaign.url,
         last=last,
         champion=champion,
-        before=next((j for j in judged if last.comparison and j.generation == last.comparison.champion), None),
+        before=before,
+        models={j.generation: family(campaign, j.generation) for j in judged},
+        groups=groups,
+        group_metrics=shown_metrics(groups),
+        pooled_dice=_pooled_dice(campaign, champion.evaluation),
+        compared=_compared(campaign, before, last),
+        metrics=METRICS,
         headline=headline(last),
         against=against_threshold(champion, baseline),
         intervals={j.generation: dice_interval(j.evaluation, "test") for j in judged},
         judged=judged,
         baseline=baseline,
         effort=effort,
-        learning_curve=_inline(figures["learning_curve.png"]),
-        uncertainty=_inline(figures["uncertainty_against_error.png"])
-        if "uncertainty_against_error.png" in figures
-        else "",
+        learning_curve=inline(figures["learning_curve.png"]),
+        uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
         shown_part=last.evaluation.test or last.evaluation.validation,
-        worst=list(zip(worst, pictures, strict=False)),
+        worst=pictured(last.evaluation.worst(SHOWN), "worst", figures),
+        places=pictured(places, "uncertain", figures),
         explain=explain_box,
         links=links,
     )
@@ -207,5 +219,30 @@ def efforts(campaign: Campaign) -> list[Effort]:
     ]
 
 
-def _inline(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def _part_shown(evaluation: Evaluation) -> Part:
+    return "test" if evaluation.test else "validation"
+
+
+def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
+    """Return the scores of the shown part by class, stratum and domain; none where they were not kept."""
+    if not evaluation.complete:
+        return []
+    seed, classes = campaign.config.seed, campaign.config.classes
+    return group_scores(evaluation, _part_shown(evaluation), classes, seed=seed)
+
+
+def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> float | None:
+    groups = _groups(campaign, evaluation)
+    found = groups[0].weighted.get("dice") if groups else None
+    return found.value if found else None
+
+
+def _compared(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:
+    """Compare the last generation with the champion before it; None where that cannot be done box by box."""
+    if before is None or not (before.evaluation.complete and last.evaluation.complete):
+        return None
+    part = _part_shown(last.evaluation)
+    if not {b.key for b in before.evaluation.known(part)} & {b.key for b in last.evaluation.known(part)}:
+        return None
+    seed, classes = campaign.config.seed, campaign.config.classes
+    return compare_generations(before.evaluation, last.evaluation, part, classes, seed=seed)[0]

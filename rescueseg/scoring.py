@@ -84,7 +84,7 @@ def score_candidates(
     from rescueseg.inference.maps import open_map
 
     volumes = [v for v in sorted(boxes) if boxes[v]]
-    blocks = {volume_id: _blocks(campaign, generation, volume_id) for volume_id in volumes}
+    blocks = {volume_id: map_pieces(campaign, generation, volume_id) for volume_id in volumes}
     done, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
     for volume_id in volumes:
@@ -110,8 +110,14 @@ def score_candidates(
     )
 
 
-def _blocks(campaign: Campaign, generation: int, volume_id: str) -> list[Box]:
-    """Return the boxes to read one after the other: the shards of the maps, cut where they are too large."""
+def map_pieces(campaign: Campaign, generation: int, volume_id: str) -> list[Box]:
+    """Return the boxes in which to read the maps of a volume: their shards, cut where they are too large.
+
+    Raises
+    ------
+    InferenceError
+        If the maps are not complete.
+    """
     from rescueseg.inference.maps import map_blocks, open_map
 
     chunk = zyx(open_map(campaign, generation, volume_id, SCORES[0]).chunks)

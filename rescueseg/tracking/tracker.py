@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement, headline
 from rescueseg.errors import ServiceError
+from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.tracking.models import GENERATION, ModelRegistry, RegisteredModel
 
@@ -357,7 +358,7 @@ class Tracker:
             "annotated_patches": float(judgement.annotated_patches),
             "annotated_voxels": float(judgement.annotated_voxels),
         }
-        scores = judgement.evaluation.metrics()
+        scores = flat_scores(judgement.evaluation, self.campaign.config.classes) | judgement.evaluation.metrics()
         comparison = judgement.comparison
         if comparison is not None:
             scores["validation_dice_gain_over_champion"] = comparison.difference

@@ -1,12 +1,15 @@
-"""The report page as a browser shows it: nothing cut off, nothing broken, nothing fetched."""
+"""The pages as a browser shows them: nothing cut off, nothing broken, nothing fetched."""
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
+from rescueseg.evaluation.comparison import compare_generations
+from rescueseg.evaluation.kept import settled_evaluation
+from rescueseg.evaluation.page import write_comparison_page, write_evaluation_page
+from rescueseg.evaluation.pooled import group_scores
 from rescueseg.report import write_report
 from tests.unit.evaluated import make_campaign, write_generation
 
@@ -14,16 +17,27 @@ CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the report, an evaluation and a comparison of two generations of different families."""
+    campaign = make_campaign(tmp_path_factory.mktemp("shown"))
+    write_generation(campaign, 0, 2.4)
+    write_generation(campaign, 1, 1.2, trainer="nnunet")
+    both = [settled_evaluation(campaign, g) for g in (0, 1)]
+    written = [
+        write_report(campaign, []).path,
+        write_evaluation_page(campaign, both[1], {"test": group_scores(both[1], "test", ("a",))}),
+        write_comparison_page(campaign, *both, {"test": compare_generations(*both, "test", ("a",))}),
+    ]
+    return [campaign.storage.path(path) for path in written]
+
+
 @pytest.mark.needs_chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 800])
-def test_the_report_fits_its_window_and_fetches_nothing(tmp_path: Path, width: int) -> None:
+def test_the_pages_fit_their_window_and_fetch_nothing(pages: list[str], width: int) -> None:
     from playwright.sync_api import sync_playwright
 
-    campaign = make_campaign(tmp_path)
-    for generation, noise in enumerate((2.4, 1.2)):
-        write_generation(campaign, generation, noise)
-    path = campaign.storage.path(write_report(campaign, []).path)
     fetched: list[str] = []
     wrong: list[str] = []
     with sync_playwright() as playwright:
@@ -32,15 +46,13 @@ def test_the_report_fits_its_window_and_fetches_nothing(tmp_path: Path, width: i
         page.on("request", lambda request: fetched.append(request.url))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(f"file://{path}")
-        headline = page.locator("h2, h1").first.inner_text()
-        shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        broken = page.evaluate("[...document.images].filter(i => !i.complete || i.naturalWidth === 0).length")
-        images = page.evaluate("document.images.length")
+        for path in pages:
+            page.goto(f"file://{path}")
+            assert page.locator("h2, h1").first.inner_text()
+            assert page.evaluate("document.images.length") >= 2
+            assert page.evaluate("[...document.images].filter(i => !i.complete || i.naturalWidth === 0).length") == 0
+            shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            assert shown[0] <= shown[1], f"{path} is wider than its window"
         browser.close()
-    assert headline
-    assert images >= 2
-    assert broken == 0
     assert wrong == []
     assert [url for url in fetched if not url.startswith(("file://", "data:"))] == []
-    assert shown[0] <= shown[1], "the page is wider than its window"

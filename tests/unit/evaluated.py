@@ -14,7 +14,7 @@ from rescueseg.champion import STAGE, judge
 from rescueseg.config import check_config
 from rescueseg.evaluation import evaluate_generation
 from rescueseg.geometry import Box
-from rescueseg.inference.maps import map_path
+from rescueseg.inference.maps import InferencePlan, map_path
 from rescueseg.phantom import make_phantom
 from rescueseg.records import (
     Holdout,
@@ -29,12 +29,20 @@ from rescueseg.volumes.ome_zarr import create_image
 
 SHAPE = (24, 96, 96)
 SPACING = (0.2, 0.1, 0.1)
+STRATA = ("dense", "typical")
+"""Four boxes of each in either part; they stand for 10 % and 90 % of the pool."""
 
 
 def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
     """Return 8 boxes per part of 8×24×24 voxels on a grid."""
     boxes = [
-        HoldoutBox(volume_id="phantom", box=Box((z, y, x), (8, 24, 24)), part=parts[i % len(parts)], stratum="grid")
+        HoldoutBox(
+            volume_id="phantom",
+            box=Box((z, y, x), (8, 24, 24)),
+            part=parts[i % len(parts)],
+            stratum=STRATA[i // 2 % 2],
+            share=(0.1, 0.9)[i // 2 % 2],
+        )
         for i, (z, y, x) in enumerate((z, y, x) for z in (0, 12) for y in (0, 30, 60) for x in (0, 30, 60))
     ][:16]
     return Holdout(boxes=tuple(boxes), guard_zyx=(2, 4, 4))
@@ -63,7 +71,9 @@ def phantom_truth() -> npt.NDArray[np.uint8]:
     return make_phantom(SHAPE, SPACING, 3)[1]
 
 
-def write_generation(campaign: Campaign, generation: int, noise: float, judged: bool = True) -> None:
+def write_generation(
+    campaign: Campaign, generation: int, noise: float, judged: bool = True, trainer: str = "monai_unet"
+) -> None:
     """Write model, snapshot, maps and judgement of a generation whose errors grow with `noise`."""
     truth = phantom_truth()
     rng = np.random.default_rng(generation)
@@ -77,8 +87,8 @@ def write_generation(campaign: Campaign, generation: int, noise: float, judged: 
         SnapshotItem(
             ticket_id=f"t{i}",
             volume_id="phantom",
-            box=Box((0, 0, i), (8, 20, 20)),
-            read_box=Box((0, 0, i), (8, 20, 20)),
+            box=Box((i % 8, i, 86), (16, 20, 10)),
+            read_box=Box((i % 8, i, 86), (16, 20, 10)),
             annotation_id=f"a{i}",
             labels="l",
             labels_digest="d",
@@ -87,7 +97,7 @@ def write_generation(campaign: Campaign, generation: int, noise: float, judged: 
     )
     snapshot = Snapshot(generation=generation, items=items, n_classes=1, holdout_digest="", digest=f"{generation:064x}")
     campaign.finish_stage(generation, "snapshot", snapshot.to_json())
-    model = ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}")
+    model = ModelReference(generation=generation, trainer=trainer, path="m", digest=f"{generation:064x}")
     campaign.finish_stage(generation, "training", {"model": model.to_json()})
     if judged:
         campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
@@ -103,9 +113,24 @@ def write_maps(
     reference = MapReference(
         generation=generation,
         volume_id="phantom",
-        model_digest="m",
+        model_digest=f"{generation:064x}",
         quantities=("probability", "predictive_entropy"),
         blocks=1,
         digest="d",
     )
     campaign.storage.write_json(map_path(campaign, generation, "phantom", ".json"), reference.to_json())
+    plan = InferencePlan(
+        model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
+        factory="none",
+        volume_id="phantom",
+        volume_digest="d",
+        shape_zyx=SHAPE,
+        spacing_um_zyx=SPACING,
+        n_classes=1,
+        seed=0,
+        inference=campaign.config.inference,
+        window_zyx=(8, 32, 32),
+        block_zyx=SHAPE,
+        chunk_zyx=SHAPE,
+    )
+    campaign.storage.write_json(map_path(campaign, generation, "phantom", ".inference.json"), plan.to_json())

@@ -16,7 +16,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.champion import Comparison, Judgement, headline, judgements
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import holdout_boxes, open_truths
-from rescueseg.figures import worst_patch
+from rescueseg.gallery import worst_patch
 from rescueseg.geometry import Box
 from rescueseg.report import efforts, explain_box, write_report
 from tests.unit.evaluated import make_campaign, write_generation
@@ -68,6 +68,9 @@ def test_the_page_stands_alone_and_answers_first(evaluated: Campaign) -> None:
         "worst_1.png",
         "worst_2.png",
         "worst_3.png",
+        "uncertain_1.png",
+        "uncertain_2.png",
+        "uncertain_3.png",
     }
     assert all(data.startswith(PNG) for data in report.figures.values())
 

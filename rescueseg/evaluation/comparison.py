@@ -1,0 +1,152 @@
+"""Generation against generation: paired differences of every score, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from rescueseg.champion import MINIMUM_BOXES
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.pooled import (
+    METRICS,
+    RESAMPLES,
+    Floats,
+    Interval,
+    Kind,
+    Metric,
+    Tables,
+    box_tables,
+    choose,
+    interval,
+    occurs,
+    pool,
+    pool_weights,
+    resampling,
+    selections,
+)
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.records import Part, Record
+
+
+class Difference(Record):
+    """One score of two generations, over the same boxes."""
+
+    first: float | None
+    second: float | None
+    difference: float | None
+    """Second minus first."""
+    interval: Interval | None
+    """95 %, of the difference."""
+    verdict: Literal["better", "worse", "undecided"]
+    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 boxes."""
+
+
+class GroupComparison(Record):
+    """Differences over the boxes of one part that have something in common."""
+
+    part: Part
+    kind: Kind
+    name: str
+    boxes: int
+    plain: dict[str, Difference]
+    weighted: dict[str, Difference]
+    """Weighted to the pool; empty where the plain ones are that already, or the holdout knows no shares."""
+
+
+def compare_generations(
+    first: Evaluation,
+    second: Evaluation,
+    part: Part,
+    classes: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[GroupComparison]:
+    """Compare two generations, of whatever model family, on the boxes of a part that both were judged on.
+
+    Boxes are drawn with replacement, the same ones for both, and every score is computed anew (paired bootstrap,
+    Efron & Tibshirani, doi:10.1201/9780429246593). A class counts when truth or either prediction holds it.
+
+    Parameters
+    ----------
+    first, second : Evaluation
+        Complete.
+    part : str
+        Which part.
+    classes : sequence of str
+        Names of the classes 1…K.
+    seed : int
+        Of the resampling.
+    resamples : int
+        How often boxes are drawn; fewer than 4 boxes give no interval.
+
+    Raises
+    ------
+    EvaluationError
+        If no box of the part was judged for both with the same truth.
+    """
+    mine = {b.key: b for b in first.known(part)}
+    other = {b.key: b for b in second.known(part)}
+    common = [key for key in mine if key in other]
+    if not common:
+        raise EvaluationError(
+            f"no {part} box was judged with the same truth for generations {first.generation} and {second.generation}",
+            todo="Evaluate both again: 'rescueseg evaluate CAMPAIGN --generation G'",
+        )
+    boxes = [mine[key] for key in common]
+    tables = box_tables(boxes), box_tables([other[key] for key in common])
+    shares = pool_weights(boxes)
+    found = []
+    for chosen in selections(boxes, classes):
+        both = choose(tables[0], chosen), choose(tables[1], chosen)
+        times = resampling(len(chosen.index), seed, resamples)
+        weights = None if shares is None or chosen.kind == "stratum" else shares[list(chosen.index)]
+        found.append(
+            GroupComparison(
+                part=part,
+                kind=chosen.kind,
+                name=chosen.name,
+                boxes=len(chosen.index),
+                plain=_differences(both, times, np.ones(len(chosen.index))),
+                weighted={} if weights is None else _differences(both, times, weights),
+            )
+        )
+    return found
+
+
+def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Floats) -> dict[str, Difference]:
+    pooled = [pool(tables, weights) for tables in both]
+    drawn = None if times is None else [pool(tables, times * weights) for tables in both]
+    found = {}
+    for metric in METRICS:
+        values = [float(v) for v in _values(metric, pooled)]
+        if np.isnan(values).all():
+            continue
+        change = None
+        if drawn is not None:
+            a, b = _values(metric, drawn)
+            change = interval(b - a)
+        found[metric.name] = _difference(metric, values, change, int((weights > 0).sum()))
+    return found
+
+
+def _values(metric: Metric, pooled: Sequence[Tables]) -> list[Floats]:
+    """Return a score of both generations over the classes that occur in either."""
+    classes = occurs(pooled[0]) | occurs(pooled[1])
+    return [metric.value(tables, classes) for tables in pooled]
+
+
+def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: int) -> Difference:
+    first, second = (None if np.isnan(v) else v for v in values)
+    verdict: Literal["better", "worse", "undecided"] = "undecided"
+    if change is not None and boxes >= MINIMUM_BOXES and (change[0] > 0 or change[1] < 0):
+        verdict = "better" if (change[0] > 0) == metric.higher else "worse"
+    return Difference(
+        first=first,
+        second=second,
+        difference=None if first is None or second is None else second - first,
+        interval=change,
+        verdict=verdict,
+    )

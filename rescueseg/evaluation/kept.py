@@ -1,0 +1,48 @@
+"""Evaluations that were made are kept with their generation, and made anew when they no longer fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.champion import STAGE
+from rescueseg.evaluation.run import Progress, evaluate_generation
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.unseen import require_model, require_unseen
+from rescueseg.storage import digest_array
+
+SCORES = "scores"
+"""What `evaluate` leaves in the generation's folder; the judgement that chose the champion stays as it is."""
+
+
+def evaluate_and_keep(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
+    """Evaluate a generation and keep the result; parameters and errors as `evaluate_generation`."""
+    evaluation = evaluate_generation(campaign, generation, progress)
+    campaign.finish_stage(generation, SCORES, evaluation.to_json())
+    return evaluation
+
+
+def settled_evaluation(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
+    """Return a generation's evaluation: the kept one where model, boxes and truth are still the same, else a new one.
+
+    Raises
+    ------
+    RescuesegError
+        As `check_evaluation`; what a training has read is never evaluated, kept or not.
+    """
+    boxes = holdout_boxes(campaign)
+    model = require_model(campaign, generation)
+    require_unseen(campaign, generation, boxes)
+    read_truth = open_truths(campaign, boxes)
+    wanted = {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, digest_array(read_truth(b))) for b in boxes}
+    for data in (campaign.stage_result(generation, SCORES), _judged(campaign, generation)):
+        kept = None if data is None else Evaluation.model_validate(data)
+        if kept and kept.complete and kept.model_digest == model.digest and {b.key for b in kept.boxes} == wanted:
+            return kept
+    return evaluate_and_keep(campaign, generation, progress)
+
+
+def _judged(campaign: Campaign, generation: int) -> Any:
+    judgement = campaign.stage_result(generation, STAGE)
+    return None if judgement is None else judgement["evaluation"]

@@ -1,0 +1,197 @@
+"""What an evaluation writes down: box by box all that any score is computed from, and the scores of both parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+from rescueseg.evaluation.instances import Instances
+from rescueseg.evaluation.topology import Topology
+from rescueseg.metrics import BinnedCounts, Counts, mean_over_classes
+from rescueseg.records import BoxField, Part, Record
+
+
+class ClassDetail(Record):
+    """One class in one holdout box, beyond its counts."""
+
+    surface_dice: float | None
+    hd95_um: float | None
+    """None when neither truth nor prediction holds the class."""
+    topology: Topology
+    instances: Instances | None
+    """None where the volume has no instance truth."""
+
+
+class BoxScore(Record):
+    """The result on one holdout box."""
+
+    volume_id: str
+    box: BoxField
+    part: Part
+    stratum: str
+    voxels: int
+    """Voxels with known truth; 0 when all of the box is marked ignore."""
+    errors: int
+    """Voxels whose class is wrong."""
+    counts: tuple[Counts, ...]
+    """Per class 1…K."""
+    dice: float
+    """Mean over the classes that occur in truth or prediction; 1 when none does."""
+    surface_dice: float | None
+    hd95_um: float | None
+    """Means over those classes; None when none occurs."""
+    uncertainty: float
+    """Mean predictive entropy of the voxels with known truth, in nats."""
+    truth_digest: str
+    domain: str = ""
+    share: float | None = None
+    """Share of the pool that the box's stratum stands for; None where the holdout does not say."""
+    details: tuple[ClassDetail, ...] = ()
+    """Per class 1…K; empty in evaluations made before they were kept."""
+    calibration: BinnedCounts | None = None
+    """Voxels by probability of the predicted class."""
+    entropies: BinnedCounts | None = None
+    """Voxels by predictive entropy in nats."""
+
+    @property
+    def key(self) -> tuple[str, tuple[int, int, int], tuple[int, int, int], str]:
+        """What makes two scores comparable: the same box with the same truth."""
+        return self.volume_id, self.box.offset_zyx, self.box.shape_zyx, self.truth_digest
+
+
+class ClassScore(Record):
+    """The result on one class in one part of the holdout; ratios from pooled counts, surfaces as means over boxes."""
+
+    name: str
+    counts: Counts
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    surface_dice: float | None
+    hd95_um: float | None
+
+
+class PartScore(Record):
+    """The result on one part of the holdout; the ratios are means over the classes that occur."""
+
+    part: Part
+    boxes: int
+    voxels: int
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    surface_dice: float | None
+    hd95_um: float | None
+    ece: float
+    """Expected calibration error of the predicted class, 15 bins."""
+    classes: tuple[ClassScore, ...]
+    calibration: BinnedCounts
+    """Voxels by probability of the predicted class."""
+    uncertainty: BinnedCounts
+    """Voxels by predictive entropy in nats."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the scores as flat names, those without a value left out."""
+        names = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um", "ece")
+        found = {f"{self.part}_{name}": getattr(self, name) for name in names}
+        found[f"{self.part}_error_auroc"] = self.uncertainty.error_auroc()
+        if len(self.classes) > 1:
+            for score in self.classes:
+                found |= {f"{self.part}_{n}.{score.name}": getattr(score, n) for n in names[:6]}
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+
+class Evaluation(Record):
+    """How one generation did on the holdout."""
+
+    generation: int
+    model_digest: str
+    validation: PartScore | None
+    """Chooses: the champion, thresholds, when to stop."""
+    test: PartScore | None
+    """Only reports."""
+    boxes: tuple[BoxScore, ...]
+    """All holdout boxes, in the order of the holdout."""
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether every box holds what the scores of today are computed from."""
+        return all(b.details and b.calibration and b.entropies for b in self.boxes)
+
+    def part(self, part: Part) -> PartScore | None:
+        """Return the scores of one part, None when the holdout has no box in it."""
+        return self.validation if part == "validation" else self.test
+
+    def known(self, part: Part) -> list[BoxScore]:
+        """Return the boxes of a part that hold voxels with known truth."""
+        return [b for b in self.boxes if b.part == part and b.voxels]
+
+    def worst(self, count: int, part: Part = "validation") -> list[BoxScore]:
+        """Return the boxes of a part with the largest share of wrong voxels, worst first."""
+        return sorted(self.known(part), key=lambda b: (-b.errors / b.voxels, b.volume_id, b.box))[:count]
+
+    def metrics(self) -> dict[str, float]:
+        """Return all scores as flat names such as `test_dice`."""
+        found = self.validation.metrics() if self.validation else {}
+        return found | (self.test.metrics() if self.test else {})
+
+
+def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) -> PartScore | None:
+    """Pool the boxes of a part, None where not one voxel of it has a known truth.
+
+    Parameters
+    ----------
+    part : str
+        Which part.
+    boxes : sequence of BoxScore
+        Complete; those of the other part are left out.
+    classes : sequence of str
+        Names of the classes 1…K.
+    """
+    known = [b for b in boxes if b.part == part and b.voxels]
+    if not known:
+        return None
+    counts = [reduce(add, (b.counts[c] for b in known)) for c in range(len(classes))]
+    surfaces = [mean_pairs([_surface(b.details[c]) for b in known]) for c in range(len(classes))]
+    overall = mean_pairs(surfaces)
+    calibration = reduce(add, (b.calibration for b in known if b.calibration))
+    return PartScore(
+        part=part,
+        boxes=len(known),
+        voxels=sum(b.voxels for b in known),
+        **{n: mean_over_classes(counts, n) for n in ("dice", "iou", "precision", "recall")},
+        surface_dice=overall and overall[0],
+        hd95_um=overall and overall[1],
+        ece=calibration.calibration_error(),
+        classes=tuple(
+            ClassScore(
+                name=name,
+                counts=c,
+                dice=c.dice,
+                iou=c.iou,
+                precision=c.precision,
+                recall=c.recall,
+                surface_dice=s and s[0],
+                hd95_um=s and s[1],
+            )
+            for name, c, s in zip(classes, counts, surfaces, strict=True)
+        ),
+        calibration=calibration,
+        uncertainty=reduce(add, (b.entropies for b in known if b.entropies)),
+    )
+
+
+def _surface(detail: ClassDetail) -> tuple[float, float] | None:
+    found = (detail.surface_dice, detail.hd95_um)
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def mean_pairs(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Return the means of the pairs that are there, None when none is."""
+    known = [pair for pair in pairs if pair is not None]
+    if not known:
+        return None
+    return sum(a for a, _ in known) / len(known), sum(b for _, b in known) / len(known)

@@ -1,0 +1,126 @@
+"""The frozen holdout boxes and their truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError
+from rescueseg.geometry import Box
+from rescueseg.metrics import IGNORE
+from rescueseg.records import HoldoutBox, Part
+from rescueseg.storage import digest_array, digest_json
+
+Labels = npt.NDArray[np.uint8]
+PARTS: tuple[Part, ...] = ("validation", "test")
+TruthReader = Callable[[HoldoutBox], Labels]
+
+
+def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
+    """Return the frozen holdout boxes, those in refused volumes left out.
+
+    Raises
+    ------
+    EvaluationError
+        If the holdout was not drawn yet.
+    """
+    holdout = campaign.holdout()
+    if holdout is None or not holdout.boxes:
+        raise EvaluationError(
+            "there is no holdout to evaluate on", where=campaign.url, todo="Sample first: 'rescueseg sample CAMPAIGN'"
+        )
+    boxes = _usable(campaign, holdout.boxes)
+    if not boxes:
+        raise EvaluationError(
+            "all holdout boxes lie in refused volumes", where=campaign.url, todo="See why with 'rescueseg status'"
+        )
+    return boxes
+
+
+def _usable(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> tuple[HoldoutBox, ...]:
+    refused = {volume.volume_id for volume in campaign.volumes(refused=True) if volume.refused}
+    return tuple(box for box in boxes if box.volume_id not in refused)
+
+
+def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
+    """Return a function that reads the truth of one holdout box as uint8 labels, zyx.
+
+    Ground truth that came with the volume is taken first, else the accepted annotation of the box's holdout ticket. A
+    box whose ticket was skipped, because nobody can annotate it, is all ignore: it scores nothing.
+
+    Raises
+    ------
+    EvaluationError
+        If boxes have neither; the message names them.
+    """
+    annotated = _annotated_holdout(campaign) if any(campaign.volume(b.volume_id).truth is None for b in boxes) else {}
+    missing = _without_truth(campaign, boxes, annotated)
+    if missing:
+        names = "; ".join(f"{b.part} box {b.volume_id} {b.box}" for b in missing[:20])
+        raise EvaluationError(
+            f"no truth for {len(missing)} of {len(boxes)} holdout boxes: {names}",
+            where=campaign.url,
+            todo="Annotate and accept the holdout tickets; they come first in the queue",
+        )
+
+    def read(box: HoldoutBox) -> Labels:
+        if campaign.volume(box.volume_id).truth is None:
+            labels = annotated[box.volume_id, box.box]
+            if labels is None:
+                return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
+            return _checked(campaign.storage.read_array(labels), box, campaign)
+        from rescueseg.volumes import open_truth
+
+        return _checked(np.asarray(open_truth(campaign, box.volume_id)[box.box.slices]), box, campaign)
+
+    return read
+
+
+def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
+    """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
+    holdout = campaign.holdout()
+    usable = _usable(campaign, holdout.boxes if holdout else ())
+    boxes = [b for b in usable if campaign.volume(b.volume_id).truth is None]
+    return _without_truth(campaign, boxes, _annotated_holdout(campaign) if boxes else {})
+
+
+def _without_truth(
+    campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: dict[tuple[str, Box], str | None]
+) -> list[HoldoutBox]:
+    return [b for b in boxes if campaign.volume(b.volume_id).truth is None and (b.volume_id, b.box) not in annotated]
+
+
+def _annotated_holdout(campaign: Campaign) -> dict[tuple[str, Box], str | None]:
+    """Return the label files of accepted holdout annotations by volume and box; None where the ticket was skipped."""
+    from rescueseg.annotation.store import open_queue
+
+    found: dict[tuple[str, Box], str | None] = {}
+    with closing(open_queue(campaign)) as store:
+        for part in PARTS:
+            found |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
+            found |= {(a.volume_id, a.box): a.labels for a in store.accepted(part)}
+    return found
+
+
+def _checked(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> Labels:
+    k = campaign.config.n_classes
+    if labels.shape != box.box.shape_zyx or ((labels > k) & (labels != IGNORE)).any():
+        raise EvaluationError(
+            f"the truth has shape {labels.shape} and values up to {int(labels[labels != IGNORE].max(initial=0))}; "
+            f"wanted {box.box.shape_zyx} and 0…{k} or 255",
+            where=f"{box.volume_id} {box.box}",
+            todo="Annotate the box again",
+        )
+    return labels.astype(np.uint8)
+
+
+def truth_digest(campaign: Campaign) -> str:
+    """Return one digest over the holdout boxes and their truth."""
+    boxes = holdout_boxes(campaign)
+    read = open_truths(campaign, boxes)
+    return digest_json([[b.to_json(), digest_array(read(b))] for b in boxes])

@@ -1,0 +1,109 @@
+"""A model is evaluated on what it has never read, with the maps it made itself; anything else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError, LeakError
+from rescueseg.records import HoldoutBox, ModelReference, SnapshotItem
+
+
+def require_model(campaign: Campaign, generation: int) -> ModelReference:
+    """Return a generation's model.
+
+    Raises
+    ------
+    EvaluationError
+        If it has none.
+    """
+    model = campaign.model(generation)
+    if model is None:
+        trained = ", ".join(str(g) for g in campaign.generations() if campaign.model(g)) or "none yet"
+        raise EvaluationError(
+            f"generation {generation} has no model",
+            where=campaign.url,
+            todo=f"Train and infer it before evaluating; generations with a model: {trained}",
+        )
+    return model
+
+
+def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[HoldoutBox]) -> None:
+    """Make sure that the maps of the boxes' volumes are complete and made by this model.
+
+    Raises
+    ------
+    InferenceError
+        If maps are not complete.
+    EvaluationError
+        If another model made them.
+    """
+    from rescueseg.inference.maps import map_reference, open_map
+
+    for volume_id in sorted({b.volume_id for b in boxes}):
+        open_map(campaign, model.generation, volume_id, "probability")
+        maps = map_reference(campaign, model.generation, volume_id)
+        if maps is None or maps.model_digest != model.digest:
+            raise EvaluationError(
+                f"another model than that of generation {model.generation} made the maps",
+                where=f"volume {volume_id}",
+                todo="Run the generation's inference again",
+            )
+
+
+def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutBox]) -> None:
+    """Make sure that nothing that training has read lies in a box to be evaluated.
+
+    The generation's snapshot counts and those of all before it, from whose weights its training may have started. Volumes
+    with the same voxels count as one: a copy under another name hides nothing.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    generation : int
+        Whose model is evaluated.
+    boxes : sequence of HoldoutBox
+        What it is to be evaluated on.
+
+    Raises
+    ------
+    LeakError
+        At the first box that was trained on, or that touches what a training has read.
+    EvaluationError
+        If the generation's own snapshot is gone, so that nobody can tell.
+    """
+    if campaign.snapshot(generation) is None:
+        raise EvaluationError(
+            f"the snapshot of generation {generation} is gone: nobody can tell what its model has read",
+            where=campaign.url,
+            todo="Restore the campaign's folder, or train again",
+        )
+    images = {v.volume_id: v.digest for v in campaign.volumes(refused=True)}
+    for earlier in (g for g in campaign.generations() if g <= generation):
+        snapshot = campaign.snapshot(earlier)
+        for item in snapshot.items if snapshot else ():
+            for box in boxes:
+                if images.get(item.volume_id, item.volume_id) == images.get(box.volume_id, box.volume_id):
+                    _refuse_overlap(item, box, generation, earlier)
+
+
+def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, generation: int, trained: int) -> None:
+    """Raise when an item of a snapshot touches an evaluated box."""
+    copied = f", a copy of {box.volume_id}," if item.volume_id != box.volume_id else ""
+    where = f"{box.part} box {box.volume_id} {box.box}"
+    todo = f"Train again without ticket {item.ticket_id}; holdout boxes are never trained on"
+    if item.box.contains(box.box):
+        raise LeakError(
+            f"generation {generation} would be evaluated on its own snapshot: generation {trained} was trained on "
+            f"{item.volume_id}{copied} {item.box}",
+            where=where,
+            todo=todo,
+        )
+    if item.read_box.intersects(box.box) or item.box.intersects(box.box):
+        raise LeakError(
+            f"the training of generation {trained} has read {item.volume_id}{copied} {item.read_box}, which touches this "
+            f"box: generation {generation} cannot be evaluated on it",
+            where=where,
+            todo=todo,
+        )

@@ -1,0 +1,241 @@
+"""Groups of boxes, weights of the pool, intervals and paired differences, on boxes made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation import BoxScore, ClassDetail, Evaluation
+from rescueseg.evaluation.comparison import compare_generations
+from rescueseg.evaluation.instances import Instances
+from rescueseg.evaluation.pooled import METRICS, flat_scores, group_scores, pool_weights
+from rescueseg.evaluation.scores import part_score
+from rescueseg.evaluation.topology import Topology
+from rescueseg.geometry import Box
+from rescueseg.metrics import Bins, Counts
+
+CLASSES = ("membrane", "vesicle")
+NAMES = {metric.name for metric in METRICS}
+
+
+def box_score(
+    index: int, counts: list[tuple[int, int, int]], *, stratum: str = "typical", share: float | None = 1.0, **more: str
+) -> BoxScore:
+    """Return a complete score with the counts given; what else it holds follows from them."""
+    voxels = 1000
+    wrong = sum(fp + fn for _, fp, fn in counts)
+    calibration, entropies = Bins(15, 1.0), Bins(30, 1.1)
+    right = np.arange(voxels) >= wrong
+    calibration.add(np.full(voxels, 0.9), right)
+    entropies.add(np.where(right, 0.1, 0.8), right)
+    details = tuple(
+        ClassDetail(
+            surface_dice=tp / (tp + fp + fn) if tp + fp + fn else None,
+            hd95_um=0.1 * (fp + fn) if tp + fp + fn else None,
+            topology=Topology(
+                found_skeleton=tp + fp,
+                found_inside=tp,
+                true_skeleton=tp + fn,
+                true_inside=tp,
+                found_betti=(1 + fp, fn, 0),
+                true_betti=(1, 0, 0),
+            ),
+            instances=Instances(
+                found=tp + fp, true=tp + fn, matched=(tp, tp // 2), iou=0.8 * tp, splits=0.5, merges=0.25
+            ),
+        )
+        for tp, fp, fn in counts
+    )
+    return BoxScore(
+        volume_id="v",
+        box=Box((0, 0, 10 * index), (10, 10, 10)),
+        part="test",
+        stratum=stratum,
+        voxels=voxels,
+        errors=wrong,
+        counts=tuple(Counts(tp=t, fp=p, fn=n) for t, p, n in counts),
+        dice=0.0,
+        surface_dice=None,
+        hd95_um=None,
+        uncertainty=0.0,
+        truth_digest="same",
+        share=share,
+        details=details,
+        calibration=calibration.result(),
+        entropies=entropies.result(),
+        **more,
+    )
+
+
+def evaluation(boxes: list[BoxScore], generation: int = 0) -> Evaluation:
+    return Evaluation(generation=generation, model_digest="m", validation=None, test=None, boxes=tuple(boxes))
+
+
+def easy_and_hard(quality: float = 1.0) -> Evaluation:
+    """Return six hard boxes, a tenth of the pool, and two easy ones, the rest of it."""
+    hard = [box_score(i, [(round(40 * quality) + i, 30, 30)], stratum="dense", share=0.1) for i in range(6)]
+    return evaluation([*hard, *(box_score(6 + i, [(90, 5, 5)], share=0.9) for i in range(2))])
+
+
+def test_weighted_scores_are_those_of_the_pool() -> None:
+    groups = group_scores(easy_and_hard(), "test", ("a",))
+    whole = groups[0]
+    counts = np.array([[(40 + i, 30, 30) for i in range(6)]]).reshape(6, 3)
+    pooled = 0.1 * counts.mean(axis=0) + 0.9 * np.array((90, 5, 5))
+    assert whole.weighted["dice"].value == pytest.approx(2 * pooled[0] / (2 * pooled[0] + pooled[1] + pooled[2]))
+    assert whole.weighted["precision"].value == pytest.approx(pooled[0] / (pooled[0] + pooled[1]))
+    plain, weighted = whole.plain["dice"].value, whole.weighted["dice"].value
+    assert plain is not None
+    assert weighted is not None
+    assert weighted > plain + 0.1, "the boxes over-represent the hard"
+    assert whole.weighted["betti0_error"].value == pytest.approx(0.1 * 30 + 0.9 * 5)
+    assert [(g.kind, g.name, g.boxes) for g in groups] == [
+        ("all", "", 8),
+        ("stratum", "dense", 6),
+        ("stratum", "typical", 2),
+    ]
+    assert all(g.weighted == {} for g in groups[1:])
+
+
+def test_without_shares_nothing_is_weighted() -> None:
+    boxes = [box_score(0, [(1, 1, 1)], share=None), box_score(1, [(1, 1, 1)])]
+    assert pool_weights(boxes) is None
+    assert group_scores(evaluation(boxes), "test", ("a",))[0].weighted == {}
+
+
+def test_every_score_by_hand_over_two_boxes() -> None:
+    found = group_scores(evaluation([box_score(0, [(6, 2, 0)]), box_score(1, [(2, 0, 2)])]), "test", ("a",))[0].plain
+    wanted = {
+        "dice": 16 / 20,
+        "iou": 8 / 12,
+        "precision": 8 / 10,
+        "recall": 8 / 10,
+        "surface_dice": (6 / 8 + 2 / 4) / 2,
+        "hd95_um": 0.2,
+        "cldice": 0.8,
+        "betti0_error": 1.0,
+        "betti1_error": 1.0,
+        "betti2_error": 0.0,
+        "ap50": 8 / 12,
+        "ap75": 4 / (10 + 10 - 4),
+        "pq": 0.8 * 8 / 10,
+        "vi": 0.75,
+        "vi_split": 0.5,
+        "vi_merge": 0.25,
+        "ece": 0.998 - 0.9,
+        "error_auroc": 1.0,
+    }
+    assert {name: pytest.approx(figure.value) for name, figure in found.items() if name in wanted} == wanted
+    assert set(found) == NAMES
+
+
+def test_a_class_has_a_row_and_domains_have_where_they_differ() -> None:
+    boxes = [box_score(i, [(9, 1, 1), (5, 5, 5)], domain=f"microscope {i % 2}") for i in range(4)]
+    groups = group_scores(evaluation(boxes), "test", CLASSES)
+    assert [(g.kind, g.name) for g in groups] == [
+        ("all", ""),
+        ("class", "membrane"),
+        ("class", "vesicle"),
+        ("stratum", "typical"),
+        ("domain", "microscope 0"),
+        ("domain", "microscope 1"),
+    ]
+    assert groups[1].plain["dice"].value == pytest.approx(0.9)
+    assert groups[0].plain["dice"].value == pytest.approx((0.9 + 0.5) / 2)
+    assert "ece" not in groups[1].plain, "calibration is that of the predicted class, whichever it is"
+
+
+counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
+
+
+@given(st.lists(st.lists(counts, min_size=2, max_size=2), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=40)
+def test_plain_scores_are_those_of_the_part(table: list[list[tuple[int, int, int]]]) -> None:
+    boxes = [box_score(i, row) for i, row in enumerate(table)]
+    part = part_score("test", boxes, CLASSES)
+    assert part is not None
+    found = group_scores(evaluation(boxes), "test", CLASSES, resamples=10)[0].plain
+    for name in ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um", "ece"):
+        value = getattr(part, name)
+        if value is None:
+            assert name not in found
+        else:
+            assert found[name].value == pytest.approx(value)
+
+
+def test_intervals_hold_the_score_and_need_four_boxes() -> None:
+    groups = {g.name: g for g in group_scores(easy_and_hard(), "test", ("a",), seed=3)}
+    for name in ("dice", "recall", "cldice"):
+        figure = groups[""].plain[name]
+        assert figure.interval is not None
+        assert figure.value is not None
+        assert figure.interval[0] <= figure.value <= figure.interval[1]
+        assert figure.interval[0] < figure.interval[1]
+    assert groups["typical"].plain["dice"].interval is None
+    assert group_scores(easy_and_hard(), "test", ("a",), seed=3)[0] == groups[""]
+
+
+def test_equal_boxes_have_no_spread() -> None:
+    boxes = [box_score(i, [(9, 1, 1)]) for i in range(8)]
+    figure = group_scores(evaluation(boxes), "test", ("a",))[0].plain["dice"]
+    assert figure.interval == (pytest.approx(0.9), pytest.approx(0.9))
+
+
+def test_the_better_one_is_better_by_each_score_in_its_direction() -> None:
+    first = evaluation([box_score(i, [(40 + i, 20, 20 + i)]) for i in range(8)], 0)
+    second = evaluation([box_score(i, [(70 + i, 5, 10)]) for i in range(8)], 1)
+    found = compare_generations(first, second, "test", ("a",))[0].plain
+    for name in ("dice", "recall", "cldice", "pq", "hd95_um", "betti0_error", "betti1_error", "aurc"):
+        assert found[name].verdict == "better", name
+    assert found["vi"].verdict == "undecided"
+    back = compare_generations(second, first, "test", ("a",))[0].plain
+    assert back["hd95_um"].verdict == "worse"
+    assert back["dice"].difference == pytest.approx(-(found["dice"].difference or 0))
+    assert back["dice"].interval == pytest.approx([-v for v in reversed(found["dice"].interval or ())])
+
+
+def test_a_generation_cannot_be_told_from_itself() -> None:
+    for group in compare_generations(easy_and_hard(), easy_and_hard(), "test", ("a",)):
+        for found in (*group.plain.values(), *group.weighted.values()):
+            assert (found.verdict, found.difference) == ("undecided", 0.0)
+
+
+def test_few_boxes_never_decide() -> None:
+    first = evaluation([box_score(i, [(40, 20, 20)]) for i in range(7)], 0)
+    second = evaluation([box_score(i, [(70, 0, 0)]) for i in range(7)], 1)
+    found = compare_generations(first, second, "test", ("a",))[0].plain["dice"]
+    assert found.interval is not None
+    assert found.interval[0] > 0
+    assert found.verdict == "undecided"
+
+
+def test_an_invented_class_costs_its_inventor_alone() -> None:
+    honest = evaluation([box_score(i, [(50, 5, 5), (0, 0, 0)]) for i in range(8)], 0)
+    inventor = evaluation([box_score(i, [(50, 5, 5), (0, 9, 0)]) for i in range(8)], 1)
+    found = compare_generations(honest, inventor, "test", CLASSES)[0].plain
+    for name in ("dice", "precision", "recall"):
+        assert found[name].verdict == "worse", name
+
+
+def test_only_boxes_with_the_same_truth_are_compared() -> None:
+    first = easy_and_hard()
+    changed = first.model_copy(
+        update={"boxes": tuple(b.model_copy(update={"truth_digest": "new"}) for b in first.boxes)}
+    )
+    with pytest.raises(EvaluationError, match="no test box was judged with the same truth"):
+        compare_generations(first, changed, "test", ("a",))
+    half = first.model_copy(update={"boxes": (*changed.boxes[:4], *first.boxes[4:])})
+    assert compare_generations(first, half, "test", ("a",))[0].boxes == 4
+
+
+def test_flat_names_agree_with_the_table() -> None:
+    flat = flat_scores(easy_and_hard(), ("a",))
+    whole = group_scores(easy_and_hard(), "test", ("a",))[0]
+    assert flat["test_cldice"] == whole.plain["cldice"].value
+    assert flat["test_pool_dice"] == whole.weighted["dice"].value
+    assert not any(name.startswith("validation") for name in flat)
+    old = easy_and_hard().boxes[0].model_copy(update={"details": ()})
+    assert flat_scores(evaluation([old]), ("a",)) == {}
