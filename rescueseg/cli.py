@@ -328,6 +328,8 @@ def status(campaign: CampaignArgument) -> None:
     show_generations(opened)
     state = read_state(opened.services_folder) if opened.storage.is_local else None
     if state:
+        if state.annotation_url:
+            console.print(f"Annotation: {state.annotation_url}")
         console.print(f"Prefect: {state.prefect_api_url.removesuffix('/api')}   MLflow: {state.mlflow_uri}")
     else:
         console.print(f"No servers run; start them with: rescueseg up {campaign}", style="dim")
@@ -335,7 +337,7 @@ def status(campaign: CampaignArgument) -> None:
 
 @app.command(epilog="Example: rescueseg up liver")
 def up(campaign: CampaignArgument) -> None:
-    """Serve a campaign until Ctrl-C: Prefect, MLflow, a worker, and its deployments.
+    """Serve a campaign until Ctrl-C: annotation, Prefect, MLflow, a worker, and its deployments.
 
     Generations start by themselves, on the schedule and when enough patches were accepted (see [trigger] in
     campaign.toml). Everything listens on the loopback interface only.

@@ -1,4 +1,4 @@
-"""The local servers of a campaign: one Prefect server and one MLflow server on free loopback ports.
+"""The local servers of a campaign: Prefect, MLflow and, where it is served, annotation, on free loopback ports.
 
 ::
 
@@ -36,6 +36,7 @@ from rescueseg.processes import stop_tree
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
+ANNOTATION_PORT = 8642
 OWNER = "owner"
 """Entry in ``services.json`` of the process that started the servers."""
 
@@ -52,12 +53,15 @@ class ServiceState:
         Process id by service name.
     started : dict
         Start time of each process (seconds since the epoch), which tells a reused process id from ours.
+    annotation_url : str
+        URL of the annotation server; empty where none was started.
     """
 
     prefect_api_url: str
     mlflow_uri: str
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
+    annotation_url: str = ""
 
     @property
     def is_served(self) -> bool:
@@ -157,7 +161,9 @@ class Servers:
         self._backend = mlflow_backend
         self.prefect_api_url = ""
         self.mlflow_uri = mlflow_uri
+        self.annotation_url = ""
         self._owns_mlflow = not mlflow_uri
+        self._last_annotation_url = ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -195,6 +201,15 @@ class Servers:
             self.spawn(name, [sys.executable, "-m", *command])
         for name, url in health.items():
             self._wait(name, url)
+        self._last_annotation_url = old.annotation_url if old else ""
+
+    def serve_annotation(self, campaign_url: str) -> None:
+        """Start a campaign's annotation server too, at its last address if that is free; errors as on entering."""
+        port = _free_port(_port_of(self._last_annotation_url) or ANNOTATION_PORT)
+        self.annotation_url = f"http://{HOST}:{port}"
+        program = "from rescueseg.cli import app; app()"
+        self.spawn("annotation", [sys.executable, "-c", program, "serve", campaign_url, "--port", str(port)])
+        self._wait("annotation", f"{self.annotation_url}/api/v1/health")
 
     def spawn(self, name: str, command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process that is stopped with the servers.
@@ -265,7 +280,7 @@ class Servers:
     def _write_state(self) -> None:
         pids = {OWNER: os.getpid()} | {name: process.pid for name, process in self._processes.items()}
         started = {name: _create_time(pid) for name, pid in pids.items()}
-        state = ServiceState(self.prefect_api_url, self.mlflow_uri, pids, started)
+        state = ServiceState(self.prefect_api_url, self.mlflow_uri, pids, started, self.annotation_url)
         path = self.folder / "services.json"
         part = path.with_suffix(".part")
         with storage_errors(str(path)):

@@ -121,7 +121,7 @@ def _result(log: Path, begin: int, code: int) -> Any:
 
 
 def serve(campaign: Campaign, console: Console) -> None:
-    """Serve a campaign until Ctrl-C or SIGTERM: servers, worker, deployments.
+    """Serve a campaign until Ctrl-C or SIGTERM: servers, worker, deployments, annotation.
 
     A generation that is due already, or was interrupted, is started at once.
 
@@ -140,9 +140,11 @@ def serve(campaign: Campaign, console: Console) -> None:
         ) as servers,
     ):
         deploy(campaign, servers)
+        servers.serve_annotation(campaign.url)
         if (due := count_due(campaign, open_queue(campaign))).due:  # its event came while nothing was served
             start_deployment(servers.prefect_api_url, deployment_name(GENERATION_FLOW, campaign), {})
             console.print(f"Generation {due.generation} starts: {due.reason}", highlight=False)
+        console.print(f"Annotate {servers.annotation_url}", highlight=False)
         console.print(f"Prefect  {servers.prefect_api_url.removesuffix('/api')}", highlight=False)
         console.print(f"MLflow   {servers.mlflow_uri}", highlight=False)
         console.print(f"Campaign {campaign.url}", highlight=False)

@@ -12,17 +12,21 @@ import httpx
 import psutil
 import pytest
 
+from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
 from rescueseg.services import OWNER, Servers, environment, read_state, stop_left_over
 
 
-def test_both_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path) -> None:
+def test_all_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path, campaign: Campaign) -> None:
     with Servers(tmp_path, f"sqlite:///{tmp_path}/mlflow.db") as servers:
         assert httpx.get(f"{servers.prefect_api_url}/health", trust_env=False).json() is True
         assert httpx.get(f"{servers.mlflow_uri}/health", trust_env=False).text == "OK"
+        servers.serve_annotation(campaign.url)
+        assert httpx.get(f"{servers.annotation_url}/api/v1/info", trust_env=False).json()["campaign"] == "test"
         state = read_state(tmp_path)
         assert state is not None
         assert (state.prefect_api_url, state.mlflow_uri) == (servers.prefect_api_url, servers.mlflow_uri)
+        assert state.annotation_url == servers.annotation_url
         pids = [pid for name, pid in state.pids.items() if name != OWNER]
         family = [p for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
         listening = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"}

@@ -261,11 +261,12 @@ def test_up_starts_what_came_due_while_nothing_was_served_and_stops_with_all_its
             assert time.monotonic() < deadline
             time.sleep(0.5)
         family = psutil.Process(up.pid).children(recursive=True)
-        assert len(family) >= 3, "Prefect, MLflow, the worker"
+        assert len(family) >= 4, "Prefect, MLflow, the worker, annotation"
     finally:
         up.send_signal(signal.SIGINT)
         assert up.wait(60) == 0
     said = (tmp_path / "up.log").read_text()
     assert "Generation 0 starts: 2 of 2 patches accepted" in said
+    assert "Annotate http://127.0.0.1:" in said
     assert said.rstrip().endswith("Stopping…")
     assert psutil.wait_procs(family, timeout=5)[1] == []

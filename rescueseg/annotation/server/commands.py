@@ -14,8 +14,8 @@ from rescueseg.annotation.commands import CampaignArgument, OneLineErrors, login
 from rescueseg.annotation.server import access
 from rescueseg.campaign import Campaign
 from rescueseg.errors import AccessError, ConfigError, ServiceError
+from rescueseg.services import ANNOTATION_PORT
 
-PORT = 8642
 STOP_SECONDS = 3
 """How long running requests may go on when the server is stopped."""
 
@@ -42,7 +42,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine, tokens are needed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 for any free one.", min=0, max=65535)] = PORT,
+    port: Annotated[int, typer.Option(help="Port; 0 for any free one.", min=0, max=65535)] = ANNOTATION_PORT,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Ask for tokens on this machine too, such as behind a proxy.")
     ] = False,
