@@ -18,6 +18,7 @@ from rescueseg.annotation.replies import ErrorReply
 from rescueseg.annotation.server import access
 from rescueseg.annotation.server.desks import Service
 from rescueseg.annotation.server.guard import Guard
+from rescueseg.annotation.server.page import mount_page
 from rescueseg.annotation.server.replies import reply, reply_to, status_of
 from rescueseg.annotation.server.routes import router
 from rescueseg.annotation.server.uploads import RefusedError
@@ -62,6 +63,7 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     )
     app.state.service = office
     app.include_router(router)
+    mount_page(app)
     origins = campaign.config.server.allowed_origins
     if origins:
         app.add_middleware(

@@ -1,0 +1,40 @@
+// Drawings that were not handed in yet, kept in this browser (IndexedDB) so that a reload or a crash loses nothing.
+
+const [NAME, STORE] = ["rescueseg-drawings", "drawings"];
+const DAYS = 14;
+
+function opened() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(NAME, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+async function run(mode, work) {
+  const database = await opened();
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(STORE, mode);
+    const request = work(transaction.objectStore(STORE));
+    transaction.oncomplete = () => { database.close(); resolve(request?.result); };
+    transaction.onerror = () => { database.close(); reject(transaction.error); };
+  });
+}
+
+// Keys are a lease's or, in review, a ticket's id.
+export const keep = {
+  save: (key, labels, seconds) => run("readwrite", (store) => store.put({ labels, seconds, at: Date.now() }, key)),
+  load: (key) => run("readonly", (store) => store.get(key)),
+  drop: (key) => run("readwrite", (store) => store.delete(key)),
+  async tidy() {
+    const oldest = Date.now() - DAYS * 86400e3;
+    await run("readwrite", (store) => {
+      store.openCursor().onsuccess = ({ target: { result: cursor } }) => {
+        if (!cursor) return;
+        if (cursor.value.at < oldest) cursor.delete();
+        cursor.continue();
+      };
+    });
+  },
+};
