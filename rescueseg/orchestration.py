@@ -160,6 +160,55 @@ def run_state(url: str, flow_run_id: str) -> RunState:
     return RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
 
 
+@dataclass(frozen=True)
+class FlowRun:
+    """One run of a deployment; times as Prefect writes them (ISO 8601), empty before they come."""
+
+    run_id: str
+    state: RunState
+    created: str
+    ended: str
+
+
+def latest_run(url: str, name: str) -> FlowRun | None:
+    """Return the latest run of a deployment that has begun or was asked for, None when there is none.
+
+    Runs that the schedule has laid out for later do not count.
+
+    Parameters
+    ----------
+    url : str
+        Prefect's API URL.
+    name : str
+        ``flow/deployment``.
+
+    Raises
+    ------
+    ServiceError
+        If there is no server.
+    """
+    flow, _, deployment = name.partition("/")
+    wanted = {
+        "flows": {"name": {"any_": [flow]}},
+        "deployments": {"name": {"any_": [deployment]}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": 200,
+    }
+    for run in _request(url, "POST", "/flow_runs/filter", wanted):
+        state = run.get("state") or {}
+        if run.get("auto_scheduled") and state.get("type") == "SCHEDULED":
+            continue
+        found = RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
+        return FlowRun(str(run["id"]), found, run.get("created") or "", run.get("end_time") or "")
+    return None
+
+
+def cancel_run(url: str, flow_run_id: str) -> None:
+    """Ask Prefect to stop a run; its worker does. Errors as in `run_state`."""
+    body = {"state": {"type": "CANCELLING", "message": "stopped by an annotator"}}
+    _request(url, "POST", f"/flow_runs/{flow_run_id}/set_state", body)
+
+
 def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
     """Return the command that runs a flow in a process of its own, by the name that Prefect shows."""
     return [sys.executable, "-m", "flows.run", flow, json.dumps(dict(parameters))]

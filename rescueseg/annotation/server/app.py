@@ -18,6 +18,7 @@ from rescueseg.annotation.replies import ErrorReply
 from rescueseg.annotation.server import access
 from rescueseg.annotation.server.desks import Service
 from rescueseg.annotation.server.guard import Guard
+from rescueseg.annotation.server.monai_label import monai_label_routes
 from rescueseg.annotation.server.page import mount_page
 from rescueseg.annotation.server.replies import reply, reply_to, status_of
 from rescueseg.annotation.server.routes import router
@@ -64,6 +65,7 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     app.state.service = office
     app.include_router(router)
     mount_page(app)
+    app.include_router(monai_label_routes(office), prefix="/monai")
     origins = campaign.config.server.allowed_origins
     if origins:
         app.add_middleware(
