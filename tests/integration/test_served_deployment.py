@@ -33,6 +33,7 @@ from rescueseg.orchestration import WORK_POOL, deploy, wake
 from rescueseg.phantom import make_phantom
 from rescueseg.services import Servers
 from rescueseg.simulation.annotator import SimulatedAnnotator
+from tests import annotation_server
 
 EVERY_MINUTE = "* * * * *"
 YEARLY = "0 0 1 1 *"
@@ -228,6 +229,30 @@ def test_cron_and_event_at_once_give_one_generation(served: Served) -> None:
     assert sum(run["state_name"] != "NotDue" for run in runs) == 1, "one of them worked"
     assert served.last() == generation
     assert served.campaign.generations() == list(range(generation + 1))
+
+
+@pytest.mark.slow
+def test_a_client_of_monai_label_starts_a_generation_follows_it_and_stops_one(served: Served, tmp_path: Path) -> None:
+    module = pytest.importorskip("monailabel.client.client", reason="MONAI Label's client is not installed")
+    known, generation = served.known(), served.last() + 1
+    served.annotate(2)  # and nobody calls `wake`
+    with annotation_server.served(served.campaign) as url:
+        client = module.MONAILabelClient(f"{url}/monai", str(tmp_path), "anna")
+        assert not client.train_status(check_if_running=True)
+        started = client.train_start("champion", {})
+        assert started["status"] in ("SUBMITTED", "RUNNING")
+        assert client.train_status(check_if_running=True)
+        with pytest.raises(module.MONAILabelClientException):
+            client.train_start("champion", {})
+        served.finish(generation)
+        done = client.train_status()
+        assert (done["id"], done["status"]) == (started["id"], "DONE")
+        assert done["end_ts"] > done["start_ts"]
+        client.train_start("champion", {})
+        assert client.train_stop()["status"] in ("STOPPED", "DONE")
+        served.until(lambda: all(run["end_time"] for run in served.runs()), "the stopped run has ended")
+    assert {run["id"] for run in served.runs(known)} >= {started["id"]}
+    assert served.last() == generation
 
 
 @pytest.mark.slow
