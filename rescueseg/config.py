@@ -6,12 +6,12 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 import tomli_w
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rescueseg.errors import ConfigError
 
@@ -113,6 +113,18 @@ class AnnotationConfig(Section):
     """How long a patch stays with the annotator who took it."""
     review: bool = False
     """With review, a submitted annotation waits for a reviewer; without, it is accepted at once."""
+    labels: Literal["semantic", "instance"] = "semantic"
+    """Classes, or numbered objects of a single class."""
+    return_hours: Annotated[float, Field(ge=0.0)] = 24.0
+    """How long a patch that a reviewer sent back is kept for who annotated it."""
+    idle_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Longest gap between two signs of life of a tool that counts as work."""
+    double_fraction: Fraction = 0.0
+    """Share of the pool patches that two people annotate, neither seeing the other's labels."""
+    agreement_dice: Fraction = 0.8
+    """Two annotators who agree less than this go to a reviewer; see `rescueseg.annotation.pairs`."""
+    consensus: Literal["pick", "staple"] = "pick"
+    """Of two who agree: the more complete version as it is, or a consensus of both by STAPLE."""
     context: Annotated[float, Field(ge=0.0, le=2.0)] = 0.5
     """How much of the surroundings is shown with a patch: a fraction of its side on every side."""
     postprocessing: Literal["auto", "none", "specks", "filled", "connected"] = "auto"
@@ -279,6 +291,12 @@ class CampaignConfig(Section):
             raise ValueError("class names must differ")
         return value
 
+    @model_validator(mode="after")
+    def _instances_are_of_one_class(self) -> Self:
+        if self.annotation.labels == "instance" and len(self.classes) != 1:
+            raise ValueError(f"instance labels need exactly one class, not {len(self.classes)}")
+        return self
+
     @property
     def n_classes(self) -> int:
         """Number of foreground classes K."""
@@ -316,7 +334,8 @@ def check_config(data: dict[str, Any], where: str = "campaign.toml") -> Campaign
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown key '{path}'", where=where, todo=_suggest(first["loc"])) from error
-        raise ConfigError(f"'{path}': {first['msg']}", where=where, todo="Change the value and run again") from error
+        key = f"'{path}': " if path else ""
+        raise ConfigError(f"{key}{first['msg']}", where=where, todo="Change the value and run again") from error
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

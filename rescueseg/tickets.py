@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg import sampling
-from rescueseg.annotation.labels import ticket_id
+from rescueseg.annotation.labels import class_names, ticket_id
+from rescueseg.annotation.pairs import annotators_of
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
@@ -110,9 +111,7 @@ def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
     waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
     for ticket in waiting:
         with suppress(QueueError):  # somebody took it just now
-            lease = store.claim("rescueseg check", 60.0, ticket_id=ticket.ticket_id)
-            assert lease is not None, "a named ticket is leased or refused"
-            store.skip(lease.lease_id, "rescueseg check", "the volume was refused")
+            store.withdraw(ticket.ticket_id, "rescueseg check", "the volume was refused")
     return len(waiting)
 
 
@@ -192,7 +191,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
         mask = most_likely(np.asarray(probability[(slice(None), *patch.box.slices)]))
         mask = clean(mask, campaign.volume(patch.volume_id).spacing_um_zyx, *profile)
         campaign.storage.write_array(prefill, mask)
-        tickets.append(ticket.model_copy(update={"prefill": prefill}))
+        tickets.append(ticket.model_copy(update={"prefill": prefill, "classes": class_names(campaign, mask)}))
     store.add_tickets(tickets)
     return {"tickets": [ticket.ticket_id for ticket in tickets], "stop": ""}
 
@@ -215,8 +214,10 @@ def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTic
 
 
 def _ticket(campaign: Campaign, generation: int, patch: Patch, purpose: Purpose, **more: Any) -> NewTicket:
+    name = ticket_id(campaign.config.name, generation, patch, purpose)
     return NewTicket(
-        ticket_id=ticket_id(campaign.config.name, generation, patch, purpose),
+        ticket_id=name,
+        annotators=annotators_of(campaign, name) if purpose == "pool" else 1,
         volume_id=patch.volume_id,
         box=patch.box,
         purpose=purpose,

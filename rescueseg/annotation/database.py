@@ -27,7 +27,7 @@ from sqlalchemy.pool import NullPool
 from rescueseg.annotation.tables import VERSION_TABLE
 from rescueseg.errors import ConfigError, QueueError, StorageError
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema version that this code reads and writes."""
 
 _BUSY_SECONDS = 60
@@ -170,15 +170,15 @@ class Database:
         with self.errors(), self.engine.execution_options(rescueseg_reading=True).begin() as connection:
             return _version(connection)
 
-    def migrate(self) -> None:
-        """Bring the schema up to date; several processes may do so at once.
+    def migrate(self, target: str = HEAD) -> None:
+        """Bring the schema up to date, or to another version (for tests); several processes may do so at once.
 
         Raises
         ------
         QueueError
             If a newer rescueseg made the database.
         """
-        if self.version() == HEAD:
+        if self.version() == target:
             return
         from alembic import command
         from alembic.config import Config
@@ -189,11 +189,11 @@ class Database:
         with self.write() as connection:
             if not self.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            if _version(connection) == HEAD:
+            if _version(connection) == target:
                 return
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, target)
             except CommandError as error:
                 raise QueueError(
                     f"the queue's database is of an unknown version ({error})",

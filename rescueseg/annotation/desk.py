@@ -13,22 +13,28 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
+from rescueseg.annotation.records import AnnotationRecord, AuditEntry, Filters, Lease, TicketRecord
+from rescueseg.errors import AccessError
 from rescueseg.geometry import Box, Spacing
-from rescueseg.records import Purpose, Record
+from rescueseg.records import Record
+
+__all__ = ["ROLES", "Desk", "DeskInfo", "Filters", "LabelWarning", "PatchView", "Role", "require_role"]
 
 Role = Literal["annotator", "reviewer", "admin"]
+ROLES: tuple[Role, ...] = ("annotator", "reviewer", "admin")
+"""Each may do what those before it may."""
 
 
-class Filters(Record):
-    """Which tickets a person wants; None for any."""
+def require_role(name: str, role: Role, wanted: Role) -> None:
+    """Refuse what somebody's role does not cover.
 
-    volume_id: str | None = None
-    class_name: str | None = None
-    """Patches whose first mask or prediction holds this class."""
-    stratum: str | None = None
-    generation: int | None = None
-    purpose: Purpose | None = None
+    Raises
+    ------
+    AccessError
+        If it does not.
+    """
+    if ROLES.index(role) < ROLES.index(wanted):
+        raise AccessError(f"this needs the role '{wanted}', and '{name}' is '{role}'", todo=f"Ask a {wanted}")
 
 
 class LabelWarning(Record):
@@ -105,7 +111,7 @@ class Desk(Protocol):
         """Return one's running leases, oldest first."""
 
     def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
-        """Keep a lease; `active_seconds` of work are added to its account."""
+        """Keep a lease; add to its account the work since the last sign of life, 0 when the tool does not know."""
 
     def view(self, lease_id: str) -> PatchView:
         """Return the leased patch with what surrounds it."""
@@ -116,7 +122,10 @@ class Desk(Protocol):
     def submit(
         self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
     ) -> AnnotationRecord:
-        """Hand in labels; warnings refuse them unless `override`. The same again changes nothing."""
+        """Hand in labels; warnings refuse them (`LabelWarningsError`) unless `override`. The same again changes nothing.
+
+        `active_seconds` is the work since the last heartbeat, or since the lease began.
+        """
 
     def skip(self, lease_id: str, reason: str) -> None:
         """Say that nobody can annotate the patch."""
@@ -131,7 +140,7 @@ class Desk(Protocol):
         """Return a ticket's patch for a reviewer."""
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return every version handed in, oldest first."""
+        """Return the versions handed in that one may see, oldest first: of a blind pair in work only one's own."""
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
         """Return the labels of one version."""
@@ -142,7 +151,7 @@ class Desk(Protocol):
     def reject(self, ticket_id: str, comment: str) -> None:
         """Send a submitted ticket back to its annotator."""
 
-    def fix(self, ticket_id: str, labels: PatchLabels, tool: str) -> AnnotationRecord:
+    def fix(self, ticket_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0) -> AnnotationRecord:
         """Hand in a reviewer's own labels of a submitted ticket and accept them."""
 
     def history(self, ticket_id: str) -> list[AuditEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import singledispatch
@@ -20,6 +20,9 @@ from rescueseg.annotation.events import (
     GrantLease,
     Instruction,
     LeaseState,
+    Reservation,
+    Reserve,
+    SetAgreement,
     SetPrefill,
     SetStatus,
     StoreAnnotation,
@@ -29,6 +32,7 @@ from rescueseg.annotation.states import Instructions, TicketState
 from rescueseg.annotation.tables import annotation_table, assignments, audit, leases, tickets
 from rescueseg.errors import TicketNotFoundError
 from rescueseg.geometry import Box
+from rescueseg.storage import digest_json
 
 Clock = Callable[[], datetime]
 
@@ -50,7 +54,8 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     TicketNotFoundError
         If there is no such ticket.
     """
-    query = sa.select(tickets.c.status, tickets.c.purpose, tickets.c.prefill).where(tickets.c.ticket_id == ticket_id)
+    names = ("status", "purpose", "prefill", "agreement")
+    query = sa.select(*(tickets.c[name] for name in names)).where(tickets.c.ticket_id == ticket_id)
     ticket = connection.execute(query.with_for_update() if lock else query).first()
     if ticket is None:
         raise TicketNotFoundError(
@@ -58,11 +63,9 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
             where=ticket_id,
             todo="See 'rescueseg queue status CAMPAIGN' for what is in the queue",
         )
-    numbers = connection.execute(
-        sa.select(assignments.c.assignment_id)
-        .where(assignments.c.ticket_id == ticket_id)
-        .order_by(assignments.c.number)
-    ).scalars()
+    parts = connection.execute(
+        sa.select(assignments).where(assignments.c.ticket_id == ticket_id).order_by(assignments.c.number)
+    ).all()
     lease_rows = connection.execute(
         sa.select(*(leases.c[name] for name in LeaseState.__dataclass_fields__))
         .where(leases.c.ticket_id == ticket_id)
@@ -76,11 +79,13 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     return TicketState(
         ticket_id,
         ticket.status,
-        tuple(numbers),
+        tuple(part.assignment_id for part in parts),
         tuple(LeaseState(**row) for row in lease_rows),
         tuple(_annotation_state(row) for row in annotation_rows),
         ticket.purpose,
         ticket.prefill,
+        tuple(Reservation(p.assignment_id, p.reserved_for, p.reserved_until) for p in parts if p.reserved_until),
+        ticket.agreement,
     )
 
 
@@ -91,9 +96,15 @@ def _annotation_state(row: RowMapping) -> AnnotationState:
         row["lease_id"],
         row["version"],
         row["annotator"],
-        row["labels_digest"],
+        labels_digest(row["labels_digest"], row["instances_digest"]),
         row["verdict"],
+        row["origin"],
     )
+
+
+def labels_digest(classes: str, instances: str | None) -> str:
+    """Return the digest of a version's labels from that of its classes and that of its objects."""
+    return classes if instances is None else digest_json([classes, instances])
 
 
 def execute(
@@ -117,23 +128,28 @@ def _(step: GrantLease, scope: Scope) -> None:
 
 @_carry_out.register
 def _(step: ExtendLease, scope: Scope) -> None:
-    scope.connection.execute(
-        sa.update(leases).where(leases.c.lease_id == step.lease_id).values(expires_at=step.expires_at)
-    )
+    scope.connection.execute(sa.update(leases).where(leases.c.lease_id == step.lease_id).values(**_changes(step)))
 
 
 @_carry_out.register
 def _(step: EndLease, scope: Scope) -> None:
-    scope.connection.execute(sa.update(leases).where(leases.c.lease_id == step.lease_id).values(ended=step.ended))
+    scope.connection.execute(sa.update(leases).where(leases.c.lease_id == step.lease_id).values(**_changes(step)))
+
+
+def _changes(step: ExtendLease | EndLease) -> dict[str, Any]:
+    values = asdict(step)
+    del values["lease_id"]
+    return values
 
 
 @_carry_out.register
 def _(step: StoreAnnotation, scope: Scope) -> None:
     made = asdict(step.annotation)
+    del made["digest"]
     scope.connection.execute(
         sa.insert(annotation_table).values(
             ticket_id=scope.ticket_id,
-            labels_digest=made.pop("digest"),
+            seconds=step.seconds,
             created_at=scope.now,
             comment="",
             **made,
@@ -152,6 +168,23 @@ def _(step: Decide, scope: Scope) -> None:
 
 
 @_carry_out.register
+def _(step: Reserve, scope: Scope) -> None:
+    kept = step.reservation
+    scope.connection.execute(
+        sa.update(assignments)
+        .where(assignments.c.assignment_id == kept.assignment_id)
+        .values(reserved_for=kept.annotator, reserved_until=kept.until)
+    )
+
+
+@_carry_out.register
+def _(step: SetAgreement, scope: Scope) -> None:
+    scope.connection.execute(
+        sa.update(tickets).where(tickets.c.ticket_id == scope.ticket_id).values(agreement=step.agreement)
+    )
+
+
+@_carry_out.register
 def _(step: SetStatus, scope: Scope) -> None:
     scope.connection.execute(
         sa.update(tickets)
@@ -163,7 +196,9 @@ def _(step: SetStatus, scope: Scope) -> None:
 @_carry_out.register
 def _(step: SetPrefill, scope: Scope) -> None:
     scope.connection.execute(
-        sa.update(tickets).where(tickets.c.ticket_id == scope.ticket_id).values(prefill=step.path, updated_at=scope.now)
+        sa.update(tickets)
+        .where(tickets.c.ticket_id == scope.ticket_id)
+        .values(prefill=step.path, classes=classes_text(step.classes), updated_at=scope.now)
     )
 
 
@@ -186,7 +221,12 @@ def box_of(row: RowMapping) -> Box:
     return Box((row["offset_z"], row["offset_y"], row["offset_x"]), (row["shape_z"], row["shape_y"], row["shape_x"]))
 
 
+def classes_text(names: Sequence[str]) -> str:
+    """Return class names as a ticket's column: a line each, so that one can be searched for."""
+    return "".join(f"\n{name}\n" for name in names)
+
+
 def ticket_record(row: RowMapping) -> TicketRecord:
     """Return a row of the tickets table as a record."""
-    plain = {name: row[name] for name in TicketRecord.model_fields if name != "box"}
-    return TicketRecord(box=box_of(row), **plain)
+    plain = {name: row[name] for name in TicketRecord.model_fields if name not in ("box", "classes")}
+    return TicketRecord(box=box_of(row), classes=tuple(filter(None, row["classes"].split("\n"))), **plain)

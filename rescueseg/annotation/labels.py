@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.records import AnnotationRecord, LabelReference, Lease
+from rescueseg.annotation.patch_labels import IGNORE, PatchLabels, corrected_voxels
+from rescueseg.annotation.records import AcceptedAnnotation, AnnotationRecord, LabelReference, Lease
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Purpose
 from rescueseg.storage import digest_array, digest_json
 
-IGNORE = 255
-"""Label of voxels that were not annotated."""
+__all__ = [
+    "IGNORE",
+    "check_labels",
+    "check_patch",
+    "class_names",
+    "read_version",
+    "starting_labels",
+    "starting_patch",
+    "store_labels",
+    "submit_labels",
+    "ticket_id",
+]
 
 
 def ticket_id(campaign_name: str, generation: int, patch: Patch, purpose: Purpose) -> str:
@@ -88,6 +101,47 @@ def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: s
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
+def check_patch(labels: PatchLabels, box: Box, config: CampaignConfig, *, where: str = "labels") -> PatchLabels:
+    """Return the labels of a patch, checked against what the campaign annotates.
+
+    Raises
+    ------
+    LabelError
+        As `check_labels`; also if objects are numbered in a campaign of classes, are missing in one of instances, or
+        lie elsewhere than their class.
+    """
+    classes = check_labels(labels.classes, box, config.n_classes, where=where)
+    wanted = config.annotation.labels == "instance"
+    if wanted != (labels.instances is not None):
+        raise LabelError(
+            "the objects are not numbered" if wanted else "the mask numbers objects; this campaign annotates classes",
+            where=where,
+            todo=f"Hand in {config.annotation.labels} labels",
+        )
+    if labels.instances is None:
+        return PatchLabels(classes)
+    ids = np.asarray(labels.instances)
+    if ids.shape != box.shape_zyx or ids.dtype.kind not in "ui" or int(ids.min()) < 0 or int(ids.max()) >= 2**32:
+        raise LabelError(
+            f"the objects are {ids.dtype} of shape {ids.shape}, not whole numbers of shape {box.shape_zyx} (z, y, x)",
+            where=where,
+            todo="Number the objects of this patch from 1 on",
+        )
+    if not np.array_equal(ids > 0, (classes != 0) & (classes != IGNORE)):
+        raise LabelError(
+            "objects and their class do not cover the same voxels",
+            where=where,
+            todo="Number every voxel of the class, and no other",
+        )
+    return PatchLabels(classes, np.ascontiguousarray(ids, dtype=np.uint32))
+
+
+def class_names(campaign: Campaign, labels: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the names of the classes that a mask holds."""
+    values = np.unique(labels).tolist()
+    return tuple(name for value, name in enumerate(campaign.config.classes, start=1) if value in values)
+
+
 def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
     """Return the mask the annotator starts from: rejected labels, else the prefill, else background.
 
@@ -104,14 +158,60 @@ def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
     return check_labels(stored, lease.ticket.box, campaign.config.n_classes, where=lease.start)
 
 
+def starting_patch(campaign: Campaign, lease: Lease) -> PatchLabels:
+    """Return what the annotator starts from, objects numbered where the campaign annotates instances.
+
+    The objects of a first mask are its connected components. Errors as in `starting_labels`.
+    """
+    classes = starting_labels(campaign, lease)
+    if campaign.config.annotation.labels == "semantic":
+        return PatchLabels(classes)
+    if lease.previous_instances is None:
+        return PatchLabels.of_components(classes)
+    ids = campaign.storage.read_array(lease.previous_instances.path)
+    return check_patch(
+        PatchLabels(classes, ids), lease.ticket.box, campaign.config, where=lease.previous_instances.path
+    )
+
+
+def read_version(campaign: Campaign, record: AnnotationRecord | AcceptedAnnotation) -> PatchLabels:
+    """Return the labels of a version.
+
+    Raises
+    ------
+    StorageError
+        If they are missing.
+    """
+    classes = campaign.storage.read_array(record.labels)
+    return PatchLabels(classes, campaign.storage.read_array(record.instances) if record.instances else None)
+
+
+def store_labels(
+    campaign: Campaign, ticket_id: str, labels: PatchLabels
+) -> tuple[LabelReference, LabelReference | None]:
+    """Store labels under their digests, classes and objects apart; what is there already stays."""
+
+    def kept(array: npt.NDArray[Any]) -> LabelReference:
+        digest = digest_array(array)
+        reference = LabelReference(path=campaign.annotation_path(ticket_id, digest), digest=digest)
+        if not campaign.storage.exists(reference.path):
+            campaign.storage.write_array(reference.path, array)
+        return reference
+
+    return kept(labels.classes), None if labels.instances is None else kept(labels.instances)
+
+
 def submit_labels(
     campaign: Campaign,
     store: QueueStore,
     lease: Lease,
     annotator: str,
-    labels: npt.NDArray[Any],
+    labels: PatchLabels | npt.NDArray[Any],
     tool: str,
-    seconds: float,
+    seconds: float | None,
+    *,
+    active_seconds: float = 0.0,
+    overridden: Sequence[str] = (),
 ) -> AnnotationRecord:
     """Check labels, store them, hand them in, and accept them when the campaign wants no review.
 
@@ -128,12 +228,14 @@ def submit_labels(
         The lease they were made under.
     annotator : str
         Who made them.
-    labels : ndarray, zyx
-        In the shape of the patch; see `check_labels`.
+    labels : PatchLabels, or ndarray of classes, zyx
+        In the shape of the patch; see `check_patch`.
     tool : str
         What they were made with.
-    seconds : float
-        Time the annotator took.
+    seconds : float or None
+        Time the annotator took, where a person told it; else the lease's account says it.
+    active_seconds, overridden
+        As in `QueueStore.submit`.
 
     Raises
     ------
@@ -144,20 +246,27 @@ def submit_labels(
     StorageError
         If they cannot be stored. In every case nothing was handed in.
     """
-    ticket = lease.ticket
-    array = check_labels(labels, ticket.box, campaign.config.n_classes, where=f"ticket {ticket.ticket_id}")
-    digest = digest_array(array)
-    store.check_submit(lease.lease_id, annotator, digest)
-    corrected = int(np.count_nonzero((array != starting_labels(campaign, lease)) & (array != IGNORE)))
-    label = LabelReference(path=campaign.annotation_path(ticket.ticket_id, digest), digest=digest)
-    if not campaign.storage.exists(label.path):
-        campaign.storage.write_array(label.path, array)
-    return store.submit(
+    ticket, config = lease.ticket, campaign.config
+    given = labels if isinstance(labels, PatchLabels) else PatchLabels(labels)
+    checked = check_patch(given, ticket.box, config, where=f"ticket {ticket.ticket_id}")
+    store.check_submit(lease.lease_id, annotator, checked.digest)
+    corrected = corrected_voxels(checked, starting_patch(campaign, lease))
+    label, instances = store_labels(campaign, ticket.ticket_id, checked)
+    done = store.submit(
         lease.lease_id,
         annotator,
         label,
         tool,
         seconds,
         corrected,
-        accept=not campaign.config.annotation.review,
+        accept=not config.annotation.review,
+        active_seconds=active_seconds,
+        instances=instances,
+        overridden=overridden,
     )
+    if ticket.annotators > 1:
+        from rescueseg.annotation.pairs import settle
+
+        settle(campaign, store, ticket.ticket_id)
+        return next(v for v in store.annotations(ticket.ticket_id) if v.annotation_id == done.annotation_id)
+    return done

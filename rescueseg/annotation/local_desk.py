@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg import volumes
-from rescueseg.annotation.desk import DeskInfo, Filters, LabelWarning, PatchView, Role
-from rescueseg.annotation.labels import check_labels, starting_labels, submit_labels
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.desk import DeskInfo, Filters, LabelWarning, PatchView, Role, require_role
+from rescueseg.annotation.execute import labels_digest
+from rescueseg.annotation.labels import check_patch, read_version, starting_patch, store_labels, submit_labels
+from rescueseg.annotation.pairs import settle_all
+from rescueseg.annotation.patch_labels import PatchLabels, corrected_voxels
 from rescueseg.annotation.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import TicketNotFoundError
+from rescueseg.errors import AccessError, LabelWarningsError, NotYourLeaseError, QueueError, TicketNotFoundError
 from rescueseg.geometry import Box
 
 
@@ -37,12 +38,15 @@ class LocalDesk:
     def __init__(self, campaign: Campaign, store: QueueStore, annotator: str, role: Role = "admin") -> None:
         self.campaign, self.store, self.annotator, self.role = campaign, store, annotator, role
 
+    def _require_reviewer(self) -> None:
+        require_role(self.annotator, self.role, "reviewer")
+
     def info(self) -> DeskInfo:
         """Return what the campaign is and who one is there."""
         return DeskInfo(
             campaign=self.campaign.config.name,
             classes=self.campaign.config.classes,
-            kind="semantic",
+            kind=self.campaign.config.annotation.labels,
             annotator=self.annotator,
             role=self.role,
             lease_seconds=self.campaign.config.annotation.lease_minutes * 60,
@@ -51,22 +55,41 @@ class LocalDesk:
 
     def next(self, filters: Filters | None = None, ticket_id: str | None = None) -> Lease | None:
         """Go on with the patch one holds, else lease the next one."""
-        seconds = self.campaign.config.annotation.lease_minutes * 60
-        purpose = filters.purpose if filters else None
-        return self.store.claim(self.annotator, seconds, purpose=purpose, ticket_id=ticket_id, resume=True)
+        config = self.campaign.config
+        if filters and filters.class_name not in (None, *config.classes):
+            raise QueueError(
+                f"there is no class '{filters.class_name}'",
+                where=config.name,
+                todo=f"Classes: {', '.join(config.classes)}",
+            )
+        settle_all(self.campaign, self.store)
+        return self.store.claim(
+            self.annotator,
+            config.annotation.lease_minutes * 60,
+            filters=filters,
+            ticket_id=ticket_id,
+            resume=True,
+            idle_seconds=config.annotation.idle_minutes * 60,
+        )
 
     def held(self) -> list[Lease]:
         """Return one's running leases, oldest first."""
         return self.store.leases(self.annotator)
 
-    def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:  # noqa: ARG002
-        """Keep a lease."""
-        return self.store.heartbeat(lease_id, self.annotator)
+    def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
+        """Keep a lease and add to its account."""
+        return self.store.heartbeat(lease_id, self.annotator, active_seconds)
 
     def view(self, lease_id: str) -> PatchView:
         """Return the leased patch with what surrounds it."""
         lease = self.store.lease(lease_id)
-        return self._view(lease.ticket, PatchLabels(starting_labels(self.campaign, lease)))
+        if lease.annotator != self.annotator:
+            raise NotYourLeaseError(
+                f"the lease belongs to '{lease.annotator}', not to '{self.annotator}'",
+                where=f"ticket {lease.ticket_id}",
+                todo="Look at a patch of your own",
+            )
+        return self._view(lease.ticket, starting_patch(self.campaign, lease))
 
     def _view(self, ticket: TicketRecord, start: PatchLabels) -> PatchView:
         record = self.campaign.volume(ticket.volume_id)
@@ -93,25 +116,45 @@ class LocalDesk:
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
         """Return what is odd about labels."""
-        ticket = self.store.lease(lease_id).ticket
-        check_labels(labels.classes, ticket.box, self.campaign.config.n_classes, where=f"ticket {ticket.ticket_id}")
-        return []
+        from rescueseg.annotation.checks import odd_labels
+
+        lease, config = self.store.lease(lease_id), self.campaign.config
+        checked = check_patch(labels, lease.ticket.box, config, where=f"ticket {lease.ticket_id}")
+        start = starting_patch(self.campaign, lease)
+        return odd_labels(checked, start, *self._maps(lease.ticket, lease.ticket.box), config.n_classes)
 
     def submit(
-        self,
-        lease_id: str,
-        labels: PatchLabels,
-        tool: str,
-        *,
-        active_seconds: float = 0.0,
-        override: bool = False,  # noqa: ARG002
+        self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
     ) -> AnnotationRecord:
         """Hand in labels; warnings refuse them unless `override`."""
         lease = self.store.lease(lease_id)
-        seconds = active_seconds or (datetime.now(UTC) - lease.granted_at).total_seconds()
-        done = submit_labels(self.campaign, self.store, lease, self.annotator, labels.classes, tool, seconds)
+        self.store.check_submit(lease_id, self.annotator, labels.digest)
+        odd = tuple(self.check(lease_id, labels))
+        if odd and not override and not self._handed_in(lease, labels):
+            raise LabelWarningsError(
+                "; ".join(warning.message for warning in odd),
+                where=f"ticket {lease.ticket_id}",
+                todo="Correct the mask, or insist that it is right",
+                warnings=odd,
+            )
+        done = submit_labels(
+            self.campaign,
+            self.store,
+            lease,
+            self.annotator,
+            labels,
+            tool,
+            None,
+            active_seconds=active_seconds,
+            overridden=[warning.code for warning in odd],
+        )
         self._wake()
         return done
+
+    def _handed_in(self, lease: Lease, labels: PatchLabels) -> bool:
+        """Tell whether these labels were taken already: their replay is never doubted."""
+        made = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == self.annotator]
+        return any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in made)
 
     def skip(self, lease_id: str, reason: str) -> None:
         """Say that nobody can annotate the patch."""
@@ -124,41 +167,67 @@ class LocalDesk:
 
     def to_review(self) -> list[TicketRecord]:
         """Return the tickets that wait for a reviewer, oldest first."""
+        self._require_reviewer()
+        settle_all(self.campaign, self.store)
         return sorted(self.store.tickets("submitted"), key=lambda t: (t.updated_at, t.ticket_id))
 
     def review_view(self, ticket_id: str) -> PatchView:
         """Return a ticket's patch for a reviewer; it starts from the latest version."""
+        self._require_reviewer()
+        return self._view(self.store.ticket(ticket_id), self.version_labels(ticket_id, self._latest(ticket_id)))
+
+    def _latest(self, ticket_id: str) -> int:
         found = self.versions(ticket_id)
         if not found:
             raise TicketNotFoundError("nothing was handed in for the ticket", where=ticket_id, todo="Wait for it")
-        return self._view(self._ticket(ticket_id), self.version_labels(ticket_id, found[-1].version))
-
-    def _ticket(self, ticket_id: str) -> TicketRecord:
-        for ticket in self.store.tickets():
-            if ticket.ticket_id == ticket_id:
-                return ticket
-        raise TicketNotFoundError("there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status'")
+        return found[-1].version
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return every version handed in, oldest first."""
-        return self.store.annotations(ticket_id)
+        """Return the versions that one may see, oldest first: of a blind pair in work only one's own."""
+        found = self.store.annotations(ticket_id)
+        if self.role == "annotator" or self._is_blind(ticket_id):
+            return [v for v in found if v.annotator == self.annotator]
+        return found
+
+    def _is_blind(self, ticket_id: str) -> bool:
+        ticket = self.store.ticket(ticket_id)
+        return ticket.annotators > 1 and ticket.status in ("queued", "leased")
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
-        """Return the labels of one version."""
+        """Return the labels of one version that one may see."""
         for record in self.versions(ticket_id):
             if record.version == version:
-                return PatchLabels(self.campaign.storage.read_array(record.labels))
+                return read_version(self.campaign, record)
+        if version in [v.version for v in self.store.annotations(ticket_id)]:
+            raise AccessError(
+                f"version {version} is somebody else's", where=ticket_id, todo="Wait until the ticket is reviewed"
+            )
         raise TicketNotFoundError(f"there is no version {version}", where=ticket_id, todo="See its history")
 
-    def accept(self, ticket_id: str, version: int | None = None) -> AnnotationRecord:  # noqa: ARG002
-        """Accept a submitted ticket."""
-        done = self.store.accept(ticket_id, self.annotator)
+    def accept(self, ticket_id: str, version: int | None = None) -> AnnotationRecord:
+        """Accept a version of a submitted ticket, the latest when None."""
+        self._require_reviewer()
+        done = self.store.accept(ticket_id, self.annotator, version)
         self._wake()
         return done
 
     def reject(self, ticket_id: str, comment: str) -> None:
-        """Send a submitted ticket back."""
-        self.store.reject(ticket_id, self.annotator, comment)
+        """Send a submitted ticket back to who annotated it."""
+        self._require_reviewer()
+        self.store.reject(ticket_id, self.annotator, comment, self.campaign.config.annotation.return_hours * 3600)
+
+    def fix(self, ticket_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0) -> AnnotationRecord:
+        """Hand in a reviewer's own labels of a submitted ticket and accept them."""
+        self._require_reviewer()
+        ticket = self.store.ticket(ticket_id)
+        checked = check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket_id}")
+        corrected = corrected_voxels(checked, self.version_labels(ticket_id, self._latest(ticket_id)))
+        classes, instances = store_labels(self.campaign, ticket_id, checked)
+        done = self.store.fix(
+            ticket_id, self.annotator, classes, tool, corrected, seconds=active_seconds, instances=instances
+        )
+        self._wake()
+        return done
 
     def history(self, ticket_id: str) -> list[AuditEntry]:
         """Return every change of a ticket, oldest first."""

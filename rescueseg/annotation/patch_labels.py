@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.labels import IGNORE
 from rescueseg.storage import digest_array, digest_json
+
+IGNORE = 255
+"""Label of voxels that were not annotated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,14 @@ class PatchLabels:
             classes[ignore] = IGNORE
         return cls(classes, ids)
 
+    @classmethod
+    def of_components(cls, classes: npt.NDArray[np.uint8]) -> PatchLabels:
+        """Return labels of one class whose objects are its connected components (by faces)."""
+        from scipy import ndimage
+
+        ids, _ = ndimage.label((classes != 0) & (classes != IGNORE))
+        return cls(classes, np.asarray(ids, np.uint32))
+
     @property
     def ignore(self) -> npt.NDArray[np.bool_]:
         """Voxels that were not annotated."""
@@ -62,3 +72,30 @@ class PatchLabels:
             return NotImplemented if not isinstance(other, PatchLabels) else False
         same = np.array_equal(self.classes, other.classes)
         return same and (self.instances is None or np.array_equal(self.instances, other.instances))  # type: ignore[arg-type]
+
+
+def corrected_voxels(labels: PatchLabels, start: PatchLabels) -> int:
+    """Count the annotated voxels that differ from the mask they started from.
+
+    Of numbered objects the numbers do not matter: each object continues the one of the start that it shares most
+    voxels with, and where two continue the same one the larger share does.
+    """
+    changed = labels.classes != start.classes
+    if labels.instances is not None and start.instances is not None:
+        changed |= (labels.instances > 0) & (_continued(labels.instances, start.instances) != start.instances)
+    return int(np.count_nonzero(changed & ~labels.ignore))
+
+
+def _continued(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return, for each voxel, the object of the start that its object continues; -1 for new objects."""
+    both = (ids > 0) & (start > 0)
+    pairs, shared = np.unique(np.stack([ids[both], start[both]]), axis=1, return_counts=True)
+    known, index = np.unique(ids, return_inverse=True)
+    continued = np.full(len(known), -1, np.int64)
+    taken: set[int] = set()
+    for column in np.lexsort((pairs[1], pairs[0], -shared)).tolist():
+        row, old = int(np.searchsorted(known, pairs[0, column])), int(pairs[1, column])
+        if continued[row] < 0 and old not in taken:
+            continued[row] = old
+            taken.add(old)
+    return continued[index].reshape(ids.shape)

@@ -12,6 +12,7 @@ from rescueseg.records import BoxField, Purpose, Record
 
 TicketStatus = Literal["queued", "leased", "submitted", "accepted", "rejected", "skipped"]
 Verdict = Literal["submitted", "accepted", "rejected"]
+Origin = Literal["annotator", "reviewer", "consensus"]
 LeaseEnd = Literal["submitted", "released", "skipped", "expired"]
 
 STATUSES: tuple[TicketStatus, ...] = ("queued", "leased", "submitted", "accepted", "rejected", "skipped")
@@ -35,6 +36,10 @@ class NewTicket(Record):
     """Path below the campaign of the mask to start from (npz, uint8 zyx)."""
     priority: int = 0
     """Set by a person; goes before everything else."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the mask to start from holds."""
+    annotators: Annotated[int, Field(ge=1, le=2)] = 1
+    """How many people annotate it; two do so blind."""
 
     @property
     def patch(self) -> Patch:
@@ -55,11 +60,24 @@ class TicketRecord(NewTicket):
     status: TicketStatus
     created_at: datetime
     updated_at: datetime
+    agreement: float | None = None
+    """Of the two annotators, where they were compared; see `rescueseg.annotation.agreement`."""
 
     @property
     def state(self) -> TicketStatus:
         """Another name of `status`."""
         return self.status
+
+
+class Filters(Record):
+    """Which tickets a person wants; None for any."""
+
+    volume_id: str | None = None
+    class_name: str | None = None
+    """Patches whose mask to start from holds this class."""
+    stratum: str | None = None
+    generation: int | None = None
+    purpose: Purpose | None = None
 
 
 class Lease(Record):
@@ -73,8 +91,12 @@ class Lease(Record):
     ticket: TicketRecord
     previous: LabelReference | None = None
     """Labels handed in before and sent back by a reviewer: the mask to go on from."""
+    previous_instances: LabelReference | None = None
+    """Their objects, in campaigns that annotate instances."""
     comment: str = ""
     """What the reviewer said about them."""
+    active_seconds: float = 0.0
+    """Work under this lease so far, idle time cut out."""
 
     @property
     def ticket_id(self) -> str:
@@ -104,6 +126,15 @@ class AnnotationRecord(Record):
     """Voxels that differ from the mask the annotator started from."""
     verdict: Verdict
     created_at: datetime
+    instances: str | None = None
+    """Path of the objects' array below the campaign, in campaigns that annotate instances."""
+    instances_digest: str | None = None
+    origin: Origin = "annotator"
+    """Who made it: an annotator under a lease, a reviewer who fixed it, or a consensus of annotators."""
+    provenance: dict[str, Any] | None = None
+    """How a consensus was made."""
+    comment: str = ""
+    """What the reviewer said."""
 
 
 class AcceptedAnnotation(Record):
@@ -124,6 +155,9 @@ class AcceptedAnnotation(Record):
     tool: str
     seconds: float
     voxels_corrected: int
+    instances: str | None = None
+    """Path of the objects' array below the campaign, in campaigns that annotate instances."""
+    instances_digest: str | None = None
 
     @property
     def label(self) -> LabelReference:
@@ -134,6 +168,44 @@ class AcceptedAnnotation(Record):
     def patch(self) -> Patch:
         """The box with its volume."""
         return Patch(self.volume_id, self.box)
+
+
+class Comparison(Record):
+    """The two halves of a blind pair, compared."""
+
+    ticket_id: str
+    at: datetime
+    volume_id: str
+    box: BoxField
+    generation: int
+    stratum: str
+    versions: tuple[int, int]
+    annotators: tuple[str, str]
+    agreement: float
+    dice: dict[str, float]
+    """By class name, the classes that either drew."""
+    objects: float | None = None
+    """F1 of the objects, in campaigns that annotate instances."""
+
+
+class WorkDone(Record):
+    """What one person put into one ticket."""
+
+    annotator: str
+    ticket_id: str
+    purpose: Purpose
+    generation: int
+    status: TicketStatus
+    voxels: int
+    """Of the patch."""
+    seconds: float
+    """Under all leases, idle time cut out, and in reviewing."""
+    voxels_corrected: int
+    """Over all versions handed in."""
+    versions: int
+    accepted: int
+    """Versions that were accepted."""
+    rejected: int
 
 
 class AuditEntry(Record):

@@ -144,7 +144,7 @@ class RemoteDesk:
         return self._view(f"/tickets/{_part(ticket_id)}/view.npz")
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return every version handed in, oldest first."""
+        """Return the versions handed in that one may see, oldest first."""
         return _VERSIONS.validate_json(self._ask("GET", f"/tickets/{_part(ticket_id)}/versions").content)
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
@@ -161,9 +161,10 @@ class RemoteDesk:
         """Send a submitted ticket back to its annotator."""
         self._ask("POST", f"/tickets/{_part(ticket_id)}/reject", json={"comment": comment})
 
-    def fix(self, ticket_id: str, labels: PatchLabels, tool: str) -> AnnotationRecord:
+    def fix(self, ticket_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0) -> AnnotationRecord:
         """Hand in a reviewer's own labels of a submitted ticket and accept them."""
-        answer = self._upload(f"/tickets/{_part(ticket_id)}/fix", labels, tool=tool)
+        path = f"/tickets/{_part(ticket_id)}/fix"
+        answer = self._upload(path, labels, tool=tool, active_seconds=active_seconds)
         return AnnotationRecord.model_validate_json(answer.content)
 
     def history(self, ticket_id: str) -> list[AuditEntry]:

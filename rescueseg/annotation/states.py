@@ -12,14 +12,19 @@ bring the database there, the audit entries among them; a replayed event returns
 executes them in one transaction. The pattern is that of the Dask worker's state machine
 (https://distributed.dask.org/en/stable/worker-state.html).
 
-A ticket has one or more assignments. Each can be under at most one running lease, and is done when it has an
-annotation that was not rejected; the ticket's status follows from its assignments until a reviewer decides.
+A ticket has one assignment, or the two of a blind pair, for two people. Each can be under at most one running lease,
+and is done when it has an annotation that was not rejected; the ticket's status follows from its assignments until a
+reviewer decides. Work that was sent back is kept for who did it for a while. A reviewer's own version, or a consensus
+of a pair, belongs to no assignment.
+
+Each lease has an account of work: what the tool says was active, else the gaps between signs of life, the long ones
+cut. A tool that gives none (a file that is handed in) is credited the whole time, which the lease's length limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,96 +33,30 @@ from rescueseg.annotation.events import (
     AnnotationState,
     Audit,
     Claim,
-    Decide,
+    Compare,
     EndLease,
     Event,
     Expire,
     ExtendLease,
+    Fix,
     GrantLease,
     Heartbeat,
-    Instruction,
     LeaseState,
     Prefill,
     Reject,
     Release,
     SetPrefill,
-    SetStatus,
     Skip,
     StoreAnnotation,
     Submit,
+    Withdraw,
 )
-from rescueseg.annotation.records import LeaseEnd, TicketStatus, Verdict
-from rescueseg.errors import LeaseExpiredError, NotYourLeaseError, QueueError, TicketNotFoundError
-from rescueseg.records import Purpose
-from rescueseg.storage import digest_json
+from rescueseg.annotation.records import LeaseEnd
+from rescueseg.annotation.reviewing import accept, compare, fix, reject
+from rescueseg.annotation.ticket_state import Instructions, TicketState, annotation_id, chain, move
+from rescueseg.errors import LeaseExpiredError, NotYourLeaseError, QueueError
 
-
-@dataclass(frozen=True)
-class TicketState:
-    """All that decides what may happen to a ticket."""
-
-    ticket_id: str
-    status: TicketStatus
-    assignments: tuple[int, ...]
-    leases: tuple[LeaseState, ...] = ()
-    annotations: tuple[AnnotationState, ...] = ()
-    purpose: Purpose = "pool"
-    prefill: str | None = None
-
-    def lease(self, lease_id: str) -> LeaseState:
-        """Return a lease of this ticket.
-
-        Raises
-        ------
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        for lease in self.leases:
-            if lease.lease_id == lease_id:
-                return lease
-        raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
-
-    @property
-    def running(self) -> tuple[LeaseState, ...]:
-        """Leases that have not ended."""
-        return tuple(lease for lease in self.leases if lease.ended is None)
-
-    @property
-    def standing(self) -> tuple[AnnotationState, ...]:
-        """Annotations that were not rejected."""
-        return tuple(a for a in self.annotations if a.verdict != "rejected")
-
-    def open_assignments(self, annotator: str) -> list[int]:
-        """Return the assignments that this person may take: neither leased nor done, and no other part is theirs."""
-        parts: tuple[LeaseState | AnnotationState, ...] = (*self.running, *self.standing)
-        if any(part.annotator == annotator for part in parts):
-            return []
-        taken = {part.assignment_id for part in parts}
-        return [number for number in self.assignments if number not in taken]
-
-    def with_lease(self, lease: LeaseState) -> TicketState:
-        """Return the ticket with one lease added or replaced."""
-        others = tuple(other for other in self.leases if other.lease_id != lease.lease_id)
-        return replace(self, leases=(*others, lease))
-
-    def following(self) -> TicketStatus:
-        """Return the status that follows from the assignments."""
-        if self.running:
-            return "leased"
-        return "submitted" if {a.assignment_id for a in self.standing} >= set(self.assignments) else "queued"
-
-
-@dataclass(frozen=True)
-class Instructions:
-    """The ticket after an event, and what brings the database there, in order."""
-
-    ticket: TicketState
-    steps: tuple[Instruction, ...] = ()
-
-
-def annotation_id(ticket_id: str, version: int, digest: str) -> str:
-    """Return the id of a version: the same work gets the same id in every run of a campaign."""
-    return digest_json([ticket_id, version, digest])[:32]
+__all__ = ["Instructions", "TicketState", "annotation_id", "transition"]
 
 
 def transition(ticket: TicketState, event: Event) -> Instructions:
@@ -149,16 +88,6 @@ def transition(ticket: TicketState, event: Event) -> Instructions:
     return _HANDLERS[type(event)](ticket, event)
 
 
-def _move(ticket: TicketState, after: TicketStatus, audit: Audit, *steps: Instruction) -> Instructions:
-    """Return instructions that end in a status, with their line in the audit trail."""
-    moved = replace(ticket, status=after)
-    return Instructions(moved, (*steps, SetStatus(after), audit))
-
-
-def _chain(first: Instructions, second: Instructions) -> Instructions:
-    return Instructions(second.ticket, (*first.steps, *second.steps))
-
-
 def _running_lease(ticket: TicketState, lease_id: str, annotator: str, now: datetime) -> LeaseState:
     """Return a lease that this person holds now."""
     lease = ticket.lease(lease_id)
@@ -187,17 +116,27 @@ def _claim(ticket: TicketState, event: Claim) -> Instructions:
     expired = _expire(ticket, Expire(event.now))
     ticket = expired.ticket
     takeable = ("queued", "leased", "skipped") if event.by_id else ("queued", "leased")
-    free = ticket.open_assignments(event.annotator) if ticket.status in takeable else []
+    free = ticket.open_assignments(event.annotator, event.now) if ticket.status in takeable else []
     if not free:
         holders = ", ".join(sorted(f"'{lease.annotator}'" for lease in ticket.running))
+        kept = ", ".join(f"'{r.annotator}' until {r.until:%Y-%m-%d %H:%M} UTC" for r in ticket.reservations)
         raise QueueError(
-            f"the ticket is {ticket.status}{f' by {holders}' if holders else ''} and cannot be claimed by "
+            f"the ticket is {ticket.status}{f' by {holders}' if holders else ''}"
+            f"{f', was sent back to {kept}' if kept and not holders else ''} and cannot be claimed by "
             f"'{event.annotator}'",
             where=f"ticket {ticket.ticket_id}",
             todo="Claim another one",
         )
     expires_at = event.now + timedelta(seconds=event.seconds)
-    lease = LeaseState(event.lease_id, free[0], event.annotator, event.now, expires_at, event.seconds)
+    lease = LeaseState(
+        event.lease_id,
+        free[0],
+        event.annotator,
+        event.now,
+        expires_at,
+        event.seconds,
+        idle_seconds=event.idle_seconds,
+    )
     audit = Audit(
         "claimed",
         event.annotator,
@@ -206,24 +145,39 @@ def _claim(ticket: TicketState, event: Claim) -> Instructions:
         event.lease_id,
         {"assignment_id": free[0], "expires_at": expires_at.isoformat()},
     )
-    return _chain(expired, _move(ticket.with_lease(lease), "leased", audit, GrantLease(lease)))
+    return chain(expired, move(ticket.with_lease(lease), "leased", audit, GrantLease(lease)))
 
 
 def _heartbeat(ticket: TicketState, event: Heartbeat) -> Instructions:
     lease = _running_lease(ticket, event.lease_id, event.annotator, event.now)
     expires_at = max(lease.expires_at, event.now + timedelta(seconds=lease.seconds))
-    if expires_at == lease.expires_at:
+    gap = _gap(lease, event.now)
+    work = lease.active_seconds + min(gap, event.active_seconds or lease.idle_seconds)
+    if expires_at == lease.expires_at and work == lease.active_seconds:
         return Instructions(ticket)
+    seen_at = max(lease.seen_at or event.now, event.now)
     audit = Audit(
         "extended",
         event.annotator,
         ticket.status,
         ticket.status,
         lease.lease_id,
-        {"expires_at": expires_at.isoformat()},
+        {"expires_at": expires_at.isoformat(), "active_seconds": round(work, 1)},
     )
-    extended = ticket.with_lease(replace(lease, expires_at=expires_at))
-    return Instructions(extended, (ExtendLease(lease.lease_id, expires_at), audit))
+    extended = ticket.with_lease(replace(lease, expires_at=expires_at, active_seconds=work, seen_at=seen_at))
+    return Instructions(extended, (ExtendLease(lease.lease_id, expires_at, work, seen_at), audit))
+
+
+def _gap(lease: LeaseState, now: datetime) -> float:
+    """Return the seconds since a lease's last sign of life."""
+    return max(0.0, (now - (lease.seen_at or lease.granted_at)).total_seconds())
+
+
+def _end(lease: LeaseState, ended: LeaseEnd, now: datetime, told: float = 0.0) -> LeaseState:
+    """Close a lease and its account."""
+    gap = _gap(lease, now)
+    last = gap if lease.seen_at is None and not told else min(gap, told or lease.idle_seconds)
+    return replace(lease, ended=ended, active_seconds=lease.active_seconds + last)
 
 
 def _submit(ticket: TicketState, event: Submit) -> Instructions:
@@ -241,16 +195,23 @@ def _submit(ticket: TicketState, event: Submit) -> Instructions:
         event.annotator,
         event.digest,
     )
-    done_ticket = replace(
-        ticket.with_lease(replace(lease, ended="submitted")), annotations=(*ticket.annotations, annotation)
-    )
-    details = {"annotation_id": annotation.annotation_id, "version": version, "digest": event.digest}
+    closed = _end(lease, "submitted", event.now, event.active_seconds)
+    if event.seconds is not None:
+        closed = replace(closed, active_seconds=event.seconds)
+    done_ticket = replace(ticket.with_lease(closed), annotations=(*ticket.annotations, annotation))
+    details: dict[str, Any] = {"annotation_id": annotation.annotation_id, "version": version, "digest": event.digest}
+    if event.overridden:
+        details["overridden"] = list(event.overridden)
     audit = Audit("submitted", event.annotator, ticket.status, done_ticket.following(), lease.lease_id, details)
-    submitted = _move(
-        done_ticket, done_ticket.following(), audit, EndLease(lease.lease_id, "submitted"), StoreAnnotation(annotation)
+    submitted = move(
+        done_ticket,
+        done_ticket.following(),
+        audit,
+        EndLease(lease.lease_id, "submitted", closed.active_seconds),
+        StoreAnnotation(annotation, closed.active_seconds),
     )
-    if event.accept and submitted.ticket.status == "submitted":
-        return _chain(submitted, _accept(submitted.ticket, Accept(event.annotator)))
+    if event.accept and submitted.ticket.status == "submitted" and len(ticket.assignments) == 1:
+        return chain(submitted, accept(submitted.ticket, Accept(event.annotator)))
     return submitted
 
 
@@ -260,7 +221,9 @@ def _give_back(ticket: TicketState, event: Release | Skip, ended: LeaseEnd) -> I
     if held.annotator == event.annotator and held.ended == ended:
         return Instructions(ticket)
     lease = _running_lease(ticket, event.lease_id, event.annotator, event.now)
-    given = ticket.with_lease(replace(lease, ended=ended))
+    closed = _end(lease, ended, event.now)
+    given = ticket.with_lease(closed)
+    end = EndLease(lease.lease_id, ended, closed.active_seconds)
     if isinstance(event, Skip):
         others = [other for other in given.running if other.lease_id != lease.lease_id]
         if others or given.standing:
@@ -270,9 +233,9 @@ def _give_back(ticket: TicketState, event: Release | Skip, ended: LeaseEnd) -> I
                 todo="Release it instead of skipping it",
             )
         audit = Audit("skipped", event.annotator, ticket.status, "skipped", lease.lease_id, {"reason": event.reason})
-        return _move(given, "skipped", audit, EndLease(lease.lease_id, ended))
+        return move(given, "skipped", audit, end)
     audit = Audit("released", event.annotator, ticket.status, given.following(), lease.lease_id)
-    return _move(given, given.following(), audit, EndLease(lease.lease_id, ended))
+    return move(given, given.following(), audit, end)
 
 
 def _expire(ticket: TicketState, event: Expire) -> Instructions:
@@ -281,63 +244,22 @@ def _expire(ticket: TicketState, event: Expire) -> Instructions:
         if lease.expires_at <= event.now:
             after = result.ticket.with_lease(replace(lease, ended="expired"))
             audit = Audit("expired", lease.annotator, result.ticket.status, after.following(), lease.lease_id)
-            step = _move(after, after.following(), audit, EndLease(lease.lease_id, "expired"))
-            result = _chain(result, step)
+            step = move(after, after.following(), audit, EndLease(lease.lease_id, "expired", lease.active_seconds))
+            result = chain(result, step)
     return result
 
 
-def _judge(ticket: TicketState, verdict: Verdict, only: str | None = None) -> TicketState:
-    """Return the ticket with a verdict on its undecided annotations, or on one of them."""
-    judged = tuple(
-        replace(a, verdict=verdict) if a.verdict == "submitted" and only in (None, a.annotation_id) else a
-        for a in ticket.annotations
-    )
-    return replace(ticket, annotations=judged)
-
-
-def _accept(ticket: TicketState, event: Accept) -> Instructions:
-    if ticket.status == "accepted":
+def _withdraw(ticket: TicketState, event: Withdraw) -> Instructions:
+    if ticket.status == "skipped":
         return Instructions(ticket)
-    if ticket.status != "submitted":
+    if ticket.status != "queued" or ticket.standing:
         raise QueueError(
-            f"the ticket is {ticket.status}; only a submitted one can be accepted",
+            f"the ticket is {ticket.status}; only one that nobody works on can be withdrawn",
             where=f"ticket {ticket.ticket_id}",
-            todo="Wait until its labels are handed in",
+            todo="Reject it first, or leave it to its annotator",
         )
-    latest = max(ticket.standing, key=lambda a: a.version)
-    audit = Audit(
-        "accepted",
-        event.actor,
-        ticket.status,
-        "accepted",
-        latest.lease_id,
-        {"annotation_id": latest.annotation_id, "version": latest.version},
-    )
-    judged = _judge(ticket, "accepted", latest.annotation_id)
-    return _move(judged, "accepted", audit, Decide(latest.annotation_id, "accepted", event.actor))
-
-
-def _reject(ticket: TicketState, event: Reject) -> Instructions:
-    if ticket.status == "queued" and ticket.annotations and not ticket.standing:
-        return Instructions(ticket)
-    if ticket.status != "submitted":
-        raise QueueError(
-            f"the ticket is {ticket.status}; only a submitted one can be rejected",
-            where=f"ticket {ticket.ticket_id}",
-            todo="An accepted annotation stays; add a new ticket for the same patch to replace it"
-            if ticket.status == "accepted"
-            else "Wait until its labels are handed in",
-        )
-    undecided = [a.annotation_id for a in ticket.standing]
-    details = {"comment": event.comment, "annotation_ids": undecided}
-    rejected = _move(
-        _judge(ticket, "rejected"),
-        "rejected",
-        Audit("rejected", event.actor, ticket.status, "rejected", details=details),
-        *(Decide(number, "rejected", event.actor, event.comment) for number in undecided),
-    )
-    audit = Audit("requeued", event.actor, "rejected", "queued")
-    return _chain(rejected, _move(rejected.ticket, "queued", audit))
+    audit = Audit("skipped", event.actor, ticket.status, "skipped", details={"reason": event.reason})
+    return move(ticket, "skipped", audit)
 
 
 def _prefill(ticket: TicketState, event: Prefill) -> Instructions:
@@ -348,16 +270,17 @@ def _prefill(ticket: TicketState, event: Prefill) -> Instructions:
             where=f"ticket {ticket.ticket_id}",
             todo="Prefill pool tickets only",
         )
-    if ticket.status != "queued":
+    if ticket.status != "queued" or ticket.standing:
         raise QueueError(
-            f"the ticket is {ticket.status}; only a queued one can be given a first mask",
+            f"the ticket is {'half done' if ticket.standing else ticket.status}; only a queued one can be given a "
+            "first mask",
             where=f"ticket {ticket.ticket_id}",
             todo="Leave it to its annotator",
         )
     if ticket.prefill == event.path:
         return Instructions(ticket)
     audit = Audit("prefilled", "rescueseg", "queued", "queued", details={"method": event.method, "prefill": event.path})
-    return Instructions(replace(ticket, prefill=event.path), (SetPrefill(event.path), audit))
+    return Instructions(replace(ticket, prefill=event.path), (SetPrefill(event.path, event.classes), audit))
 
 
 _HANDLERS: dict[type, Callable[[TicketState, Any], Instructions]] = {
@@ -367,7 +290,10 @@ _HANDLERS: dict[type, Callable[[TicketState, Any], Instructions]] = {
     Release: lambda ticket, event: _give_back(ticket, event, "released"),
     Skip: lambda ticket, event: _give_back(ticket, event, "skipped"),
     Expire: _expire,
-    Accept: _accept,
-    Reject: _reject,
+    Withdraw: _withdraw,
+    Compare: compare,
+    Accept: accept,
+    Reject: reject,
+    Fix: fix,
     Prefill: _prefill,
 }

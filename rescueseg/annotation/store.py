@@ -13,27 +13,27 @@ from sqlalchemy.engine import Connection
 from rescueseg.annotation.choice import due_tickets, next_ticket
 from rescueseg.annotation.database import Database
 from rescueseg.annotation.events import (
-    Accept,
+    IDLE_SECONDS,
     Claim,
-    Event,
     Expire,
     Heartbeat,
     Prefill,
-    Reject,
     Release,
     Skip,
     Submit,
+    Withdraw,
 )
-from rescueseg.annotation.execute import Clock, box_columns, execute, load
+from rescueseg.annotation.execute import Clock, box_columns, classes_text, execute, labels_digest, load
 from rescueseg.annotation.records import (
     AnnotationRecord,
+    Filters,
     LabelReference,
     Lease,
     NewTicket,
 )
-from rescueseg.annotation.states import TicketState, transition
+from rescueseg.annotation.review_store import ReviewStore, check_seconds, stored
+from rescueseg.annotation.states import transition
 from rescueseg.annotation.tables import annotation_table, assignments, audit, leases, owner, tickets
-from rescueseg.annotation.views import QueueViews
 from rescueseg.errors import QueueError, TicketNotFoundError
 from rescueseg.records import Purpose
 
@@ -62,7 +62,7 @@ def open_queue(campaign: Campaign) -> QueueStore:
     return store
 
 
-class QueueStore(QueueViews):
+class QueueStore(ReviewStore):
     """The queue of one campaign. Safe to use from many processes and threads at once.
 
     Parameters
@@ -139,7 +139,7 @@ class QueueStore(QueueViews):
         return added
 
     def _add_ticket(self, connection: Connection, ticket: NewTicket, now: datetime) -> bool:
-        plain = ticket.model_dump(exclude={"box"})
+        plain = ticket.model_dump(exclude={"box"}) | {"classes": classes_text(ticket.classes)}
         values = plain | box_columns(ticket.box) | {"status": "queued", "created_at": now, "updated_at": now}
         insert = self._insert_if_new(tickets).values(values)
         if connection.execute(insert).rowcount == 0:
@@ -151,7 +151,8 @@ class QueueStore(QueueViews):
                     todo="Give the new ticket another id",
                 )
             return False
-        connection.execute(sa.insert(assignments).values(ticket_id=ticket.ticket_id, number=1))
+        parts = [{"ticket_id": ticket.ticket_id, "number": n + 1} for n in range(ticket.annotators)]
+        connection.execute(sa.insert(assignments), parts)
         connection.execute(
             sa.insert(audit).values(
                 at=now,
@@ -166,7 +167,7 @@ class QueueStore(QueueViews):
         )
         return True
 
-    def prefill(self, ticket_id: str, path: str, method: str) -> None:
+    def prefill(self, ticket_id: str, path: str, method: str, classes: Sequence[str] = ()) -> None:
         """Give a queued pool ticket the mask that its annotator starts from; the same one again changes nothing.
 
         Parameters
@@ -177,6 +178,8 @@ class QueueStore(QueueViews):
             Path of the mask below the campaign (npz, uint8 zyx).
         method : str
             What made it, for the audit trail.
+        classes : sequence of str
+            Names of the classes it holds.
 
         Raises
         ------
@@ -186,7 +189,20 @@ class QueueStore(QueueViews):
             If there is none of that id.
         """
         with self._database.write() as connection:
-            self._apply(connection, ticket_id, Prefill(path, method), self._clock())
+            self._apply(connection, ticket_id, Prefill(path, method, tuple(classes)), self._clock())
+
+    def withdraw(self, ticket_id: str, actor: str, reason: str) -> None:
+        """Take a ticket that nobody works on out of the queue; again is no error.
+
+        Raises
+        ------
+        QueueError
+            If somebody works on it or has handed it in.
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.write() as connection:
+            self._apply(connection, ticket_id, Withdraw(actor, reason), self._clock())
 
     # leases -------------------------------------------------------------------------------------------------------
 
@@ -198,11 +214,13 @@ class QueueStore(QueueViews):
         purpose: Purpose | None = None,
         ticket_id: str | None = None,
         resume: bool = False,
+        filters: Filters | None = None,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> Lease | None:
         """Lease the next ticket to somebody, in one transaction.
 
-        Higher priority goes first, then holdout tickets, then the higher score, then the ticket id. Leases that ran
-        out are ended on the way.
+        Higher priority goes first, then what was sent back to this person, then holdout tickets, then the higher
+        score; see `rescueseg.annotation.choice.choose`. Leases that ran out are ended on the way.
 
         Parameters
         ----------
@@ -216,6 +234,10 @@ class QueueStore(QueueViews):
             This ticket and no other; a skipped one is taken up again.
         resume : bool
             Return the oldest lease that this person already holds, if any, before granting a new one.
+        filters : Filters, optional
+            Only such tickets.
+        idle_seconds : float
+            Longest gap between two heartbeats that counts as work.
 
         Returns
         -------
@@ -232,14 +254,16 @@ class QueueStore(QueueViews):
         if not annotator or len(annotator) > 128 or not lease_seconds > 0:
             raise QueueError("a claim needs a name of up to 128 letters and a lease of more than 0 seconds")
         now = self._clock()
+        wanted = filters or Filters(purpose=purpose)
         with self._database.write() as connection:
             self._sweep(connection, now)
             if resume:
-                held = self._held(connection, annotator, purpose, ticket_id)
+                held = self._held(connection, annotator, wanted.purpose, ticket_id)
                 if held:
                     return self._lease(connection, held)
-            claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id=ticket_id is not None)
-            chosen = ticket_id or next_ticket(connection, annotator, purpose)
+            by_id = ticket_id is not None
+            claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id, float(idle_seconds))
+            chosen = ticket_id or next_ticket(connection, annotator, now, wanted)
             if chosen is None:
                 return None
             self._apply(connection, chosen, claim, now)
@@ -268,15 +292,26 @@ class QueueStore(QueueViews):
         found = connection.execute(query).scalars().first()
         return None if found is None else str(found)
 
-    def heartbeat(self, lease_id: str, annotator: str) -> Lease:
-        """Move a lease's expiry to its full length from now.
+    def heartbeat(self, lease_id: str, annotator: str, active_seconds: float = 0.0) -> Lease:
+        """Move a lease's expiry to its full length from now, and add to its account of work.
+
+        Parameters
+        ----------
+        lease_id, annotator : str
+            The lease and its holder.
+        active_seconds : float
+            Work since the last sign of life, at most the time since then; 0 when the tool does not know: then the
+            time since then counts, at most the lease's `idle_seconds`.
 
         Raises
         ------
         LeaseExpiredError, NotYourLeaseError, TicketNotFoundError
             If the lease ran out, is somebody else's, or does not exist.
+        QueueError
+            If the time is negative or no number.
         """
-        return self._on_lease(Heartbeat(lease_id, annotator, self._clock()))
+        check_seconds(active_seconds)
+        return self._on_lease(Heartbeat(lease_id, annotator, self._clock(), float(active_seconds)))
 
     def release(self, lease_id: str, annotator: str) -> None:
         """Give a ticket back untouched; again is no error. Errors as in `heartbeat`."""
@@ -314,27 +349,36 @@ class QueueStore(QueueViews):
         annotator: str,
         label: LabelReference,
         tool: str,
-        seconds: float,
+        seconds: float | None,
         voxels_corrected: int,
         *,
         accept: bool = False,
+        active_seconds: float = 0.0,
+        instances: LabelReference | None = None,
+        overridden: Sequence[str] = (),
     ) -> AnnotationRecord:
-        """Hand in labels. The same lease and digest again return the same record and change nothing.
+        """Hand in labels. The same lease and labels again return the same record and change nothing.
 
         Parameters
         ----------
         lease_id, annotator : str
             The lease and its holder.
         label : LabelReference
-            Where the labels were stored, and their digest.
+            Where the classes were stored, and their digest.
         tool : str
             What they were made with.
-        seconds : float
-            Time the annotator took.
+        seconds : float or None
+            Time the annotator took, where a person told it; else the lease's account says it.
         voxels_corrected : int
             Voxels that differ from the mask they started from.
         accept : bool
-            Accept in the same transaction, when no review is wanted.
+            Accept in the same transaction, when no review is wanted; the halves of a blind pair never are.
+        active_seconds : float
+            Work since the last sign of life, as in `heartbeat`.
+        instances : LabelReference, optional
+            Where the objects were stored.
+        overridden : sequence of str
+            Codes of the warnings that were overruled.
 
         Raises
         ------
@@ -343,50 +387,25 @@ class QueueStore(QueueViews):
         QueueError
             If the lease ended otherwise, or was handed in with other labels.
         """
-        now = self._clock()
-        submitted = {
-            "labels": label.path,
-            "tool": tool,
-            "seconds": float(seconds),
-            "voxels_corrected": int(voxels_corrected),
-        }
+        for given in (seconds or 0.0, active_seconds):
+            check_seconds(given)
+        event = Submit(
+            lease_id,
+            annotator,
+            self._clock(),
+            labels_digest(label.digest, instances.digest if instances else None),
+            accept,
+            None if seconds is None else float(seconds),
+            float(active_seconds),
+            tuple(overridden),
+        )
         with self._database.write() as connection:
             ticket_id = self._ticket_of(connection, lease_id)
-            instructions = transition(
-                load(connection, ticket_id, lock=True), Submit(lease_id, annotator, now, label.digest, accept)
-            )
-            execute(connection, instructions, now, submitted)
+            instructions = transition(load(connection, ticket_id, lock=True), event)
+            execute(connection, instructions, event.now, stored(label, instances, tool, voxels_corrected))
             return self._annotation(connection, annotation_table.c.lease_id == lease_id)
 
-    def accept(self, ticket_id: str, actor: str) -> AnnotationRecord:
-        """Accept the latest version of a submitted ticket; again is no error.
-
-        Raises
-        ------
-        QueueError
-            If the ticket is not submitted.
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        with self._database.write() as connection:
-            self._apply(connection, ticket_id, Accept(actor), self._clock())
-            is_it = sa.and_(annotation_table.c.ticket_id == ticket_id, annotation_table.c.verdict == "accepted")
-            return self._annotation(connection, is_it)
-
-    def reject(self, ticket_id: str, actor: str, comment: str) -> None:
-        """Send a submitted ticket back to the queue; the next annotator goes on from the rejected labels.
-
-        Errors as in `accept`.
-        """
-        with self._database.write() as connection:
-            self._apply(connection, ticket_id, Reject(actor, comment), self._clock())
-
     # common -------------------------------------------------------------------------------------------------------
-
-    def _apply(self, connection: Connection, ticket_id: str, event: Event, now: datetime) -> TicketState:
-        instructions = transition(load(connection, ticket_id, lock=True), event)
-        execute(connection, instructions, now)
-        return instructions.ticket
 
     def _on_lease(self, event: Heartbeat | Release | Skip) -> Lease:
         with self._database.write() as connection:

@@ -91,6 +91,9 @@ tickets = Table(
     _column("score", Float),
     _column("prefill", Text, nullable=True),
     _column("priority", Integer),
+    _column("classes", Text, server_default=text("''")),
+    _column("annotators", Integer, server_default=text("1")),
+    _column("agreement", Float, nullable=True),
     _column("status", String(16)),
     _column("created_at", UtcDateTime),
     _column("updated_at", UtcDateTime),
@@ -103,9 +106,11 @@ assignments = Table(
     _column("assignment_id", Integer, primary_key=True),
     _column("ticket_id", String(128), ForeignKey("tickets.ticket_id")),
     _column("number", Integer),
+    _column("reserved_for", String(128), nullable=True),
+    _column("reserved_until", UtcDateTime, nullable=True),
     UniqueConstraint("ticket_id", "number"),
 )
-"""The parts of a ticket that different people do: one each for now."""
+"""The parts of a ticket that different people do: one, or the two of a blind pair."""
 
 leases = Table(
     "leases",
@@ -118,6 +123,9 @@ leases = Table(
     _column("expires_at", UtcDateTime),
     _column("seconds", Float),
     _column("ended", String(16), nullable=True),
+    _column("idle_seconds", Float, server_default=text("300")),
+    _column("active_seconds", Float, server_default=text("0")),
+    _column("seen_at", UtcDateTime, nullable=True),
     Index(
         "uq_leases_running",
         "assignment_id",
@@ -133,8 +141,8 @@ annotation_table = Table(
     metadata,
     _column("annotation_id", String(64), primary_key=True),
     _column("ticket_id", String(128), ForeignKey("tickets.ticket_id")),
-    _column("assignment_id", Integer, ForeignKey("assignments.assignment_id")),
-    _column("lease_id", String(64), ForeignKey("leases.lease_id"), unique=True),
+    _column("assignment_id", Integer, ForeignKey("assignments.assignment_id"), nullable=True),
+    _column("lease_id", String(64), ForeignKey("leases.lease_id"), unique=True, nullable=True),
     _column("version", Integer),
     _column("annotator", String(128)),
     _column("tool", String(128)),
@@ -147,8 +155,13 @@ annotation_table = Table(
     _column("decided_by", String(128), nullable=True),
     _column("decided_at", UtcDateTime, nullable=True),
     _column("comment", Text),
+    _column("instances", Text, nullable=True),
+    _column("instances_digest", String(64), nullable=True),
+    _column("origin", String(16), server_default=text("'annotator'")),
+    _column("provenance", JSON(none_as_null=True), nullable=True),
     UniqueConstraint("ticket_id", "version"),
 )
+"""Every version ever handed in; those of a reviewer or a consensus belong to no assignment."""
 
 audit = Table(
     "audit",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 
 from rescueseg.annotation.execute import box_of, ticket_record
 from rescueseg.annotation.ledger import Ledger
@@ -12,10 +15,12 @@ from rescueseg.annotation.records import (
     AcceptedAnnotation,
     AnnotationRecord,
     AuditEntry,
+    Comparison,
     LabelReference,
     Lease,
     TicketRecord,
     TicketStatus,
+    WorkDone,
 )
 from rescueseg.annotation.tables import annotation_table, audit, leases, tickets
 from rescueseg.errors import QueueError, TicketNotFoundError
@@ -30,6 +35,8 @@ _ANNOTATION = (
     "tool",
     "seconds",
     "voxels_corrected",
+    "instances",
+    "instances_digest",
 )
 
 
@@ -113,6 +120,49 @@ class QueueViews(Ledger):
             rows = connection.execute(query).mappings().all()
         return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
 
+    def unsettled(self, threshold: float) -> list[str]:
+        """Return the tickets whose two annotators were not compared yet, or agree so well that nobody need look."""
+        query = sa.select(tickets.c.ticket_id).where(
+            tickets.c.status == "submitted",
+            tickets.c.annotators > 1,
+            sa.or_(tickets.c.agreement.is_(None), tickets.c.agreement >= threshold),
+        )
+        with self._database.read() as connection:
+            return sorted(connection.execute(query).scalars().all())
+
+    def comparisons(self) -> list[Comparison]:
+        """Return every comparison of two annotators, oldest first; those of work that was sent back, too."""
+        query = (
+            sa.select(audit.c.at, audit.c.details, tickets)
+            .join(tickets, tickets.c.ticket_id == audit.c.ticket_id)
+            .where(audit.c.event == "compared")
+            .order_by(audit.c.number)
+        )
+        plain = ("ticket_id", "at", "volume_id", "generation", "stratum")
+        with self._database.read() as connection:
+            return [
+                Comparison(box=box_of(row), **{name: row[name] for name in plain}, **row["details"])
+                for row in connection.execute(query).mappings()
+            ]
+
+    def work(self) -> list[WorkDone]:
+        """Return what each person put into each ticket, by ticket and name."""
+        key = (leases.c.ticket_id, leases.c.annotator)
+        leased = sa.select(*key, sa.func.sum(leases.c.active_seconds).label("seconds")).group_by(*key)
+        made = sa.select(annotation_table).where(annotation_table.c.origin != "consensus")
+        with self._database.read() as connection:
+            seconds = {(r.ticket_id, r.annotator): float(r.seconds) for r in connection.execute(leased)}
+            versions: dict[tuple[str, str], list[RowMapping]] = defaultdict(list)
+            for row in connection.execute(made).mappings():
+                versions[row["ticket_id"], row["annotator"]].append(row)
+            records = {
+                row["ticket_id"]: ticket_record(row) for row in connection.execute(sa.select(tickets)).mappings()
+            }
+        return [
+            _work_done(records[name], who, seconds.get((name, who), 0.0), versions[name, who])
+            for name, who in sorted({*seconds, *versions})
+        ]
+
     def history(self, ticket_id: str) -> list[AuditEntry]:
         """Return every change of a ticket, oldest first.
 
@@ -133,7 +183,10 @@ class QueueViews(Ledger):
         latest = (
             connection.execute(
                 sa.select(annotation_table)
-                .where(annotation_table.c.ticket_id == row["ticket_id"], annotation_table.c.verdict == "rejected")
+                .where(
+                    annotation_table.c.assignment_id == row["assignment_id"],
+                    annotation_table.c.verdict == "rejected",
+                )
                 .order_by(annotation_table.c.version.desc())
             )
             .mappings()
@@ -147,7 +200,11 @@ class QueueViews(Ledger):
             expires_at=row["expires_at"],
             ticket=self._ticket(connection, row["ticket_id"]),
             previous=LabelReference(path=latest["labels"], digest=latest["labels_digest"]) if latest else None,
+            previous_instances=LabelReference(path=latest["instances"], digest=latest["instances_digest"])
+            if latest and latest["instances"]
+            else None,
             comment=latest["comment"] if latest else "",
+            active_seconds=row["active_seconds"],
         )
 
     def lease(self, lease_id: str) -> Lease:
@@ -186,3 +243,20 @@ class QueueViews(Ledger):
         if row is None:
             raise QueueError("the annotation is missing from the database", todo="Restore the database from its backup")
         return AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields})
+
+
+def _work_done(ticket: TicketRecord, annotator: str, leased: float, made: Sequence[RowMapping]) -> WorkDone:
+    verdicts = [row["verdict"] for row in made]
+    return WorkDone(
+        annotator=annotator,
+        ticket_id=ticket.ticket_id,
+        purpose=ticket.purpose,
+        generation=ticket.generation,
+        status=ticket.status,
+        voxels=ticket.box.size,
+        seconds=leased + sum(row["seconds"] for row in made if row["lease_id"] is None),
+        voxels_corrected=sum(row["voxels_corrected"] for row in made),
+        versions=len(made),
+        accepted=verdicts.count("accepted"),
+        rejected=verdicts.count("rejected"),
+    )

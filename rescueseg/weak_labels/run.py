@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rescueseg import volumes
+from rescueseg.annotation.labels import class_names
 from rescueseg.annotation.records import AcceptedAnnotation, TicketRecord
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
@@ -249,7 +250,8 @@ class _Work:
                 self.campaign.storage.write_array(confidence, made.confidence.astype(np.float16))
                 self.campaign.storage.write_array(path, made.labels)
             try:
-                self.store.prefill(ticket.ticket_id, path, method)
+                held = class_names(self.campaign, self.campaign.storage.read_array(path))
+                self.store.prefill(ticket.ticket_id, path, method, held)
             except QueueError:
                 taken += 1
         return taken

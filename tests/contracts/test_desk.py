@@ -16,7 +16,8 @@ from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.remote_desk import RemoteDesk
 from rescueseg.campaign import Campaign
-from rescueseg.errors import LabelError, NotYourLeaseError
+from rescueseg.config import check_config
+from rescueseg.errors import AccessError, LabelError, LabelWarningsError, NotYourLeaseError, QueueError
 from rescueseg.geometry import Box
 from tests.annotation_server import served
 
@@ -42,11 +43,24 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
 @pytest.fixture(params=["local", "remote"])
 def sit(request: pytest.FixtureRequest, filled: Campaign) -> Iterator[Callable[[str], Desk]]:
     """Yield a function that seats somebody at a desk."""
-    if request.param == "local":
-        yield lambda name: LocalDesk(filled, open_queue(filled), name)
+    yield from desks(request.param, filled)
+
+
+def desks(kind: str, campaign: Campaign) -> Iterator[Callable[[str], Desk]]:
+    """Yield a function that seats somebody at one kind of desk."""
+    if kind == "local":
+        yield lambda name: LocalDesk(campaign, open_queue(campaign), name)
         return
-    with served(filled) as url:
+    with served(campaign) as url:
         yield lambda name: RemoteDesk(url, annotator=name)
+
+
+@pytest.fixture
+def reviewed(filled: Campaign) -> None:
+    """Let every submitted patch wait for a reviewer; asked for before a server reads the settings."""
+    path = Path(filled.url, "campaign.toml")
+    path.write_text(path.read_text().replace("review = false", "review = true"))
+    filled.config = Campaign.open(filled.url).config
 
 
 def test_a_patch_is_taken_seen_and_handed_in(sit: Callable[[str], Desk]) -> None:
@@ -95,3 +109,152 @@ def test_labels_of_another_shape_or_class_are_refused(sit: Callable[[str], Desk]
         with pytest.raises(LabelError):
             desk.submit(lease.lease_id, PatchLabels(wrong), "test")
     assert desk.versions("a") == []
+
+
+def handed_in(desk: Desk, ticket_id: str, **options: bool) -> PatchLabels:
+    """Take a ticket, draw over its mask and hand it in."""
+    lease = desk.next(ticket_id=ticket_id)
+    assert lease is not None
+    drawn = desk.view(lease.lease_id).start.classes.copy()
+    drawn[0, 0, 0] = 1
+    desk.submit(lease.lease_id, PatchLabels(drawn), "test", **options)
+    return PatchLabels(drawn)
+
+
+def test_odd_labels_are_taken_only_from_who_insists(sit: Callable[[str], Desk]) -> None:
+    desk = sit("anna")
+    lease = desk.next()
+    assert lease is not None
+    start = desk.view(lease.lease_id).start
+    assert [warning.code for warning in desk.check(lease.lease_id, start)] == ["unchanged"]
+    with pytest.raises(LabelWarningsError, match="as it was handed out") as caught:
+        desk.submit(lease.lease_id, start, "test")
+    assert [warning.code for warning in caught.value.warnings] == ["unchanged"]
+    assert desk.versions("a") == []
+    done = desk.submit(lease.lease_id, start, "test", override=True)
+    assert desk.submit(lease.lease_id, start, "test").annotation_id == done.annotation_id, "a replay is never doubted"
+    submitted = next(entry for entry in desk.history("a") if entry.event == "submitted")
+    assert submitted.details["overridden"] == ["unchanged"]
+
+
+def test_a_reviewer_rejects_then_fixes(reviewed: None, sit: Callable[[str], Desk]) -> None:
+    anna, lead = sit("anna"), sit("lead")
+    handed_in(anna, "a")
+    assert [t.ticket_id for t in lead.to_review()] == ["a"]
+    lead.reject("a", "misses one")
+    assert lead.to_review() == []
+    with pytest.raises(QueueError, match="sent back to 'anna'"):
+        sit("bob").next(ticket_id="a")
+    again = anna.next()
+    assert again is not None
+    assert (again.ticket_id, again.comment) == ("a", "misses one"), "it comes first to who did it"
+    drawn = anna.view(again.lease_id).start.classes.copy()
+    drawn[1] = 1
+    anna.submit(again.lease_id, PatchLabels(drawn), "test")
+    assert lead.review_view("a").start == PatchLabels(drawn)
+    drawn[2] = 1
+    fixed = lead.fix("a", PatchLabels(drawn), "test", active_seconds=9.0)
+    assert (fixed.version, fixed.verdict, fixed.origin, fixed.seconds) == (3, "accepted", "reviewer", 9.0)
+    assert fixed.voxels_corrected == 20
+    assert lead.version_labels("a", 3) == PatchLabels(drawn)
+
+
+def test_a_reviewer_accepts_one_version_of_a_blind_pair(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
+    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    first = handed_in(anna, "p")
+    assert [v.version for v in anna.versions("p")] == [1]
+    assert bob.versions("p") == [], "neither sees the other's labels"
+    with pytest.raises(AccessError):
+        bob.version_labels("p", 1)
+    with pytest.raises(QueueError):
+        anna.next(ticket_id="p")
+    lease = bob.next(ticket_id="p")
+    assert lease is not None
+    assert bob.view(lease.lease_id).start == PatchLabels(np.zeros(BOX.shape_zyx, np.uint8))
+    bob.submit(lease.lease_id, PatchLabels(np.ones(BOX.shape_zyx, np.uint8)), "test")
+    (waiting,) = lead.to_review()
+    assert waiting.agreement == pytest.approx(2 / (1 + BOX.size), abs=1e-6)
+    assert [v.annotator for v in lead.versions("p")] == ["anna", "bob"]
+    assert lead.version_labels("p", 1) == first
+    assert lead.accept("p", 1).version == 1
+
+
+def test_patches_are_asked_for_by_what_they_hold(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    more = NewTicket(
+        ticket_id="c",
+        volume_id="v",
+        box=Box((0, 0, 0), (1, 2, 3)),
+        stratum="dense",
+        generation=3,
+        classes=("organelle",),
+    )
+    open_queue(filled).add_tickets([more])
+    for wanted in (Filters(stratum="dense"), Filters(generation=3), Filters(class_name="organelle")):
+        desk = sit("anna")
+        lease = desk.next(wanted)
+        assert lease is not None
+        assert lease.ticket_id == "c"
+        desk.release(lease.lease_id)
+    assert sit("anna").next(Filters(volume_id="w")) is None
+    with pytest.raises(QueueError, match="no class 'nucleus'"):
+        sit("anna").next(Filters(class_name="nucleus"))
+
+
+def test_work_is_counted_under_the_lease(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    desk = sit("anna")
+    lease = desk.next(ticket_id="b")
+    assert lease is not None
+    assert desk.heartbeat(lease.lease_id, 1e-3).active_seconds == pytest.approx(1e-3)
+    done = desk.submit(lease.lease_id, PatchLabels(np.ones((2, 3, 4), np.uint8)), "test", active_seconds=2e-3)
+    assert done.seconds == pytest.approx(3e-3)
+    (work,) = open_queue(filled).work()
+    assert (work.annotator, work.voxels_corrected, work.accepted) == ("anna", 24, 1)
+    assert work.seconds == pytest.approx(3e-3)
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Campaign:
+    config = check_config({"name": "n", "classes": ["nucleus"], "annotation": {"labels": "instance"}})
+    campaign = Campaign.create(str(tmp_path / "numbered"), config)
+    tifffile.imwrite(tmp_path / "numbered.tif", IMAGE)
+    volumes.import_volume(campaign, str(tmp_path / "numbered.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    prefill = np.zeros(BOX.shape_zyx, np.uint8)
+    prefill[0, 0, 0] = prefill[2, 3, 4] = 1
+    campaign.storage.write_array("weak_labels/t/a.npz", prefill)
+    open_queue(campaign).add_tickets(
+        [NewTicket(ticket_id="a", volume_id="v", box=BOX, prefill="weak_labels/t/a.npz", annotators=2)]
+    )
+    return campaign
+
+
+@pytest.fixture(params=["local", "remote"])
+def sit_numbered(request: pytest.FixtureRequest, numbered: Campaign) -> Iterator[Callable[[str], Desk]]:
+    """As `sit`, where objects are numbered."""
+    yield from desks(request.param, numbered)
+
+
+def test_numbered_objects_come_back_as_they_were_drawn(sit_numbered: Callable[[str], Desk], numbered: Campaign) -> None:
+    desk = sit_numbered("anna")
+    assert desk.info().kind == "instance"
+    lease = desk.next()
+    assert lease is not None
+    start = desk.view(lease.lease_id).start
+    assert start.instances is not None
+    assert start.instances.max() == 2, "the parts of the first mask are objects"
+    ids = start.instances.astype(np.uint32) * 1000
+    ids[1, 1, 1], ignore = 255, np.zeros(BOX.shape_zyx, np.bool_)
+    ignore[0, 3, :] = True
+    drawn = PatchLabels.of_instances(ids, ignore)
+    with pytest.raises(LabelError, match="not numbered"):
+        desk.submit(lease.lease_id, PatchLabels(drawn.classes), "test")
+    done = desk.submit(lease.lease_id, drawn, "test")
+    assert done.voxels_corrected == 1, "other numbers for the same objects are no correction"
+    assert desk.version_labels("a", 1) == drawn
+    other = sit_numbered("bob")
+    second = other.next()
+    assert second is not None
+    other.submit(second.lease_id, drawn, "test")
+    (found,) = open_queue(numbered).accepted()
+    assert (found.version, found.instances) == (1, done.instances), "two who agree need no reviewer"
+    assert np.array_equal(numbered.storage.read_array(found.labels), drawn.classes)

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from rescueseg import volumes
 from rescueseg.annotation import NewTicket, open_queue
+from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.files import affine_mm
 from rescueseg.annotation.packing import pack_labels
 from rescueseg.annotation.patch_labels import PatchLabels
@@ -118,19 +119,19 @@ def test_an_image_address_needs_no_token_and_ends_with_its_lease(filled: Campaig
 
 
 def test_roles_and_tokens(filled: Campaign) -> None:
-    tokens = {role: access.add_token(filled, role[:4], role) for role in access.ROLES}
+    tokens = {role: access.add_token(filled, role[:4], role) for role in ROLES}
     assert all(tokens["admin"].split("_", 2)[2] not in token.model_dump_json() for token in access.list_tokens(filled))
     client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
 
     def status(role: str, url: str = "/api/v1/review") -> int:
         return client.get(url, headers={"Authorization": f"Bearer {tokens[role]}"}).status_code
 
-    assert [status(role) for role in access.ROLES] == [403, 200, 200]
+    assert [status(role) for role in ROLES] == [403, 200, 200]
     assert status("annotator", "/api/v1/info") == 200
     assert client.get("/api/v1/info").status_code == 401
     assert client.get("/api/v1/info", params={"annotator": "anna"}).status_code == 401
     access.revoke_token(filled, access.list_tokens(filled)[0].token_id)
-    assert 401 in [status(role, "/api/v1/info") for role in access.ROLES]
+    assert 401 in [status(role, "/api/v1/info") for role in ROLES]
     for wrong in (tokens["reviewer"][:-1], "rescueseg_../../x_y", "", "ü", tokens["admin"].split("_")[1]):
         with pytest.raises(UnknownTokenError):
             access.holder(filled, wrong)

@@ -51,6 +51,29 @@ def test_the_database_refuses_a_second_running_lease(database_url: str) -> None:
     store.close()
 
 
+def test_a_queue_of_the_first_version_is_brought_up_to_date(database_url: str) -> None:
+    database = Database(database_url)
+    database.migrate("0001")
+    assert database.version() == "0001"
+    rows = {
+        "tickets": "('t', 'v', 0,0,0, 1,1,1, 'pool', 0, '', '', 1.5, NULL, 0, 'accepted', '2026-01-01', '2026-01-01')",
+        "assignments": "(1, 't', 1)",
+        "leases": "('l', 't', 1, 'anna', '2026-01-01', '2026-01-02', 60, 'submitted')",
+        "annotations": "('a', 't', 1, 'l', 1, 'anna', 'file', 'p', 'd', 42.0, 7, '2026-01-01', 'accepted', NULL, NULL, '')",
+    }
+    with database.write() as connection:
+        for table, row in rows.items():
+            connection.exec_driver_sql(f"INSERT INTO {table} VALUES {row}")
+    store = QueueStore(database_url)
+    store.migrate()
+    assert store.ticket("t").annotators == 1
+    assert [(a.version, a.origin, a.seconds) for a in store.annotations("t")] == [(1, "annotator", 42.0)]
+    assert [(w.seconds, w.voxels_corrected, w.accepted) for w in store.work()] == [(42.0, 7, 1)]
+    assert [a.ticket_id for a in store.accepted()] == ["t"]
+    store.close()
+    database.engine.dispose()
+
+
 def test_head_is_the_last_script() -> None:
     config = Config()
     config.set_main_option("script_location", "rescueseg.annotation:migrations")

@@ -10,11 +10,13 @@ from rescueseg.annotation.events import (
     Accept,
     Audit,
     Claim,
+    Compare,
     Decide,
     EndLease,
     Event,
     Expire,
     ExtendLease,
+    Fix,
     GrantLease,
     Heartbeat,
     Reject,
@@ -23,6 +25,7 @@ from rescueseg.annotation.events import (
     Skip,
     StoreAnnotation,
     Submit,
+    Withdraw,
 )
 from rescueseg.annotation.states import TicketState, transition
 from rescueseg.errors import LeaseExpiredError, NotYourLeaseError, QueueError, TicketNotFoundError
@@ -173,3 +176,92 @@ def test_a_heartbeat_never_shortens_a_lease() -> None:
     longer = after(Heartbeat("L", "anna", at(30)), ticket=LEASED)
     assert longer.running[0].expires_at == at(90)
     assert transition(longer, Heartbeat("L", "anna", at(20))).steps == ()
+
+
+PAIR = TicketState("t", "queued", (1, 2))
+DONE = after(
+    Claim("A", "anna", T0, 60),
+    Submit("A", "anna", at(1), "d"),
+    Claim("B", "bob", at(2), 60),
+    Submit("B", "bob", at(3), "e", accept=True),
+    ticket=PAIR,
+)
+IDS = tuple(a.annotation_id for a in DONE.annotations)
+
+
+def test_a_pair_waits_to_be_compared_then_one_version_is_accepted() -> None:
+    assert DONE.status == "submitted", "nobody's half is accepted before both were compared"
+    with pytest.raises(QueueError, match="Compare those"):
+        transition(DONE, Compare((IDS[0], "other"), 0.9))
+    compared = after(Compare(IDS, 0.9), ticket=DONE)
+    assert (compared.status, compared.agreement) == ("submitted", 0.9)
+    assert transition(compared, Compare(IDS, 0.9)).steps == ()
+    with pytest.raises(QueueError, match="no version 3"):
+        transition(compared, Accept("lead", 3))
+    taken = after(Accept("lead", 1), ticket=compared)
+    assert [a.verdict for a in taken.annotations] == ["accepted", "submitted"]
+    assert transition(taken, Accept("lead", 1)).steps == ()
+    with pytest.raises(QueueError, match="accepted"):
+        transition(taken, Accept("lead", 2))
+
+
+def test_a_reviewers_own_version_is_accepted_beside_the_others() -> None:
+    fixed = after(Fix("lead", "f", "reviewer", 12.0), ticket=DONE)
+    assert fixed.status == "accepted"
+    last = fixed.annotations[-1]
+    assert (last.version, last.verdict, last.assignment_id, last.lease_id) == (3, "accepted", None, None)
+    assert transition(fixed, Fix("lead", "f", "reviewer", 12.0)).steps == ()
+    with pytest.raises(QueueError, match="accepted"):
+        transition(fixed, Fix("lead", "g", "reviewer"))
+    with pytest.raises(QueueError, match="leased"):
+        transition(LEASED, Fix("lead", "f", "reviewer"))
+
+
+def test_work_that_was_sent_back_is_kept_for_who_did_it() -> None:
+    rejected = after(Reject("lead", "x", at(100)), ticket=SUBMITTED)
+    assert rejected.open_assignments("bob", at(99)) == []
+    assert rejected.open_assignments("anna", at(99)) == [7]
+    assert rejected.open_assignments("bob", at(100)) == [7]
+    with pytest.raises(QueueError, match="sent back to 'anna'"):
+        transition(rejected, Claim("M", "bob", at(50), 60, by_id=True))
+
+
+def test_nobody_sees_both_halves_of_a_pair() -> None:
+    rejected = after(Reject("lead", "x"), ticket=DONE)
+    assert [rejected.open_assignments(who, at(9)) for who in ("anna", "bob", "carl")] == [[1], [2], [1, 2]]
+    taken = after(Claim("C", "carl", at(9), 60), Release("C", "carl", at(10)), ticket=rejected)
+    assert taken.open_assignments("carl", at(11)) == [1], "carl has seen anna's labels"
+    untouched = after(Claim("C", "carl", at(9), 60), Release("C", "carl", at(10)), ticket=PAIR)
+    assert untouched.open_assignments("carl", at(11)) == [1, 2]
+
+
+def account(*events: Event) -> float:
+    return after(*events).leases[0].active_seconds
+
+
+def test_idle_time_is_cut_out_of_the_account() -> None:
+    long = Claim("L", "anna", T0, 10_000, idle_seconds=60)
+
+    def beat(seconds: float, active: float = 0.0) -> Heartbeat:
+        return Heartbeat("L", "anna", at(seconds), active)
+
+    assert account(long, beat(30), beat(60)) == 60
+    assert account(long, beat(30), beat(1000)) == 30 + 60
+    assert account(long, beat(100, 80), beat(1000, 200)) == 80 + 200
+    assert account(long, beat(100, 5000)) == 100, "nobody works longer than the clock"
+    assert account(long, beat(30), beat(30, 9), beat(20, 9)) == 30, "a replay adds nothing"
+    assert account(long, beat(30), Submit("L", "anna", at(500), "d")) == 30 + 60
+    assert account(long, beat(30), Submit("L", "anna", at(500), "d", active_seconds=100)) == 30 + 100
+    assert account(long, Submit("L", "anna", at(500), "d")) == 500, "a file gives no signs of life"
+    assert account(long, Submit("L", "anna", at(500), "d", seconds=77.0)) == 77
+    assert account(long, beat(30), Release("L", "anna", at(70))) == 30 + 40
+    assert account(long, beat(30), Expire(at(20_000))) == 30
+
+
+def test_a_withdrawn_ticket_is_out_of_the_queue() -> None:
+    gone = after(Withdraw("check", "refused"))
+    assert gone.status == "skipped"
+    assert transition(gone, Withdraw("check", "refused")).steps == ()
+    for busy in (LEASED, SUBMITTED, after(Claim("A", "a", T0, 9), Submit("A", "a", at(1), "d"), ticket=PAIR)):
+        with pytest.raises(QueueError, match="nobody works on"):
+            transition(busy, Withdraw("check", "refused"))

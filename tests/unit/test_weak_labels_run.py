@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +107,11 @@ def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
 ) -> None:
     calls = []
 
-    def dies(ticket_id: str, path: str, method: str) -> None:
+    def dies(ticket_id: str, path: str, method: str, classes: Sequence[str]) -> None:
         calls.append(ticket_id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        QueueStore.prefill(store, ticket_id, path, method)
+        QueueStore.prefill(store, ticket_id, path, method, classes)
 
     monkeypatch.setattr(store, "prefill", dies)
     with pytest.raises(KeyboardInterrupt):

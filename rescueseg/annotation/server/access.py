@@ -8,13 +8,10 @@ import secrets
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from rescueseg.annotation.desk import Role
+from rescueseg.annotation.desk import Role, require_role
 from rescueseg.campaign import Campaign
 from rescueseg.errors import AccessError, CampaignError, StorageError, UnknownTokenError
 from rescueseg.records import Record
-
-ROLES: tuple[Role, ...] = ("annotator", "reviewer", "admin")
-"""Each may do what the ones before it may."""
 
 _PREFIX = "rescueseg"
 _MAC_LETTERS = 32
@@ -35,11 +32,7 @@ class Person(NamedTuple):
         AccessError
             If it does not.
         """
-        if ROLES.index(self.role) < ROLES.index(role):
-            raise AccessError(
-                f"this needs the role '{role}', and '{self.name}' is '{self.role}'",
-                todo="Ask an admin for such a token",
-            )
+        require_role(self.name, self.role, role)
 
 
 class Token(Record):

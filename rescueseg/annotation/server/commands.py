@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rescueseg.annotation.commands import CampaignArgument, OneLineErrors, login_name
+from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.server import access
 from rescueseg.campaign import Campaign
 from rescueseg.errors import AccessError, ConfigError, ServiceError
@@ -96,9 +97,9 @@ def add(
     role: Annotated[str, typer.Option(help="annotator, reviewer or admin: each may do what the ones before may.")],
 ) -> None:
     """Make a token and print it: it cannot be shown again."""
-    found = next((known for known in access.ROLES if known == role), None)
+    found = next((known for known in ROLES if known == role), None)
     if found is None:
-        raise ConfigError(f"'{role}' is no role", where="--role", todo=f"One of {', '.join(access.ROLES)}")
+        raise ConfigError(f"'{role}' is no role", where="--role", todo=f"One of {', '.join(ROLES)}")
     typer.echo(access.add_token(Campaign.open(campaign), name, found))
 
 

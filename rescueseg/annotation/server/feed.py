@@ -9,8 +9,9 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import ServerSentEvent
 
+from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.records import AuditEntry
-from rescueseg.annotation.server.access import ROLES, Person
+from rescueseg.annotation.server.access import Person
 from rescueseg.annotation.server.desks import Service
 
 POLL_SECONDS = 1.0

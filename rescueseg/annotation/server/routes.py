@@ -237,7 +237,9 @@ def submit(
     lease: OwnLease,
     labels: LeasedLabels,
     tool: Tool,
-    active_seconds: Annotated[Seconds, Query(description="Of work; the time since the lease began when 0.")] = 0.0,
+    active_seconds: Annotated[
+        Seconds, Query(description="Of work since the last heartbeat; the server reckons when 0.")
+    ] = 0.0,
     override: Annotated[bool, Query(description="Hand in despite warnings.")] = False,
 ) -> AnnotationRecord:
     """Store a new version. The same again changes nothing and answers the same."""
@@ -349,9 +351,15 @@ def reject(desk: Reviewing, ticket_id: TicketId, why: Comment) -> None:
     responses=documented(404, 408, 409, 413),
     openapi_extra=UPLOAD_BODY,
 )
-def fix(desk: Reviewing, ticket: Reviewed, labels: ReviewedLabels, tool: Tool) -> AnnotationRecord:
+def fix(
+    desk: Reviewing,
+    ticket: Reviewed,
+    labels: ReviewedLabels,
+    tool: Tool,
+    active_seconds: Annotated[Seconds, Query(description="Of work.")] = 0.0,
+) -> AnnotationRecord:
     """Store a new version in the reviewer's name."""
-    return desk.fix(ticket.ticket_id, labels, tool)
+    return desk.fix(ticket.ticket_id, labels, tool, active_seconds=active_seconds)
 
 
 @router.get(
