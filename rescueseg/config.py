@@ -142,22 +142,29 @@ class TrainingConfig(Section):
     """Optimiser steps; the profile's default when omitted."""
     batch_size: Positive | None = None
     """Windows per step; the profile's default when omitted."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Peak of the schedule: a short warm-up, then a cosine to zero."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak of the schedule, a short warm-up and a cosine to zero; the trainer's default when omitted."""
     window_zyx: ZYXField | None = None
     """Training window in voxels; chosen from spacing and memory when omitted."""
     channels: tuple[Positive, ...] | None = None
     """Feature channels per level; the profile's default when omitted."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of the last stages' channels dropped, in training and by every Monte-Carlo sample."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of channels dropped, in training and by every Monte-Carlo sample: of the U-Net's last stages, of every layer
+    of nnU-Net; the trainer's default when omitted."""
     members: Positive = 1
     """Networks trained from as many seeds and averaged: an ensemble, at as many times the cost."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints: what a killed training loses at most."""
     threads: Positive = 2
     """CPU threads of a training."""
+    gpus: Positive = 1
+    """GPUs of one training."""
     warm_start: bool = False
     """Start from the previous generation's weights."""
+    nnunet_planner: Literal["default", "resenc_m", "resenc_l", "resenc_xl"] = "default"
+    """nnU-Net's planner: its default, or a preset with a residual encoder."""
+    nnunet_configuration: Literal["3d_fullres", "3d_lowres"] = "3d_fullres"
+    """nnU-Net's configuration; the second only where nnU-Net plans one, for patches much larger than its window."""
 
 
 class InferenceConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 import uuid
@@ -16,30 +15,13 @@ import torch
 from torch import Tensor
 
 from rescueseg.errors import storage_errors
-from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
+from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE
+from rescueseg.training.folder import LOSSES_FILE, MODEL_FOLDER, read_model, write_atomically
+
+__all__ = ["LOSSES_FILE", "MODEL_FOLDER", "export_model", "load_checkpoint", "read_model", "save_checkpoint"]
 
 CHECKPOINT_FILE = "checkpoint.pt"
-MODEL_FOLDER = "model"
 MEMBERS_FOLDER = "members"
-LOSSES_FILE = "losses.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a rerun after a kill, finds the old or the new one, never a part.
-
-    Raises
-    ------
-    StorageError
-        If the disk is full or not writable.
-    """
-    part = path.with_name(f".{path.name}.part")
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
 
 def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
@@ -94,13 +76,3 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
             shutil.rmtree(final)
         part.replace(final)
     shutil.rmtree(work_dir / MEMBERS_FOLDER, ignore_errors=True)
-
-
-def read_model(folder: Path) -> tuple[dict[str, Any], str] | None:
-    """Return the description and the digest of a finished model, None where there is none."""
-    weights, description = folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE
-    if not (weights.exists() and description.exists()):
-        return None
-    text = description.read_bytes()
-    parsed: dict[str, Any] = json.loads(text)
-    return parsed, model_digest(weights.read_bytes(), text)

@@ -15,9 +15,8 @@ from rescueseg.training.augment import Augmentation
 from rescueseg.training.losses import PartialDiceCELoss
 from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
 from rescueseg.training.patches import TrainingSet
-from rescueseg.training.plan import TrainingPlan, bfloat16_trains
+from rescueseg.training.plan import TrainingPlan, bfloat16_trains, cosine_rate
 
-_WARM_UP = 20
 _WEIGHT_DECAY = 1e-4
 _CLIP = 1.0
 
@@ -147,8 +146,4 @@ class Run:
 
 def learning_rate(plan: TrainingPlan, step: int) -> float:
     """Return the learning rate of a step (from 0): a short linear warm-up, then a cosine to zero."""
-    warm = min(_WARM_UP, plan.iterations // 10)
-    if step < warm:
-        return plan.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, plan.iterations - warm)
-    return plan.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+    return cosine_rate(plan.learning_rate, step, plan.iterations)

@@ -6,7 +6,7 @@ from monai.losses.dice import MaskedDiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-IGNORE = 255
+from rescueseg.training.base import IGNORE
 
 
 class PartialDiceCELoss(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError, TrainingError
-from rescueseg.geometry import zyx
 from rescueseg.records import Snapshot
 from rescueseg.storage import digest_json
 from rescueseg.training import artifacts
@@ -24,6 +23,8 @@ from rescueseg.training.base import (
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
+    check_request,
+    unseen_warnings,
 )
 from rescueseg.training.loop import Run, learning_rate
 from rescueseg.training.network import join_members, split_members
@@ -32,8 +33,7 @@ from rescueseg.training.plan import (
     NetworkPlan,
     TrainingPlan,
     make_plan,
-    resampled_shape,
-    working_spacing,
+    survey,
 )
 from rescueseg.training.randomness import keyed_generator
 from rescueseg.training.unet_predictor import load_predictor
@@ -74,6 +74,7 @@ class MonaiUNetTrainer:
         StorageError
             If the disk is full; the last checkpoint stays.
         """
+        check_request(self.name, self.capabilities, request)
         plan = plan_training(request.campaign, request.snapshot, request.warm_start)
         identity = _request_digest(request, plan)
         finished = _finished(request.work_dir, identity)
@@ -124,7 +125,7 @@ class MonaiUNetTrainer:
             "seed": request.seed,
             "generation": request.snapshot.generation,
             "snapshot": request.snapshot.digest,
-            "warnings": [f"class {c} ('{names[c - 1]}') has no labelled voxel" for c in data.unseen],
+            "warnings": unseen_warnings(names, data.unseen),
         }
         log = {"seconds": sum(run.seconds for run in runs), "losses": [loss for run in runs for loss in run.losses]}
         artifacts.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
@@ -155,36 +156,19 @@ def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | Non
     ConfigError
         If `training.channels` names fewer than three levels.
     """
-    if not snapshot.items:
-        raise TrainingError(
-            "the snapshot is empty", where=f"generation {snapshot.generation}", todo="Annotate at least one patch"
-        )
     config = campaign.config.training
     if config.channels is not None and len(config.channels) < 3:
         raise ConfigError("too few levels", where="training.channels", todo="Name at least three, such as [16, 32, 64]")
-    records = {item.volume_id: campaign.volume(item.volume_id) for item in snapshot.items}
-    channels = {record.channels for record in records.values()}
-    if len(channels) > 1:
-        raise TrainingError(
-            f"the volumes differ in their number of channels: {sorted(channels)}",
-            where=", ".join(sorted(records)),
-            todo="Use one campaign for each kind of image",
-        )
-    targets = {volume_id: campaign.working_spacing(record) for volume_id, record in records.items()}
-    spacing = working_spacing([(targets[i.volume_id], i.box.size) for i in snapshot.items])
-    fields = [
-        resampled_shape(i.read_box.shape_zyx, records[i.volume_id].spacing_um_zyx, spacing) for i in snapshot.items
-    ]
-    extents = [resampled_shape(r.shape_zyx, r.spacing_um_zyx, spacing) for r in records.values()]
-    in_channels = channels.pop()
+    found = survey(campaign, snapshot)
+    known = _known_network(warm_start, found.in_channels, snapshot.n_classes, config.channels) if warm_start else None
     return make_plan(
         config,
-        in_channels=in_channels,
+        in_channels=found.in_channels,
         n_classes=snapshot.n_classes,
-        network=_known_network(warm_start, in_channels, snapshot.n_classes, config.channels) if warm_start else None,
-        spacing_um_zyx=spacing,
-        volume_zyx=zyx(min(e[a] for e in extents) for a in range(3)),
-        field_zyx=zyx(max(f[a] for f in fields) for a in range(3)),
+        network=known,
+        spacing_um_zyx=found.spacing_um_zyx,
+        volume_zyx=found.volume_zyx,
+        field_zyx=found.field_zyx,
     )
 
 

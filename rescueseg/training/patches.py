@@ -18,11 +18,11 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array
+from rescueseg.training.base import IGNORE
 from rescueseg.training.plan import TrainingPlan, resampled_shape
 from rescueseg.training.randomness import keyed_generator
 from rescueseg.training.resample import resample
 
-IGNORE = 255
 _CACHE_BYTES = 2 * 1024**3
 _SITES = 20_000
 _FOREGROUND_SHARE = 0.5

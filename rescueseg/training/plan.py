@@ -11,13 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, TrainingConfig
+from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, zyx
-from rescueseg.records import Record
+from rescueseg.records import Record, Snapshot
 
 _POOL_RATIO = 1.5
 _KERNEL_RATIO = 2.5
 _SMALLEST = 4
+_WARM_UP = 20
+_DROPOUT = 0.2
+_LEARNING_RATE = 5e-3
 SAME_SPACING = 0.05
 """Relative difference in spacing below which nothing is resampled."""
 
@@ -38,6 +43,62 @@ PROFILES: dict[str, Profile] = {
     "cpu": Profile((16, 32, 64, 128), 80_000, 2, 500, 4.0),
     "gpu": Profile((32, 64, 128, 256, 320), 64 * 128 * 128, 2, 3000, 2.0),
 }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a training set asks of a plan.
+
+    Parameters
+    ----------
+    in_channels : int
+        Image channels.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    volume_zyx : tuple of int
+        Smallest extent of the volumes along each axis, in voxels of the working spacing.
+    field_zyx : tuple of int
+        Largest extent of what training may read around a patch, likewise.
+    """
+
+    in_channels: int
+    spacing_um_zyx: Spacing
+    volume_zyx: ZYX
+    field_zyx: ZYX
+
+
+def survey(campaign: Campaign, snapshot: Snapshot) -> Survey:
+    """Look at the volumes and boxes of a training set; no image is read.
+
+    Raises
+    ------
+    TrainingError
+        If the snapshot is empty, or its volumes differ in their number of channels.
+    """
+    if not snapshot.items:
+        raise TrainingError(
+            "the snapshot is empty", where=f"generation {snapshot.generation}", todo="Annotate at least one patch"
+        )
+    records = {item.volume_id: campaign.volume(item.volume_id) for item in snapshot.items}
+    channels = {record.channels for record in records.values()}
+    if len(channels) > 1:
+        raise TrainingError(
+            f"the volumes differ in their number of channels: {sorted(channels)}",
+            where=", ".join(sorted(records)),
+            todo="Use one campaign for each kind of image",
+        )
+    targets = {volume_id: campaign.working_spacing(record) for volume_id, record in records.items()}
+    spacing = working_spacing([(targets[i.volume_id], i.box.size) for i in snapshot.items])
+    fields = [
+        resampled_shape(i.read_box.shape_zyx, records[i.volume_id].spacing_um_zyx, spacing) for i in snapshot.items
+    ]
+    extents = [resampled_shape(r.shape_zyx, r.spacing_um_zyx, spacing) for r in records.values()]
+    return Survey(
+        in_channels=channels.pop(),
+        spacing_um_zyx=spacing,
+        volume_zyx=zyx(min(e[a] for e in extents) for a in range(3)),
+        field_zyx=zyx(max(f[a] for f in fields) for a in range(3)),
+    )
 
 
 class NetworkPlan(Record):
@@ -186,7 +247,7 @@ def make_plan(
             channels=channels,
             strides=strides,
             kernels=kernels,
-            dropout=config.dropout,
+            dropout=_DROPOUT if config.dropout is None else config.dropout,
         )
     multiple = network.total_stride_zyx
     window = round_up(wanted_window, multiple)
@@ -199,9 +260,17 @@ def make_plan(
         inference_window_zyx=round_up([max(a, b) for a, b in zip(larger, window, strict=True)], multiple),
         batch_size=config.batch_size or profile.batch_size,
         iterations=config.iterations or profile.iterations,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or _LEARNING_RATE,
         members=config.members,
     )
+
+
+def cosine_rate(peak: float, step: int, iterations: int) -> float:
+    """Return the learning rate of a step (from 0): a short linear warm-up to the peak, then a cosine to zero."""
+    warm = min(_WARM_UP, iterations // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, iterations - warm)))
 
 
 def bfloat16_trains(plan: TrainingPlan) -> bool:

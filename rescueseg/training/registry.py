@@ -24,7 +24,10 @@ class Entry:
     trainer: str
 
 
-TRAINERS: dict[str, Entry] = {"monai_unet": Entry("rescueseg.training.monai_unet", "MonaiUNetTrainer")}
+TRAINERS: dict[str, Entry] = {
+    "monai_unet": Entry("rescueseg.training.monai_unet", "MonaiUNetTrainer"),
+    "nnunet": Entry("rescueseg.training.nnunet.trainer", "NnUNetTrainer"),
+}
 """A new trainer is one more line here; `tests/contracts/test_trainer.py` then runs on it."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.inference.predictor import Group
 from rescueseg.records import ModelReference
-from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
+from rescueseg.training.folder import read_committed
 from rescueseg.training.network import StridedUNet, autocast_dtype, build_network, set_weights, split_members
 from rescueseg.training.plan import TrainingPlan, inference_window, resampled_shape
 from rescueseg.training.resample import resample
@@ -143,15 +141,8 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     InferenceError
         If the files are not those that the reference's digest names.
     """
-    weights = campaign.storage.read_bytes(f"{model.path}/{WEIGHTS_FILE}")
-    description = campaign.storage.read_bytes(f"{model.path}/{DESCRIPTION_FILE}")
-    if model_digest(weights, description) != model.digest:
-        raise InferenceError(
-            "the model is not the one that was trained",
-            where=f"{campaign.url}/{model.path}",
-            todo="Restore the folder from a backup, or train the generation again",
-        )
-    plan = TrainingPlan.model_validate(json.loads(description)["plan"])
+    weights, description = read_committed(campaign, model)
+    plan = TrainingPlan.model_validate(description["plan"])
     networks = []
     for own in split_members(safetensors.torch.load(weights), plan.members):
         networks.append(build_network(plan.network, seed=0))

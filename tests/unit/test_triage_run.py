@@ -81,7 +81,7 @@ def campaign(tmp_path: Path) -> Campaign:
 def test_touching_balls_are_a_boundary_problem_and_everything_is_written_down(campaign: Campaign) -> None:
     result = run(campaign, mask="truth")
     assert (result.problem, result.letter, result.complexity, result.mask) == ("boundary", "A", "moderate", "truth")
-    assert result.trainer == "monai_unet"
+    assert result.trainer == "nnunet"
     assert "stardist" in result.missing
     assert any("not installed" in line for line in result.advice)
     assert Triage.model_validate(campaign.triage_result()) == result

@@ -1,0 +1,58 @@
+"""Cross-validation folds that share no voxel: whole volumes, or guarded blocks of one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rescueseg.training.nnunet.dataset import Case
+
+_LEAST_GROUPS = 3
+
+
+def group_cases(cases: Sequence[Case]) -> list[list[Case]]:
+    """Return the cases that must stay together.
+
+    With several volumes those of one volume do; with a single volume those whose boxes overlap, context included, or
+    are linked by others that do.
+    """
+    groups: list[list[Case]] = []
+    single = len({case.volume_id for case in cases}) == 1
+    for case in cases:
+        near = [
+            group
+            for group in groups
+            if any(c.box.intersects(case.box) if single else c.volume_id == case.volume_id for c in group)
+        ]
+        groups = [group for group in groups if group not in near] + [[*(c for group in near for c in group), case]]
+    return groups
+
+
+def choose_folds(cases: Sequence[Case], count: int) -> list[dict[str, list[str]]]:
+    """Return nnU-Net's folds for an ensemble: as many as networks, about alike in labelled voxels.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        All of the dataset.
+    count : int
+        Networks.
+
+    Returns
+    -------
+    list of dict
+        ``train`` and ``val`` case names of each fold; none, so that every network trains on all cases, for fewer than
+        two networks or with fewer than three groups, or fewer groups than networks.
+    """
+    groups = group_cases(cases)
+    if count < 2 or len(groups) < max(_LEAST_GROUPS, count):
+        return []
+    held: list[list[Case]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda g: (-sum(c.labelled for c in g), g[0].name)):
+        min(held, key=lambda fold: (sum(c.labelled for c in fold), len(fold))).extend(group)
+    return [
+        {
+            "train": [c.name for c in cases if c not in fold],
+            "val": [c.name for c in cases if c in fold],
+        }
+        for fold in held
+    ]

@@ -1,0 +1,225 @@
+"""What a training of nnU-Net depends on, as records. Imports neither torch nor nnU-Net."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescueseg.config import TrainingConfig
+from rescueseg.geometry import ZYX, Spacing, isotropic_shape, zyx
+from rescueseg.records import Record, Snapshot
+from rescueseg.training.plan import PROFILES as WINDOWS
+from rescueseg.training.plan import Survey, round_up
+
+NAME = "nnunet"
+FORMAT = 1
+"""Raised when the same request would train another model."""
+DATASET = "Dataset001_rescueseg"
+ARCHITECTURES = {
+    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "residual": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+}
+PLANNERS = {
+    "default": "ExperimentPlanner",
+    "resenc_m": "nnUNetPlannerResEncM",
+    "resenc_l": "nnUNetPlannerResEncL",
+    "resenc_xl": "nnUNetPlannerResEncXL",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Defaults for a kind of machine.
+
+    Parameters
+    ----------
+    iterations : int
+        Optimiser steps.
+    channels : tuple of int, optional
+        Features per level; nnU-Net's own when None.
+    strided : bool
+        Leave out the level at full resolution, which takes most of a CPU's time; the output is interpolated.
+    dropout : float
+        Share of every layer's channels; the normalisation behind it makes up for the rest.
+    learning_rate : float, optional
+        Peak for AdamW with a short warm-up and a cosine; None for nnU-Net's SGD with a polynomial decay, which is made
+        for 250,000 steps.
+    """
+
+    iterations: int
+    channels: tuple[int, ...] | None
+    strided: bool
+    dropout: float
+    learning_rate: float | None
+
+
+PROFILES: dict[str, Profile] = {
+    "cpu": Profile(300, (16, 32, 64, 128), False, 0.1, 1e-2),
+    "gpu": Profile(250_000, None, False, 0.1, None),
+}
+
+
+class NnUNetNetwork(Record):
+    """Everything the network's weights depend on; axes in the network's order."""
+
+    architecture: str
+    """Key of `ARCHITECTURES`."""
+    in_channels: int
+    n_classes: int
+    features: tuple[int, ...]
+    strides: tuple[ZYX, ...]
+    kernels: tuple[ZYX, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    dropout: float
+
+    @classmethod
+    def read(cls, architecture: Mapping[str, Any], in_channels: int, n_classes: int, dropout: float) -> NnUNetNetwork:
+        """Return the network of one configuration of nnU-Net's plans."""
+        named = {path: name for name, path in ARCHITECTURES.items()}
+        kwargs = architecture["arch_kwargs"]
+        return cls(
+            architecture=named[architecture["network_class_name"]],
+            in_channels=in_channels,
+            n_classes=n_classes,
+            features=tuple(kwargs["features_per_stage"]),
+            strides=tuple(zyx(s) for s in kwargs["strides"]),
+            kernels=tuple(zyx(k) for k in kwargs["kernel_sizes"]),
+            encoder_blocks=tuple(kwargs.get("n_conv_per_stage") or kwargs["n_blocks_per_stage"]),
+            decoder_blocks=tuple(kwargs["n_conv_per_stage_decoder"]),
+            dropout=dropout,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return `arch_kwargs` of nnU-Net's plans: names where nnU-Net imports."""
+        blocks = "n_conv_per_stage" if self.architecture == "plain" else "n_blocks_per_stage"
+        return {
+            "n_stages": len(self.features),
+            "features_per_stage": list(self.features),
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [list(k) for k in self.kernels],
+            "strides": [list(s) for s in self.strides],
+            blocks: list(self.encoder_blocks),
+            "n_conv_per_stage_decoder": list(self.decoder_blocks),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": "torch.nn.modules.dropout.Dropout3d" if self.dropout else None,
+            "dropout_op_kwargs": {"p": self.dropout} if self.dropout else None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        }
+
+    @property
+    def total_stride(self) -> tuple[int, int, int]:
+        """What a window must be a multiple of."""
+        return zyx(math.prod(s[a] for s in self.strides) for a in range(3))
+
+    def deepened(self, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]]) -> NnUNetNetwork:
+        """Return the network with the levels of another window; features and blocks go on as nnU-Net's planners do."""
+        levels = len(strides)
+
+        def longer(values: tuple[int, ...], count: int) -> tuple[int, ...]:
+            return (*values, *[values[-1]] * max(0, count - len(values)))[:count]
+
+        return self.model_copy(
+            update={
+                "features": longer(self.features, levels),
+                "strides": tuple(zyx(s) for s in strides),
+                "kernels": tuple(zyx(k) for k in kernels),
+                "encoder_blocks": longer(self.encoder_blocks, levels),
+                "decoder_blocks": longer(self.decoder_blocks or (1,), levels - 1),
+            }
+        )
+
+    def cut(self, channels: Sequence[int] | None, strided: bool) -> NnUNetNetwork:
+        """Return the network with other features, at most as deep as there are, and perhaps without its finest level."""
+        first = 1 if strided and len(self.features) > 2 else 0
+        wanted = tuple(channels) if channels else self.features[: len(self.features) - first]
+        levels = min(len(wanted), len(self.features) - first)
+        return self.model_copy(
+            update={
+                "features": wanted[:levels],
+                "strides": self.strides[first : first + levels],
+                "kernels": self.kernels[first : first + levels],
+                "encoder_blocks": self.encoder_blocks[:levels],
+                "decoder_blocks": self.decoder_blocks[: levels - 1],
+            }
+        )
+
+
+class NnUNetPlan(Record):
+    """Everything a finished model needs to predict, and how it was trained."""
+
+    network: NnUNetNetwork
+    planner: str
+    configuration: str
+    spacing_um_zyx: Spacing
+    """Working spacing; volumes of another spacing are resampled to it."""
+    axes: tuple[int, int, int]
+    """Which of z, y, x the network's first, second and third axis are."""
+    window_zyx: ZYX
+    inference_window_zyx: ZYX
+    batch_size: int
+    iterations: int
+    members: int = 1
+    """Networks of an ensemble."""
+
+    @property
+    def total_stride_zyx(self) -> ZYX:
+        """What a window must be a multiple of."""
+        return self.to_zyx(self.network.total_stride)
+
+    def to_zyx(self, ordered: Sequence[int]) -> ZYX:
+        """Return three numbers of the network's axes in the order z, y, x."""
+        return zyx(ordered[self.axes.index(axis)] for axis in range(3))
+
+
+class Job(Record):
+    """One training, as the worker gets it."""
+
+    identity: str
+    campaign_url: str
+    config: dict[str, Any]
+    """Settings of the campaign."""
+    snapshot: Snapshot
+    work_dir: str
+    seed: int
+    device: str
+    warm_start: str | None
+    spacing_um_zyx: Spacing
+    in_channels: int
+    volume_zyx: ZYX
+    field_zyx: ZYX
+
+    @property
+    def folder(self) -> Path:
+        """Where nnU-Net's own folders lie; made anew by every run."""
+        return Path(self.work_dir, "nnunet")
+
+
+def peak_rate(config: TrainingConfig) -> float | None:
+    """Return the peak of the learning rate; None for nnU-Net's own schedule."""
+    return config.learning_rate or PROFILES[config.profile].learning_rate
+
+
+def dropout(config: TrainingConfig) -> float:
+    """Return the share of channels that is dropped."""
+    return PROFILES[config.profile].dropout if config.dropout is None else config.dropout
+
+
+def training_window(config: TrainingConfig, survey: Survey) -> ZYX | None:
+    """Return the window to plan for, zyx; None to leave it to nnU-Net."""
+    if config.window_zyx is not None or config.profile == "gpu":
+        return config.window_zyx
+    return isotropic_shape(survey.spacing_um_zyx, WINDOWS[config.profile].window_voxels, survey.field_zyx)
+
+
+def inference_window(config: TrainingConfig, survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
+    """Return the default inference window: larger than the training window, within the smallest volume."""
+    wanted = round(math.prod(window_zyx) * WINDOWS[config.profile].inference_scale)
+    larger = isotropic_shape(survey.spacing_um_zyx, wanted, survey.volume_zyx)
+    return round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
