@@ -47,7 +47,7 @@ def open_nrrd(path: str) -> ArraySource:
         detached = "data file" in header or "datafile" in header
         if header.get("encoding") in _RAW and not detached and not header.get("byte skip"):
             shape = tuple(int(n) for n in header["sizes"])
-            array: Any = np.memmap(file, dtype=_dtype(header), mode="r", offset=offset, shape=shape, order="F")
+            array: Any = np.memmap(file, dtype=nrrd_dtype(header), mode="r", offset=offset, shape=shape, order="F")
             chunked = True
         else:
             array, chunked = nrrd.read(path, index_order="F")[0], False
@@ -57,7 +57,8 @@ def open_nrrd(path: str) -> ArraySource:
     return ArraySource(array, axes, spacing, path, chunked=chunked, spacing_note=note, hints=said)
 
 
-def _dtype(header: dict[str, Any]) -> np.dtype[Any]:
+def nrrd_dtype(header: dict[str, Any]) -> np.dtype[Any]:
+    """Return the voxel type that an NRRD header states."""
     order = "<" if header.get("endian", "little") == "little" else ">"
     return np.dtype(order + str(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]]))
 

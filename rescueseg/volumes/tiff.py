@@ -27,14 +27,14 @@ def is_tiff(path: str) -> bool:
 
 def open_tiff(path: str) -> ArraySource:
     """Open the first series of a TIFF; its planes are read when asked for."""
-    with _complaints() as complaints:
+    with complaints() as found:
         tif = tifffile.TiffFile(path)
     try:
-        with _complaints() as more:
+        with complaints() as more:
             series = tif.series[0]
             len(tif.pages)
-        if complaints or more:
-            raise tifffile.TiffFileError((complaints + more)[0])
+        if found or more:
+            raise tifffile.TiffFileError((found + more)[0])
         axes = series.axes.lower()
         for unknown in "qi":
             if unknown in axes and "z" not in axes:
@@ -55,7 +55,7 @@ def open_tiff(path: str) -> ArraySource:
 
 
 @contextmanager
-def _complaints() -> Iterator[list[str]]:
+def complaints() -> Iterator[list[str]]:
     """Collect what tifffile only logs: a file cut short would otherwise pass for a smaller one."""
     found: list[str] = []
 
@@ -88,7 +88,7 @@ def _spacing(tif: tifffile.TiffFile) -> tuple[Spacing | None, str]:
         return _ome_spacing(tif.ome_metadata)
     meta = tif.imagej_metadata or {}
     if tif.is_imagej:
-        return _imagej_spacing(tif, meta)
+        return imagej_spacing(tif, meta)
     return None, ""
 
 
@@ -108,7 +108,8 @@ def _ome_spacing(text: str) -> tuple[Spacing | None, str]:
     return (z, y, x), ""
 
 
-def _imagej_spacing(tif: tifffile.TiffFile, meta: dict[str, Any]) -> tuple[Spacing | None, str]:
+def imagej_spacing(tif: tifffile.TiffFile, meta: dict[str, Any]) -> tuple[Spacing | None, str]:
+    """Return the voxel size that ImageJ metadata state, and what they say when it is not enough."""
     unit = str(meta.get("unit", "")).replace("\\u00B5", "µ")
     tags = tif.pages[0].aspage().tags
     resolution = [tags.valueof(name) for name in ("YResolution", "XResolution")]

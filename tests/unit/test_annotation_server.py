@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from rescueseg import volumes
 from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.annotation.desk import ROLES
-from rescueseg.annotation.files import affine_mm
+from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import pack_labels
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.server import access

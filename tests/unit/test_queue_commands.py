@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 from rescueseg import volumes
 from rescueseg.annotation import LabelReference, NewTicket, open_queue
 from rescueseg.annotation.commands import queue_app
-from rescueseg.annotation.files import affine_mm, read_labels, write_nifti
+from rescueseg.annotation.formats import Frame, read_labels
+from rescueseg.annotation.formats.nifti import write_nifti
+from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
@@ -138,6 +140,10 @@ def test_help_has_an_example(command: str) -> None:
     assert f"rescueseg queue {command}" in queue(command, "--help")
 
 
+def framed(box: Box = BOX) -> Frame:
+    return Frame("a", box, SPACING, tuple(f"class {n}" for n in range(1, 255)))
+
+
 # files ---------------------------------------------------------------------------------------------------------------
 
 
@@ -158,14 +164,14 @@ def test_a_nifti_comes_back_whatever_orientation_a_tool_saved_it_in(
     directions = np.array([[axis, -1 if flip else 1] for axis, flip in zip(order, flips, strict=True)])
     turned = nifti.as_reoriented(directions)
     nib.save(turned, path)
-    assert np.array_equal(read_labels(path, box), labels)
+    assert np.array_equal(read_labels(path, framed(box)).classes, labels)
 
 
 def test_a_nifti_without_a_position_is_taken_as_it_is(tmp_path: Path) -> None:
     labels = np.arange(60, dtype=np.uint8).reshape(BOX.shape_zyx)
     nifti = nib.Nifti1Image(labels.T, None)
     nib.save(nifti, tmp_path / "m.nii")
-    assert np.array_equal(read_labels(tmp_path / "m.nii", BOX), labels)
+    assert np.array_equal(read_labels(tmp_path / "m.nii", framed()).classes, labels)
 
 
 def test_channels_are_the_fourth_axis(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_tiff_and_npz_come_back(tmp_path: Path, shape: tuple[int, int, int]) -> 
     np.savez_compressed(tmp_path / "m.npz", array=labels, other=1)
     np.savez_compressed(tmp_path / "single.npz", labels)
     for name in ("m.tif", "squeezed.tif", "m.npz", "single.npz"):
-        assert np.array_equal(read_labels(tmp_path / name, Box((0, 0, 0), shape)), labels), name
+        assert np.array_equal(read_labels(tmp_path / name, framed(Box((0, 0, 0), shape))).classes, labels), name
 
 
 def _damaged(tmp_path: Path) -> dict[str, Any]:
@@ -199,13 +205,13 @@ def _damaged(tmp_path: Path) -> dict[str, Any]:
 def test_damaged_files_are_one_clear_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(_damaged(tmp_path)[name])
     with pytest.raises(LabelError, match=name):
-        read_labels(tmp_path / name, BOX)
+        read_labels(tmp_path / name, framed())
 
 
 def test_an_npz_is_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", np.array([{"a": 1}], dtype=object))
     with pytest.raises(LabelError, match="cannot be read"):
-        read_labels(tmp_path / "m.npz", BOX)
+        read_labels(tmp_path / "m.npz", framed())
 
 
 def test_skipping_the_last_patch_wakes_the_campaign(filled: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rescueseg.annotation.commands import CampaignArgument, OneLineErrors, login_name
+from rescueseg.annotation.arguments import CampaignArgument, login_name
+from rescueseg.annotation.commands import OneLineErrors
 from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.server import access
 from rescueseg.campaign import Campaign

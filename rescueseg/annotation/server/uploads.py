@@ -18,7 +18,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from rescueseg.annotation.files import affine_mm
+from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import labels_of, unpack
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import TicketRecord

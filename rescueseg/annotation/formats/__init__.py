@@ -1,0 +1,201 @@
+"""Patches as files for any annotation tool, and label files back.
+
+To add a format, fulfil `PatchFormat`, list it in `FORMATS` and add it to `tests/contracts/test_format.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.annotation.formats.arrays import Npz
+from rescueseg.annotation.formats.base import (
+    Frame,
+    Loaded,
+    PatchFiles,
+    PatchFormat,
+    Stated,
+    extension_of,
+    ignore_path,
+    relabelled,
+)
+from rescueseg.annotation.formats.imagej import ImageJ
+from rescueseg.annotation.formats.nifti import Nifti
+from rescueseg.annotation.formats.nrrd import Nrrd
+from rescueseg.annotation.labels import check_labels
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.errors import ConfigError, LabelError, RescuesegError
+
+__all__ = [
+    "FORMATS",
+    "Frame",
+    "PatchFiles",
+    "PatchFormat",
+    "Stated",
+    "format_named",
+    "format_of",
+    "read_labels",
+    "relabelled",
+    "stated_by",
+]
+
+FORMATS: tuple[PatchFormat, ...] = (Nifti(), Nrrd(), ImageJ(), Npz())
+_OWN_NAME = re.compile(r"^((?:pool|validation|test)-\d{4}-[0-9a-f]{16})(?![0-9a-f])")
+_SPACING_TOLERANCE = 1e-3
+_OFFSET_TOLERANCE = 0.25
+
+
+def format_named(name: str) -> PatchFormat:
+    """Return a format by its name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise ConfigError(f"unknown format '{name}'", todo=f"Use one of {', '.join(f.name for f in FORMATS)}")
+
+
+def format_of(path: Path) -> PatchFormat | None:
+    """Return the format of a label file by its name, None when it is of none."""
+    return next((known for known in FORMATS if extension_of(path, known)), None)
+
+
+def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLabels:
+    """Read the label file of a patch, whatever tool saved it, and check that it is this patch's.
+
+    Memory is bounded by the patch and nothing is unpickled: files of strangers can be read.
+
+    Parameters
+    ----------
+    path : Path
+        A label file of any known format.
+    frame : Frame
+        The patch.
+    ignore : Path, optional
+        Where numbers are objects: a mask of what was not annotated. Beside `path` when omitted, and none if there is
+        no such file.
+
+    Returns
+    -------
+    PatchLabels
+        Over the patch; axes that a tool turned or flipped are turned back, axes of length one that it dropped are put
+        back.
+
+    Raises
+    ------
+    LabelError
+        If the file is missing, damaged, of an unknown format, of another patch, position, spacing or shape, or holds
+        numbers that are no labels.
+    """
+    kind = _known_format(path)
+    loaded = _load(kind, path, frame)
+    array = _fitting(loaded, path, frame)
+    if frame.kind == "semantic":
+        return PatchLabels(check_labels(array, frame.box, len(frame.classes), where=str(path)))
+    apart = ignore_path(path, kind) if ignore is None else ignore
+    mask = loaded.ignore
+    if mask is None and kind.ignore_apart and (ignore is not None or apart.exists()):
+        mask = _fitting(_load(_known_format(apart), apart, frame), apart, frame) != 0
+    return PatchLabels.of_instances(_object_numbers(array, path), mask)
+
+
+def stated_by(path: Path) -> Stated:
+    """Return what a label file says of its patch, by its content and its name; nothing for a damaged one."""
+    kind = format_of(path)
+    try:
+        stated = Stated() if kind is None or not path.exists() else kind.stated(path)
+    except Exception:  # the readers of damaged files raise nearly anything; `read_labels` says what is wrong
+        stated = Stated()
+    named = _OWN_NAME.match(path.name)
+    if stated.ticket_id is None and named:
+        return replace(stated, ticket_id=named[1])
+    return stated
+
+
+def _known_format(path: Path) -> PatchFormat:
+    kind = format_of(path)
+    if kind is None:
+        extensions = ", ".join(e for known in FORMATS for e in known.extensions)
+        raise LabelError(
+            "this is no label file that rescueseg reads", where=str(path), todo=f"Save the mask as {extensions}"
+        )
+    if not path.exists():
+        raise LabelError("there is no such file", where=str(path), todo="Check the path")
+    return kind
+
+
+def _load(kind: PatchFormat, path: Path, frame: Frame) -> Loaded:
+    """Read a file, every fault of which becomes one sentence."""
+    try:
+        return kind.load(path, frame)
+    except LabelError as error:
+        raise LabelError(error.what, where=error.where or str(path), todo=error.todo) from error
+    except RescuesegError:
+        raise
+    except Exception as error:  # the readers of damaged files raise nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise LabelError(f"the file cannot be read: {reason}", where=str(path), todo="Save the mask again") from error
+
+
+def _fitting(loaded: Loaded, path: Path, frame: Frame) -> npt.NDArray[Any]:
+    """Return the array of a file, which must be of this patch as far as the file says."""
+    array, box = loaded.array, frame.box
+    if array.shape != box.shape_zyx and _squeezed(array.shape) == _squeezed(box.shape_zyx):
+        array = array.reshape(box.shape_zyx)
+    if array.shape != box.shape_zyx:
+        raise LabelError(
+            f"the mask has shape {array.shape}, its patch {box.shape_zyx} (z, y, x)",
+            where=str(path),
+            todo="Hand in the mask of this patch, unresampled and uncropped",
+        )
+    stated = loaded.stated
+    named = stated.ticket_id or (match[1] if (match := _OWN_NAME.match(path.name)) else frame.ticket_id)
+    wrong = ""
+    if named != frame.ticket_id:
+        wrong = f"the mask is of ticket {named}, not of {frame.ticket_id}"
+    elif stated.spacing_um_zyx and not np.allclose(stated.spacing_um_zyx, frame.spacing_um_zyx, _SPACING_TOLERANCE, 0):
+        wrong = f"the mask has voxels of {_told(stated.spacing_um_zyx)} µm, its patch {_told(frame.spacing_um_zyx)} µm"
+    elif stated.offset_zyx and not _same_place(stated, frame):
+        wrong = f"the mask lies at voxel {_told(stated.offset_zyx)}, its patch at {_told(box.offset_zyx)}"
+    if wrong:
+        raise LabelError(f"{wrong} (z, y, x)", where=str(path), todo="Hand in the mask of this patch")
+    return array
+
+
+def _same_place(stated: Stated, frame: Frame) -> bool:
+    """Tell whether a file begins where its patch does; spacing that a tool rounded does not move it."""
+    assert stated.offset_zyx is not None
+    scale = np.divide(stated.spacing_um_zyx or frame.spacing_um_zyx, frame.spacing_um_zyx)
+    return np.allclose(np.multiply(stated.offset_zyx, scale), frame.box.offset_zyx, 0, _OFFSET_TOLERANCE)
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _squeezed(shape: tuple[int, ...]) -> list[int]:
+    return [length for length in shape if length != 1]
+
+
+def _object_numbers(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint32]:
+    """Return object numbers, which must be whole and not negative."""
+    if array.dtype.kind not in "buif":
+        raise LabelError(f"labels of type {array.dtype} are no numbers", where=str(path), todo="Save them as integers")
+    numbers = array.astype(np.uint32) if array.dtype.kind in "bui" else np.nan_to_num(array).astype(np.uint32)
+    wrong = array[numbers != array]
+    if wrong.size:
+        raise LabelError(
+            f"the mask holds {wrong.flat[0]:g}, which is no object number",
+            where=str(path),
+            todo="Use 0 for background and whole numbers from 1 on for the objects",
+        )
+    return np.ascontiguousarray(numbers)

@@ -1,0 +1,137 @@
+"""NIfTI: what ITK-SNAP, 3D Slicer, napari and nearly every other tool opens."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.formats.base import (
+    Frame,
+    Kind,
+    Loaded,
+    PatchFiles,
+    Stated,
+    marked_ticket,
+    number_array,
+    shown_dtype,
+    ticket_mark,
+    write_file,
+)
+from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_file, too_large
+from rescueseg.annotation.formats.itksnap import write_with_workspace
+from rescueseg.annotation.formats.space import affine_mm, straighten
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.geometry import Box
+
+_DESCRIPTION_BYTES = 79
+
+
+class Nifti:
+    """NIfTI-1 and 2, plain or gzipped; written in millimetre, RAS, at the patch's place in its volume."""
+
+    name = "nifti"
+    extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    carries: tuple[Kind, ...] = ("semantic", "instance")
+    largest = 2**32 - 1
+    ignore_apart = True
+
+    def write(self, folder: Path, view: PatchView, frame: Frame) -> PatchFiles:
+        """Write image, mask, uncertainty, surroundings, and an ITK-SNAP workspace of them."""
+        return write_with_workspace(self, folder, view, frame)
+
+    def write_image(self, path: Path, image: npt.NDArray[Any], box: Box, frame: Frame) -> None:
+        """Write a czyx or zyx image that covers `box`."""
+        voxels = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+        write_nifti(path, voxels, affine_mm(frame.spacing_um_zyx, box.offset_zyx))
+
+    def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
+        """Write classes or object numbers."""
+        affine = affine_mm(frame.spacing_um_zyx, frame.box.offset_zyx)
+        write_nifti(path, number_array(labels, self.largest, "NIfTI"), affine, frame.ticket_id)
+
+    def load(self, path: Path, frame: Frame) -> Loaded:
+        """Read a label file; one without a position is taken as it is."""
+        gzipped = path.name.lower().endswith(".gz")
+        image = _parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
+        if int(np.prod(image.shape)) != frame.box.size:
+            return Loaded(np.empty(tuple(reversed(image.shape[:16])), np.uint8), Stated())
+        voxels = np.asarray(image.dataobj)
+        ticket = marked_ticket(image.header["descrip"].tobytes())
+        xyz = voxels.reshape(voxels.shape[:3]) if voxels.ndim > 3 else voxels
+        if not _has_position(image.header) or xyz.ndim < 3:
+            return Loaded(xyz.T, Stated(ticket))
+        straight, stated = straighten(xyz, _affine(image))
+        return Loaded(straight, Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx))
+
+    def stated(self, path: Path) -> Stated:
+        """Return ticket, position and spacing from the header."""
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            image = _parse(file.read(HEAD_BYTES))
+        ticket = marked_ticket(image.header["descrip"].tobytes())
+        if not _has_position(image.header) or len(image.shape) < 3:
+            return Stated(ticket)
+        outline = np.broadcast_to(np.uint8(0), image.shape[:3])
+        _, stated = straighten(outline, _affine(image))
+        return Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx)
+
+
+def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticket_id: str = "") -> None:
+    """Write a zyx or czyx array as NIfTI, atomically; channels become the fourth axis.
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.nii`` or ``.nii.gz``.
+    voxels : ndarray
+        bool is written as uint8, float16 as float32.
+    affine : ndarray, 4×4
+        x, y, z voxel indices to millimetre; see `rescueseg.annotation.formats.space.affine_mm`.
+    ticket_id : str
+        Whose labels these are; kept in the header's description.
+    """
+    nib = _nibabel()
+    xyz = shown_dtype(voxels.T if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1).transpose(2, 1, 0, 3))
+    nifti = nib.Nifti1Image(xyz, affine, dtype=xyz.dtype)
+    nifti.header.set_xyzt_units("mm")
+    nifti.set_sform(affine, code="aligned")
+    nifti.set_qform(affine, code="aligned")
+    mark = ticket_mark(ticket_id).encode() if ticket_id else b""
+    nifti.header["descrip"] = mark if len(mark) <= _DESCRIPTION_BYTES else b""
+    write_file(path, lambda part: nib.save(nifti, part))
+
+
+def _nibabel() -> Any:
+    """Import nibabel, whose annotations are partial, when it is needed."""
+    import nibabel
+
+    return nibabel
+
+
+def _parse(data: bytes) -> Any:
+    """Return the image in a NIfTI file's bytes, its voxels not looked at."""
+    nib = _nibabel()
+    second = data[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
+    if int(image.dataobj.offset) > HEAD_BYTES:
+        raise too_large()
+    return image
+
+
+def _has_position(header: Any) -> bool:
+    return bool(header["sform_code"] or header["qform_code"])
+
+
+def _affine(image: Any) -> npt.NDArray[np.float64]:
+    """Return the affine in millimetre; a header without a unit means them."""
+    from rescueseg.volumes.source import to_um
+
+    factor = to_um(1.0, {"micron": "um", "meter": "m"}.get(str(image.header.get_xyzt_units()[0]), "mm"))
+    assert factor is not None, "all three units are known"
+    affine = np.array(image.affine, float)
+    affine[:3] *= factor / 1000.0
+    return affine

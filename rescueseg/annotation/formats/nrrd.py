@@ -1,0 +1,242 @@
+"""NRRD: what 3D Slicer saves; label files are its segmentations, with names and colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.formats.base import (
+    Frame,
+    Kind,
+    Loaded,
+    PatchFiles,
+    Stated,
+    colour,
+    marked_ticket,
+    number_array,
+    shown_dtype,
+    ticket_mark,
+    write_file,
+)
+from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_file, too_large, unpack
+from rescueseg.annotation.formats.itksnap import write_with_workspace
+from rescueseg.annotation.formats.space import affine_mm, placed, straighten
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.errors import LabelError
+from rescueseg.geometry import Box
+
+_LETTERS = {
+    "right": (0, 1), "left": (0, -1), "anterior": (1, 1), "posterior": (1, -1), "superior": (2, 1), "inferior": (2, -1),
+    "r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1),
+}  # fmt: skip
+"""RAS axis and sign of each word in an NRRD's space."""
+_SPACE_KINDS = ("domain", "space", "???", "none")
+_SEGMENT = re.compile(r"^Segment(\d+)_(LabelValue|Layer|Name)$")
+_MOST_LAYERS = 64
+
+
+class Nrrd:
+    """NRRD; written in RAS millimetre with gzip, labels as 3D Slicer's ``.seg.nrrd``."""
+
+    name = "nrrd"
+    extensions: tuple[str, ...] = (".seg.nrrd", ".nrrd")
+    carries: tuple[Kind, ...] = ("semantic", "instance")
+    largest = 2**32 - 1
+    ignore_apart = True
+
+    def write(self, folder: Path, view: PatchView, frame: Frame) -> PatchFiles:
+        """Write image, mask, uncertainty, surroundings, and an ITK-SNAP workspace of them."""
+        return write_with_workspace(self, folder, view, frame)
+
+    def write_image(self, path: Path, image: npt.NDArray[Any], box: Box, frame: Frame) -> None:
+        """Write a czyx or zyx image that covers `box`."""
+        voxels = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+        write_nrrd(path, voxels, affine_mm(frame.spacing_um_zyx, box.offset_zyx), {})
+
+    def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
+        """Write classes or object numbers as segments of one layer."""
+        fields = {"rescueseg": ticket_mark(frame.ticket_id)} | _segments(frame.names(labels), frame.box)
+        affine = affine_mm(frame.spacing_um_zyx, frame.box.offset_zyx)
+        write_nrrd(path, number_array(labels, self.largest, "NRRD"), affine, fields)
+
+    def load(self, path: Path, frame: Frame) -> Loaded:
+        """Read a label file; one without a position is taken as it is.
+
+        Segments are told by their names where these are those of classes, and layers are merged. A segmentation that
+        3D Slicer cropped is put back in its place.
+        """
+        from rescueseg.volumes.medical import nrrd_dtype
+
+        header, rest = _split(read_file(path, _MOST_LAYERS * most_bytes(frame.box.size)))
+        shape, segments = _sizes(header), _read_segments(header)
+        layers = shape[0] if len(shape) == 4 and segments else 1
+        size = int(np.prod(shape)) // max(layers, 1)
+        if size > frame.box.size or layers > _MOST_LAYERS or (size != frame.box.size and not segments):
+            return Loaded(np.broadcast_to(np.uint8(0), tuple(reversed(shape[:16]))), Stated())
+        plain = unpack(rest, str(header["encoding"]), layers * most_bytes(frame.box.size))
+        kind = nrrd_dtype(header)
+        voxels = np.frombuffer(plain, kind, count=layers * size).reshape(shape, order="F")
+        merged = _merge(voxels if layers > 1 or len(shape) == 4 else voxels[np.newaxis], segments, frame)
+        straight, stated = _straighten(merged, header)
+        cropped = segments and stated.ticket_id is None  # only 3D Slicer crops, and it drops our mark
+        return Loaded(placed(straight, stated, frame.box) if cropped else straight, stated)
+
+    def stated(self, path: Path) -> Stated:
+        """Return ticket, position and spacing from the header."""
+        with path.open("rb") as file:
+            header, _ = _split(file.read(HEAD_BYTES))
+        shape = _sizes(header)
+        outline = np.broadcast_to(np.uint8(0), shape[-3:])
+        return _straighten(outline, header)[1]
+
+
+def write_nrrd(
+    path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], fields: Mapping[str, str]
+) -> None:
+    """Write a zyx or czyx array as NRRD, atomically; channels become the first axis.
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.nrrd``.
+    voxels : ndarray
+        bool is written as uint8, float16 as float32.
+    affine : ndarray, 4×4
+        x, y, z voxel indices to RAS millimetre.
+    fields : mapping
+        Further key/value pairs of the header.
+    """
+    import nrrd
+
+    channels = voxels.ndim == 4
+    order = (0, 3, 2, 1) if channels else (2, 1, 0)
+    directions = affine[:3, :3].T
+    header: dict[str, Any] = {
+        "space": "right-anterior-superior",
+        "space directions": np.vstack([np.full(3, np.nan), directions]) if channels else directions,
+        "space origin": affine[:3, 3],
+        "space units": ["mm"] * 3,
+        "kinds": ["list"] * channels + ["domain"] * 3,
+        "encoding": "gzip",
+        **fields,
+    }
+    data = np.asfortranarray(shown_dtype(voxels).transpose(order))
+    write_file(path, lambda part: nrrd.write(str(part), data, header, detached_header=False))
+
+
+def _segments(names: Mapping[int, str], box: Box) -> dict[str, str]:
+    """Return the header fields of 3D Slicer's segmentations, one segment for each number."""
+    z, y, x = (n - 1 for n in box.shape_zyx)
+    fields: dict[str, str] = {}
+    for position, (number, name) in enumerate(names.items()):
+        fields |= {
+            f"Segment{position}_ID": f"label_{number}",
+            f"Segment{position}_Name": name,
+            f"Segment{position}_NameAutoGenerated": "0",
+            f"Segment{position}_Color": " ".join(f"{v / 255:.6g}" for v in colour(number)),
+            f"Segment{position}_ColorAutoGenerated": "0",
+            f"Segment{position}_Extent": f"0 {x} 0 {y} 0 {z}",
+            f"Segment{position}_LabelValue": str(number),
+            f"Segment{position}_Layer": "0",
+            f"Segment{position}_Tags": "|",
+        }
+    representation = {"ContainedRepresentationNames": "Binary labelmap|", "SourceRepresentation": "Binary labelmap"}
+    offset = {"ReferenceImageExtentOffset": "0 0 0", "ConversionParameters": ""}
+    return fields | {f"Segmentation_{key}": value for key, value in (representation | offset).items()}
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return header and encoded voxels of an NRRD's bytes; the voxels must be in the same file."""
+    import nrrd
+
+    ends = [m.end() for m in re.finditer(rb"\r?\n\r?\n", data[:HEAD_BYTES])][:1]
+    if not data.startswith(b"NRRD") or not ends:
+        raise ValueError("it has no NRRD header")
+    head, rest = data[: ends[0]], data[ends[0] :]
+    header = dict(nrrd.read_header(io.BytesIO(head)))
+    for key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
+        if header.get(key) not in (None, 0):
+            raise LabelError(f"it has a '{key}'", todo="Save header and voxels in one .nrrd file")
+    if (header["type"] == "block") or int(header["dimension"]) > 16:
+        raise ValueError("it holds no image")
+    return header, rest
+
+
+def _sizes(header: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in header["sizes"])
+    if len(shape) != int(header["dimension"]) or min(shape, default=0) < 1:
+        raise ValueError(f"its sizes {shape} are not valid")
+    if sum(n.bit_length() for n in shape) > 62:
+        raise too_large()
+    return shape
+
+
+def _read_segments(header: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return label value, layer and name of each segment of a 3D Slicer segmentation; empty for other files."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in header.items():
+        if match := _SEGMENT.match(key):
+            found.setdefault(match[1], {})[match[2]] = str(value)
+    return [found[key] for key in sorted(found, key=int) if "LabelValue" in found[key]]
+
+
+def _merge(layers: npt.NDArray[Any], segments: Sequence[Mapping[str, str]], frame: Frame) -> npt.NDArray[Any]:
+    """Return one xyz array of the layers of a segmentation, segments named like classes in these classes' numbers."""
+    names = {name: number for number, name in frame.names().items()} if frame.kind == "semantic" else {}
+    meant: dict[int, str] = {}
+    merged = np.zeros(layers.shape[1:], np.result_type(layers.dtype, np.uint8))
+    for index, layer in enumerate(layers):
+        renamed = layer.copy()
+        for segment in (s for s in segments if int(s.get("Layer", 0)) == index):
+            name, value = segment.get("Name", ""), int(segment["LabelValue"])
+            number = names.get(name, value)
+            if number in meant:
+                raise LabelError(
+                    f"the segments '{meant[number]}' and '{name}' both mean label {number}",
+                    todo="Name each segment like its class",
+                )
+            meant[number] = name
+            renamed[layer == value] = number
+        both = int(np.count_nonzero((merged != 0) & (renamed != 0)))
+        if both:
+            raise LabelError(f"segments overlap in {both} voxels", todo="Let each voxel belong to one segment alone")
+        merged[renamed != 0] = renamed[renamed != 0]
+    return merged
+
+
+def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.NDArray[Any], Stated]:
+    """Turn an array into the volume's axes by the header's space; without one, it stays."""
+    from rescueseg.volumes.source import to_um
+
+    ticket = marked_ticket(header.get("rescueseg"))
+    directions, space = header.get("space directions"), str(header.get("space", ""))
+    if directions is None or xyz.ndim != 3:
+        return xyz.T, Stated(ticket)
+    affine = np.eye(4)
+    kinds = list(header.get("kinds", []))
+    rows = [r for i, r in enumerate(directions) if r is not None and (i >= len(kinds) or kinds[i] in _SPACE_KINDS)]
+    affine[:3, :3] = np.asarray(rows[-3:], float).T
+    affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float)
+    units = [str(u).strip('"') for u in header.get("space units", [])] or ["mm"]
+    affine[:3] *= (to_um(1.0, units[0]) or 1000.0) / 1000.0
+    straight, stated = straighten(xyz, _to_ras(space) @ affine)
+    return straight, Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx)
+
+
+def _to_ras(space: str) -> npt.NDArray[np.float64]:
+    """Return the 4×4 matrix from an NRRD space to RAS; a space that names no directions counts as RAS."""
+    words = re.split("-", space.lower()) if "-" in space else list(space.lower())
+    turn = np.eye(4)
+    known = [_LETTERS[word] for word in words[:3] if word in _LETTERS]
+    if sorted(axis for axis, _ in known) == [0, 1, 2]:
+        turn[:3, :3] = 0
+        for position, (axis, sign) in enumerate(known):
+            turn[axis, position] = sign
+    return turn
