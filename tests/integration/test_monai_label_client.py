@@ -167,6 +167,25 @@ def test_what_is_wrong_is_refused_and_nothing_changes(phantom: Campaign, tmp_pat
     assert open_queue(phantom).annotations("a") == []
 
 
+def test_objects_are_numbered_anew_and_ignore_is_kept(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 60000, CROP.shape_zyx).astype(np.uint16)
+    campaign = campaign_of(tmp_path, image, (0.4, 0.2, 0.1), labels="instance")
+    with served(campaign) as url:
+        client = client_of(url, tmp_path)
+        lease = client.next_sample("queue", {})["id"]
+        start = Path(client.download_label(lease, "original"))
+        mask = np.asarray(nib.load(start).dataobj).T.copy()
+        inside = BOX.relative_to(LocalDesk(campaign, open_queue(campaign), "anna").view(lease[:32]).context).slices
+        drawn = mask[inside]
+        drawn[...] = 0
+        drawn[0:3, 2:8, 2:8], drawn[2:5, 12:20, 12:20], drawn[0:2, 18:24, 0:9] = 7, 200, 255
+        hand_in(client, lease, save(tmp_path / "objects.nii.gz", mask, start), {})
+    labels = LocalDesk(campaign, open_queue(campaign), "anna").version_labels("a", 1)
+    assert labels.instances is not None
+    np.testing.assert_array_equal(labels.instances, np.where(drawn == 255, 0, drawn))
+    np.testing.assert_array_equal(labels.ignore, drawn == 255)
+
+
 def test_a_session_keeps_an_image_for_a_while(phantom: Campaign, tmp_path: Path) -> None:
     with served(phantom) as url:
         client = client_of(url, tmp_path)
