@@ -102,7 +102,8 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: Progress 
     assignment = check_evaluation(campaign, generation)
     scores: list[BoxScore] = []
     for box in assignment.boxes:
-        scores.append(_score_box(campaign, generation, box, assignment.read_truth(box)))
+        maps = read_maps(campaign, generation, box)
+        scores.append(score_box(campaign, box, *maps, assignment.read_truth(box)))
         if progress is not None:
             progress(len(scores), len(assignment.boxes))
     classes = campaign.config.classes
@@ -127,8 +128,28 @@ def read_maps(
     return np.asarray(probability, np.float32), np.asarray(entropy, np.float32)
 
 
-def _score_box(campaign: Campaign, generation: int, box: HoldoutBox, truth: Labels) -> BoxScore:
-    probability, entropy = read_maps(campaign, generation, box)
+def score_box(
+    campaign: Campaign,
+    box: HoldoutBox,
+    probability: npt.NDArray[np.float32],
+    entropy: npt.NDArray[np.float32],
+    truth: Labels,
+) -> BoxScore:
+    """Score one box.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Classes, spacing and instance truth count.
+    box : HoldoutBox
+        Which box.
+    probability : ndarray of float32, (K + 1, z, y, x)
+        Background first.
+    entropy : ndarray of float32, zyx
+        Predictive entropy in nats.
+    truth : ndarray of uint8, zyx
+        0 background, 1…K classes, 255 unknown.
+    """
     k = campaign.config.n_classes
     volume = campaign.volume(box.volume_id)
     prediction = probability.argmax(axis=0).astype(np.uint8)

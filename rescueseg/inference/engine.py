@@ -275,7 +275,7 @@ def run_block(campaign_url: str, generation: int, volume_id: str, plan_digest: s
     campaign, plan, volume = _context(campaign_url, generation, volume_id, plan_digest)
     predictor = _predictor(campaign_url, plan.model, plan.inference, plan.factory, device)
     block = plan.blocks[index]
-    maps = _compute(campaign, plan, volume, predictor, block)
+    maps = compute_box(campaign, plan, volume, predictor, block)
     digest = hashlib.sha256()
     dtype = np.dtype(plan.inference.map_dtype)
     with storage_errors(campaign.map_url(generation, volume_id)):
@@ -311,10 +311,10 @@ class _Part:
         return cls(index, window, inside, z[:, None, None] * y[None, :, None] * x[None, None, :])
 
 
-def _compute(
+def compute_box(
     campaign: Campaign, plan: InferencePlan, volume: VolumeRecord, predictor: Predictor, block: Box
 ) -> dict[str, Float32]:
-    """Return the blended statistics of one block, float32."""
+    """Return the maps of one box, float32 by quantity: the same values as in the maps of the whole volume."""
     grid = plan.grid
     read = grid.read_box(block)
     raw = read_box(open_level(campaign.image_url(plan.volume_id)), read)

@@ -1,0 +1,256 @@
+"""Test scores of nnU-Net and the MONAI U-Net after equal processor time, and how often triage's route takes the better one.
+
+python tests/benchmarks/families.py DATA_FOLDER OUT --seeds 2 --seconds 240
+
+Per data set and seed one campaign: its holdout, 12 annotated starting patches (the truth), its triage on these patches.
+nnU-Net and the MONAI U-Net (with the topology loss where the route says topology) train on the same snapshot, on one
+thread, for as many steps as fit into the seconds of processor time, the set-up counted in; then both predict the holdout
+boxes as the whole inference would. One JSON line per training goes to OUT/families.jsonl, and a rerun skips what is there:
+kill it whenever you like. `--summary` prints the table of what is there and trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from rescueseg.annotation.store import open_queue
+from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
+from rescueseg.evaluation import Evaluation, holdout_boxes, open_truths
+from rescueseg.evaluation.comparison import compare_generations
+from rescueseg.evaluation.pooled import group_scores
+from rescueseg.evaluation.run import score_box
+from rescueseg.evaluation.scores import part_score
+from rescueseg.evaluation.unseen import require_unseen
+from rescueseg.inference.engine import compute_box, make_plan
+from rescueseg.inference.predictor import DEFAULT_FACTORY, load_predictor
+from rescueseg.records import ModelReference
+from rescueseg.simulation.annotator import SimulatedAnnotator
+from rescueseg.snapshot import make_snapshot
+from rescueseg.tickets import prepare
+from rescueseg.training import TrainingRequest, get_trainer
+from rescueseg.training.registry import TRAINERS
+from rescueseg.triage.run import triage
+from rescueseg.volumes import import_volume
+
+DATASETS = ("bbbc050_mosaic_train", "vesselnn_poon2015_BBB_noLeakage", "cdeep3m_mito_train")
+PATCHES = 12
+CALIBRATION_SECONDS = 25.0
+SHOWN = ("dice", "surface_dice", "hd95_um", "cldice", "betti0_error", "betti1_error", "ap50", "pq", "vi", "ece", "error_auroc", "aurc")  # fmt: skip
+
+
+class EnoughStepsError(Exception):
+    """Ends the training that only measured the time of a step."""
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and all its children, living and ended."""
+    me = psutil.Process()
+    own = me.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in me.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
+    """Return the campaign of a data set and seed with holdout, 12 annotated patches, triage and snapshot."""
+    url = out / "campaigns" / f"{dataset}-{seed}"
+    if not (url / "generations" / "0000" / "snapshot.json").exists():
+        shutil.rmtree(url, ignore_errors=True)
+        meta = json.loads((data / dataset / "meta.json").read_text())
+        config = check_config(
+            {
+                "name": "families", "classes": ["object"], "seed": seed, "training": {"threads": 1},
+                "sampling": {"starting_patches": PATCHES}, "inference": {"mc_samples": 1, "tta_symmetries": 2},
+            }
+        )  # fmt: skip
+        campaign = Campaign.create(str(url), config)
+        raw, labels = (str(data / dataset / name) for name in ("raw.tif", "labels.tif"))
+        import_volume(
+            campaign, raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
+        )
+        store = open_queue(campaign)
+        store.migrate()
+        prepare(campaign, store)
+        SimulatedAnnotator(campaign, store).drain()
+        triage(campaign, store, mask="annotations")
+        snapshot = make_snapshot(campaign, 0, store.accepted("pool"))
+        campaign.finish_stage(0, "snapshot", snapshot.to_json())
+        store.close()
+    return Campaign.open(str(url))
+
+
+def contestants(campaign: Campaign) -> tuple[str, str]:
+    """Return the two families: nnU-Net, and the MONAI U-Net with the loss that the route calls for."""
+    result: Any = campaign.triage_result()
+    return "nnunet", "monai_unet_topology" if result["route"]["name"] == "topology" else "monai_unet"
+
+
+def train_for(campaign: Campaign, trainer: str, seconds: float, work: Path) -> tuple[ModelReference, dict[str, float]]:
+    """Train as long as the processor time allows; return the model and what it took."""
+    snapshot = campaign.snapshot(0)
+    assert snapshot is not None
+    seed = campaign.config.seed
+
+    def configured(iterations: int) -> TrainingRequest:
+        training = campaign.config.training.model_copy(update={"trainer": trainer, "iterations": iterations})
+        config = campaign.config.model_copy(update={"training": training})
+        return TrainingRequest(Campaign(campaign.storage, config), snapshot, work, seed)
+
+    import monai.networks  # noqa: F401  so that its import is in no training's time
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    started = cpu_seconds()
+    times: list[float] = []
+
+    def measure(step: int, metrics: Mapping[str, float]) -> None:
+        times.append(cpu_seconds())
+        if len(times) > 3 and times[-1] - times[1] > CALIBRATION_SECONDS:
+            raise EnoughStepsError
+
+    with suppress(EnoughStepsError):
+        get_trainer(trainer).train(configured(2000), measure)
+    setup, per_step = times[0] - started, (times[-1] - times[1]) / (len(times) - 2)
+    shutil.rmtree(work)
+    work.mkdir()
+    iterations = max(10, int((seconds - setup) / per_step))
+    started, wall = cpu_seconds(), time.monotonic()
+    model = get_trainer(trainer).train(configured(iterations), lambda step, metrics: None)
+    spent = {"cpu_seconds": round(cpu_seconds() - started, 1), "seconds": round(time.monotonic() - wall, 1)}
+    relative = str(model.path.relative_to(campaign.storage.path("")))
+    reference = ModelReference(generation=0, trainer=trainer, path=relative, digest=model.digest)
+    return reference, {"iterations": model.iterations, "setup_seconds": round(setup, 1), **spent}
+
+
+def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluation:
+    """Predict the holdout boxes and score them."""
+    boxes = holdout_boxes(campaign)
+    require_unseen(campaign, 0, boxes)
+    read_truth = open_truths(campaign, boxes)
+    volume = campaign.volume("v")
+    predictor = load_predictor(campaign, model, campaign.config.inference, "cpu")
+    plan = make_plan(campaign.url, model, "v", DEFAULT_FACTORY, "cpu")
+    scores = []
+    for box in boxes:
+        maps = compute_box(campaign, plan, volume, predictor, box.box)
+        scores.append(score_box(campaign, box, maps["probability"], maps["predictive_entropy"], read_truth(box)))
+    classes = campaign.config.classes
+    return Evaluation(
+        generation=number,
+        model_digest=model.digest,
+        validation=part_score("validation", scores, classes),
+        test=part_score("test", scores, classes),
+        boxes=tuple(scores),
+    )
+
+
+def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: float) -> dict[str, Any]:
+    """Train and evaluate one family."""
+    work = Path(campaign.storage.path(f"runs/{trainer}"))
+    model, spent = train_for(campaign, trainer, seconds, work)
+    started = cpu_seconds()
+    evaluation = evaluate(campaign, model, contestants(campaign).index(trainer))
+    shutil.rmtree(work, ignore_errors=True)
+    result: Any = campaign.triage_result()
+    snapshot = campaign.snapshot(0)
+    assert snapshot is not None
+    return {
+        "dataset": dataset, "seed": seed, "trainer": trainer, "patches": len(snapshot.items), **spent,
+        "inference_seconds": round(cpu_seconds() - started, 1), "route": result["route"]["title"],
+        "route_trainer": next(t for t in result["route"]["trainers"] if t in TRAINERS), "evaluation": evaluation.to_json(),
+    }  # fmt: skip
+
+
+def summary(lines: list[dict[str, Any]]) -> None:
+    """Print the scores of each family, their paired difference, and how often the route took the better one."""
+    print(
+        f"{'data set':32s} {'family':20s} seeds steps CPU s patches "
+        + " ".join(f"{n[:10]:>10s}" for n in SHOWN)
+        + "  pool Dice"
+    )
+    for dataset, trainer in dict.fromkeys((x["dataset"], x["trainer"]) for x in lines):
+        of = [x for x in lines if (x["dataset"], x["trainer"]) == (dataset, trainer)]
+        groups = [
+            group_scores(Evaluation.model_validate(x["evaluation"]), "test", ("object",), resamples=0)[0] for x in of
+        ]
+        means = {n: [g.plain[n].value for g in groups if n in g.plain] for n in SHOWN}
+        cells = " ".join(f"{np.mean(v):10.3f}" if v else f"{'–':>10s}" for v in means.values())
+        weighted = [g.weighted["dice"].value for g in groups if "dice" in g.weighted]
+        print(
+            f"{dataset:32s} {trainer:20s} {','.join(str(x['seed']) for x in of):5s} {np.mean([x['iterations'] for x in of]):5.0f} "
+            f"{np.mean([x['cpu_seconds'] for x in of]):5.0f} {np.mean([x['patches'] for x in of]):7.0f} {cells}  "
+            + (f"{np.mean(weighted):9.3f}" if weighted else f"{'–':>9s}")
+        )
+    print()
+    right: dict[str, list[bool]] = {"dice": [], "cldice": []}
+    for dataset, seed in dict.fromkeys((x["dataset"], x["seed"]) for x in lines):
+        pair = {x["trainer"]: x for x in lines if (x["dataset"], x["seed"]) == (dataset, seed)}
+        if len(pair) < 2 or "nnunet" not in pair:
+            continue
+        monai = next(name for name in pair if name != "nnunet")
+        a, b = (Evaluation.model_validate(pair[name]["evaluation"]) for name in (monai, "nnunet"))
+        found = compare_generations(a, b, "test", ("object",), seed=seed)[0].plain
+        says = pair["nnunet"]["route_trainer"]
+        words = []
+        for name, answers in right.items():
+            d = found[name]
+            better = "nnunet" if (d.difference or 0) > 0 else monai
+            answers.append(says == better)
+            ends = f"[{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]" if d.interval else ""
+            words.append(
+                f"{name} nnunet − {monai} {d.difference:+.3f} {ends} {d.verdict}: {'right' if says == better else 'wrong'}"
+            )
+        print(f"{dataset} seed {seed}: route {pair['nnunet']['route']} takes {says}; " + "; ".join(words))
+    for name, answers in right.items():
+        if answers:
+            print(f"By {name} the route took the better family in {sum(answers)} of {len(answers)} cases")
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=240.0, help="processor time of one training")
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "families.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    todo = [] if options.summary else [(s, d) for s in range(options.seeds) for d in options.datasets]
+    for seed, dataset in todo:
+        campaign = open_or_make(options.data, options.out, dataset, seed)
+        for trainer in contestants(campaign):
+            if trainer not in TRAINERS:
+                print(f"{trainer} is not installed: left out", flush=True)
+                continue
+            if any((x["dataset"], x["seed"], x["trainer"]) == (dataset, seed, trainer) for x in lines):
+                continue
+            line = run(campaign, dataset, seed, trainer, options.seconds)
+            lines.append(line)
+            with file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            test = line["evaluation"]["test"]
+            print(f"{dataset} seed {seed} {trainer}: test Dice {test['dice']:.3f}, {line['iterations']} steps in "
+                  f"{line['cpu_seconds']} s, inference {line['inference_seconds']} s", flush=True)  # fmt: skip
+    summary(lines)
+
+
+if __name__ == "__main__":
+    main()
