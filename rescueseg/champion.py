@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation import BoxScore, Evaluation
+from rescueseg.evaluation.pooled import interval, resampling
 from rescueseg.metrics import dice_of
 from rescueseg.records import Part, Record
 
@@ -178,15 +179,14 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     )
 
 
-def dice_interval(evaluation: Evaluation, part: Part, *, seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 2 boxes."""
+def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 4 boxes."""
     boxes = evaluation.known(part)
-    if len(boxes) < 2:
+    times = resampling(len(boxes))
+    if times is None:
         return None
-    times = np.random.default_rng(seed).multinomial(len(boxes), np.full(len(boxes), 1 / len(boxes)), size=RESAMPLES)
-    values = pooled_dice(np.einsum("rb,bkc->rkc", times, box_counts(boxes)))
-    low, high = (float(v) for v in np.percentile(values, (2.5, 97.5)))
-    return low, high
+    counts = np.einsum("rb,bkc->rkc", times, box_counts(boxes))
+    return interval(np.where(counts.sum(axis=(-1, -2)) > 0, pooled_dice(counts), np.nan))
 
 
 def _difference(both: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

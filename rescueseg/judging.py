@@ -101,11 +101,9 @@ def compare(
             settled_evaluation(opened, g, lambda done, total, g=g: progress(f"generation {g}: boxes", done, total))  # type: ignore[misc]
             for g in (first, second)
         )
-        classes, seed = opened.config.classes, opened.config.seed
+        classes = opened.config.classes
         found = {
-            p: compare_generations(a, b, p, classes, seed=seed)
-            for p in _order(shown)
-            if p == shown or (a.known(p) and b.known(p))
+            p: compare_generations(a, b, p, classes) for p in _order(shown) if p == shown or (a.known(p) and b.known(p))
         }
         page = write_comparison_page(opened, a, b, found)
     names = [f"generation {g} ({family(opened, g)})" for g in (first, second)]
@@ -137,8 +135,8 @@ def _order(first: Part) -> list[Part]:
 def _groups(campaign: Campaign, evaluation: Evaluation, first: Part) -> dict[Part, list[Group]]:
     from rescueseg.evaluation.pooled import group_scores
 
-    seed, classes = campaign.config.seed, campaign.config.classes
-    return {part: group_scores(evaluation, part, classes, seed=seed) for part in _order(first)}
+    classes = campaign.config.classes
+    return {part: group_scores(evaluation, part, classes) for part in _order(first)}
 
 
 def _json(found: Mapping[Part, Sequence[Record]]) -> list[Any]:

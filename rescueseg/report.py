@@ -227,8 +227,8 @@ def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
     """Return the scores of the shown part by class, stratum and domain; none where they were not kept."""
     if not evaluation.complete:
         return []
-    seed, classes = campaign.config.seed, campaign.config.classes
-    return group_scores(evaluation, _part_shown(evaluation), classes, seed=seed)
+    classes = campaign.config.classes
+    return group_scores(evaluation, _part_shown(evaluation), classes)
 
 
 def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> float | None:
@@ -244,5 +244,5 @@ def _compared(campaign: Campaign, before: Judgement | None, last: Judgement) -> 
     part = _part_shown(last.evaluation)
     if not {b.key for b in before.evaluation.known(part)} & {b.key for b in last.evaluation.known(part)}:
         return None
-    seed, classes = campaign.config.seed, campaign.config.classes
-    return compare_generations(before.evaluation, last.evaluation, part, classes, seed=seed)[0]
+    classes = campaign.config.classes
+    return compare_generations(before.evaluation, last.evaluation, part, classes)[0]

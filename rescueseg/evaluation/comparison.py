@@ -35,6 +35,7 @@ class Difference(Record):
 
     first: float | None
     second: float | None
+    """None where the score says nothing: no class is there or was found."""
     difference: float | None
     """Second minus first."""
     interval: Interval | None
@@ -119,6 +120,7 @@ def compare_generations(
 def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Floats) -> dict[str, Difference]:
     pooled = [pool(tables, weights) for tables in both]
     drawn = None if times is None else [pool(tables, times * weights) for tables in both]
+    nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
     found = {}
     for metric in METRICS:
         values = [float(v) for v in _values(metric, pooled)]
@@ -129,13 +131,17 @@ def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Flo
             a, b = _values(metric, drawn)
             change = interval(b - a)
         found[metric.name] = _difference(metric, values, change, int((weights > 0).sum()))
+        if nothing and not np.isnan(metric.empty):
+            found[metric.name] = found[metric.name].model_copy(update={"first": None, "second": None})
     return found
 
 
 def _values(metric: Metric, pooled: Sequence[Tables]) -> list[Floats]:
-    """Return a score of both generations over the classes that occur in either."""
+    """Return a score of both generations over the classes that occur in either; `metric.empty` where none does."""
     classes = occurs(pooled[0]) | occurs(pooled[1])
-    return [metric.value(tables, classes) for tables in pooled]
+    nothing = ~classes.any(axis=-1)
+    values = (metric.value(tables, classes) for tables in pooled)
+    return [np.where(nothing & np.isnan(v), metric.empty, v) for v in values]
 
 
 def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: int) -> Difference:

@@ -28,7 +28,7 @@ Tables = dict[str, Floats]
 Interval = tuple[float, float]
 Kind = Literal["all", "class", "stratum", "domain"]
 
-RESAMPLES = 2000
+RESAMPLES = 5000
 LEAST_BOXES = 4
 """Fewer boxes say nothing about how much the score would change with others."""
 _LEAST_DEFINED = 0.5
@@ -52,6 +52,9 @@ class Metric:
         Of pooled tables, and which classes count (…, K): the score (…), nan where it is not defined.
     digits : int
         Shown.
+    empty : float
+        What two generations get where truth and both predictions hold nothing; nan where that says nothing. A single
+        generation has no score there: nothing found where nothing is would flatter.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Metric:
     explanation: str
     value: Callable[[Tables, npt.NDArray[np.bool_]], Floats]
     digits: int = 3
+    empty: float = np.nan
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
@@ -73,7 +77,7 @@ def _counted(numerator: Sequence[int]) -> Callable[[Tables, npt.NDArray[np.bool_
         counts = t["counts"]
         share = _share(counts[..., 0], counts[..., list(numerator)].sum(axis=-1))
         empty = np.where(counts.sum(axis=-1) > 0, 0.0, 1.0)
-        return _over_classes(np.where(np.isnan(share), empty, share), classes, 1.0)
+        return _over_classes(np.where(np.isnan(share), empty, share), classes)
 
     return value
 
@@ -108,15 +112,15 @@ def _variation(t: Tables, classes: npt.NDArray[np.bool_]) -> Floats:
     return _over_classes(_share(v[..., 0] + v[..., 1], v[..., 2]), classes)
 
 
-def _over_classes(values: Floats, classes: npt.NDArray[np.bool_], none: float = np.nan) -> Floats:
+def _over_classes(values: Floats, classes: npt.NDArray[np.bool_]) -> Floats:
     wanted = classes & ~np.isnan(values)
     number = wanted.sum(axis=-1)
     total = np.where(wanted, values, 0.0).sum(axis=-1)
-    return np.where(number > 0, total / np.maximum(number, 1), none)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _dice(t: Tables, classes: npt.NDArray[np.bool_]) -> Floats:
-    return _over_classes(dice_of(t["counts"]), classes, 1.0)
+    return _over_classes(dice_of(t["counts"]), classes)
 
 
 def _calibration_error(t: Tables, _: npt.NDArray[np.bool_]) -> Floats:
@@ -132,10 +136,10 @@ def _aurc(t: Tables, _: npt.NDArray[np.bool_]) -> Floats:
 
 
 METRICS = (
-    Metric("dice", "Dice", True, "Overlap of prediction and truth, over all voxels of all boxes together.", _dice),
-    Metric("iou", "IoU", True, "Intersection over union of the same voxels.", _counted((0, 1, 2))),
-    Metric("precision", "precision", True, "Of what was found, how much is there.", _counted((0, 1))),
-    Metric("recall", "recall", True, "Of what is there, how much was found.", _counted((0, 2))),
+    Metric("dice", "Dice", True, "Overlap of prediction and truth, over all voxels of all boxes together.", _dice, empty=1.0),
+    Metric("iou", "IoU", True, "Intersection over union of the same voxels.", _counted((0, 1, 2)), empty=1.0),
+    Metric("precision", "precision", True, "Of what was found, how much is there.", _counted((0, 1)), empty=1.0),
+    Metric("recall", "recall", True, "Of what is there, how much was found.", _counted((0, 2)), empty=1.0),
     Metric("surface_dice", "surface Dice", True, "Share of the outlines within two voxels (of the finest axis) of each other.", _mean("surface", 0, 2)),
     Metric("hd95_um", "HD95 µm", False, "95 % of the outlines lie closer to each other than this.", _mean("surface", 1, 2), 2),
     Metric("cldice", "clDice", True, "How much of the centrelines lies inside the other: gaps and false branches lower it.", _cldice),
@@ -276,7 +280,7 @@ def interval(drawn: Floats | None) -> Interval | None:
     return float(low), float(high)
 
 
-def resampling(count: int, seed: int, resamples: int) -> Floats | None:
+def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Floats | None:
     """Return how often each box is drawn in each resample, (resamples, boxes); None with too few boxes."""
     if count < LEAST_BOXES or not resamples:
         return None

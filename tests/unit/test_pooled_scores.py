@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rescueseg.champion import dice_interval
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.comparison import compare_generations
@@ -158,6 +159,9 @@ def test_plain_scores_are_those_of_the_part(table: list[list[tuple[int, int, int
     part = part_score("test", boxes, CLASSES)
     assert part is not None
     found = group_scores(evaluation(boxes), "test", CLASSES, resamples=10)[0].plain
+    if not any(c.occurs for b in boxes for c in b.counts):
+        assert set(found) <= {"ece", "error_auroc", "aurc"}, "nothing found where nothing is has no overlap"
+        return
     for name in ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um", "ece"):
         value = getattr(part, name)
         if value is None:
@@ -239,3 +243,25 @@ def test_flat_names_agree_with_the_table() -> None:
     assert not any(name.startswith("validation") for name in flat)
     old = easy_and_hard().boxes[0].model_copy(update={"details": ()})
     assert flat_scores(evaluation([old]), ("a",)) == {}
+
+
+def test_nothing_found_where_nothing_is_does_not_flatter() -> None:
+    empty = [box_score(i, [(0, 0, 0)], stratum="sparse") for i in range(4)]
+    boxes = [*empty, *(box_score(4 + i, [(5, 5, 5)]) for i in range(4))]
+    groups = {g.name: g for g in group_scores(evaluation(boxes), "test", ("a",))}
+    assert "dice" not in groups["sparse"].plain
+    assert "ece" in groups["sparse"].plain
+    assert groups[""].plain["dice"].value == pytest.approx(0.5)
+    assert groups[""].plain["dice"].interval == (pytest.approx(0.5), pytest.approx(0.5))
+    inventor = [box_score(i, [(0, 9, 0)], stratum="sparse") for i in range(4)]
+    for second, (difference, values) in (
+        (empty, (0.0, (None, None))),
+        (inventor, (-1.0, (1.0, 0.0))),
+    ):
+        found = compare_generations(evaluation(empty), evaluation(second, 1), "test", ("a",))[0].plain["dice"]
+        assert (found.difference, (found.first, found.second)) == (difference, values)
+
+
+def test_the_champions_interval_is_the_tables() -> None:
+    for each in (easy_and_hard(), evaluation([box_score(i, [(5 * (i % 3), i % 3, 2 * (i % 3))]) for i in range(9)])):
+        assert dice_interval(each, "test") == group_scores(each, "test", ("a",))[0].plain["dice"].interval
