@@ -83,6 +83,7 @@ def create_image(
     name: str = "image",
     fill_value: float = 0,
     attributes: dict[str, Any] | None = None,
+    origin_um_zyx: Sequence[float] | None = None,
 ) -> zarr.Array[Any]:
     """Create an OME-Zarr 0.5 image with one level and return that level, ready to be written.
 
@@ -105,6 +106,8 @@ def create_image(
         What an unwritten voxel reads as.
     attributes : dict, optional
         Further attributes of the group, beside ``ome``.
+    origin_um_zyx : sequence of float, optional
+        Where the first voxel lies in micrometre.
 
     Returns
     -------
@@ -125,7 +128,9 @@ def create_image(
     lead = (1,) * (len(shape) - 3)
     ome: dict[str, Any] = {
         "version": "0.5",
-        "multiscales": [_multiscales(name, axes, [_dataset("0", len(axes), (1, 1, 1), spacing_um_zyx)])],
+        "multiscales": [
+            _multiscales(name, axes, [_dataset("0", len(axes), (1, 1, 1), spacing_um_zyx, origin=origin_um_zyx)])
+        ],
     }
     with storage_errors(url):
         group = zarr.create_group(
@@ -149,6 +154,7 @@ def create_labels(
     shape_zyx: Sequence[int],
     dtype: npt.DTypeLike,
     spacing_um_zyx: Sequence[float],
+    origin_um_zyx: Sequence[float] | None = None,
 ) -> zarr.Array[Any]:
     """Create a label image below an image's ``labels`` group and return its level 0.
 
@@ -164,6 +170,8 @@ def create_labels(
         An integer type.
     spacing_um_zyx : sequence of float
         Voxel size in micrometre.
+    origin_um_zyx : sequence of float, optional
+        Where the first voxel lies in micrometre.
 
     Returns
     -------
@@ -175,7 +183,9 @@ def create_labels(
         group = image.require_group("labels")
         known = _ome(group).get("labels", [])
         group.attrs["ome"] = {"version": "0.5", "labels": sorted({*known, name})}
-        level = create_image(f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name)
+        level = create_image(
+            f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx
+        )
         label = image.require_group(f"labels/{name}")
         label.attrs["ome"] = {**_ome(label), "image-label": {"source": {"image": "../../"}}}
     return level
@@ -350,7 +360,13 @@ def _multiscales(name: str, axes: list[dict[str, str]], datasets: list[dict[str,
 
 
 def _dataset(
-    path: str, ndim: int, factors: Sequence[int], spacing: Sequence[float], *, centred: bool = True
+    path: str,
+    ndim: int,
+    factors: Sequence[int],
+    spacing: Sequence[float],
+    *,
+    centred: bool = True,
+    origin: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     lead = ndim - 3
     scale = [1.0] * lead + [float(s * f) for s, f in zip(spacing, factors, strict=True)]
@@ -358,6 +374,8 @@ def _dataset(
     if centred and max(factors) > 1:
         shift = [0.0] * lead + [float(s * (f - 1) / 2) for s, f in zip(spacing, factors, strict=True)]
         transforms.append({"type": "translation", "translation": shift})
+    if origin is not None:
+        transforms.append({"type": "translation", "translation": [0.0] * lead + [float(o) for o in origin]})
     return {"path": path, "coordinateTransformations": transforms}
 
 

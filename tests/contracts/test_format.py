@@ -58,7 +58,7 @@ def frames(draw: Any) -> Frame:
 
 
 @given(frames(), st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_what_was_drawn_comes_back(kind: PatchFormat, scratch: Path, frame: Frame, seed: int) -> None:
     folder = fresh(scratch)
     handed = random_labels(frame, seed + 1)
@@ -161,8 +161,7 @@ def test_files_cut_short_are_refused(kind: PatchFormat, tmp_path: Path, frame: F
             if isinstance(got, LabelError):
                 assert str(files.labels) in str(got) or str(path) in str(got)
             else:
-                assert got == drawn, "only a tail that holds no voxels may be missing"
-                assert length > len(whole) // 2
+                assert got == drawn, "only what holds no voxels may be missing"
         path.write_bytes(whole)
     assert read_labels(files.labels, large) == drawn
 
@@ -179,7 +178,7 @@ def contents(labels: Path) -> list[Path]:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_damaged_bytes_are_one_clear_refusal_or_labels(kind: PatchFormat, scratch: Path, seed: int) -> None:
     folder, rng = fresh(scratch), random_generator(seed, "damage")
     files = kind.write(folder, view_of(ONE, random_labels(ONE, 0)), ONE)

@@ -24,9 +24,11 @@ from rescueseg.annotation.formats.base import (
     ignore_path,
     relabelled,
 )
+from rescueseg.annotation.formats.cvat import Cvat
 from rescueseg.annotation.formats.imagej import ImageJ
 from rescueseg.annotation.formats.nifti import Nifti
 from rescueseg.annotation.formats.nrrd import Nrrd
+from rescueseg.annotation.formats.omezarr import OmeZarr
 from rescueseg.annotation.labels import check_labels
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import ConfigError, LabelError, RescuesegError
@@ -44,7 +46,7 @@ __all__ = [
     "stated_by",
 ]
 
-FORMATS: tuple[PatchFormat, ...] = (Nifti(), Nrrd(), ImageJ(), Npz())
+FORMATS: tuple[PatchFormat, ...] = (Nifti(), Nrrd(), ImageJ(), OmeZarr(), Cvat(), Npz())
 _OWN_NAME = re.compile(r"^((?:pool|validation|test)-\d{4}-[0-9a-f]{16})(?![0-9a-f])")
 _SPACING_TOLERANCE = 1e-3
 _OFFSET_TOLERANCE = 0.25
