@@ -11,7 +11,7 @@ from zoneinfo import available_timezones
 
 import tomli_w
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from rescueseg.errors import ConfigError
 
@@ -144,6 +144,8 @@ class TrainingConfig(Section):
     """Windows per step; the profile's default when omitted."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak of the schedule, a short warm-up and a cosine to zero; the trainer's default when omitted."""
+    spacing_um_zyx: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Spacing that volumes are resampled to; coarser than theirs shows large structures whole. Theirs when omitted."""
     window_zyx: ZYXField | None = None
     """Training window in voxels; chosen from spacing and memory when omitted."""
     channels: tuple[Positive, ...] | None = None
@@ -151,6 +153,16 @@ class TrainingConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share of channels dropped, in training and by every Monte-Carlo sample: of the U-Net's last stages, of every layer
     of nnU-Net; the trainer's default when omitted."""
+    deep_supervision: bool = False
+    """Give coarse decoder stages a loss of their own."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the moving average of the weights that becomes the model; 0 takes the last weights."""
+    balanced_classes: bool = False
+    """Let rare classes weigh more in the cross-entropy; windows are drawn around all classes alike anyway."""
+    cldice_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    """Of `monai_unet_topology`: weight of soft clDice, in the second half of the steps."""
+    betti_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Of `monai_unet_topology`: weight of Betti matching in the same steps; needs the extra 'topology'."""
     members: Positive = 1
     """Networks trained from as many seeds and averaged: an ensemble, at as many times the cost."""
     checkpoint_every: Positive = 50

@@ -12,7 +12,7 @@ from torch import Tensor
 from rescueseg.errors import TrainingError
 from rescueseg.training import artifacts
 from rescueseg.training.augment import Augmentation
-from rescueseg.training.losses import PartialDiceCELoss
+from rescueseg.training.losses import Objective
 from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
 from rescueseg.training.patches import TrainingSet
 from rescueseg.training.plan import TrainingPlan, bfloat16_trains, cosine_rate
@@ -56,7 +56,7 @@ class Run:
         self.folder, self.identity, self.data, self.plan, self.seed = folder, identity, data, plan, seed
         self.device = torch.device(device)
         self.augment = Augmentation(plan)
-        self.loss = PartialDiceCELoss()
+        self.loss = Objective(data, plan).to(self.device)
         self.network = build_network(plan.network, seed)
         if weights is not None:
             set_weights(self.network, weights)
@@ -64,6 +64,8 @@ class Run:
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
         usable = self.device.type != "cpu" or bfloat16_trains(plan)
         self.dtype = autocast_dtype(self.device) if usable else None
+        self.average = get_weights(self.network) if plan.ema else {}
+        self.average = {name: tensor.clone() for name, tensor in self.average.items()}
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
         self.step = 0
         self.losses: list[float] = []
@@ -80,6 +82,7 @@ class Run:
         if state is None:
             return
         set_weights(self.network, state["network"])
+        self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
@@ -94,6 +97,7 @@ class Run:
                 "losses": self.losses,
                 "seconds": self.seconds,
                 "network": get_weights(self.network),
+                "average": self.average,
                 "optimiser": self.optimiser.state_dict(),
                 "scaler": self.scaler.state_dict(),
             },
@@ -112,8 +116,9 @@ class Run:
             masks = self.network.dropout_masks(keys, self.device)
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = self.network(images, masks)
-        loss = self.loss(logits.float(), labels)
+            features, coarse = self.network.coarse_logits(images)
+            logits = self.network.head(features, masks)
+        loss = self.loss(logits.float(), [stage.float() for stage in coarse], labels, step)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -126,9 +131,17 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        self._follow()
         self.step += 1
         self.losses.append(value)
         return {"loss": value, "learning_rate": rate}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights; at first it forgets faster, so that the first weights do not stay."""
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        for name, tensor in get_weights(self.network).items() if self.plan.ema else ():
+            self.average[name].lerp_(tensor, 1 - decay)
 
     def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         windows = [
@@ -141,7 +154,7 @@ class Run:
     @property
     def weights(self) -> dict[str, Tensor]:
         """What the training has learned."""
-        return get_weights(self.network)
+        return self.average if self.plan.ema else get_weights(self.network)
 
 
 def learning_rate(plan: TrainingPlan, step: int) -> float:

@@ -1,4 +1,4 @@
-"""The first trainer: a strided MONAI U-Net planned from spacing, trained with Dice and cross-entropy."""
+"""A strided MONAI U-Net planned from spacing, trained with Dice and cross-entropy, and with a loss for topology on request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rescueseg.training.plan import (
 from rescueseg.training.randomness import keyed_generator
 from rescueseg.training.unet_predictor import load_predictor
 
-__all__ = ["MonaiUNetTrainer", "load_predictor"]
+__all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
 
 FORMAT = 1
 """Raised when the same request would train another model."""
@@ -48,6 +48,8 @@ class MonaiUNetTrainer:
     """Trains `StridedUNet`; see `rescueseg.training.plan` for what it decides by itself."""
 
     name = "monai_unet"
+    topology = False
+    """Whether the loss minds topology."""
     capabilities = TrainerCapabilities(mc_dropout=True, partial_labels=True, resumable=True)
 
     def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
@@ -75,7 +77,7 @@ class MonaiUNetTrainer:
             If the disk is full; the last checkpoint stays.
         """
         check_request(self.name, self.capabilities, request)
-        plan = plan_training(request.campaign, request.snapshot, request.warm_start)
+        plan = plan_training(request.campaign, request.snapshot, request.warm_start, topology=self.topology)
         identity = _request_digest(request, plan)
         finished = _finished(request.work_dir, identity)
         if finished is not None:
@@ -145,8 +147,17 @@ def _known_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None
     return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
-def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | None = None) -> TrainingPlan:
-    """Plan the training of a snapshot.
+class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
+    """The same network, trained with soft clDice and, on request, Betti matching beside Dice and cross-entropy."""
+
+    name = "monai_unet_topology"
+    topology = True
+
+
+def plan_training(
+    campaign: Campaign, snapshot: Snapshot, warm_start: Path | None = None, *, topology: bool = False
+) -> TrainingPlan:
+    """Plan the training of a snapshot, with a loss that minds topology or without.
 
     Raises
     ------
@@ -169,6 +180,7 @@ def plan_training(campaign: Campaign, snapshot: Snapshot, warm_start: Path | Non
         spacing_um_zyx=found.spacing_um_zyx,
         volume_zyx=found.volume_zyx,
         field_zyx=found.field_zyx,
+        topology=topology,
     )
 
 

@@ -56,10 +56,27 @@ class StridedUNet(nn.Module):
         self.fine = Convolution(
             3, _FINE_CHANNELS + plan.in_channels, plan.n_classes + 1, kernel_size=plan.kernels[0], conv_only=True
         )
+        self.supervised = nn.ModuleList(
+            nn.Conv3d(channels, plan.n_classes + 1, kernel_size=1)
+            for channels in plan.channels[1 : 1 + plan.supervised]
+        )
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `head` works on: decoder features at the stem's resolution, and the image itself."""
         return self.backbone(image), image
+
+    def coarse_logits(self, image: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+        """Return `features`, and the logits of the supervised decoder stages, fine to coarse (Lee et al. 2015, arXiv 1409.5185)."""
+        skips = [self.backbone.input_block(image)]
+        for downsample in self.backbone.downsamples:
+            skips.append(downsample(skips[-1]))
+        decoded, stages = self.backbone.bottleneck(skips[-1]), []
+        for upsample, skip in zip(self.backbone.upsamples, reversed(skips), strict=True):
+            decoded = upsample(decoded, skip)
+            stages.append(decoded)
+        coarse = stages[-2::-1]
+        logits = [head(stage) for head, stage in zip(self.supervised, coarse, strict=False)]
+        return (self.backbone.output_block(decoded), image), logits
 
     def head(self, features: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,8 @@ from rescueseg.training.resample import resample
 _CACHE_BYTES = 2 * 1024**3
 _SITES = 20_000
 _FOREGROUND_SHARE = 0.5
+_THICK = 99
+"""Percentile of the foreground's depth."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class TrainingSet:
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
         self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
+        self._voxels = np.zeros(snapshot.n_classes + 1)
         for index in range(len(self._items)):
             self._find_sites(index, snapshot.n_classes)
         if not self._sites:
@@ -132,9 +136,29 @@ class TrainingSet:
         labels = self._item(index).labels.ravel()
         for value in range(n_classes + 1):
             found = np.flatnonzero(labels == value)
+            self._voxels[value] += len(found)
             if len(found):
                 step = -(-len(found) // _SITES)
                 self._sites.setdefault(value, []).append((index, found[::step]))
+
+    def class_weights(self) -> tuple[float, ...]:
+        """Return a weight for each class, background first: one over the root of its share of the labelled voxels.
+
+        The mean over the labelled voxels is 1; a class without any has the weight of the rarest.
+        """
+        share = self._voxels / self._voxels.sum()
+        share = np.where(share > 0, share, share[share > 0].min())
+        weights = share**-0.5
+        return tuple((weights / (weights * self._voxels).sum() * self._voxels.sum()).tolist())
+
+    def half_thickness(self) -> int:
+        """Return the erosions that nearly all of the labelled foreground vanishes after, in voxels of the working spacing."""
+        depths = []
+        for index in range(len(self._items)):
+            labels = self._item(index).labels
+            depths += [_depth(labels == c) for c in range(1, len(self._voxels)) if (labels == c).any()]
+        found = np.concatenate(depths) if depths else np.ones(1)
+        return int(np.percentile(found, _THICK))
 
     def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
@@ -156,6 +180,12 @@ class TrainingSet:
         centre = np.unravel_index(int(sites[int(rng.integers(len(sites)))]), shape)
         start = [_start(int(c), n, w, rng) for c, n, w in zip(centre, shape, self._plan.window_zyx, strict=True)]
         return _cut(item, Box(zyx(start), self._plan.window_zyx))
+
+
+def _depth(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return how many erosions by the six neighbours each voxel of the mask bears, one after the other."""
+    depth: npt.NDArray[np.int32] = ndimage.distance_transform_cdt(mask, metric="taxicab")[mask]
+    return depth
 
 
 def _start(centre: int, length: int, window: int, rng: np.random.Generator) -> int:

@@ -88,7 +88,9 @@ def survey(campaign: Campaign, snapshot: Snapshot) -> Survey:
             todo="Use one campaign for each kind of image",
         )
     targets = {volume_id: campaign.working_spacing(record) for volume_id, record in records.items()}
-    spacing = working_spacing([(targets[i.volume_id], i.box.size) for i in snapshot.items])
+    spacing = campaign.config.training.spacing_um_zyx or working_spacing(
+        [(targets[i.volume_id], i.box.size) for i in snapshot.items]
+    )
     fields = [
         resampled_shape(i.read_box.shape_zyx, records[i.volume_id].spacing_um_zyx, spacing) for i in snapshot.items
     ]
@@ -111,11 +113,26 @@ class NetworkPlan(Record):
     """Of each level; the first is the stem's."""
     kernels: tuple[ZYX, ...]
     dropout: float
+    supervised: int = 0
+    """Decoder stages below the finest that get a loss of their own."""
 
     @property
     def total_stride_zyx(self) -> ZYX:
         """What a window must be a multiple of."""
         return zyx(math.prod(s[a] for s in self.strides) for a in range(3))
+
+
+class TopologyPlan(Record):
+    """What the loss adds for topology."""
+
+    cldice: float
+    """Weight of soft clDice."""
+    betti: float
+    """Weight of Betti matching."""
+    begin: float
+    """Share of the steps after which they count: a mask must be there before its topology can be mended."""
+    every: int
+    """They count, so many times as much, in every so many steps, for they cost more than the network."""
 
 
 class TrainingPlan(Record):
@@ -131,6 +148,11 @@ class TrainingPlan(Record):
     learning_rate: float
     members: int = 1
     """Networks of the ensemble."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights; 0 for none."""
+    balanced: bool = False
+    """Whether rare classes weigh more in the cross-entropy."""
+    topology: TopologyPlan | None = None
 
     @property
     def square(self) -> bool:
@@ -218,6 +240,7 @@ def make_plan(
     volume_zyx: ZYX,
     field_zyx: ZYX,
     network: NetworkPlan | None = None,
+    topology: bool = False,
 ) -> TrainingPlan:
     """Plan a training.
 
@@ -235,6 +258,8 @@ def make_plan(
         Largest extent of what training may read around a patch: a longer window would hold padding alone.
     network : NetworkPlan, optional
         The network of a model to start from, kept as it is.
+    topology : bool
+        Whether the loss minds topology.
     """
     profile = PROFILES[config.profile]
     wanted_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
@@ -248,6 +273,7 @@ def make_plan(
             strides=strides,
             kernels=kernels,
             dropout=_DROPOUT if config.dropout is None else config.dropout,
+            supervised=len(channels) - 2 if config.deep_supervision else 0,
         )
     multiple = network.total_stride_zyx
     window = round_up(wanted_window, multiple)
@@ -262,6 +288,11 @@ def make_plan(
         iterations=config.iterations or profile.iterations,
         learning_rate=config.learning_rate or _LEARNING_RATE,
         members=config.members,
+        ema=config.ema,
+        balanced=config.balanced_classes,
+        topology=TopologyPlan(cldice=config.cldice_weight, betti=config.betti_weight, begin=0.5, every=2)
+        if topology
+        else None,
     )
 
 

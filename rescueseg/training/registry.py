@@ -26,6 +26,7 @@ class Entry:
 
 TRAINERS: dict[str, Entry] = {
     "monai_unet": Entry("rescueseg.training.monai_unet", "MonaiUNetTrainer"),
+    "monai_unet_topology": Entry("rescueseg.training.monai_unet", "MonaiUNetTopologyTrainer"),
     "nnunet": Entry("rescueseg.training.nnunet.trainer", "NnUNetTrainer"),
 }
 """A new trainer is one more line here; `tests/contracts/test_trainer.py` then runs on it."""

@@ -28,8 +28,9 @@ from tests.training_rig import BOXES, make_campaign, make_snapshot
 SEED = 3
 
 
-SLOW = {"nnunet"}
-"""Start a process for every training; `tests/unit/test_nnunet.py` has what is quick."""
+SLOW = {"nnunet", "monai_unet_topology"}
+"""One starts a process for every training, the other is the U-Net once more; what is quick of them is in
+`tests/unit/test_nnunet.py` and `tests/unit/test_topology_loss.py`."""
 
 
 @pytest.fixture(
