@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from rescueseg.annotation.commands import OneLineErrors, queue_app
+from rescueseg.annotation.napari_plugin.command import annotate
 from rescueseg.annotation.server.commands import serve, token_app
 from rescueseg.campaign import Campaign
 from rescueseg.config import settings_of
@@ -40,6 +41,7 @@ app.command(epilog="Example: rescueseg serve liver")(serve)
 app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
 app.command(epilog="Example: rescueseg evaluate liver --generation 3 --json scores.json")(evaluate)
 app.command(epilog="Example: rescueseg compare liver 2 3 --json differences.json")(compare)
+app.command(epilog="Example: rescueseg annotate liver --annotator anna")(annotate)
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
 Volumes = Annotated[

@@ -64,6 +64,26 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def virtual_screen() -> Iterator[str]:
+    """Start a virtual X server with OpenGL for napari and return its display."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed")
+    pytest.importorskip("npe2", reason="the extra 'napari' is not installed")
+    reading, writing = os.pipe()
+    options = ["-displayfd", str(writing), "-screen", "0", "1280x900x24", "+extension", "GLX", "-nolisten", "tcp"]
+    server = subprocess.Popen(["Xvfb", *options], pass_fds=[writing], stderr=subprocess.DEVNULL)
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as told:
+            number = told.readline().strip()
+        assert number, "Xvfb did not start"
+        yield f":{number}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
 _numbers = itertools.count()
 
 

@@ -11,16 +11,17 @@ from rescueseg.campaign import Campaign
 TOKEN_VARIABLE = "RESCUESEG_TOKEN"
 
 
-def desk_for(place: str, annotator: str) -> Desk:
+def desk_for(place: str, annotator: str, token: str = "") -> Desk:
     """Return somebody's desk at a campaign.
 
     Parameters
     ----------
     place : str
-        Folder or URL of the campaign, or the ``http(s)://`` address of its annotation server, where the environment's
-        ``RESCUESEG_TOKEN`` says who one is.
+        Folder or URL of the campaign, or the ``http(s)://`` address of its annotation server.
     annotator : str
         Who sits there, where no token says it.
+    token : str
+        Says a server who one is; the environment's ``RESCUESEG_TOKEN`` when empty.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def desk_for(place: str, annotator: str) -> Desk:
     if place.startswith(("http://", "https://")):
         from rescueseg.annotation.remote_desk import RemoteDesk
 
-        token = os.environ.get(TOKEN_VARIABLE, "")
+        token = token or os.environ.get(TOKEN_VARIABLE, "")
         return RemoteDesk(place, token, annotator="" if token else annotator)
     from rescueseg.annotation.local_desk import LocalDesk
 

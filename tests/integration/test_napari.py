@@ -1,0 +1,167 @@
+"""The desk in a real napari under a virtual screen: painted with the mouse, killed, opened again, reviewed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from rescueseg import volumes
+from rescueseg.annotation import NewTicket, open_queue
+from rescueseg.annotation.local_desk import LocalDesk
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
+from rescueseg.geometry import Box, Spacing
+from rescueseg.seeds import random_generator
+from tests.annotation_server import served
+
+pytestmark = pytest.mark.needs_xvfb
+RIG = Path(__file__).parents[1] / "napari_rig.py"
+Play = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def play(virtual_screen: str, tmp_path: Path) -> Play:
+    """Return a function that plays a scenario in a napari of its own, which is killed with -9 at the end."""
+
+    def run(scenario: str, **arguments: Any) -> dict[str, Any]:
+        given, result = tmp_path / "arguments.json", tmp_path / "result.json"
+        given.write_text(json.dumps(arguments))
+        result.unlink(missing_ok=True)
+        environment = os.environ | {
+            "DISPLAY": virtual_screen,
+            "QT_QPA_PLATFORM": "xcb",
+            "OMP_NUM_THREADS": "1",
+            "LIBGL_ALWAYS_SOFTWARE": "1",
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+            "XDG_CONFIG_HOME": str(tmp_path / "settings"),
+            "PYTHONPATH": str(RIG.parents[1]),
+        }
+        command = [sys.executable, str(RIG), scenario, str(given), str(result)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+
+    return run
+
+
+def fill(
+    campaign: Campaign, volume_id: str, raw: np.ndarray, spacing: Spacing, box: Box, start: np.ndarray, folder: Path
+) -> None:
+    """Import a volume, and queue one patch of it with a first mask."""
+    tifffile.imwrite(folder / f"{volume_id}.tif", raw)
+    volumes.import_volume(campaign, str(folder / f"{volume_id}.tif"), volume_id=volume_id, spacing=spacing)
+    campaign.storage.write_array(f"weak_labels/t/{volume_id}.npz", start)
+    ticket = NewTicket(
+        ticket_id=volume_id, volume_id=volume_id, box=box, prefill=f"weak_labels/t/{volume_id}.npz", reason="a test"
+    )
+    open_queue(campaign).add_tickets([ticket])
+
+
+def strokes_in(box: Box, seed: str, labels: list[int], count: int = 5) -> list[list[int]]:
+    """Return voxels of a box, its far corners among them, each with a label to paint; in voxels of the volume."""
+    rng = random_generator(1, "strokes", seed)
+    last = [n - 1 for n in box.shape_zyx]
+    inner = [[int(rng.integers(n)) for n in box.shape_zyx] for _ in range(count)]
+    voxels = np.array([[0, 0, 0], last, *inner]) + box.offset_zyx
+    return [[*voxel, labels[number % len(labels)]] for number, voxel in enumerate(voxels.tolist())]
+
+
+def drawn_over(start: np.ndarray, box: Box, strokes: list[list[int]]) -> np.ndarray:
+    expected = start.copy()
+    for *voxel, label in strokes:
+        expected[tuple(np.subtract(voxel, box.offset_zyx))] = label
+    return expected
+
+
+def rough(box: Box, seed: str) -> np.ndarray:
+    return random_generator(2, "start", seed).integers(0, 3, box.shape_zyx).astype(np.uint8)
+
+
+BOXES = {
+    "a": Box((2, 10, 12), (5, 24, 20)),
+    "b": Box((0, 0, 0), (6, 16, 16)),
+    "c": Box((3, 16, 8), (4, 12, 28)),
+}
+SPACINGS: dict[str, Spacing] = {"a": (1.0, 0.25, 0.25), "b": (0.2, 0.2, 0.2), "c": (0.5, 0.4, 0.1)}
+
+
+def test_a_day_at_the_desk(play: Play, tmp_path: Path) -> None:
+    """Three patches are painted; the window is killed over the third; a new one has the drawing; all are reviewed."""
+    settings = {"name": "day", "classes": ["one", "two"], "annotation": {"review": True}}
+    campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
+    raws = {name: random_generator(3, "raw", name).integers(0, 60000, (9, 40, 48)).astype(np.uint16) for name in BOXES}
+    starts = {name: rough(box, name) for name, box in BOXES.items()}
+    for name, box in BOXES.items():
+        fill(campaign, name, raws[name], SPACINGS[name], box, starts[name], tmp_path)
+    strokes = {name: strokes_in(box, name, [1, 2, 255]) for name, box in BOXES.items()}
+    outside = {"a": [3, 8, 15], "b": [3, 18, 4], "c": [4, 14, 20]}
+    store = open_queue(campaign)
+
+    first = play("annotate", place=campaign.url, name="anna", strokes=strokes, outside=outside, leave="c")
+
+    for name, drawn in strokes.items():
+        assert first["seen"][name] == [stroke[:3] for stroke in drawn]
+        assert first["values"][name] == [int(raws[name][tuple(stroke[:3])]) for stroke in drawn]
+    assert store.counts() | {"submitted": 2, "leased": 1} == store.counts()
+
+    stroke = [*np.add(BOXES["a"].offset_zyx, (1, 2, 3)).tolist(), 2]
+    second = play("finish", place=campaign.url, name="anna", reject="b", fix="a", stroke=stroke)
+
+    assert second["restored"]
+    assert "was not handed in" in second["said"][0]
+    assert second["waiting"] == ["a", "b", "c"]
+    desk = LocalDesk(campaign, store, "anna")
+    for name, box in BOXES.items():
+        record, *_ = desk.versions(name)
+        assert (record.tool, record.annotator) == ("napari", "anna")
+        assert desk.version_labels(name, 1) == PatchLabels(drawn_over(starts[name], box, strokes[name]))
+        assert 0 < record.seconds < 120
+    assert {ticket.ticket_id: ticket.status for ticket in store.tickets()} == {
+        "a": "accepted", "b": "queued", "c": "accepted",
+    }  # fmt: skip
+    assert desk.version_labels("a", 2).classes[1, 2, 3] == 2
+    assert list((tmp_path / "state").rglob("*.npz")) == [], "no drawing is left behind"
+
+
+REAL = {
+    "gonuclear_1135": Box((40, 30, 30), (24, 32, 40)),
+    "vesselnn_poon2015_BBB_noLeakage": Box((6, 200, 180), (12, 64, 48)),
+    "bbbc050_mosaic_train": Box((10, 300, 100), (16, 40, 56)),
+}
+
+
+def test_real_patches_come_back_as_painted(play: Play, real_data: Path, tmp_path: Path) -> None:
+    """Through a server: three real volumes, z up to five times coarser."""
+    campaign = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "real", "classes": ["object"]}))
+    raws, starts = {}, {}
+    for name, box in REAL.items():
+        meta = json.loads((real_data / name / "meta.json").read_text())
+        truth = tifffile.imread(real_data / name / "labels.tif")
+        raws[name] = tifffile.imread(real_data / name / "raw.tif")
+        starts[name] = (truth[box.slices] > 0).astype(np.uint8)
+        fill(campaign, name, raws[name], tuple(meta["voxel_size_um_zyx"]), box, starts[name], tmp_path)
+    strokes = {name: strokes_in(box, name, [1, 255], count=3) for name, box in REAL.items()}
+    outside = {name: np.subtract(box.offset_zyx, (0, 3, 3)).tolist() for name, box in REAL.items()}
+
+    with served(campaign) as url:
+        found = play("annotate", place=url, name="anna", strokes=strokes, outside=outside)
+
+    desk = LocalDesk(campaign, open_queue(campaign), "anna")
+    for name, box in REAL.items():
+        assert found["seen"][name] == [stroke[:3] for stroke in strokes[name]]
+        assert found["values"][name] == [int(raws[name][tuple(stroke[:3])]) for stroke in strokes[name]]
+        [record] = desk.versions(name)
+        assert record.verdict == "accepted"
+        assert desk.version_labels(name, 1) == PatchLabels(drawn_over(starts[name], box, strokes[name]))
