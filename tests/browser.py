@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ FLAGS = [
 ]
 WAIT_SECONDS = 120.0
 
+_SAYS = "document.querySelector('#message').innerText.includes({})"
+
 Voxel = tuple[int, int, int]
 
 
@@ -36,15 +39,14 @@ class Visitor:
         page.on("request", lambda request: self._asked(request.url))
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
-        self.visit()
 
     def _asked(self, url: str) -> None:
         if not url.startswith((f"{self.url}/", "data:", "blob:")):
             self.elsewhere.append(url)
 
-    def visit(self) -> None:
+    def visit(self, query: str = "") -> None:
         """Open the page."""
-        self.page.goto(self.url)
+        self.page.goto(f"{self.url}/{query}")
         self.until("window.page !== undefined || document.querySelector('dialog').open")
 
     def until(self, expression: str) -> None:
@@ -78,7 +80,8 @@ class Visitor:
         self.page.mouse.click(*self.pixel(voxel, axis))
 
     def stroke(self, voxels: list[Voxel], axis: int) -> None:
-        """Draw from voxel to voxel of one plane."""
+        """Draw from voxel to voxel of one plane, shown alone."""
+        self.page.click(f"#view-{('xy', 'xz', 'zy')[axis]}")
         points = [self.pixel(voxel, axis) for voxel in voxels]
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
@@ -90,26 +93,62 @@ class Visitor:
         """Return a screenshot, rows first."""
         return np.asarray(imagecodecs.png_decode(self.page.screenshot()))
 
-    def submit(self, expect: str = "Handed in") -> None:
+    def says(self, text: str) -> None:
+        """Wait until the page says something."""
+        self.until(_SAYS.format(json.dumps(text)))
+
+    def submit(self) -> None:
         """Submit, with a yes to every warning."""
         self.page.click("#submit")
-        self.until(
-            f"document.querySelector('dialog').open || document.querySelector('#message').innerText.includes('{expect}')"
-        )
+        self.until(f"document.querySelector('dialog').open || {_SAYS.format(json.dumps('Handed in'))}")
         if self.page.evaluate("document.querySelector('dialog').open"):
             self.page.click("dialog .buttons button:last-child")
-            self.until(f"document.querySelector('#message').innerText.includes('{expect}')")
+        self.says("Handed in")
 
 
 @contextmanager
-def browsing(url: str) -> Iterator[Visitor]:
-    """Open the page of a server for a block; afterwards nothing may have been fetched elsewhere or gone wrong."""
+def chromium() -> Iterator[Any]:
+    """Start Chromium for a block."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        visitor = Visitor(browser.new_page(viewport={"width": 1280, "height": 860}), url)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def browsing(browser: Any, url: str, *, name: str = "anna", ticket: str = "", sits: bool = True) -> Iterator[Visitor]:
+    """Open the page of a server for a block; afterwards nothing may have been fetched elsewhere or gone wrong.
+
+    Parameters
+    ----------
+    browser : playwright Browser
+        Each block has a profile of its own in it.
+    url : str
+        The server.
+    name : str
+        Who somebody is.
+    ticket : str
+        Opened at once.
+    sits : bool
+        False where a token must be given first.
+    """
+    context = browser.new_context(viewport={"width": 900, "height": 640})
+    if sits:
+        who = json.dumps(json.dumps({"token": "", "name": name}))
+        context.add_init_script(
+            f"sessionStorage.getItem('rescueseg-person') ?? sessionStorage.setItem('rescueseg-person', {who})"
+        )
+    visitor = Visitor(context.new_page(), url)
+    try:
+        visitor.visit(f"?ticket={ticket}" if ticket else "")
+        if ticket:
+            visitor.until("page.bench.isOpen")
         yield visitor
-        browser.close()
+    finally:
+        context.close()
     assert visitor.elsewhere == []
     assert visitor.wrong == []

@@ -104,33 +104,39 @@ def write_generation(
 
 
 def write_maps(
-    campaign: Campaign, generation: int, probability: npt.NDArray[np.float64], entropy: npt.NDArray[np.float64]
+    campaign: Campaign,
+    generation: int,
+    probability: npt.NDArray[np.float64],
+    entropy: npt.NDArray[np.float64],
+    volume_id: str = "phantom",
 ) -> None:
     """Write the two maps that evaluation reads, and the record that makes them complete."""
+    record = campaign.volume(volume_id)
+    shape, spacing = record.shape_zyx, record.spacing_um_zyx
     for name, array in (("probability", probability), ("predictive_entropy", entropy)):
-        url = f"{campaign.map_url(generation, 'phantom')}/{name}"
-        create_image(url, array.shape, np.float16, SPACING, name=name)[...] = array.astype(np.float16)
+        url = f"{campaign.map_url(generation, volume_id)}/{name}"
+        create_image(url, array.shape, np.float16, spacing, name=name)[...] = array.astype(np.float16)
     reference = MapReference(
         generation=generation,
-        volume_id="phantom",
+        volume_id=volume_id,
         model_digest=f"{generation:064x}",
         quantities=("probability", "predictive_entropy"),
         blocks=1,
         digest="d",
     )
-    campaign.storage.write_json(map_path(campaign, generation, "phantom", ".json"), reference.to_json())
+    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
     plan = InferencePlan(
         model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
         factory="none",
-        volume_id="phantom",
+        volume_id=volume_id,
         volume_digest="d",
-        shape_zyx=SHAPE,
-        spacing_um_zyx=SPACING,
-        n_classes=1,
+        shape_zyx=shape,
+        spacing_um_zyx=spacing,
+        n_classes=len(probability) - 1,
         seed=0,
         inference=campaign.config.inference,
         window_zyx=(8, 32, 32),
-        block_zyx=SHAPE,
-        chunk_zyx=SHAPE,
+        block_zyx=shape,
+        chunk_zyx=shape,
     )
-    campaign.storage.write_json(map_path(campaign, generation, "phantom", ".inference.json"), plan.to_json())
+    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".inference.json"), plan.to_json())

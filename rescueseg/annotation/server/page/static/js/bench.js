@@ -13,6 +13,7 @@ export class Bench {
     this.viewer = viewer;
     this.kind = kind;
     this.patch = null;
+    this.saving = 0;
     this.onChange = () => {};
     this.seconds = () => 0;
     viewer.onStroke = () => this.patch && this.take(viewer.labels);
@@ -75,8 +76,14 @@ export class Bench {
 
   #changed() {
     const { key } = this.patch;
-    if (key) keep.save(key, this.labels, this.seconds()).catch(() => say("This browser keeps no copy of your drawing.", "bad"));
+    if (key) this.#save(key);
     this.onChange();
+  }
+
+  async #save(key) {
+    this.saving += 1;
+    await keep.save(key, this.labels, this.seconds()).catch(() => say("This browser keeps no copy of your drawing.", "bad"));
+    this.saving -= 1;
   }
 
   undo() { if (this.patch?.drawing.undo()) this.#redrawn(); }

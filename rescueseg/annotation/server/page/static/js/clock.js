@@ -34,7 +34,7 @@ export class Clock {
       this.unsent += passed;
     }
     this.waited += passed;
-    if (this.waited >= BEAT_SECONDS && this.unsent > 0) this.send();
+    if (this.waited >= BEAT_SECONDS && this.unsent > 0) this.send().catch(() => {}); // the beat said what is wrong
     this.show(this.active, (this.expires - now) / 1000);
   }
 

@@ -3,22 +3,24 @@
 const [NAME, STORE] = ["rescueseg-drawings", "drawings"];
 const DAYS = 14;
 
+let database = null; // opened once: a stroke's copy is on its way before anything can reload the page
+
 function opened() {
-  return new Promise((resolve, reject) => {
+  database ??= new Promise((resolve, reject) => {
     const request = indexedDB.open(NAME, 1);
     request.onupgradeneeded = () => request.result.createObjectStore(STORE);
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
+  return database;
 }
 
 async function run(mode, work) {
-  const database = await opened();
+  const transaction = (await opened()).transaction(STORE, mode);
   return new Promise((resolve, reject) => {
-    const transaction = database.transaction(STORE, mode);
     const request = work(transaction.objectStore(STORE));
-    transaction.oncomplete = () => { database.close(); resolve(request?.result); };
-    transaction.onerror = () => { database.close(); reject(transaction.error); };
+    transaction.oncomplete = () => resolve(request?.result);
+    transaction.onerror = () => reject(transaction.error);
   });
 }
 

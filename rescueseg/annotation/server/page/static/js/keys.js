@@ -14,7 +14,7 @@ export function listen(actions) {
     if (!action) return;
     event.preventDefault();
     action(event);
-  });
+  }, true);
   return () => help(actions);
 }
 

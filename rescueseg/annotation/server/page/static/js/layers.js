@@ -14,6 +14,7 @@ export class Layers {
     for (const layer of LAYERS) $(`o-${layer}`).oninput = () => this.#opacity(layer);
     for (const id of ["low", "high"]) $(id).oninput = () => this.#contrast();
     $("smooth").onchange = () => viewer.smooth($("smooth").checked);
+    $("cut").onchange = () => viewer.cut($("cut").checked);
     $("channel").onchange = () => bench.channel(Number($("channel").value));
     $("jump").onclick = () => bench.jump();
     this.view("all");
@@ -43,6 +44,7 @@ export class Layers {
     $("channel").replaceChildren(...Array.from({ length: channels }, (_, i) => new Option(i + 1, i)));
     for (const layer of LAYERS) this.#opacity(layer);
     this.#contrast();
+    this.viewer.cut($("cut").checked);
     this.view(this.name);
   }
 

@@ -3,6 +3,7 @@
 import { api, follow, person } from "./api.js";
 import { Bench } from "./bench.js";
 import { ask, complain, element, say } from "./dialogs.js";
+import { Effort } from "./effort.js";
 import { keep } from "./keep.js";
 import { listen } from "./keys.js";
 import { Layers } from "./layers.js";
@@ -83,7 +84,8 @@ async function start() {
     if (bench.isOpen) layers.fit();
     tools.apply();
   };
-  const work = new Work(bench, opened);
+  const effort = new Effort($("mine"), info);
+  const work = new Work(bench, opened, (done) => effort.add(done));
   const review = new Review(bench, opened);
   const refresh = async () => {
     try { showInfo(info = await api.info()); } catch { /* the next change of the queue asks again */ }
@@ -121,7 +123,8 @@ async function start() {
   opened();
   keep.tidy().catch(() => {});
   follow(refresh, new AbortController().signal);
-  await work.resume();
+  const wanted = new URLSearchParams(location.search).get("ticket");
+  if (wanted) await work.next({ ticket_id: wanted }); else await work.resume();
   if (!bench.isOpen && !work.lease) say("Press “Next patch” to begin.");
   return { viewer, bench, tools, work };
 }

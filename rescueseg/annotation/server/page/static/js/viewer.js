@@ -4,12 +4,19 @@ import { drawTable } from "./colours.js";
 import { makeNifti } from "./nifti.js";
 
 /* global niivue */
-const { Niivue, SLICE_TYPE, DRAG_MODE, SHOW_RENDER, MULTIPLANAR_TYPE } = niivue;
+const { Niivue, SLICE_TYPE, DRAG_MODE } = niivue;
 const SVG = "http://www.w3.org/2000/svg";
 export const VIEWS = {
   all: SLICE_TYPE.MULTIPLANAR, xy: SLICE_TYPE.AXIAL, xz: SLICE_TYPE.CORONAL, zy: SLICE_TYPE.SAGITTAL,
   "3d": SLICE_TYPE.RENDER,
 };
+// xy, in which most people draw, largest; left, top, width, height as shares of the stage
+const ALL = [
+  { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.62, 1] },
+  { sliceType: SLICE_TYPE.CORONAL, position: [0.63, 0, 0.37, 0.33] },
+  { sliceType: SLICE_TYPE.SAGITTAL, position: [0.63, 0.34, 0.37, 0.33] },
+  { sliceType: SLICE_TYPE.RENDER, position: [0.63, 0.68, 0.37, 0.32] },
+];
 
 export class Viewer {
   constructor(canvas, outline) {
@@ -24,7 +31,6 @@ export class Viewer {
       backColor: [0.07, 0.08, 0.09, 1], crosshairColor: [0.35, 0.85, 1, 0.8], crosshairGap: 6, crosshairWidth: 0.6,
       dragAndDropEnabled: false, isForceMouseClickToVoxelCenters: true, isNearestInterpolation: true,
       isOrientationTextVisible: false, isSliceMM: false, logLevel: "error", maxDrawUndoBitmaps: 2,
-      multiplanarLayout: MULTIPLANAR_TYPE.GRID, multiplanarPadPixels: 6, multiplanarShowRender: SHOW_RENDER.ALWAYS,
       sagittalNoseLeft: true, show3Dcrosshair: true, loadingText: "",
       clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "",
     });
@@ -124,7 +130,14 @@ export class Viewer {
   }
 
   channel(number) { if (this.layers.image) this.nv.setFrame4D(this.layers.image.id, number); }
-  view(name) { this.nv.setSliceType(VIEWS[name]); }
+  view(name) {
+    this.nv.setSliceType(VIEWS[name]);
+    if (name === "all") this.nv.setCustomLayout(ALL);
+    else this.nv.clearCustomLayout();
+  }
+
+  // The image cut open in 3D, so that the drawing stands free before it.
+  cut(on) { this.nv.setClipPlane(on ? [0, 270, 0] : [2, 0, 0]); }
   smooth(on) { this.nv.setInterpolation(!on); }
 
   // A pen of a value; null leaves the mouse to looking and clicking.

@@ -8,8 +8,8 @@ const $ = (id) => document.getElementById(id);
 const SOON_SECONDS = 300;
 
 export class Work {
-  constructor(bench, opened) {
-    Object.assign(this, { bench, opened, lease: null, busy: false });
+  constructor(bench, opened, handedIn) {
+    Object.assign(this, { bench, opened, handedIn, lease: null, busy: false });
     this.clock = new Clock((seconds) => this.#beat(seconds), (active, left) => this.#time(active, left));
     bench.seconds = () => this.clock.active ?? 0;
     $("next").onclick = () => this.next();
@@ -98,6 +98,7 @@ export class Work {
       if (odd.length && !(await this.#override(odd))) return;
       const done = await api.submit(lease, files, frame, this.clock.rest, odd.length > 0);
       this.#over();
+      this.handedIn(done);
       say(`Handed in: ${done.voxels_corrected.toLocaleString("en")} voxels corrected, ${done.verdict}.`, "",
         { "Next patch": () => this.next() });
     });
