@@ -6,7 +6,7 @@ Rows are the planes xy, zy and zx through the voxels that matter most; each is d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,15 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from rescueseg.annotation.patch_labels import PatchLabels, continued
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement
 from rescueseg.evaluation import BoxScore, Evaluation, Labels, TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.scan import UncertainBox
-from rescueseg.figures import CLASS_COLOURS, INVENTED, MISSED, learning_curve, png, uncertainty_against_error
+from rescueseg.figures import CLASS_COLOURS, INVENTED, MISSED, PINK, learning_curve, png, uncertainty_against_error
 from rescueseg.geometry import Box, Spacing
 from rescueseg.metrics import IGNORE
 from rescueseg.pages import family
@@ -43,7 +45,8 @@ class Column:
     title : str
         Above it.
     style : str
-        "image"; "labels" over the image; "error", 1 missed and 2 invented, over the image; "uncertainty" alone.
+        "image"; "labels" over the image; "error", 1 missed, 2 invented and 3 something else, over the image;
+        "uncertainty" alone.
     voxels : ndarray, zyx
         What is drawn.
     """
@@ -118,6 +121,56 @@ def changed_patch(
     return _draw(campaign, score.volume_id, score.box, columns, predictions[0] != predictions[1])
 
 
+def disagreeing_patch(
+    campaign: Campaign, volume_id: str, box: Box, drawn: Sequence[tuple[str, PatchLabels]], settled: PatchLabels | None
+) -> bytes:
+    """Draw what two people drew in a box, and what only one of them did; planes through the most of that.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With the volume.
+    volume_id, box
+        The patch.
+    drawn : sequence of (str, PatchLabels)
+        The two, with their names.
+    settled : PatchLabels, optional
+        What was accepted in the end, where that is neither.
+    """
+    (_, first), (_, second) = drawn
+    apart = disagreement(first, second)
+    columns = [Column(name, "labels", _countable(labels)) for name, labels in drawn]
+    columns.append(Column("they differ", "error", apart))
+    if settled is not None:
+        columns.append(Column("accepted", "labels", _countable(settled)))
+    (one, _), (two, _) = drawn
+    legend = {f"only {one}": MISSED, f"only {two}": INVENTED}
+    if (apart == 3).any():
+        legend["both, as something else"] = PINK
+    return _draw(campaign, volume_id, box, columns, apart > 0, legend)
+
+
+def _countable(labels: PatchLabels) -> npt.NDArray[np.uint8]:
+    """Return classes, or object numbers as a few colours."""
+    if labels.instances is None:
+        return labels.classes
+    colours = (labels.instances % len(CLASS_COLOURS) + 1).astype(np.uint8)
+    return np.where((labels.instances > 0) | labels.ignore, np.where(labels.ignore, np.uint8(IGNORE), colours), 0)
+
+
+def disagreement(first: PatchLabels, second: PatchLabels) -> Labels:
+    """Return 1 where only the first drew something, 2 where only the second did, 3 where both drew something else.
+
+    Something else is another class, or another object. What either left out is 0.
+    """
+    known = ~(first.ignore | second.ignore)
+    one, two = known & (first.classes > 0), known & (second.classes > 0)
+    other = one & two & (first.classes != second.classes)
+    if first.instances is not None and second.instances is not None:
+        other |= one & two & (continued(second.instances, first.instances) != first.instances)
+    return np.asarray((one & ~two) + 2 * (two & ~one) + 3 * other, np.uint8)
+
+
 def errors(prediction: Labels, truth: Labels) -> Labels:
     """Return 1 where the truth's class is missed, 2 where something is invented, 0 elsewhere and where nobody knows."""
     known = truth != IGNORE
@@ -143,8 +196,15 @@ def _entropy(campaign: Campaign, generation: int, volume_id: str, box: Box) -> n
     return np.asarray(open_map(campaign, generation, volume_id, "predictive_entropy")[box.slices], np.float32)
 
 
-def _draw(campaign: Campaign, volume_id: str, box: Box, columns: Sequence[Column], weight: npt.NDArray[Any]) -> bytes:
-    """Draw the image and the columns, in planes through the maxima of a weight (zyx)."""
+def _draw(
+    campaign: Campaign,
+    volume_id: str,
+    box: Box,
+    columns: Sequence[Column],
+    weight: npt.NDArray[Any],
+    legend: Mapping[str, str] | None = None,
+) -> bytes:
+    """Draw the image and the columns, in planes through the maxima of a weight (zyx); a legend names colours below."""
     from rescueseg.volumes import normalise, open_image
 
     volume = campaign.volume(volume_id)
@@ -168,6 +228,9 @@ def _draw(campaign: Campaign, volume_id: str, box: Box, columns: Sequence[Column
         row[0].set_ylabel(f"{name}, {'zyx'[axis]} = {index + box.offset_zyx[axis]}", fontsize=8)
     for axes, column in zip(grid[0], shown, strict=True):
         axes.set_title(column.title, fontsize=9)
+    if legend:
+        swatches = [Patch(color=colour, label=name) for name, colour in legend.items()]
+        figure.legend(handles=swatches, loc="outside lower right", ncols=len(swatches), fontsize=8, frameon=False)
     return png(figure, dpi=95)
 
 
@@ -191,7 +254,7 @@ def _panel(
     if column.style == "labels":
         axes.imshow(_paint(plane, CLASS_COLOURS), **how)
     elif column.style == "error":
-        axes.imshow(_paint(plane, (MISSED, INVENTED), 0.85), **how)
+        axes.imshow(_paint(plane, (MISSED, INVENTED, PINK), 0.85), **how)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from rescueseg.annotation import file_commands
+from rescueseg.annotation import file_commands, review_commands
 from rescueseg.annotation.arguments import (
     AnnotatorOption,
     CampaignArgument,
@@ -107,27 +107,16 @@ def release(campaign: CampaignArgument, lease: LeaseArgument, annotator: Annotat
     plain_console().print(f"{store.lease(lease).ticket_id}: back in the queue")
 
 
-@queue_app.command(epilog="Example: rescueseg queue accept ./mito pool-0001-ab12 -a lead")
-def accept(campaign: CampaignArgument, ticket: TicketArgument, annotator: AnnotatorOption) -> None:
-    """Accept the latest mask of a submitted ticket."""
-    opened, store = _open(campaign)
-    file_commands.confirm(store.accept(ticket, annotator))
-    _wake(opened, store)
-
-
-@queue_app.command(
-    epilog="Example: rescueseg queue reject ./mito pool-0001-ab12 --comment 'misses the left one' -a lead"
+queue_app.command(epilog="Example: rescueseg queue review ./mito")(review_commands.review)
+queue_app.command(epilog="Example: rescueseg queue accept ./mito pool-0001-ab12 --version 1 -a lead")(
+    review_commands.accept
 )
-def reject(
-    campaign: CampaignArgument,
-    ticket: TicketArgument,
-    annotator: AnnotatorOption,
-    comment: Annotated[str, typer.Option(help="What the next annotator should change.")],
-) -> None:
-    """Send a submitted ticket back; the next annotator goes on from its mask."""
-    _, store = _open(campaign)
-    store.reject(ticket, annotator, comment)
-    plain_console().print(f"{ticket}: back in the queue")
+queue_app.command(
+    epilog="Example: rescueseg queue reject ./mito pool-0001-ab12 --comment 'misses the left one' -a lead"
+)(review_commands.reject)
+queue_app.command(epilog="Example: rescueseg queue fix ./mito pool-0001-ab12 fixed.nii.gz -a lead")(review_commands.fix)
+queue_app.command(epilog="Example: rescueseg queue agreement ./mito --html agreement.html")(review_commands.agreement)
+queue_app.command(epilog="Example: rescueseg queue effort ./mito --patches")(review_commands.effort)
 
 
 @queue_app.command(epilog="Example: rescueseg queue history ./mito pool-0001-ab12")

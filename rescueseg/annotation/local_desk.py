@@ -11,7 +11,7 @@ from rescueseg import volumes
 from rescueseg.annotation.desk import DeskInfo, Filters, LabelWarning, PatchView, Role, require_role
 from rescueseg.annotation.execute import labels_digest
 from rescueseg.annotation.labels import check_patch, read_version, starting_patch, store_labels, submit_labels
-from rescueseg.annotation.pairs import settle_all
+from rescueseg.annotation.pairs import accept_consensus, settle_all
 from rescueseg.annotation.patch_labels import PatchLabels, corrected_voxels
 from rescueseg.annotation.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.annotation.store import QueueStore
@@ -208,6 +208,19 @@ class LocalDesk:
         """Accept a version of a submitted ticket, the latest when None."""
         self._require_reviewer()
         done = self.store.accept(ticket_id, self.annotator, version)
+        self._wake()
+        return done
+
+    def accept_consensus(self, ticket_id: str) -> AnnotationRecord:
+        """Make the STAPLE consensus of the versions of a submitted ticket, and accept it."""
+        self._require_reviewer()
+        found = [v for v in self.versions(ticket_id) if v.verdict == "submitted"]
+        if len(found) < 2:
+            raise QueueError(
+                "a consensus needs the labels of two people", where=ticket_id, todo="See 'rescueseg queue review'"
+            )
+        labels = [read_version(self.campaign, v) for v in found]
+        done = accept_consensus(self.campaign, self.store, self.store.ticket(ticket_id), found, labels, self.annotator)
         self._wake()
         return done
 

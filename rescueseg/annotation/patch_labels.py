@@ -82,12 +82,12 @@ def corrected_voxels(labels: PatchLabels, start: PatchLabels) -> int:
     """
     changed = labels.classes != start.classes
     if labels.instances is not None and start.instances is not None:
-        changed |= (labels.instances > 0) & (_continued(labels.instances, start.instances) != start.instances)
+        changed |= (labels.instances > 0) & (continued(labels.instances, start.instances) != start.instances)
     return int(np.count_nonzero(changed & ~labels.ignore))
 
 
-def _continued(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-    """Return, for each voxel, the object of the start that its object continues; -1 for new objects."""
+def continued(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return, for each voxel, the object of the start that its object continues (uint32 zyx both); -1 for new objects."""
     both = (ids > 0) & (start > 0)
     pairs, shared = np.unique(np.stack([ids[both], start[both]]), axis=1, return_counts=True)
     known, index = np.unique(ids, return_inverse=True)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg import volumes
-from rescueseg.annotation.labels import IGNORE, starting_labels, submit_labels
+from rescueseg.annotation.labels import starting_patch, submit_labels
+from rescueseg.annotation.patch_labels import IGNORE, PatchLabels, corrected_voxels
 from rescueseg.annotation.records import Lease, NewTicket
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
@@ -32,6 +33,10 @@ class AnnotatorOptions:
         Typical displacement of boundaries, in voxels; neighbouring voxels move together.
     missed_objects : float
         Probability with which a connected object is not drawn at all.
+    grown_voxels : int
+        How far every object is drawn too large.
+    smallest_voxels : int
+        Connected objects of fewer voxels are overlooked.
     seconds_per_voxel : float
         Working time per voxel that differs from the mask the annotator started from.
     seconds_per_patch : float
@@ -42,6 +47,8 @@ class AnnotatorOptions:
 
     jitter_voxels: float = 0.0
     missed_objects: float = 0.0
+    grown_voxels: int = 0
+    smallest_voxels: int = 0
     seconds_per_voxel: float = 0.002
     seconds_per_patch: float = 10.0
     abandoned: float = 0.0
@@ -51,6 +58,7 @@ class SimulatedAnnotator:
     """Works through the queue of a campaign whose volumes came with truth.
 
     What it draws depends on the campaign's seed and the ticket alone: a killed and repeated run hands in the same.
+    Where objects are numbered, they are the connected parts of what it draws.
 
     Parameters
     ----------
@@ -97,9 +105,10 @@ class SimulatedAnnotator:
 
     def annotate(self, lease: Lease) -> None:
         """Draw the labels of one leased ticket and hand them in."""
-        labels = self.draw(lease.ticket)
-        start = starting_labels(self.campaign, lease)
-        corrected = int(np.count_nonzero((labels != start) & (labels != IGNORE)))
+        drawn = self.draw(lease.ticket)
+        numbered = self.campaign.config.annotation.labels == "instance"
+        labels = PatchLabels.of_components(drawn) if numbered else PatchLabels(drawn)
+        corrected = corrected_voxels(labels, starting_patch(self.campaign, lease))
         seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
         submit_labels(self.campaign, self.store, lease, self.name, labels, "simulated", seconds)
 
@@ -123,6 +132,10 @@ class SimulatedAnnotator:
             labels = miss_objects(labels, self.options.missed_objects, rng)
         if self.options.jitter_voxels:
             labels = jitter_boundaries(labels, self.options.jitter_voxels, rng)
+        if self.options.smallest_voxels:
+            labels = overlook_small(labels, self.options.smallest_voxels)
+        if self.options.grown_voxels:
+            labels = grow(labels, self.options.grown_voxels)
         return labels
 
     def _abandons(self, lease: Lease) -> bool:
@@ -155,6 +168,42 @@ def miss_objects(labels: Labels, probability: float, rng: np.random.Generator) -
         missed = np.concatenate([[False], rng.random(count) < probability])
         kept[missed[objects]] = 0
     return kept
+
+
+def overlook_small(labels: Labels, voxels: int) -> Labels:
+    """Return the labels without the connected objects of fewer voxels.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Not changed.
+    voxels : int
+        The smallest size that is seen.
+    """
+    kept = labels.copy()
+    for value in np.unique(labels[(labels > 0) & (labels != IGNORE)]):
+        objects, _ = ndimage.label(labels == value)
+        small = np.bincount(objects.ravel()) < voxels
+        small[0] = False
+        kept[small[objects]] = 0
+    return kept
+
+
+def grow(labels: Labels, voxels: int) -> Labels:
+    """Return the labels with every class grown into the background.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Not changed; what is 255 stays, and of two classes that meet the nearer one gets a voxel.
+    voxels : int
+        How far, in voxels along each axis and diagonal.
+    """
+    drawn = (labels > 0) & (labels != IGNORE)
+    if not drawn.any():
+        return labels.copy()
+    distance, nearest = ndimage.distance_transform_cdt(~drawn, "chessboard", return_indices=True)
+    return np.where((labels == 0) & (distance <= voxels), labels[tuple(nearest)], labels)
 
 
 def jitter_boundaries(labels: Labels, voxels: float, rng: np.random.Generator) -> Labels:

@@ -135,7 +135,10 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
     assert open_queue(filled).annotations("a") == []
 
 
-@pytest.mark.parametrize("command", ["status", "next", "submit", "skip", "release", "accept", "reject", "history"])
+@pytest.mark.parametrize(
+    "command",
+    ["status", "next", "submit", "skip", "release", "review", "accept", "reject", "fix", "agreement", "effort", "history"],
+)
 def test_help_has_an_example(command: str) -> None:
     assert f"rescueseg queue {command}" in queue(command, "--help")
 
