@@ -17,7 +17,6 @@ from rescueseg.annotation.arguments import (
 from rescueseg.annotation.desks import desk_for
 from rescueseg.annotation.file_commands import confirm
 from rescueseg.annotation.formats import Frame, read_labels
-from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.store import QueueStore, open_queue, utc_now
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError, QueueError
@@ -78,6 +77,8 @@ def accept(
     if consensus and version is not None:
         raise ConfigError("a consensus is no version yet", todo="Give --version or --consensus, not both")
     if consensus:
+        from rescueseg.annotation.local_desk import LocalDesk
+
         confirm(LocalDesk(*_open(campaign), annotator).accept_consensus(ticket))
         return
     confirm(desk_for(campaign, annotator).accept(ticket, version))

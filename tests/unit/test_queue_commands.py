@@ -137,7 +137,20 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "next", "submit", "skip", "release", "review", "accept", "reject", "fix", "agreement", "effort", "history"],
+    [
+        "status",
+        "next",
+        "submit",
+        "skip",
+        "release",
+        "review",
+        "accept",
+        "reject",
+        "fix",
+        "agreement",
+        "effort",
+        "history",
+    ],
 )
 def test_help_has_an_example(command: str) -> None:
     assert f"rescueseg queue {command}" in queue(command, "--help")
