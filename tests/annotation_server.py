@@ -1,4 +1,4 @@
-"""A real annotation server in a process of its own."""
+"""A small campaign for the annotation server, and the real server in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import tifffile
+
+from rescueseg import volumes
+from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.campaign import Campaign
+from rescueseg.geometry import Box
 from rescueseg.processes import stop_tree
 
 ROOT = Path(__file__).parents[1]
+BOX = Box((2, 3, 4), (3, 4, 5))
+SPACING = (0.4, 0.2, 0.1)
+IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
+HERE = "http://127.0.0.1:8642"
+
+
+def fill(campaign: Campaign) -> Campaign:
+    """Give a campaign a volume and two tickets, `a` and then `b`."""
+    source = Path(campaign.url).with_name("raw.tif")
+    tifffile.imwrite(source, IMAGE)
+    volumes.import_volume(campaign, str(source), volume_id="v", spacing=SPACING)
+    boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
+    tickets = [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]
+    open_queue(campaign).add_tickets(tickets)
+    return campaign
 
 
 def start_server(url: str, *options: str) -> tuple[subprocess.Popen[str], str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,8 +22,20 @@ from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
 
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_HEAD_BYTES = 10_000
+_LENGTHS = {b"\x93NUMPY\1\0": 2, b"\x93NUMPY\2\0": 4}
+"""Bytes of the header's length by what an npy file begins with."""
+_HEAD_BYTES = 512
+_HEAD = re.compile(
+    rb"\{'descr': '([<>|=]?(?:b1|[iu][1248]|f[248]))', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,12}, ?)*(?:\d{1,12})?)\),? *\}\s*"
+)
+"""An npy header of plain numbers: nothing of it is evaluated."""
 _MEMBERS = 16
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What parsers raise on files that somebody damaged, by accident or not."""
 _ABOUT = "about"
 _NOISY = 2
 """Arrays of items this large or larger are images and floats, which deflate slowly and to little gain."""
@@ -69,6 +83,8 @@ def unpack(file: IO[bytes], limit: int) -> tuple[dict[str, npt.NDArray[Any]], An
             members = archive.infolist()
             if len(members) > _MEMBERS:
                 raise ValueError(f"it holds {len(members)} arrays")
+            if sum(member.compress_size for member in members) > file.seek(0, io.SEEK_END):
+                raise ValueError("its directory does not fit it")
             arrays: dict[str, npt.NDArray[Any]] = {}
             for member in members:
                 name = member.filename.removesuffix(".npy")
@@ -77,25 +93,34 @@ def unpack(file: IO[bytes], limit: int) -> tuple[dict[str, npt.NDArray[Any]], An
                 arrays[name] = _read_member(archive, member, limit - sum(a.nbytes for a in arrays.values()))
             about = arrays.pop(_ABOUT, None)
             return arrays, None if about is None else json.loads(about.tobytes())
-    except (ValueError, EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise LabelError(f"the npz cannot be read: {error}", todo="Save the labels again with numpy.savez") from error
+    except DAMAGED as error:
+        todo = "Save the labels again with numpy.savez"
+        raise LabelError(f"the npz cannot be read: {brief(error)}", todo=todo) from error
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind."""
+    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: int) -> npt.NDArray[Any]:
     """Read one array; its size is known from its header before anything of it is inflated."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"npy version {version} is unknown")
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file, max_header_size=_HEAD_BYTES)
-        if dtype.kind not in "buif":
-            raise ValueError(f"an array of {dtype.str} holds no numbers")
+        magic = file.read(8)
+        length = file.read(_LENGTHS.get(magic, 0))
+        size = int.from_bytes(length, "little")
+        found = _HEAD.fullmatch(file.read(size)) if length and size <= _HEAD_BYTES else None
+        if found is None:
+            raise ValueError("it holds something else than an array of numbers")
+        dtype, fortran = np.dtype(found[1].decode()), found[2] == b"True"
+        shape = tuple(int(n) for n in found[3].decode().replace(",", " ").split())
         expected = math.prod(shape) * dtype.itemsize
-        if min(shape, default=1) < 0 or expected > room:
+        if expected > room:
             raise ValueError(f"an array of shape {shape} and type {dtype.str} is larger than its patch allows")
-        data = file.read(expected)
-        if len(data) != expected or file.read(1):
+        if member.file_size != len(magic) + len(length) + size + expected:
+            raise ValueError("an array is shorter or longer than its header says")
+        data = file.read(expected + 1)
+        if len(data) != expected:
             raise ValueError("an array is shorter or longer than its header says")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-import tifffile
 from fastapi.testclient import TestClient
 
-from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import pack_labels
@@ -24,22 +20,12 @@ from rescueseg.annotation.server import access
 from rescueseg.annotation.server.app import create_app
 from rescueseg.campaign import Campaign
 from rescueseg.errors import AccessError, UnknownTokenError
-from rescueseg.geometry import Box
-
-BOX = Box((2, 3, 4), (3, 4, 5))
-SPACING = (0.4, 0.2, 0.1)
-IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
-HERE = "http://127.0.0.1:8642"
+from tests.annotation_server import BOX, HERE, IMAGE, SPACING, fill
 
 
 @pytest.fixture
-def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
-    tifffile.imwrite(tmp_path / "raw.tif", IMAGE)
-    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=SPACING)
-    boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
-    tickets = [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]
-    open_queue(campaign).add_tickets(tickets)
-    return campaign
+def filled(campaign: Campaign) -> Campaign:
+    return fill(campaign)
 
 
 @pytest.fixture

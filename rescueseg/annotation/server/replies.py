@@ -44,6 +44,7 @@ def reply_to(error: errors.RescuesegError, status: int | None = None) -> JSONRes
 
 
 _MEANING = {
+    400: "The body is no JSON",
     401: "A token is needed, or this one is not known",
     403: "Not yours, or not within your role",
     404: "There is no such ticket or lease",
@@ -58,4 +59,4 @@ _MEANING = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries of the errors that a route may answer with, those of every route included."""
-    return {n: {"model": ErrorReply, "description": _MEANING[n]} for n in sorted({401, 403, 422, *statuses})}
+    return {n: {"model": ErrorReply, "description": _MEANING[n]} for n in sorted({400, 401, 403, 422, *statuses})}

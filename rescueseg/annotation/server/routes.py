@@ -101,14 +101,13 @@ def granted(office: Service, lease: Lease) -> GrantedLease:
 
 
 class _File(Response):
-    """Bytes of a file."""
+    """Bytes of a file, saved under a name where one is given."""
 
-    media_type = "application/octet-stream"
+    media_type = None  # else OpenAPI would say that errors come as files too
 
-    @classmethod
-    def named(cls, content: bytes, name: str) -> _File:
-        """Return bytes that a browser saves under a name."""
-        return cls(content, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    def __init__(self, content: bytes, name: str = "", status_code: int = 200) -> None:
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'} if name else None
+        super().__init__(content, status_code, headers, "application/octet-stream")
 
 
 def _file(description: str, *errors: int) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _part(found: PatchView, part: str, area: str) -> _File:
     elif part != "start" and area == "patch":
         voxels = voxels[(..., *found.inside.slices)]
     name = f"{found.ticket.ticket_id}_{part}.nii.gz"
-    return _File.named(nifti_bytes(voxels, found.spacing_um_zyx, box.offset_zyx), name)
+    return _File(nifti_bytes(voxels, found.spacing_um_zyx, box.offset_zyx), name)
 
 
 def _in_context(found: PatchView, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -323,7 +322,7 @@ def version_nifti(office: At, desk: Reviewing, ticket: Reviewed, version: Versio
     labels = desk.version_labels(ticket.ticket_id, version)
     spacing = office.campaign.volume(ticket.volume_id).spacing_um_zyx
     voxels = labels.classes if labels.instances is None else labels.instances
-    return _File.named(nifti_bytes(voxels, spacing, ticket.box.offset_zyx), f"{ticket.ticket_id}_v{version}.nii.gz")
+    return _File(nifti_bytes(voxels, spacing, ticket.box.offset_zyx), f"{ticket.ticket_id}_v{version}.nii.gz")
 
 
 @router.post("/tickets/{ticket_id}/accept", summary="Accept a version", tags=["review"], responses=documented(404, 409))

@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from rescueseg.annotation.formats.space import affine_mm
-from rescueseg.annotation.packing import labels_of, unpack
+from rescueseg.annotation.packing import DAMAGED, brief, labels_of, unpack
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import TicketRecord
 from rescueseg.errors import LabelError, RescuesegError
@@ -79,7 +79,7 @@ async def receive(request: Request, limit: int) -> AsyncIterator[dict[str, IO[by
             form = await MultiPartParser(request.headers, chunks(), max_files=2, max_fields=8).parse()
         except (MultiPartException, KeyError, ValueError) as error:
             todo = "Send one file in the field 'labels'"
-            raise RefusedError(422, LabelError(f"the form cannot be read: {error}", todo=todo)) from error
+            raise RefusedError(422, LabelError(f"the form cannot be read: {brief(error)}", todo=todo)) from error
         try:
             yield {name: part.file for name, part in form.multi_items() if isinstance(part, UploadFile)}
         finally:
@@ -161,8 +161,8 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
     """
     nibabel = _nibabel()
     damaged = (
-        OSError, EOFError, ValueError, zlib.error, OverflowError, KeyError, np.linalg.LinAlgError,
-        nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError,
+        *DAMAGED, nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError,
+        nibabel.orientations.OrientationError,
     )  # fmt: skip
     try:
         data = _inflated(file, upload_limit(box.size))
@@ -172,11 +172,15 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
         _check_head(header, len(data), box)
         nifti = nibabel.Nifti1Image.from_bytes(data)
         if header["sform_code"] or header["qform_code"]:
+            if not np.isfinite(nifti.affine).all() or not np.linalg.det(nifti.affine[:3, :3]):
+                raise ValueError("they have no place in space")
             nifti = nibabel.as_closest_canonical(nifti)
             _check_place(nifti, box, spacing_um_zyx)
         voxels: npt.NDArray[Any] = np.asarray(nifti.dataobj)
     except damaged as error:
-        raise LabelError(f"the labels cannot be read: {error}", todo="Save them again, as NIfTI or npz") from error
+        raise LabelError(
+            f"the labels cannot be read: {brief(error)}", todo="Save them again, as NIfTI or npz"
+        ) from error
     array: npt.NDArray[Any] = voxels.reshape(voxels.shape[:3]).T
     if array.shape != box.shape_zyx:
         raise _other_shape(array.shape, box)
@@ -196,10 +200,13 @@ def _inflated(file: IO[bytes], limit: int) -> bytes:
     file.seek(0)
     if head != b"\x1f\x8b":
         return file.read()
-    with gzip.GzipFile(fileobj=file, mode="rb") as inside:
-        data = inside.read(limit + 1)
+    try:
+        with gzip.GzipFile(fileobj=file, mode="rb") as inside:
+            data = inside.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError("the gzip is damaged or cut short") from error
     if len(data) > limit:
-        raise ValueError("inflated, it is larger than its patch allows")
+        raise ValueError("they inflate to more than their patch allows")
     return data
 
 
@@ -231,19 +238,13 @@ def _check_place(nifti: Any, box: Box, spacing_um_zyx: Spacing) -> None:
     expected = affine_mm(spacing_um_zyx, box.offset_zyx)
     last = np.array(box.shape_zyx[::-1]) - 1.0
     corners = np.array([[0.0, 0.0, 0.0], [*last], [last[0], 0.0, 0.0], [0.0, last[1], 0.0]])
-    with np.errstate(all="ignore"):
-        there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, nifti.affine).T
-    if not np.all(np.abs(there[:, :3] - corners) <= 0.1):
-        first = np.asarray(nifti.affine, float)[:3, 3]
-        wanted = expected[:3, 3]
+    there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, nifti.affine).T
+    off = float(np.abs(there[:, :3] - corners).max())
+    if off > 0.1:
         raise LabelError(
-            f"the mask begins at {_mm(first)} mm (x, y, z) with another grid or place than its patch at {_mm(wanted)} mm",
+            f"the mask lies up to {off:.3g} voxels away from its patch",
             todo="Hand in the mask of this patch, with the spacing and origin of its image",
         )
-
-
-def _mm(point: npt.NDArray[np.float64]) -> str:
-    return ", ".join(f"{value:.6g}" for value in point)
 
 
 def nifti_bytes(voxels: npt.NDArray[Any], spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int]) -> bytes:
