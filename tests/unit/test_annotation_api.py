@@ -42,6 +42,8 @@ def answered(case: Any) -> None:
         ids["ticket_id"] = "a"
     response = case.call(base_url=HERE, headers={"Authorization": f"Bearer {case.operation.app.state.token}"})
     assert response.status_code < 500, response.text
+    if not case.operation.path.startswith("/api/"):
+        return  # MONAI Label's own API, whose answers its clients decide
     # no schema describes labels of this very patch; and in a query, whatever is no text becomes text
     unknown = [positive_data_acceptance, negative_data_rejection] if case.operation.body else [negative_data_rejection]
     case.validate_response(response, excluded_checks=unknown)
