@@ -8,6 +8,8 @@ DATASET ?=
 DATA_DIR ?=
 GENERATIONS ?= 3
 OUT ?= demo
+# a trainer, such as nnunet; the campaign's default when empty
+TRAINER ?=
 # settings of the campaign, such as SETTINGS="training.iterations=100 query.strategy=bald"
 SETTINGS ?=
 
@@ -28,8 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip uninstall --quiet --yes argparse unittest2 traceback2 linecache2
 	touch $@
 
-demo: install  ## three generations of active learning on one volume: make demo [DATASET=… DATA_DIR=… OUT=… GENERATIONS=… SETTINGS=…]
-	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') $(foreach s,$(SETTINGS),--set '$(s)')
+demo: install  ## three generations of active learning on one volume: make demo [DATASET=… DATA_DIR=… OUT=… GENERATIONS=… TRAINER=… SETTINGS=…]
+	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') $(if $(TRAINER),--set 'training.trainer=$(TRAINER)') $(foreach s,$(SETTINGS),--set '$(s)')
 
 test: install  ## the tests that run in under 15 minutes
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile

@@ -15,6 +15,7 @@ FLOWS = {
     "generation": "flows.generation:generation",
     "active-learning": "flows.active_learning:active_learning",
     "infer-volume": "flows.infer_volume:infer_volume",
+    "train": "flows.train:train",
     "triage": "flows.triage:triage",
 }
 """Flows by the name that Prefect shows."""

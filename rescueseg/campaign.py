@@ -54,6 +54,7 @@ _PARTS = (
         "weak_labels",
         "annotations",
         "generations",
+        "trainings",
         "reports",
         "tokens",
         "image_key",
@@ -365,9 +366,16 @@ class Campaign:
         """Return the numbers of the generations begun."""
         return [int(name) for name in self.storage.list("generations") if name.isdigit()]
 
+    def training_path(self, name: str, *parts: str) -> str:
+        """Return a path inside the folder of a training outside the loop, below the campaign."""
+        return "/".join(("trainings", check_id(name, "training"), *parts))
+
     def work_folder(self, generation: int) -> Path:
-        """Return the local folder of a generation's training; beside the system's temporary files for a remote campaign."""
-        relative = self.generation_path(generation, "training")
+        """Return the local folder of a generation's training; see `local_folder`."""
+        return self.local_folder(self.generation_path(generation, "training"))
+
+    def local_folder(self, relative: str) -> Path:
+        """Return a local folder for a path below the campaign; beside the system's temporary files for a remote one."""
         if self.storage.is_local:
             return Path(self.storage.path(relative))
         return Path(tempfile.gettempdir(), f"rescueseg-{digest_json(self.url)[:16]}", relative)

@@ -20,6 +20,7 @@ from rescueseg.errors import ConfigError
 from rescueseg.judging import compare, evaluate
 from rescueseg.progress import shown_progress
 from rescueseg.records import LabelType
+from rescueseg.training.command import train
 from rescueseg.triage.command import triage
 
 console = Console()
@@ -39,6 +40,7 @@ app.add_typer(queue_app, name="queue")
 app.add_typer(token_app, name="token")
 app.command(epilog="Example: rescueseg serve liver")(serve)
 app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
+app.command(epilog="Example: rescueseg train liver --trainer nnunet --dry-run")(train)
 app.command(epilog="Example: rescueseg evaluate liver --generation 3 --json scores.json")(evaluate)
 app.command(epilog="Example: rescueseg compare liver 2 3 --json differences.json")(compare)
 app.command(epilog="Example: rescueseg annotate liver --annotator anna")(annotate)

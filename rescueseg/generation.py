@@ -23,7 +23,7 @@ from rescueseg.annotation.ledger import HeldLock
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError, QueueError, TrainingError
-from rescueseg.records import ModelReference
+from rescueseg.records import ModelReference, Snapshot
 from rescueseg.seeds import random_generator
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[]
 def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     """Write the generation's immutable training set from the accepted annotations; see `rescueseg.snapshot`."""
     from rescueseg import snapshot
+    from rescueseg.triage import freeze_choice
 
     def work() -> Any:
         campaign.settle_domains()
@@ -199,6 +200,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
             "annotation_seconds": round(sum(a.seconds for a in new), 1),
         }
         campaign.finish_stage(generation, "effort", effort)
+        freeze_choice(campaign, generation)
         return snapshot.make_snapshot(campaign, generation, accepted).to_json()
 
     done = run_stage(campaign, generation, "snapshot", work)
@@ -227,33 +229,84 @@ def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[
 
 
 def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
-    from rescueseg.inference.predictor import resolve_device
-    from rescueseg.training import TrainingRequest, get_trainer
     from rescueseg.triage import trainer_name
 
     training_set = campaign.snapshot(generation)
     if training_set is None:
         raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
-    previous = campaign.model(generation - 1) if generation and campaign.config.training.warm_start else None
-    folder = campaign.generation_path(generation, "model")
-    trainer = get_trainer(trainer_name(campaign))
+    return train_snapshot(
+        campaign,
+        training_set,
+        trainer_name(campaign, generation),
+        seed=_seed(campaign, generation, "training"),
+        work_dir=campaign.work_folder(generation),
+        folder=campaign.generation_path(generation, "model"),
+        progress=partial(_note_step, campaign, generation, progress),
+    )
+
+
+def train_snapshot(
+    campaign: Campaign,
+    training_set: Snapshot,
+    name: str,
+    *,
+    seed: int,
+    work_dir: Path,
+    folder: str,
+    progress: Callable[[int, Mapping[str, float]], None],
+) -> dict[str, Any]:
+    """Train on a snapshot and store the model in the campaign.
+
+    With ``training.warm_start`` the model of the generation before is where it starts, if the same trainer made it.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    training_set : Snapshot
+        What is trained on.
+    name : str
+        The trainer's.
+    seed : int
+        Every random number follows from it.
+    work_dir : Path
+        Local folder of checkpoints; a rerun with the same one resumes.
+    folder : str
+        Where the model goes, below the campaign.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Returns
+    -------
+    dict
+        Reference to the model, steps, losses and warnings, JSON-ready.
+    """
+    from rescueseg.inference.predictor import resolve_device
+    from rescueseg.training import TrainingRequest, get_trainer
+
+    trainer, number = get_trainer(name), training_set.generation
+    warnings: list[str] = []
+    previous = campaign.model(number - 1) if number and campaign.config.training.warm_start else None
+    if previous is not None and previous.trainer != name:
+        warnings = [f"trained from scratch: generation {number - 1} was made by another trainer, {previous.trainer}"]
+        previous = None
     request = TrainingRequest(
         campaign=campaign,
         snapshot=training_set,
-        work_dir=campaign.work_folder(generation),
-        seed=_seed(campaign, generation, "training"),
-        warm_start=_local_copy(campaign, previous) if previous else None,
+        work_dir=work_dir,
+        seed=seed,
+        warm_start=_local_copy(campaign, previous, work_dir) if previous else None,
         device=resolve_device("auto"),
     )
-    model = trainer.train(request, partial(_note_step, campaign, generation, progress))
+    model = trainer.train(request, progress)
     for file in sorted(model.path.iterdir()):
         campaign.storage.write_bytes(f"{folder}/{file.name}", file.read_bytes())
-    reference = ModelReference(generation=generation, trainer=trainer.name, path=folder, digest=model.digest)
+    reference = ModelReference(generation=number, trainer=trainer.name, path=folder, digest=model.digest)
     return {
         "model": reference.to_json(),
         "iterations": model.iterations,
         "losses": [dict(entry) for entry in model.losses],
-        "warnings": list(model.warnings),
+        "warnings": [*warnings, *model.warnings],
     }
 
 
@@ -269,9 +322,9 @@ def _note_step(
     progress(step, metrics)
 
 
-def _local_copy(campaign: Campaign, model: ModelReference) -> Path:
+def _local_copy(campaign: Campaign, model: ModelReference, work_dir: Path) -> Path:
     """Copy a committed model to this machine's disk: the one that trained it may be another."""
-    folder = campaign.work_folder(model.generation + 1) / "warm-start"
+    folder = work_dir / "warm-start"
     folder.mkdir(parents=True, exist_ok=True)
     for name in campaign.storage.list(model.path):
         (folder / name).write_bytes(campaign.storage.read_bytes(f"{model.path}/{name}"))

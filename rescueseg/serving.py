@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ SPEAK_SECONDS = 20.0
 """How often progress is told where no terminal shows it live."""
 
 
-def run_flow(campaign: Campaign, flow: str, parameters: Mapping[str, Any], console: Console) -> Any:
+def run_flow(
+    campaign: Campaign,
+    flow: str,
+    parameters: Mapping[str, Any],
+    console: Console,
+    progress: Callable[[], str] | None = None,
+) -> Any:
     """Run a flow to its end and show the stages as they finish; servers are started when none run.
 
     Parameters
@@ -36,6 +42,8 @@ def run_flow(campaign: Campaign, flow: str, parameters: Mapping[str, Any], conso
         JSON-ready.
     console : rich.console.Console
         Where progress is shown.
+    progress : callable, optional
+        Says how far the flow is; the running stage of the last generation when omitted.
 
     Returns
     -------
@@ -52,11 +60,16 @@ def run_flow(campaign: Campaign, flow: str, parameters: Mapping[str, Any], conso
         exit_on_sigterm(),
         connect(campaign.services_folder, campaign.tracking_uri, campaign.config.tracking.mlflow_uri) as environment,
     ):
-        return watch_flow(campaign, flow, parameters, environment, console)
+        return watch_flow(campaign, flow, parameters, environment, console, progress)
 
 
 def watch_flow(
-    campaign: Campaign, flow: str, parameters: Mapping[str, Any], environment: Mapping[str, str], console: Console
+    campaign: Campaign,
+    flow: str,
+    parameters: Mapping[str, Any],
+    environment: Mapping[str, str],
+    console: Console,
+    progress: Callable[[], str] | None = None,
 ) -> Any:
     """Run a flow against servers that run already; see `run_flow`."""
     log = campaign.services_folder / f"{flow}.log"
@@ -82,7 +95,7 @@ def watch_flow(
                     if (generation, stage, seconds) not in seen:
                         seen.add((generation, stage, seconds))
                         console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
-                now = _progress(campaign)
+                now = progress() if progress else _progress(campaign)
                 shown.update(f"running {flow}{now}; log: {log}")
                 if not console.is_terminal and now and time.monotonic() - spoken > SPEAK_SECONDS:
                     spoken = time.monotonic()

@@ -127,7 +127,7 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     from rescueseg.query import choose_patches, score_candidates
     from rescueseg.triage import query_strategy
 
-    config, strategy = campaign.config, query_strategy(campaign)
+    config, strategy = campaign.config, query_strategy(campaign, generation)
     occupied: dict[str, list[Box]] = defaultdict(list)
     for ticket in store.tickets(purpose="pool"):
         if ticket.generation <= generation:

@@ -166,6 +166,11 @@ class Tracker:
         tags = {GENERATION: str(generation), MLFLOW_PARENT_RUN_ID: self.generation_run(generation)}
         return self._run(f"generation/{generation}/{stage}", stage, tags | {"rescueseg.stage": stage})
 
+    @_service
+    def training_run(self, name: str) -> str:
+        """Return the id of the run of a training outside the loop."""
+        return self._run(f"training/{name}", f"training {name}", {})
+
     def _run(self, key: str, name: str, tags: dict[str, str]) -> str:
         if key not in self._runs:
             found = self.client.search_runs([self._experiment[0]], filter_string=f"tags.`{KEY}` = '{key}'")
@@ -285,10 +290,17 @@ class Tracker:
 
         A server that cannot be reached costs the points, not the training: it is said once per call as a warning.
         """
+        self._live(lambda: self.stage_run(generation, stage), stage, step, values)
+
+    def live_training(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Add points to the curves of a training outside the loop while it runs; see `live_metric`."""
+        self._live(lambda: self.training_run(name), name, step, values)
+
+    def _live(self, run: Callable[[], str], what: str, step: int, values: Mapping[str, float]) -> None:
         try:
-            self.log_metrics(self.stage_run(generation, stage), step, values)
+            self.log_metrics(run(), step, values)
         except ServiceError as error:
-            warnings.warn(f"step {step} is missing from MLflow's {stage} curves: {error}", stacklevel=2)
+            warnings.warn(f"step {step} is missing from MLflow's {what} curves: {error}", stacklevel=3)
 
     @_service
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:

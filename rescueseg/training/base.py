@@ -10,6 +10,7 @@ from typing import Protocol
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import TrainingError
+from rescueseg.geometry import ZYX
 from rescueseg.records import Snapshot
 from rescueseg.snapshot import guard
 
@@ -107,6 +108,31 @@ class TrainedModel:
     seconds: float
     losses: tuple[dict[str, float], ...]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a training would be, told without beginning it.
+
+    Parameters
+    ----------
+    cases : int
+        Annotated patches.
+    window_zyx : tuple of int, optional
+        Training window in voxels of the working spacing; None where the trainer chooses it from the images.
+    steps : int
+        Optimiser steps, over all networks.
+    networks : int
+        Networks of the ensemble.
+    folds : str
+        What each network trains on, for people.
+    """
+
+    cases: int
+    window_zyx: ZYX | None
+    steps: int
+    networks: int
+    folds: str
 
 
 class Trainer(Protocol):

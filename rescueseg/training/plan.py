@@ -16,6 +16,7 @@ from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, zyx
 from rescueseg.records import Record, Snapshot
+from rescueseg.training.base import Outline
 
 _POOL_RATIO = 1.5
 _KERNEL_RATIO = 2.5
@@ -294,6 +295,21 @@ def make_plan(
         if topology
         else None,
     )
+
+
+def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+    """Say what a training of the U-Net on a snapshot would be; no image is read. Raises as `survey` does."""
+    config, found = campaign.config.training, survey(campaign, snapshot)
+    plan = make_plan(
+        config,
+        in_channels=found.in_channels,
+        n_classes=snapshot.n_classes,
+        spacing_um_zyx=found.spacing_um_zyx,
+        volume_zyx=found.volume_zyx,
+        field_zyx=found.field_zyx,
+    )
+    steps = plan.iterations * plan.members
+    return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")
 
 
 def cosine_rate(peak: float, step: int, iterations: int) -> float:

@@ -7,27 +7,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from rescueseg.errors import ConfigError
-from rescueseg.training.base import Trainer
+from rescueseg.training.base import Outline, Trainer
 
 if TYPE_CHECKING:
     from rescueseg.campaign import Campaign
     from rescueseg.config import InferenceConfig
     from rescueseg.inference.predictor import Predictor
-    from rescueseg.records import ModelReference
+    from rescueseg.records import ModelReference, Snapshot
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a trainer lives: a module with a class and with a `load_predictor` function."""
+    """Where a trainer lives: a module with a class and with a `load_predictor` function.
+
+    Parameters
+    ----------
+    module, trainer : str
+        The module, and the class in it.
+    plan : str
+        Module with a function `outline`, which imports no torch.
+    """
 
     module: str
     trainer: str
+    plan: str = "rescueseg.training.plan"
 
 
 TRAINERS: dict[str, Entry] = {
     "monai_unet": Entry("rescueseg.training.monai_unet", "MonaiUNetTrainer"),
     "monai_unet_topology": Entry("rescueseg.training.monai_unet", "MonaiUNetTopologyTrainer"),
-    "nnunet": Entry("rescueseg.training.nnunet.trainer", "NnUNetTrainer"),
+    "nnunet": Entry("rescueseg.training.nnunet.trainer", "NnUNetTrainer", "rescueseg.training.nnunet.plan"),
 }
 """A new trainer is one more line here; `tests/contracts/test_trainer.py` then runs on it."""
 
@@ -50,6 +59,19 @@ def get_trainer(name: str) -> Trainer:
     """
     entry = _entry(name)
     return cast(Trainer, getattr(importlib.import_module(entry.module), entry.trainer)())
+
+
+def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
+    """Say what a training would be, without beginning it and without torch.
+
+    Raises
+    ------
+    ConfigError
+        If there is no trainer of that name.
+    TrainingError
+        If the snapshot cannot be trained on.
+    """
+    return cast(Outline, importlib.import_module(_entry(name).plan).outline(campaign, snapshot))
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:

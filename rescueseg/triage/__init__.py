@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from rescueseg.campaign import Campaign
 
-__all__ = ["DEFAULT_STRATEGY", "DEFAULT_TRAINER", "query_strategy", "trainer_name"]
+__all__ = ["DEFAULT_STRATEGY", "DEFAULT_TRAINER", "freeze_choice", "query_strategy", "trainer_name"]
 
 DEFAULT_TRAINER = "monai_unet"
 DEFAULT_STRATEGY = "clasp_entropy"
 
 
-def trainer_name(campaign: Campaign) -> str:
-    """Return the trainer of a campaign: a person's choice, else the triage's, else the MONAI U-Net."""
+def trainer_name(campaign: Campaign, generation: int | None = None) -> str:
+    """Return the trainer of a campaign: a person's choice, else the triage's, else the MONAI U-Net.
+
+    With a generation, the one that was frozen with its snapshot.
+    """
+    return _frozen(campaign, generation, "trainer") or _trainer_now(campaign)
+
+
+def query_strategy(campaign: Campaign, generation: int | None = None) -> str:
+    """Return the query strategy of a campaign: a person's choice, else the triage's, else `clasp_entropy`.
+
+    With a generation, the one that was frozen with its snapshot.
+    """
+    return _frozen(campaign, generation, "strategy") or _strategy_now(campaign)
+
+
+def freeze_choice(campaign: Campaign, generation: int) -> None:
+    """Write down trainer and query strategy of a generation: a triage while it runs changes the next one only."""
+    choice = {"trainer": _trainer_now(campaign), "strategy": _strategy_now(campaign)}
+    campaign.finish_stage(generation, "choice", choice)
+
+
+def _frozen(campaign: Campaign, generation: int | None, what: str) -> str:
+    """Return what was frozen; empty before it was, and in generations begun before that was kept."""
+    choice = None if generation is None else campaign.stage_result(generation, "choice")
+    return str(choice[what]) if choice else ""
+
+
+def _trainer_now(campaign: Campaign) -> str:
     chosen = campaign.config.training.trainer
     if chosen != "auto":
         return chosen
@@ -19,8 +46,7 @@ def trainer_name(campaign: Campaign) -> str:
     return str(result["trainer"]) if result else DEFAULT_TRAINER
 
 
-def query_strategy(campaign: Campaign) -> str:
-    """Return the query strategy of a campaign: a person's choice, else the triage's, else `clasp_entropy`."""
+def _strategy_now(campaign: Campaign) -> str:
     chosen = campaign.config.query.strategy
     if chosen != "auto":
         return chosen

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.geometry import Box
-from rescueseg.training.nnunet.dataset import Case, write_dataset
-from rescueseg.training.nnunet.folds import choose_folds, group_cases
+from rescueseg.training.nnunet.dataset import write_dataset
+from rescueseg.training.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.training.nnunet.plan import NnUNetNetwork, NnUNetPlan
 from rescueseg.volumes import open_truth
 from tests.contracts.test_trainer import dice, train

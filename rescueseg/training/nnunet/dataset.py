@@ -11,32 +11,11 @@ import tifffile
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import TrainingError
-from rescueseg.geometry import Box, Spacing
+from rescueseg.geometry import Spacing
 from rescueseg.records import Snapshot
 from rescueseg.training.base import IGNORE
+from rescueseg.training.nnunet.folds import Case
 from rescueseg.training.patches import Item, load_item
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case of the dataset.
-
-    Parameters
-    ----------
-    name : str
-        As nnU-Net names it.
-    volume_id : str
-        Volume it was cut from.
-    box : Box
-        What was read of the volume.
-    labelled : int
-        Voxels that are not ignored.
-    """
-
-    name: str
-    volume_id: str
-    box: Box
-    labelled: int
 
 
 @dataclass(frozen=True)

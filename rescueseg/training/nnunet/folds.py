@@ -1,12 +1,35 @@
-"""Cross-validation folds that share no voxel: whole volumes, or guarded blocks of one volume."""
+"""Cross-validation folds that share no voxel: whole volumes, or guarded blocks of one volume. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rescueseg.training.nnunet.dataset import Case
+from rescueseg.geometry import Box
 
 _LEAST_GROUPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of the dataset.
+
+    Parameters
+    ----------
+    name : str
+        As nnU-Net names it.
+    volume_id : str
+        Volume it was cut from.
+    box : Box
+        What was read of the volume.
+    labelled : int
+        Voxels that are not ignored.
+    """
+
+    name: str
+    volume_id: str
+    box: Box
+    labelled: int
 
 
 def group_cases(cases: Sequence[Case]) -> list[list[Case]]:

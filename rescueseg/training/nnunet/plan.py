@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, zyx
 from rescueseg.records import Record, Snapshot
+from rescueseg.training.base import Outline
+from rescueseg.training.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.training.plan import PROFILES as WINDOWS
-from rescueseg.training.plan import Survey, round_up
+from rescueseg.training.plan import Survey, round_up, survey
 
 NAME = "nnunet"
 FORMAT = 1
@@ -211,15 +214,31 @@ def dropout(config: TrainingConfig) -> float:
     return PROFILES[config.profile].dropout if config.dropout is None else config.dropout
 
 
-def training_window(config: TrainingConfig, survey: Survey) -> ZYX | None:
+def training_window(config: TrainingConfig, found: Survey) -> ZYX | None:
     """Return the window to plan for, zyx; None to leave it to nnU-Net."""
     if config.window_zyx is not None or config.profile == "gpu":
         return config.window_zyx
-    return isotropic_shape(survey.spacing_um_zyx, WINDOWS[config.profile].window_voxels, survey.field_zyx)
+    return isotropic_shape(found.spacing_um_zyx, WINDOWS[config.profile].window_voxels, found.field_zyx)
 
 
-def inference_window(config: TrainingConfig, survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
+def inference_window(config: TrainingConfig, found: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
     """Return the default inference window: larger than the training window, within the smallest volume."""
     wanted = round(math.prod(window_zyx) * WINDOWS[config.profile].inference_scale)
-    larger = isotropic_shape(survey.spacing_um_zyx, wanted, survey.volume_zyx)
+    larger = isotropic_shape(found.spacing_um_zyx, wanted, found.volume_zyx)
     return round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
+
+
+def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+    """Say what a training of nnU-Net on a snapshot would be; no image is read. Raises as `survey` does."""
+    config, found = campaign.config.training, survey(campaign, snapshot)
+    window = training_window(config, found)
+    steps = (config.iterations or PROFILES[config.profile].iterations) * config.members
+    cases = [Case(i.ticket_id, i.volume_id, i.read_box, i.box.size) for i in snapshot.items]
+    folds = choose_folds(cases, config.members)
+    groups = len(group_cases(cases))
+    told = "every network trains on all patches"
+    if folds:
+        told = "cross-validation: " + ", ".join(f"{len(f['train'])} train and {len(f['val'])} validate" for f in folds)
+    elif config.members > 1:
+        told += f": {groups} groups that share no voxel are too few for {config.members} folds"
+    return Outline(len(cases), window, steps, config.members, told)

@@ -1,0 +1,36 @@
+"""A training outside the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from rescueseg import generation as stages
+from rescueseg import trainings
+from tasks.options import open_campaign
+from tasks.training import train_outside
+
+
+@flow(name="train", persist_result=True, result_serializer="json")
+def train(campaign_url: str, trainer: str = "", generation: int | None = None) -> Any:
+    """Train on accepted annotations beside the generations, or go on with it.
+
+    Parameters
+    ----------
+    campaign_url : str
+        The campaign.
+    trainer : str
+        Name of the trainer; the campaign's own when empty.
+    generation : int, optional
+        Generation whose snapshot is trained on; all that is accepted now when omitted.
+
+    Returns
+    -------
+    dict
+        Reference to the model.
+    """
+    campaign, store = open_campaign(campaign_url)
+    planned = trainings.plan(campaign, store, trainer, generation)
+    with stages.campaign_lock(campaign, store, name=planned.name):
+        return train_outside(campaign.url, planned.to_json())

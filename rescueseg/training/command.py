@@ -1,0 +1,65 @@
+"""`rescueseg train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rescueseg.campaign import Campaign
+
+console = Console()
+if not console.is_terminal:
+    console.width = 140
+
+
+def train(
+    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    generation: Annotated[
+        int, typer.Option(help="Generation whose snapshot is trained on; all that is accepted now when omitted.")
+    ] = -1,
+    trainer: Annotated[str, typer.Option(help="Trainer; the campaign's own when omitted.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and change nothing.")] = False,
+) -> None:
+    """Train a model outside the loop, on accepted annotations; generations, champion and queue stay as they are.
+
+    Killed and given again, it goes on from its last checkpoint.
+    """
+    from rescueseg import trainings
+    from rescueseg.annotation.store import open_queue
+    from rescueseg.serving import run_flow
+
+    opened = Campaign.open(campaign)
+    number = None if generation < 0 else generation
+    planned = trainings.plan(opened, open_queue(opened), trainer, number)
+    told, seconds = trainings.look(opened, planned)
+    window = "chosen by the trainer" if told.window_zyx is None else "×".join(map(str, told.window_zyx))
+    time = "not known before the first training" if seconds is None else f"about {seconds / 60:.1f} min"
+    networks = "" if told.networks == 1 else f" over {told.networks} networks"
+    say(
+        f"{planned.trainer} on {told.cases} patches, window {window} voxels (zyx), {told.steps:,} steps{networks}: {time}"
+    )
+    say(f"Folds: {told.folds}")
+    if dry_run:
+        say("Nothing was changed; run again without --dry-run")
+        return
+    run_flow(
+        opened,
+        "train",
+        {"campaign_url": opened.url, "trainer": planned.trainer, "generation": number},
+        console,
+        progress=lambda: trainings.step_of(opened, planned.name),
+    )
+    result = trainings.finished(opened, planned.name)
+    assert result is not None, "the flow ends with it"
+    for warning in result["warnings"]:
+        say(f"Warning: {warning}")
+    losses = [entry["loss"] for entry in result["losses"]]
+    say(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

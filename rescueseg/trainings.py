@@ -1,0 +1,146 @@
+"""Trainings outside the loop: another trainer or setting on accepted annotations, beside the generations.
+
+Such a training has a name made from what decides its model, so that the same command goes on where it was killed, and
+finds the model once it is finished. No generation, champion or query depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rescueseg import snapshot as snapshots
+from rescueseg.annotation.store import QueueStore
+from rescueseg.campaign import Campaign
+from rescueseg.errors import TrainingError
+from rescueseg.generation import train_snapshot
+from rescueseg.records import Record, Snapshot
+from rescueseg.seeds import random_generator
+from rescueseg.storage import digest_json
+from rescueseg.training.base import Outline
+from rescueseg.training.registry import outline
+from rescueseg.triage import trainer_name
+
+_NOTE_EVERY = 10
+
+
+class OutsideTraining(Record):
+    """One training outside the loop."""
+
+    name: str
+    trainer: str
+    snapshot: Snapshot
+
+
+def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: int | None = None) -> OutsideTraining:
+    """Return the training that is asked for; nothing is written.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its settings, but for the trainer.
+    store : QueueStore
+        Its queue, for the accepted annotations.
+    trainer : str
+        Name of the trainer; the campaign's own when empty.
+    generation : int, optional
+        Generation whose snapshot is trained on; all that is accepted now when omitted.
+
+    Raises
+    ------
+    TrainingError
+        If the generation has no snapshot.
+    SamplingError
+        If nothing is accepted yet, or the holdout is not frozen.
+    """
+    name = trainer or trainer_name(campaign)
+    if generation is None:
+        last = store.last_generation()
+        number = 0 if last is None else last.generation + 1
+        chosen = snapshots.make_snapshot(campaign, number, store.accepted("pool"))
+    else:
+        found = campaign.snapshot(generation)
+        if found is None:
+            raise TrainingError(
+                f"generation {generation} has no snapshot",
+                where=campaign.url,
+                todo="Leave --generation out to train on what is accepted now",
+            )
+        chosen = found
+    settings = campaign.config.training.model_dump(mode="json", exclude={"trainer"})
+    identity = digest_json([name, chosen.digest, chosen.generation, settings, campaign.config.seed])
+    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=chosen)
+
+
+def look(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
+    """Return what the training would be, and the seconds it would take.
+
+    The seconds are those of a step in the latest generation of the same trainer; None where there is none.
+    """
+    told = outline(training.trainer, campaign, training.snapshot)
+    for generation in reversed(campaign.generations()):
+        done, seconds = (campaign.stage_result(generation, stage) for stage in ("training", "training.seconds"))
+        if done and seconds and done["model"]["trainer"] == training.trainer:
+            return told, told.steps * float(seconds) / done["iterations"]
+    return told, None
+
+
+def finished(campaign: Campaign, name: str) -> Any | None:
+    """Return what a training left, None before it has finished."""
+    path = campaign.training_path(name, "training.json")
+    return campaign.storage.read_json(path) if campaign.storage.exists(path) else None
+
+
+def run(
+    campaign: Campaign, training: OutsideTraining, progress: Callable[[int, Mapping[str, float]], None]
+) -> dict[str, Any]:
+    """Train, or go on training, and commit ``training.json`` as the last act; a finished training is not repeated.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Gets the model in ``trainings/<name>/model``.
+    training : OutsideTraining
+        From `plan`.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Returns
+    -------
+    dict
+        As `rescueseg.generation.train_snapshot`, and `seconds`.
+    """
+    name, storage = training.name, campaign.storage
+    if (done := finished(campaign, name)) is not None:
+        return dict(done)
+    storage.write_json(campaign.training_path(name, "request.json"), training.to_json())
+    steps = outline(training.trainer, campaign, training.snapshot).steps
+
+    def note(step: int, metrics: Mapping[str, float]) -> None:
+        if step % _NOTE_EVERY == 0:
+            storage.write_json(campaign.training_path(name, "progress.json"), [step, steps])
+        progress(step, metrics)
+
+    started = time.perf_counter()
+    result = train_snapshot(
+        campaign,
+        training.snapshot,
+        training.trainer,
+        seed=int(random_generator(campaign.config.seed, "outside", name).integers(2**31)),
+        work_dir=campaign.local_folder(campaign.training_path(name, "training")),
+        folder=campaign.training_path(name, "model"),
+        progress=note,
+    )
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    storage.write_json(campaign.training_path(name, "training.json"), result)
+    return result
+
+
+def step_of(campaign: Campaign, name: str) -> str:
+    """Say how far a training is; empty before its first note."""
+    path = campaign.training_path(name, "progress.json")
+    if not campaign.storage.exists(path):
+        return ""
+    step, steps = campaign.storage.read_json(path)
+    return f", training step {step} of {steps}"

@@ -1,0 +1,126 @@
+"""Trainings outside the loop, and what a generation's snapshot freezes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rescueseg import generation as stages
+from rescueseg import trainings
+from rescueseg.annotation.store import QueueStore, open_queue
+from rescueseg.campaign import Campaign
+from rescueseg.cli import app
+from rescueseg.config import settings_of
+from rescueseg.errors import TrainingError
+from rescueseg.geometry import Box
+from rescueseg.records import Holdout, HoldoutBox, ModelReference
+from rescueseg.training import TRAINERS
+from rescueseg.training.registry import outline
+from rescueseg.triage import query_strategy, trainer_name
+from tests.training_rig import BOXES, make_campaign, make_snapshot
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    made = make_campaign(tmp_path, iterations=12)
+    held = HoldoutBox(volume_id="v0", box=Box((14, 60, 60), (8, 30, 30)), part="test", stratum="dense")
+    made.freeze_holdout(Holdout(boxes=(held,), guard_zyx=(1, 4, 4)))
+    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    return made
+
+
+@pytest.fixture
+def store(campaign: Campaign) -> QueueStore:
+    opened = open_queue(campaign)
+    opened.migrate()
+    return opened
+
+
+def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign, store: QueueStore) -> None:
+    planned = trainings.plan(campaign, store, generation=0)
+    steps: list[int] = []
+    result = trainings.run(campaign, planned, lambda step, _: steps.append(step))
+    assert steps == list(range(1, 13))
+    model = ModelReference.model_validate(result["model"])
+    assert campaign.storage.list(model.path) == ["model.json", "model.safetensors"]
+    assert trainings.step_of(campaign, planned.name) == ", training step 10 of 12"
+    assert campaign.model(0) is None, "no generation has it"
+    again = trainings.run(campaign, planned, lambda step, _: pytest.fail(f"step {step} taken again"))
+    assert again == result == trainings.finished(campaign, planned.name)
+
+
+def test_its_name_follows_from_what_decides_the_model(campaign: Campaign, store: QueueStore) -> None:
+    planned = trainings.plan(campaign, store, generation=0)
+    assert trainings.plan(campaign, store, generation=0) == planned
+    other = trainings.plan(campaign, store, "nnunet", generation=0)
+    assert other.name.startswith("nnunet-")
+    longer = Campaign(campaign.storage, settings_of("rig", ["class1"], ["training.iterations=13"]))
+    assert trainings.plan(longer, store, "monai_unet", generation=0).name != planned.name
+
+
+def test_a_generation_without_a_snapshot_is_refused(campaign: Campaign, store: QueueStore) -> None:
+    with pytest.raises(TrainingError, match="no snapshot"):
+        trainings.plan(campaign, store, generation=3)
+
+
+def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
+    campaign: Campaign, store: QueueStore
+) -> None:
+    before = sorted(str(path) for path in Path(campaign.url).rglob("*"))
+    shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", "--trainer", "nnunet", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "nnunet on 3 patches, window 8×32×32 voxels (zyx), 12 steps: not known before" in shown.output
+    assert sorted(str(path) for path in Path(campaign.url).rglob("*")) == before
+
+
+def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
+    model = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
+    campaign.finish_stage(0, "training", {"model": model.to_json(), "iterations": 6})
+    campaign.finish_stage(0, "training.seconds", 30.0)
+    assert trainings.look(campaign, trainings.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
+    assert trainings.look(campaign, trainings.plan(campaign, store, "monai_unet", 0))[1] is None
+
+
+def test_the_outline_of_an_ensemble_says_how_its_networks_share_the_patches(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, members=3)
+    told = outline("nnunet", campaign, make_snapshot(campaign, BOXES))
+    assert (told.steps, told.networks) == (30, 3)
+    assert told.folds == "cross-validation: " + ", ".join(["2 train and 1 validate"] * 3)
+    few = outline("nnunet", campaign, make_snapshot(campaign, BOXES, halo=(0, 8, 8)))
+    assert "too few for 3 folds" in few.folds
+
+
+def test_the_outline_imports_no_torch() -> None:
+    modules = " ".join(sorted({entry.plan for entry in TRAINERS.values()}))
+    code = f"import sys, importlib; [importlib.import_module(m) for m in '{modules}'.split()]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_triage_while_a_generation_runs_changes_the_next_one_only(campaign: Campaign) -> None:
+    automatic = Campaign(campaign.storage, settings_of("rig", ["class1"]))
+    from rescueseg.triage import freeze_choice
+
+    freeze_choice(automatic, 1)
+    automatic.save_triage({"trainer": "nnunet", "route": {"query": "power_bald"}})
+    assert (trainer_name(automatic, 1), query_strategy(automatic, 1)) == ("monai_unet", "clasp_entropy")
+    assert (trainer_name(automatic), query_strategy(automatic)) == ("nnunet", "power_bald")
+    assert (trainer_name(automatic, 2), query_strategy(automatic, 2)) == ("nnunet", "power_bald"), "not begun yet"
+
+
+def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign) -> None:
+    other = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
+    campaign.finish_stage(0, "training", {"model": other.to_json()})
+    warm = Campaign(
+        campaign.storage,
+        campaign.config.model_copy(
+            update={"training": campaign.config.training.model_copy(update={"warm_start": True, "iterations": 2})}
+        ),
+    )
+    following = make_snapshot(warm, BOXES).model_copy(update={"generation": 1})
+    warm.finish_stage(1, "snapshot", following.to_json())
+    result = stages.train(warm, 1, lambda *_: None)
+    assert result["warnings"] == ["trained from scratch: generation 0 was made by another trainer, nnunet"]
