@@ -39,6 +39,8 @@ class TrainerCapabilities:
         It can start from the weights of another model.
     several_classes, several_channels, several_gpus : bool
         It takes more than one foreground class, image channel or GPU.
+    weight_average, class_weights : bool
+        It can average its weights over the steps, and let rare classes weigh more.
     exact_on : tuple of str
         Kinds of device on which the same request gives the same digest, killed and rerun any number of times. On
         others a resumed training ends within 0.03 Dice of an undisturbed one.
@@ -51,6 +53,8 @@ class TrainerCapabilities:
     several_classes: bool = True
     several_channels: bool = True
     several_gpus: bool = False
+    weight_average: bool = True
+    class_weights: bool = True
     exact_on: tuple[str, ...] = ("cpu", "cuda")
 
 
@@ -182,6 +186,7 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
         If a capability is missing; the message names it.
     """
     campaign, snapshot = request.campaign, request.snapshot
+    config = campaign.config.training
     holdout = campaign.holdout()
     if holdout is not None:
         guard(holdout, snapshot.items)
@@ -190,7 +195,9 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
         (request.warm_start is not None, capabilities.warm_start, "start from another model", "training.warm_start"),
         (snapshot.n_classes > 1, capabilities.several_classes, "learn several classes", "classes"),
         (channels > 1, capabilities.several_channels, "read several channels", "volumes"),
-        (campaign.config.training.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
+        (config.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
+        (config.ema > 0, capabilities.weight_average, "average its weights", "training.ema"),
+        (config.balanced_classes, capabilities.class_weights, "weigh classes", "training.balanced_classes"),
         (
             not capabilities.partial_labels and _partial(campaign, snapshot),
             False,

@@ -359,7 +359,7 @@ def test_it_learns_whichever_axis_is_coarse(
 
 
 def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, n_classes=2, channels=2, gpus=2)
+    campaign = make_campaign(tmp_path, n_classes=2, channels=2, gpus=2, ema=0.9, balanced_classes=True)
     labels = {0: np.full(BOXES[0].shape_zyx, 255, np.uint8)}
     snapshot = make_snapshot(campaign, BOXES, labels=labels)
     request = TrainingRequest(campaign, snapshot, tmp_path / "work", SEED, warm_start=tmp_path)
@@ -371,6 +371,8 @@ def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> 
         ("several_channels", "several channels"),
         ("several_gpus", "several GPUs"),
         ("partial_labels", "partial labels"),
+        ("weight_average", "average its weights"),
+        ("class_weights", "weigh classes"),
     ):
         with pytest.raises(TrainingError, match=f"'unable' cannot .*{reason}"):
             check_request("unable", replace(able, **{name: False}), request)

@@ -29,6 +29,11 @@ from rescueseg.training.nnunet.plan import FORMAT, NAME, Job
 from rescueseg.training.plan import survey
 
 LOG_FILE = "nnunet.log"
+_DECIDING = {
+    *("profile", "iterations", "batch_size", "learning_rate", "window_zyx", "channels", "dropout", "members"),
+    *("checkpoint_every", "gpus", "nnunet_planner", "nnunet_configuration"),
+}
+"""Settings that decide the weights, beside the working spacing."""
 _KEPT = "nnUNet_compile"
 """The one variable of nnU-Net's that a person may set: whether it compiles on a GPU."""
 
@@ -38,7 +43,13 @@ class NnUNetTrainer:
 
     name = NAME
     capabilities = TrainerCapabilities(
-        mc_dropout=True, partial_labels=True, resumable=True, several_gpus=True, exact_on=("cpu",)
+        mc_dropout=True,
+        partial_labels=True,
+        resumable=True,
+        several_gpus=True,
+        weight_average=False,
+        class_weights=False,
+        exact_on=("cpu",),
     )
 
     def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
@@ -90,7 +101,7 @@ def _make_job(request: TrainingRequest) -> Job:
             where=str(request.warm_start),
             todo="Set training.warm_start off",
         )
-    training = config.training.model_dump(mode="json", exclude={"trainer", "warm_start", "threads"})
+    training = config.training.model_dump(mode="json", include=_DECIDING)
     identity = {
         "format": FORMAT,
         "training": training,
