@@ -373,10 +373,20 @@ def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Cl
 
 
 def evaluate(campaign: Campaign, generation: int) -> Any:
-    """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so."""
+    """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so.
+
+    The temperature of its probabilities is fitted first and kept with it; see `rescueseg.calibration`.
+    """
+    from rescueseg import calibration
     from rescueseg.champion import judge
     from rescueseg.evaluation import evaluate_generation
 
+    run_stage(
+        campaign,
+        generation,
+        calibration.STAGE,
+        lambda: calibration.calibrate_generation(campaign, generation).to_json(),
+    )
     return run_stage(
         campaign, generation, "evaluation", lambda: judge(campaign, evaluate_generation(campaign, generation)).to_json()
     )

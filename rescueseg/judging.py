@@ -43,6 +43,7 @@ def evaluate(
     it writes also shows the worst boxes, and the most uncertain ones of the whole data that nobody has annotated. The
     champion stays as it was chosen.
     """
+    from rescueseg.calibration import kept_calibration
     from rescueseg.evaluation import PARTS, check_evaluation
     from rescueseg.evaluation.kept import evaluate_and_keep
     from rescueseg.evaluation.page import write_evaluation_page
@@ -70,6 +71,8 @@ def evaluate(
         found = _groups(opened, evaluation, first)
         page = write_evaluation_page(opened, evaluation, found)
     show_groups(console, found[first])
+    if (calibration := kept_calibration(opened, number)) is not None:
+        say(calibration.sentence())
     if json_file is not None:
         _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(found)})
     say(f"Page: {opened.storage.url_of(page)}")

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
+from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement, headline
 from rescueseg.errors import ServiceError
@@ -371,6 +372,8 @@ class Tracker:
             "annotated_voxels": float(judgement.annotated_voxels),
         }
         scores = flat_scores(judgement.evaluation, self.campaign.config.classes) | judgement.evaluation.metrics()
+        if (calibration := kept_calibration(self.campaign, g)) is not None:
+            scores |= calibration.metrics()
         comparison = judgement.comparison
         if comparison is not None:
             scores["validation_dice_gain_over_champion"] = comparison.difference
