@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, choose_non_overlapping, grid, zyx
 from rescueseg.metrics import Counts, count_voxels
-from rescueseg.records import ModelReference, QueriedPatch
+from rescueseg.records import HoldoutBox, ModelReference, QueriedPatch
 from rescueseg.seeds import random_generator
 from rescueseg.snapshot import make_snapshot
 from rescueseg.storage import digest_array
@@ -34,14 +35,13 @@ ARMS = ("stratified", "random")
 DATASETS = ("bbbc050_mosaic_train", "cdeep3m_mito_train", "vesselnn_poon2015_BBB_noLeakage")
 
 
-def open_or_make(data: Path, out: Path, dataset: str, iterations: int) -> Campaign:
+def open_or_make(data: Path, out: Path, dataset: str, **training: Any) -> Campaign:
     """Return the campaign of a data set with its holdout; its seed is 0, so that all runs share the boxes."""
     url = out / "campaigns" / dataset
     if not (url / "holdout.json").exists():
         shutil.rmtree(url, ignore_errors=True)
         meta = json.loads((data / dataset / "meta.json").read_text())
-        training = {"iterations": iterations, "threads": 1}
-        config = check_config({"name": "benchmark", "classes": ["object"], "training": training})
+        config = check_config({"name": "benchmark", "classes": ["object"], "training": {"threads": 1, **training}})
         campaign = Campaign.create(str(url), config)
         raw, labels = (str(data / dataset / name) for name in ("raw.tif", "labels.tif"))
         import_volume(
@@ -62,27 +62,32 @@ def choose(campaign: Campaign, arm: str, seed: int, budget: int) -> list[Queried
     return [QueriedPatch(volume_id="v", box=box, score=1, stratum="random") for box in chosen]
 
 
+def annotate(campaign: Campaign, chosen: Sequence[QueriedPatch], name: str) -> list[AcceptedAnnotation]:
+    """Label patches with the truth and return the accepted annotations, their tickets named after `name`."""
+    truth, accepted = open_truth(campaign, "v"), []
+    for i, patch in enumerate(chosen):
+        labels = np.asarray(truth[patch.box.slices], np.uint8)
+        digest = digest_array(labels)
+        path = campaign.annotation_path(f"{name}-{i}", digest)
+        campaign.storage.write_array(path, labels)
+        accepted.append(
+            AcceptedAnnotation(
+                ticket_id=f"{name}-{i}", volume_id="v", box=patch.box, purpose="pool", generation=0,
+                stratum=patch.stratum, annotation_id=f"{name}-{i}", version=1, labels=path,
+                labels_digest=digest, annotator="truth", tool="none", seconds=0.0, voxels_corrected=0,
+            )
+        )  # fmt: skip
+    return accepted
+
+
 def run(campaign: Campaign, arm: str, seed: int, budget: int) -> dict[str, Any]:
     """Annotate, train and score one arm of one seed."""
     from rescueseg.training import TrainingRequest, get_trainer
 
     started = time.monotonic()
     chosen = choose(campaign, arm, seed, budget)
-    truth = open_truth(campaign, "v")
-    accepted, shares = [], []
-    for i, patch in enumerate(chosen):
-        labels = np.asarray(truth[patch.box.slices], np.uint8)
-        digest = digest_array(labels)
-        path = campaign.annotation_path(f"{arm}-{seed}-{i}", digest)
-        campaign.storage.write_array(path, labels)
-        shares.append(round(float((labels == 1).mean()), 4))
-        accepted.append(
-            AcceptedAnnotation(
-                ticket_id=f"{arm}-{seed}-{i}", volume_id="v", box=patch.box, purpose="pool", generation=0,
-                stratum=patch.stratum, annotation_id=f"{arm}-{seed}-{i}", version=1, labels=path,
-                labels_digest=digest, annotator="truth", tool="none", seconds=0.0, voxels_corrected=0,
-            )
-        )  # fmt: skip
+    accepted = annotate(campaign, chosen, f"{arm}-{seed}")
+    shares = [round(float((campaign.storage.read_array(a.labels) == 1).mean()), 4) for a in accepted]
     work = Path(campaign.storage.path(f"runs/{arm}-{seed}"))
     request = TrainingRequest(campaign, make_snapshot(campaign, 0, accepted), work, seed)
     model = get_trainer("monai_unet").train(request, lambda step, metrics: None)
@@ -101,17 +106,27 @@ def run(campaign: Campaign, arm: str, seed: int, budget: int) -> dict[str, Any]:
     }
 
 
-def score(campaign: Campaign, reference: ModelReference) -> list[dict[str, Any]]:
-    """Predict the holdout boxes and count; one forward per window, no augmentation, no dropout samples."""
+def score(campaign: Campaign, reference: ModelReference, samples: int = 1, symmetries: int = 1) -> list[dict[str, Any]]:
+    """Predict the holdout boxes by the mean over dropout samples and symmetries, and count."""
+    return [
+        {"part": held.part, "stratum": held.stratum, "share": held.share, "counts": [counts.tp, counts.fp, counts.fn]}
+        for held, prediction, truth in predict_holdout(campaign, reference, samples, symmetries)
+        for counts in count_voxels(prediction, truth, 1)
+    ]
+
+
+def predict_holdout(
+    campaign: Campaign, reference: ModelReference, samples: int = 1, symmetries: int = 1
+) -> Iterator[tuple[HoldoutBox, np.ndarray, np.ndarray]]:
+    """Yield each holdout box with the predicted classes and the truth, both uint8 zyx."""
     from rescueseg.inference.predictor import load_predictor
 
-    config = campaign.config.inference.model_copy(update={"mc_samples": 1, "tta_symmetries": 1})
+    config = campaign.config.inference.model_copy(update={"mc_samples": samples, "tta_symmetries": symmetries})
     predictor = load_predictor(campaign, reference, config, "cpu")
     volume, holdout = campaign.volume("v"), campaign.holdout()
     assert holdout is not None
     image, truth = open_image(campaign, "v"), open_truth(campaign, "v")
     window = predictor.window_zyx(volume.spacing_um_zyx)
-    found = []
     for held in holdout.boxes:
         prediction = np.zeros(held.box.shape_zyx, np.uint8)
         for part in grid(held.box.shape_zyx, window):
@@ -120,19 +135,10 @@ def score(campaign: Campaign, reference: ModelReference) -> list[dict[str, Any]]
             ]
             read = Box(zyx(c - w // 2 for c, w in zip(centre, window, strict=True)), window)
             voxels = normalise(read_box(image, read), volume.normalisation)
-            [(_, probability)] = predictor.members(voxels[None], [0])
+            mean = np.mean([p[0] for _, p in predictor.members(voxels[None], [0])], axis=0)
             whole = Box(zyx(o + a for o, a in zip(held.box.offset_zyx, part.offset_zyx, strict=True)), part.shape_zyx)
-            prediction[part.slices] = probability[0].argmax(axis=0)[whole.relative_to(read).slices]
-        [counts] = count_voxels(prediction, np.asarray(truth[held.box.slices]), 1)
-        found.append(
-            {
-                "part": held.part,
-                "stratum": held.stratum,
-                "share": held.share,
-                "counts": [counts.tp, counts.fp, counts.fn],
-            }
-        )
-    return found
+            prediction[part.slices] = mean.argmax(axis=0)[whole.relative_to(read).slices]
+        yield held, prediction, np.asarray(truth[held.box.slices], np.uint8)
 
 
 def dice(line: dict[str, Any], part: str | None = None, stratum: str | None = None) -> float:
@@ -193,7 +199,7 @@ def main() -> None:
         done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if any((line["arm"], line["seed"]) == (arm, seed) for line in done):
             continue
-        campaign = open_or_make(args.data, args.out, dataset, args.iterations)
+        campaign = open_or_make(args.data, args.out, dataset, iterations=args.iterations)
         line = run(campaign, arm, seed, args.budget)
         with file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -1,0 +1,167 @@
+"""Held-out Dice of the U-Net against CPU seconds, for variants of the CPU profile.
+
+python tests/benchmarks/training_profile.py DATA_FOLDER OUT --datasets cdeep3m_mito_train --variants profile "wide 24…192" --seconds 240
+
+Each run trains on the 12 starting patches that a campaign would draw, annotated with the truth, for as many steps as fit
+into the budget of processor time (single thread; measured on the first steps, so that the learning rate can fall to zero
+at the end), and is scored on the holdout boxes with the members that inference would use. One JSON line per finished run
+goes to OUT/profile.jsonl, and a rerun skips what is there. `--summary` prints the table and trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from rescueseg import sampling
+from rescueseg.campaign import Campaign
+from rescueseg.config import TrainingConfig
+from rescueseg.records import ModelReference, Snapshot
+from rescueseg.snapshot import make_snapshot
+from rescueseg.training import TrainedModel, TrainingRequest, get_trainer, plan
+from tests.benchmarks.sampling_against_random import DATASETS, annotate, dice, open_or_make, score
+
+PATCHES = 12
+MEASURED_STEPS = 24
+VARIANTS: dict[str, dict[str, Any]] = {
+    "profile": {},
+    "window 40k": {"window_voxels": 40_000},
+    "window 160k": {"window_voxels": 160_000},
+    "window 320k batch 1": {"window_voxels": 320_000, "batch_size": 1},
+    "narrow 8…64": {"channels": (8, 16, 32, 64)},
+    "wide 24…192": {"channels": (24, 48, 96, 192)},
+    "five levels": {"channels": (16, 32, 64, 128, 192)},
+    "rate 2e-3": {"learning_rate": 2e-3},
+    "rate 1e-2": {"learning_rate": 1e-2},
+    "no dropout": {"dropout": 0.0},
+}
+"""What each variant changes: fields of the profile, or settings in `[training]`."""
+
+
+def configure(campaign: Campaign, changes: dict[str, Any], iterations: int) -> tuple[Campaign, plan.Profile]:
+    """Return the campaign with a variant's settings, and the variant's profile."""
+    fields = {f.name for f in dataclasses.fields(plan.Profile)}
+    settings = {k: v for k, v in changes.items() if k not in fields}
+    training = campaign.config.training.model_dump() | {"iterations": iterations, "checkpoint_every": 10**6, **settings}
+    config = campaign.config.model_copy(update={"training": TrainingConfig.model_validate(training)})
+    profile = dataclasses.replace(plan.PROFILES["cpu"], **{k: v for k, v in changes.items() if k in fields})
+    return Campaign(campaign.storage, config), profile
+
+
+def training_set(campaign: Campaign, seed: int, patches: int = PATCHES) -> Snapshot:
+    """Return the snapshot of the starting patches of one seed, annotated with the truth."""
+    seeded = Campaign(campaign.storage, campaign.config.model_copy(update={"seed": seed}))
+    return make_snapshot(campaign, 0, annotate(campaign, sampling.starting_patches(seeded, patches), f"profile-{seed}"))
+
+
+def train(
+    campaign: Campaign, snapshot: Snapshot, changes: dict[str, Any], iterations: int, seed: int, work: Path,
+    trainer: str = "monai_unet",
+) -> tuple[TrainedModel, list[float]]:  # fmt: skip
+    """Train a variant; return the model and the processor time at the start and after each step."""
+    configured, profile = configure(campaign, changes, iterations)
+    times = [time.process_time()]
+    with patch.dict(plan.PROFILES, {"cpu": profile}):
+        request = TrainingRequest(configured, snapshot, work, seed)
+        model = get_trainer(trainer).train(request, lambda step, metrics: times.append(time.process_time()))
+    return model, times
+
+
+def train_for(
+    campaign: Campaign, snapshot: Snapshot, changes: dict[str, Any], seconds: float, seed: int, work: Path,
+    trainer: str = "monai_unet",
+) -> tuple[TrainedModel, float]:  # fmt: skip
+    """Train as many steps as fit into the seconds of processor time; return the model and the seconds it took."""
+    shutil.rmtree(work, ignore_errors=True)
+    _, times = train(campaign, snapshot, changes, MEASURED_STEPS, seed, work, trainer)
+    per_step = (times[-1] - times[1]) / (len(times) - 2)
+    shutil.rmtree(work, ignore_errors=True)
+    iterations = max(1, int((seconds - (times[1] - times[0])) / per_step))
+    model, times = train(campaign, snapshot, changes, iterations, seed, work, trainer)
+    return model, times[-1] - times[0]
+
+
+def run(campaign: Campaign, dataset: str, variant: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Train and score one variant."""
+    work = Path(campaign.storage.path(f"runs/profile-{variant}-{seed}".replace(" ", "-")))
+    model, spent = train_for(campaign, training_set(campaign, seed), VARIANTS[variant], seconds, seed, work)
+    relative = str(model.path.relative_to(campaign.storage.path("")))
+    started = time.process_time()
+    reference = ModelReference(generation=0, trainer="monai_unet", path=relative, digest=model.digest)
+    inference = campaign.config.inference
+    boxes = score(campaign, reference, inference.mc_samples, inference.tta_symmetries)
+    scored = time.process_time() - started
+    made = json.loads((model.path / "model.json").read_text())["plan"]
+    shutil.rmtree(work, ignore_errors=True)
+    return {
+        "dataset": dataset,
+        "variant": variant,
+        "budget": seconds,
+        "seed": seed,
+        "steps": model.iterations,
+        "seconds": round(spent, 1),
+        "scoring_seconds": round(scored, 1),
+        "window_zyx": made["window_zyx"],
+        "loss": round(float(np.mean([entry["loss"] for entry in model.losses[-20:]])), 4),
+        "validation": round(dice({"boxes": boxes}, "validation"), 4),
+        "test": round(dice({"boxes": boxes}, "test"), 4),
+        "boxes": boxes,
+    }
+
+
+def summary(lines: list[dict[str, Any]]) -> None:
+    """Print one row per variant, the runs of its seeds averaged, best Dice over both parts first."""
+    print(f"{'data set':32s} {'variant':24s} {'budget':>6s} {'CPU s':>6s} {'steps':>6s} {'window':>14s}"
+          f" {'validation':>10s} {'test':>6s} {'both':>6s}  seeds")  # fmt: skip
+    keys = list(dict.fromkeys((x["dataset"], x["budget"], x["variant"]) for x in lines))
+    rows = []
+    for dataset, budget, variant in keys:
+        of = [x for x in lines if (x["dataset"], x["budget"], x["variant"]) == (dataset, budget, variant)]
+        both = float(np.mean([dice(x) for x in of]))
+        mean = {k: float(np.mean([x[k] for x in of])) for k in ("seconds", "steps", "validation", "test")}
+        rows.append((dataset, budget, -both, variant, mean, of))
+    for dataset, budget, both, variant, mean, of in sorted(rows, key=lambda r: r[:4]):
+        print(f"{dataset:32s} {variant:24s} {budget:6.0f} {mean['seconds']:6.0f} {mean['steps']:6.0f}"
+              f" {'×'.join(map(str, of[0]['window_zyx'])):>14s} {mean['validation']:10.3f} {mean['test']:6.3f}"
+              f" {-both:6.3f}  {','.join(str(x['seed']) for x in of)}")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--seconds", type=float, default=240.0, help="processor time of one training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    file = options.out / "profile.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(x["dataset"], x["variant"], x["budget"], x["seed"]) for x in lines}
+    for dataset in () if options.summary else options.datasets:
+        campaign = open_or_make(options.data, options.out, dataset)
+        for seed in options.seeds:
+            for variant in options.variants:
+                if (dataset, variant, options.seconds, seed) in done:
+                    continue
+                line = run(campaign, dataset, variant, options.seconds, seed)
+                lines.append(line)
+                with file.open("a") as handle:
+                    handle.write(json.dumps(line) + "\n")
+                print(f"{dataset} {variant} seed {seed}: {line['steps']} steps, {line['seconds']} s,"
+                      f" validation {line['validation']:.3f}, test {line['test']:.3f}", flush=True)  # fmt: skip
+    summary(lines)
+
+
+if __name__ == "__main__":
+    main()
