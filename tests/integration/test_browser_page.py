@@ -16,6 +16,7 @@ import tifffile
 from rescueseg import volumes
 from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.annotation.records import AcceptedAnnotation
+from rescueseg.annotation.server.access import add_token
 from rescueseg.annotation.server.page import STATIC
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
@@ -274,3 +275,89 @@ def test_round_trip_on_a_real_volume(site: Served, browser: Any, real_data: Path
         assert np.array_equal(visitor.labels(box.shape_zyx), expected)
         visitor.submit()
     assert np.array_equal(site.labels(name, name, box), expected)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, dict[str, str]]]:
+    """Serve a campaign of numbered objects that is reviewed, to those who have a token; yield their tokens too."""
+    folder = tmp_path_factory.mktemp("guarded")
+    settings = {"name": "guarded", "classes": ["nucleus"], "annotation": {"labels": "instance", "review": True}}
+    campaign = Campaign.create(str(folder / "c"), check_config(settings))
+    add_volume(campaign, folder, "letter", lettered_image(), SPACING)
+    tokens = {"anna": add_token(campaign, "anna", "annotator"), "rita": add_token(campaign, "rita", "reviewer")}
+    with served(campaign, "--tokens") as url:
+        yield Served(campaign, url), tokens
+
+
+def sit_down(visitor: Visitor, token: str) -> None:
+    """Show a token when asked for one."""
+    visitor.page.fill("#token", token)
+    visitor.page.keyboard.press("Enter")
+
+
+@needs_chromium
+def test_objects_are_numbered_reviewed_and_fixed(guarded: tuple[Served, dict[str, str]], browser: Any) -> None:
+    site, tokens = guarded
+    site.ticket("objects", "letter", BOX, letter(PATCH).astype(np.uint8))
+    classes, ids = letter(PATCH).astype(np.uint8), letter(PATCH).astype(np.uint32)
+    with browsing(browser, site.url, sits=False) as anna, browsing(browser, site.url, sits=False) as rita:
+        sit_down(anna, "rescueseg_00000000_wrong")
+        anna.until("document.querySelector('dialog').innerText.includes('not known')")
+        sit_down(anna, tokens["anna"])
+        anna.until("window.page !== undefined")
+        anna.wrong.clear()  # the browser's own lines about two refusals
+        assert not anna.page.is_visible("#mode-review")
+        anna.next()
+        anna.page.keyboard.press("o")
+        anna.stroke([(9, 3, 2), (9, 3, 6)], 0)
+        ids[9, 3, 2:7], classes[9, 3, 2:7] = 2, 1
+        anna.page.keyboard.press("0")
+        anna.stroke([(1, 14, 2), (1, 14, 6)], 0)
+        classes[1, 14, 2:7] = IGNORE
+        anna.submit()
+        sit_down(rita, tokens["rita"])
+        rita.until("window.page !== undefined")
+        rita.wrong.clear()
+        rita.page.click("#mode-review")
+        rita.page.click("#tickets button")
+        rita.until("page.bench.isOpen")
+        assert np.array_equal(rita.labels(PATCH), np.where(classes == IGNORE, IGNORE, ids))
+        rita.page.click("#reject")
+        rita.page.fill("#text", "the line is noise")
+        rita.page.keyboard.press("Enter")
+        rita.says("Sent back")
+        anna.next()
+        assert "the line is noise" in anna.page.inner_text("#ticket")
+        anna.page.keyboard.press("x")
+        anna.click((9, 3, 4), 0)
+        anna.submit()
+        rita.until("document.querySelector('#tickets button') !== null")  # told by the server
+        rita.page.click("#tickets button")
+        rita.until("page.bench.isOpen")
+        without = np.where(ids == 2, 0, np.where(classes == IGNORE, IGNORE, ids))
+        assert np.array_equal(rita.labels(PATCH), without)
+        rita.page.keyboard.press("a")
+        rita.until("page.bench.labels.includes(2)")
+        rita.page.click("#fix")
+        rita.says("Fixed")
+    found = site.accepted("objects")
+    assert (found.annotator, found.version) == ("rita", 3)
+    assert np.array_equal(site.campaign.storage.read_array(found.labels), classes)
+    assert np.array_equal(site.campaign.storage.read_array(found.instances), ids)
+
+
+@needs_chromium
+def test_more_objects_than_a_drawing_holds_are_refused(guarded: tuple[Served, dict[str, str]], browser: Any) -> None:
+    site, tokens = guarded
+    many = np.zeros(PATCH, np.uint8)
+    many[::2, ::2, ::2] = 1
+    site.ticket("many", "letter", BOX, many)
+    with browsing(browser, site.url, sits=False) as visitor:
+        sit_down(visitor, tokens["anna"])
+        visitor.until("window.page !== undefined")
+        visitor.wrong.clear()
+        visitor.page.click("#next")
+        visitor.says("this patch holds 480 objects, and this page can draw 254")
+        assert visitor.page.is_disabled("#submit")
+        visitor.page.click("text=Give it back")
+        visitor.says("Given back")

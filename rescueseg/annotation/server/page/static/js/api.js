@@ -74,7 +74,8 @@ export const api = {
   history: (ticket) => read(`tickets/${ticket}/history`),
   accept: (ticket, version) => post(`tickets/${ticket}/accept`, { version }),
   reject: (ticket, comment) => post(`tickets/${ticket}/reject`, { comment }),
-  fix: (ticket, labels, frame) => upload(`tickets/${ticket}/fix`, labels, frame, { tool: TOOL }),
+  fix: (ticket, labels, frame, seconds) =>
+    upload(`tickets/${ticket}/fix`, labels, frame, { tool: TOOL, active_seconds: seconds }),
 };
 
 // Calls told() on every change of the queue, for ever; EventSource could not send the token.

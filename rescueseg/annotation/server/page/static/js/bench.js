@@ -29,7 +29,7 @@ export class Bench {
     const { about } = view;
     const box = (given) => ({ offset: given.offset_zyx, shape: given.shape_zyx });
     const frame = new Frame(box(about.context), box(about.ticket.box), about.spacing_um_zyx);
-    const objects = this.kind === "instance" ? new Objects(view.instances.voxels) : null;
+    const objects = this.kind === "instance" ? new Objects() : null;
     const drawn = (labels) => (objects ? objects.drawn(labels.classes.voxels, labels.instances.voxels) : labels.classes.voxels);
     const start = drawn(view);
     const layer = (array, channels = 1) => array && { voxels: array.voxels, shape: [...frame.shapeXyz, channels] };

@@ -1,6 +1,7 @@
 // A reviewer's work: what waits, its versions against each other, accept, reject, fix.
 
 import { api } from "./api.js";
+import { Clock } from "./clock.js";
 import { askText, complain, element, say } from "./dialogs.js";
 
 const $ = (id) => document.getElementById(id);
@@ -8,8 +9,9 @@ const $ = (id) => document.getElementById(id);
 export class Review {
   constructor(bench, opened) {
     Object.assign(this, { bench, opened, ticket: null, versions: [], shown: null });
+    this.clock = new Clock(async () => null, () => {}); // a review has no lease to keep
     $("accept").onclick = () => this.#judge(() => api.accept(this.ticket.ticket_id, this.shown), "Accepted.");
-    $("fix").onclick = () => this.#judge(() => api.fix(this.ticket.ticket_id, bench.files, bench.frame), "Fixed and accepted.");
+    $("fix").onclick = () => this.#judge(() => this.#fix(), "Fixed and accepted.");
     $("reject").onclick = () => this.#reject();
   }
 
@@ -35,6 +37,7 @@ export class Review {
       const [view, versions] = await Promise.all([api.reviewView(ticket.ticket_id), api.versions(ticket.ticket_id)]);
       Object.assign(this, { ticket, versions, shown: versions.at(-1).version });
       await this.bench.open(view, null);
+      this.clock.start(null);
       say();
     } catch (error) {
       this.leave();
@@ -71,19 +74,20 @@ export class Review {
     if (comment) await this.#judge(() => api.reject(this.ticket.ticket_id, comment), "Sent back.");
   }
 
+  #fix() { return api.fix(this.ticket.ticket_id, this.bench.files, this.bench.frame, Math.round(this.clock.active)); }
+
   async #judge(action, done) {
     try {
       await action();
       this.leave();
-      say(done);
-      const text = done;
       await this.list();
-      say(text);
+      say(done);
     } catch (error) { complain(error); }
   }
 
   leave() {
     Object.assign(this, { ticket: null, versions: [], shown: null });
+    this.clock.stop();
     this.bench.close();
     this.#buttons();
     this.opened();
