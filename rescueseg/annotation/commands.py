@@ -83,6 +83,7 @@ queue_app.command(epilog="Example: rescueseg queue export ./mito --format nrrd -
 queue_app.command(epilog="Example: rescueseg queue submit ./mito patches/pool-0001-ab12_labels.nii.gz -a anna")(
     file_commands.submit
 )
+queue_app.command(epilog="Example: rescueseg queue watch ./mito todo -n 3 -a anna")(file_commands.watch)
 
 
 @queue_app.command(epilog="Example: rescueseg queue skip ./mito 3f2a… --reason 'out of focus' -a anna")

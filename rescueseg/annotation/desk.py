@@ -104,8 +104,10 @@ class Desk(Protocol):
     def info(self) -> DeskInfo:
         """Return what the campaign is and who one is there."""
 
-    def next(self, filters: Filters | None = None, ticket_id: str | None = None) -> Lease | None:
-        """Go on with the patch one holds, else lease the next one; None when there is nothing to do."""
+    def next(
+        self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
+    ) -> Lease | None:
+        """Go on with the patch one holds, else (or with `another`) lease the next one; None when there is none."""
 
     def held(self) -> list[Lease]:
         """Return one's running leases, oldest first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -12,10 +14,10 @@ from rich.console import Console
 from rescueseg.annotation.arguments import AnnotatorOption, DeskArgument, plain_console
 from rescueseg.annotation.desk import Filters
 from rescueseg.annotation.desks import desk_for
-from rescueseg.annotation.formats import FORMATS, Frame, format_named, read_labels, stated_by
-from rescueseg.annotation.formats.handout import write_patch
+from rescueseg.annotation.formats import FORMATS, Frame, format_named, read_labels
+from rescueseg.annotation.formats.handout import lease_of, write_patch
 from rescueseg.annotation.records import AnnotationRecord, Lease
-from rescueseg.errors import ConfigError, LabelError, LabelWarningsError, QueueError
+from rescueseg.errors import ConfigError, LabelError, LabelWarningsError
 from rescueseg.records import Purpose
 
 PURPOSES: tuple[Purpose, ...] = ("validation", "test", "pool")
@@ -129,38 +131,34 @@ def confirm(annotation: AnnotationRecord) -> None:
     )
 
 
-def lease_of(file: Path, held: list[Lease]) -> Lease:
-    """Return the lease whose patch a label file is of: by what the file says, else by its name.
+def watch(
+    campaign: DeskArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the patches.", file_okay=False)],
+    annotator: AnnotatorOption,
+    count: Annotated[int, typer.Option("-n", help="How many patches lie there at once.", min=1, max=64)] = 3,
+    format_: FormatOption = "nifti",
+) -> None:
+    """Keep a folder filled with patches until Ctrl-C; a mask saved there, by any tool, is handed in.
 
-    Parameters
-    ----------
-    file : Path
-        The label file.
-    held : list of Lease
-        What its annotator holds.
-
-    Raises
-    ------
-    QueueError
-        If it is of none of them, or it cannot be told.
+    What is wrong with a mask stands in FILE.error.txt beside it; what was handed in lies in DIR/done. Patches that
+    nobody touched are given back at the end.
     """
-    if not file.exists():
-        raise LabelError("there is no such file", where=str(file), todo="Check the path")
-    stated = stated_by(file)
-    if stated.ticket_id is not None:
-        found = [lease for lease in held if lease.ticket_id == stated.ticket_id]
-        if not found:
-            raise QueueError(
-                f"the mask is of ticket {stated.ticket_id}, which you do not hold",
-                where=str(file),
-                todo="It may be handed in already, or its lease has run out: see 'rescueseg queue history'",
-            )
-        return found[0]
-    found = [lease for lease in held if file.name.startswith(f"{lease.ticket_id}_")] or held
-    if stated.offset_zyx is not None:
-        place = tuple(round(value) for value in stated.offset_zyx)
-        found = [lease for lease in found if lease.ticket.box.offset_zyx == place]
-    if len(found) != 1:
-        what = "no patch that you hold lies there" if not found else f"it may be of {len(found)} patches that you hold"
-        raise QueueError(what, where=str(file), todo="Name the lease: queue submit CAMPAIGN LEASE FILE")
-    return found[0]
+    from rescueseg.annotation.watch import Watcher
+
+    console = plain_console()
+    watcher = Watcher(
+        desk_for(campaign, annotator),
+        folder,
+        format_named(format_),
+        count,
+        lambda line: console.print(line, markup=False),
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a look at the folder is finished first, so no lease gets lost
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        while not stopped.is_set():
+            watcher.step()
+            stopped.wait(1.0)
+    finally:
+        watcher.close()

@@ -53,8 +53,10 @@ class LocalDesk:
             counts=self.store.counts(),
         )
 
-    def next(self, filters: Filters | None = None, ticket_id: str | None = None) -> Lease | None:
-        """Go on with the patch one holds, else lease the next one."""
+    def next(
+        self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
+    ) -> Lease | None:
+        """Go on with the patch one holds, else (or with `another`) lease the next one."""
         config = self.campaign.config
         if filters and filters.class_name not in (None, *config.classes):
             raise QueueError(
@@ -68,7 +70,7 @@ class LocalDesk:
             config.annotation.lease_minutes * 60,
             filters=filters,
             ticket_id=ticket_id,
-            resume=True,
+            resume=not another,
             idle_seconds=config.annotation.idle_minutes * 60,
         )
 

@@ -88,10 +88,12 @@ class RemoteDesk:
         """Return what the campaign is and who one is there."""
         return DeskInfo.model_validate_json(self._ask("GET", "/info").content)
 
-    def next(self, filters: Filters | None = None, ticket_id: str | None = None) -> Lease | None:
-        """Go on with the patch one holds, else lease the next one."""
+    def next(
+        self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
+    ) -> Lease | None:
+        """Go on with the patch one holds, else (or with `another`) lease the next one."""
         wanted = {} if filters is None else filters.model_dump(mode="json", exclude_none=True)
-        body = wanted if ticket_id is None else wanted | {"ticket_id": ticket_id}
+        body = wanted | {"another": another} | ({} if ticket_id is None else {"ticket_id": ticket_id})
         answer = self._ask("POST", "/tickets/next", json=body)
         return None if answer.status_code == 204 else _lease(answer.json())
 

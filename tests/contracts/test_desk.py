@@ -95,10 +95,15 @@ def test_two_people_never_hold_one_patch(sit: Callable[[str], Desk]) -> None:
     assert carl.next() is None
     with pytest.raises(NotYourLeaseError):
         bob.release(first.lease_id)
+    assert anna.next(another=True) is None, "bob has the other one"
     anna.release(first.lease_id)
     taken = carl.next(Filters(purpose="pool"))
     assert taken is not None
     assert taken.ticket_id == "a"
+    bob.release(second.lease_id)
+    more = carl.next(another=True)
+    assert more is not None
+    assert (more.ticket_id, len(carl.held())) == (second.ticket_id, 2)
 
 
 def test_labels_of_another_shape_or_class_are_refused(sit: Callable[[str], Desk]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rescueseg.annotation.desk import DeskInfo, PatchView
+from rescueseg.annotation.formats import stated_by
 from rescueseg.annotation.formats.base import IGNORE_NAME, Frame, PatchFiles, PatchFormat, relabelled, write_file
 from rescueseg.annotation.records import Lease
-from rescueseg.errors import storage_errors
+from rescueseg.errors import LabelError, QueueError, storage_errors
+from rescueseg.geometry import Box, zyx
 
 
 def write_patch(kind: PatchFormat, folder: Path, lease: Lease, view: PatchView, info: DeskInfo) -> PatchFiles:
@@ -55,3 +58,41 @@ def write_patch(kind: PatchFormat, folder: Path, lease: Lease, view: PatchView, 
         files = kind.write(folder, replace(view, start=relabelled(view.start)), frame)
         write_file(files.ticket, lambda part: part.write_text(text, encoding="utf-8"))
     return files
+
+
+def lease_of(file: Path, held: Sequence[Lease]) -> Lease:
+    """Return the lease whose patch a label file is of: by what the file says, else by its name.
+
+    Parameters
+    ----------
+    file : Path
+        The label file.
+    held : sequence of Lease
+        What its annotator holds.
+
+    Raises
+    ------
+    QueueError
+        If it is of none of them, or it cannot be told.
+    """
+    if not file.exists():
+        raise LabelError("there is no such file", where=str(file), todo="Check the path")
+    stated = stated_by(file)
+    if stated.ticket_id is not None:
+        found = [lease for lease in held if lease.ticket_id == stated.ticket_id]
+        if not found:
+            raise QueueError(
+                f"the mask is of ticket {stated.ticket_id}, which you do not hold",
+                where=str(file),
+                todo="It may be handed in already, or its lease has run out: see 'rescueseg queue history'",
+            )
+        return found[0]
+    found = [lease for lease in held if file.name.startswith(f"{lease.ticket_id}_")] or list(held)
+    if stated.offset_zyx is not None:
+        first = Box(zyx(round(value) for value in stated.offset_zyx), (1, 1, 1))
+        there = [lease for lease in found if lease.ticket.box.offset_zyx == first.offset_zyx]
+        found = there or [lease for lease in found if lease.ticket.box.contains(first)]  # cropped to its segments
+    if len(found) != 1:
+        what = "no patch that you hold lies there" if not found else f"it may be of {len(found)} patches that you hold"
+        raise QueueError(what, where=str(file), todo="Name the lease: queue submit CAMPAIGN LEASE FILE")
+    return found[0]

@@ -86,7 +86,7 @@ class Nrrd:
         merged = _merge(voxels if layers > 1 or len(shape) == 4 else voxels[np.newaxis], segments, frame)
         straight, stated = _straighten(merged, header)
         cropped = segments and stated.ticket_id is None  # only 3D Slicer crops, and it drops our mark
-        return Loaded(placed(straight, stated, frame.box) if cropped else straight, stated)
+        return Loaded(*(placed(straight, stated, frame.box) if cropped else (straight, stated)))
 
     def stated(self, path: Path) -> Stated:
         """Return ticket, position and spacing from the header."""

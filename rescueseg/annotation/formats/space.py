@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,13 @@ def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tupl
     )
 
 
-def placed(array: npt.NDArray[Any], stated: Stated, box: Box) -> npt.NDArray[Any]:
-    """Return a mask that a tool cropped to its segments, put back into the patch; others as they are."""
+def placed(array: npt.NDArray[Any], stated: Stated, box: Box) -> tuple[npt.NDArray[Any], Stated]:
+    """Return a mask that a tool cropped to its segments, put back into the patch, and where it then begins.
+
+    Others are returned as they are.
+    """
     if array.shape == box.shape_zyx or stated.offset_zyx is None:
-        return array
+        return array, stated
     inside = Box((0, 0, 0), box.shape_zyx)
     start = [round(o - b) for o, b in zip(stated.offset_zyx, box.offset_zyx, strict=True)]
     cropped = Box.from_bounds(start, [a + n for a, n in zip(start, array.shape, strict=True)])
@@ -86,4 +90,5 @@ def placed(array: npt.NDArray[Any], stated: Stated, box: Box) -> npt.NDArray[Any
         )
     whole = np.zeros(box.shape_zyx, array.dtype)
     whole[cropped.slices] = array
-    return whole
+    z, y, x = (o - s for o, s in zip(stated.offset_zyx, start, strict=True))
+    return whole, replace(stated, offset_zyx=(z, y, x))

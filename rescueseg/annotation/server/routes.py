@@ -61,6 +61,8 @@ class NextRequest(_Body):
     purpose: Purpose | None = None
     ticket_id: Text | None = None
     """This one and no other; a skipped one is taken up again."""
+    another: bool = False
+    """One more, beside those that are held."""
 
 
 class Beat(_Body):
@@ -140,7 +142,8 @@ def next_ticket(office: At, desk: AtDesk, wanted: NextRequest | None = None) -> 
     """Lease the most useful patch that fits; nobody else gets it while the lease runs."""
     plain = {} if wanted is None else wanted.model_dump(exclude_none=True)
     ticket_id = plain.pop("ticket_id", None)
-    lease = desk.next(Filters(**plain) if plain else None, ticket_id)
+    another = plain.pop("another", False)
+    lease = desk.next(Filters(**plain) if plain else None, ticket_id, another=another)
     return Response(status_code=204) if lease is None else granted(office, lease)
 
 
