@@ -30,7 +30,7 @@ SAME_SPACING = 0.05
 
 @dataclass(frozen=True)
 class Profile:
-    """Defaults for a kind of machine, measured on the volumes of the README."""
+    """Defaults for a kind of machine; `tests/benchmarks/training_profile.py` measured that of a CPU, at four minutes of one core."""
 
     channels: tuple[int, ...]
     window_voxels: int
@@ -41,7 +41,7 @@ class Profile:
 
 
 PROFILES: dict[str, Profile] = {
-    "cpu": Profile((16, 32, 64, 128), 80_000, 2, 500, 4.0),
+    "cpu": Profile((16, 32, 64, 128), 80_000, 2, 2000, 4.0),
     "gpu": Profile((32, 64, 128, 256, 320), 64 * 128 * 128, 2, 3000, 2.0),
 }
 

@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rate 2e-3": {"learning_rate": 2e-3},
     "rate 1e-2": {"learning_rate": 1e-2},
     "no dropout": {"dropout": 0.0},
+    "average of weights": {"ema": 0.99},
+    "coarse losses": {"deep_supervision": True},
 }
 """What each variant changes: fields of the profile, or settings in `[training]`."""
 
