@@ -83,6 +83,19 @@ def write_generation(
     probability = np.stack([1 - foreground, foreground])
     entropy = -(probability * np.log(np.clip(probability, 1e-9, 1))).sum(axis=0)
     write_maps(campaign, generation, probability, entropy)
+    write_model(campaign, generation, trainer)
+    if judged:
+        campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
+
+
+def write_volume_maps(campaign: Campaign, generation: int, mask: npt.NDArray[np.bool_]) -> None:
+    """Write model, snapshot and maps of a generation that is sure of a mask."""
+    write_maps(campaign, generation, np.stack([~mask, mask]).astype(float), np.zeros(mask.shape))
+    write_model(campaign, generation)
+
+
+def write_model(campaign: Campaign, generation: int, trainer: str = "monai_unet") -> None:
+    """Write a snapshot clear of the holdout and the reference of a model."""
     items = tuple(
         SnapshotItem(
             ticket_id=f"t{i}",
@@ -99,8 +112,6 @@ def write_generation(
     campaign.finish_stage(generation, "snapshot", snapshot.to_json())
     model = ModelReference(generation=generation, trainer=trainer, path="m", digest=f"{generation:064x}")
     campaign.finish_stage(generation, "training", {"model": model.to_json()})
-    if judged:
-        campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
 
 
 def write_maps(

@@ -15,6 +15,9 @@ from rescueseg.campaign import Campaign
 from rescueseg.champion import judge, judgements
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import Evaluation, evaluate_generation, missing_truth, open_truths
+from rescueseg.evaluation.pooled import group_scores
+from rescueseg.geometry import Box
+from rescueseg.records import Holdout, HoldoutBox
 from tests.unit.evaluated import make_campaign, phantom_truth, write_generation, write_maps
 
 
@@ -174,3 +177,33 @@ def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     campaign.freeze_holdout(holdout_boxes())
     result = threshold_baseline(campaign)
     assert (result["polarity"], result["validation_dice"], result["test_dice"]) == ("dark", 1.0, 1.0)
+
+
+def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None:
+    """Of three objects, two touch: their class is predicted without a flaw, and only one object is found whole."""
+    import tifffile
+
+    from rescueseg.config import check_config
+    from rescueseg.volumes import import_volume
+    from tests.unit.evaluated import SHAPE, SPACING, write_volume_maps
+
+    numbered = np.zeros(SHAPE, np.uint16)
+    numbered[1:7, 31:52, 1:10], numbered[1:7, 31:52, 10:20] = 4, 9
+    numbered[13:19, 31:50, 2:20] = 2
+    campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "objects", "classes": ["nucleus"]}))
+    for name, array in (("image", (numbered > 0) * np.uint16(500)), ("truth", numbered)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+    image, truth = str(tmp_path / "image.tif"), str(tmp_path / "truth.tif")
+    import_volume(campaign, image, volume_id="phantom", spacing=SPACING, truth=truth, truth_type="instance")
+    boxes = [Box((0, 30, 0), (8, 24, 24)), Box((12, 30, 0), (8, 24, 24)), Box((0, 60, 60), (8, 24, 24))]
+    held = tuple(HoldoutBox(volume_id="phantom", box=box, part="test", stratum="grid") for box in boxes)
+    campaign.freeze_holdout(Holdout(boxes=held, guard_zyx=(2, 4, 4)))
+    write_volume_maps(campaign, 0, numbered > 0)
+    found = evaluate_generation(campaign, 0)
+    details = [box.details[0].instances for box in found.boxes]
+    assert [(d.found, d.true, d.matched[0]) for d in details if d] == [(1, 2, 1), (1, 1, 1), (0, 0, 0)]
+    scores = group_scores(found, "test", ("nucleus",))[0].plain
+    assert scores["dice"].value == 1.0
+    assert scores["ap50"].value == pytest.approx(2 / 3)
+    assert scores["vi_split"].value == pytest.approx(0)
+    assert scores["vi_merge"].value > 0.4
