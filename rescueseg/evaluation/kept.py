@@ -24,7 +24,10 @@ def evaluate_and_keep(campaign: Campaign, generation: int, progress: Progress | 
 
 
 def settled_evaluation(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
-    """Return a generation's evaluation: the kept one where model, boxes and truth are still the same, else a new one.
+    """Return a generation's evaluation: the kept one where model and truth are still the same, else a new one.
+
+    A holdout that grew since makes no new one: its volumes may have no maps of that generation. Generations are compared
+    on the boxes they share.
 
     Raises
     ------
@@ -38,7 +41,7 @@ def settled_evaluation(campaign: Campaign, generation: int, progress: Progress |
     wanted = {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, digest_array(read_truth(b))) for b in boxes}
     for data in (campaign.stage_result(generation, SCORES), _judged(campaign, generation)):
         kept = None if data is None else Evaluation.model_validate(data)
-        if kept and kept.complete and kept.model_digest == model.digest and {b.key for b in kept.boxes} == wanted:
+        if kept and kept.complete and kept.model_digest == model.digest and {b.key for b in kept.boxes} <= wanted:
             return kept
     return evaluate_and_keep(campaign, generation, progress)
 

@@ -139,6 +139,12 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
     campaign.finish_stage(0, SCORES, stale)
     assert settled_evaluation(campaign, 0, count) == first
     assert len(calls) == 32
+    holdout = campaign.holdout()
+    assert holdout is not None
+    grown = holdout.boxes[0].model_copy(update={"box": Box((12, 60, 30), (8, 24, 24))})
+    campaign.freeze_holdout(holdout.model_copy(update={"boxes": (*holdout.boxes, grown)}))
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 32, "generations are compared on the boxes they share"
 
 
 def write_entropy(campaign: Campaign, entropy: np.ndarray, block: tuple[int, int, int]) -> None:
