@@ -173,6 +173,8 @@ class Group(Record):
     name: str
     boxes: int
     voxels: int
+    foreground: float
+    """Share of the voxels that belong to a class, or to the class, in truth."""
     plain: dict[str, Figure]
     """By metric; those without a value are left out."""
     weighted: dict[str, Figure]
@@ -232,13 +234,15 @@ def group_scores(
     for chosen in selections(boxes, classes):
         mine, times = choose(tables, chosen), resampling(len(chosen.index), seed, resamples)
         weights = None if shares is None or chosen.kind == "stratum" else shares[list(chosen.index)]
+        voxels = sum(boxes[i].voxels for i in chosen.index)
         groups.append(
             Group(
                 part=part,
                 kind=chosen.kind,
                 name=chosen.name,
                 boxes=len(chosen.index),
-                voxels=sum(boxes[i].voxels for i in chosen.index),
+                voxels=voxels,
+                foreground=float(mine["counts"][..., [0, 2]].sum()) / voxels,
                 plain=_figures(mine, times, np.ones(len(chosen.index))),
                 weighted={} if weights is None else _figures(mine, times, weights),
             )

@@ -55,6 +55,11 @@ class BoxScore(Record):
     """Voxels by predictive entropy in nats."""
 
     @property
+    def foreground(self) -> int:
+        """Voxels of the truth that belong to a class."""
+        return sum(c.tp + c.fn for c in self.counts)
+
+    @property
     def key(self) -> tuple[str, tuple[int, int, int], tuple[int, int, int], str]:
         """What makes two scores comparable: the same box with the same truth."""
         return self.volume_id, self.box.offset_zyx, self.box.shape_zyx, self.truth_digest

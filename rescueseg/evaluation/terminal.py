@@ -26,10 +26,10 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
     console.print(table)
     if len(groups) > 1:
         shown = shown_metrics(groups)
-        table = _table("By class, stratum and domain", ("", "boxes", *(_label(m) for m in shown)))
+        table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
         for group in groups[1:]:
             values = (_figure(m, group.plain.get(m.name))[0] for m in shown)
-            table.add_row(f"{group.kind} {group.name}", str(group.boxes), *values)
+            table.add_row(f"{group.kind} {group.name}", str(group.boxes), f"{group.foreground:.1%}", *values)
         console.print(table)
 
 
@@ -56,7 +56,7 @@ def show_differences(console: Console, groups: Sequence[GroupComparison], names:
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     return table
 
 

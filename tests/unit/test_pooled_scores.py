@@ -251,6 +251,7 @@ def test_nothing_found_where_nothing_is_does_not_flatter() -> None:
     groups = {g.name: g for g in group_scores(evaluation(boxes), "test", ("a",))}
     assert "dice" not in groups["sparse"].plain
     assert "ece" in groups["sparse"].plain
+    assert (groups["sparse"].foreground, groups["typical"].foreground) == (0.0, 0.01)
     assert groups[""].plain["dice"].value == pytest.approx(0.5)
     assert groups[""].plain["dice"].interval == (pytest.approx(0.5), pytest.approx(0.5))
     inventor = [box_score(i, [(0, 9, 0)], stratum="sparse") for i in range(4)]
