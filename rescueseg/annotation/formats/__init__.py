@@ -192,7 +192,8 @@ def _object_numbers(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint3
     """Return object numbers, which must be whole and not negative."""
     if array.dtype.kind not in "buif":
         raise LabelError(f"labels of type {array.dtype} are no numbers", where=str(path), todo="Save them as integers")
-    numbers = array.astype(np.uint32) if array.dtype.kind in "bui" else np.nan_to_num(array).astype(np.uint32)
+    with np.errstate(invalid="ignore"):  # what does not fit differs afterwards
+        numbers = array.astype(np.uint32)
     wrong = array[numbers != array]
     if wrong.size:
         raise LabelError(
