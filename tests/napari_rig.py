@@ -26,6 +26,8 @@ from rescueseg.annotation.napari_plugin.session import Work
 from rescueseg.annotation.patch_labels import PatchLabels
 
 Voxel = Sequence[int]
+NEW = -1
+"""Stands for an object of its own."""
 CONTROL = Qt.KeyboardModifier.ControlModifier
 
 
@@ -132,7 +134,13 @@ def paint(rig: Rig, strokes: Sequence[Sequence[int]]) -> tuple[list[list[int]], 
     spacing = layers.view.spacing_um_zyx
     seen, values = [], []
     for *voxel, label in strokes:
-        rig.panel.choose(label)
+        if label == NEW:
+            rig.key("O")
+        elif layers.numbered and label not in (0, 255):
+            layers.choose_object(new=False)
+            layers.drawing.selected_label = label
+        else:
+            rig.panel.choose(label)
         rig.viewer.layers.selection.active.brush_size = 1
         seen.append(rig.click(voxel, spacing))
         values.append(int(rig.viewer.layers["image"].get_value(rig.viewer.cursor.position, world=True)))

@@ -135,6 +135,81 @@ def test_a_day_at_the_desk(play: Play, tmp_path: Path) -> None:
     assert list((tmp_path / "state").rglob("*.npz")) == [], "no drawing is left behind"
 
 
+def objects_over(start: np.ndarray, box: Box, strokes: list[list[int]]) -> PatchLabels:
+    """Return what strokes make of a first mask whose objects are numbered; -1 begins a new object."""
+    ids = PatchLabels.of_components(start).instances
+    assert ids is not None
+    ignore = np.zeros(box.shape_zyx, bool)
+    for *voxel, label in strokes:
+        at = tuple(np.subtract(voxel, box.offset_zyx))
+        if label == 255:
+            ignore[at] = True
+        else:
+            ids[at] = ids.max() + 1 if label == -1 else label
+    return PatchLabels.of_instances(ids, ignore)
+
+
+def instance_campaign(folder: Path) -> Campaign:
+    settings = {"name": "objects", "classes": ["nucleus"], "annotation": {"labels": "instance"}}
+    return Campaign.create(str(folder / "campaign"), check_config(settings))
+
+
+def test_object_255_is_an_object_and_what_was_not_annotated_another_layer(play: Play, tmp_path: Path) -> None:
+    box = Box((1, 4, 6), (4, 24, 34))
+    start = np.zeros(box.shape_zyx, np.uint8)
+    places = [(z, y, x) for z in (0, 2) for y in range(1, 23, 2) for x in range(1, 33, 2)][:254]
+    start[tuple(np.transpose(places))] = 1
+    raw = random_generator(4, "raw").integers(0, 250, (7, 40, 48)).astype(np.uint8)
+    campaign = instance_campaign(tmp_path)
+    fill(campaign, "v", raw, (0.6, 0.2, 0.2), box, start, tmp_path)
+    strokes = [[2, 6, 8, -1], [3, 8, 8, 255], [1, 5, 7, 255], [4, 27, 39, 7], [1, 4, 6, -1]]
+
+    found = play("annotate", place=campaign.url, name="anna", strokes={"v": strokes}, outside={"v": [2, 2, 8]})
+
+    assert found["seen"]["v"] == [stroke[:3] for stroke in strokes]
+    labels = LocalDesk(campaign, open_queue(campaign), "anna").version_labels("v", 1)
+    assert labels == objects_over(start, box, strokes)
+    assert labels.instances is not None
+    assert labels.instances[1, 2, 2] == 255
+    assert labels.classes[1, 2, 2] == 1
+    assert labels.ignore.sum() == 2
+
+
+REAL_OBJECTS = {
+    "gonuclear_1135": Box((40, 30, 30), (24, 32, 40)),
+    "bbbc050_mosaic_train": Box((10, 300, 100), (16, 40, 56)),
+    "plantseg_ovule_cells": Box((8, 40, 40), (12, 40, 48)),
+}
+
+
+@pytest.mark.slow
+def test_real_objects_come_back_as_painted(play: Play, real_data: Path, tmp_path: Path) -> None:
+    campaign = instance_campaign(tmp_path)
+    starts = {}
+    for name, box in REAL_OBJECTS.items():
+        starts[name] = import_real(campaign, real_data, name, box, tmp_path)[1]
+    strokes = {name: strokes_in(box, name, [-1, 255, 1]) for name, box in REAL_OBJECTS.items()}
+    outside = {name: np.subtract(box.offset_zyx, (0, 3, 3)).tolist() for name, box in REAL_OBJECTS.items()}
+
+    found = play("annotate", place=campaign.url, name="anna", strokes=strokes, outside=outside)
+
+    desk = LocalDesk(campaign, open_queue(campaign), "anna")
+    for name, box in REAL_OBJECTS.items():
+        assert found["seen"][name] == [stroke[:3] for stroke in strokes[name]]
+        assert desk.version_labels(name, 1) == objects_over(starts[name], box, strokes[name])
+
+
+def import_real(
+    campaign: Campaign, real_data: Path, name: str, box: Box, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Import a real volume and queue a patch; return the image and the first mask."""
+    meta = json.loads((real_data / name / "meta.json").read_text())
+    raw = tifffile.imread(real_data / name / "raw.tif")
+    start = (tifffile.imread(real_data / name / "labels.tif")[box.slices] > 0).astype(np.uint8)
+    fill(campaign, name, raw, tuple(meta["voxel_size_um_zyx"]), box, start, folder)
+    return raw, start
+
+
 REAL = {
     "gonuclear_1135": Box((40, 30, 30), (24, 32, 40)),
     "vesselnn_poon2015_BBB_noLeakage": Box((6, 200, 180), (12, 64, 48)),
@@ -147,11 +222,7 @@ def test_real_patches_come_back_as_painted(play: Play, real_data: Path, tmp_path
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "real", "classes": ["object"]}))
     raws, starts = {}, {}
     for name, box in REAL.items():
-        meta = json.loads((real_data / name / "meta.json").read_text())
-        truth = tifffile.imread(real_data / name / "labels.tif")
-        raws[name] = tifffile.imread(real_data / name / "raw.tif")
-        starts[name] = (truth[box.slices] > 0).astype(np.uint8)
-        fill(campaign, name, raws[name], tuple(meta["voxel_size_um_zyx"]), box, starts[name], tmp_path)
+        raws[name], starts[name] = import_real(campaign, real_data, name, box, tmp_path)
     strokes = {name: strokes_in(box, name, [1, 255], count=3) for name, box in REAL.items()}
     outside = {name: np.subtract(box.offset_zyx, (0, 3, 3)).tolist() for name, box in REAL.items()}
 

@@ -153,7 +153,8 @@ class AnnotatePanel:
         self.layers.draw_on(work.drawn)
         self.layers.look_at_patch()
         self._spot = -1
-        self.choose(1) if info.kind == "semantic" else self.layers.choose(max(1, int(self.layers.drawing.data.max())))
+        if info.kind == "semantic":
+            self.choose(1)
         self.about.setText(about(work))
         self.say("Your drawing from before is back: it was not handed in." if work.restored else "", False)
         self._enable()
@@ -249,7 +250,7 @@ class AnnotatePanel:
     def new_object(self) -> None:
         """Paint with a number that no object has."""
         if self.layers is not None:
-            self.say(f"Painting object {self.layers.new_object()}.", False)
+            self.say(f"Painting object {self.layers.choose_object(new=True)}.", False)
 
     def jump_to_spot(self) -> None:
         """Go to the most uncertain spot, then to the next."""

@@ -164,7 +164,10 @@ class PatchLayers:
             ignored = PatchLabels(np.where(labels.ignore, np.uint8(IGNORE), np.uint8(0)))
             self.ignore = self._labels_layer(IGNORE_NAME, ignored, box)
             self.ignore.selected_label = IGNORE
-        self.choose(1)
+        if self.numbered:
+            self.choose_object(new=False)
+        else:
+            self.choose(1)
 
     def drawn(self) -> PatchLabels:
         """Return a copy of the drawing."""
@@ -173,17 +176,19 @@ class PatchLayers:
         return PatchLabels.of_instances(self.drawing.data.copy(), self.ignore.data == IGNORE)
 
     def choose(self, label: int) -> None:
-        """Paint with a class, with an object's number, with ignore (255), or erase (0)."""
-        layer = self.ignore if self.numbered and label == IGNORE else self.drawing
+        """Paint with a class or ignore (255), or erase (0)."""
+        self._paint_on(self.ignore if self.numbered and label == IGNORE else self.drawing, label)
+
+    def choose_object(self, *, new: bool) -> int:
+        """Paint with the highest object number there is, or with a new one; return it."""
+        number = max(1, int(self.drawing.data.max()) + new)
+        self._paint_on(self.drawing, number)  # which may be 255, and then is an object all the same
+        return number
+
+    def _paint_on(self, layer: Any, label: int) -> None:
         layer.selected_label = label
         layer.mode = "erase" if label == 0 else "paint"
         self.viewer.layers.selection.active = layer
-
-    def new_object(self) -> int:
-        """Paint with a number that no object has; return it."""
-        number = int(self.drawing.data.max()) + 1
-        self.choose(number)
-        return number
 
     def undo(self) -> None:
         """Take back the last stroke."""
