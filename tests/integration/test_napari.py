@@ -175,6 +175,34 @@ def test_object_255_is_an_object_and_what_was_not_annotated_another_layer(play: 
     assert labels.ignore.sum() == 2
 
 
+def test_a_blind_pair_is_compared_and_one_of_it_accepted(play: Play, tmp_path: Path) -> None:
+    box = Box((2, 6, 8), (4, 16, 20))
+    settings = {"name": "pair", "classes": ["one"], "annotation": {"review": True}}
+    campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
+    tifffile.imwrite(tmp_path / "v.tif", random_generator(5, "raw").integers(0, 250, (8, 30, 40)).astype(np.uint8))
+    volumes.import_volume(campaign, str(tmp_path / "v.tif"), volume_id="v", spacing=(0.6, 0.2, 0.2))
+    store = open_queue(campaign)
+    store.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=box, annotators=2)])
+    drawn = {"anna": np.zeros(box.shape_zyx, np.uint8), "bob": np.zeros(box.shape_zyx, np.uint8)}
+    drawn["anna"][1:3, 4:8, 4:8] = drawn["bob"][1:3, 4:8, 4:8] = 1
+    drawn["bob"][2, 10:13, 13:16] = 1
+    for name, labels in drawn.items():
+        desk = LocalDesk(campaign, store, name)
+        lease = desk.next()
+        assert lease is not None
+        desk.submit(lease.lease_id, PatchLabels(labels), "test", override=True)
+
+    found = play("compare", place=campaign.url, name="rita", ticket_id="t")
+
+    assert found["shown"] == [["A: anna, version 1"], ["B: bob, version 2"], ["A: anna, version 1"]]
+    assert "9 voxels differ" in found["about"]
+    assert found["spot"] == [4, 17, 22], "the middle of what bob drew alone, in voxels of the volume"
+    assert found["history"] == ["History of t"]
+    verdicts = {record.annotator: record.verdict for record in store.annotations("t")}
+    assert verdicts["bob"] == "accepted"
+    assert store.counts()["accepted"] == 1
+
+
 REAL_OBJECTS = {
     "gonuclear_1135": Box((40, 30, 30), (24, 32, 40)),
     "bbbc050_mosaic_train": Box((10, 300, 100), (16, 40, 56)),

@@ -259,7 +259,7 @@ class AnnotatePanel:
             return
         self._spot = (self._spot + 1) % len(work.spots)
         self.layers.go_to(work.spots[self._spot])
-        self.say(f"Uncertain spot {self._spot + 1} of {len(work.spots)}.", False)
+        self.say(f"Uncertain spot {self._spot + 1} of {len(work.spots)}, in the middle of the view.", False)
 
     def toggle_uncertainty(self) -> None:
         """Show or hide the uncertainty."""
@@ -313,7 +313,7 @@ class AnnotatePanel:
 def about(work: Work) -> str:
     """Return what a person should know of a patch before they draw."""
     ticket = work.view.ticket
-    size = " × ".join(f"{n * s:g}" for n, s in zip(ticket.box.shape_zyx, work.view.spacing_um_zyx, strict=True))
+    size = " × ".join(f"{n * s:.3g}" for n, s in zip(ticket.box.shape_zyx, work.view.spacing_um_zyx, strict=True))
     lines = [ticket.ticket_id, f"{ticket.volume_id} {ticket.box}, {size} µm (z, y, x)"]
     if ticket.purpose != "pool":
         lines.append(f"{ticket.purpose}: annotate it completely; no first mask, so that nothing biases you")

@@ -160,6 +160,9 @@ class PatchLayers:
         box = self.view.ticket.box
         self.drawing = self._labels_layer("labels", labels, box)
         self.drawing.brush_size = 4
+        if self.uncertainty is not None:  # seen over the labels, not through them
+            layers = self.viewer.layers
+            layers.move(layers.index(self.uncertainty), len(layers))
         if self.numbered:
             ignored = PatchLabels(np.where(labels.ignore, np.uint8(IGNORE), np.uint8(0)))
             self.ignore = self._labels_layer(IGNORE_NAME, ignored, box)

@@ -43,6 +43,7 @@ class ReviewPanel:
         self._spot = -1
         self.root = QWidget()
         self.waiting = QListWidget()
+        self.waiting.setMaximumHeight(120)
         self.waiting.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.waiting.itemActivated.connect(lambda item: self.open(item.data(Qt.ItemDataRole.UserRole)))
         self.about = text("Open a ticket: double-click.")
