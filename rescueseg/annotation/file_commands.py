@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from shlex import quote
@@ -12,7 +13,8 @@ import typer
 from rich.console import Console
 
 from rescueseg.annotation.arguments import AnnotatorOption, DeskArgument, plain_console
-from rescueseg.annotation.desk import Filters
+from rescueseg.annotation.cvat_server import download, is_task, upload
+from rescueseg.annotation.desk import Desk, Filters
 from rescueseg.annotation.desks import desk_for
 from rescueseg.annotation.formats import FORMATS, Frame, format_named, read_labels
 from rescueseg.annotation.formats.handout import lease_of, write_patch
@@ -47,13 +49,27 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", file_okay=False)] = Path(),
     purpose: PurposeOption = None,
     ticket: TicketOption = None,
+    cvat: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="With --format cvat: a CVAT server to make a task on; needs CVAT_ACCESS_TOKEN."
+        ),
+    ] = "",
 ) -> None:
     """Take the next patch, or the one you hold, as files for a tool of your choice."""
-    _take(campaign, annotator, format_, out, purpose, ticket)
+    if cvat and format_ != "cvat":
+        raise ConfigError("--cvat needs --format cvat", todo="Say both, or neither")
+    _take(campaign, annotator, format_, out, purpose, ticket, cvat)
 
 
 def _take(
-    campaign: str, annotator: str, format_: str, out: Path | None, purpose: str | None, ticket: str | None
+    campaign: str,
+    annotator: str,
+    format_: str,
+    out: Path | None,
+    purpose: str | None,
+    ticket: str | None,
+    cvat: str = "",
 ) -> None:
     kind, desk = format_named(format_), desk_for(campaign, annotator)
     lease = desk.next(Filters(purpose=_purpose(purpose)), ticket)
@@ -64,13 +80,18 @@ def _take(
     describe(console, lease)
     hand_in = f"rescueseg queue submit {quote(campaign)} {lease.lease_id} FILE -a {quote(annotator)}"
     if out is not None:
-        files = write_patch(kind, out, lease, desk.view(lease.lease_id), desk.info())
+        view, info = desk.view(lease.lease_id), desk.info()
+        files = write_patch(kind, out, lease, view, info)
         console.print(f"image     {files.image}", markup=False)
         console.print(f"mask      {files.labels}" + (" (was there, kept)" if files.kept else ""), markup=False)
         for path in (files.ignore, *files.others):
             if path is not None:
                 console.print(f"          {path}", markup=False)
         hand_in = f"rescueseg queue submit {quote(campaign)} {quote(str(files.labels))} -a {quote(annotator)}"
+        if cvat:
+            task = upload(cvat, files, Frame.of(view, info))
+            console.print(f"task      {task}", markup=False)
+            hand_in = f"rescueseg queue submit {quote(campaign)} {quote(task)} -a {quote(annotator)}"
     console.print(f"hand in   {hand_in}", markup=False)
 
 
@@ -100,7 +121,11 @@ def submit(
     ],
     annotator: AnnotatorOption,
     second: Annotated[
-        str, typer.Argument(metavar="FILE", help=f"Mask of the patch: {', '.join(f.extensions[0] for f in FORMATS)}…")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help=f"Mask of the patch (or address of a CVAT task): {', '.join(f.extensions[0] for f in FORMATS)}…",
+        ),
     ] = "",
     tool: Annotated[str, typer.Option(help="What you worked with.")] = "file",
     seconds: Annotated[
@@ -110,17 +135,25 @@ def submit(
     override: Annotated[bool, typer.Option("--override", help="Hand in in spite of warnings.")] = False,
 ) -> None:
     """Hand in a mask. Handing in the same mask again changes nothing."""
-    file, desk = Path(second or first), desk_for(campaign, annotator)
-    lease_id = first if second else lease_of(file, desk.held()).lease_id
+    desk = desk_for(campaign, annotator)
+    with tempfile.TemporaryDirectory() as folder:
+        named = second or first
+        file = download(named, Path(folder) / "annotations.zip") if is_task(named) else Path(named)
+        confirm(_submit(desk, file, first if second else "", tool, seconds, unchanged, override))
+
+
+def _submit(
+    desk: Desk, file: Path, lease_id: str, tool: str, seconds: float, unchanged: bool, override: bool
+) -> AnnotationRecord:
+    lease_id = lease_id or lease_of(file, desk.held()).lease_id
     labels = read_labels(file, Frame.of(desk.view(lease_id), desk.info()))
     try:
-        done = desk.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
+        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
     except LabelWarningsError as error:
         if not unchanged or any(warning.code != "unchanged" for warning in error.warnings):
             todo = "Correct it, or say --override (--unchanged if it is right as it was handed out)"
             raise LabelError(error.what, where=str(file), todo=todo) from error
-        done = desk.submit(lease_id, labels, tool, active_seconds=seconds, override=True)
-    confirm(done)
+        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=True)
 
 
 def confirm(annotation: AnnotationRecord) -> None:

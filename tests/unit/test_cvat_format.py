@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import imagecodecs
 import numpy as np
@@ -15,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rescueseg.annotation import cvat_server
 from rescueseg.annotation.formats import Frame, format_named, read_labels
 from rescueseg.annotation.formats.cvat import XML_NAME, annotations_xml, decode_runs, encode_runs
 from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.errors import LabelError
+from rescueseg.errors import ConfigError, LabelError, ServiceError
 from rescueseg.geometry import Box
 from tests.patch_views import random_labels, view_of
 
@@ -123,3 +126,41 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path.write_bytes(buffer.getvalue())
     with pytest.raises(LabelError, match="larger than a mask"):
         read_labels(path, FRAME)
+
+
+def test_a_server_is_spoken_to_as_its_sdk_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CVAT runs here: the calls are checked against the signatures of cvat-sdk, the replies are made up."""
+    cvat_sdk = pytest.importorskip("cvat_sdk")
+    from cvat_sdk.core.proxies import tasks
+
+    client = create_autospec(cvat_sdk.Client, instance=True)
+    client.__enter__.return_value = client
+    client.tasks = create_autospec(tasks.TasksRepo, instance=True)
+    task = create_autospec(tasks.Task, instance=True)
+    client.tasks.create_from_data.return_value = client.tasks.retrieve.return_value = task
+    task.id = 12
+    made = create_autospec(cvat_sdk.make_client, return_value=client)
+    monkeypatch.setattr(cvat_sdk, "make_client", made)
+    files = CVAT.write(tmp_path, view_of(FRAME, random_labels(FRAME, 0)), FRAME)
+    monkeypatch.delenv(cvat_server.TOKEN_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match="CVAT_ACCESS_TOKEN is not set"):
+        cvat_server.upload("https://cvat.example", files, FRAME)
+    monkeypatch.setenv(cvat_server.TOKEN_VARIABLE, "secret")
+    address = cvat_server.upload("https://cvat.example/", files, FRAME)
+    assert address == "https://cvat.example/tasks/12"
+    assert cvat_server.is_task(address)
+    spec = cvat_sdk.models.TaskWriteRequest(**client.tasks.create_from_data.call_args.args[0])
+    assert [label["name"] for label in spec["labels"]] == ["cell", "vessel", "not annotated"]
+    task.export_dataset.side_effect = lambda name, target, **_: shutil.copy(files.labels, target)
+    fetched = cvat_server.download(address, tmp_path / "fetched.zip")
+    client.tasks.retrieve.assert_called_with(12)
+    assert read_labels(fetched, FRAME) == random_labels(FRAME, 0)
+    task.export_dataset.side_effect = OSError("no route")
+    with pytest.raises(ServiceError, match="CVAT: no route"):
+        cvat_server.download(address, tmp_path / "fetched.zip")
+
+
+def test_files_are_no_tasks() -> None:
+    assert not any(
+        map(cvat_server.is_task, ["todo/a_labels.zip", "https://cvat.example", "http://x/tasks", "tasks/12"])
+    )
