@@ -40,6 +40,7 @@ export class Bench {
     const drawing = new Drawing(frame, start);
     this.patch = { key, frame, drawing, start, objects, drawn, channels, ticket: about.ticket, view, channel: 0, spot: -1 };
     this.viewer.labels = start;
+    this.#levels();
     return (await this.#restore(key)) ?? 0;
   }
 
@@ -96,16 +97,24 @@ export class Bench {
 
   // tolerance as a share of the grey levels on show
   grow(at, value, plane, share) {
+    const [low, high] = this.viewer.levels;
+    this.#put(this.patch.drawing.grown(at, value, plane, this.#image(), share * (high - low)));
+  }
+
+  // The channel on show, over the patch.
+  #image() {
     const { frame, view, channel } = this.patch;
     const size = frame.shapeXyz.reduce((product, n) => product * n);
-    const image = frame.inner(view.image.voxels.subarray(channel * size, (channel + 1) * size));
-    const { robust_min: low, robust_max: high } = this.viewer.layers.image;
-    this.#put(this.patch.drawing.grown(at, value, plane, image, share * (high - low)));
+    return frame.inner(view.image.voxels.subarray(channel * size, (channel + 1) * size));
   }
+
+  // Black and white are those of the patch, not of what surrounds it.
+  #levels() { this.viewer.levels = range(this.#image()); }
 
   channel(number) {
     this.patch.channel = number;
     this.viewer.channel(number);
+    this.#levels();
   }
 
   // To the most uncertain spot in the patch; again, to the next one that lies elsewhere.
@@ -120,6 +129,15 @@ export class Bench {
 
   // What goes to the server.
   get files() { return this.patch.objects ? this.patch.objects.files(this.labels) : { classes: this.labels }; }
+}
+
+// Grey levels that all but half a percent at either end lie between, from a sample of at most 100,000 voxels.
+function range(image) {
+  const step = Math.ceil(image.length / 1e5);
+  const sample = Float64Array.from({ length: Math.floor(image.length / step) }, (_, i) => image[i * step]).sort();
+  const at = (share) => sample[Math.round(share * (sample.length - 1))];
+  const [low, high] = [at(0.005), at(0.995)];
+  return high > low ? [low, high] : [sample[0], Math.max(sample.at(-1), sample[0] + 1)];
 }
 
 // The highest voxels, each at least an eighth of the patch away from those before it; as [z, y, x].

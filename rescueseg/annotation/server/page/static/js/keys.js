@@ -26,9 +26,8 @@ function written(event) {
 
 function help(actions) {
   const rows = actions.map(([keys, what]) =>
-    element("tr", {}, element("td", {}, ...keys.flatMap((key) => [element("kbd", { textContent: key }), " "])),
-      element("td", { textContent: what })));
+    element("p", {}, ...keys.flatMap((key) => [element("kbd", { textContent: key }), " "]), what));
   const mouse = element("p", { className: "quiet",
     textContent: "Mouse: left draws, wheel goes through the planes, Ctrl+wheel zooms, right button drags. Drag the 3D view to turn it." });
-  return ask("Keyboard and mouse", [element("table", {}, ...rows), mouse], { Close: true });
+  return ask("Keyboard and mouse", [element("div", { className: "keys" }, ...rows), mouse], { Close: true });
 }

@@ -15,7 +15,10 @@ export class Layers {
     for (const id of ["low", "high"]) $(id).oninput = () => this.#contrast();
     $("smooth").onchange = () => viewer.smooth($("smooth").checked);
     $("cut").onchange = () => viewer.cut($("cut").checked);
-    $("channel").onchange = () => bench.channel(Number($("channel").value));
+    $("channel").onchange = () => {
+      bench.channel(Number($("channel").value));
+      this.#contrast();
+    };
     $("jump").onclick = () => bench.jump();
     this.view("all");
   }

@@ -82,6 +82,7 @@ async function start() {
     for (const id of ["tools", "layers"]) $(id).disabled = !bench.isOpen;
     showTicket(bench, work.lease);
     if (bench.isOpen) layers.fit();
+    else $("place").textContent = "";
     tools.apply();
   };
   const effort = new Effort($("mine"), info);

@@ -24,6 +24,7 @@ export class Viewer {
     this.outline = outline;
     this.frame = null;
     this.layers = {};
+    this.levels = [0, 1];
     this.onStroke = () => {};
     this.onClick = () => {};
     this.onMove = () => {};
@@ -119,11 +120,11 @@ export class Viewer {
     if (at >= 0) this.nv.setOpacity(at, value);
   }
 
-  // Grey levels from low to high, as shares of the image's range.
+  // Grey levels from low to high, as shares of `levels`.
   contrast(low, high) {
     const image = this.layers.image;
     if (!image) return;
-    const [first, last] = [image.robust_min, image.robust_max];
+    const [first, last] = this.levels;
     image.cal_min = first + low * (last - first);
     image.cal_max = first + Math.max(high, low + 0.01) * (last - first);
     this.nv.updateGLVolume();
