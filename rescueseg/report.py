@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.baseline import ThresholdBaseline, threshold_baseline
+from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement, dice_interval, headline, judgements
 from rescueseg.errors import EvaluationError
@@ -164,6 +165,7 @@ def render(
         effort=effort,
         learning_curve=inline(figures["learning_curve.png"]),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
+        calibration=kept_calibration(campaign, last.generation),
         shown_part=last.evaluation.test or last.evaluation.validation,
         worst=pictured(last.evaluation.worst(SHOWN), "worst", figures),
         places=pictured(places, "uncertain", figures),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.pooled import METRICS, Group
@@ -43,6 +44,7 @@ def write_evaluation_page(campaign: Campaign, evaluation: Evaluation, groups: Ma
         worst=pictured(evaluation.worst(SHOWN), "worst", figures),
         places=pictured(places, "uncertain", figures),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
+        calibration=kept_calibration(campaign, g),
         explain=explain_box,
         url=campaign.url,
     )

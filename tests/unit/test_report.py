@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rescueseg import calibration
 from rescueseg.annotation.labels import submit_labels
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import open_queue
@@ -78,6 +79,15 @@ def test_the_page_stands_alone_and_answers_first(evaluated: Campaign) -> None:
 def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
     first = write_report(evaluated).figures
     assert write_report(evaluated).figures == first
+
+
+def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
+    evaluated.finish_stage(1, calibration.STAGE, calibration.calibrate_generation(evaluated, 1).to_json())
+    path = write_report(evaluated).path
+    words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
+    assert re.search(
+        r"Temperature \d\.\d+, fitted on the validation boxes: validation calibration error 0\.\d+ → 0\.", words
+    )
 
 
 def test_names_cannot_inject_html(evaluated: Campaign) -> None:
