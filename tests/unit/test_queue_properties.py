@@ -22,6 +22,7 @@ from rescueseg.annotation.events import (
     EndLease,
     Event,
     Expire,
+    Fix,
     GrantLease,
     Heartbeat,
     Reject,
@@ -30,6 +31,7 @@ from rescueseg.annotation.events import (
     Skip,
     StoreAnnotation,
     Submit,
+    Withdraw,
 )
 from rescueseg.annotation.states import TicketState, transition
 from rescueseg.errors import QueueError
@@ -45,13 +47,15 @@ times = st.integers(0, 300).map(lambda s: T0 + timedelta(seconds=s))
 names, ids, digests = st.sampled_from(PEOPLE), st.sampled_from("LMNOP"), st.sampled_from("de")
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Claim, ids, names, times, st.sampled_from([10.0, 100.0]), st.booleans()),
-    st.builds(Heartbeat, ids, names, times),
-    st.builds(Submit, ids, names, times, digests, st.booleans()),
+    st.builds(Heartbeat, ids, names, times, st.sampled_from([0.0, 5.0, 500.0])),
+    st.builds(Submit, ids, names, times, digests, st.booleans(), active_seconds=st.sampled_from([0.0, 5.0])),
     st.builds(Release, ids, names, times),
     st.builds(Skip, ids, names, times, st.just("why")),
     st.builds(Expire, times),
-    st.builds(Accept, names),
-    st.builds(Reject, names, st.just("why")),
+    st.builds(Withdraw, names, st.just("why")),
+    st.builds(Accept, names, st.sampled_from([None, 1, 2])),
+    st.builds(Reject, names, st.just("why"), st.none() | times),
+    st.builds(Fix, names, digests, st.sampled_from(["reviewer", "consensus"])),
 )
 
 
@@ -68,17 +72,34 @@ def test_no_sequence_of_events_breaks_a_ticket(sequence: list[Event], assignment
         except QueueError:
             continue
         used.add(getattr(event, "lease_id", ""))
+        if isinstance(event, Claim):
+            _check_claim(ticket, event)
         _check_step(ticket, result.ticket, result.steps)
         ticket = result.ticket
         again = event if not isinstance(event, Claim | Heartbeat) else Expire(T0)
         assert transition(ticket, again).steps == (), "a replay changes nothing"
 
 
+def _check_claim(before: TicketState, event: Claim) -> None:
+    """Work that was sent back is kept for who did it, and nobody takes the other half of a pair they have seen."""
+    granted = transition(before, event).ticket.lease(event.lease_id)
+    kept = [r for r in before.reservations if r.assignment_id == granted.assignment_id and r.until > event.now]
+    assert all(r.annotator == event.annotator for r in kept)
+    others = {a.assignment_id for a in before.annotations if a.annotator == event.annotator and a.assignment_id}
+    assert others <= {granted.assignment_id}, "one person never does both halves"
+
+
 def _check_step(before: TicketState, after: TicketState, steps: tuple[Any, ...]) -> None:
     holders = [lease.assignment_id for lease in after.running]
     assert len(holders) == len(set(holders)), "one lease per assignment"
-    parts = [part.annotator for part in (*after.running, *after.standing)]
+    done = [a for a in after.standing if a.assignment_id is not None]
+    parts = [part.annotator for part in (*after.running, *done)]
     assert len(parts) == len(set(parts)), "nobody has two parts of a ticket"
+    made = {(a.assignment_id, a.annotator) for a in after.annotations if a.assignment_id is not None}
+    assert len({who for _, who in made}) == len(made), "nobody ever makes two parts of a ticket"
+    for lease in after.leases:
+        longest = (lease.expires_at - lease.granted_at).total_seconds()
+        assert 0 <= lease.active_seconds <= longest, "nobody works longer than the lease"
     accepted = {a for a in before.annotations if a.verdict == "accepted"}
     assert accepted <= set(after.annotations), "accepted annotations stay"
     assert [a.version for a in after.annotations] == list(range(1, len(after.annotations) + 1))
@@ -127,6 +148,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.store.migrate()
         self.held: dict[str, Lease] = {}
         self.accepted: dict[str, AcceptedAnnotation] = {}
+        self.assigned: dict[str, int] = {}
         self.trails: dict[str, list[AuditEntry]] = {}
 
     def teardown(self) -> None:
@@ -135,7 +157,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 3))
     def add(self, number: int) -> None:
-        new = NewTicket(ticket_id=f"t{number}", volume_id="v", box=Box((number, 0, 0), (1, 1, 1)), score=-number)
+        new = NewTicket(
+            ticket_id=f"t{number}",
+            volume_id="v",
+            box=Box((number, 0, 0), (1, 1, 1)),
+            score=-number,
+            annotators=1 + number % 2,
+        )
         assert self.store.add_tickets([new]) == (new.ticket_id not in self.trails)
 
     @rule(target=leases, who=st.sampled_from(PEOPLE), seconds=st.sampled_from([10.0, 1000.0]))
@@ -144,7 +172,10 @@ class QueueMachine(RuleBasedStateMachine):
         if lease is None:
             return multiple()
         running = [other for other in self.held.values() if other.expires_at > self.now]
-        assert lease.ticket_id not in {other.ticket_id for other in running}, "two leases on one ticket"
+        assert lease.assignment_id not in {other.assignment_id for other in running}, "two leases on one assignment"
+        assert (lease.ticket_id, who) not in {(other.ticket_id, other.annotator) for other in running}
+        others = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == who and v.origin == "annotator"]
+        assert all(self.assigned[v.annotation_id] == lease.assignment_id for v in others), "both halves of a pair"
         self.held[lease.lease_id] = lease
         return lease
 
@@ -182,6 +213,7 @@ class QueueMachine(RuleBasedStateMachine):
             return multiple()
         assert was_mine
         del self.held[lease.lease_id]
+        self.assigned[record.annotation_id] = lease.assignment_id
         trail = self.store.history(lease.ticket_id)
         assert self.store.submit(*values, accept=accept) == record, "a replay gives the same"
         assert self.store.history(lease.ticket_id) == trail, "a replay leaves no trace"
@@ -193,9 +225,33 @@ class QueueMachine(RuleBasedStateMachine):
             if accept:
                 assert self.store.accept(ticket_id, who).verdict == "accepted"
             else:
-                self.store.reject(ticket_id, who, "why")
+                self.store.reject(ticket_id, who, "why", 100.0)
         except QueueError:
             assert self.store.annotations(ticket_id), "what was handed in is still there"
+
+    @rule(ticket_id=submitted, who=st.sampled_from(PEOPLE))
+    def fix(self, ticket_id: str, who: str) -> None:
+        before = self.store.annotations(ticket_id)
+        label = LabelReference(path="p", digest="fixed")
+        try:
+            fixed = self.store.fix(ticket_id, who, label, "test", 1)
+        except QueueError:
+            assert self.store.annotations(ticket_id) == before
+            return
+        assert (fixed.verdict, fixed.origin) == ("accepted", "reviewer")
+        assert self.store.fix(ticket_id, who, label, "test", 1) == fixed, "a replay gives the same"
+
+    @rule()
+    def compare(self) -> None:
+        for ticket_id in self.store.unsettled(2.0):
+            pair = [v for v in self.store.annotations(ticket_id) if v.verdict == "submitted"]
+            assert len(pair) == 2, "a pair waits for both halves"
+            details = {"versions": [v.version for v in pair], "annotators": [v.annotator for v in pair]}
+            ids = (pair[0].annotation_id, pair[1].annotation_id)
+            self.store.compared(ticket_id, ids, 0.5, details | {"agreement": 0.5, "dice": {}})
+            assert self.store.ticket(ticket_id).agreement == 0.5
+        assert self.store.unsettled(2.0) == []
+        assert all(len(set(c.annotators)) == 2 for c in self.store.comparisons())
 
     @invariant()
     def accepted_annotations_stay(self) -> None:
