@@ -12,7 +12,7 @@ and to the same model and queried patches. No clock enters a result; how long a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,8 @@ from rescueseg.seeds import random_generator
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from rescueseg.annotation.records import AcceptedAnnotation
 
 _NOTE_EVERY = 10
 """Training steps between two notes of progress."""
@@ -184,6 +186,14 @@ def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[]
     return result
 
 
+def _put_in(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
+    """Return what accepted labels cost."""
+    return {
+        "voxels_corrected": sum(a.voxels_corrected for a in accepted),
+        "annotation_seconds": round(sum(a.seconds for a in accepted), 1),
+    }
+
+
 def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     """Write the generation's immutable training set from the accepted annotations; see `rescueseg.snapshot`."""
     from rescueseg import snapshot
@@ -195,9 +205,11 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
         before = campaign.snapshot(generation - 1) if generation else None
         known = {item.annotation_id for item in before.items} if before else set()
         new = [a for a in accepted if a.annotation_id not in known]
+        names = sorted({a.annotator for a in new})
         effort = {
-            "voxels_corrected": sum(a.voxels_corrected for a in new),
-            "annotation_seconds": round(sum(a.seconds for a in new), 1),
+            **_put_in(new),
+            "annotators": {who: _put_in([a for a in new if a.annotator == who]) for who in names},
+            "patches": {a.ticket_id: {"annotator": a.annotator, **_put_in([a])} for a in new},
         }
         campaign.finish_stage(generation, "effort", effort)
         freeze_choice(campaign, generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rescueseg import report, summary
@@ -9,6 +10,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement
 from rescueseg.errors import CampaignError
 from rescueseg.generation import run_stage
+from rescueseg.storage import canonical_json
 from rescueseg.tracking import Tracker
 
 
@@ -48,11 +50,13 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     tracker.log_config(run)
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
-    tracker.log_judgement(judged, registered, _extra(row))
+    effort = campaign.finished(generation, "effort")
+    tracker.log_judgement(judged, registered, _extra(row) | effort_metrics(effort))
     written = report.write_report(campaign, [("MLflow", tracker.url)])
     page = campaign.storage.read_bytes(written.path)
+    files = {"report.html": page, "effort.json": canonical_json(effort).encode()}
     figures = {f"figures/{name}": data for name, data in written.figures.items()}
-    tracker.log_files(run, {"report.html": page, **figures, **triage_files(campaign)})
+    tracker.log_files(run, {**files, **figures, **triage_files(campaign)})
     tracker.finish_generation(generation)
     return row.to_json()
 
@@ -61,6 +65,20 @@ def triage_files(campaign: Campaign) -> dict[str, bytes]:
     """Return what the triage wrote, by the path under which MLflow keeps it; empty before a triage."""
     names = ("triage.json", "triage.png")
     return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
+
+
+def effort_metrics(effort: Any) -> dict[str, float]:
+    """Return what the labels new in a generation cost, for the curves: in all, and per person under their name.
+
+    MLflow allows no other signs in a name than letters, digits, spaces and ``_-./``; others become ``_``.
+    """
+    people = effort.get("annotators", {})
+    metrics = {"annotation_minutes": effort["annotation_seconds"] / 60, "annotators": float(len(people))}
+    for who, spent in people.items():
+        name = re.sub(r"[^\w\-. ]", "_", who, flags=re.ASCII)
+        metrics[f"annotator_minutes/{name}"] = spent["annotation_seconds"] / 60
+        metrics[f"annotator_voxels_corrected/{name}"] = float(spent["voxels_corrected"])
+    return metrics
 
 
 def _extra(row: summary.Row) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from rescueseg.annotation.effort import EffortRow, effort_by
 from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.baseline import ThresholdBaseline, threshold_baseline
 from rescueseg.calibration import kept_calibration
@@ -103,7 +104,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     )
     places = most_uncertain(campaign, judged[-1].generation, SHOWN)
     figures = generation_figures(campaign, judged, baseline.test_dice if baseline else None, places)
-    page = render(campaign, judged, baseline, efforts(campaign), figures, links, places)
+    page = render(campaign, judged, baseline, efforts(campaign), figures, links, places, people(campaign))
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
 
@@ -116,6 +117,7 @@ def render(
     figures: dict[str, bytes],
     links: Sequence[tuple[str, str]] = (),
     places: Sequence[UncertainBox] = (),
+    workers: Sequence[EffortRow] = (),
 ) -> str:
     """Return the page.
 
@@ -135,6 +137,8 @@ def render(
         For the footer.
     places : sequence of UncertainBox
         The most uncertain boxes, in the order of their figures.
+    workers : sequence of EffortRow
+        What each person put in.
     """
     last = judged[-1]
     champion = next(j for j in judged if j.generation == last.champion)
@@ -163,6 +167,7 @@ def render(
         judged=judged,
         baseline=baseline,
         effort=effort,
+        workers=workers,
         learning_curve=inline(figures["learning_curve.png"]),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
         calibration=kept_calibration(campaign, last.generation),
@@ -219,6 +224,14 @@ def efforts(campaign: Campaign) -> list[Effort]:
         )
         for (pool, generation), found in sorted(groups.items())
     ]
+
+
+def people(campaign: Campaign) -> list[EffortRow]:
+    """Return what each person put in, by name: all leases, and reviewing."""
+    from rescueseg.annotation.store import open_queue
+
+    with closing(open_queue(campaign)) as store:
+        return effort_by(store.work(), lambda done: done.annotator)
 
 
 def _part_shown(evaluation: Evaluation) -> Part:

@@ -30,7 +30,7 @@ SPECK_SHARE = 0.01
 """And at most a hundredth of the largest object of its class, so that small objects among small ones are none."""
 GAP_VOXELS = 16
 """A missing plane is seen where at least 4 x 4 voxels continue above and below."""
-GAP_LIKENESS = 0.8
+GAP_LIKENESS = 0.6
 """Of what lies above and below a gap, the overlap (intersection over union): one object, not two that meet."""
 HOLE_SHARE = 0.05
 """A hole holds at most a twentieth of the object around it; larger ones are lumens, drawn as such."""

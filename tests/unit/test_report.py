@@ -19,7 +19,8 @@ from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import holdout_boxes, open_truths
 from rescueseg.gallery import worst_patch
 from rescueseg.geometry import Box
-from rescueseg.report import efforts, explain_box, write_report
+from rescueseg.publish import effort_metrics
+from rescueseg.report import efforts, explain_box, people, write_report
 from tests.unit.evaluated import make_campaign, write_generation
 
 PNG = b"\x89PNG\r\n"
@@ -142,3 +143,19 @@ def test_efforts_count_what_people_did(tmp_path: Path) -> None:
     assert (holdout.label, holdout.patches, holdout.minutes) == ("holdout boxes", 1, 0.5)
     assert (first.label, first.patches, first.voxels, first.voxels_corrected) == ("generation 0", 2, 128, 128)
     assert (first.annotators, first.corrected_share, second.patches) == (2, 1.0, 1)
+    ann, bob = people(campaign)
+    assert (ann.label, ann.patches, ann.minutes, ann.accepted) == ("ann", 3, 1.5, 3)
+    assert (bob.label, bob.minutes_per_patch, bob.voxels_corrected) == ("bob", 0.5, 64)
+
+
+def test_effort_goes_to_mlflow_in_all_and_by_person() -> None:
+    spent = {"annotation_seconds": 90.0, "voxels_corrected": 7}
+    found = effort_metrics({**spent, "annotators": {"anna": spent, "bob (lab)": {**spent, "annotation_seconds": 0.0}}})
+    assert found == {
+        "annotation_minutes": 1.5,
+        "annotators": 2.0,
+        "annotator_minutes/anna": 1.5,
+        "annotator_voxels_corrected/anna": 7.0,
+        "annotator_minutes/bob _lab_": 0.0,
+        "annotator_voxels_corrected/bob _lab_": 7.0,
+    }
