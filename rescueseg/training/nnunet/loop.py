@@ -26,6 +26,8 @@ from rescueseg.training.randomness import keyed_generator
 Report = Callable[[int, Mapping[str, float]], None]
 
 _WEIGHT_DECAY = 1e-4
+_BLUR_REACH = 2
+"""Voxels by which nnU-Net's blur mirrors a window: it fails on one that is no larger along an axis, and is left out."""
 _VALIDATION_SHARE = 10
 """Training steps per step of pseudo-validation; nnU-Net's own share is 5."""
 
@@ -92,7 +94,12 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's augmentation, which ignores what lies beyond a case and never chooses its algorithm by time."""
-        return _ignore_padding(nnUNetTrainer.get_training_transforms(*args, **kwargs), kwargs["ignore_label"])
+        pipeline = _ignore_padding(nnUNetTrainer.get_training_transforms(*args, **kwargs), kwargs["ignore_label"])
+        if min(args[0]) <= _BLUR_REACH:
+            pipeline.transforms = [
+                t for t in pipeline.transforms if not isinstance(getattr(t, "transform", None), GaussianBlurTransform)
+            ]
+        return pipeline
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> Any:
