@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -117,6 +118,8 @@ class Database:
         self.engine = make_engine(url)
         self.where = self.engine.url.render_as_string(hide_password=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
+        """SQLite lets waiting writers poll, and some of many threads starve: here they queue up."""
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -154,7 +157,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open one immediate transaction; all of it happens or nothing."""
-        with self.errors(), self.engine.begin() as connection:
+        with self._turn, self.errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
