@@ -121,7 +121,11 @@ def _claimable(annotator: str, now: datetime, filters: Filters) -> sa.Select[Any
         is_part,
         sa.or_(assignments.c.reserved_until.is_(None), mine, assignments.c.reserved_until <= now),
         ~sa.exists().where(leases.c.assignment_id == part, _RUNNING),
-        ~sa.exists().where(annotation_table.c.assignment_id == part, _STANDING),
+        ~sa.exists().where(
+            annotation_table.c.ticket_id == assignments.c.ticket_id,  # which is indexed, unlike the assignment
+            annotation_table.c.assignment_id == part,
+            _STANDING,
+        ),
     )
     holds = sa.exists().where(leases.c.ticket_id == tickets.c.ticket_id, _RUNNING, leases.c.annotator == annotator)
     has_done = sa.exists().where(

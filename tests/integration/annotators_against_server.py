@@ -37,6 +37,7 @@ from rescueseg.annotation import NewTicket, QueueStore, open_queue
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import AuditEntry, Lease
 from rescueseg.annotation.remote_desk import RemoteDesk
+from rescueseg.annotation.store import utc_now
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LeaseExpiredError, QueueError, ServiceError, StorageError
@@ -49,15 +50,16 @@ from tests.postgres import throw_away_postgres
 FORK = multiprocessing.get_context("fork")
 PATCH = (4, 8, 8)
 LARGE = (128, 128, 128)
-LEASE_SECONDS = 5.0
+LEASE_SECONDS = 30.0
+"""Well above what a call takes on a busy machine: where leases end before labels arrive, nobody gets anything done."""
 HABITS = {"once": 78, "twice": 6, "late": 3, "release": 5, "skip": 1, "drop": 3, "beat": 4}
 """What an annotator does with a patch, in percent."""
 ENDS = {"submitted", "released", "skipped", "expired"}
 
 
-def make_campaign(folder: Path, database_url: str, tickets: int) -> Campaign:
+def make_campaign(folder: Path, database_url: str, tickets: int, lease_seconds: float = LEASE_SECONDS) -> Campaign:
     """Return a campaign of noise with so many small patches waiting."""
-    settings = {"name": "load", "classes": ["a"], "annotation": {"lease_minutes": LEASE_SECONDS / 60}}
+    settings = {"name": "load", "classes": ["a"], "annotation": {"lease_minutes": lease_seconds / 60}}
     campaign = Campaign.create(str(folder / "campaign"), check_config({**settings, "database_url": database_url}))
     places = itertools.product(range(0, 32, 4), range(0, 160, 8), range(0, 128, 8))
     boxes = [Box(place, PATCH) for place in itertools.islice(places, tickets)]
@@ -137,7 +139,7 @@ class Annotator:
             self.ask("beat", lambda: self.desk.heartbeat(lease.lease_id, 0.1))
             self.submit(lease)
         elif habit == "late":
-            time.sleep(LEASE_SECONDS + 0.5)
+            time.sleep(max(0.0, (lease.expires_at - utc_now()).total_seconds()) + 0.5)
             try:
                 self.submit(lease)
                 raise AssertionError("a lease that ran out was taken")
