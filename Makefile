@@ -22,11 +22,13 @@ install: $(VENV)/.installed  ## make .venv and install the pinned dependencies
 
 # nnU-Net pulls in batchgenerators -> unittest2 -> argparse from the package index; that argparse shadows the standard
 # library's in some interpreters and stops the Prefect server. Nothing that we run needs the four packages.
-# MONAI Label's own client proves our endpoint in the tests; its dependencies would pull in a whole server.
+# MONAI Label's own client proves our endpoint in the tests; its dependencies would pull in a whole server, and the
+# tests it carries would stand before ours.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps monailabel
+	rm -rf $(VENV)/lib/python3.*/site-packages/tests
 	$(BIN)/python -m pip uninstall --quiet --yes argparse unittest2 traceback2 linecache2
 	touch $@
 

@@ -21,8 +21,8 @@ from rescueseg.summary import table
 
 DEFAULT_DATASET = "gonuclear_1135"
 PHANTOM_SEED = 7
-PHANTOM_SETTINGS = ("training.iterations=250",)
-"""The phantom is small and the demo is to end while somebody watches."""
+QUICK, PHANTOM_QUICK = "training.iterations=500", "training.iterations=250"
+"""The demo is to end while somebody watches: a quarter of the default steps, and the phantom is small."""
 
 
 def run_demo(
@@ -57,7 +57,7 @@ def run_demo(
     ServiceError
         If a server does not start or the flow fails.
     """
-    own = ("training.warm_start=true", f"stopping.max_generations={max(2, generations)}")
+    own = (QUICK, "training.warm_start=true", f"stopping.max_generations={max(2, generations)}")
     campaign = open_or_start(out, dataset, data_dir, (*own, *settings), console)
     console.print("Starting the servers…", style="dim")
     with (
@@ -89,7 +89,7 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
         if not dataset:
             console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
         example = make_phantom_example(out.parent / f"{out.name}-phantom")
-        settings = (*PHANTOM_SETTINGS, *settings)
+        settings = tuple(PHANTOM_QUICK if setting == QUICK else setting for setting in settings)
     given: dict[str, Any] = {
         "spacing": example.spacing,
         "truths": [example.truth_path],
