@@ -94,6 +94,12 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
     ticket_id : str
         Whose labels these are; kept in the header's description.
     """
+    nifti = nifti_image(voxels, affine, ticket_id)
+    write_file(path, lambda part: _nibabel().save(nifti, part))
+
+
+def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticket_id: str = "") -> Any:
+    """Return a zyx or czyx array as a nibabel image; parameters as of `write_nifti`."""
     nib = _nibabel()
     xyz = shown_dtype(voxels.T if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1).transpose(2, 1, 0, 3))
     nifti = nib.Nifti1Image(xyz, affine, dtype=xyz.dtype)
@@ -102,7 +108,7 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
     nifti.set_qform(affine, code="aligned")
     mark = ticket_mark(ticket_id).encode() if ticket_id else b""
     nifti.header["descrip"] = mark if len(mark) <= _DESCRIPTION_BYTES else b""
-    write_file(path, lambda part: nib.save(nifti, part))
+    return nifti
 
 
 def _nibabel() -> Any:

@@ -18,6 +18,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from rescueseg.annotation.formats.nifti import nifti_image
 from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import DAMAGED, brief, labels_of, unpack
 from rescueseg.annotation.patch_labels import PatchLabels
@@ -249,14 +250,8 @@ def _check_place(nifti: Any, box: Box, spacing_um_zyx: Spacing) -> None:
 
 def nifti_bytes(voxels: npt.NDArray[Any], spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int]) -> bytes:
     """Return a zyx or czyx array as gzipped NIfTI in its place in the volume; channels become the fourth axis."""
-    affine = affine_mm(spacing_um_zyx, offset_zyx)
     array = voxels[0] if voxels.ndim == 4 and voxels.shape[0] == 1 else voxels
-    xyz = array.T if array.ndim == 3 else np.moveaxis(array, 0, -1).transpose(2, 1, 0, 3)
-    kind = np.dtype({"bool": np.uint8, "float16": np.float32}.get(xyz.dtype.name, xyz.dtype))
-    nifti = _nibabel().Nifti1Image(xyz.astype(kind, copy=False), affine, dtype=kind)
-    nifti.header.set_xyzt_units("mm")
-    nifti.set_sform(affine, code="aligned")
-    nifti.set_qform(affine, code="aligned")
+    nifti = nifti_image(array, affine_mm(spacing_um_zyx, offset_zyx))
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
         file.write(nifti.to_bytes())
