@@ -93,10 +93,14 @@ class LocalDesk:
             )
         return self._view(lease.ticket, starting_patch(self.campaign, lease))
 
-    def _view(self, ticket: TicketRecord, start: PatchLabels) -> PatchView:
-        record = self.campaign.volume(ticket.volume_id)
+    def context(self, ticket: TicketRecord) -> Box:
+        """Return what is shown with a patch: it and its surroundings, within the volume."""
         share = self.campaign.config.annotation.context
-        context = ticket.box.expand([math.ceil(n * share) for n in ticket.box.shape_zyx]).clip(record.shape_zyx)
+        margin = [math.ceil(n * share) for n in ticket.box.shape_zyx]
+        return ticket.box.expand(margin).clip(self.campaign.volume(ticket.volume_id).shape_zyx)
+
+    def _view(self, ticket: TicketRecord, start: PatchLabels) -> PatchView:
+        record, context = self.campaign.volume(ticket.volume_id), self.context(ticket)
         image = volumes.open_image(self.campaign, ticket.volume_id)[(slice(None), *context.slices)]
         prediction, uncertainty = self._maps(ticket, context)
         return PatchView(ticket, context, record.spacing_um_zyx, np.asarray(image), start, prediction, uncertainty)

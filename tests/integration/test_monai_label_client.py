@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rescueseg import volumes
 from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.server.access import add_token
+from rescueseg.annotation.store import utc_now
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
@@ -163,7 +166,10 @@ def test_what_is_wrong_is_refused_and_nothing_changes(phantom: Campaign, tmp_pat
         assert not client.train_status(check_if_running=True)
         with pytest.raises(urllib.error.HTTPError, match="401"):
             fetch(url, "0" * 32, tmp_path / "none")
-        assert set(client.datastore()["objects"]) == {lease}
+        for odd in ({"name": "organelle"}, [1], 5, "abc", [{"name": "organelle", "idx": [1]}]):
+            said = refused(client.save_label, lease, str(start), params={"label_info": odd})
+            assert "Status: 422" in said
+            assert "label_info" in said
     assert open_queue(phantom).annotations("a") == []
 
 
@@ -179,11 +185,30 @@ def test_objects_are_numbered_anew_and_ignore_is_kept(tmp_path: Path) -> None:
         drawn = mask[inside]
         drawn[...] = 0
         drawn[0:3, 2:8, 2:8], drawn[2:5, 12:20, 12:20], drawn[0:2, 18:24, 0:9] = 7, 200, 255
+        for odd in (-1.0, 1.5, np.nan, 5e9):
+            wrong = save(tmp_path / "odd.nii.gz", np.where(mask == 7, odd, mask).astype(np.float64), start)
+            assert "must be whole" in refused(client.save_label, lease, str(wrong))
         hand_in(client, lease, save(tmp_path / "objects.nii.gz", mask, start), {})
     labels = LocalDesk(campaign, open_queue(campaign), "anna").version_labels("a", 1)
     assert labels.instances is not None
     np.testing.assert_array_equal(labels.instances, np.where(drawn == 255, 0, drawn))
     np.testing.assert_array_equal(labels.ignore, drawn == 255)
+
+
+def test_a_lease_that_ran_out_is_taken_again_and_a_lost_reply_is_given_again(phantom: Campaign, tmp_path: Path) -> None:
+    with served(phantom) as url:
+        client = client_of(url, tmp_path)
+        lease = client.next_sample("queue", {})["id"]
+        start = Path(client.download_label(lease, "original"))
+        mask = np.asarray(nib.load(start).dataobj).T.copy()
+        mask[mask == 0] = 2
+        path = save(tmp_path / "late.nii.gz", mask, start)
+        store = open_queue(phantom)
+        assert store.expire(utc_now() + timedelta(days=1)) == 1
+        hand_in(client, lease, path, {})
+        [(first)] = store.annotations("a")
+        client.save_label(lease, str(path), params={})
+        assert store.annotations("a") == [first], "the same again changes nothing"
 
 
 def test_a_session_keeps_an_image_for_a_while(phantom: Campaign, tmp_path: Path) -> None:
@@ -195,6 +220,15 @@ def test_a_session_keeps_an_image_for_a_while(phantom: Campaign, tmp_path: Path)
         assert client.get_session(session)["meta"]["annotator"] == "anna"
         assert "no champion" in refused(client.infer, "champion", "", {}, session_id=session)
         client.remove_session(session)
+        bomb = tmp_path / "bomb.nii.gz"
+        with gzip.open(bomb, "wb") as file:
+            for _ in range(80):
+                file.write(bytes(2**20))
+        assert "larger than" in refused(client.create_session, str(bomb))
+        assert not any((phantom.services_folder / "monai-sessions").iterdir())
+        sessions = [client.create_session(str(tmp_path / "mine.nii.gz"))["session_id"] for _ in range(4)]
+        assert "you have 4 sessions" in refused(client.create_session, str(tmp_path / "mine.nii.gz"))
+        assert len(set(sessions)) == 4
         assert "no such session" in refused(client.get_session, session)
         assert "404" in refused(client.get_session, "../../campaign.toml")
 
@@ -242,6 +276,9 @@ def test_beyond_the_loopback_a_token_is_the_password(phantom: Campaign, tmp_path
         assert client.auth_valid_token()
         sample = client.next_sample("queue", {})
         assert open_queue(phantom).leases()[0].annotator == "anna"
+        assert set(client.datastore()["objects"]) == {sample["id"]}
+        for call in (client.train_stop, lambda: client.train_start("champion", {})):
+            assert "needs the role 'admin'" in refused(call)
         assert fetch(url, sample["id"], tmp_path / sample["name"]), "images need no token"
         start = Path(client.download_label(sample["id"], "original"))
         hand_in(client, sample["id"], start, {})

@@ -100,13 +100,12 @@ def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     for accepted in (1, 2):
         out = folder / f"patch {accepted}"
         said = run("queue", "next", c, "-a", "anna", "--out", out)
-        [lease] = re.findall(r"^lease +(\w+)", said, re.MULTILINE)
         [mask] = out.glob("*_labels.nii.gz")
         labels = np.asarray(nib.load(mask).dataobj).astype(np.uint8)
         labels[0, 0, 0] = 1
         nib.save(nib.Nifti1Image(labels, nib.load(mask).affine), mask)
         [hand_in] = re.findall(r"^hand in +rescueseg (.*)", said, re.MULTILINE)
-        assert lease in hand_in
+        assert shlex.split(hand_in)[3] == str(mask), "the file says which patch it is of"
         assert "accepted, 1 voxels corrected" in run(*shlex.split(hand_in))
         assert f"{accepted} of 2 accepted patches" in run("queue", "status", c)
     assert "Generation 0 is due: 2 of 2" in run("status", c)
@@ -258,7 +257,10 @@ def test_a_lease_that_has_ended(folder: Path) -> None:
     [hand_in] = re.findall(r"^hand in +rescueseg (.*)", said, re.MULTILINE)
     time.sleep(0.1)
     before = tree(folder)
-    assert "the lease ended" in run(*shlex.split(hand_in), code=1)
+    assert "its lease has run out" in run(*shlex.split(hand_in), code=1)
+    [lease] = re.findall(r"^lease +(\w+)", said, re.MULTILINE)
+    [mask] = (folder / "p").glob("*_labels.nii.gz")
+    assert "the lease ended" in run("queue", "submit", folder / "c", lease, mask, "-a", "anna", code=1)
     assert tree(folder) == before
     assert open_queue(Campaign.open(str(folder / "c"))).accepted() == []
 

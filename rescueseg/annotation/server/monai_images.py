@@ -6,17 +6,21 @@ A label file covers what the image shows; outside the patch it is 255, "not anno
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rescueseg.annotation.desk import DeskInfo, PatchView
+from rescueseg.annotation.formats.base import number_array, relabelled
 from rescueseg.annotation.labels import IGNORE
 from rescueseg.annotation.local_desk import LocalDesk
+from rescueseg.annotation.packing import labels_of
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.server.uploads import nifti_bytes, read_nifti
 from rescueseg.errors import LabelError, TicketNotFoundError
+from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.maps import map_reference
 
 EXTENSION = ".nii.gz"
@@ -48,19 +52,7 @@ def label_file(view: PatchView) -> bytes:
     LabelError
         If there are more objects than 8 bits can number.
     """
-    start, numbers = view.start, view.start.classes
-    if start.instances is not None:
-        found, places = np.unique(start.instances, return_inverse=True)
-        objects = int(np.count_nonzero(found))
-        if objects > MOST_OBJECTS:
-            raise LabelError(
-                f"the patch holds {objects} objects, and 8 bits number {MOST_OBJECTS}",
-                where=f"ticket {view.ticket.ticket_id}",
-                todo="Work on it in napari, or as NIfTI by 'rescueseg queue export'",
-            )
-        ranks = np.arange(len(found)) + (0 if found.size and found[0] == 0 else 1)
-        numbers = np.where(start.ignore, IGNORE, ranks[places].reshape(start.instances.shape)).astype(np.uint8)
-    return _in_context(numbers, view)
+    return _in_context(view.start, view)
 
 
 def prediction_file(view: PatchView) -> bytes:
@@ -80,28 +72,66 @@ def prediction_file(view: PatchView) -> bytes:
             where=f"ticket {view.ticket.ticket_id}",
             todo="Annotate it from what the image shows",
         )
-    return _in_context(view.prediction[view.inside.slices], view)
+    classes = np.ascontiguousarray(view.prediction[view.inside.slices])
+    objects = view.start.instances is not None
+    return _in_context(PatchLabels.of_components(classes) if objects else PatchLabels(classes), view)
 
 
-def _in_context(numbers: npt.NDArray[np.uint8], view: PatchView) -> bytes:
+def _in_context(labels: PatchLabels, view: PatchView) -> bytes:
     whole = np.full(view.context.shape_zyx, IGNORE, np.uint8)
-    whole[view.inside.slices] = numbers
+    try:
+        numbers = number_array(relabelled(labels), MOST_OBJECTS, "an 8-bit label file")
+    except LabelError as error:
+        todo = "Work on it in napari, or as NIfTI by 'rescueseg queue export'"
+        raise LabelError(error.what, where=f"ticket {view.ticket.ticket_id}", todo=todo) from error
+    whole[view.inside.slices] = np.where(labels.ignore, IGNORE, numbers)
     return nifti_bytes(whole, view.spacing_um_zyx, view.context.offset_zyx)
 
 
-def read_label(file: IO[bytes], view: PatchView, info: DeskInfo, label_info: Sequence[dict[str, Any]]) -> PatchLabels:
+class Segment(BaseModel):
+    """What a client says of one of its segments."""
+
+    name: str
+    idx: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a label file must lie: the patch, what its image shows, and the voxel size in micrometre."""
+
+    box: Box
+    context: Box
+    spacing_um_zyx: Spacing
+
+
+def read_segments(given: object) -> list[Segment]:
+    """Return the segments that a client names.
+
+    Raises
+    ------
+    LabelError
+        If they are no list of names and numbers.
+    """
+    try:
+        return TypeAdapter(list[Segment]).validate_python(given or [])
+    except ValidationError as error:
+        todo = 'Send [{"name": NAME, "idx": NUMBER}, …]'
+        raise LabelError("label_info is no list of segments", where="params", todo=todo) from error
+
+
+def read_label(file: IO[bytes], frame: Frame, info: DeskInfo, segments: Sequence[Segment]) -> PatchLabels:
     """Read the mask that a client sends.
 
     Parameters
     ----------
     file : binary file
         NIfTI that covers what the image shows.
-    view : PatchView
-        The patch.
+    frame : Frame
+        Where it must lie.
     info : DeskInfo
         Classes and kind of labels.
-    label_info : sequence of dict
-        ``{"name": …, "idx": …}`` of every segment: 3D Slicer numbers its segments anew, and tells their names.
+    segments : sequence of Segment
+        3D Slicer numbers its segments anew, and tells their names.
 
     Returns
     -------
@@ -111,24 +141,21 @@ def read_label(file: IO[bytes], view: PatchView, info: DeskInfo, label_info: Seq
     Raises
     ------
     LabelError
-        If it cannot be read, lies elsewhere, or a segment has a name that is no class.
+        If it cannot be read, lies elsewhere, a segment has a name that is no class, or a number is no object's.
     """
-    whole = read_nifti(file, view.context, view.spacing_um_zyx)
-    numbers = whole[view.inside.slices]
+    whole = read_nifti(file, frame.context, frame.spacing_um_zyx)
+    numbers = whole[frame.box.relative_to(frame.context).slices]
     if info.kind == "instance":
-        return _objects(numbers, label_info)
+        ignored = [s.idx for s in segments if s.name == NOT_ANNOTATED] or [IGNORE]
+        ignore = np.isin(numbers, ignored)
+        return labels_of({"labels": np.where(ignore, 0, numbers), "ignore": ignore}, info.kind)
     known, out = label_names(info), numbers.copy()
-    for segment in label_info:
-        name, index = str(segment.get("name", "")), segment.get("idx")
-        if name not in known:
+    for segment in segments:
+        if segment.name not in known:
             raise LabelError(
-                f"the segment '{name[:64]}' is no class", where="label_info", todo=f"Name segments {', '.join(known)}"
+                f"the segment '{segment.name[:64]}' is no class",
+                where="label_info",
+                todo=f"Name segments {', '.join(known)}",
             )
-        out[numbers == index] = known[name]
+        out[numbers == segment.idx] = known[segment.name]
     return PatchLabels(out)
-
-
-def _objects(numbers: npt.NDArray[Any], label_info: Sequence[dict[str, Any]]) -> PatchLabels:
-    ignored = {s.get("idx") for s in label_info if s.get("name") == NOT_ANNOTATED} or {IGNORE}
-    ignore = np.isin(numbers, [number for number in ignored if isinstance(number, int)])
-    return PatchLabels.of_instances(np.where(ignore, 0, numbers), ignore)

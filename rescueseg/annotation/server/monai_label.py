@@ -15,6 +15,8 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from requests_toolbelt import MultipartEncoder
 
 from rescueseg.annotation.desk import Filters
+from rescueseg.annotation.local_desk import LocalDesk
+from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import Lease
 from rescueseg.annotation.server import access
 from rescueseg.annotation.server import monai_images as images
@@ -22,7 +24,15 @@ from rescueseg.annotation.server.desks import Service
 from rescueseg.annotation.server.monai_seats import Seats, read_params
 from rescueseg.annotation.server.monai_sessions import predicted, session_routes
 from rescueseg.annotation.server.monai_training import training_routes
-from rescueseg.errors import LabelError, LabelWarningsError, QueueError, TicketNotFoundError, UnknownTokenError
+from rescueseg.annotation.server.uploads import AT_ONCE
+from rescueseg.errors import (
+    LabelError,
+    LabelWarningsError,
+    LeaseExpiredError,
+    QueueError,
+    TicketNotFoundError,
+    UnknownTokenError,
+)
 
 TOOL = "MONAI Label client"
 CHAMPION = "champion"
@@ -131,7 +141,7 @@ def _datastore(router: APIRouter, seats: Seats) -> None:
     @router.get("/datastore/", summary="One's leases as a list of images")
     def datastore(request: Request, output: str = "") -> Any:
         desk = seats.of(request)
-        held = desk.store.leases() if desk.role == "admin" else desk.held()
+        held = desk.held()
         if output == "train":
             return [{"image": seats.image(lease.lease_id), "label": seats.image(lease.lease_id)} for lease in held]
         about = desk.info()
@@ -206,20 +216,31 @@ def _labels(router: APIRouter, seats: Seats) -> None:
     ) -> dict[str, str]:
         if tag not in ("", "final"):
             raise LabelError(f"a label tagged '{tag}' is not kept", where=image, todo="Submit it as 'final'")
-        desk = seats.of(request, read_params(params).get("client_id"))
-        lease_id = seats.of_image(image)[1]
-        view = desk.view(lease_id)
-        given = read_params(params).get("label_info") or []
-        labels = images.read_label(label.file, view, desk.info(), given)
-        try:
-            desk.submit(lease_id, labels, TOOL, override=warned.get(lease_id) == labels.digest)
-        except LabelWarningsError as error:
-            warned[lease_id] = labels.digest
-            raise LabelWarningsError(
-                error.what, where=error.where, todo="Submit it again to hand it in as it is", warnings=error.warnings
-            ) from error
-        warned.pop(lease_id, None)
+        said = read_params(params)
+        desk, segments = seats.of(request, said.get("client_id")), images.read_segments(said.get("label_info"))
+        lease = seats.own_lease(desk, image)
+        with AT_ONCE:
+            labels = images.read_label(label.file, seats.frame(desk, lease), desk.info(), segments)
+            _hand_in(desk, lease, labels, warned)
         return {"image": image, "label": image}
+
+
+def _hand_in(desk: LocalDesk, lease: Lease, labels: PatchLabels, warned: dict[str, str]) -> None:
+    """Hand in labels; what was doubted once is taken the second time, and a lease that ran out is taken again."""
+    insists = warned.get(lease.ticket_id) == labels.digest
+    try:
+        try:
+            desk.submit(lease.lease_id, labels, TOOL, override=insists)
+        except LeaseExpiredError:
+            again = desk.next(ticket_id=lease.ticket_id)
+            if again is None or again.start != lease.start:
+                raise
+            desk.submit(again.lease_id, labels, TOOL, override=insists)
+    except LabelWarningsError as error:
+        warned[lease.ticket_id] = labels.digest
+        todo = "Submit it again to hand it in as it is"
+        raise LabelWarningsError(error.what, where=error.where, todo=todo, warnings=error.warnings) from error
+    warned.pop(lease.ticket_id, None)
 
 
 def _infer(router: APIRouter, seats: Seats) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import Request
 
 from rescueseg.annotation.local_desk import LocalDesk
+from rescueseg.annotation.records import Lease
 from rescueseg.annotation.server import access
 from rescueseg.annotation.server.desks import Service
-from rescueseg.errors import LabelError, TicketNotFoundError, UnknownTokenError
+from rescueseg.annotation.server.monai_images import Frame
+from rescueseg.errors import LabelError, NotYourLeaseError, TicketNotFoundError, UnknownTokenError
 
 
 class Seats:
@@ -58,7 +60,29 @@ class Seats:
         running = {lease.lease_id: lease.annotator for lease in self.office.store.leases()}
         if lease_id not in running:
             raise TicketNotFoundError("the lease is over", where=image[:64], todo="Ask for the next sample")
-        return LocalDesk(self.office.campaign, self.office.store, running[lease_id], "annotator"), lease_id
+        desk = LocalDesk(self.office.campaign, self.office.store, running[lease_id], "annotator")
+        desk.heartbeat(lease_id)
+        return desk, lease_id
+
+    def own_lease(self, desk: LocalDesk, image: str) -> Lease:
+        """Return the lease of an image id, running or over, to its holder.
+
+        Raises
+        ------
+        UnknownTokenError
+            If the server did not make the id.
+        NotYourLeaseError
+            If somebody else holds it.
+        """
+        lease = desk.store.lease(access.lease_of_image(self.office.key, image))
+        if lease.annotator != desk.annotator:
+            raise NotYourLeaseError("somebody else holds the patch", where=image[:64], todo="Ask for the next sample")
+        return lease
+
+    def frame(self, desk: LocalDesk, lease: Lease) -> Frame:
+        """Return where the labels of a leased patch lie."""
+        ticket = lease.ticket
+        return Frame(ticket.box, desk.context(ticket), desk.campaign.volume(ticket.volume_id).spacing_um_zyx)
 
     def image(self, lease_id: str) -> str:
         """Return the image id of a lease."""

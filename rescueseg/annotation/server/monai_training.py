@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from rescueseg import orchestration
+from rescueseg.annotation.desk import require_role
 from rescueseg.annotation.server.monai_seats import Seats
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, TicketNotFoundError
@@ -31,6 +32,7 @@ def training_routes(router: APIRouter, seats: Seats) -> None:
     @router.post("/train/{model}", summary="Start the next generation")
     def start(request: Request, body: dict[str, Any] | None = None, model: str = "champion") -> dict[str, Any]:
         desk = seats.of(request, (body or {}).get("client_id"))
+        require_role(desk.annotator, desk.role, "admin")
         url, run = _latest(desk.campaign)
         if run is not None and not run.state.is_final:
             raise QueueError("a generation runs already", where=model[:64], todo="Wait for it; see GET /train/")
@@ -45,6 +47,7 @@ def training_routes(router: APIRouter, seats: Seats) -> None:
     @router.delete("/train/", summary="Stop the running generation; started again it goes on from there")
     def stop(request: Request) -> dict[str, Any]:
         desk = seats.of(request)
+        require_role(desk.annotator, desk.role, "admin")
         url, run = _latest(desk.campaign)
         if run is None or run.state.is_final:
             return _described(None)
