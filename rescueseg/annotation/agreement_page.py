@@ -6,15 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 
+import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from rescueseg.annotation import agreement_report as report
 from rescueseg.annotation.agreement_report import NO_PROGRESS, Measured, Progress
 from rescueseg.annotation.labels import read_version
+from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import Comparison
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
+from rescueseg.errors import QueueError
 from rescueseg.figures import CLASS_COLOURS, GREY, png
 from rescueseg.gallery import disagreeing_patch
 from rescueseg.pages import inline, render_page
@@ -76,6 +79,23 @@ def disagreement_view(campaign: Campaign, store: QueueStore, comparison: Compari
     drawn = [(v.annotator, read_version(campaign, v)) for v in pair]
     accepted = read_version(campaign, settled) if settled else None
     return disagreeing_patch(campaign, comparison.volume_id, comparison.box, drawn, accepted)
+
+
+def lone_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
+    """Draw the latest version of a ticket that one person annotated, beside the mask that it started from.
+
+    Raises
+    ------
+    QueueError
+        If nothing was handed in for it.
+    """
+    ticket, found = store.ticket(ticket_id), store.annotations(ticket_id)
+    if not found:
+        raise QueueError("nothing was handed in for it", where=ticket_id, todo="See 'rescueseg queue review'")
+    empty = np.zeros(ticket.box.shape_zyx, np.uint8)
+    start = campaign.storage.read_array(ticket.prefill) if ticket.prefill else empty
+    drawn = [("the first mask", PatchLabels(start)), (found[-1].annotator, read_version(campaign, found[-1]))]
+    return disagreeing_patch(campaign, ticket.volume_id, ticket.box, drawn, None)
 
 
 def curve(measured: Sequence[Measured], threshold: float) -> bytes:

@@ -71,7 +71,7 @@ def odd_labels(
     list of LabelWarning
         One per code and class at most.
     """
-    found = [*unchanged(labels, start, prediction)]
+    found = [*unchanged(labels, start, prediction), *two_values(labels, start)]
     if prediction is not None and uncertainty is not None:
         found += empty(labels.classes, prediction, uncertainty, n_classes)
     for value in range(1, n_classes + 1):
@@ -98,6 +98,23 @@ def unchanged(
         return [LabelWarning(code="unchanged", message="the mask is as it was handed out")]
     if prediction is not None and np.array_equal(labels.classes, prediction) and prediction.any():
         return [LabelWarning(code="unchanged", message="the mask is the model's prediction, voxel for voxel")]
+    return []
+
+
+def two_values(labels: PatchLabels, start: PatchLabels) -> list[LabelWarning]:
+    """Warn of masks of 0 and 255, as Fiji saves them: here 255 is "not annotated", or object 255."""
+    if labels.instances is not None:
+        numbers = np.unique(labels.instances)
+        before = () if start.instances is None else np.unique(start.instances)
+        if numbers[numbers > 0].tolist() == [IGNORE] and IGNORE not in before:
+            message = "all that is drawn is object 255: number the objects, 1 to n"
+            return [_warning("two_values", message, labels.instances == IGNORE)]
+        return []
+    if set(np.unique(labels.classes).tolist()) == {0, IGNORE} and not np.array_equal(labels.ignore, start.ignore):
+        message = (
+            "nothing is drawn but 255, which means 'not annotated' here: a mask of 0 and 255 has to become 0 and 1"
+        )
+        return [_warning("two_values", message, labels.ignore)]
     return []
 
 

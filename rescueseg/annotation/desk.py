@@ -41,7 +41,7 @@ class LabelWarning(Record):
     """Something odd about labels that a person can override."""
 
     code: str
-    """Such as "empty", "unchanged", "specks", "z_gap", "holes", "cut_at_border", "ignore_holes"."""
+    """Such as "empty", "unchanged", "two_values", "specks", "z_gap", "holes", "cut_at_border", "ignore_holes"."""
     message: str
     voxels: int = 0
     at_zyx: tuple[int, int, int] | None = None

@@ -35,7 +35,7 @@ def review(
         "review.png"
     ),
 ) -> None:
-    """Show what waits for a reviewer; of a pair that disagrees, draw both masks."""
+    """Show what waits for a reviewer; draw both masks of a pair, or one person's beside the first mask."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -56,12 +56,14 @@ def review(
 
 
 def _draw(url: str, ticket_id: str, picture: Path) -> None:
-    from rescueseg.annotation.agreement_page import disagreement_view
+    from rescueseg.annotation.agreement_page import disagreement_view, lone_view
 
     campaign, store = _open(url)
     found = [c for c in store.comparisons() if c.ticket_id == ticket_id]
     if not found:
-        raise QueueError("no two people were compared on it", where=ticket_id, todo="See 'rescueseg queue review'")
+        picture.write_bytes(lone_view(campaign, store, ticket_id))
+        plain_console().print(f"{picture}: what changed from the first mask")
+        return
     picture.write_bytes(disagreement_view(campaign, store, found[-1]))
     plain_console().print(f"{picture}: {' and '.join(found[-1].annotators)}, agreement {found[-1].agreement:.3f}")
 

@@ -17,6 +17,7 @@ from rescueseg.annotation.checks import (
     numbered,
     odd_labels,
     specks,
+    two_values,
     unchanged,
     z_gaps,
 )
@@ -57,6 +58,21 @@ def test_empty_where_the_model_is_sure(ball: np.ndarray) -> None:
     assert empty(nothing, ball, unsure, 1) == []
     assert empty(np.full(SHAPE, 255, np.uint8), ball, sure, 1) == []
     assert empty(ball, ball, sure, 1) == []
+
+
+def test_a_mask_of_0_and_255_is_doubted(ball: np.ndarray) -> None:
+    start, fiji = PatchLabels(np.zeros(SHAPE, np.uint8)), PatchLabels(ball * np.uint8(255))
+    (warning,) = two_values(fiji, start)
+    assert warning.voxels == ball.sum()
+    assert two_values(PatchLabels(ball), start) == []
+    assert two_values(fiji, fiji) == [], "what was left out before is no slip"
+    everywhere = np.where(ball == 0, np.uint8(255), ball)
+    everywhere[0, 0, 0] = 0
+    assert two_values(PatchLabels(everywhere), start) == []
+    numbers = PatchLabels.of_instances(ball.astype(np.uint32) * 255)
+    nothing = PatchLabels.of_instances(np.zeros(SHAPE, np.uint32))
+    assert two_values(numbers, nothing)[0].voxels == ball.sum()
+    assert two_values(numbers, numbers) == []
 
 
 def test_a_stray_voxel_is_found_and_a_small_object_among_small_ones_is_none(ball: np.ndarray) -> None:

@@ -93,6 +93,17 @@ def test_a_patch_goes_out_and_comes_back(filled: Campaign, tmp_path: Path) -> No
     assert "Nothing to annotate" in queue("next", filled.url, "-a", "anna")
 
 
+def test_a_lone_mask_is_drawn_for_its_reviewer(filled: Campaign, tmp_path: Path) -> None:
+    assert "nothing was handed in" in queue("review", filled.url, "a", "-o", tmp_path / "v.png", code=1)
+    out = tmp_path / "out"
+    queue("next", filled.url, "-a", "anna", "--out", out)
+    mask = nib.load(out / "a_labels.nii.gz")
+    nib.save(nib.Nifti1Image(1 - np.asarray(mask.dataobj), mask.affine), out / "a_labels.nii.gz")
+    queue("submit", filled.url, out / "a_labels.nii.gz", "-a", "anna", "--override")
+    assert "what changed from the first mask" in queue("review", filled.url, "a", "-o", tmp_path / "v.png")
+    assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_skip_release_and_review(filled: Campaign) -> None:
     lease = lease_of(queue("next", filled.url, "-a", "anna"))
     assert "anna" in queue("status", filled.url)

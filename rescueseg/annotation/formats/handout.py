@@ -93,6 +93,12 @@ def lease_of(file: Path, held: Sequence[Lease]) -> Lease:
         there = [lease for lease in found if lease.ticket.box.offset_zyx == first.offset_zyx]
         found = there or [lease for lease in found if lease.ticket.box.contains(first)]  # cropped to its segments
     if len(found) != 1:
-        what = "no patch that you hold lies there" if not found else f"it may be of {len(found)} patches that you hold"
+        what = (
+            "you hold no patch"
+            if not held
+            else "no patch that you hold lies there"
+            if not found
+            else f"it may be of {len(found)} patches that you hold"
+        )
         raise QueueError(what, where=str(file), todo="Name the lease: queue submit CAMPAIGN LEASE FILE")
     return found[0]

@@ -15,6 +15,8 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from requests_toolbelt import MultipartEncoder
 
 from rescueseg.annotation.desk import Filters
+from rescueseg.annotation.execute import labels_digest
+from rescueseg.annotation.labels import check_patch
 from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import Lease
@@ -227,11 +229,15 @@ def _labels(router: APIRouter, seats: Seats) -> None:
 
 def _hand_in(desk: LocalDesk, lease: Lease, labels: PatchLabels, warned: dict[str, str]) -> None:
     """Hand in labels; what was doubted once is taken the second time, and a lease that ran out is taken again."""
+    labels = check_patch(labels, lease.ticket.box, desk.campaign.config, where=f"ticket {lease.ticket_id}")
     insists = warned.get(lease.ticket_id) == labels.digest
     try:
         try:
             desk.submit(lease.lease_id, labels, TOOL, override=insists)
         except LeaseExpiredError:
+            made = (v for v in desk.store.annotations(lease.ticket_id) if v.annotator == desk.annotator)
+            if any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in made):
+                return
             again = desk.next(ticket_id=lease.ticket_id)
             if again is None or again.start != lease.start:
                 raise
