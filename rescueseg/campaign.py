@@ -151,6 +151,12 @@ class Campaign:
         ConfigError
             If its settings are not valid.
         """
+        if url.startswith(("http://", "https://")):
+            raise CampaignError(
+                "this command reads the campaign's folder, not a server",
+                where=url,
+                todo="Name the folder; 'queue next', export, submit, watch and review work at a server's address",
+            )
         storage = Storage(url)
         if not storage.exists("campaign.toml"):
             raise CampaignError(

@@ -142,7 +142,7 @@ def specks(objects: npt.NDArray[Any]) -> list[LabelWarning]:
     sizes[0] = 0
     tiny = (sizes > 0) & (sizes <= min(SPECK_VOXELS, SPECK_SHARE * int(sizes.max(initial=0))))
     tiny[_at_border(bits)] = False
-    return _warnings("specks", "{count} stray bits of up to 8 voxels", tiny[bits], int(tiny.sum()))
+    return _warnings("specks", "stray bits of up to 8 voxels: {count}", tiny[bits], int(tiny.sum()))
 
 
 def _bits(objects: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -211,7 +211,7 @@ def holes(objects: npt.NDArray[Any], background: Mask) -> list[LabelWarning]:
             empty_inside = small[inside] & background[box]
             found[box] |= empty_inside
             count += len(np.unique(inside[empty_inside]))
-    return _warnings("holes", "{count} holes inside objects are not filled", found, count)
+    return _warnings("holes", "holes inside objects that are not filled: {count}", found, count)
 
 
 def cut_at_border(mask: Mask, ignore: Mask) -> list[LabelWarning]:
@@ -252,7 +252,7 @@ def ignore_holes(ignore: Mask) -> list[LabelWarning]:
     small = sizes <= IGNORE_VOXELS
     small[_at_border(places)] = False
     small[0] = False
-    return _warnings("ignore_holes", "{count} small places are not annotated", small[places], int(small.sum()))
+    return _warnings("ignore_holes", "small places that are not annotated: {count}", small[places], int(small.sum()))
 
 
 def _warnings(code: str, message: str, where: Mask, count: int) -> list[LabelWarning]:

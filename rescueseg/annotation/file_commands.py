@@ -117,14 +117,17 @@ def describe(console: Console, lease: Lease) -> None:
 def submit(
     campaign: DeskArgument,
     first: Annotated[
-        str, typer.Argument(metavar="[LEASE]", help="Lease id; found from the file and what you hold when omitted.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="Mask of the patch (or LEASE FILE, where the file cannot say which patch it is of)."
+        ),
     ],
     annotator: AnnotatorOption,
     second: Annotated[
         str,
         typer.Argument(
-            metavar="FILE",
-            help=f"Mask of the patch (or address of a CVAT task): {', '.join(f.extensions[0] for f in FORMATS)}…",
+            metavar="[FILE]",
+            help=f"{', '.join(f.extensions[0] for f in FORMATS)}…, or the address of a CVAT task.",
         ),
     ] = "",
     tool: Annotated[str, typer.Option(help="What you worked with.")] = "file",

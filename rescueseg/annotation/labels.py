@@ -90,7 +90,7 @@ def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: s
         raise LabelError(
             f"the mask holds {shown}{' …' if len(wrong) > 5 else ''}, which is no class",
             where=where,
-            todo=f"Use 0 for background, 1 to {n_classes} for the classes and 255 for voxels not annotated",
+            todo=f"Use 0 for background, {'1 for the class' if n_classes == 1 else f'1 to {n_classes} for the classes'} and 255 for voxels not annotated",
         )
     if values.tolist() == [IGNORE]:
         raise LabelError(
