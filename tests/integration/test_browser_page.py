@@ -23,6 +23,7 @@ from rescueseg.config import check_config
 from rescueseg.geometry import Box, Spacing
 from tests.annotation_server import served
 from tests.browser import CHROMIUM, Visitor, Voxel, browsing, chromium
+from tests.next_snapshot import next_labels
 from tests.unit.evaluated import write_maps
 
 IGNORE = 255
@@ -70,10 +71,9 @@ class Served:
         return found
 
     def labels(self, name: str, volume: str, box: Box) -> npt.NDArray[np.uint8]:
-        """Return the accepted labels of a ticket, which must be those of this box."""
-        found = self.accepted(name)
-        assert (found.volume_id, found.box, found.tool) == (volume, box, "browser")
-        return self.campaign.storage.read_array(found.labels)
+        """Return the labels of a ticket in the next snapshot, which must be those of this box."""
+        assert self.accepted(name).tool == "browser"
+        return next_labels(self.campaign, name, volume, box)
 
 
 def letter(shape: Voxel, at: Voxel = AT) -> npt.NDArray[np.bool_]:

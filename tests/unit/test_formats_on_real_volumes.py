@@ -1,4 +1,4 @@
-"""Every file format on real volumes: leased, opened, drawn, handed in, accepted, in the snapshot's place."""
+"""Every file format on real volumes: leased, opened, drawn, handed in, accepted, in the next snapshot."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
+from tests.next_snapshot import next_labels
 
 VOLUMES = {
     "vesselnn_burgess2014_tgMouse": ("semantic", Box((3, 150, 200), (8, 40, 48))),
@@ -67,7 +68,5 @@ def test_what_was_drawn_is_accepted_voxel_for_voxel(
     write_labels_and_ignore(kind, files.labels, truth, frame)
     assert lease_of(files.labels, desk.held()).lease_id == lease.lease_id
     desk.submit(lease.lease_id, read_labels(files.labels, frame), kind.name, override=True)
-    (accepted,) = [found for found in open_queue(campaign).accepted() if found.ticket_id == kind.name]
-    assert accepted.box == lease.ticket.box
-    assert np.array_equal(campaign.storage.read_array(accepted.labels), truth.classes)
+    assert np.array_equal(next_labels(campaign, kind.name, "v", lease.ticket.box), truth.classes)
     assert desk.version_labels(kind.name, 1) == truth
