@@ -38,6 +38,17 @@ def nifti(labels: np.ndarray[Any, Any] = LABELS, affine: np.ndarray[Any, Any] = 
     return bytes(nibabel.Nifti1Image(labels.T, affine).to_bytes())
 
 
+def nifti2(affine: np.ndarray[Any, Any] = AFFINE) -> bytes:
+    return bytes(nibabel.Nifti2Image(LABELS.T, affine).to_bytes())
+
+
+def in_unit(unit: str) -> bytes:
+    """Return the labels, their millimetres said to be another unit."""
+    image = nibabel.Nifti1Image(LABELS.T, AFFINE)
+    image.header.set_xyzt_units(unit)
+    return bytes(image.to_bytes())
+
+
 def npy(labels: np.ndarray[Any, Any] = LABELS) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, labels)
@@ -83,6 +94,10 @@ def _elsewhere(rng: np.random.Generator) -> Iterator[Upload]:
             scaled = AFFINE.copy()
             scaled[axis, axis] *= factor
             yield Upload(f"voxels {factor} times as long along axis {axis}", _with_sform(scaled))
+    for unit in ("micron", "meter"):
+        yield Upload(f"millimetres called {unit}", in_unit(unit))
+    for factor in (1 / 1000, 1000):
+        yield Upload(f"NIfTI-2, {factor} times as long", nifti2(np.diag([factor, factor, factor, 1]) @ AFFINE))
     for _ in range(20):
         turned = AFFINE.copy()
         turned[:3, :3] += rng.normal(scale=1e-4, size=(3, 3))
@@ -137,6 +152,21 @@ def _headers(rng: np.random.Generator) -> Iterator[Upload]:
             data = bytearray(nifti())
             struct.pack_into(kind, data, offset, int(value) if kind == "<h" else value)
             yield Upload(f"header byte {offset}: {value}", bytes(data))
+    second: list[tuple[int, str, tuple[int, ...]]] = [
+        (4, "<i", (0, 0x2B316E)),
+        (12, "<h", (0, 128, 1792, -1)),
+        (16, "<q", (0, -1, 2, 8, 2**63 - 1)),
+        (24, "<q", (0, -1, 6, 2**62)),
+        (168, "<q", (0, 352, -544, 2**40, 2**63 - 1)),
+        (500, "<i", (4, 7, 255)),
+    ]
+    for offset, kind, values in second:
+        for value in values:
+            data = bytearray(nifti2())
+            struct.pack_into(kind, data, offset, value)
+            yield Upload(f"NIfTI-2, header byte {offset}: {value}", bytes(data))
+    for cut in range(0, 544 + LABELS.size, 16):
+        yield Upload(f"NIfTI-2 cut after {cut} bytes", nifti2()[:cut])
     for magic in (b"n+2\0", b"ni1\0", b"\0\0\0\0", b"n+1"[::-1] + b"\0"):
         data = bytearray(nifti())
         data[344:348] = magic

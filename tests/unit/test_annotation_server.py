@@ -54,6 +54,14 @@ def flipped(labels: np.ndarray[Any, Any]) -> bytes:
     return nifti(labels[:, ::-1, ::-1], affine @ turn)
 
 
+def in_micrometre(labels: np.ndarray[Any, Any]) -> bytes:
+    """Return the same labels as NIfTI-2 whose header counts in micrometre."""
+    affine = affine_mm(SPACING, BOX.offset_zyx)
+    image = nibabel.Nifti2Image(labels.T, np.diag([1000.0, 1000.0, 1000.0, 1.0]) @ affine)
+    image.header.set_xyzt_units("micron")
+    return bytes(image.to_bytes())
+
+
 def npz(labels: np.ndarray[Any, Any]) -> bytes:
     return pack_labels(PatchLabels(labels))
 
@@ -64,7 +72,7 @@ def plain_npz(labels: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("write", [as_they_are, flipped, npz, plain_npz])
+@pytest.mark.parametrize("write", [as_they_are, flipped, in_micrometre, npz, plain_npz])
 @pytest.mark.parametrize("as_form", [False, True])
 def test_labels_of_any_kind_arrive_voxel_for_voxel(
     client: TestClient, filled: Campaign, write: Callable[[Any], bytes], as_form: bool

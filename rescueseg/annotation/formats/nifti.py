@@ -57,26 +57,26 @@ class Nifti:
     def load(self, path: Path, frame: Frame) -> Loaded:
         """Read a label file; one without a position is taken as it is."""
         gzipped = path.name.lower().endswith(".gz")
-        image = _parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
+        image = parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
         if int(np.prod(image.shape)) != frame.box.size:
             return Loaded(np.empty(tuple(reversed(image.shape[:16])), np.uint8), Stated())
         voxels = np.asarray(image.dataobj)
         ticket = marked_ticket(image.header["descrip"].tobytes())
         xyz = voxels.reshape(voxels.shape[:3]) if voxels.ndim > 3 else voxels
-        if not _has_position(image.header) or xyz.ndim < 3:
+        if not has_position(image.header) or xyz.ndim < 3:
             return Loaded(xyz.T, Stated(ticket))
-        straight, stated = straighten(xyz, _affine(image))
+        straight, stated = straighten(xyz, position_mm(image))
         return Loaded(straight, Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx))
 
     def stated(self, path: Path) -> Stated:
         """Return ticket, position and spacing from the header."""
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            image = _parse(file.read(HEAD_BYTES))
+            image = parse(file.read(HEAD_BYTES))
         ticket = marked_ticket(image.header["descrip"].tobytes())
-        if not _has_position(image.header) or len(image.shape) < 3:
+        if not has_position(image.header) or len(image.shape) < 3:
             return Stated(ticket)
         outline = np.broadcast_to(np.uint8(0), image.shape[:3])
-        _, stated = straighten(outline, _affine(image))
+        _, stated = straighten(outline, position_mm(image))
         return Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx)
 
 
@@ -95,12 +95,12 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
         Whose labels these are; kept in the header's description.
     """
     nifti = nifti_image(voxels, affine, ticket_id)
-    write_file(path, lambda part: _nibabel().save(nifti, part))
+    write_file(path, lambda part: nibabel_module().save(nifti, part))
 
 
 def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticket_id: str = "") -> Any:
     """Return a zyx or czyx array as a nibabel image; parameters as of `write_nifti`."""
-    nib = _nibabel()
+    nib = nibabel_module()
     xyz = shown_dtype(voxels.T if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1).transpose(2, 1, 0, 3))
     nifti = nib.Nifti1Image(xyz, affine, dtype=xyz.dtype)
     nifti.header.set_xyzt_units("mm")
@@ -111,29 +111,43 @@ def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticke
     return nifti
 
 
-def _nibabel() -> Any:
+def nibabel_module() -> Any:
     """Import nibabel, whose annotations are partial, when it is needed."""
     import nibabel
 
     return nibabel
 
 
-def _parse(data: bytes) -> Any:
-    """Return the image in a NIfTI file's bytes, its voxels not looked at."""
-    nib = _nibabel()
+def image_class(data: bytes) -> Any:
+    """Return nibabel's class for a NIfTI file's bytes, version 1 or 2."""
+    nib = nibabel_module()
     second = data[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
+    return nib.Nifti2Image if second else nib.Nifti1Image
+
+
+def parse(data: bytes) -> Any:
+    """Return the image in a NIfTI file's bytes, its voxels not looked at.
+
+    Raises
+    ------
+    LabelError
+        If its header is longer than any honest one.
+    Exception
+        Nearly any, for damaged bytes.
+    """
+    image = image_class(data).from_bytes(data)
     if int(image.dataobj.offset) > HEAD_BYTES:
         raise too_large()
     return image
 
 
-def _has_position(header: Any) -> bool:
+def has_position(header: Any) -> bool:
+    """Tell whether a header says where its image lies."""
     return bool(header["sform_code"] or header["qform_code"])
 
 
-def _affine(image: Any) -> npt.NDArray[np.float64]:
-    """Return the affine in millimetre; a header without a unit means them."""
+def position_mm(image: Any) -> npt.NDArray[np.float64]:
+    """Return the 4×4 affine of a nibabel image in millimetre; a header without a unit means them."""
     from rescueseg.volumes.source import to_um
 
     factor = to_um(1.0, {"micron": "um", "meter": "m"}.get(str(image.header.get_xyzt_units()[0]), "mm"))

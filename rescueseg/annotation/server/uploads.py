@@ -18,7 +18,14 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from rescueseg.annotation.formats.nifti import nifti_image
+from rescueseg.annotation.formats.nifti import (
+    has_position,
+    image_class,
+    nibabel_module,
+    nifti_image,
+    parse,
+    position_mm,
+)
 from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import DAMAGED, brief, labels_of, unpack
 from rescueseg.annotation.patch_labels import PatchLabels
@@ -35,7 +42,6 @@ AT_ONCE = BoundedSemaphore(4)
 """Uploads that are unpacked and checked at the same time: each takes several times its patch in memory."""
 
 _SPOOL_BYTES = 2**20
-_NIFTI_HEAD = 348
 _EXTENSION_BYTES = 2**16
 
 
@@ -139,7 +145,7 @@ def read_upload(files: dict[str, IO[bytes]], ticket: TicketRecord, spacing_um_zy
 
 
 def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArray[Any]:
-    """Read a NIfTI file of a patch, in whatever axis-aligned orientation it is.
+    """Read a NIfTI file of a patch, version 1 or 2, in whatever axis-aligned orientation and unit of length it is.
 
     Parameters
     ----------
@@ -160,19 +166,16 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
     LabelError
         If it is damaged, no NIfTI, or of another patch.
     """
-    nibabel = _nibabel()
+    nibabel = nibabel_module()
     damaged = (
         *DAMAGED, nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError,
         nibabel.orientations.OrientationError,
     )  # fmt: skip
     try:
         data = _inflated(file, upload_limit(box.size))
-        if len(data) < _NIFTI_HEAD or data[344:347] != b"n+1":
-            raise ValueError("it is no NIfTI file")
-        header = nibabel.Nifti1Header(data[:_NIFTI_HEAD], check=False)
-        _check_head(header, len(data), box)
-        nifti = nibabel.Nifti1Image.from_bytes(data)
-        if header["sform_code"] or header["qform_code"]:
+        _check_head(data, box)
+        nifti = parse(data)
+        if has_position(nifti.header):
             if not np.isfinite(nifti.affine).all() or not np.linalg.det(nifti.affine[:3, :3]):
                 raise ValueError("they have no place in space")
             nifti = nibabel.as_closest_canonical(nifti)
@@ -186,13 +189,6 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
     if array.shape != box.shape_zyx:
         raise _other_shape(array.shape, box)
     return array
-
-
-def _nibabel() -> Any:
-    """Import nibabel, whose annotations are partial, when it is needed."""
-    import nibabel
-
-    return nibabel
 
 
 def _inflated(file: IO[bytes], limit: int) -> bytes:
@@ -211,19 +207,26 @@ def _inflated(file: IO[bytes], limit: int) -> bytes:
     return data
 
 
-def _check_head(header: Any, size: int, box: Box) -> None:
+def _check_head(data: bytes, box: Box) -> None:
     """Refuse another image before its voxels are looked at."""
+    kind = image_class(data).header_class
+    length = kind.template_dtype.itemsize
+    if len(data) < length:
+        raise ValueError("it is no NIfTI file")
+    header = kind(data[:length], check=False)
+    if bytes(header["magic"])[:3] != kind.single_magic:
+        raise ValueError("it is no NIfTI file")
     dims = [int(n) for n in header["dim"]]
     if not 3 <= dims[0] <= 7 or any(n != 1 for n in dims[4 : dims[0] + 1]):
         raise ValueError("it is no 3D image")
     shape = tuple(reversed(dims[1:4]))
     if sorted(shape) != sorted(box.shape_zyx):
         raise _other_shape(shape, box)
-    kind = header.get_data_dtype()
-    if kind.kind not in "buif" or kind.itemsize > 8:
-        raise ValueError(f"voxels of type {kind} are no labels")
-    offset = float(header["vox_offset"])
-    if not 352 <= offset <= 352 + _EXTENSION_BYTES or math.prod(shape) * kind.itemsize + offset > size:
+    stored = header.get_data_dtype()
+    if stored.kind not in "buif" or stored.itemsize > 8:
+        raise ValueError(f"voxels of type {stored} are no labels")
+    offset, first = float(header["vox_offset"]), kind.single_vox_offset
+    if not first <= offset <= first + _EXTENSION_BYTES or math.prod(shape) * stored.itemsize + offset > len(data):
         raise ValueError("it is shorter than its header says")
 
 
@@ -239,7 +242,7 @@ def _check_place(nifti: Any, box: Box, spacing_um_zyx: Spacing) -> None:
     expected = affine_mm(spacing_um_zyx, box.offset_zyx)
     last = np.array(box.shape_zyx[::-1]) - 1.0
     corners = np.array([[0.0, 0.0, 0.0], [*last], [last[0], 0.0, 0.0], [0.0, last[1], 0.0]])
-    there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, nifti.affine).T
+    there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, position_mm(nifti)).T
     off = float(np.abs(there[:, :3] - corners).max())
     if off > 0.1:
         raise LabelError(
