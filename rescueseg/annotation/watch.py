@@ -12,7 +12,14 @@ from rescueseg.annotation.desk import Desk
 from rescueseg.annotation.formats import Frame, PatchFiles, PatchFormat, format_of, read_labels, relabelled
 from rescueseg.annotation.formats.handout import lease_of, write_patch
 from rescueseg.annotation.records import Lease
-from rescueseg.errors import LabelError, LabelWarningsError, LeaseExpiredError, QueueError, ServiceError
+from rescueseg.errors import (
+    LabelError,
+    LabelWarningsError,
+    LeaseExpiredError,
+    QueueError,
+    RescuesegError,
+    ServiceError,
+)
 
 DONE = "done"
 """Folder below the watched one that takes the masks that were handed in."""
@@ -20,6 +27,8 @@ ASK_SECONDS = 10.0
 """How long an empty queue is left alone."""
 _IDLE_BEAT = 1e-3
 """Seconds of work that a mere sign of life stands for: that a folder is watched is no work."""
+_MOST_UNFIT = 16
+"""Patches that the folder's format cannot hold, after which no further one is asked for."""
 _TEMPORARY = (".", "~", "#")
 
 Mark = tuple[int, int, int]
@@ -68,14 +77,15 @@ class Watcher:
         self._known: dict[Path, Mark] = {}
         self._changing: dict[Path, tuple[Mark, float]] = {}
         self._doubted: dict[str, str] = {}
+        self._unfit: set[str] = set()
         self._info = desk.info()
         self._asked = -ASK_SECONDS
         self._saved = time.monotonic()
         self._away = False
         folder.mkdir(parents=True, exist_ok=True)
         for lease in desk.held():
-            if (folder / f"{lease.ticket_id}.json").exists():
-                self._lay_out(lease)
+            if (folder / f"{lease.ticket_id}.json").exists() and not self._lay_out(lease):
+                desk.release(lease.lease_id)
 
     @property
     def tickets(self) -> list[str]:
@@ -100,9 +110,7 @@ class Watcher:
     def close(self) -> None:
         """Give back the patches that nobody touched, their files with them; the others stay leased."""
         for held in list(self._held.values()):
-            drawn = [path for path in (held.files.labels, held.files.ignore) if path is not None and path.exists()]
-            changed = any(self._known.get(path) != _mark(path) for path in drawn)
-            if held.touched or changed:
+            if self._holds_work(held):
                 self.say(f"{held.lease.ticket_id}: kept, it holds work that is not handed in")
                 continue
             try:
@@ -116,40 +124,61 @@ class Watcher:
     def _fill(self) -> None:
         if len(self._held) >= self.count or time.monotonic() - self._asked < ASK_SECONDS:
             return
-        while len(self._held) < self.count:
-            lease = self.desk.next(another=True)
-            if lease is None:
-                self._asked = time.monotonic()
-                if not self._held:
-                    self.say("Nothing to annotate now.")
-                return
-            self._lay_out(lease)
-
-    def _lay_out(self, lease: Lease) -> None:
-        """Write a patch into the folder; a mask that is there already was saved if it differs from the start."""
-        view = self.desk.view(lease.lease_id)
-        frame = Frame.of(view, self._info)
+        unfit: list[Lease] = []  # held meanwhile: released, they would come back as the next ones
         try:
+            while len(self._held) < self.count:
+                lease = self.desk.next(another=True) if len(unfit) < _MOST_UNFIT else None
+                if lease is None:
+                    self._asked = time.monotonic()
+                    if not self._held:
+                        self.say("Nothing to annotate now.")
+                    return
+                if not self._lay_out(lease):
+                    unfit.append(lease)
+        finally:
+            for lease in unfit:
+                self.desk.release(lease.lease_id)
+
+    def _lay_out(self, lease: Lease) -> bool:
+        """Write a patch into the folder; a mask that is there already was saved if it differs from the start.
+
+        Tell whether it worked; a patch that cannot be loaded, or that the format cannot hold, is said once.
+        """
+        try:
+            view = self.desk.view(lease.lease_id)
+            frame = Frame.of(view, self._info)
             files = write_patch(self.kind, self.folder, lease, view, self._info)
-        except LabelError:
-            self.desk.release(lease.lease_id)
+        except ServiceError:
             raise
+        except RescuesegError as error:
+            if lease.ticket_id not in self._unfit:
+                self.say(f"{lease.ticket_id}: left to others, {error}")
+            self._unfit.add(lease.ticket_id)
+            return False
         self._held[lease.ticket_id] = _Held(lease, frame, files, time.monotonic())
         for path in files.everything:
             if path != files.labels or not files.kept or _holds(path, frame, relabelled(view.start).digest):
                 self._known[path] = _mark(path)
         self.say(f"{lease.ticket_id}: {files.labels}" + (f" ({lease.comment})" if lease.comment else ""))
+        return True
 
     def _beat(self, held: _Held) -> None:
         held.beaten = time.monotonic()
         try:
             self.desk.heartbeat(held.lease.lease_id, _IDLE_BEAT)
         except QueueError as error:
-            if held.touched or not self._renewed(held):
-                self.say(f"{error}")
+            if self._renewed(held):
+                return
+            self.say(f"{error}")
+            if self._holds_work(held):
                 self._held.pop(held.lease.ticket_id, None)
-                if not held.touched:
-                    self._forget(held, None)
+            else:
+                self._forget(held, None)
+
+    def _holds_work(self, held: _Held) -> bool:
+        """Tell whether a mask was saved that is not handed in."""
+        drawn = [path for path in (held.files.labels, held.files.ignore) if path is not None and path.exists()]
+        return held.touched or any(self._known.get(path) != _mark(path) for path in drawn)
 
     def _renewed(self, held: _Held) -> bool:
         """Lease a patch again whose lease ran out, unless somebody else has it."""

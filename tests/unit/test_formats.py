@@ -129,9 +129,18 @@ def test_segments_of_slicer_are_told_by_their_names(tmp_path: Path) -> None:
     path = segmentation(tmp_path / "s.seg.nrrd", layers, [("cell", 1, 0), ("vessel", 1, 1)])
     with pytest.raises(LabelError, match="segments overlap in"):
         read_labels(path, FRAME)
-    path = segmentation(tmp_path / "s.seg.nrrd", values, [("cell", 5, 0), ("Segment_1", 1, 0)])
+    path = segmentation(tmp_path / "s.seg.nrrd", values, [("cell", 5, 0), ("cell", 1, 0)])
     with pytest.raises(LabelError, match="both mean label 1"):
         read_labels(path, FRAME)
+
+
+def test_a_segment_of_another_name_is_no_class_whatever_its_number(tmp_path: Path) -> None:
+    classes = random_labels(FRAME, 0).classes
+    path = segmentation(tmp_path / "s.seg.nrrd", classes, [("cell", 1, 0), ("Segment_2", 2, 0)])
+    with pytest.raises(LabelError, match=r"'Segment_2' is no class.*Name segments cell, vessel, not annotated"):
+        read_labels(path, FRAME)
+    path = segmentation(tmp_path / "s.seg.nrrd", classes, [("", 1, 0), ("", 2, 0), ("", 255, 0)])
+    assert np.array_equal(read_labels(path, FRAME).classes, classes), "without names, numbers count"
 
 
 @given(st.integers(0, 347), st.binary(min_size=1, max_size=4))

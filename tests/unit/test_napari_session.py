@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rescueseg.annotation.napari_plugin.drafts import Drafts
 from rescueseg.annotation.napari_plugin.review import Review, choose_pair, disagreement
 from rescueseg.annotation.napari_plugin.session import IDLE_AFTER, ActiveClock, Session, top_spots
 from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.records import LabelReference
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
@@ -178,6 +180,19 @@ def test_a_patch_that_somebody_else_has_by_now_is_not_handed_in_but_kept(hands: 
         session.hand_in(drawing(hands))
     assert len(list((hands.folder / "drafts").rglob("*.npz"))) == 1
     assert hands.store.counts()["submitted"] == 0
+
+
+def test_a_lease_on_what_somebody_else_has_changed_is_given_back(hands: Hands) -> None:
+    session = hands.session()
+    work = session.take()
+    assert work is not None
+    older = work.lease.model_copy(update={"previous": LabelReference(path="older.npz", digest="0")})
+    session.work = replace(work, lease=older)
+    hands.seconds = 8000
+    with pytest.raises(LeaseExpiredError, match="somebody else has worked"):
+        session.hand_in(drawing(hands))
+    assert hands.store.leases() == []
+    assert len(list((hands.folder / "drafts").rglob("*.npz"))) == 1
 
 
 def test_nobody_at_work_keeps_no_lease(hands: Hands) -> None:

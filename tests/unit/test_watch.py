@@ -24,6 +24,7 @@ from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.watch import Watcher
 from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
 from rescueseg.geometry import Box
 from tests.next_snapshot import next_labels
 
@@ -178,6 +179,71 @@ def test_a_lease_that_ran_out_is_taken_again_unless_somebody_else_has_the_patch(
     assert bobs is not None
     assert store.lease(bobs.lease_id).annotator == "bob"
     assert (watcher.folder / "b_labels.nii.gz").exists(), "work is never thrown away"
+
+
+def lose_leases(campaign: Campaign, watcher: Watcher) -> None:
+    """Let all leases run out, and a beat be due."""
+    store = open_queue(campaign)
+    store.expire(max(lease.expires_at for lease in store.leases()))
+    for held in watcher._held.values():
+        held.beaten = -1e9
+
+
+def test_a_patch_with_a_refused_mask_is_kept_on_lease(filled: Campaign, watcher: Watcher) -> None:
+    looks(watcher, 1)
+    path = watcher.folder / "a_labels.nii.gz"
+    save(path, mask() * 9)
+    looks(watcher)
+    assert path.with_name("a_labels.nii.gz.error.txt").exists()
+    lose_leases(filled, watcher)
+    looks(watcher, 1)
+    assert statuses(filled) == {"a": "leased", "b": "leased", "c": "queued", "d": "queued"}
+    save(path, mask())
+    looks(watcher)
+    assert statuses(filled)["a"] == "accepted", said
+
+
+def test_a_mask_saved_while_the_lease_ran_out_is_not_thrown_away(filled: Campaign, watcher: Watcher) -> None:
+    looks(watcher, 1)
+    save(watcher.folder / "a_labels.nii.gz", mask())
+    lose_leases(filled, watcher)
+    for ticket_id in "ab":
+        assert open_queue(filled).claim("bob", 60, ticket_id=ticket_id, resume=False) is not None
+    looks(watcher, 1)
+    assert np.array_equal(np.asarray(nib.load(watcher.folder / "a_labels.nii.gz").dataobj).T, mask())
+    assert not (watcher.folder / "b_labels.nii.gz").exists(), "nobody drew on it"
+
+
+def test_what_cannot_be_laid_out_is_left_to_others(filled: Campaign, tmp_path: Path) -> None:
+    ticket = NewTicket(ticket_id="damaged", volume_id="v", box=Box((5, 3, 4), SHAPE), prefill="gone.npz", score=99.0)
+    open_queue(filled).add_tickets([ticket])
+    watcher = watch(filled, tmp_path / "todo")
+    looks(watcher)
+    watcher._asked = -1e9
+    looks(watcher)
+    assert watcher.tickets == ["a", "b"]
+    assert statuses(filled)["damaged"] == "queued"
+    assert len([line for line in said if "damaged: left to others" in line]) == 1
+
+
+def test_more_objects_than_a_format_holds_do_not_end_the_watcher(tmp_path: Path) -> None:
+    settings = {"name": "many", "classes": ["nucleus"], "annotation": {"labels": "instance"}}
+    campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
+    tifffile.imwrite(tmp_path / "raw.tif", np.zeros((6, 404, 344), np.uint8))
+    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    dots = np.zeros((3, 400, 340), np.uint8)
+    dots[::2, ::2, ::2] = 1
+    campaign.storage.write_array("weak_labels/t/many.npz", dots)
+    crowded = NewTicket(
+        ticket_id="many", volume_id="v", box=Box((0, 0, 0), dots.shape), prefill="weak_labels/t/many.npz", score=9.0
+    )
+    open_queue(campaign).add_tickets([crowded, NewTicket(ticket_id="few", volume_id="v", box=Box((0, 3, 4), SHAPE))])
+    assert dots.sum() > 65535
+    watcher = watch(campaign, tmp_path / "todo", "imagej")
+    looks(watcher)
+    assert watcher.tickets == ["few"]
+    assert statuses(campaign) == {"few": "leased", "many": "queued"}
+    assert any("holds at most" in line for line in said)
 
 
 def test_the_end_gives_back_what_nobody_touched(filled: Campaign, watcher: Watcher) -> None:

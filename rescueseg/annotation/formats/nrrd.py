@@ -69,8 +69,8 @@ class Nrrd:
     def load(self, path: Path, frame: Frame) -> Loaded:
         """Read a label file; one without a position is taken as it is.
 
-        Segments are told by their names where these are those of classes, and layers are merged. A segmentation that
-        3D Slicer cropped is put back in its place.
+        Classes are told by their segments' names, in a file without names by their numbers, and layers are merged. A
+        segmentation that 3D Slicer cropped is put back in its place.
         """
         from rescueseg.volumes.medical import nrrd_dtype
 
@@ -188,14 +188,17 @@ def _read_segments(header: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _merge(layers: npt.NDArray[Any], segments: Sequence[Mapping[str, str]], frame: Frame) -> npt.NDArray[Any]:
-    """Return one xyz array of the layers of a segmentation, segments named like classes in these classes' numbers."""
+    """Return one xyz array of the layers of a segmentation, classes told by names where the file has any."""
     names = {name: number for number, name in frame.names().items()} if frame.kind == "semantic" else {}
+    named = bool(names) and any(segment.get("Name") for segment in segments)
     meant: dict[int, str] = {}
     merged = np.zeros(layers.shape[1:], np.result_type(layers.dtype, np.uint8))
     for index, layer in enumerate(layers):
         renamed = layer.copy()
         for segment in (s for s in segments if int(s.get("Layer", 0)) == index):
             name, value = segment.get("Name", ""), int(segment["LabelValue"])
+            if named and name not in names:
+                raise LabelError(f"the segment '{name[:64]}' is no class", todo=f"Name segments {', '.join(names)}")
             number = names.get(name, value)
             if number in meant:
                 raise LabelError(

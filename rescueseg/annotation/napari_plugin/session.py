@@ -212,7 +212,10 @@ class Session:
             lease = self.desk.next(ticket_id=ticket_id)
         except QueueError:
             lease = None
-        if lease is None or lease.start != self.work.lease.start:
+        if lease is not None and lease.start != self.work.lease.start:
+            self.desk.release(lease.lease_id)
+            lease = None
+        if lease is None:
             raise LeaseExpiredError(
                 "the lease ran out, and somebody else has worked on the patch",
                 where=f"ticket {ticket_id}",
