@@ -7,6 +7,8 @@ import io
 import json
 import os
 import uuid
+import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -169,10 +171,22 @@ class Storage:
         self.write_bytes(relative, buffer.getvalue())
 
     def read_array(self, relative: str) -> npt.NDArray[Any]:
-        """Read what `write_array` wrote; nothing is unpickled."""
-        with np.load(io.BytesIO(self.read_bytes(relative)), allow_pickle=False) as archive:
-            array: npt.NDArray[Any] = archive["array"]
-            return array
+        """Read what `write_array` wrote; nothing is unpickled.
+
+        Raises
+        ------
+        StorageError
+            If it is missing or damaged.
+        """
+        content = io.BytesIO(self.read_bytes(relative))
+        try:
+            with np.load(content, allow_pickle=False) as archive:
+                array: npt.NDArray[Any] = archive["array"]
+                return array
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StorageError(
+                f"the array is damaged: {error}", where=self.path(relative), todo="Restore it from a backup"
+            ) from error
 
     def remove(self, relative: str) -> None:
         """Remove a file or folder, if there."""

@@ -19,10 +19,17 @@ class Agreement(Record):
     """By class, those that either drew."""
     objects: float | None = None
     """F1 of the objects, where they are numbered."""
+    common: bool = True
+    """Whether both annotated any voxel."""
 
     @property
     def value(self) -> float:
-        """The mean Dice, 1 where nobody drew anything; where objects are numbered, their F1 if that is lower."""
+        """The mean Dice, 1 where nobody drew anything; where objects are numbered, their F1 if that is lower.
+
+        0 where there is no voxel that both annotated: nothing says that they agree.
+        """
+        if not self.common:
+            return 0.0
         dice = sum(self.dice.values()) / len(self.dice) if self.dice else 1.0
         return dice if self.objects is None else min(dice, self.objects)
 
@@ -42,7 +49,8 @@ def agreement(first: PatchLabels, second: PatchLabels, n_classes: int) -> Agreem
     objects = None
     if first.instances is not None and second.instances is not None:
         objects = object_f1(np.where(unknown, 0, first.instances), np.where(unknown, 0, second.instances))
-    return Agreement(dice={c: round(n.dice, 6) for c, n in enumerate(counts, start=1) if n.occurs}, objects=objects)
+    dice = {c: round(n.dice, 6) for c, n in enumerate(counts, start=1) if n.occurs}
+    return Agreement(dice=dice, objects=objects, common=not bool(unknown.all()))
 
 
 def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:

@@ -265,8 +265,8 @@ def submit_labels(
         overridden=overridden,
     )
     if ticket.annotators > 1:
-        from rescueseg.annotation.pairs import settle
+        from rescueseg.annotation.pairs import try_to_settle
 
-        settle(campaign, store, ticket.ticket_id)
+        try_to_settle(campaign, store, ticket.ticket_id)
         return next(v for v in store.annotations(ticket.ticket_id) if v.annotation_id == done.annotation_id)
     return done

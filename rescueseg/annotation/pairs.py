@@ -7,6 +7,7 @@ accepts a consensus of both as a version of its own. The others wait for a revie
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
 from rescueseg.annotation.agreement import agreement
@@ -15,10 +16,12 @@ from rescueseg.annotation.patch_labels import PatchLabels, corrected_voxels
 from rescueseg.annotation.records import AnnotationRecord, TicketRecord
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import QueueError
+from rescueseg.errors import QueueError, RescuesegError
 from rescueseg.seeds import random_generator
 
 SETTLED_BY = "rescueseg"
+
+_log = logging.getLogger(__name__)
 
 
 def annotators_of(campaign: Campaign, ticket_id: str) -> int:
@@ -31,7 +34,15 @@ def settle_all(campaign: Campaign, store: QueueStore) -> None:
     """Settle the pairs that a killed process left."""
     review = campaign.config.annotation.review
     for ticket_id in store.unsettled(2.0 if review else campaign.config.annotation.agreement_dice):
+        try_to_settle(campaign, store, ticket_id)
+
+
+def try_to_settle(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
+    """Settle a pair, or say in the log why not: one that cannot be read stops nobody's work on the others."""
+    try:
         settle(campaign, store, ticket_id)
+    except RescuesegError as error:
+        _log.warning("ticket %s is not settled: %s", ticket_id, error)
 
 
 def settle(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
