@@ -116,7 +116,10 @@ class Desk(Protocol):
         """Keep a lease; add to its account the work since the last sign of life, 0 when the tool does not know."""
 
     def view(self, lease_id: str) -> PatchView:
-        """Return the leased patch with what surrounds it."""
+        """Return the leased patch with what surrounds it; raise `LeaseExpiredError` where the lease does not run.
+
+        A lease that was handed in shows what was handed in, without the model's maps.
+        """
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
         """Return what is odd about labels; raise `LabelError` where they cannot be handed in at all."""

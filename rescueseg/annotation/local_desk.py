@@ -16,7 +16,14 @@ from rescueseg.annotation.patch_labels import PatchLabels, corrected_voxels
 from rescueseg.annotation.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import AccessError, LabelWarningsError, NotYourLeaseError, QueueError, TicketNotFoundError
+from rescueseg.errors import (
+    AccessError,
+    LabelWarningsError,
+    LeaseExpiredError,
+    NotYourLeaseError,
+    QueueError,
+    TicketNotFoundError,
+)
 from rescueseg.geometry import Box
 
 
@@ -83,13 +90,20 @@ class LocalDesk:
         return self.store.heartbeat(lease_id, self.annotator, active_seconds)
 
     def view(self, lease_id: str) -> PatchView:
-        """Return the leased patch with what surrounds it."""
+        """Return the leased patch with what surrounds it; of a lease that was handed in, what was handed in."""
         lease = self.store.lease(lease_id)
         if lease.annotator != self.annotator:
             raise NotYourLeaseError(
                 f"the lease belongs to '{lease.annotator}', not to '{self.annotator}'",
                 where=f"ticket {lease.ticket_id}",
                 todo="Look at a patch of your own",
+            )
+        if lease.ended == "submitted":
+            made = read_version(self.campaign, self.store.handed_in(lease_id))
+            return self._view(lease.ticket, made, with_model=False)
+        if lease.ended is not None:
+            raise LeaseExpiredError(
+                f"the lease ended: {lease.ended}", where=f"ticket {lease.ticket_id}", todo="Claim the ticket again"
             )
         return self._view(lease.ticket, starting_patch(self.campaign, lease))
 
@@ -99,16 +113,19 @@ class LocalDesk:
         margin = [math.ceil(n * share) for n in ticket.box.shape_zyx]
         return ticket.box.expand(margin).clip(self.campaign.volume(ticket.volume_id).shape_zyx)
 
-    def _view(self, ticket: TicketRecord, start: PatchLabels) -> PatchView:
+    def _view(self, ticket: TicketRecord, start: PatchLabels, *, with_model: bool = True) -> PatchView:
         record, context = self.campaign.volume(ticket.volume_id), self.context(ticket)
         image = volumes.open_image(self.campaign, ticket.volume_id)[(slice(None), *context.slices)]
-        prediction, uncertainty = self._maps(ticket, context)
+        prediction, uncertainty = self._maps(ticket, context) if with_model else (None, None)
         return PatchView(ticket, context, record.spacing_um_zyx, np.asarray(image), start, prediction, uncertainty)
 
     def _maps(
         self, ticket: TicketRecord, context: Box
     ) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.float32] | None]:
-        """Return prediction and entropy of the latest finished maps; none for the holdout, which they would bias."""
+        """Return prediction and entropy of the latest finished maps: none for holdout tickets, which they would bias.
+
+        Where the surroundings of a pool patch reach into holdout boxes, both are 0.
+        """
         from rescueseg.inference.maps import map_reference, open_map
 
         generations = [] if ticket.purpose != "pool" else self.campaign.generations()
@@ -117,26 +134,43 @@ class LocalDesk:
                 z, y, x = context.slices
                 probability = open_map(self.campaign, generation, ticket.volume_id, "probability")[:, z, y, x]
                 entropy = open_map(self.campaign, generation, ticket.volume_id, "predictive_entropy")[z, y, x]
-                return np.asarray(probability).argmax(axis=0).astype(np.uint8), np.asarray(entropy, np.float32)
+                prediction = np.asarray(probability).argmax(axis=0).astype(np.uint8)
+                uncertainty = np.array(entropy, np.float32)
+                for hidden in self._holdout_in(ticket.volume_id, context):
+                    prediction[hidden.slices] = 0
+                    uncertainty[hidden.slices] = 0
+                return prediction, uncertainty
         return None, None
+
+    def _holdout_in(self, volume_id: str, context: Box) -> list[Box]:
+        """Return the parts of the holdout in a box, in voxels of it."""
+        holdout = self.campaign.holdout()
+        common = [box.intersection(context) for box in holdout.of(volume_id)] if holdout else []
+        return [box.relative_to(context) for box in common if box is not None]
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
         """Return what is odd about labels."""
+        lease = self.store.lease(lease_id)
+        return self._odd(lease, self._checked(lease.ticket, labels))
+
+    def _checked(self, ticket: TicketRecord, labels: PatchLabels) -> PatchLabels:
+        return check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket.ticket_id}")
+
+    def _odd(self, lease: Lease, checked: PatchLabels) -> list[LabelWarning]:
         from rescueseg.annotation.checks import odd_labels
 
-        lease, config = self.store.lease(lease_id), self.campaign.config
-        checked = check_patch(labels, lease.ticket.box, config, where=f"ticket {lease.ticket_id}")
-        start = starting_patch(self.campaign, lease)
-        return odd_labels(checked, start, *self._maps(lease.ticket, lease.ticket.box), config.n_classes)
+        start, model = starting_patch(self.campaign, lease), self._maps(lease.ticket, lease.ticket.box)
+        return odd_labels(checked, start, *model, self.campaign.config.n_classes)
 
     def submit(
         self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
     ) -> AnnotationRecord:
         """Hand in labels; warnings refuse them unless `override`."""
         lease = self.store.lease(lease_id)
-        self.store.check_submit(lease_id, self.annotator, labels.digest)
-        odd = tuple(self.check(lease_id, labels))
-        if odd and not override and not self._handed_in(lease, labels):
+        checked = self._checked(lease.ticket, labels)  # first: a digest is that of the stored dtype
+        self.store.check_submit(lease_id, self.annotator, checked.digest)
+        odd = tuple(self._odd(lease, checked))
+        if odd and not override and not self._handed_in(lease, checked):
             raise LabelWarningsError(
                 "; ".join(warning.message for warning in odd),
                 where=f"ticket {lease.ticket_id}",
@@ -148,7 +182,7 @@ class LocalDesk:
             self.store,
             lease,
             self.annotator,
-            labels,
+            checked,
             tool,
             None,
             active_seconds=active_seconds,
@@ -239,7 +273,7 @@ class LocalDesk:
         """Hand in a reviewer's own labels of a submitted ticket and accept them."""
         self._require_reviewer()
         ticket = self.store.ticket(ticket_id)
-        checked = check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket_id}")
+        checked = self._checked(ticket, labels)
         corrected = corrected_voxels(checked, self.version_labels(ticket_id, self._latest(ticket_id)))
         classes, instances = store_labels(self.campaign, ticket_id, checked)
         done = self.store.fix(

@@ -97,6 +97,8 @@ class Lease(Record):
     """What the reviewer said about them."""
     active_seconds: float = 0.0
     """Work under this lease so far, idle time cut out."""
+    ended: LeaseEnd | None = None
+    """How it ended; None while it runs."""
 
     @property
     def ticket_id(self) -> str:

@@ -205,6 +205,7 @@ class QueueViews(Ledger):
             else None,
             comment=latest["comment"] if latest else "",
             active_seconds=row["active_seconds"],
+            ended=row["ended"] or ("expired" if row["expires_at"] <= self._clock() else None),
         )
 
     def lease(self, lease_id: str) -> Lease:
@@ -217,6 +218,17 @@ class QueueViews(Ledger):
         """
         with self._database.read() as connection:
             return self._lease(connection, lease_id)
+
+    def handed_in(self, lease_id: str) -> AnnotationRecord:
+        """Return the version that was handed in under a lease.
+
+        Raises
+        ------
+        QueueError
+            If there is none.
+        """
+        with self._database.read() as connection:
+            return self._annotation(connection, annotation_table.c.lease_id == lease_id)
 
     def leases(self, annotator: str | None = None) -> list[Lease]:
         """Return the running leases, of one person or of all, oldest first."""

@@ -17,9 +17,18 @@ from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.remote_desk import RemoteDesk
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
-from rescueseg.errors import AccessError, LabelError, LabelWarningsError, NotYourLeaseError, QueueError
+from rescueseg.errors import (
+    AccessError,
+    LabelError,
+    LabelWarningsError,
+    LeaseExpiredError,
+    NotYourLeaseError,
+    QueueError,
+)
 from rescueseg.geometry import Box
+from rescueseg.records import Holdout, HoldoutBox
 from tests.annotation_server import served
+from tests.unit.evaluated import write_maps
 
 BOX = Box((2, 3, 4), (3, 4, 5))
 IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
@@ -140,6 +149,114 @@ def test_odd_labels_are_taken_only_from_who_insists(sit: Callable[[str], Desk]) 
     assert desk.submit(lease.lease_id, start, "test").annotation_id == done.annotation_id, "a replay is never doubted"
     submitted = next(entry for entry in desk.history("a") if entry.event == "submitted")
     assert submitted.details["overridden"] == ["unchanged"]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_same_labels_again_change_nothing_whatever_their_type(
+    sit: Callable[[str], Desk], filled: Campaign, dtype: type[np.generic]
+) -> None:
+    desk = sit("anna")
+    lease = desk.next(ticket_id="b")
+    assert lease is not None
+    drawn = np.ones((2, 3, 4), np.uint8)
+    drawn[0, 0, 0] = 0
+    given = PatchLabels(drawn.astype(dtype))  # type: ignore[arg-type]
+    first, again = (desk.submit(lease.lease_id, given, "test", override=True) for _ in range(2))
+    assert again == first
+    for other in (np.uint8, np.uint32, np.float64, np.bool_):
+        retyped = PatchLabels(drawn.astype(other))  # type: ignore[arg-type]
+        assert desk.submit(lease.lease_id, retyped, "test") == first, "numbers count, not their type"
+    assert np.array_equal(filled.storage.read_array(first.labels), drawn)
+
+
+def test_a_pair_that_cannot_be_read_stops_nobody(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    pairs = [NewTicket(ticket_id=name, volume_id="v", box=BOX, score=9.0, annotators=2) for name in ("p", "q")]
+    open_queue(filled).add_tickets(pairs)
+    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    for name in ("p", "q"):
+        handed_in(anna, name)
+    damaged, missing = (open_queue(filled).annotations(name)[0].labels for name in ("p", "q"))
+    filled.storage.write_bytes(damaged, filled.storage.read_bytes(damaged)[:50])
+    filled.storage.remove(missing)
+    for name in ("p", "q"):
+        lease = bob.next(ticket_id=name)
+        assert lease is not None
+        other = PatchLabels(np.ones(BOX.shape_zyx, np.uint8))
+        assert bob.submit(lease.lease_id, other, "test", override=True).verdict == "submitted"
+        assert bob.submit(lease.lease_id, other, "test").version == 2
+    following = anna.next()
+    assert following is not None
+    assert following.ticket_id == "a"
+    assert [t.ticket_id for t in lead.to_review()] == ["p", "q"]
+    assert lead.accept("p", 2).annotator == "bob"
+
+
+def test_two_who_looked_at_different_voxels_do_not_agree(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
+    for name, left_out in (("anna", slice(0, 2)), ("bob", slice(2, 3))):
+        drawn = np.ones(BOX.shape_zyx, np.uint8)
+        drawn[left_out] = 255
+        desk = sit(name)
+        lease = desk.next(ticket_id="p")
+        assert lease is not None
+        desk.submit(lease.lease_id, PatchLabels(drawn), "test", override=True)
+    (waiting,) = sit("lead").to_review()
+    assert (waiting.ticket_id, waiting.status, waiting.agreement) == ("p", "submitted", 0.0)
+
+
+def test_the_model_is_not_seen_in_the_holdout(sit: Callable[[str], Desk], filled: Campaign) -> None:
+    mapped(filled)
+    hidden = [Box((0, 0, 0), (1, 9, 10)), Box((6, 8, 0), (2, 1, 10))]
+    boxes = [HoldoutBox(volume_id="v", box=box, part="test", stratum="dense") for box in hidden]
+    elsewhere = HoldoutBox(volume_id="w", box=BOX, part="test", stratum="dense")
+    filled.freeze_holdout(Holdout(boxes=(*boxes, elsewhere), guard_zyx=(1, 1, 1)))
+    desk = sit("anna")
+    lease = desk.next()
+    assert lease is not None
+    view = desk.view(lease.lease_id)
+    assert view.prediction is not None
+    assert view.uncertainty is not None
+    shown = np.ones(IMAGE.shape, np.bool_)
+    for box in hidden:
+        shown[box.slices] = False
+    shown = shown[view.context.slices]
+    assert 0 < np.count_nonzero(~shown) < shown.size
+    assert np.array_equal(view.prediction == 1, shown)
+    assert np.array_equal(view.uncertainty == 0.5, shown)
+    assert not view.uncertainty[~shown].any()
+    assert np.array_equal(view.image[0], IMAGE[view.context.slices]), "the image is no secret"
+
+
+def mapped(campaign: Campaign) -> None:
+    """Let a model have found class 1 everywhere."""
+    ones = np.ones(IMAGE.shape)
+    campaign.finish_stage(0, "snapshot", {})
+    write_maps(campaign, 0, np.stack([0.2 * ones, 0.8 * ones]), 0.5 * ones, "v")
+
+
+def test_a_lease_that_ended_shows_nothing_new(reviewed: None, sit: Callable[[str], Desk], filled: Campaign) -> None:
+    mapped(filled)
+    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    released = anna.next(ticket_id="a")
+    assert released is not None
+    anna.release(released.lease_id)
+    theirs = handed_in(bob, "a")
+    lead.reject("a", "misses one")
+    with pytest.raises(LeaseExpiredError, match="released"):
+        anna.view(released.lease_id)
+    expired = anna.next(ticket_id="b")
+    assert expired is not None
+    open_queue(filled).expire(expired.expires_at)
+    with pytest.raises(LeaseExpiredError, match="expired"):
+        anna.view(expired.lease_id)
+    lease = anna.next(ticket_id="b")
+    assert lease is not None
+    assert anna.view(lease.lease_id).prediction is not None
+    drawn = PatchLabels(np.ones((2, 3, 4), np.uint8))
+    anna.submit(lease.lease_id, drawn, "test", override=True)
+    over = anna.view(lease.lease_id)
+    assert (over.start, over.prediction, over.uncertainty) == (drawn, None, None), "what was handed in, and no more"
+    assert lead.version_labels("a", 1) == theirs
 
 
 def test_a_reviewer_rejects_then_fixes(reviewed: None, sit: Callable[[str], Desk]) -> None:

@@ -112,6 +112,15 @@ def test_an_image_address_needs_no_token_and_ends_with_its_lease(filled: Campaig
     assert client.get(url).status_code == 410
 
 
+def test_what_was_looked_at_is_not_kept_for_an_ended_lease(client: TestClient) -> None:
+    lease = client.post("/api/v1/tickets/next").json()["lease_id"]
+    parts = [f"/api/v1/leases/{lease}/{part}" for part in ("view.npz", "image.nii.gz", "start.nii.gz")]
+    assert [client.get(part).status_code for part in parts] == [200] * 3
+    client.post(f"/api/v1/leases/{lease}/release")
+    answers = [client.get(part) for part in parts]
+    assert [(a.status_code, a.json()["error"]) for a in answers] == [(410, "LeaseExpiredError")] * 3
+
+
 def test_roles_and_tokens(filled: Campaign) -> None:
     tokens = {role: access.add_token(filled, role[:4], role) for role in ROLES}
     assert all(tokens["admin"].split("_", 2)[2] not in token.model_dump_json() for token in access.list_tokens(filled))

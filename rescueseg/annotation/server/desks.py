@@ -68,6 +68,8 @@ class Service:
 
     def view(self, desk: Desk, lease_id: str) -> PatchView:
         """Return a leased patch; the parts of one are asked for one after the other, so the latest few are kept."""
+        if self.store.lease(lease_id).ended is not None:
+            return desk.view(lease_id)
         now = time.monotonic()
         for key in [key for key, (when, _) in list(self._views.items()) if now - when > _KEPT_SECONDS]:
             self._views.pop(key, None)

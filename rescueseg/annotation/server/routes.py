@@ -160,14 +160,19 @@ def heartbeat(office: At, desk: AtDesk, lease: OwnLease, beat: Beat | None = Non
     return granted(office, desk.heartbeat(lease.lease_id, seconds))
 
 
-@router.get("/leases/{lease_id}/view.npz", summary="A leased patch, all in one file", tags=["work"], **_file("npz"))
+@router.get(
+    "/leases/{lease_id}/view.npz", summary="A leased patch, all in one file", tags=["work"], **_file("npz", 410)
+)
 def view(desk: AtDesk, lease: OwnLease) -> _File:
     """Image, mask to start from, prediction and uncertainty, as `RemoteDesk` reads them."""
     return _File(pack_view(desk.view(lease.lease_id)))
 
 
 @router.get(
-    "/leases/{lease_id}/{part}.nii.gz", summary="One part of a leased patch", tags=["work"], **_file("NIfTI, gzipped")
+    "/leases/{lease_id}/{part}.nii.gz",
+    summary="One part of a leased patch",
+    tags=["work"],
+    **_file("NIfTI, gzipped", 410),
 )
 def lease_part(office: At, desk: AtDesk, lease: OwnLease, part: PartName, area: Area = "context") -> _File:
     """Image, mask to start from, prediction or uncertainty, in their place in the volume (mm)."""
@@ -183,7 +188,7 @@ def lease_part(office: At, desk: AtDesk, lease: OwnLease, part: PartName, area: 
 def image(office: At, image_id: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], area: Area = "context") -> _File:
     """For viewers that cannot send one: the address is a secret of the lease's holder, and ends with the lease."""
     lease = office.store.lease(access.lease_of_image(office.key, image_id))
-    if lease.lease_id not in [running.lease_id for running in office.store.leases(lease.annotator)]:
+    if lease.ended is not None:
         raise LeaseExpiredError("the lease is over", where=lease.lease_id, todo="Take the patch again")
     return _part(office.view(office.desk(lease.annotator, "annotator"), lease.lease_id), "image", area)
 
