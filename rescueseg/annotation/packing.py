@@ -189,6 +189,7 @@ def pack_view(view: PatchView) -> bytes:
         "ticket": view.ticket.to_json(),
         "context": view.context.to_dict(),
         "spacing_um_zyx": list(view.spacing_um_zyx),
+        "start": view.start.digest,
     }
     return pack({name: array for name, array in arrays.items() if array is not None}, about)
 

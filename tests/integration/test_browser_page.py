@@ -217,6 +217,31 @@ def test_a_reload_loses_nothing_and_uncertainty_shows_where_to_look(site: Served
 
 
 @needs_chromium
+def test_a_lease_that_ran_out_while_the_page_was_closed_loses_nothing(site: Served, browser: Any) -> None:
+    site.ticket("expired", "letter", BOX, letter(PATCH).astype(np.uint8))
+    queue = open_queue(site.campaign)
+    with browsing(browser, site.url, name="carl", ticket="expired") as visitor:
+        visitor.page.keyboard.press("d")
+        visitor.stroke([(1, 1, 1), (1, 1, 4)], 0)
+        drawn = visitor.labels(PATCH)
+        assert np.sum(drawn != letter(PATCH)) == 4
+        visitor.until("page.bench.saving === 0")
+        (lease,) = queue.leases("carl")
+        queue.release(lease.lease_id, "carl")
+        visitor.visit()
+        visitor.says("Your drawing on expired was not handed in")
+        visitor.page.click("text=Take the patch again")
+        visitor.says("is back")
+        (again,) = queue.leases("carl")
+        assert (again.ticket_id, again.lease_id != lease.lease_id) == ("expired", True)
+        assert np.array_equal(visitor.labels(PATCH), drawn)
+        visitor.submit()
+        visitor.visit()
+        visitor.says("Next patch")
+    assert np.array_equal(site.labels("expired", "letter", BOX), drawn)
+
+
+@needs_chromium
 def test_a_patch_that_cannot_be_loaded_does_not_block(site: Served, browser: Any) -> None:
     add_volume(
         site.campaign, Path(site.campaign.storage.path("volumes")).parent.parent, "lost", lettered_image(), SPACING

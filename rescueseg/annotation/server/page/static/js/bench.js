@@ -9,9 +9,10 @@ import { Objects } from "./objects.js";
 const SPOTS = 50;
 
 export class Bench {
-  constructor(viewer, kind) {
+  constructor(viewer, info) {
     this.viewer = viewer;
-    this.kind = kind;
+    this.kind = info.kind;
+    this.owner = [info.campaign, info.annotator];
     this.patch = null;
     this.saving = 0;
     this.onChange = () => {};
@@ -23,10 +24,11 @@ export class Bench {
   get labels() { return this.patch.drawing.labels; }
   get frame() { return this.patch.frame; }
 
-  // view: what readNpz made of a view.npz; key: under which the drawing is kept
-  async open(view, key) {
+  // view: what readNpz made of a view.npz; keeps: whether the drawing is kept in this browser
+  async open(view, keeps) {
     this.close();
     const { about } = view;
+    const key = keeps ? [...this.owner, about.ticket.ticket_id, about.start] : null;
     const box = (given) => ({ offset: given.offset_zyx, shape: given.shape_zyx });
     const frame = new Frame(box(about.context), box(about.ticket.box), about.spacing_um_zyx);
     const objects = this.kind === "instance" ? new Objects() : null;
@@ -48,7 +50,7 @@ export class Bench {
   async #restore(key) {
     const kept = key && (await keep.load(key).catch(() => null));
     if (!kept || kept.labels.length !== this.labels.length) return null;
-    if (this.#put(kept.labels)) say("Your drawing from before the reload is back.");
+    if (this.#put(kept.labels)) say("Your drawing from before is back.");
     return kept.seconds;
   }
 

@@ -24,10 +24,23 @@ async function run(mode, work) {
   });
 }
 
-// Keys are a lease's or, in review, a ticket's id.
+// A key is [campaign, annotator, ticket, digest of what was drawn over]: a lease may run out, and the next one of the
+// ticket finds the drawing; over another mask it is not put back.
 export const keep = {
   save: (key, labels, seconds) => run("readwrite", (store) => store.put({ labels, seconds, at: Date.now() }, key)),
   load: (key) => run("readonly", (store) => store.get(key)),
+  // The keys of one's drawings in a campaign, the latest first.
+  async keys(campaign, annotator) {
+    const found = [];
+    await run("readonly", (store) => {
+      store.openCursor(IDBKeyRange.bound([campaign, annotator], [campaign, annotator, []])).onsuccess = ({ target }) => {
+        if (!target.result) return;
+        found.push([target.result.value.at, target.result.key]);
+        target.result.continue();
+      };
+    });
+    return found.sort(([a], [b]) => b - a).map(([, key]) => key);
+  },
   drop: (key) => run("readwrite", (store) => store.delete(key)),
   async tidy() {
     const oldest = Date.now() - DAYS * 86400e3;

@@ -75,7 +75,7 @@ async function start() {
   const viewer = new Viewer($("view"), $("outline"));
   await viewer.open();
   let info = await arrive();
-  const bench = new Bench(viewer, info.kind);
+  const bench = new Bench(viewer, info);
   const tools = new Tools(bench, viewer, info.classes, info.kind);
   const layers = new Layers(bench, viewer);
   const opened = () => {
@@ -126,7 +126,6 @@ async function start() {
   follow(refresh, new AbortController().signal);
   const wanted = new URLSearchParams(location.search).get("ticket");
   if (wanted) await work.next({ ticket_id: wanted }); else await work.resume();
-  if (!bench.isOpen && !work.lease) say("Press “Next patch” to begin.");
   return { viewer, bench, tools, work };
 }
 

@@ -36,7 +36,7 @@ export class Review {
     try {
       const [view, versions] = await Promise.all([api.reviewView(ticket.ticket_id), api.versions(ticket.ticket_id)]);
       Object.assign(this, { ticket, versions, shown: versions.at(-1).version });
-      await this.bench.open(view, null);
+      await this.bench.open(view, false);
       this.clock.start(null);
       say();
     } catch (error) {

@@ -3,6 +3,7 @@
 import { api } from "./api.js";
 import { ask, askText, complain, element, say } from "./dialogs.js";
 import { Clock } from "./clock.js";
+import { keep } from "./keep.js";
 
 const $ = (id) => document.getElementById(id);
 const SOON_SECONDS = 300;
@@ -53,11 +54,17 @@ export class Work {
     }, () => this.next(wanted));
   }
 
-  // What one holds already, after a reload.
+  // What one holds already, after a reload; else what one drew under a lease that ran out.
   resume() {
     return this.#once(async () => {
       const [lease] = await api.held();
-      if (lease) await this.#open(lease);
+      if (lease) { await this.#open(lease); return; }
+      const [kept] = await keep.keys(...this.bench.owner).catch(() => []);
+      if (!kept) { say("Press “Next patch” to begin."); return; }
+      say(`Your drawing on ${kept[2]} was not handed in.`, "", {
+        "Take the patch again": () => this.next({ ticket_id: kept[2] }),
+        "Drop the drawing": () => keep.drop(kept).then(() => this.resume(), complain),
+      });
     });
   }
 
@@ -68,7 +75,7 @@ export class Work {
     try {
       const view = await api.view(lease.lease_id);
       say();
-      const seconds = await this.bench.open(view, lease.lease_id);
+      const seconds = await this.bench.open(view, true);
       this.clock.start(lease.expires_at, seconds);
     } catch (error) {
       this.bench.close();
