@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.engine import make_url
 
 from rescueseg.annotation.desk import ROLES
 from rescueseg.annotation.formats.space import affine_mm
@@ -176,6 +178,70 @@ def test_a_page_of_this_server_or_of_an_allowed_one_may_ask(filled: Campaign) ->
     assert client.get("/api/v1/info", headers={"Origin": HERE}).status_code == 200
     answer = client.get("/api/v1/info", headers={"Origin": url})
     assert answer.headers["access-control-allow-origin"] == url
+    guarded = TestClient(create_app(Campaign(filled.storage, config), is_open=False), base_url="http://lab.example")
+    refused = guarded.get("/api/v1/info", headers={"Origin": url})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, url)
+    asks = {"Origin": url, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "Authorization"}
+    assert guarded.options("/api/v1/tickets/next", headers=asks).status_code == 200
+
+
+def test_no_body_is_parsed_before_a_known_token_is_shown(filled: Campaign) -> None:
+    client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
+    asked = [
+        ("POST", "/api/v1/tickets/next"), ("POST", f"/api/v1/leases/{'0' * 32}/submit"), ("GET", "/nowhere"),
+        ("POST", "/monai/activelearning/queue"), ("PUT", "/monai/datastore/label"), ("PUT", "/monai/session/"),
+        ("GET", "/monai/datastore/"),
+    ]  # fmt: skip
+    for shown in ({}, *({"Authorization": text} for text in ("Bearer rescueseg_00000000_x", "Bearer ", "Basic eDp5"))):
+        for method, path in asked:
+            headers = {"Content-Type": "application/json", **shown}
+            answer = client.request(method, path, content=b"{" if method != "GET" else None, headers=headers)
+            assert (answer.status_code, answer.json()["error"]) == (401, "UnknownTokenError"), (method, path, shown)
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_what_needs_no_token_is_open(filled: Campaign) -> None:
+    token = access.add_token(filled, "anna", "annotator")
+    client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
+    sample = client.post("/monai/activelearning/queue", headers={"Authorization": f"Bearer {token}"}).json()["id"]
+    for path in (
+        "/", "/page/js/main.js", "/api/v1/health", "/api/v1/openapi.json", f"/api/v1/images/{sample}.nii.gz",
+        "/monai/auth/", f"/monai/datastore/image?image={sample}", f"/monai/datastore/image/info?image={sample}",
+        f"/monai/datastore/label?label={sample}&tag=original",
+    ):  # fmt: skip
+        assert client.get(path).status_code == 200, path
+    login = {"username": "anna", "password": token}
+    assert client.post("/monai/auth/token", data=login).json()["access_token"] == token
+    assert client.put(f"/monai/datastore/label?image={sample}", files={"label": b""}).status_code == 401
+
+
+def test_only_uploads_may_be_large(client: TestClient) -> None:
+    lease = client.post("/api/v1/tickets/next").json()["lease_id"]
+    large = b'{"reason": "' + b"x" * 2**16 + b'"}'
+    answer = client.post(f"/api/v1/leases/{lease}/skip", content=large, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]) == (413, "LabelError")
+    pieces = (large[at : at + 4096] for at in range(0, len(large), 4096))  # their length is not announced
+    assert client.post("/api/v1/tickets/next", content=pieces).status_code in (400, 413)
+    assert client.post("/monai/auth/token", data={"username": "x" * 2**16, "password": ""}).status_code == 413
+    url = f"/api/v1/leases/{lease}/submit?tool=test"
+    assert client.post(url, content=bytes(2**17)).status_code == 422, "labels that cannot be read"
+    assert client.post(url, content=bytes(2**21)).status_code == 413
+    for length in ("x", "-1", "9" * 5000):
+        assert client.post("/api/v1/tickets/next", headers={"Content-Length": length}).status_code == 413
+    assert client.get("/api/v1/info", headers={"Content-Length": "2000000"}).status_code == 200
+    assert [held["lease_id"] for held in client.get("/api/v1/leases").json()] == [lease]
+
+
+def test_a_damaged_database_is_said_so(client: TestClient, filled: Campaign) -> None:
+    lease = client.post("/api/v1/tickets/next").json()["lease_id"]
+    client.app.state.service.store.close()  # type: ignore[attr-defined]
+    database = make_url(filled.database_url).database
+    assert database is not None
+    for suffix in ("-wal", "-shm"):
+        Path(database + suffix).unlink(missing_ok=True)
+    Path(database).write_bytes(b"this is not a database" * 100)
+    answer = client.post(f"/api/v1/leases/{lease}/submit?tool=test", content=npz(drawn()))
+    assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
 
 
 def test_every_route_is_documented(client: TestClient) -> None:

@@ -131,6 +131,20 @@ def holder(campaign: Campaign, presented: str) -> Person:
     return Person(token.name, token.role)
 
 
+def token_needed() -> UnknownTokenError:
+    """Return the refusal of who shows no token."""
+    return UnknownTokenError(
+        "this server needs a token",
+        todo="Send it as 'Authorization: Bearer TOKEN', or log in with your name and your token",
+    )
+
+
+def bearer(authorization: str) -> str | None:
+    """Return the token in an Authorization header; None where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -67,14 +68,19 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     mount_page(app)
     app.include_router(monai_label_routes(office), prefix="/monai")
     origins = campaign.config.server.allowed_origins
-    if origins:
+    app.add_middleware(
+        Guard,
+        holder=None if is_open else partial(access.holder, campaign),
+        allowed_origins=origins,
+        limit=office.upload_limit,
+    )
+    if origins:  # outside of the guard: a page that may ask must be able to read its refusals
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", ANNOTATOR_HEADER],
         )
-    app.add_middleware(Guard, is_open=is_open, allowed_origins=origins, limit=office.upload_limit)
     _answer_errors(app)
     return app
 

@@ -21,7 +21,7 @@ from rescueseg.annotation.server import access
 from rescueseg.annotation.server.uploads import AT_ONCE, read_upload, receive, upload_limit
 from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
-from rescueseg.errors import NotYourLeaseError, UnknownTokenError
+from rescueseg.errors import NotYourLeaseError
 
 _KEPT_VIEWS = 4
 _KEPT_SECONDS = 60.0
@@ -112,7 +112,7 @@ def person(
     if credentials is not None:
         return access.holder(office.campaign, credentials.credentials)
     if not office.is_open:
-        raise UnknownTokenError("this server needs a token", todo="Send it as 'Authorization: Bearer TOKEN'")
+        raise access.token_needed()
     name = unquote(said) if said is not None else annotator
     return access.Person(access.checked_name(office.login if name is None else name), "admin")
 

@@ -12,7 +12,7 @@ from rescueseg.annotation.records import Lease
 from rescueseg.annotation.server import access
 from rescueseg.annotation.server.desks import Service
 from rescueseg.annotation.server.monai_images import Frame
-from rescueseg.errors import LabelError, NotYourLeaseError, TicketNotFoundError, UnknownTokenError
+from rescueseg.errors import LabelError, NotYourLeaseError, TicketNotFoundError
 
 
 class Seats:
@@ -37,11 +37,11 @@ class Seats:
         AccessError
             If the name cannot be one.
         """
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            person = access.holder(self.office.campaign, token.strip())
+        token = access.bearer(request.headers.get("authorization", ""))
+        if token is not None:
+            person = access.holder(self.office.campaign, token)
         elif not self.office.is_open:
-            raise UnknownTokenError("this server needs a token", todo="Log in with your name and your token")
+            raise access.token_needed()
         else:
             person = access.Person(access.checked_name(str(name or self.office.login)), "admin")
         return LocalDesk(self.office.campaign, self.office.store, *person)

@@ -51,7 +51,7 @@ _MEANING = {
     408: "The upload stopped",
     409: "The ticket cannot do this now",
     410: "The lease ran out",
-    413: "More than the patch can hold",
+    413: "The body is larger than allowed here",
     415: "The body is of another type",
     422: "The labels or the request do not fit",
 }
@@ -59,4 +59,4 @@ _MEANING = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries of the errors that a route may answer with, those of every route included."""
-    return {n: {"model": ErrorReply, "description": _MEANING[n]} for n in sorted({400, 401, 403, 422, *statuses})}
+    return {n: {"model": ErrorReply, "description": _MEANING[n]} for n in sorted({400, 401, 403, 413, 422, *statuses})}

@@ -58,9 +58,8 @@ def upload_limit(voxels: int) -> int:
     return voxels * BYTES_PER_VOXEL + SLACK_BYTES
 
 
-def too_large(limit: int) -> RefusedError:
+def too_large(limit: int, todo: str = "Hand in the labels of this patch alone") -> RefusedError:
     """Return the refusal of what is larger than allowed."""
-    todo = "Hand in the labels of this patch alone"
     return RefusedError(413, LabelError(f"the upload is larger than the {limit:,} bytes allowed here", todo=todo))
 
 
