@@ -344,6 +344,12 @@ def test_objects_are_numbered_reviewed_and_fixed(guarded: tuple[Served, dict[str
         rita.until("window.page !== undefined")
         rita.wrong.clear()
         rita.page.click("#mode-review")
+        rita.until("document.querySelector('#tickets button') !== null")
+        assert rita.page.inner_text("#tickets button") == "letter · objects"
+        judge = "getComputedStyle(document.querySelector('#judge')).opacity"
+        assert (rita.page.is_disabled("#accept"), rita.page.evaluate(judge)) == (True, "1"), (
+            "what lies under it is hidden"
+        )
         rita.page.click("#tickets button")
         rita.until("page.bench.isOpen")
         assert np.array_equal(rita.labels(PATCH), np.where(classes == IGNORE, IGNORE, ids))

@@ -6,6 +6,12 @@ import { askText, complain, element, say } from "./dialogs.js";
 
 const $ = (id) => document.getElementById(id);
 
+function facts(ticket) {
+  const agreement = ticket.agreement === null ? "" : `agreement ${ticket.agreement.toFixed(2)}`;
+  const purpose = ticket.purpose === "pool" ? "" : `holdout, ${ticket.purpose}`;
+  return [ticket.volume_id, ticket.ticket_id, purpose, agreement].filter(Boolean).join(" · ");
+}
+
 export class Review {
   constructor(bench, opened) {
     Object.assign(this, { bench, opened, ticket: null, versions: [], shown: null });
@@ -24,7 +30,7 @@ export class Review {
       const waiting = await api.toReview();
       $("waiting").textContent = waiting.length ? `(${waiting.length})` : "";
       $("tickets").replaceChildren(...waiting.map((ticket) => element("li", {}, element("button", {
-        textContent: `${ticket.volume_id} · ${ticket.ticket_id}`, onclick: () => this.open(ticket),
+        textContent: facts(ticket), onclick: () => this.open(ticket),
         className: ticket.ticket_id === this.ticket?.ticket_id ? "on" : "",
       }))));
       if (!waiting.length) say("Nothing waits for a review.");
