@@ -135,7 +135,7 @@ def test_arrays_round_trip_without_pickle(tmp_path: Path) -> None:
     storage.write_array("a/b.npz", labels)
     np.testing.assert_array_equal(storage.read_array("a/b.npz"), labels)
     np.savez(tmp_path / "evil.npz", array=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(StorageError, match="pickle"):
         storage.read_array("evil.npz")
 
 
