@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
 from rescueseg.training.nnunet.dataset import write_dataset
 from rescueseg.training.nnunet.folds import Case, choose_folds, group_cases
@@ -148,3 +151,17 @@ def test_it_learns_in_a_process_of_its_own_and_leaves_this_one_alone(
     assert not (tmp_path / "work/nnunet").exists(), "what nnU-Net pickles is not kept"
     again = train(campaign, snapshot, tmp_path / "work", lambda step, _: pytest.fail(f"step {step} taken again"))
     assert again == model
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_as_that_and_the_rerun_finishes(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=3)
+    snapshot = make_snapshot(campaign, BOXES)
+
+    def kill_it(step: int, metrics: object) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"nnU-Net's process was killed by SIGKILL"):
+        train(campaign, snapshot, tmp_path / "work", kill_it)
+    assert train(campaign, snapshot, tmp_path / "work").iterations == 3

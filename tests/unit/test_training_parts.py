@@ -19,7 +19,7 @@ from rescueseg.training.monai_unet import MonaiUNetTrainer, plan_training
 from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
 from rescueseg.training.patches import TrainingSet
 from rescueseg.training.plan import TrainingPlan, make_plan
-from rescueseg.training.unet_predictor import symmetries
+from rescueseg.training.predicting import symmetries
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 

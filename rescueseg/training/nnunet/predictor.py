@@ -1,31 +1,24 @@
-"""Members of a trained nnU-Net: mirrored windows outside, dropout samples inside."""
+"""Members of a trained nnU-Net: dropout is in every layer, so that each sample is a pass of its own."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
-from rescueseg.geometry import ZYX, Spacing
-from rescueseg.inference.predictor import Group
 from rescueseg.records import ModelReference
 from rescueseg.training.folder import read_committed
-from rescueseg.training.network import autocast_dtype, split_members
+from rescueseg.training.network import split_members
 from rescueseg.training.nnunet.network import build_network, key_dropout, load_weights
 from rescueseg.training.nnunet.plan import NnUNetPlan
-from rescueseg.training.plan import resampled_shape, round_up
-from rescueseg.training.resample import resample
-from rescueseg.training.unet_predictor import symmetries
+from rescueseg.training.plan import round_up
+from rescueseg.training.predicting import NetworksPredictor, SampleKey
 
 
-class NnUNetPredictor:
+class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
     """The `Predictor` of a model made by `nnunet`.
 
     Parameters
@@ -41,69 +34,30 @@ class NnUNetPredictor:
     """
 
     def __init__(self, networks: Sequence[nn.Module], plan: NnUNetPlan, config: InferenceConfig, device: str) -> None:
-        self._device = torch.device(device)
-        self._dropout = [key_dropout(network, plan.network.dropout) for network in networks]
-        self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
-        self._plan = plan
-        self._window = (
-            round_up(config.window_zyx, plan.total_stride_zyx) if config.window_zyx else plan.inference_window_zyx
+        wanted = config.window_zyx
+        self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
+        self._axes = plan.axes
+        super().__init__(
+            networks,
+            config,
+            device,
+            n_classes=plan.network.n_classes,
+            in_channels=plan.network.in_channels,
+            dropout=plan.network.dropout,
+            spacing_um_zyx=plan.spacing_um_zyx,
+            window_zyx=round_up(wanted, plan.total_stride_zyx) if wanted else plan.inference_window_zyx,
+            square=False,
         )
-        self.symmetries = symmetries(config.tta_symmetries, square=False)
-        self._samples = config.mc_samples if plan.network.dropout > 0 else 1
 
-    @property
-    def networks(self) -> int:
-        """Number of networks: 1 unless the model is an ensemble."""
-        return len(self._networks)
+    def _prepare(self, _: nn.Module, images: Tensor) -> Tensor:
+        """Return the images with z, y, x in the network's order."""
+        return images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous()
 
-    @property
-    def n_classes(self) -> int:
-        """Number of foreground classes K."""
-        return self._plan.network.n_classes
-
-    @property
-    def in_channels(self) -> int:
-        """Number of image channels C."""
-        return self._plan.network.in_channels
-
-    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
-        """Return the window, in voxels of a volume of that spacing, that fills the network's window."""
-        return resampled_shape(self._window, self._plan.spacing_um_zyx, spacing_um_zyx)
-
-    def members(
-        self, windows: npt.NDArray[np.float32], keys: Sequence[int]
-    ) -> Iterator[tuple[Group, npt.NDArray[np.float32]]]:
-        """Yield (group, probabilities (n, K + 1, z, y, x)), all dropout samples of a network and symmetry in a row.
-
-        Windows of another size than the network's are resampled to it, and the logits back.
-        """
-        size = windows.shape[2:]
-        images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
-        images = resample(images, self._window)
-        for n, index in itertools.product(range(self.networks), range(len(self.symmetries))):
-            symmetry = self.symmetries[index]
-            turned = self._ordered(symmetry.apply(images))
-            for sample in range(self._samples):
-                for site in self._dropout[n]:
-                    site.keys = [(key, n, index, sample) for key in keys]
-                with torch.inference_mode():
-                    with self._autocast():
-                        logits = self._restored(self._networks[n](turned))
-                    probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
-                    member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
-                yield Group(n, index), member
-
-    def _ordered(self, images: Tensor) -> Tensor:
-        """Return images with z, y, x in the network's order."""
-        return images.permute(0, 1, *(2 + axis for axis in self._plan.axes)).contiguous()
-
-    def _restored(self, logits: Tensor) -> Tensor:
-        """Return logits with the network's axes in the order z, y, x."""
-        return logits.permute(0, 1, *(2 + self._plan.axes.index(axis) for axis in range(3)))
-
-    def _autocast(self) -> torch.autocast:
-        dtype = autocast_dtype(self._device)
-        return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    def _logits(self, network: nn.Module, prepared: Tensor, keys: Sequence[SampleKey]) -> Tensor:
+        for site in self._dropout[network]:
+            site.keys = keys
+        logits: Tensor = network(prepared)
+        return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> NnUNetPredictor:

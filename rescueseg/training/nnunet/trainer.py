@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -163,7 +164,13 @@ def _run_worker(job: Job, progress: Progress) -> None:
         code = process.wait()
     if error is not None:
         raise error
-    if code != 0:
+    if code < 0:
+        raise TrainingError(
+            f"nnU-Net's process was killed by {signal.Signals(-code).name}",
+            where=str(log),
+            todo="Look whether the machine ran out of memory, and run again: the last checkpoint is kept",
+        )
+    if code > 0:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise TrainingError(
             f"nnU-Net failed: {lines[-1] if lines else f'its process ended with {code}'}",

@@ -1,0 +1,149 @@
+"""What predictors share: networks outside, then symmetries of the window, dropout samples inside."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rescueseg.config import InferenceConfig
+from rescueseg.geometry import ZYX, Spacing
+from rescueseg.inference.predictor import Group
+from rescueseg.training.network import autocast_dtype
+from rescueseg.training.plan import resampled_shape
+from rescueseg.training.resample import resample
+
+N = TypeVar("N", bound=nn.Module)
+P = TypeVar("P")
+SampleKey = tuple[int, int, int, int]
+"""Window, network, symmetry and sample: what a dropout mask derives from."""
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A turn of the window that costs no interpolation: y and x exchanged or not, then flips."""
+
+    transposed: bool
+    flipped_axes: tuple[int, ...]
+    """Of a tensor (n, c, z, y, x)."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """Turn a tensor (n, c, z, y, x)."""
+        turned = tensor.transpose(3, 4) if self.transposed else tensor
+        return turned.flip(self.flipped_axes) if self.flipped_axes else turned
+
+    def invert(self, tensor: Tensor) -> Tensor:
+        """Turn it back."""
+        turned = tensor.flip(self.flipped_axes) if self.flipped_axes else tensor
+        return turned.transpose(3, 4) if self.transposed else turned
+
+
+def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
+    """Return up to `count` symmetries: the identity, the half turn in the plane, then the others.
+
+    Parameters
+    ----------
+    count : int
+        Wanted.
+    square : bool
+        Whether y and x may be exchanged; 16 symmetries with it, 8 without.
+    """
+    flips = [(), (3, 4), (2,), (2, 3, 4), (4,), (3,), (2, 4), (2, 3)]
+    exchanges = (False, True) if square else (False,)
+    every = [Symmetry(transposed, axes) for transposed, axes in itertools.product(exchanges, flips)]
+    return tuple(every[:count])
+
+
+class NetworksPredictor(ABC, Generic[N, P]):
+    """A `Predictor` of one or more networks; a family says what it computes once per symmetry, and what per sample.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Module
+        With their weights; more than one for an ensemble.
+    config : InferenceConfig
+        Samples and symmetries.
+    device : str
+        A torch device.
+    n_classes : int
+        Foreground classes K.
+    in_channels : int
+        Image channels C.
+    dropout : float
+        Without any, one sample says it all.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    window_zyx : tuple of int
+        What the networks are given, in voxels of the working spacing.
+    square : bool
+        Whether y and x may be exchanged.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[N],
+        config: InferenceConfig,
+        device: str,
+        *,
+        n_classes: int,
+        in_channels: int,
+        dropout: float,
+        spacing_um_zyx: Spacing,
+        window_zyx: ZYX,
+        square: bool,
+    ) -> None:
+        self._device = torch.device(device)
+        self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
+        self.n_classes, self.in_channels = n_classes, in_channels
+        self._spacing, self._window = spacing_um_zyx, window_zyx
+        self.symmetries = symmetries(config.tta_symmetries, square)
+        self._samples = config.mc_samples if dropout > 0 else 1
+
+    @property
+    def networks(self) -> int:
+        """Number of networks: 1 unless the model is an ensemble."""
+        return len(self._networks)
+
+    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return the window, in voxels of a volume of that spacing, that fills the network's window."""
+        return resampled_shape(self._window, self._spacing, spacing_um_zyx)
+
+    def members(
+        self, windows: npt.NDArray[np.float32], keys: Sequence[int]
+    ) -> Iterator[tuple[Group, npt.NDArray[np.float32]]]:
+        """Yield (group, probabilities (n, K + 1, z, y, x)), all dropout samples of a network and symmetry in a row.
+
+        Windows of another size than the network's are resampled to it, and the logits back.
+        """
+        size = windows.shape[2:]
+        images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
+        images = resample(images, self._window)
+        for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
+            with torch.inference_mode(), self._autocast():
+                prepared = self._prepare(network, symmetry.apply(images))
+            for sample in range(self._samples):
+                with torch.inference_mode():
+                    with self._autocast():
+                        logits = self._logits(network, prepared, [(key, n, index, sample) for key in keys])
+                    probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
+                    member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
+                yield Group(n, index), member
+
+    @abstractmethod
+    def _prepare(self, network: N, images: Tensor) -> P:
+        """Return what all samples of a network and a symmetry share."""
+
+    @abstractmethod
+    def _logits(self, network: N, prepared: P, keys: Sequence[SampleKey]) -> Tensor:
+        """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key."""
+
+    def _autocast(self) -> torch.autocast:
+        dtype = autocast_dtype(self._device)
+        return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
