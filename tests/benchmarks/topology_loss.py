@@ -1,6 +1,6 @@
 """Does the loss that minds topology pay? Betti errors and clDice on vessels, at equal processor time, paired by seed.
 
-python tests/benchmarks/topology_loss.py DATA_FOLDER OUT --seeds 0 1 2 --seconds 240
+python -m tests.benchmarks.topology_loss DATA_FOLDER OUT --seeds 0 1 2 --seconds 240
 
 Both arms share the patches (12, as a campaign would draw them, annotated with the truth), the first weights, the windows and
 the seconds of processor time (single thread); the arm with the loss for topology thus takes fewer steps. Scored are all

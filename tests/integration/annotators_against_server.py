@@ -5,7 +5,7 @@ gives back, skips, or is killed and comes again. The server is killed -9 and sta
 was confirmed to somebody is looked for in the queue and the campaign, voxel by voxel, and the audit trail is replayed.
 Prints the figures and exits with 1 when anything is wrong; then times leases and submits of 128³ patches.
 
-    python tests/integration/annotators_against_server.py --database postgres
+    python -m tests.integration.annotators_against_server --database postgres
 """
 
 from __future__ import annotations
