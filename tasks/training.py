@@ -17,8 +17,11 @@ from tasks.options import STAGE, open_campaign, tracked
 def train(campaign_url: str, generation: int) -> dict[str, Any]:
     """Return a reference to the model; see `rescueseg.generation.train`. The loss is seen live in MLflow."""
     campaign, _ = open_campaign(campaign_url)
-    with tracked(campaign, generation, "training") as tracker:
-        result = stages.train(campaign, generation, partial(tracker.live_metric, generation))
+    with (
+        tracked(campaign, generation, "training") as tracker,
+        tracker.live(partial(tracker.stage_run, generation, "training")) as live,
+    ):
+        result = stages.train(campaign, generation, live)
     for warning in result["warnings"]:
         get_run_logger().warning(warning)
     reference: dict[str, Any] = result["model"]
@@ -30,7 +33,9 @@ def train_outside(campaign_url: str, training: dict[str, Any]) -> dict[str, Any]
     """Return a reference to the model of a training outside the loop; see `rescueseg.trainings`."""
     campaign, _ = open_campaign(campaign_url)
     planned = OutsideTraining.model_validate(training)
-    result = run(campaign, planned, partial(Tracker(campaign).live_training, planned.name))
+    tracker = Tracker(campaign)
+    with tracker.live(partial(tracker.training_run, planned.name)) as live:
+        result = run(campaign, planned, live)
     for warning in result["warnings"]:
         get_run_logger().warning(warning)
     reference: dict[str, Any] = result["model"]

@@ -21,8 +21,7 @@ import os
 import tempfile
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -33,16 +32,21 @@ from rescueseg.champion import Judgement, headline
 from rescueseg.errors import ServiceError
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.records import ModelReference, Snapshot
+from rescueseg.tracking.live import LiveRun, Point
 from rescueseg.tracking.models import GENERATION, ModelRegistry, RegisteredModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 KEY = "rescueseg.key"
 CAMPAIGN_ID = "rescueseg.campaign_id"
 _IDENTITY = "tracking.json"
 _DIGEST_LENGTH = 36  # MLflow stores no longer dataset digest
 _PARAMETER_LENGTH = 6000
+_BATCH = 1000  # metrics in one request, of which MLflow takes no more
+_PATIENCE = 5
+"""Seconds in which a server has to answer before something is sent that may as well wait."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -192,6 +196,7 @@ class Tracker:
             yield run_id
         except BaseException:
             with suppress(ServiceError):  # what went wrong in the stage is what must be seen
+                self.check_server()
                 self._set_status(run_id, "FAILED")
             raise
         self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun})
@@ -267,41 +272,60 @@ class Tracker:
         """
         from mlflow.entities import Metric
 
-        new = {k: float(v) for k, v in metrics.items() if step not in self._known_steps(run_id, k)}
-        if not new:
-            return
         now = int(time.time() * 1000)
         name, digest = dataset or (None, None)
         digest = digest and digest[:_DIGEST_LENGTH]
         points = [
-            Metric(k, v, now, step, model_id=model_id, dataset_name=name, dataset_digest=digest)
-            for k, v in sorted(new.items())
+            Metric(k, float(v), now, step, model_id=model_id, dataset_name=name, dataset_digest=digest)
+            for k, v in sorted(metrics.items())
         ]
-        self.client.log_batch(run_id, metrics=points)
-        for key in new:
-            self._known_steps(run_id, key).add(step)
+        self._add(run_id, points)
+
+    @_service
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Add the points of many steps where there are none yet, in as few requests as MLflow takes."""
+        from mlflow.entities import Metric
+
+        self._add(run_id, [Metric(k, float(v), p.milliseconds, p.step) for p in points for k, v in p.values.items()])
+
+    def _add(self, run_id: str, points: Sequence[Metric]) -> None:
+        new = [point for point in points if point.step not in self._known_steps(run_id, point.key)]
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            try:
+                self.client.log_batch(run_id, metrics=batch)
+            except BaseException:  # it may have arrived all the same: look again
+                self._steps = {key: steps for key, steps in self._steps.items() if key[0] != run_id}
+                raise
+            for point in batch:
+                self._known_steps(run_id, point.key).add(point.step)
 
     def _known_steps(self, run_id: str, key: str) -> set[int]:
         if (run_id, key) not in self._steps:
             self._steps[run_id, key] = {m.step for m in self.client.get_metric_history(run_id, key)}
         return self._steps[run_id, key]
 
-    def live_metric(self, generation: int, step: int, values: Mapping[str, float], *, stage: str = "training") -> None:
-        """Add points to a stage's curves while it runs.
+    @_service
+    def check_server(self) -> None:
+        """Make sure that the server answers at all, within seconds and at the first try; other calls are patient."""
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
 
-        A server that cannot be reached costs the points, not the training: it is said once per call as a warning.
+        if self.uri.startswith("http"):
+            credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
+            http_request(  # type: ignore[no-untyped-call]
+                credentials, "/health", "GET", max_retries=0, timeout=_PATIENCE, raise_on_status=False
+            )
+
+    def live(self, run: Callable[[], str]) -> LiveRun:
+        """Return what sends points to a run while it goes on: a context manager, called with a step and its values.
+
+        Parameters
+        ----------
+        run : callable
+            Returns the run's id.
         """
-        self._live(lambda: self.stage_run(generation, stage), stage, step, values)
-
-    def live_training(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Add points to the curves of a training outside the loop while it runs; see `live_metric`."""
-        self._live(lambda: self.training_run(name), name, step, values)
-
-    def _live(self, run: Callable[[], str], what: str, step: int, values: Mapping[str, float]) -> None:
-        try:
-            self.log_metrics(run(), step, values)
-        except ServiceError as error:
-            warnings.warn(f"step {step} is missing from MLflow's {what} curves: {error}", stacklevel=3)
+        return LiveRun(self, run)
 
     @_service
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,6 +26,7 @@ from rescueseg.evaluation import Evaluation
 from rescueseg.geometry import Box
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.tracking import Tracker, tracking_uri
+from rescueseg.tracking.live import LiveRun
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -118,9 +122,9 @@ def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -
     snapshot = campaign.snapshot(0)
     assert snapshot is not None
     tracker.log_snapshot(generation, snapshot)
-    with tracker.stage(generation, "training"):
+    with tracker.stage(generation, "training") as training, tracker.live(lambda: training) as live:
         for step in (1, 2, 3):
-            tracker.live_metric(generation, step, {"loss": 1 / step})
+            live(step, {"loss": 1 / step})
     tracker.log_files(run, {"figures/curve.png": b"png", "report.html": b"<html>"})
     model = campaign.model(generation)
     assert model is not None
@@ -228,15 +232,84 @@ def test_a_failing_server_does_not_hide_why_a_stage_failed(tracked: Campaign, mo
         raise ValueError("boom")
 
 
-def test_no_server_is_one_clear_error_and_costs_live_points_only(
-    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = Tracker(campaign, "http://127.0.0.1:9")
+def test_no_server_is_one_clear_error(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # it would wait for a server that is being restarted
     with pytest.raises(ServiceError, match="MLflow server runs"):
-        tracker.campaign_run()
-    with pytest.warns(UserWarning, match="step 3 is missing"):
-        tracker.live_metric(0, 3, {"loss": 1.0})
+        Tracker(campaign, "http://127.0.0.1:9").campaign_run()
+
+
+@pytest.mark.timeout(120)
+def test_a_dead_server_costs_live_points_and_never_holds_the_training_up(campaign: Campaign) -> None:
+    tracker = Tracker(campaign, "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match="300 steps are missing from MLflow's curves: .*MLflow refused"):
+        train_live(tracker, 300)
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_takes_calls_and_never_answers_does_neither(campaign: Campaign) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        tracker = Tracker(campaign, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.warns(UserWarning, match="2 steps are missing .*timeout"):
+            train_live(tracker, 2)
+
+
+def train_live(tracker: Tracker, steps: int) -> None:
+    """Tell of a training's steps as fast as they come."""
+    with tracker.live(partial(tracker.stage_run, 0, "training")) as live:
+        for step in range(steps):
+            live(step, {"loss": 1.0})
+
+
+def test_points_wait_for_a_server_that_comes_back(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(tracked)
+    run = tracker.stage_run(0, "training")
+    away, tried = threading.Event(), threading.Event()
+    whole = tracker.check_server
+
+    def check() -> None:
+        tried.set()
+        if away.is_set():
+            raise ServiceError("away", where="MLflow", todo="Wait")
+        whole()
+
+    monkeypatch.setattr(tracker, "check_server", check)
+    away.set()
+    with tracker.live(lambda: run) as live:
+        live(1, {"loss": 3.0})
+        assert tried.wait(60)
+        with pytest.warns(UserWarning, match="the training goes on, its points wait for MLflow: .*away"):
+            live_until_said(live)
+        away.clear()
+    points = tracker.client.get_metric_history(run, "loss")
+    assert [(p.step, p.value) for p in points if p.step < 3] == [(1, 3.0), (2, 2.0)]
+
+
+def live_until_said(live: LiveRun) -> None:
+    """Go on with a training until it has said that points wait."""
+    for step in itertools.count(2):
+        live(step, {"loss": 4.0 - step})
+        if live.said:
+            return
+        time.sleep(0.05)
+
+
+def test_a_training_of_many_steps_is_sent_in_few_requests(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(tracked)
+    run = tracker.stage_run(0, "training")
+    requests = []
+    log_batch = tracker.client.log_batch
+    monkeypatch.setattr(tracker.client, "log_batch", lambda *a, **k: (requests.append(1), log_batch(*a, **k)))
+    with tracker.live(lambda: run) as live:
+        for step in range(1, 1201):
+            live(step, {"loss": 1 / step, "learning_rate": 0.01})
+    history = tracker.client.get_metric_history(run, "loss")
+    assert sorted(p.step for p in history) == list(range(1, 1201))
+    assert len(requests) <= 8
+    with tracker.live(lambda: run) as again:
+        again(1200, {"loss": 5.0})
+    assert len(tracker.client.get_metric_history(run, "loss")) == 1200, "a rerun adds no second point"
 
 
 def test_without_a_server_everything_stays_in_the_campaign(

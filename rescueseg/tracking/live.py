@@ -1,0 +1,100 @@
+"""The curves of a training while it goes on, sent from a thread of their own: no server can hold the training up."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from rescueseg.tracking.tracker import Tracker
+
+EVERY = 1.0
+"""Seconds between two batches of points."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+"""Seconds before the next try after a failure; they double."""
+FLUSH_SECONDS = 20.0
+"""How long the end of a training waits for its last points."""
+_BATCH = 500
+"""Steps sent together."""
+
+
+class Point(NamedTuple):
+    """What one step of a training measured."""
+
+    milliseconds: int
+    """Since 1970."""
+    step: int
+    values: Mapping[str, float]
+
+
+class LiveRun:
+    """Sends points to a run in MLflow, about once a second; a call takes no time, whatever the server does.
+
+    A server that does not answer is asked again after a while, and the points wait. What cannot be sent within
+    `FLUSH_SECONDS` of the end is missing from the curves, which is said as a warning; the training never fails for it.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        The campaign's.
+    run : callable
+        Returns the id of the run; called in the thread, and only when there is something to send.
+    """
+
+    def __init__(self, tracker: Tracker, run: Callable[[], str]) -> None:
+        self._tracker, self._run = tracker, run
+        self._points: deque[Point] = deque()
+        self._ended = threading.Event()
+        self._failure = ""
+        self.said = False
+        """Whether it was said that points wait."""
+        self._thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue what a step measured."""
+        self._points.append(Point(int(time.time() * 1000), step, dict(values)))
+        if self._failure and not self.said:
+            self.said = True
+            warnings.warn(f"the training goes on, its points wait for MLflow: {self._failure}", stacklevel=2)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(FLUSH_SECONDS)
+        if self._points:
+            why = self._failure or "MLflow is too slow"
+            warnings.warn(f"{len(self._points)} steps are missing from MLflow's curves: {why}", stacklevel=2)
+
+    # in the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        pause = EVERY
+        while True:
+            ended = self._ended.wait(pause)
+            try:
+                self._send()
+                pause, self._failure = EVERY, ""
+            except Exception as error:  # whatever it is, the training goes on
+                self._failure = str(error)
+                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+            if ended:
+                return
+
+    def _send(self) -> None:
+        while self._points:
+            self._tracker.check_server()
+            batch = list(islice(self._points, _BATCH))
+            self._tracker.log_points(self._run(), batch)
+            for _ in batch:
+                self._points.popleft()
