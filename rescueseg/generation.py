@@ -181,9 +181,13 @@ def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[]
         return done
     started = time.perf_counter()
     result = work()
-    campaign.finish_stage(generation, f"{stage}.seconds", round(time.perf_counter() - started, 3))
-    campaign.finish_stage(generation, stage, result)
+    _commit(campaign, generation, stage, result, time.perf_counter() - started)
     return result
+
+
+def _commit(campaign: Campaign, generation: int, stage: str, result: Any, seconds: float) -> None:
+    campaign.finish_stage(generation, f"{stage}.seconds", round(seconds, 3))
+    campaign.finish_stage(generation, stage, result)
 
 
 def _put_in(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
@@ -223,6 +227,8 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
 def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
     """Train the generation's model, or go on training it from its last checkpoint.
 
+    The stage's seconds are the trainer's: those before a kill count, setting up does not.
+
     Parameters
     ----------
     campaign : Campaign
@@ -237,10 +243,15 @@ def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[
     TrainingError
         If the snapshot is missing or holds nothing to learn from.
     """
-    return run_stage(campaign, generation, "training", lambda: _train(campaign, generation, progress))
+    done = campaign.stage_result(generation, "training")
+    if done is not None:
+        return done
+    result = _train(campaign, generation, progress)
+    _commit(campaign, generation, "training", result, result.pop("seconds"))
+    return result
 
 
-def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
+def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> dict[str, Any]:
     from rescueseg.triage import trainer_name
 
     training_set = campaign.snapshot(generation)
@@ -291,7 +302,7 @@ def train_snapshot(
     Returns
     -------
     dict
-        Reference to the model, steps, losses and warnings, JSON-ready.
+        Reference to the model, steps, losses, warnings and the seconds of training, JSON-ready.
     """
     from rescueseg.inference.predictor import resolve_device
     from rescueseg.training import TrainingRequest, get_trainer
@@ -319,6 +330,7 @@ def train_snapshot(
         "iterations": model.iterations,
         "losses": [dict(entry) for entry in model.losses],
         "warnings": [*warnings, *model.warnings],
+        "seconds": round(model.seconds, 3),
     }
 
 

@@ -6,7 +6,6 @@ finds the model once it is finished. No generation, champion or query depends on
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,7 +108,7 @@ def run(
     Returns
     -------
     dict
-        As `rescueseg.generation.train_snapshot`, and `seconds`.
+        As `rescueseg.generation.train_snapshot`.
     """
     name, storage = training.name, campaign.storage
     if (done := finished(campaign, name)) is not None:
@@ -122,7 +121,6 @@ def run(
             storage.write_json(campaign.training_path(name, "progress.json"), [step, steps])
         progress(step, metrics)
 
-    started = time.perf_counter()
     result = train_snapshot(
         campaign,
         training.snapshot,
@@ -132,7 +130,6 @@ def run(
         folder=campaign.training_path(name, "model"),
         progress=note,
     )
-    result["seconds"] = round(time.perf_counter() - started, 3)
     storage.write_json(campaign.training_path(name, "training.json"), result)
     return result
 

@@ -199,7 +199,8 @@ class Tracker:
                 self.check_server()
                 self._set_status(run_id, "FAILED")
             raise
-        self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun})
+        told = self.campaign.stage_result(generation, f"{stage}.seconds")  # those before a kill included
+        self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun if told is None else float(told)})
         self._set_status(run_id, "FINISHED")
 
     @_service

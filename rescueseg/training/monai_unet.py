@@ -94,6 +94,7 @@ class MonaiUNetTrainer:
         every = request.campaign.config.training.checkpoint_every
         data = TrainingSet(request.campaign, request.snapshot, plan)
         runs: list[Run] = []
+        seconds = 0.0
         for member in range(plan.members):
             run = Run(
                 artifacts.member_folder(request.work_dir, member),
@@ -111,10 +112,17 @@ class MonaiUNetTrainer:
                 if run.step % every == 0 or run.step == plan.iterations:
                     run.save()
             runs.append(run)
-        self._export(request, plan, identity, data, runs)
+            seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
+        self._export(request, plan, identity, data, runs, seconds)
 
     def _export(
-        self, request: TrainingRequest, plan: TrainingPlan, identity: str, data: TrainingSet, runs: Sequence[Run]
+        self,
+        request: TrainingRequest,
+        plan: TrainingPlan,
+        identity: str,
+        data: TrainingSet,
+        runs: Sequence[Run],
+        seconds: float,
     ) -> None:
         """Commit the finished model."""
         names = request.campaign.config.classes
@@ -129,7 +137,7 @@ class MonaiUNetTrainer:
             "snapshot": request.snapshot.digest,
             "warnings": unseen_warnings(names, data.unseen),
         }
-        log = {"seconds": sum(run.seconds for run in runs), "losses": [loss for run in runs for loss in run.losses]}
+        log = {"seconds": seconds, "losses": [loss for run in runs for loss in run.losses]}
         artifacts.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,19 @@ def kill_at(step: int, seen: list[int]) -> Callable[[int, Mapping[str, float]], 
             raise Killed
 
     return progress
+
+
+def test_a_network_that_is_done_takes_no_time_while_the_next_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("rescueseg.training.loop.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def tick(*_: object) -> None:
+        clock[0] += 1.0
+
+    campaign = make_campaign(tmp_path, iterations=2, members=2)
+    assert train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", tick).seconds == 4.0
 
 
 def test_killed_within_its_second_network_it_resumes_to_the_same_model_with_a_map_of_its_own(tmp_path: Path) -> None:

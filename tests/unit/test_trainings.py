@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from rescueseg.config import settings_of
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
 from rescueseg.records import Holdout, HoldoutBox, ModelReference
-from rescueseg.training import TRAINERS
+from rescueseg.training import TRAINERS, artifacts
+from rescueseg.training.base import Progress
 from rescueseg.training.registry import outline
 from rescueseg.triage import query_strategy, trainer_name
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -124,3 +126,40 @@ def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign)
     warm.finish_stage(1, "snapshot", following.to_json())
     result = stages.train(warm, 1, lambda *_: None)
     assert result["warnings"] == ["trained from scratch: generation 0 was made by another trainer, nnunet"]
+
+
+def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[Progress], object]) -> None:
+    """Break a training off behind its second checkpoint, and let it have taken an hour up to there."""
+
+    def stop(step: int, _: Mapping[str, float]) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    import torch
+
+    folder = artifacts.member_folder(work, 0)
+    state = torch.load(folder / artifacts.CHECKPOINT_FILE, weights_only=True)
+    assert state["step"] == 8
+    artifacts.save_checkpoint(folder, state | {"seconds": 3600.0})
+    train(lambda *_: None)
+
+
+def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: QueueStore) -> None:
+    planned = trainings.plan(campaign, store, generation=0)
+    work = campaign.local_folder(campaign.training_path(planned.name, "training"))
+    resume_after_an_hour(campaign, work, lambda progress: trainings.run(campaign, planned, progress))
+    done = trainings.finished(campaign, planned.name)
+    assert done is not None
+    assert 3600 < done["seconds"] < 4000
+
+
+def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
+    campaign: Campaign, store: QueueStore
+) -> None:
+    resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: stages.train(campaign, 0, progress))
+    assert 3600 < campaign.finished(0, "training.seconds") < 4000
+    assert "seconds" not in campaign.finished(0, "training"), "no clock enters a result"
+    estimate = trainings.look(campaign, trainings.plan(campaign, store, generation=0))[1]
+    assert estimate == pytest.approx(campaign.finished(0, "training.seconds"))

@@ -81,8 +81,11 @@ def run(job: Job, channel: TextIO) -> None:
     plan = plan_dataset(job, training, known, preprocessed)
     folds = choose_folds(dataset.cases, training.members)
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
-    trained = [_train(job, training, known, member, bool(folds), channel) for member in range(training.members)]
-    _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trained)
+    trained, seconds = [], 0.0
+    for member in range(training.members):
+        trained.append(_train(job, training, known, member, bool(folds), channel))
+        seconds += trained[-1].seconds  # now: the clock of a network does not stop while the next one trains
+    _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trained, seconds)
     shutil.rmtree(job.folder)
 
 
@@ -176,7 +179,12 @@ def _fit(
 
 
 def _export(
-    job: Job, plan: NnUNetPlan, dataset: Dataset, warnings: list[str], trained: Sequence[CampaignTrainer]
+    job: Job,
+    plan: NnUNetPlan,
+    dataset: Dataset,
+    warnings: list[str],
+    trained: Sequence[CampaignTrainer],
+    seconds: float,
 ) -> None:
     """Commit the finished model."""
     description = {
@@ -192,7 +200,7 @@ def _export(
         "warnings": warnings,
     }
     log = {
-        "seconds": sum(trainer.seconds for trainer in trained),
+        "seconds": seconds,
         "losses": [entry for trainer in trained for entry in trainer.history],
     }
     weights = join_members([own_weights(trainer.bare_network) for trainer in trained])
