@@ -7,6 +7,8 @@ finds the model once it is finished. No generation, champion or query depends on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rescueseg import snapshot as snapshots
@@ -14,10 +16,11 @@ from rescueseg.annotation.store import QueueStore
 from rescueseg.campaign import Campaign
 from rescueseg.errors import TrainingError
 from rescueseg.generation import train_snapshot
-from rescueseg.records import Record, Snapshot
+from rescueseg.records import ModelReference, Record, Snapshot
 from rescueseg.seeds import random_generator
 from rescueseg.storage import digest_json
 from rescueseg.training.base import Outline
+from rescueseg.training.folder import checkpoints
 from rescueseg.training.registry import outline
 from rescueseg.triage import trainer_name
 
@@ -126,12 +129,42 @@ def run(
         training.snapshot,
         training.trainer,
         seed=int(random_generator(campaign.config.seed, "outside", name).integers(2**31)),
-        work_dir=campaign.local_folder(campaign.training_path(name, "training")),
+        work_dir=work_folder(campaign, name),
         folder=campaign.training_path(name, "model"),
         progress=note,
     )
     storage.write_json(campaign.training_path(name, "training.json"), result)
     return result
+
+
+def run_tracked(campaign: Campaign, training: OutsideTraining) -> dict[str, Any]:
+    """Train as `run` does, seen in MLflow: settings, training set, curves, the last checkpoint and the model.
+
+    Its run there ends as finished or failed; the model is stored with it but not registered, which generations are.
+
+    Raises
+    ------
+    ServiceError
+        If MLflow cannot be reached before or after the training; a finished training is not repeated.
+    """
+    from rescueseg.tracking import Tracker
+
+    tracker, name = Tracker(campaign), training.name
+    with tracker.training(name) as run_id:
+        tracker.log_config(run_id, {"training.trainer": training.trainer})
+        request = campaign.training_path(name, "request.json")
+        campaign.storage.write_json(request, training.to_json())
+        tracker.log_training_set(run_id, training.snapshot, request)
+        with tracker.live(lambda: run_id, partial(checkpoints, work_folder(campaign, name))) as live:
+            result = run(campaign, training, live)
+        tracker.log_metrics(run_id, 0, {"seconds": result["seconds"]})
+        tracker.log_model(f"training-{name}", ModelReference.model_validate(result["model"]), run_id)
+    return result
+
+
+def work_folder(campaign: Campaign, name: str) -> Path:
+    """Return the local folder of a training's checkpoints."""
+    return campaign.local_folder(campaign.training_path(name, "training"))
 
 
 def step_of(campaign: Campaign, name: str) -> str:

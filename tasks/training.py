@@ -8,8 +8,8 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from rescueseg import generation as stages
-from rescueseg.tracking import Tracker
-from rescueseg.trainings import OutsideTraining, run
+from rescueseg.training.folder import checkpoints
+from rescueseg.trainings import OutsideTraining, run_tracked
 from tasks.options import STAGE, open_campaign, tracked
 
 
@@ -19,7 +19,9 @@ def train(campaign_url: str, generation: int) -> dict[str, Any]:
     campaign, _ = open_campaign(campaign_url)
     with (
         tracked(campaign, generation, "training") as tracker,
-        tracker.live(partial(tracker.stage_run, generation, "training")) as live,
+        tracker.live(
+            partial(tracker.stage_run, generation, "training"), partial(checkpoints, campaign.work_folder(generation))
+        ) as live,
     ):
         result = stages.train(campaign, generation, live)
     for warning in result["warnings"]:
@@ -32,10 +34,7 @@ def train(campaign_url: str, generation: int) -> dict[str, Any]:
 def train_outside(campaign_url: str, training: dict[str, Any]) -> dict[str, Any]:
     """Return a reference to the model of a training outside the loop; see `rescueseg.trainings`."""
     campaign, _ = open_campaign(campaign_url)
-    planned = OutsideTraining.model_validate(training)
-    tracker = Tracker(campaign)
-    with tracker.live(partial(tracker.training_run, planned.name)) as live:
-        result = run(campaign, planned, live)
+    result = run_tracked(campaign, OutsideTraining.model_validate(training))
     for warning in result["warnings"]:
         get_run_logger().warning(warning)
     reference: dict[str, Any] = result["model"]

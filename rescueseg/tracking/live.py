@@ -1,13 +1,15 @@
-"""The curves of a training while it goes on, sent from a thread of their own: no server can hold the training up."""
+"""The curves and the last checkpoint of a training while it goes on, sent from a thread of their own: no server can hold the training up."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -20,6 +22,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Seconds before the next try after a failure; they double."""
 FLUSH_SECONDS = 20.0
 """How long the end of a training waits for its last points."""
+CHECKPOINT_SECONDS = 300.0
+"""Between two uploads of a checkpoint, which may be large."""
 _BATCH = 500
 """Steps sent together."""
 
@@ -36,6 +40,9 @@ class Point(NamedTuple):
 class LiveRun:
     """Sends points to a run in MLflow, about once a second; a call takes no time, whatever the server does.
 
+    Checkpoints follow as artifacts: the first at once, then every few minutes what has changed, and the last one when
+    the training breaks off. Each replaces the one before.
+
     A server that does not answer is asked again after a while, and the points wait. What cannot be sent within
     `FLUSH_SECONDS` of the end is missing from the curves, which is said as a warning; the training never fails for it.
 
@@ -45,10 +52,14 @@ class LiveRun:
         The campaign's.
     run : callable
         Returns the id of the run; called in the thread, and only when there is something to send.
+    checkpoints : callable
+        Returns the checkpoints there are, by their path among the artifacts; called in the thread.
     """
 
-    def __init__(self, tracker: Tracker, run: Callable[[], str]) -> None:
-        self._tracker, self._run = tracker, run
+    def __init__(self, tracker: Tracker, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> None:
+        self._tracker, self._run, self._checkpoints = tracker, run, checkpoints
+        self._stored: dict[str, tuple[int, int]] = {}
+        self._stored_at = -math.inf
         self._points: deque[Point] = deque()
         self._ended = threading.Event()
         self._failure = ""
@@ -84,6 +95,8 @@ class LiveRun:
             ended = self._ended.wait(pause)
             try:
                 self._send()
+                if ended or time.monotonic() - self._stored_at >= CHECKPOINT_SECONDS:
+                    self._store_checkpoints()
                 pause, self._failure = EVERY, ""
             except Exception as error:  # whatever it is, the training goes on
                 self._failure = str(error)
@@ -98,3 +111,16 @@ class LiveRun:
             self._tracker.log_points(self._run(), batch)
             for _ in batch:
                 self._points.popleft()
+
+    def _store_checkpoints(self) -> None:
+        for name, path in self._checkpoints().items():
+            try:
+                state = path.stat()
+                version = (state.st_mtime_ns, state.st_ino)
+                if self._stored.get(name) != version:
+                    self._stored_at = time.monotonic()  # a try that fails counts: points go first
+                    self._tracker.check_server()
+                    self._tracker.log_file(self._run(), name, path)
+                    self._stored[name] = version
+            except FileNotFoundError:
+                continue  # the model is finished: its checkpoints are gone

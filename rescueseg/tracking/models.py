@@ -61,7 +61,7 @@ class ModelRegistry:
         """
         known = self.versions()
         if model.digest not in known:
-            self._create_version(generation, model, run_id, self._logged_model(generation, model, run_id))
+            self._create_version(generation, model, run_id, self.store(f"generation-{generation}", model, run_id))
             known = self.versions()
         registered = known[model.digest]
         self._client.set_registered_model_alias(self.name, CANDIDATE, registered.version)
@@ -93,7 +93,7 @@ class ModelRegistry:
             model_id=model_id,
         )
 
-    def _logged_model(self, generation: int, model: ModelReference, run_id: str) -> str:
+    def store(self, name: str, model: ModelReference, run_id: str) -> str:
         """Return the id of the LoggedModel with the model's digest; a half-written one is thrown away."""
         found = self._client.search_logged_models([self._experiment_id], f"tags.`{DIGEST}` = '{model.digest}'")
         for old in found:
@@ -102,10 +102,10 @@ class ModelRegistry:
             self._client.delete_logged_model(old.model_id)
         made = self._client.create_logged_model(
             self._experiment_id,
-            name=f"generation-{generation}",
+            name=name,
             source_run_id=run_id,
-            tags={DIGEST: model.digest, GENERATION: str(generation)},
-            params={"trainer": model.trainer, "generation": str(generation), "model_digest": model.digest},
+            tags={DIGEST: model.digest, GENERATION: str(model.generation)},
+            params={"trainer": model.trainer, "generation": str(model.generation), "model_digest": model.digest},
             model_type="segmentation",
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ class ModelRegistry:
             self._client.log_model_artifacts(made.model_id, str(path))
         from mlflow.entities import LoggedModelOutput
 
-        self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=generation)])
+        self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=model.generation)])
         self._client.finalize_logged_model(made.model_id, "READY")
         return str(made.model_id)
 

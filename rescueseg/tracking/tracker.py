@@ -190,17 +190,29 @@ class Tracker:
     def stage(self, generation: int, stage: str) -> Iterator[str]:
         """Keep a stage's run open during the block; it ends as finished, or failed when the block raises."""
         run_id = self.stage_run(generation, stage)
-        self._set_status(run_id, "RUNNING")
         begun = time.monotonic()
-        try:
+        with self._open(run_id):
             yield run_id
+            told = self.campaign.stage_result(generation, f"{stage}.seconds")  # those before a kill included
+            self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun if told is None else float(told)})
+
+    @contextmanager
+    def training(self, name: str) -> Iterator[str]:
+        """Keep the run of a training outside the loop open during the block, as `stage` does."""
+        run_id = self.training_run(name)
+        with self._open(run_id):
+            yield run_id
+
+    @contextmanager
+    def _open(self, run_id: str) -> Iterator[None]:
+        self._set_status(run_id, "RUNNING")
+        try:
+            yield
         except BaseException:
             with suppress(ServiceError):  # what went wrong in the stage is what must be seen
                 self.check_server()
                 self._set_status(run_id, "FAILED")
             raise
-        told = self.campaign.stage_result(generation, f"{stage}.seconds")  # those before a kill included
-        self.log_metrics(run_id, 0, {"seconds": time.monotonic() - begun if told is None else float(told)})
         self._set_status(run_id, "FINISHED")
 
     @_service
@@ -236,15 +248,15 @@ class Tracker:
         for start in range(0, len(new), 100):
             self.client.log_batch(run_id, params=new[start : start + 100])
 
-    def log_config(self, run_id: str) -> None:
-        """Add the campaign's settings as parameters such as `training.trainer`."""
+    def log_config(self, run_id: str, changed: Mapping[str, Any] = {}) -> None:
+        """Add the campaign's settings as parameters such as `training.trainer`, but for those that were changed."""
         flat: dict[str, Any] = {}
         for key, value in self.campaign.config.model_dump(mode="json", exclude={"database_url"}).items():
             if isinstance(value, dict):
                 flat |= {f"{key}.{inner}": v for inner, v in value.items() if v is not None}
             elif value is not None:
                 flat[key] = value
-        self.log_params(run_id, flat)
+        self.log_params(run_id, flat | dict(changed))
 
     @_service
     def log_metrics(
@@ -318,37 +330,43 @@ class Tracker:
                 credentials, "/health", "GET", max_retries=0, timeout=_PATIENCE, raise_on_status=False
             )
 
-    def live(self, run: Callable[[], str]) -> LiveRun:
-        """Return what sends points to a run while it goes on: a context manager, called with a step and its values.
+    def live(self, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> LiveRun:
+        """Return what sends points and checkpoints to a run while it goes on; called with a step and its values.
 
         Parameters
         ----------
         run : callable
             Returns the run's id.
+        checkpoints : callable
+            Returns the checkpoints there are, by their path among the artifacts.
         """
-        return LiveRun(self, run)
+        return LiveRun(self, run, checkpoints)
 
     @_service
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:
         """Make a training set the dataset input of its generation's run and of the training stage."""
+        path = self.campaign.generation_path(snapshot.generation, "snapshot.json")
+        for run_id in (self.generation_run(generation), self.stage_run(generation, "training")):
+            self.log_training_set(run_id, snapshot, path)
+
+    @_service
+    def log_training_set(self, run_id: str, snapshot: Snapshot, path: str) -> None:
+        """Make a training set, which lies at `path` below the campaign, the dataset input of a run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name = f"{self.campaign.config.name}-snapshot-{snapshot.generation:04d}"
         voxels = sum(item.box.size for item in snapshot.items)
-        path = self.campaign.storage.url_of(self.campaign.generation_path(snapshot.generation, "snapshot.json"))
         dataset = Dataset(
             name=name,
             digest=snapshot.digest[:_DIGEST_LENGTH],
             source_type="local",
-            source=json.dumps({"uri": path, "sha256": snapshot.digest}),
+            source=json.dumps({"uri": self.campaign.storage.url_of(path), "sha256": snapshot.digest}),
             profile=json.dumps({"patches": len(snapshot.items), "voxels": voxels}),
         )
         tags = [InputTag("mlflow.data.context", "training")]
-        parameters = {"annotated_patches": len(snapshot.items), "annotated_voxels": voxels}
-        self.log_params(self.generation_run(generation), parameters)
-        self.client.set_tag(self.generation_run(generation), "rescueseg.snapshot_digest", snapshot.digest)
-        for run_id in (self.generation_run(generation), self.stage_run(generation, "training")):
-            self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+        self.log_params(run_id, {"annotated_patches": len(snapshot.items), "annotated_voxels": voxels})
+        self.client.set_tag(run_id, "rescueseg.snapshot_digest", snapshot.digest)
+        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
     @_service
     def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
@@ -358,8 +376,13 @@ class Tracker:
                 local = Path(folder, name)
                 local.parent.mkdir(parents=True, exist_ok=True)
                 local.write_bytes(data)
-                parent = str(Path(name).parent)
-                self.client.log_artifact(run_id, str(local), None if parent == "." else parent)
+                self.log_file(run_id, name, local)
+
+    @_service
+    def log_file(self, run_id: str, name: str, path: Path) -> None:
+        """Store a local file with a run under a path that ends in the file's own name; it replaces one that is there."""
+        parent = str(Path(name).parent)
+        self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
     # models and judgements ---------------------------------------------------------------------------------------
 
@@ -374,6 +397,11 @@ class Tracker:
         The model is a pyfunc made from code: its folder (safetensors and JSON) and `pyfunc_model.py`, nothing pickled.
         """
         return self._registry.register(generation, model, self.generation_run(generation))
+
+    @_service
+    def log_model(self, name: str, model: ModelReference, run_id: str) -> str:
+        """Store a model as LoggedModel of a run, once per digest, and return its id; it is not registered."""
+        return self._registry.store(name, model, run_id)
 
     @_service
     def log_judgement(self, judgement: Judgement, model: RegisteredModel, extra: Mapping[str, float] = {}) -> None:

@@ -16,12 +16,26 @@ from torch import Tensor
 
 from rescueseg.errors import storage_errors
 from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE
-from rescueseg.training.folder import LOSSES_FILE, MODEL_FOLDER, read_model, write_atomically
+from rescueseg.training.folder import (
+    CHECKPOINT_FILE,
+    LOSSES_FILE,
+    MEMBERS_FOLDER,
+    MODEL_FOLDER,
+    member_folder,
+    read_model,
+    write_atomically,
+)
 
-__all__ = ["LOSSES_FILE", "MODEL_FOLDER", "export_model", "load_checkpoint", "read_model", "save_checkpoint"]
-
-CHECKPOINT_FILE = "checkpoint.pt"
-MEMBERS_FOLDER = "members"
+__all__ = [
+    "CHECKPOINT_FILE",
+    "LOSSES_FILE",
+    "MODEL_FOLDER",
+    "export_model",
+    "load_checkpoint",
+    "member_folder",
+    "read_model",
+    "save_checkpoint",
+]
 
 
 def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
@@ -41,11 +55,6 @@ def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | Non
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
         return None
     return state if state.get("request") == request_digest else None
-
-
-def member_folder(work_dir: Path, member: int) -> Path:
-    """Return where one network of an ensemble keeps its checkpoint."""
-    return work_dir / MEMBERS_FOLDER / f"{member}"
 
 
 def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:

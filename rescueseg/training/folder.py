@@ -1,4 +1,11 @@
-"""The folder of a finished model: written atomically, checked by its digest. Imports no torch."""
+"""The work folder of a training, its checkpoints and its finished model. Imports no torch.
+
+::
+
+    members/0/checkpoint.pt     the last checkpoint of each network, until the model is finished
+    losses.json                 losses, seconds and warnings
+    model/                      the finished model: weights and description, checked by their digest
+"""
 
 from __future__ import annotations
 
@@ -14,6 +21,19 @@ from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
 
 MODEL_FOLDER = "model"
 LOSSES_FILE = "losses.json"
+MEMBERS_FOLDER = "members"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def member_folder(work_dir: Path, member: int) -> Path:
+    """Return where one network of an ensemble keeps its checkpoint."""
+    return work_dir / MEMBERS_FOLDER / f"{member}"
+
+
+def checkpoints(work_dir: Path) -> dict[str, Path]:
+    """Return the last checkpoint of each network by its path below the work folder; none once the model is finished."""
+    found = sorted((work_dir / MEMBERS_FOLDER).glob(f"*/{CHECKPOINT_FILE}"))
+    return {str(path.relative_to(work_dir)): path for path in found}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -35,6 +35,8 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         client = MlflowClient(servers.mlflow_uri)
         experiments = [e.experiment_id for e in client.search_experiments()]
         [run] = client.search_runs(experiments, filter_string=f"tags.`rescueseg.key` = 'training/{planned.name}'")
+        assert run.info.status == "FINISHED"
+        assert run.data.params["training.trainer"] == "nnunet"
         points = client.get_metric_history(run.info.run_id, "loss")
         assert [point.step for point in points] == list(range(1, 7))
         assert [point.value for point in points] == pytest.approx([entry["loss"] for entry in result["losses"]])

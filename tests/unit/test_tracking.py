@@ -18,15 +18,19 @@ import httpx
 import numpy as np
 import pytest
 
+from rescueseg import trainings
+from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement
-from rescueseg.config import check_config
+from rescueseg.config import TrackingConfig, check_config
 from rescueseg.errors import ServiceError
 from rescueseg.evaluation import Evaluation
 from rescueseg.geometry import Box
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.tracking import Tracker, tracking_uri
 from rescueseg.tracking.live import LiveRun
+from rescueseg.training.folder import CHECKPOINT_FILE, checkpoints, member_folder, write_atomically
+from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -122,7 +126,7 @@ def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -
     snapshot = campaign.snapshot(0)
     assert snapshot is not None
     tracker.log_snapshot(generation, snapshot)
-    with tracker.stage(generation, "training") as training, tracker.live(lambda: training) as live:
+    with tracker.stage(generation, "training") as training, tracker.live(lambda: training, dict) as live:
         for step in (1, 2, 3):
             live(step, {"loss": 1 / step})
     tracker.log_files(run, {"figures/curve.png": b"png", "report.html": b"<html>"})
@@ -257,7 +261,7 @@ def test_a_server_that_takes_calls_and_never_answers_does_neither(campaign: Camp
 
 def train_live(tracker: Tracker, steps: int) -> None:
     """Tell of a training's steps as fast as they come."""
-    with tracker.live(partial(tracker.stage_run, 0, "training")) as live:
+    with tracker.live(partial(tracker.stage_run, 0, "training"), dict) as live:
         for step in range(steps):
             live(step, {"loss": 1.0})
 
@@ -276,7 +280,7 @@ def test_points_wait_for_a_server_that_comes_back(tracked: Campaign, monkeypatch
 
     monkeypatch.setattr(tracker, "check_server", check)
     away.set()
-    with tracker.live(lambda: run) as live:
+    with tracker.live(lambda: run, dict) as live:
         live(1, {"loss": 3.0})
         assert tried.wait(60)
         with pytest.warns(UserWarning, match="the training goes on, its points wait for MLflow: .*away"):
@@ -301,15 +305,90 @@ def test_a_training_of_many_steps_is_sent_in_few_requests(tracked: Campaign, mon
     requests = []
     log_batch = tracker.client.log_batch
     monkeypatch.setattr(tracker.client, "log_batch", lambda *a, **k: (requests.append(1), log_batch(*a, **k)))
-    with tracker.live(lambda: run) as live:
+    with tracker.live(lambda: run, dict) as live:
         for step in range(1, 1201):
             live(step, {"loss": 1 / step, "learning_rate": 0.01})
     history = tracker.client.get_metric_history(run, "loss")
     assert sorted(p.step for p in history) == list(range(1, 1201))
     assert len(requests) <= 8
-    with tracker.live(lambda: run) as again:
+    with tracker.live(lambda: run, dict) as again:
         again(1200, {"loss": 5.0})
     assert len(tracker.client.get_metric_history(run, "loss")) == 1200, "a rerun adds no second point"
+
+
+def test_a_changed_checkpoint_replaces_the_one_before_and_an_unchanged_one_is_not_sent(
+    tracked: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rescueseg.tracking.live.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rescueseg.tracking.live.EVERY", 0.05)
+    tracker, sent, looked = Tracker(tracked), [], []
+    run = tracker.stage_run(0, "training")
+    log_file = tracker.log_file
+    monkeypatch.setattr(tracker, "log_file", lambda *args: (log_file(*args), sent.append(args[1])))
+    work = tmp_path / "work"
+
+    def look() -> dict[str, Path]:
+        looked.append(1)
+        return checkpoints(work)
+
+    def wait_for(count: int, what: list[object]) -> None:
+        while len(what) < count:
+            time.sleep(0.02)
+
+    with tracker.live(lambda: run, look):
+        for version in (1, 2):
+            write_atomically(member_folder(work, 0) / CHECKPOINT_FILE, f"state {version}".encode())
+            wait_for(version, sent)
+        wait_for(len(looked) + 3, looked)
+    assert sent == ["members/0/checkpoint.pt"] * 2
+    stored = tracker.client.download_artifacts(run, "members/0/checkpoint.pt", str(tmp_path))
+    assert Path(stored).read_text() == "state 2"
+
+
+def test_a_training_outside_the_loop_is_a_whole_run(
+    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from rescueseg.training.loop import Run
+
+    made = make_campaign(tmp_path, iterations=12)
+    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    campaign = Campaign(
+        made.storage, made.config.model_copy(update={"tracking": TrackingConfig(mlflow_uri=mlflow_server)})
+    )
+    planned = trainings.plan(campaign, open_queue(campaign), "monai_unet_topology", generation=0)
+    tracker = Tracker(campaign)
+    client, run_id = tracker.client, tracker.training_run(planned.name)
+    advance = Run.advance
+
+    def die_at_ten(self: Run) -> dict[str, float]:
+        if self.step == 9:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "advance", die_at_ten)
+        with pytest.raises(KeyboardInterrupt):
+            trainings.run_tracked(campaign, planned)
+    assert client.get_run(run_id).info.status == "FAILED"
+    stored = client.download_artifacts(run_id, "members/0/checkpoint.pt", str(tmp_path))
+    assert torch.load(stored, weights_only=True)["step"] == 8
+
+    result = trainings.run_tracked(campaign, planned)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.trainer"] == "monai_unet_topology"
+    assert run.data.params["training.iterations"] == "12"
+    assert run.data.metrics["seconds"] == result["seconds"]
+    assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [planned.snapshot.digest[:36]]
+    assert [p.step for p in client.get_metric_history(run_id, "loss")] == list(range(1, 13))
+    [model] = client.search_logged_models([tracker.experiment_id])
+    assert (model.params["model_digest"], model.source_run_id) == (result["model"]["digest"], run_id)
+    assert [o.model_id for o in run.outputs.model_outputs] == [model.model_id]
+    assert not client.search_model_versions(f"name = '{tracker.name}'"), "candidate and champion are generations"
+    assert trainings.run_tracked(campaign, planned) == result
+    assert len(client.search_logged_models([tracker.experiment_id])) == 1
 
 
 def test_without_a_server_everything_stays_in_the_campaign(
