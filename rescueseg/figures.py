@@ -33,6 +33,7 @@ BLUE, ORANGE, GREEN, SKY, RED, YELLOW, PINK = (
 CLASS_COLOURS = (SKY, ORANGE, GREEN, PINK, YELLOW, BLUE, RED)
 MISSED, INVENTED = ORANGE, BLUE
 GREY = "#6b7280"
+_BARS = 30
 _PLANES = (("xy", 0), ("xz", 1), ("yz", 2))
 
 
@@ -132,11 +133,11 @@ def uncertainty_against_error(score: PartScore) -> bytes:
 
 
 def _error_by_uncertainty(axes: Axes, bins: BinnedCounts) -> None:
-    x, share, weight = _shares(bins, wrong=True)
+    x, share, weight = _shares(bins.equal_width(_BARS), wrong=True)
     axes.bar(
-        np.arange(len(bins.voxels)) / len(bins.voxels) * 1.0 + 0.5 / len(bins.voxels),
+        (np.arange(_BARS) + 0.5) / _BARS,
         weight,
-        width=1 / len(bins.voxels),
+        width=1 / _BARS,
         color="#e5e7eb",
         label="share of the voxels",
     )

@@ -9,17 +9,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from rescueseg.geometry import Spacing
 from rescueseg.records import Record
 
 IGNORE = 255
 CALIBRATION_BINS = 15
-UNCERTAINTY_BINS = 30
+UNCERTAINTY_BINS = 192
+_LOGITS = (-27 * math.log(2), 11 * math.log(2))
+"""Range of the logit bins, as far as float16 maps tell values from 0 (6e-8) and from `high` (2⁻¹¹ of it)."""
+
+BinSpacing = Literal["equal", "logit"]
 
 
 class Counts(Record):
@@ -146,19 +151,36 @@ def tolerance_um(spacing_um_zyx: Spacing) -> float:
     return 2 * min(spacing_um_zyx)
 
 
+def bin_edges(count: int, high: float, spacing: BinSpacing = "equal") -> npt.NDArray[np.float64]:
+    """Return the edges of bins from 0 to `high`, shape (count + 1,).
+
+    Bins of equal width, or equal on the scale ln(v / (high − v)): those grow finer by the octave towards both ends, where
+    a model that is too sure, or never sure, has all its voxels. 192 of them keep the error-detection AUROC within 0.002
+    and AURC within 0.0005 of the ranks of what the maps hold. float16 maps know nothing between 0 and 6e-8 nats (a
+    probability of 3e-9 for the other class): voxels surer than that tie, whatever the bins; float32 maps tell them apart.
+    """
+    if spacing == "equal":
+        return np.linspace(0, high, count + 1)
+    inner = high * expit(np.linspace(*_LOGITS, count + 1)[1:-1])
+    return np.concatenate([[0.0], inner, [high]])
+
+
 class Bins:
     """Streaming histogram of a quantity with, per bin, how many voxels were right.
 
     Parameters
     ----------
     count : int
-        Bins of equal width.
+        How many bins.
     high : float
         Upper end; the lower is 0. Values beyond fall into the last bin.
+    spacing : str
+        "equal" or "logit"; see `bin_edges`.
     """
 
-    def __init__(self, count: int, high: float) -> None:
-        self.high = high
+    def __init__(self, count: int, high: float, spacing: BinSpacing = "equal") -> None:
+        self.high, self.spacing = high, spacing
+        self._inner = bin_edges(count, high, spacing)[1:-1]
         self.voxels = np.zeros(count, dtype=np.int64)
         self.right = np.zeros(count, dtype=np.int64)
         self.total = np.zeros(count, dtype=np.float64)
@@ -166,7 +188,7 @@ class Bins:
     def add(self, values: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> None:
         """Count voxels with a quantity (flat, float) and whether their predicted class is right (flat, bool)."""
         size = len(self.voxels)
-        index = np.clip((values.astype(np.float64) * (size / self.high)).astype(np.int64), 0, size - 1)
+        index = np.searchsorted(self._inner, values.astype(np.float64), side="right")
         self.voxels += np.bincount(index, minlength=size)
         self.right += np.bincount(index, weights=right, minlength=size).astype(np.int64)
         self.total += np.bincount(index, weights=values, minlength=size)
@@ -175,6 +197,7 @@ class Bins:
         """Return the counts as a record."""
         return BinnedCounts(
             high=self.high,
+            spacing=self.spacing,
             voxels=tuple(self.voxels.tolist()),
             right=tuple(self.right.tolist()),
             mean=tuple(np.where(self.voxels > 0, self.total / np.maximum(self.voxels, 1), 0.0).tolist()),
@@ -188,12 +211,14 @@ class BinnedCounts(Record):
     voxels: tuple[int, ...]
     right: tuple[int, ...]
     mean: tuple[float, ...]
+    spacing: BinSpacing = "equal"
 
     def __add__(self, other: BinnedCounts) -> BinnedCounts:
         voxels = [a + b for a, b in zip(self.voxels, other.voxels, strict=True)]
         totals = (m * n + p * q for m, n, p, q in zip(self.mean, self.voxels, other.mean, other.voxels, strict=True))
         return BinnedCounts(
             high=self.high,
+            spacing=self.spacing,
             voxels=tuple(voxels),
             right=tuple(a + b for a, b in zip(self.right, other.right, strict=True)),
             mean=tuple(total / max(n, 1) for total, n in zip(totals, voxels, strict=True)),
@@ -203,6 +228,20 @@ class BinnedCounts(Record):
         """Return per bin the voxels, how many were right, and the sum of the quantity: shape (bins, 3)."""
         voxels, mean = np.array(self.voxels, np.float64), np.array(self.mean)
         return np.stack([voxels, np.array(self.right, np.float64), mean * voxels], axis=-1)
+
+    def equal_width(self, count: int) -> BinnedCounts:
+        """Return the counts in bins of equal width, what a bin holds spread evenly over it; for drawing."""
+        edges, wanted = bin_edges(len(self.voxels), self.high, self.spacing), bin_edges(count, self.high)
+        voxels, right = (
+            np.diff(np.rint(np.interp(wanted, edges, np.concatenate([[0], np.cumsum(n)]))).astype(np.int64))
+            for n in (self.voxels, self.right)
+        )
+        return BinnedCounts(
+            high=self.high,
+            voxels=tuple(voxels.tolist()),
+            right=tuple(np.minimum(right, voxels).tolist()),
+            mean=tuple(((wanted[1:] + wanted[:-1]) / 2).tolist()),
+        )
 
     def calibration_error(self) -> float:
         """Return the expected calibration error: |mean confidence − accuracy|, averaged over voxels.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.instances import Instances, compare_instances, pieces, separate
-from rescueseg.evaluation.scores import BoxScore, ClassDetail, Evaluation, mean_pairs, part_score
+from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_pairs, part_score
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_own_maps, require_unseen
@@ -113,6 +113,7 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: Progress 
         validation=part_score("validation", scores, classes),
         test=part_score("test", scores, classes),
         boxes=tuple(scores),
+        format=FORMAT,
     )
 
 
@@ -175,8 +176,8 @@ def score_box(
         domain=volume.domain,
         share=box.share,
         details=details,
-        calibration=_binned(CALIBRATION_BINS, 1.0, probability.max(axis=0)[known], right),
-        entropies=_binned(UNCERTAINTY_BINS, math.log(k + 1), entropy[known], right),
+        calibration=_binned(Bins(CALIBRATION_BINS, 1.0), probability.max(axis=0)[known], right),
+        entropies=_binned(Bins(UNCERTAINTY_BINS, math.log(k + 1), "logit"), entropy[known], right),
     )
 
 
@@ -206,7 +207,6 @@ def _objects(campaign: Campaign, box: HoldoutBox, prediction: Labels, truth: Lab
     ]
 
 
-def _binned(count: int, high: float, values: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> BinnedCounts:
-    bins = Bins(count, high)
+def _binned(bins: Bins, values: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> BinnedCounts:
     bins.add(values, right)
     return bins.result()

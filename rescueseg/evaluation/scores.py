@@ -11,6 +11,9 @@ from rescueseg.evaluation.topology import Topology
 from rescueseg.metrics import BinnedCounts, Counts, mean_over_classes
 from rescueseg.records import BoxField, Part, Record
 
+FORMAT = 2
+"""Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before."""
+
 
 class ClassDetail(Record):
     """One class in one holdout box, beyond its counts."""
@@ -120,11 +123,13 @@ class Evaluation(Record):
     """Only reports."""
     boxes: tuple[BoxScore, ...]
     """All holdout boxes, in the order of the holdout."""
+    format: int = 1
+    """`FORMAT` of the version that made it."""
 
     @property
     def complete(self) -> bool:
-        """Tell whether every box holds what the scores of today are computed from."""
-        return all(b.details and b.calibration and b.entropies for b in self.boxes)
+        """Tell whether it was scored as today, and every box holds what the scores are computed from."""
+        return self.format == FORMAT and all(b.details and b.calibration and b.entropies for b in self.boxes)
 
     def part(self, part: Part) -> PartScore | None:
         """Return the scores of one part, None when the holdout has no box in it."""

@@ -30,7 +30,7 @@ from rescueseg.evaluation import Evaluation, holdout_boxes, open_truths
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.run import score_box
-from rescueseg.evaluation.scores import part_score
+from rescueseg.evaluation.scores import FORMAT, part_score
 from rescueseg.evaluation.unseen import require_unseen
 from rescueseg.inference.engine import compute_box, make_plan
 from rescueseg.inference.predictor import DEFAULT_FACTORY, load_predictor
@@ -149,6 +149,7 @@ def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluati
         validation=part_score("validation", scores, classes),
         test=part_score("test", scores, classes),
         boxes=tuple(scores),
+        format=FORMAT,
     )
 
 

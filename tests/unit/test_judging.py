@@ -135,16 +135,32 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
     assert settled_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
     stale = campaign.stage_result(0, SCORES)
+    campaign.finish_stage(0, SCORES, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 32
     stale["boxes"][3]["truth_digest"] = "older"
     campaign.finish_stage(0, SCORES, stale)
     assert settled_evaluation(campaign, 0, count) == first
-    assert len(calls) == 32
+    assert len(calls) == 48
     holdout = campaign.holdout()
     assert holdout is not None
     grown = holdout.boxes[0].model_copy(update={"box": Box((12, 60, 30), (8, 24, 24))})
     campaign.freeze_holdout(holdout.model_copy(update={"boxes": (*holdout.boxes, grown)}))
     assert settled_evaluation(campaign, 0, count) == first
-    assert len(calls) == 32, "generations are compared on the boxes they share"
+    assert len(calls) == 48, "generations are compared on the boxes they share"
+
+
+def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    for generation in (0, 1):
+        write_generation(campaign, generation, 1.0)
+    old = campaign.stage_result(0, "evaluation")
+    old["evaluation"]["format"] = 1
+    campaign.finish_stage(0, "evaluation", old)
+    campaign.storage.remove(map_path(campaign, 0, "phantom", ".json"))
+    done = run("compare", campaign.url, 0, 1)
+    assert done.exit_code == 1
+    assert "Run the inference of that generation" in done.stderr
 
 
 def write_entropy(campaign: Campaign, entropy: np.ndarray, block: tuple[int, int, int]) -> None:

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 
-from rescueseg.metrics import Bins, Counts, count_voxels, mean_over_classes, surface_scores, tolerance_um
+from rescueseg.metrics import (
+    UNCERTAINTY_BINS,
+    Bins,
+    Counts,
+    count_voxels,
+    error_auroc,
+    mean_over_classes,
+    risk_coverage_area,
+    surface_scores,
+    tolerance_um,
+)
 
 
 def test_counts_of_two_classes_leave_ignored_voxels_out() -> None:
@@ -105,3 +116,43 @@ def test_error_auroc() -> None:
     perfect = Bins(30, 1.0)
     perfect.add(np.full(4, 0.5), np.full(4, True))
     assert perfect.result().error_auroc() is None
+
+
+def _ranked(values: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Return error AUROC and AURC from the ranks of the voxels themselves, none lost to bins."""
+    ranks = stats.rankdata(values)
+    wrong = int((~right).sum())
+    auroc = (ranks[~right].sum() - wrong * (wrong + 1) / 2) / (wrong * right.sum())
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    rate = np.bincount(group, weights=~right) / sizes
+    errors = np.cumsum(np.repeat(rate, sizes))
+    return float(auroc), float((errors / np.arange(1, len(values) + 1)).mean())
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+@pytest.mark.parametrize("sharpness", [0.1, 0.3, 1.0, 3.0, 5.0, 10.0])
+def test_however_sure_a_model_is_its_uncertainty_is_ranked_as_well(sharpness: float, n_classes: int) -> None:
+    """Sharpened logits keep the order of the voxels; only what float16 maps cannot tell from 0 may tie."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (n_classes + 1, 50_000)).cumsum(axis=0)
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=0)
+    p = special.softmax(sharpness * logits, axis=0).astype(np.float32)
+    values = special.entr(p).sum(axis=0).astype(np.float16)
+    right = p.argmax(axis=0) == truth
+    bins = Bins(UNCERTAINTY_BINS, math.log(n_classes + 1), "logit")
+    bins.add(values, right)
+    table = bins.result().table()
+    auroc, area = _ranked(values, right)
+    assert error_auroc(table) == pytest.approx(auroc, abs=0.002)
+    assert risk_coverage_area(table) == pytest.approx(area, abs=0.0005)
+
+
+def test_bins_drawn_at_equal_width_hold_the_same_voxels() -> None:
+    rng = np.random.default_rng(2)
+    values, right = rng.beta(0.1, 0.5, 5000), rng.random(5000) > 0.3
+    fine = Bins(UNCERTAINTY_BINS, 1.0, "logit")
+    fine.add(values, right)
+    drawn = fine.result().equal_width(10)
+    assert sum(drawn.voxels) == 5000
+    assert sum(drawn.right) == right.sum()
+    assert np.abs(np.array(drawn.voxels) - np.histogram(values, 10, (0, 1))[0]).max() < 100

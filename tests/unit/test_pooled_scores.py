@@ -13,10 +13,10 @@ from rescueseg.evaluation import BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.pooled import METRICS, flat_scores, group_scores, pool_weights
-from rescueseg.evaluation.scores import part_score
+from rescueseg.evaluation.scores import FORMAT, part_score
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import Box
-from rescueseg.metrics import Bins, Counts
+from rescueseg.metrics import UNCERTAINTY_BINS, Bins, Counts
 
 CLASSES = ("membrane", "vesicle")
 NAMES = {metric.name for metric in METRICS}
@@ -28,7 +28,7 @@ def box_score(
     """Return a complete score with the counts given; what else it holds follows from them."""
     voxels = 1000
     wrong = sum(fp + fn for _, fp, fn in counts)
-    calibration, entropies = Bins(15, 1.0), Bins(30, 1.1)
+    calibration, entropies = Bins(15, 1.0), Bins(UNCERTAINTY_BINS, 1.1, "logit")
     right = np.arange(voxels) >= wrong
     calibration.add(np.full(voxels, 0.9), right)
     entropies.add(np.where(right, 0.1, 0.8), right)
@@ -72,7 +72,9 @@ def box_score(
 
 
 def evaluation(boxes: list[BoxScore], generation: int = 0) -> Evaluation:
-    return Evaluation(generation=generation, model_digest="m", validation=None, test=None, boxes=tuple(boxes))
+    return Evaluation(
+        generation=generation, model_digest="m", validation=None, test=None, boxes=tuple(boxes), format=FORMAT
+    )
 
 
 def easy_and_hard(quality: float = 1.0) -> Evaluation:
