@@ -136,7 +136,7 @@ def advise(campaign: Campaign) -> str:
     from rescueseg.champion import judgements
 
     judged = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign)]
-    points = [(n, part.dice) for n, part in judged if part is not None]
+    points = [(n, part.dice) for n, part in judged if part is not None and part.dice is not None]
     if len({n for n, _ in points}) >= LEAST_POINTS:
         distance = campaign.config.stopping.min_gain or 0.005
         return curve_advice([n for n, _ in points], [d for _, d in points], distance)

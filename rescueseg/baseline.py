@@ -42,7 +42,7 @@ class ThresholdBaseline(Record):
     test_iou: float | None
     test_precision: float | None
     test_recall: float | None
-    """None when the holdout has no test boxes."""
+    """None when the holdout has no test boxes, or nothing is in them and nothing was found."""
     key: str
     """Digest of the boxes and their truth; another one calls for tuning again."""
 
@@ -109,10 +109,10 @@ def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
         threshold=best.threshold,
         min_voxels=best.min_voxels,
         validation_dice=dice,
-        test_dice=counts.dice if test else None,
-        test_iou=counts.iou if test else None,
-        test_precision=counts.precision if test else None,
-        test_recall=counts.recall if test else None,
+        test_dice=counts.dice if counts.occurs else None,
+        test_iou=counts.iou if counts.occurs else None,
+        test_precision=counts.precision if counts.occurs else None,
+        test_recall=counts.recall if counts.occurs else None,
         key=key,
     )
     campaign.storage.write_json(_FILE, result.to_json())

@@ -102,11 +102,12 @@ def learning_curve(
 def _draw_curve(axes: Axes, judged: Sequence[Judgement], part: Part, colour: str, marker: str, label: str) -> None:
     """Draw the Dice of one part with its intervals; the parts are set apart a little so that both stay visible."""
     shift = (0.004 if part == "test" else -0.004) * max(j.annotated_voxels for j in judged)
-    known = [(j, score) for j in judged if (score := j.evaluation.part(part)) is not None]
+    scores = ((j, j.evaluation.part(part)) for j in judged)
+    known = [(j, score.dice) for j, score in scores if score is not None and score.dice is not None]
     if not known:
         return
-    dice = np.array([score.dice for _, score in known])
-    intervals = [dice_interval(j.evaluation, part) or (score.dice, score.dice) for j, score in known]
+    dice = np.array([value for _, value in known])
+    intervals = [dice_interval(j.evaluation, part) or (value, value) for j, value in known]
     errors = np.abs(np.array(intervals).T - dice)
     axes.errorbar(
         [j.annotated_voxels + shift for j, _ in known],

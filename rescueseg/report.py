@@ -180,9 +180,9 @@ def render(
 
 
 def against_threshold(champion: Judgement, baseline: ThresholdBaseline | None) -> str:
-    """Say how the champion compares with the tuned threshold on the test boxes; empty without test boxes."""
+    """Say how the champion compares with the tuned threshold on the test boxes; empty without test boxes that have a Dice."""
     score = champion.evaluation.test
-    if baseline is None or baseline.test_dice is None or score is None:
+    if baseline is None or baseline.test_dice is None or score is None or score.dice is None:
         return ""
     gain = score.dice - baseline.test_dice
     word = "above" if gain > 0 else "below"

@@ -73,10 +73,11 @@ class ClassScore(Record):
 
     name: str
     counts: Counts
-    dice: float
-    iou: float
-    precision: float
-    recall: float
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    """None when neither truth nor prediction holds the class: nothing found where nothing is would flatter."""
     surface_dice: float | None
     hd95_um: float | None
 
@@ -87,10 +88,11 @@ class PartScore(Record):
     part: Part
     boxes: int
     voxels: int
-    dice: float
-    iou: float
-    precision: float
-    recall: float
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    """None when no class occurs."""
     surface_dice: float | None
     hd95_um: float | None
     ece: float
@@ -172,7 +174,7 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
         part=part,
         boxes=len(known),
         voxels=sum(b.voxels for b in known),
-        **{n: mean_over_classes(counts, n) for n in ("dice", "iou", "precision", "recall")},
+        **_ratios(counts),
         surface_dice=overall and overall[0],
         hd95_um=overall and overall[1],
         ece=calibration.calibration_error(),
@@ -180,10 +182,7 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
             ClassScore(
                 name=name,
                 counts=c,
-                dice=c.dice,
-                iou=c.iou,
-                precision=c.precision,
-                recall=c.recall,
+                **_ratios([c]),
                 surface_dice=s and s[0],
                 hd95_um=s and s[1],
             )
@@ -192,6 +191,12 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
         calibration=calibration,
         uncertainty=reduce(add, (b.entropies for b in known if b.entropies)),
     )
+
+
+def _ratios(counts: Sequence[Counts]) -> dict[str, float | None]:
+    """Return the means over the classes that occur, None when none does."""
+    known = any(c.occurs for c in counts)
+    return {n: mean_over_classes(counts, n) if known else None for n in ("dice", "iou", "precision", "recall")}
 
 
 def _surface(detail: ClassDetail) -> tuple[float, float] | None:

@@ -265,6 +265,21 @@ def test_nothing_found_where_nothing_is_does_not_flatter() -> None:
         assert (found.difference, (found.first, found.second)) == (difference, values)
 
 
+def test_an_empty_part_has_no_ratios() -> None:
+    """Neither truth nor prediction holds anything: a Dice of 1 would flatter, in MLflow and in the stopping rule."""
+    boxes = [box_score(i, [(0, 0, 0), (0, 0, 0)]) for i in range(4)]
+    part = part_score("test", boxes, CLASSES)
+    assert part is not None
+    assert (part.dice, part.iou, part.precision, part.recall, part.surface_dice) == (None,) * 5
+    assert set(part.metrics()) == {"test_ece"}
+    found = part_score("test", [*boxes, box_score(4, [(3, 1, 1), (0, 0, 0)])], CLASSES)
+    assert found is not None
+    assert found.dice == pytest.approx(0.75)
+    assert [c.dice for c in found.classes] == [pytest.approx(0.75), None]
+    assert {"test_dice", "test_dice.membrane"} <= set(found.metrics())
+    assert "test_dice.vesicle" not in found.metrics()
+
+
 def test_the_champions_interval_is_the_tables() -> None:
     for each in (easy_and_hard(), evaluation([box_score(i, [(5 * (i % 3), i % 3, 2 * (i % 3))]) for i in range(9)])):
         assert dice_interval(each, "test") == group_scores(each, "test", ("a",))[0].plain["dice"].interval

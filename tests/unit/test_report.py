@@ -14,14 +14,15 @@ from rescueseg.annotation.labels import submit_labels
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
-from rescueseg.champion import Comparison, Judgement, headline, judgements
+from rescueseg.champion import STAGE, Comparison, Judgement, headline, judge, judgements
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation import holdout_boxes, open_truths
+from rescueseg.evaluation import evaluate_generation, holdout_boxes, open_truths
 from rescueseg.gallery import worst_patch
 from rescueseg.geometry import Box
 from rescueseg.publish import effort_metrics
 from rescueseg.report import efforts, explain_box, people, write_report
-from tests.unit.evaluated import make_campaign, write_generation
+from rescueseg.tickets import stop_decision
+from tests.unit.evaluated import make_campaign, phantom_truth, write_generation, write_volume_maps
 
 PNG = b"\x89PNG\r\n"
 
@@ -124,6 +125,34 @@ def test_headline(evaluated: Campaign, verdict: str, begins: str) -> None:
     assert second.comparison is not None
     comparison = Comparison.model_validate(second.comparison.to_json() | {"verdict": verdict})
     assert headline(Judgement.model_validate(second.to_json() | {"comparison": comparison})).startswith(begins)
+
+
+def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, truth=False)
+    truth = np.zeros_like(phantom_truth())
+    store = open_queue(campaign)
+    for i, held in enumerate(holdout_boxes(campaign)):
+        if held.part == "validation":
+            truth[held.box.slices] = phantom_truth()[held.box.slices]
+        store.add_tickets([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])
+    while (lease := store.claim("ann", 60)) is not None:
+        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    store.close()
+    for generation in (0, 1):
+        write_volume_maps(campaign, generation, truth > 0)
+        judged = judge(campaign, evaluate_generation(campaign, generation))
+        campaign.finish_stage(generation, STAGE, judged.to_json())
+        campaign.finish_stage(generation, "query", {"candidates": 3})
+    last = judgements(campaign)[1]
+    assert last.evaluation.test is not None
+    assert (last.evaluation.test.dice, last.champion) == (None, 0)
+    assert last.comparison is not None
+    assert last.comparison.verdict == "undecided"
+    assert stop_decision(campaign, 1) == ""
+    report = write_report(campaign)
+    words = re.sub(r"\s+", " ", Page(campaign.storage.read_bytes(report.path).decode()).words)
+    assert "On the test boxes, which never decide anything: nothing is there, and nothing was found" in words
+    assert "Dice 1.000" not in words.split("All generations")[0]
 
 
 def test_efforts_count_what_people_did(tmp_path: Path) -> None:

@@ -25,12 +25,14 @@ from rescueseg.champion import Judgement
 from rescueseg.config import TrackingConfig, check_config
 from rescueseg.errors import ServiceError
 from rescueseg.evaluation import Evaluation
+from rescueseg.evaluation.scores import part_score
 from rescueseg.geometry import Box
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.tracking import Tracker, tracking_uri
 from rescueseg.tracking.live import LiveRun
 from rescueseg.training.folder import CHECKPOINT_FILE, checkpoints, member_folder, write_atomically
 from tests.training_rig import BOXES, make_campaign, make_snapshot
+from tests.unit.test_pooled_scores import box_score, evaluation
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -136,6 +138,19 @@ def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -
     tracker.log_judgement(judgement(generation, champion), registered, {"seconds_training": 3.0})
     tracker.finish_generation(generation)
     return tracker
+
+
+def test_an_empty_part_has_no_dice_in_mlflow(tracked: Campaign) -> None:
+    boxes = [box_score(i, [(0, 0, 0)]) for i in range(4)]
+    nothing = evaluation(boxes).model_copy(update={"test": part_score("test", boxes, ("mito",))})
+    tracker = Tracker(tracked)
+    model = tracked.model(0)
+    assert model is not None
+    judged = judgement(0, 0).model_copy(update={"evaluation": nothing})
+    tracker.log_judgement(judged, tracker.register_model(0, model))
+    logged = tracker.client.get_run(tracker.generation_run(0)).data.metrics
+    assert "test_ece" in logged
+    assert not {"test_dice", "test_iou", "test_precision", "test_recall", "test_pool_dice"} & set(logged)
 
 
 def test_a_rerun_adds_nothing(tracked: Campaign) -> None:
