@@ -348,10 +348,12 @@ def _note_step(
 
 def _local_copy(campaign: Campaign, model: ModelReference, work_dir: Path) -> Path:
     """Copy a committed model to this machine's disk: the one that trained it may be another."""
+    from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE
+    from rescueseg.training.folder import committed_files, write_atomically
+
     folder = work_dir / "warm-start"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in campaign.storage.list(model.path):
-        (folder / name).write_bytes(campaign.storage.read_bytes(f"{model.path}/{name}"))
+    for name, data in zip((WEIGHTS_FILE, DESCRIPTION_FILE), committed_files(campaign, model), strict=True):
+        write_atomically(folder / name, data)
     return folder
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rescueseg.errors import storage_errors
-from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE
+from rescueseg.training.base import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
 from rescueseg.training.folder import (
     CHECKPOINT_FILE,
     LOSSES_FILE,
@@ -69,17 +69,18 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
     description : dict
         Goes to `model.json`; no wall-clock value, for it is part of the digest.
     log : dict
-        Losses, seconds and warnings.
+        `losses`, an entry per step, and `seconds`; gets the model's digest, by which `read_finished` knows it again.
     """
-    write_atomically(work_dir / LOSSES_FILE, (json.dumps(log) + "\n").encode())
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    weights = safetensors.torch.save(contiguous)
+    text = (json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    write_atomically(work_dir / LOSSES_FILE, json.dumps(log | {"digest": model_digest(weights, text)}).encode())
     final = work_dir / MODEL_FOLDER
     part = work_dir / f".{MODEL_FOLDER}.{uuid.uuid4().hex[:8]}.part"
     for stale in work_dir.glob(f".{MODEL_FOLDER}.*.part"):
         shutil.rmtree(stale)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    write_atomically(part / WEIGHTS_FILE, safetensors.torch.save(contiguous))
-    text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(part / DESCRIPTION_FILE, text.encode())
+    write_atomically(part / WEIGHTS_FILE, weights)
+    write_atomically(part / DESCRIPTION_FILE, text)
     with storage_errors(str(final)):
         if final.exists():
             shutil.rmtree(final)

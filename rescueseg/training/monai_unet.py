@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from rescueseg.campaign import Campaign
-from rescueseg.errors import ConfigError, TrainingError
+from rescueseg.errors import ConfigError
 from rescueseg.records import Snapshot
 from rescueseg.storage import digest_json
 from rescueseg.training import artifacts
@@ -26,6 +24,7 @@ from rescueseg.training.base import (
     check_request,
     unseen_warnings,
 )
+from rescueseg.training.folder import model_errors, read_finished, read_start
 from rescueseg.training.loop import Run, learning_rate
 from rescueseg.training.network import join_members, split_members
 from rescueseg.training.patches import TrainingSet
@@ -33,6 +32,7 @@ from rescueseg.training.plan import (
     NetworkPlan,
     TrainingPlan,
     make_plan,
+    start_from,
     survey,
 )
 from rescueseg.training.randomness import keyed_generator
@@ -40,7 +40,7 @@ from rescueseg.training.unet_predictor import load_predictor
 
 __all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same request would train another model."""
 
 
@@ -72,27 +72,30 @@ class MonaiUNetTrainer:
         ------
         TrainingError
             If no voxel is labelled, a label array is damaged, the loss is no longer a number, or the model to start
-            from does not fit.
+            from is missing or damaged; one of another plan is a warning, and the training starts from scratch.
         StorageError
             If the disk is full; the last checkpoint stays.
         """
         check_request(self.name, self.capabilities, request)
-        plan = plan_training(request.campaign, request.snapshot, request.warm_start, topology=self.topology)
-        identity = _request_digest(request, plan)
-        finished = _finished(request.work_dir, identity)
+        plan, start, reason = _plan_request(request, self.topology)
+        identity = _request_digest(request, plan, start)
+        finished = read_finished(request.work_dir, identity)
         if finished is not None:
             return finished
         config = request.campaign.config.training
         with _fixed_execution(config.threads):
-            self._train(request, plan, identity, progress)
-        model = _finished(request.work_dir, identity)
+            self._train(request, plan, identity, reason, progress)
+        model = read_finished(request.work_dir, identity)
         assert model is not None
         return model
 
-    def _train(self, request: TrainingRequest, plan: TrainingPlan, identity: str, progress: Progress) -> None:
+    def _train(
+        self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: Progress
+    ) -> None:
         """Train the networks one after the other, then commit the model."""
         every = request.campaign.config.training.checkpoint_every
         data = TrainingSet(request.campaign, request.snapshot, plan)
+        folder = None if reason else request.warm_start
         runs: list[Run] = []
         seconds = 0.0
         for member in range(plan.members):
@@ -103,7 +106,7 @@ class MonaiUNetTrainer:
                 plan,
                 seed=member_seed(request.seed, member),
                 device=request.device,
-                weights=_known_weights(request.warm_start, member),
+                weights=_known_weights(folder, member),
             )
             run.resume()
             while run.step < plan.iterations:
@@ -113,31 +116,35 @@ class MonaiUNetTrainer:
                     run.save()
             runs.append(run)
             seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
-        self._export(request, plan, identity, data, runs, seconds)
+        warnings = [*unseen_warnings(request.campaign.config.classes, data.unseen), *([reason] if reason else [])]
+        self._export(request, plan, identity, warnings, runs, seconds)
 
     def _export(
         self,
         request: TrainingRequest,
         plan: TrainingPlan,
         identity: str,
-        data: TrainingSet,
+        warnings: list[str],
         runs: Sequence[Run],
         seconds: float,
     ) -> None:
         """Commit the finished model."""
-        names = request.campaign.config.classes
         description = {
             "format": FORMAT,
             "trainer": self.name,
             "request": identity,
             "plan": plan.to_json(),
-            "classes": list(names),
+            "classes": list(request.campaign.config.classes),
             "seed": request.seed,
             "generation": request.snapshot.generation,
             "snapshot": request.snapshot.digest,
-            "warnings": unseen_warnings(names, data.unseen),
+            "warnings": warnings,
         }
-        log = {"seconds": seconds, "losses": [loss for run in runs for loss in run.losses]}
+        losses = [
+            {"step": i + 1.0, "loss": loss, "learning_rate": learning_rate(plan, i % plan.iterations)}
+            for i, loss in enumerate(loss for run in runs for loss in run.losses)
+        ]
+        log = {"seconds": seconds, "losses": losses}
         artifacts.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
 
 
@@ -148,11 +155,12 @@ def member_seed(seed: int, member: int) -> int:
 
 def _known_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
     """Return the weights to start from; where there are more networks than in the earlier model, they share."""
-    found = artifacts.read_model(folder) if folder is not None else None
+    found = read_start(folder)
     if folder is None or found is None:
         return None
-    members = TrainingPlan.model_validate(found[0]["plan"]).members
-    return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
+    with model_errors(str(folder)):
+        members = TrainingPlan.model_validate(found[0]["plan"]).members
+        return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
 class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
@@ -163,15 +171,14 @@ class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
 
 
 def plan_training(
-    campaign: Campaign, snapshot: Snapshot, warm_start: Path | None = None, *, topology: bool = False
+    campaign: Campaign, snapshot: Snapshot, network: NetworkPlan | None = None, *, topology: bool = False
 ) -> TrainingPlan:
-    """Plan the training of a snapshot, with a loss that minds topology or without.
+    """Plan the training of a snapshot, with a loss that minds topology or without, for a network or a new one.
 
     Raises
     ------
     TrainingError
-        If the snapshot is empty, its volumes differ in their number of channels, or the model to start from does not
-        fit.
+        If the snapshot is empty, or its volumes differ in their number of channels.
     ConfigError
         If `training.channels` names fewer than three levels.
     """
@@ -179,17 +186,29 @@ def plan_training(
     if config.channels is not None and len(config.channels) < 3:
         raise ConfigError("too few levels", where="training.channels", todo="Name at least three, such as [16, 32, 64]")
     found = survey(campaign, snapshot)
-    known = _known_network(warm_start, found.in_channels, snapshot.n_classes, config.channels) if warm_start else None
     return make_plan(
         config,
         in_channels=found.in_channels,
         n_classes=snapshot.n_classes,
-        network=known,
+        network=network,
         spacing_um_zyx=found.spacing_um_zyx,
         volume_zyx=found.volume_zyx,
         field_zyx=found.field_zyx,
         topology=topology,
     )
+
+
+def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:
+    """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
+    campaign, snapshot = request.campaign, request.snapshot
+    plan = plan_training(campaign, snapshot, topology=topology)
+    found = read_start(request.warm_start)
+    if found is None:
+        return plan, "", ""
+    with model_errors(str(request.warm_start)):
+        known = TrainingPlan.model_validate(found[0]["plan"])
+    network, reason = start_from(known, plan, campaign.config.training)
+    return plan_training(campaign, snapshot, network, topology=topology), found[1], reason
 
 
 @contextmanager
@@ -205,64 +224,14 @@ def _fixed_execution(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic = deterministic
 
 
-def _request_digest(request: TrainingRequest, plan: TrainingPlan) -> str:
+def _request_digest(request: TrainingRequest, plan: TrainingPlan, start: str) -> str:
     """Return the identity of a training: what decides its weights."""
-    warm = artifacts.read_model(request.warm_start) if request.warm_start is not None else None
-    if request.warm_start is not None and warm is None:
-        raise TrainingError(
-            "there is no finished model to start from",
-            where=str(request.warm_start),
-            todo="Set training.warm_start off",
-        )
     return digest_json(
         {
             "format": FORMAT,
             "plan": plan.to_json(),
             "snapshot": request.snapshot.digest,
             "seed": request.seed,
-            "warm_start": warm[1] if warm else "",
+            "warm_start": start,
         }
-    )
-
-
-def _known_network(folder: Path, in_channels: int, n_classes: int, channels: tuple[int, ...] | None) -> NetworkPlan:
-    """Return the network of the model to start from."""
-    found = artifacts.read_model(folder)
-    if found is None:
-        raise TrainingError(
-            "there is no finished model to start from", where=str(folder), todo="Set training.warm_start to false"
-        )
-    network = TrainingPlan.model_validate(found[0]["plan"]).network
-    if (network.in_channels, network.n_classes, channels or network.channels) != (
-        in_channels,
-        n_classes,
-        network.channels,
-    ):
-        raise TrainingError(
-            "the model to start from has other channels or classes",
-            where=str(folder),
-            todo="Keep training.channels and the classes as they were, or set training.warm_start to false",
-        )
-    return network
-
-
-def _finished(work_dir: Path, identity: str) -> TrainedModel | None:
-    """Return the model that an earlier run of the same request committed."""
-    found = artifacts.read_model(work_dir / artifacts.MODEL_FOLDER)
-    if found is None or found[0]["request"] != identity:
-        return None
-    description, digest = found
-    plan = TrainingPlan.model_validate(description["plan"])
-    log: Mapping[str, Any] = json.loads((work_dir / artifacts.LOSSES_FILE).read_text())
-    losses = tuple(
-        {"step": float(i + 1), "loss": value, "learning_rate": learning_rate(plan, i % plan.iterations)}
-        for i, value in enumerate(log["losses"])
-    )
-    return TrainedModel(
-        path=work_dir / artifacts.MODEL_FOLDER,
-        digest=digest,
-        iterations=plan.iterations * plan.members,
-        seconds=float(log["seconds"]),
-        losses=losses,
-        warnings=tuple(description["warnings"]),
     )

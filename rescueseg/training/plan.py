@@ -8,8 +8,9 @@ convolved over only once it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, TrainingConfig
@@ -230,6 +231,39 @@ def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tupl
 def round_up(shape_zyx: Sequence[int], multiple_zyx: Sequence[int]) -> ZYX:
     """Round each axis up to a multiple."""
     return zyx(math.ceil(n / m) * m for n, m in zip(shape_zyx, multiple_zyx, strict=True))
+
+
+def scratch_reason(pairs: Mapping[str, tuple[Any, Any]]) -> str:
+    """Say why a training cannot start from a model of another plan; empty where it can.
+
+    Parameters
+    ----------
+    pairs : mapping
+        What the model has and what is wanted now, under a name for people.
+    """
+    differ = [name for name, (has, wanted) in pairs.items() if has != wanted]
+    return f"trained from scratch: the model to start from has another {' and '.join(differ)}" if differ else ""
+
+
+def start_from(known: TrainingPlan, wanted: TrainingPlan, config: TrainingConfig) -> tuple[NetworkPlan | None, str]:
+    """Return the network of a model to start from, or None and why it does not fit.
+
+    What its weights do not depend on follows the settings; so does its depth along each axis, if they name a window.
+    """
+    had, new = known.network, wanted.network
+    spacings = known.spacing_um_zyx, wanted.spacing_um_zyx
+    reason = scratch_reason(
+        {
+            "number of image channels": (had.in_channels, new.in_channels),
+            "number of classes": (had.n_classes, new.n_classes),
+            "training.channels": (had.channels, new.channels),
+            "training.deep_supervision": (had.supervised, new.supervised),
+            "working spacing": (same_spacing(*spacings), True),
+        }
+    )
+    if not reason and config.window_zyx is not None:
+        reason = scratch_reason({"training.window_zyx": ((had.strides, had.kernels), (new.strides, new.kernels))})
+    return (None, reason) if reason else (had.model_copy(update={"dropout": new.dropout}), "")
 
 
 def make_plan(

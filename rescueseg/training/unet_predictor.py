@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
 from rescueseg.records import ModelReference
-from rescueseg.training.folder import read_committed
+from rescueseg.training.folder import model_errors, read_committed
 from rescueseg.training.network import StridedUNet, build_network, set_weights, split_members
 from rescueseg.training.plan import TrainingPlan, inference_window
 from rescueseg.training.predicting import NetworksPredictor, SampleKey
@@ -66,9 +67,10 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
         If the files are not those that the reference's digest names.
     """
     weights, description = read_committed(campaign, model)
-    plan = TrainingPlan.model_validate(description["plan"])
     networks = []
-    for own in split_members(safetensors.torch.load(weights), plan.members):
-        networks.append(build_network(plan.network, seed=0))
-        set_weights(networks[-1], own)
+    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+        plan = TrainingPlan.model_validate(description["plan"])
+        for own in split_members(safetensors.torch.load(weights), plan.members):
+            networks.append(build_network(plan.network, seed=0))
+            set_weights(networks[-1], own)
     return UNetPredictor(networks, plan, config, device)

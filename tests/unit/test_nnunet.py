@@ -111,10 +111,10 @@ def test_a_network_is_read_from_plans_as_it_is_written_to_them() -> None:
 
 
 def test_the_network_is_cut_to_the_features_asked_for() -> None:
-    cut = network().cut((8, 16), strided=False)
+    cut = network().cut((8, 16))
     assert (cut.features, cut.strides, cut.decoder_blocks) == ((8, 16), ((1, 1, 1), (1, 2, 2)), (2,))
-    strided = network().cut((8, 16, 32, 64), strided=True)
-    assert (strided.features, strided.strides[0], strided.total_stride) == ((8, 16, 32), (1, 2, 2), (2, 8, 8))
+    assert network().cut((8, 16, 32, 64, 128)).features == (8, 16, 32, 64), "at most as deep as it is"
+    assert network().cut(None) == network()
 
 
 def test_axes_are_turned_back() -> None:

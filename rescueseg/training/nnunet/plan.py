@@ -15,10 +15,10 @@ from rescueseg.records import Record, Snapshot
 from rescueseg.training.base import Outline
 from rescueseg.training.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.training.plan import PROFILES as WINDOWS
-from rescueseg.training.plan import Survey, round_up, survey
+from rescueseg.training.plan import Survey, round_up, same_spacing, scratch_reason, survey
 
 NAME = "nnunet"
-FORMAT = 1
+FORMAT = 2
 """Raised when the same request would train another model."""
 DATASET = "Dataset001_rescueseg"
 ARCHITECTURES = {
@@ -43,8 +43,6 @@ class Profile:
         Optimiser steps.
     channels : tuple of int, optional
         Features per level; nnU-Net's own when None.
-    strided : bool
-        Leave out the level at full resolution, which takes most of a CPU's time; the output is interpolated.
     dropout : float
         Share of every layer's channels; the normalisation behind it makes up for the rest.
     learning_rate : float, optional
@@ -54,14 +52,13 @@ class Profile:
 
     iterations: int
     channels: tuple[int, ...] | None
-    strided: bool
     dropout: float
     learning_rate: float | None
 
 
 PROFILES: dict[str, Profile] = {
-    "cpu": Profile(300, (16, 32, 64, 128), False, 0.1, 1e-2),
-    "gpu": Profile(250_000, None, False, 0.1, None),
+    "cpu": Profile(300, (16, 32, 64, 128), 0.1, 1e-2),
+    "gpu": Profile(250_000, None, 0.1, None),
 }
 
 
@@ -138,16 +135,15 @@ class NnUNetNetwork(Record):
             }
         )
 
-    def cut(self, channels: Sequence[int] | None, strided: bool) -> NnUNetNetwork:
-        """Return the network with other features, at most as deep as there are, and perhaps without its finest level."""
-        first = 1 if strided and len(self.features) > 2 else 0
-        wanted = tuple(channels) if channels else self.features[: len(self.features) - first]
-        levels = min(len(wanted), len(self.features) - first)
+    def cut(self, channels: Sequence[int] | None) -> NnUNetNetwork:
+        """Return the network with other features, at most as deep as there are."""
+        wanted = tuple(channels) if channels else self.features
+        levels = min(len(wanted), len(self.features))
         return self.model_copy(
             update={
                 "features": wanted[:levels],
-                "strides": self.strides[first : first + levels],
-                "kernels": self.kernels[first : first + levels],
+                "strides": self.strides[:levels],
+                "kernels": self.kernels[:levels],
                 "encoder_blocks": self.encoder_blocks[:levels],
                 "decoder_blocks": self.decoder_blocks[: levels - 1],
             }
@@ -158,6 +154,8 @@ class NnUNetPlan(Record):
     """Everything a finished model needs to predict, and how it was trained."""
 
     network: NnUNetNetwork
+    profile: str = ""
+    """Key of `PROFILES`; models of format 1 do not say."""
     planner: str
     configuration: str
     spacing_um_zyx: Spacing
@@ -226,6 +224,51 @@ def inference_window(config: TrainingConfig, found: Survey, window_zyx: ZYX, mul
     wanted = round(math.prod(window_zyx) * WINDOWS[config.profile].inference_scale)
     larger = isotropic_shape(found.spacing_um_zyx, wanted, found.volume_zyx)
     return round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
+
+
+def start_from(known: NnUNetPlan, wanted: NnUNetPlan, config: TrainingConfig, found: Survey) -> tuple[NnUNetPlan, str]:
+    """Return the plan of a training that may start from another model, and why it does not; empty where it does.
+
+    What the weights do not depend on follows the settings, such as the windows and the batch. Where nothing fixes how
+    deep a network is, that follows nnU-Net's plan for the images there were, and the earlier one is kept.
+
+    Parameters
+    ----------
+    known, wanted : NnUNetPlan
+        Of the model to start from, and of a training from scratch.
+    config : TrainingConfig
+        What is asked for.
+    found : Survey
+        Of the training set.
+    """
+    had, new = known.network, wanted.network
+    fixed = config.channels is not None or PROFILES[config.profile].channels is not None
+    levels = None if fixed else min(len(had.features), len(new.features))
+    spacings = known.spacing_um_zyx, wanted.spacing_um_zyx
+    reason = scratch_reason(
+        {
+            "number of image channels": (had.in_channels, new.in_channels),
+            "number of classes": (had.n_classes, new.n_classes),
+            "training.profile": (known.profile, wanted.profile),
+            "training.nnunet_planner": (known.planner, wanted.planner),
+            "training.nnunet_configuration": (known.configuration, wanted.configuration),
+            "training.channels": (had.features[:levels], new.features[:levels]),
+            "working spacing": (wanted.configuration == "3d_lowres" or same_spacing(*spacings), True),
+        }
+    )
+    if not reason and config.window_zyx is not None:
+        reason = scratch_reason({"training.window_zyx": ((had.strides, had.kernels), (new.strides, new.kernels))})
+    if reason:
+        return wanted, reason
+    window = round_up(wanted.window_zyx, known.total_stride_zyx)
+    return wanted.model_copy(
+        update={
+            "network": had.model_copy(update={"dropout": new.dropout}),
+            "axes": known.axes,
+            "window_zyx": window,
+            "inference_window_zyx": inference_window(config, found, window, known.total_stride_zyx),
+        }
+    ), ""
 
 
 def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:

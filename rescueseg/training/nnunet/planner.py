@@ -30,6 +30,7 @@ from rescueseg.training.nnunet.plan import (
     NnUNetPlan,
     dropout,
     inference_window,
+    start_from,
     training_window,
 )
 from rescueseg.training.plan import Survey
@@ -40,7 +41,9 @@ _SAMPLES = 100_000
 """Voxels whose intensities enter the fingerprint; without nnU-Net's normalisation nothing depends on them."""
 
 
-def plan_dataset(job: Job, config: TrainingConfig, known: NnUNetPlan | None, preprocessed: Path) -> NnUNetPlan:
+def plan_dataset(
+    job: Job, config: TrainingConfig, known: NnUNetPlan | None, preprocessed: Path
+) -> tuple[NnUNetPlan, str]:
     """Take the dataset's fingerprint, plan, adapt the plans to the profile and settings, and preprocess.
 
     Parameters
@@ -50,14 +53,16 @@ def plan_dataset(job: Job, config: TrainingConfig, known: NnUNetPlan | None, pre
     config : TrainingConfig
         Profile, window, features, dropout, planner and configuration.
     known : NnUNetPlan, optional
-        Plan of the model to start from: kept as it is.
+        Plan of the model to start from.
     preprocessed : Path
         nnU-Net's folder of the preprocessed dataset.
 
     Returns
     -------
-    NnUNetPlan
+    plan : NnUNetPlan
         What the plans file, adapted, says.
+    reason : str
+        Why the training does not start from `known`; empty where it does.
 
     Raises
     ------
@@ -77,7 +82,10 @@ def plan_dataset(job: Job, config: TrainingConfig, known: NnUNetPlan | None, pre
                 todo="Leave it at 3d_fullres: the patches are too small for another resolution",
             )
         configuration = plans["configurations"][name]
-        plan = known or _adapt(job, config, plans, configuration)
+        found = Survey(job.in_channels, job.spacing_um_zyx, job.volume_zyx, job.field_zyx)
+        plan, reason = _adapt(job, config, found, plans, configuration), ""
+        if known is not None:
+            plan, reason = start_from(known, plan, config, found)
         plans["transpose_forward"] = list(plan.axes)
         plans["transpose_backward"] = [plan.axes.index(axis) for axis in range(3)]
         configuration |= {
@@ -93,7 +101,7 @@ def plan_dataset(job: Job, config: TrainingConfig, known: NnUNetPlan | None, pre
         (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans, indent=1))
         manager = PlansManager(plans).get_configuration(name)
         manager.preprocessor_class(verbose=False).run(DATASET, name, PLANS, num_processes=config.threads)
-    return plan
+    return plan, reason
 
 
 def _planner(config: TrainingConfig) -> Any:
@@ -104,24 +112,26 @@ def _planner(config: TrainingConfig) -> Any:
     )
 
 
-def _adapt(job: Job, config: TrainingConfig, plans: dict[str, Any], configuration: dict[str, Any]) -> NnUNetPlan:
+def _adapt(
+    job: Job, config: TrainingConfig, found: Survey, plans: dict[str, Any], configuration: dict[str, Any]
+) -> NnUNetPlan:
     """Return nnU-Net's plan with the window, features and dropout of profile and settings."""
     profile, axes = PROFILES[config.profile], zyx(plans["transpose_forward"])
-    survey = Survey(job.in_channels, job.spacing_um_zyx, job.volume_zyx, job.field_zyx)
     network = NnUNetNetwork.read(
         configuration["architecture"], job.in_channels, job.snapshot.n_classes, dropout=dropout(config)
     )
     patch = [int(n) for n in configuration["patch_size"]]
     spacing = [float(s) for s in configuration["spacing"]]
-    window = training_window(config, survey)
+    window = training_window(config, found)
     if window is not None:
         _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, [window[axis] for axis in axes], 4, 999999)
         patch = [window[axis] for axis in axes]
         network = network.deepened(strides, kernels)
-    network = network.cut(config.channels or profile.channels, profile.strided)
+    network = network.cut(config.channels or profile.channels)
     patch = [-(-n // m) * m for n, m in zip(patch, network.total_stride, strict=True)]
     plan = NnUNetPlan(
         network=network,
+        profile=config.profile,
         planner=config.nnunet_planner,
         configuration=config.nnunet_configuration,
         spacing_um_zyx=(spacing[axes.index(0)], spacing[axes.index(1)], spacing[axes.index(2)]),
@@ -132,7 +142,7 @@ def _adapt(job: Job, config: TrainingConfig, plans: dict[str, Any], configuratio
         iterations=config.iterations or profile.iterations,
         members=config.members,
     )
-    larger = inference_window(config, survey, plan.window_zyx, plan.total_stride_zyx)
+    larger = inference_window(config, found, plan.window_zyx, plan.total_stride_zyx)
     return plan.model_copy(update={"inference_window_zyx": larger})
 
 

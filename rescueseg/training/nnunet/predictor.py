@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
 from rescueseg.records import ModelReference
-from rescueseg.training.folder import read_committed
+from rescueseg.training.folder import model_errors, read_committed
 from rescueseg.training.network import split_members
 from rescueseg.training.nnunet.network import build_network, key_dropout, load_weights
 from rescueseg.training.nnunet.plan import NnUNetPlan
@@ -69,9 +70,10 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
         If the files are not those that the reference's digest names.
     """
     weights, description = read_committed(campaign, model)
-    plan = NnUNetPlan.model_validate(description["plan"])
     networks = []
-    for own in split_members(safetensors.torch.load(weights), plan.members):
-        networks.append(build_network(plan.network))
-        load_weights(networks[-1], own)
+    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+        plan = NnUNetPlan.model_validate(description["plan"])
+        for own in split_members(safetensors.torch.load(weights), plan.members):
+            networks.append(build_network(plan.network))
+            load_weights(networks[-1], own)
     return NnUNetPredictor(networks, plan, config, device)

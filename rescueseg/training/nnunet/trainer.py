@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rescueseg import errors
 from rescueseg.campaign import Campaign
@@ -25,7 +23,7 @@ from rescueseg.training.base import (
     TrainingRequest,
     check_request,
 )
-from rescueseg.training.folder import LOSSES_FILE, MODEL_FOLDER, read_model, write_atomically
+from rescueseg.training.folder import read_finished, read_start, write_atomically
 from rescueseg.training.nnunet.plan import FORMAT, NAME, Job
 from rescueseg.training.plan import survey
 
@@ -82,11 +80,11 @@ class NnUNetTrainer:
         """
         check_request(self.name, self.capabilities, request)
         job = _make_job(request)
-        finished = _finished(request.work_dir, job.identity)
+        finished = read_finished(request.work_dir, job.identity)
         if finished is not None:
             return finished
         _run_worker(job, progress)
-        model = _finished(request.work_dir, job.identity)
+        model = read_finished(request.work_dir, job.identity)
         assert model is not None
         return model
 
@@ -95,13 +93,7 @@ def _make_job(request: TrainingRequest) -> Job:
     """Settle what the worker needs to know, and the identity: what decides the weights."""
     campaign, config = request.campaign, request.campaign.config
     found = survey(campaign, request.snapshot)
-    warm = read_model(request.warm_start) if request.warm_start is not None else None
-    if request.warm_start is not None and warm is None:
-        raise TrainingError(
-            "there is no finished model to start from",
-            where=str(request.warm_start),
-            todo="Set training.warm_start off",
-        )
+    warm = read_start(request.warm_start)
     training = config.training.model_dump(mode="json", include=_DECIDING)
     identity = {
         "format": FORMAT,
@@ -185,23 +177,6 @@ def _environment(job: Job) -> dict[str, str]:
     ours = {f"nnUNet_{name}": str(job.folder / name) for name in ("raw", "preprocessed", "results")}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_") or k == _KEPT}
     return kept | ours | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}
-
-
-def _finished(work_dir: Path, identity: str) -> TrainedModel | None:
-    """Return the model that an earlier run of the same request committed."""
-    found = read_model(work_dir / MODEL_FOLDER)
-    if found is None or found[0]["request"] != identity:
-        return None
-    description, digest = found
-    log: Mapping[str, Any] = json.loads((work_dir / LOSSES_FILE).read_text())
-    return TrainedModel(
-        path=work_dir / MODEL_FOLDER,
-        digest=digest,
-        iterations=len(log["losses"]),
-        seconds=float(log["seconds"]),
-        losses=tuple(log["losses"]),
-        warnings=tuple(description["warnings"]),
-    )
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import safetensors.torch
 import torch
@@ -28,14 +28,14 @@ from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.storage import Storage
 from rescueseg.training import artifacts
 from rescueseg.training.base import WEIGHTS_FILE, ignore_progress, unseen_warnings
+from rescueseg.training.folder import model_errors, read_start
 from rescueseg.training.network import join_members, split_members
 from rescueseg.training.nnunet.dataset import Dataset, write_dataset
 from rescueseg.training.nnunet.folds import choose_folds
 from rescueseg.training.nnunet.loop import CampaignTrainer, Report
 from rescueseg.training.nnunet.network import load_weights, own_weights
-from rescueseg.training.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan, dropout
+from rescueseg.training.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan
 from rescueseg.training.nnunet.planner import PLANS, plan_dataset
-from rescueseg.training.plan import round_up
 
 
 def main() -> int:
@@ -77,43 +77,27 @@ def run(job: Job, channel: TextIO) -> None:
     preprocessed.mkdir(parents=True)
     dataset = write_dataset(campaign, job.snapshot, job.spacing_um_zyx, raw)
     warnings = unseen_warnings(config.classes, dataset.unseen)
-    known, reason = _start(job, training)
-    plan = plan_dataset(job, training, known, preprocessed)
+    known = _known_plan(job)
+    plan, reason = plan_dataset(job, training, known, preprocessed)
+    start = None if reason else known
     folds = choose_folds(dataset.cases, training.members)
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
     trained, seconds = [], 0.0
     for member in range(training.members):
-        trained.append(_train(job, training, known, member, bool(folds), channel))
+        trained.append(_train(job, training, start, member, bool(folds), channel))
         seconds += trained[-1].seconds  # now: the clock of a network does not stop while the next one trains
     _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trained, seconds)
     shutil.rmtree(job.folder)
 
 
-def _start(job: Job, config: TrainingConfig) -> tuple[NnUNetPlan | None, str]:
-    """Return the plan of the model to start from, or None and why its plan does not fit."""
+def _known_plan(job: Job) -> NnUNetPlan | None:
+    """Return the plan of the model to start from."""
     if job.warm_start is None:
-        return None, ""
-    found = artifacts.read_model(Path(job.warm_start))
-    assert found is not None, "looked at before the worker was started"
-    plan = NnUNetPlan.model_validate(found[0]["plan"])
-    profile = PROFILES[config.profile]
-    wanted: dict[str, tuple[Any, Any]] = {
-        "in_channels": (plan.network.in_channels, job.in_channels),
-        "classes": (plan.network.n_classes, job.snapshot.n_classes),
-        "planner": (plan.planner, config.nnunet_planner),
-        "configuration": (plan.configuration, config.nnunet_configuration),
-        "dropout": (plan.network.dropout, dropout(config)),
-    }
-    if channels := config.channels or profile.channels:
-        wanted["channels"] = (plan.network.features, tuple(channels[: len(plan.network.features)]))
-    if plan.configuration == "3d_fullres":
-        wanted["working spacing"] = (plan.spacing_um_zyx, job.spacing_um_zyx)
-    if config.window_zyx is not None:
-        wanted["window"] = (plan.window_zyx, round_up(config.window_zyx, plan.total_stride_zyx))
-    if differ := [name for name, (had, wants) in wanted.items() if had != wants]:
-        return None, f"trained from scratch: the model to start from has another {' and '.join(differ)}"
-    iterations = config.iterations or profile.iterations
-    return plan.model_copy(update={"iterations": iterations, "members": config.members}), ""
+        return None
+    found = read_start(Path(job.warm_start))
+    assert found is not None, "a folder is named"
+    with model_errors(job.warm_start):
+        return NnUNetPlan.model_validate(found[0]["plan"])
 
 
 def _train(
@@ -141,7 +125,8 @@ def _known_weights(job: Job, known: NnUNetPlan | None, member: int) -> dict[str,
     """Return the weights to start from; where there are more networks than in the earlier model, they share."""
     if known is None:
         return None
-    every = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
+    with model_errors(str(job.warm_start)):
+        every = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
     return split_members(every, known.members)[member % known.members]
 
 
@@ -173,7 +158,8 @@ def _fit(
     trainer.prepare(job, config, member, report)
     trainer.initialize()
     if weights is not None:
-        load_weights(trainer.bare_network, weights)
+        with model_errors(str(job.warm_start)):
+            load_weights(trainer.bare_network, weights)
     trainer.run_training()
     return trainer
 
