@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rescueseg.campaign import Campaign
+from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX
 from rescueseg.records import Snapshot
@@ -25,36 +26,38 @@ DESCRIPTION_FILE = "model.json"
 
 @dataclass(frozen=True)
 class TrainerCapabilities:
-    """What a trainer can do beyond training.
+    """What a trainer can do beyond training; what is asked of one that cannot is refused by `check_request`.
 
     Parameters
     ----------
-    mc_dropout : bool
-        Its predictor yields Monte-Carlo dropout samples.
     partial_labels : bool
         Voxels labelled 255 take no part in the loss.
-    resumable : bool
-        A killed training goes on from its last checkpoint.
     warm_start : bool
         It can start from the weights of another model.
     several_classes, several_channels, several_gpus : bool
         It takes more than one foreground class, image channel or GPU.
-    weight_average, class_weights : bool
-        It can average its weights over the steps, and let rare classes weigh more.
+    weight_average, class_weights, deep_supervision : bool
+        It can be told to average its weights over the steps, to let rare classes weigh more, and to give coarse stages
+        a loss of their own.
+    topology_terms : bool
+        Its loss can mind topology.
+    nnunet_plans : bool
+        It plans by nnU-Net's planners and configurations.
     exact_on : tuple of str
         Kinds of device on which the same request gives the same digest, killed and rerun any number of times. On
         others a resumed training ends within 0.03 Dice of an undisturbed one.
     """
 
-    mc_dropout: bool
     partial_labels: bool
-    resumable: bool
     warm_start: bool = True
     several_classes: bool = True
     several_channels: bool = True
     several_gpus: bool = False
     weight_average: bool = True
     class_weights: bool = True
+    deep_supervision: bool = True
+    topology_terms: bool = False
+    nnunet_plans: bool = False
     exact_on: tuple[str, ...] = ("cpu", "cuda")
 
 
@@ -169,6 +172,8 @@ class Trainer(Protocol):
 def check_request(name: str, capabilities: TrainerCapabilities, request: TrainingRequest) -> None:
     """Refuse a request that reads from the holdout or asks for what a trainer cannot do; trainers begin with it.
 
+    A setting at its default is no request: the campaign file holds every default, and a triage may choose the trainer.
+
     Parameters
     ----------
     name : str
@@ -191,13 +196,17 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     if holdout is not None:
         guard(holdout, snapshot.items)
     channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
+    defaults = TrainingConfig.model_fields
+
+    def changed(name: str) -> bool:
+        return bool(getattr(config, name) != defaults[name].default)
+
     asked = (
         (request.warm_start is not None, capabilities.warm_start, "start from another model", "training.warm_start"),
         (snapshot.n_classes > 1, capabilities.several_classes, "learn several classes", "classes"),
         (channels > 1, capabilities.several_channels, "read several channels", "volumes"),
         (config.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
-        (config.ema > 0, capabilities.weight_average, "average its weights", "training.ema"),
-        (config.balanced_classes, capabilities.class_weights, "weigh classes", "training.balanced_classes"),
+        *((changed(name), able, what, f"training.{name}") for name, able, what in _settings(capabilities)),
         (
             not capabilities.partial_labels and _partial(campaign, snapshot),
             False,
@@ -207,9 +216,63 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     )
     for wanted, able, what, where in asked:
         if wanted and not able:
+            setting = where.removeprefix("training.")
+            default = f", or leave it at {defaults[setting].default}" if setting in defaults else ""
             raise TrainingError(
-                f"the trainer '{name}' cannot {what}", where=where, todo="Choose another trainer in training.trainer"
+                f"the trainer '{name}' cannot {what}",
+                where=where,
+                todo=f"Choose another trainer in training.trainer{default}",
             )
+
+
+def _settings(able: TrainerCapabilities) -> tuple[tuple[str, bool, str], ...]:
+    """Return the settings that not every trainer heeds: name, whether this one does, and what it would take."""
+    return (
+        ("ema", able.weight_average, "average its weights"),
+        ("balanced_classes", able.class_weights, "weigh classes"),
+        ("deep_supervision", able.deep_supervision, "be told whether to supervise coarse stages"),
+        ("cldice_weight", able.topology_terms, "mind topology"),
+        ("betti_weight", able.topology_terms, "mind topology"),
+        ("nnunet_planner", able.nnunet_plans, "plan by nnU-Net's planners"),
+        ("nnunet_configuration", able.nnunet_plans, "plan nnU-Net's configurations"),
+    )
+
+
+def check_gpus(gpus: int, device: str, present: int, batch_size: int | None) -> None:
+    """Refuse a training on several GPUs where it cannot be.
+
+    Parameters
+    ----------
+    gpus : int
+        Asked for.
+    device : str
+        Where the training is to run.
+    present : int
+        GPUs of this machine.
+    batch_size : int, optional
+        Windows per step, shared by the GPUs; None while it is not planned yet.
+
+    Raises
+    ------
+    TrainingError
+        If the device is no GPU, there are fewer, or one would get no window.
+    """
+    if gpus == 1:
+        return
+    if not device.startswith("cuda"):
+        raise TrainingError(
+            f"{gpus} GPUs are asked for, and the training runs on '{device}'", where="training.gpus", todo="Set it to 1"
+        )
+    if gpus > present:
+        raise TrainingError(
+            f"{gpus} GPUs are asked for, and there are {present}", where="training.gpus", todo="Ask for fewer"
+        )
+    if batch_size is not None and batch_size < gpus:
+        raise TrainingError(
+            f"a batch of {batch_size} windows leaves some of {gpus} GPUs without one",
+            where="training.batch_size",
+            todo=f"Set it to {gpus} or more, or ask for fewer in training.gpus",
+        )
 
 
 def _partial(campaign: Campaign, snapshot: Snapshot) -> bool:

@@ -50,7 +50,7 @@ class MonaiUNetTrainer:
     name = "monai_unet"
     topology = False
     """Whether the loss minds topology."""
-    capabilities = TrainerCapabilities(mc_dropout=True, partial_labels=True, resumable=True)
+    capabilities = TrainerCapabilities(partial_labels=True)
 
     def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
         """Train, or go on training, and commit `work_dir/model` as the last act.
@@ -168,6 +168,8 @@ class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
 
     name = "monai_unet_topology"
     topology = True
+    capabilities = TrainerCapabilities(partial_labels=True, topology_terms=True, exact_on=("cpu",))
+    """On a GPU soft clDice's max-pooling adds up its gradients in any order."""
 
 
 def plan_training(

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rescueseg.geometry import Box, partition, zyx
 from rescueseg.records import Holdout, HoldoutBox, ModelReference, Snapshot
 from rescueseg.storage import zarr_store
 from rescueseg.training import TRAINERS, TrainedModel, TrainingRequest, get_trainer
-from rescueseg.training.base import TrainerCapabilities, check_request, ignore_progress, model_digest
+from rescueseg.training.base import TrainerCapabilities, check_gpus, check_request, ignore_progress, model_digest
 from rescueseg.training.registry import load_predictor
 from rescueseg.volumes import normalise, open_image, open_truth, read_box
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -363,7 +364,7 @@ def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> 
     labels = {0: np.full(BOXES[0].shape_zyx, 255, np.uint8)}
     snapshot = make_snapshot(campaign, BOXES, labels=labels)
     request = TrainingRequest(campaign, snapshot, tmp_path / "work", SEED, warm_start=tmp_path)
-    able = TrainerCapabilities(mc_dropout=True, partial_labels=True, resumable=True, several_gpus=True)
+    able = TrainerCapabilities(partial_labels=True, several_gpus=True)
     check_request("able", able, request)
     for name, reason in (
         ("warm_start", "start from another model"),
@@ -376,6 +377,58 @@ def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> 
     ):
         with pytest.raises(TrainingError, match=f"'unable' cannot .*{reason}"):
             check_request("unable", replace(able, **{name: False}), request)
+
+
+IGNORED: dict[str, dict[str, Any]] = {
+    "nnunet": {
+        "betti_weight": 1.0,
+        "cldice_weight": 2.0,
+        "deep_supervision": True,
+        "ema": 0.9,
+        "balanced_classes": True,
+    },
+    "monai_unet": {
+        "nnunet_planner": "resenc_l",
+        "nnunet_configuration": "3d_lowres",
+        "cldice_weight": 0.0,
+        "betti_weight": 1.0,
+        "gpus": 2,
+    },
+    "monai_unet_topology": {"nnunet_planner": "resenc_l", "gpus": 2},
+}
+
+
+@pytest.mark.parametrize(("name", "setting"), [(n, s) for n, settings in IGNORED.items() for s in settings])
+def test_a_setting_that_a_trainer_would_not_heed_is_refused(tmp_path: Path, name: str, setting: str) -> None:
+    campaign = make_campaign(tmp_path, trainer=name, **{setting: IGNORED[name][setting]})
+    with pytest.raises(TrainingError, match=rf"training\.{setting}: the trainer '{name}' cannot .*leave it at"):
+        train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", sorted(TRAINERS))
+def test_a_campaign_that_a_triage_gave_its_trainer_asks_for_nothing_by_its_defaults(tmp_path: Path, name: str) -> None:
+    campaign = Campaign.open(make_campaign(tmp_path, trainer="auto").url)
+    assert "betti_weight" in campaign.config.training.model_fields_set, "the file holds the defaults"
+    snapshot = make_snapshot(campaign, BOXES)
+    check_request(name, get_trainer(name).capabilities, TrainingRequest(campaign, snapshot, tmp_path / "work", SEED))
+
+
+def test_several_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", gpus=4)
+    with pytest.raises(TrainingError, match="4 GPUs are asked for, and the training runs on 'cpu'"):
+        train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("present", "batch_size", "reason"),
+    [(2, 4, "there are 2"), (4, 2, "a batch of 2 windows"), (4, 4, ""), (4, None, "")],
+)
+def test_every_gpu_is_there_and_gets_a_window(present: int, batch_size: int | None, reason: str) -> None:
+    refused = pytest.raises(TrainingError, match=reason) if reason else nullcontext()
+    with refused:
+        check_gpus(4, "cuda", present, batch_size)
 
 
 def test_one_gpu_is_what_the_unet_takes(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rescueseg.training.base import (
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
+    check_gpus,
     check_request,
 )
 from rescueseg.training.folder import read_finished, read_start, write_atomically
@@ -42,12 +43,12 @@ class NnUNetTrainer:
 
     name = NAME
     capabilities = TrainerCapabilities(
-        mc_dropout=True,
         partial_labels=True,
-        resumable=True,
         several_gpus=True,
         weight_average=False,
         class_weights=False,
+        deep_supervision=False,
+        nnunet_plans=True,
         exact_on=("cpu",),
     )
 
@@ -79,6 +80,7 @@ class NnUNetTrainer:
             If the disk is full; the last checkpoint stays.
         """
         check_request(self.name, self.capabilities, request)
+        _check_gpus(request)
         job = _make_job(request)
         finished = read_finished(request.work_dir, job.identity)
         if finished is not None:
@@ -87,6 +89,14 @@ class NnUNetTrainer:
         model = read_finished(request.work_dir, job.identity)
         assert model is not None
         return model
+
+
+def _check_gpus(request: TrainingRequest) -> None:
+    config = request.campaign.config.training
+    if config.gpus > 1:
+        import torch
+
+        check_gpus(config.gpus, request.device, torch.cuda.device_count(), config.batch_size)
 
 
 def _make_job(request: TrainingRequest) -> Job:

@@ -27,7 +27,7 @@ from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.storage import Storage
 from rescueseg.training import artifacts
-from rescueseg.training.base import WEIGHTS_FILE, ignore_progress, unseen_warnings
+from rescueseg.training.base import WEIGHTS_FILE, check_gpus, ignore_progress, unseen_warnings
 from rescueseg.training.folder import model_errors, read_start
 from rescueseg.training.network import join_members, split_members
 from rescueseg.training.nnunet.dataset import Dataset, write_dataset
@@ -79,6 +79,7 @@ def run(job: Job, channel: TextIO) -> None:
     warnings = unseen_warnings(config.classes, dataset.unseen)
     known = _known_plan(job)
     plan, reason = plan_dataset(job, training, known, preprocessed)
+    check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
     start = None if reason else known
     folds = choose_folds(dataset.cases, training.members)
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
