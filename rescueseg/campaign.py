@@ -17,6 +17,7 @@
     weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
     annotations/<ticket>/<digest>.npz   immutable label arrays
     generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
+    trainings/<name>/                   request.json, training/ model/, training.json, evaluation.json: see trainings.py
     reports/
     tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
     image_key                           what the annotation server signs image addresses with
@@ -371,6 +372,10 @@ class Campaign:
     def generations(self) -> list[int]:
         """Return the numbers of the generations begun."""
         return [int(name) for name in self.storage.list("generations") if name.isdigit()]
+
+    def trainings(self) -> list[str]:
+        """Return the names of the trainings outside the loop."""
+        return [name for name in self.storage.list("trainings") if not name.startswith(".")]
 
     def training_path(self, name: str, *parts: str) -> str:
         """Return a path inside the folder of a training outside the loop, below the campaign."""

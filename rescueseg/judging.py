@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError, EvaluationError, storage_errors
 from rescueseg.progress import shown_progress
-from rescueseg.records import Part, Record
+from rescueseg.records import HoldoutBox, Part, Record
 
 if TYPE_CHECKING:
     from rescueseg.evaluation import Evaluation
@@ -33,6 +33,9 @@ JsonOption = Annotated[
 def evaluate(
     campaign: CampaignArgument,
     generation: Annotated[int, typer.Option(help="Which generation; the champion when omitted.")] = -1,
+    training: Annotated[
+        str, typer.Option(metavar="NAME", help="A training of 'rescueseg train' instead: only the boxes are predicted.")
+    ] = "",
     part: PartOption = "test",
     json_file: JsonOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be evaluated; no more.")] = False,
@@ -41,10 +44,15 @@ def evaluate(
 
     Refused where a training has read a box, where a truth is missing, and where the maps are another model's. The page
     it writes also shows the worst boxes, and the most uncertain ones of the whole data that nobody has annotated. The
-    champion stays as it was chosen.
+    champion stays as it was chosen. Of a training outside the loop the scores are kept beside it, without a page.
     """
+    if training:
+        if generation >= 0:
+            raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
+        _evaluate_training(Campaign.open(campaign), training, _part(part), json_file, dry_run=dry_run)
+        return
     from rescueseg.calibration import kept_calibration
-    from rescueseg.evaluation import PARTS, check_evaluation
+    from rescueseg.evaluation import check_evaluation
     from rescueseg.evaluation.kept import evaluate_and_keep
     from rescueseg.evaluation.page import write_evaluation_page
     from rescueseg.evaluation.terminal import show_groups
@@ -58,13 +66,7 @@ def evaluate(
             "there is no champion yet", where=opened.url, todo="Name a generation that has maps: --generation 0"
         )
     assignment = check_evaluation(opened, number)
-    voxels = sum(b.box.size for b in assignment.boxes)
-    counted = ", ".join(f"{sum(b.part == p for b in assignment.boxes)} {p}" for p in PARTS)
-    say(
-        f"Generation {number} ({family(opened, number)}): {counted} boxes, {voxels:,} voxels; no training has read any of them"
-    )
-    if dry_run:
-        console.print("Nothing was changed; run again without --dry-run", style="dim")
+    if _announced(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
         evaluation = evaluate_and_keep(opened, number, lambda done, total: progress("boxes", done, total))
@@ -78,44 +80,95 @@ def evaluate(
     say(f"Page: {opened.storage.url_of(page)}")
 
 
+def _announced(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
+    """Say what is to be evaluated; return whether that was all that is wanted."""
+    from rescueseg.evaluation import PARTS
+
+    counted = ", ".join(f"{sum(b.part == p for b in boxes)} {p}" for p in PARTS)
+    voxels = sum(b.box.size for b in boxes)
+    say(f"{who}: {counted} boxes, {voxels:,} voxels; no training has read any of them")
+    if dry_run:
+        console.print("Nothing was changed; run again without --dry-run", style="dim")
+    return dry_run
+
+
+def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path | None, *, dry_run: bool) -> None:
+    from rescueseg.evaluation.outside import EVALUATION, check_training, evaluate_training
+    from rescueseg.evaluation.terminal import show_groups
+
+    model, assignment = check_training(opened, name)
+    if _announced(f"Training {name}", assignment.boxes, dry_run=dry_run):
+        return
+    with shown_progress(console) as progress:
+        evaluation = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
+        found = _groups(opened, evaluation, first)
+    show_groups(console, found[first])
+    if json_file is not None:
+        _write(json_file, {"training": name, "model": model.trainer, "groups": _json(found)})
+    say(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")
+
+
 def compare(
     campaign: CampaignArgument,
-    first: Annotated[int, typer.Argument(metavar="A", min=0, help="A generation.")],
-    second: Annotated[int, typer.Argument(metavar="B", min=0, help="The one to compare with it.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A generation, or the name of a training outside the loop.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The one to compare with it.")],
     part: PartOption = "test",
     json_file: JsonOption = None,
 ) -> None:
     """Compare two generations, of one model family or two: paired differences with intervals, score by score.
 
-    A difference decides when its interval leaves out 0, over at least 8 boxes. Generations that were not evaluated yet,
-    or on other truth, are evaluated first.
+    A difference decides when its interval leaves out 0, over at least 8 boxes. What was not evaluated yet, or on other
+    truth, is evaluated first. The page needs the maps of two generations.
     """
     from rescueseg.evaluation.comparison import compare_generations
-    from rescueseg.evaluation.kept import settled_evaluation
     from rescueseg.evaluation.page import headline, write_comparison_page
     from rescueseg.evaluation.terminal import show_differences
-    from rescueseg.pages import family
 
     opened, shown = Campaign.open(campaign), _part(part)
     if first == second:
-        raise ConfigError("both generations are the same", where=str(first), todo="Name two of them")
+        raise ConfigError("both generations are the same", where=first, todo="Name two of them")
+    generations = first.isdecimal() and second.isdecimal()
     with shown_progress(console) as progress:
-        a, b = (
-            settled_evaluation(opened, g, lambda done, total, g=g: progress(f"generation {g}: boxes", done, total))  # type: ignore[misc]
-            for g in (first, second)
-        )
+        a, b = (_settled(opened, which, progress) for which in (first, second))
         classes = opened.config.classes
         found = {
             p: compare_generations(a, b, p, classes) for p in _order(shown) if p == shown or (a.known(p) and b.known(p))
         }
-        page = write_comparison_page(opened, a, b, found)
-    names = [f"generation {g} ({family(opened, g)})" for g in (first, second)]
+        page = write_comparison_page(opened, a, b, found) if generations else ""
+    models = [_family(opened, which) for which in (first, second)]
+    names = [f"{_named(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
     say(headline(found[shown][0], names))
     show_differences(console, found[shown], names)
     if json_file is not None:
-        models = [family(opened, g) for g in (first, second)]
-        _write(json_file, {"generations": [first, second], "models": models, "groups": _json(found)})
-    say(f"Page: {opened.storage.url_of(page)}")
+        compared = [int(which) if which.isdecimal() else which for which in (first, second)]
+        _write(json_file, {"generations": compared, "models": models, "groups": _json(found)})
+    if page:
+        say(f"Page: {opened.storage.url_of(page)}")
+
+
+def _named(which: str) -> str:
+    return f"{'generation' if which.isdecimal() else 'training'} {which}"
+
+
+def _family(campaign: Campaign, which: str) -> str:
+    from rescueseg.evaluation.outside import require_trained
+    from rescueseg.pages import family
+
+    return family(campaign, int(which)) if which.isdecimal() else require_trained(campaign, which).trainer
+
+
+def _settled(campaign: Campaign, which: str, progress: Callable[[str, int, int], None]) -> Evaluation:
+    from rescueseg.evaluation.kept import settled_evaluation
+    from rescueseg.evaluation.outside import settled_training
+
+    def tell(done: int, total: int) -> None:
+        progress(f"{_named(which)}: boxes", done, total)
+
+    if which.isdecimal():
+        return settled_evaluation(campaign, int(which), tell)
+    return settled_training(campaign, which, tell)
 
 
 def say(line: str) -> None:

@@ -88,6 +88,11 @@ def look(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float 
     return told, None
 
 
+def requested(campaign: Campaign, name: str) -> OutsideTraining:
+    """Return what was asked for when a training began."""
+    return OutsideTraining.model_validate(campaign.storage.read_json(campaign.training_path(name, "request.json")))
+
+
 def finished(campaign: Campaign, name: str) -> Any | None:
     """Return what a training left, None before it has finished."""
     path = campaign.training_path(name, "training.json")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.champion import STAGE
 from rescueseg.evaluation.run import Progress, evaluate_generation
 from rescueseg.evaluation.scores import Evaluation
-from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_unseen
+from rescueseg.records import HoldoutBox
 from rescueseg.storage import digest_array
 
 SCORES = "scores"
@@ -38,12 +40,19 @@ def settled_evaluation(campaign: Campaign, generation: int, progress: Progress |
     model = require_model(campaign, generation)
     require_unseen(campaign, generation, boxes)
     read_truth = open_truths(campaign, boxes)
+    kept = (campaign.stage_result(generation, SCORES), _judged(campaign, generation))
+    return still_valid(kept, model.digest, boxes, read_truth) or evaluate_and_keep(campaign, generation, progress)
+
+
+def still_valid(
+    kept: Iterable[Any], model_digest: str, boxes: Iterable[HoldoutBox], read_truth: TruthReader
+) -> Evaluation | None:
+    """Return the first of several kept evaluations (JSON, or None) whose model and truth are still the same."""
     wanted = {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, digest_array(read_truth(b))) for b in boxes}
-    for data in (campaign.stage_result(generation, SCORES), _judged(campaign, generation)):
-        kept = None if data is None else Evaluation.model_validate(data)
-        if kept and kept.complete and kept.model_digest == model.digest and {b.key for b in kept.boxes} <= wanted:
-            return kept
-    return evaluate_and_keep(campaign, generation, progress)
+    for found in (Evaluation.model_validate(data) for data in kept if data is not None):
+        if found.complete and found.model_digest == model_digest and {b.key for b in found.boxes} <= wanted:
+            return found
+    return None
 
 
 def _judged(campaign: Campaign, generation: int) -> Any:

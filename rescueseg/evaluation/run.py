@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from rescueseg.records import HoldoutBox
 from rescueseg.storage import digest_array
 
 Progress = Callable[[int, int], None]
+BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,34 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: Progress 
         As `check_evaluation`.
     """
     assignment = check_evaluation(campaign, generation)
+    maps = ((box, *read_maps(campaign, generation, box)) for box in assignment.boxes)
+    return score_boxes(campaign, assignment, maps, progress)
+
+
+def score_boxes(
+    campaign: Campaign, assignment: Assignment, maps: Iterable[BoxMaps], progress: Progress | None = None
+) -> Evaluation:
+    """Score boxes as their maps come.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Classes, spacing and instance truth count.
+    assignment : Assignment
+        Generation, model, and where the truth is.
+    maps : iterable of (HoldoutBox, probability, predictive entropy)
+        See `score_box`.
+    progress : callable, optional
+        Called with (boxes done, boxes in all).
+    """
     scores: list[BoxScore] = []
-    for box in assignment.boxes:
-        maps = read_maps(campaign, generation, box)
-        scores.append(score_box(campaign, box, *maps, assignment.read_truth(box)))
+    for box, probability, entropy in maps:
+        scores.append(score_box(campaign, box, probability, entropy, assignment.read_truth(box)))
         if progress is not None:
             progress(len(scores), len(assignment.boxes))
     classes = campaign.config.classes
     return Evaluation(
-        generation=generation,
+        generation=assignment.generation,
         model_digest=assignment.model_digest,
         validation=part_score("validation", scores, classes),
         test=part_score("test", scores, classes),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError, LeakError
-from rescueseg.records import HoldoutBox, ModelReference, SnapshotItem
+from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem
 
 
 def require_model(campaign: Campaign, generation: int) -> ModelReference:
@@ -79,31 +79,64 @@ def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutB
             where=campaign.url,
             todo="Restore the campaign's folder, or train again",
         )
+    _require_clear(campaign, f"generation {generation}", _read_by_generations(campaign, generation), boxes)
+
+
+def require_unseen_by_training(campaign: Campaign, name: str, snapshot: Snapshot, boxes: Sequence[HoldoutBox]) -> None:
+    """Make sure that nothing that a training outside the loop has read lies in a box to be evaluated.
+
+    Its own snapshot counts and those of all generations before it, as in `require_unseen`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    name : str
+        The training's.
+    snapshot : Snapshot
+        What it was trained on.
+    boxes : sequence of HoldoutBox
+        What it is to be evaluated on.
+
+    Raises
+    ------
+    LeakError
+        At the first box that was trained on, or that touches what a training has read.
+    """
+    own = {f"training {name}": snapshot}
+    _require_clear(campaign, f"training {name}", own | _read_by_generations(campaign, snapshot.generation - 1), boxes)
+
+
+def _read_by_generations(campaign: Campaign, last: int) -> dict[str, Snapshot]:
+    found = {f"generation {g}": campaign.snapshot(g) for g in campaign.generations() if g <= last}
+    return {name: snapshot for name, snapshot in found.items() if snapshot is not None}
+
+
+def _require_clear(campaign: Campaign, judged: str, read: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]) -> None:
     images = {v.volume_id: v.digest for v in campaign.volumes(refused=True)}
-    for earlier in (g for g in campaign.generations() if g <= generation):
-        snapshot = campaign.snapshot(earlier)
-        for item in snapshot.items if snapshot else ():
+    for trained, snapshot in read.items():
+        for item in snapshot.items:
             for box in boxes:
                 if images.get(item.volume_id, item.volume_id) == images.get(box.volume_id, box.volume_id):
-                    _refuse_overlap(item, box, generation, earlier)
+                    _refuse_overlap(item, box, judged, trained)
 
 
-def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, generation: int, trained: int) -> None:
+def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, judged: str, trained: str) -> None:
     """Raise when an item of a snapshot touches an evaluated box."""
     copied = f", a copy of {box.volume_id}," if item.volume_id != box.volume_id else ""
     where = f"{box.part} box {box.volume_id} {box.box}"
     todo = f"Train again without ticket {item.ticket_id}; holdout boxes are never trained on"
     if item.box.contains(box.box):
         raise LeakError(
-            f"generation {generation} would be evaluated on its own snapshot: generation {trained} was trained on "
+            f"{judged} would be evaluated on its own snapshot: {trained} was trained on "
             f"{item.volume_id}{copied} {item.box}",
             where=where,
             todo=todo,
         )
     if item.read_box.intersects(box.box) or item.box.intersects(box.box):
         raise LeakError(
-            f"the training of generation {trained} has read {item.volume_id}{copied} {item.read_box}, which touches this "
-            f"box: generation {generation} cannot be evaluated on it",
+            f"the training of {trained.removeprefix('training ')} has read {item.volume_id}{copied} {item.read_box}, which touches this "
+            f"box: {judged} cannot be evaluated on it",
             where=where,
             todo=todo,
         )

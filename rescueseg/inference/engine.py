@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -334,6 +334,22 @@ def compute_box(
                 values *= part.weights
                 maps[quantity][target] += values
     return maps
+
+
+def predict_boxes(
+    campaign: Campaign, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
+) -> Iterator[dict[str, Float32]]:
+    """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `compute_box`.
+
+    Raises
+    ------
+    InferenceError
+        As `infer_volume`.
+    """
+    plan = make_plan(campaign.url, model, volume_id, DEFAULT_FACTORY, device)
+    predictor = _predictor(campaign.url, model, plan.inference, plan.factory, device)
+    for box in boxes:
+        yield compute_box(campaign, plan, campaign.volume(volume_id), predictor, box)
 
 
 def _statistics(

@@ -57,6 +57,7 @@ def train(
         say(f"Warning: {warning}")
     losses = [entry["loss"] for entry in result["losses"]]
     say(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
     say(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")
 
 

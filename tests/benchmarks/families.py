@@ -28,12 +28,10 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.evaluation import Evaluation, holdout_boxes, open_truths
 from rescueseg.evaluation.comparison import compare_generations
+from rescueseg.evaluation.outside import predicted
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.evaluation.run import score_box
-from rescueseg.evaluation.scores import FORMAT, part_score
+from rescueseg.evaluation.run import Assignment, score_boxes
 from rescueseg.evaluation.unseen import require_unseen
-from rescueseg.inference.engine import compute_box, make_plan
-from rescueseg.inference.predictor import DEFAULT_FACTORY, load_predictor
 from rescueseg.records import ModelReference
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.snapshot import make_snapshot
@@ -134,23 +132,8 @@ def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluati
     """Predict the holdout boxes and score them."""
     boxes = holdout_boxes(campaign)
     require_unseen(campaign, 0, boxes)
-    read_truth = open_truths(campaign, boxes)
-    volume = campaign.volume("v")
-    predictor = load_predictor(campaign, model, campaign.config.inference, "cpu")
-    plan = make_plan(campaign.url, model, "v", DEFAULT_FACTORY, "cpu")
-    scores = []
-    for box in boxes:
-        maps = compute_box(campaign, plan, volume, predictor, box.box)
-        scores.append(score_box(campaign, box, maps["probability"], maps["predictive_entropy"], read_truth(box)))
-    classes = campaign.config.classes
-    return Evaluation(
-        generation=number,
-        model_digest=model.digest,
-        validation=part_score("validation", scores, classes),
-        test=part_score("test", scores, classes),
-        boxes=tuple(scores),
-        format=FORMAT,
-    )
+    assignment = Assignment(number, model.digest, boxes, open_truths(campaign, boxes))
+    return score_boxes(campaign, assignment, predicted(campaign, model, boxes))
 
 
 def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""A model from a training outside the loop on the holdout: it predicts the boxes alone, and its scores lie beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.kept import still_valid
+from rescueseg.evaluation.run import Assignment, BoxMaps, Progress, score_boxes
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.unseen import require_unseen_by_training
+from rescueseg.records import HoldoutBox, ModelReference
+from rescueseg.trainings import finished, requested
+
+EVALUATION = "evaluation.json"
+
+
+def require_trained(campaign: Campaign, name: str) -> ModelReference:
+    """Return the model of a finished training.
+
+    Raises
+    ------
+    EvaluationError
+        If there is no such training, or it has not finished.
+    """
+    known = campaign.trainings()
+    if name not in known:
+        raise EvaluationError(
+            f"no training '{name}'",
+            where=campaign.url,
+            todo=f"Train with 'rescueseg train'; known: {', '.join(known) or 'none yet'}",
+        )
+    done = finished(campaign, name)
+    if done is None:
+        raise EvaluationError(
+            f"the training '{name}' has not finished", where=campaign.url, todo="Give 'rescueseg train' again"
+        )
+    return ModelReference.model_validate(done["model"])
+
+
+def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assignment]:
+    """Make sure that a training's model can be evaluated, and on what; reads no image.
+
+    Raises
+    ------
+    EvaluationError
+        If there is no holdout, no such model, or no truth for some boxes (they are named).
+    LeakError
+        If a box was read by the training, or by a generation before it.
+    """
+    boxes = holdout_boxes(campaign)
+    read_truth = open_truths(campaign, boxes)
+    model = require_trained(campaign, name)
+    require_unseen_by_training(campaign, name, requested(campaign, name).snapshot, boxes)
+    return model, Assignment(model.generation, model.digest, boxes, read_truth)
+
+
+def evaluate_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
+    """Let a training's model predict the holdout boxes, score them, and keep the scores beside the training.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With a frozen holdout.
+    name : str
+        The training's.
+    progress : callable, optional
+        Called with (boxes done, boxes in all).
+
+    Raises
+    ------
+    RescuesegError
+        As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
+    """
+    model, assignment = check_training(campaign, name)
+    evaluation = score_boxes(campaign, assignment, predicted(campaign, model, assignment.boxes), progress)
+    campaign.storage.write_json(campaign.training_path(name, EVALUATION), evaluation.to_json())
+    return evaluation
+
+
+def settled_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
+    """Return a training's evaluation: the kept one where model and truth are still the same, else a new one."""
+    model, assignment = check_training(campaign, name)
+    path = campaign.training_path(name, EVALUATION)
+    kept = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
+    found = still_valid([kept], model.digest, assignment.boxes, assignment.read_truth)
+    return found or evaluate_training(campaign, name, progress)
+
+
+def predicted(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
+    """Yield each box with the probability and entropy that a model gives, to the precision that maps are stored with."""
+    from rescueseg.inference.engine import predict_boxes
+
+    stored = np.dtype(campaign.config.inference.map_dtype)
+    for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
+        ours = list(group)
+        found = predict_boxes(campaign, model, volume_id, (box.box for box in ours))
+        for box, maps in zip(ours, found, strict=True):
+            probability, entropy = (maps[name].astype(stored).astype(np.float32) for name in _MAPS)
+            yield box, probability, entropy
+
+
+_MAPS = ("probability", "predictive_entropy")
