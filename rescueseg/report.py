@@ -246,10 +246,12 @@ def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
     return group_scores(evaluation, _part_shown(evaluation), classes)
 
 
-def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> float | None:
+def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return the Dice weighted to the pool and the effective number of boxes it rests on."""
     groups = _groups(campaign, evaluation)
     found = groups[0].weighted.get("dice") if groups else None
-    return found.value if found else None
+    share = groups[0].pool if groups else None
+    return None if found is None or found.value is None or share is None else (found.value, share.effective)
 
 
 def _compared(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:

@@ -10,21 +10,25 @@ import numpy as np
 from rescueseg.champion import MINIMUM_BOXES
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.pooled import (
+    LEAST_BOXES,
     METRICS,
     RESAMPLES,
     Floats,
     Interval,
     Kind,
     Metric,
+    PoolShare,
     Tables,
     box_tables,
     choose,
+    effective_boxes,
     interval,
     occurs,
     pool,
     pool_weights,
     resampling,
     selections,
+    weighting,
 )
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.records import Part, Record
@@ -41,7 +45,7 @@ class Difference(Record):
     interval: Interval | None
     """95 %, of the difference."""
     verdict: Literal["better", "worse", "undecided"]
-    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 boxes."""
+    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 (effective) boxes."""
 
 
 class GroupComparison(Record):
@@ -53,7 +57,9 @@ class GroupComparison(Record):
     boxes: int
     plain: dict[str, Difference]
     weighted: dict[str, Difference]
-    """Weighted to the pool; empty where the plain ones are that already, or the holdout knows no shares."""
+    """Weighted to the pool; empty where `pool` is None or not enough."""
+    pool: PoolShare | None = None
+    """As that of a `Group`."""
 
 
 def compare_generations(
@@ -103,7 +109,7 @@ def compare_generations(
     for chosen in selections(boxes, classes):
         both = choose(tables[0], chosen), choose(tables[1], chosen)
         times = resampling(len(chosen.index), seed, resamples)
-        weights = None if shares is None or chosen.kind == "stratum" else shares[list(chosen.index)]
+        weights, share = weighting(shares, chosen)
         found.append(
             GroupComparison(
                 part=part,
@@ -112,6 +118,7 @@ def compare_generations(
                 boxes=len(chosen.index),
                 plain=_differences(both, times, np.ones(len(chosen.index))),
                 weighted={} if weights is None else _differences(both, times, weights),
+                pool=share,
             )
         )
     return found
@@ -119,7 +126,8 @@ def compare_generations(
 
 def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Floats) -> dict[str, Difference]:
     pooled = [pool(tables, weights) for tables in both]
-    drawn = None if times is None else [pool(tables, times * weights) for tables in both]
+    counted = effective_boxes(weights)
+    drawn = None if times is None or counted < LEAST_BOXES else [pool(t, times * weights) for t in both]
     nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
     found = {}
     for metric in METRICS:
@@ -130,7 +138,7 @@ def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Flo
         if drawn is not None:
             a, b = _values(metric, drawn)
             change = interval(b - a)
-        found[metric.name] = _difference(metric, values, change, int((weights > 0).sum()))
+        found[metric.name] = _difference(metric, values, change, counted)
         if nothing and not np.isnan(metric.empty):
             found[metric.name] = found[metric.name].model_copy(update={"first": None, "second": None})
     return found
@@ -144,7 +152,7 @@ def _values(metric: Metric, pooled: Sequence[Tables]) -> list[Floats]:
     return [np.where(nothing & np.isnan(v), metric.empty, v) for v in values]
 
 
-def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: int) -> Difference:
+def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: float) -> Difference:
     first, second = (None if np.isnan(v) else v for v in values)
     verdict: Literal["better", "worse", "undecided"] = "undecided"
     if change is not None and boxes >= MINIMUM_BOXES and (change[0] > 0 or change[1] < 0):

@@ -3,7 +3,9 @@
 Everything is computed from sums over boxes, so that one matrix product pools all resamples at once. A weighted score
 counts each box by the share of the pool that its stratum stands for, divided by the boxes of that stratum: the
 Horvitz-Thompson estimate (doi:10.1080/01621459.1952.10483446) of what the plain one would be had boxes been drawn at
-random, for the holdout over-represents the hard.
+random, for the holdout over-represents the hard. Few boxes may then carry much of the weight: Kish's effective number
+(Survey Sampling, 1965), (Σw)² / Σw², counts in place of the boxes. A stratum without a known box is missing from the
+estimate: below `LEAST_COVERED` of the pool there is none.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ Kind = Literal["all", "class", "stratum", "domain"]
 RESAMPLES = 5000
 LEAST_BOXES = 4
 """Fewer boxes say nothing about how much the score would change with others."""
+LEAST_COVERED = 0.8
+"""Share of the pool that the boxes must stand for, for figures weighted to it."""
 _LEAST_DEFINED = 0.5
 """Share of the resamples in which a score must be defined for its interval."""
 _BINS = ("calibration", "entropies")
@@ -165,6 +169,26 @@ class Figure(Record):
     interval: Interval | None
 
 
+class PoolShare(Record):
+    """How far figures weighted to the pool can speak for it."""
+
+    covered: float
+    """Share of the pool whose strata have a box with known truth."""
+    effective: float
+    """Kish's number: how many boxes of equal weight would tell as much."""
+
+    @property
+    def enough(self) -> bool:
+        """Tell whether the boxes stand for enough of the pool."""
+        return self.covered >= LEAST_COVERED
+
+    def sentence(self) -> str:
+        """Say for people what the weighted figures rest on, or why there are none."""
+        if self.enough:
+            return f"The boxes stand for {100 * self.covered:.0f} % of the pool; weighted, they count as {self.effective:.1f}"
+        return f"Not weighted to the pool: the boxes stand for {100 * self.covered:.0f} % of it, {100 * LEAST_COVERED:.0f} % are needed"
+
+
 class Group(Record):
     """Scores of the boxes of one part that have something in common."""
 
@@ -178,7 +202,9 @@ class Group(Record):
     plain: dict[str, Figure]
     """By metric; those without a value are left out."""
     weighted: dict[str, Figure]
-    """Weighted to the pool; empty within a stratum and where the holdout knows no shares."""
+    """Weighted to the pool; empty where `pool` is None or not enough."""
+    pool: PoolShare | None = None
+    """None within a stratum or a domain, whose own shares nobody has counted, and where the holdout knows none."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +259,7 @@ def group_scores(
     groups = []
     for chosen in selections(boxes, classes):
         mine, times = choose(tables, chosen), resampling(len(chosen.index), seed, resamples)
-        weights = None if shares is None or chosen.kind == "stratum" else shares[list(chosen.index)]
+        weights, share = weighting(shares, chosen)
         voxels = sum(boxes[i].voxels for i in chosen.index)
         groups.append(
             Group(
@@ -245,6 +271,7 @@ def group_scores(
                 foreground=float(mine["counts"][..., [0, 2]].sum()) / voxels,
                 plain=_figures(mine, times, np.ones(len(chosen.index))),
                 weighted={} if weights is None else _figures(mine, times, weights),
+                pool=share,
             )
         )
     return groups
@@ -260,12 +287,14 @@ def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, flo
         for group in group_scores(evaluation, part, classes, resamples=0)[:1]:
             for prefix, figures in ((part, group.plain), (f"{part}_pool", group.weighted)):
                 found |= {f"{prefix}_{name}": f.value for name, f in figures.items() if f.value is not None}
+            if group.pool is not None and group.weighted:
+                found[f"{part}_pool_effective_boxes"] = group.pool.effective
     return found
 
 
 def _figures(tables: Tables, times: Floats | None, weights: Floats) -> dict[str, Figure]:
     plain = pool(tables, weights)
-    resampled = None if times is None else pool(tables, times * weights)
+    resampled = None if times is None or effective_boxes(weights) < LEAST_BOXES else pool(tables, times * weights)
     found = {}
     for metric in METRICS:
         value = float(metric.value(plain, occurs(plain)))
@@ -295,13 +324,30 @@ def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Floats 
 def pool_weights(boxes: Sequence[BoxScore]) -> Floats | None:
     """Return the weight of each box: its stratum's share of the pool over the stratum's boxes.
 
-    None when a share is unknown, or when all are 0.
+    None when a share is unknown, or when all are 0. The sum is the share of the pool that they stand for.
     """
     of = Counter(b.stratum for b in boxes)
     weights = [b.share / of[b.stratum] for b in boxes if b.share is not None]
     if len(weights) < len(boxes) or not sum(weights):
         return None
     return np.array(weights)
+
+
+def effective_boxes(weights: Floats) -> float:
+    """Return Kish's effective number of boxes, (Σw)² / Σw²; that of equal weights is their number."""
+    return round(float(weights.sum() ** 2 / (weights**2).sum()), 6)
+
+
+def weighting(weights: Floats | None, chosen: Selection) -> tuple[Floats | None, PoolShare | None]:
+    """Return the weights that a selection's figures get, and how far these speak for the pool.
+
+    The shares are those of the whole pool: a stratum or a domain has none of its own, and gets none. Nor does anything
+    where the boxes stand for too little of the pool.
+    """
+    if weights is None or chosen.kind in ("stratum", "domain"):
+        return None, None
+    share = PoolShare(covered=min(1.0, round(float(weights.sum()), 3)), effective=effective_boxes(weights))
+    return weights if share.enough else None, share
 
 
 def pool(tables: Tables, weights: Floats) -> Tables:

@@ -24,6 +24,7 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
         cells = [_figure(metric, found.get(metric.name)) for found in (whole.plain, whole.weighted)]
         table.add_row(_label(metric), *(cell for pair in cells for cell in pair))
     console.print(table)
+    _pool_note(console, whole)
     if len(groups) > 1:
         shown = shown_metrics(groups)
         table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
@@ -44,6 +45,7 @@ def show_differences(console: Console, groups: Sequence[GroupComparison], names:
             for metric in (m for m in METRICS if m.name in differences):
                 table.add_row(_label(metric), *_difference(metric, differences[metric.name]))
             console.print(table)
+    _pool_note(console, whole)
     if len(groups) > 1:
         dice = METRICS[0]
         table = _table("Dice by class, stratum and domain", ("", "boxes", *columns[1:]))
@@ -51,6 +53,11 @@ def show_differences(console: Console, groups: Sequence[GroupComparison], names:
             cells = _difference(dice, group.plain[dice.name])
             table.add_row(f"{group.kind} {group.name}", str(group.boxes), *cells)
         console.print(table)
+
+
+def _pool_note(console: Console, group: Group | GroupComparison) -> None:
+    if group.pool is not None:
+        console.print(group.pool.sentence(), style="dim", soft_wrap=True, highlight=False)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

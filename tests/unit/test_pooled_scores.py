@@ -12,7 +12,7 @@ from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.instances import Instances
-from rescueseg.evaluation.pooled import METRICS, flat_scores, group_scores, pool_weights
+from rescueseg.evaluation.pooled import METRICS, effective_boxes, flat_scores, group_scores, pool_weights
 from rescueseg.evaluation.scores import FORMAT, part_score
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import Box
@@ -101,6 +101,70 @@ def test_weighted_scores_are_those_of_the_pool() -> None:
         ("stratum", "typical", 2),
     ]
     assert all(g.weighted == {} for g in groups[1:])
+
+
+def test_weighted_figures_count_as_few_boxes_as_carry_them() -> None:
+    """Two of eight boxes hold nine tenths of the weight: 2.4 boxes of equal weight, too few for an interval or a verdict."""
+    weak, strong = easy_and_hard(0.2), easy_and_hard()
+    whole = group_scores(strong, "test", ("a",))[0]
+    assert whole.pool is not None
+    assert whole.pool.covered == 1.0
+    assert whole.pool.effective == pytest.approx(1 / (6 * (0.1 / 6) ** 2 + 2 * 0.45**2))
+    assert whole.pool.sentence() == "The boxes stand for 100 % of the pool; weighted, they count as 2.5"
+    assert whole.plain["dice"].interval is not None
+    assert all(figure.interval is None for figure in whole.weighted.values())
+    found = compare_generations(weak, strong, "test", ("a",))[0]
+    assert found.plain["dice"].verdict == "better"
+    assert found.weighted["dice"].difference is not None
+    assert found.weighted["dice"].difference > 0
+    assert (found.weighted["dice"].interval, found.weighted["dice"].verdict) == (None, "undecided")
+    assert flat_scores(strong, ("a",))["test_pool_effective_boxes"] == whole.pool.effective
+
+
+def test_of_fewer_than_eight_effective_boxes_no_verdict_comes() -> None:
+    def of(quality: int) -> Evaluation:
+        heavy = [box_score(0, [(quality, 10, 10)], stratum="typical", share=0.3)]
+        light = [box_score(1 + i, [(quality + i, 10, 10)], stratum="dense", share=0.7) for i in range(8)]
+        return evaluation([*heavy, *light])
+
+    found = compare_generations(of(20), of(60), "test", ("a",))[0]
+    assert found.pool is not None
+    assert 4 < found.pool.effective < 8 < found.boxes
+    interval = found.weighted["dice"].interval
+    assert interval is not None
+    assert interval[0] > 0
+    assert (found.plain["dice"].verdict, found.weighted["dice"].verdict) == ("better", "undecided")
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20))
+def test_effective_boxes_are_at_most_the_boxes(weights: list[float]) -> None:
+    effective = effective_boxes(np.array(weights))
+    assert 1 <= effective <= len(weights) + 1e-6
+    assert effective_boxes(np.full(len(weights), weights[0])) == len(weights)
+
+
+@pytest.mark.parametrize(("share", "weighted"), [(0.19, True), (0.21, False)])
+def test_without_a_box_for_a_fifth_of_the_pool_nothing_is_weighted(share: float, weighted: bool) -> None:
+    """A stratum whose boxes are all marked ignore is missing from the estimate, which then is not the pool's."""
+    known = [box_score(i, [(50, 5, 5)], stratum="dense", share=1 - share) for i in range(8)]
+    ignored = box_score(8, [(0, 0, 0)], stratum="typical", share=share).model_copy(update={"voxels": 0})
+    group = group_scores(evaluation([*known, ignored]), "test", ("a",))[0]
+    assert group.pool is not None
+    assert group.pool.covered == pytest.approx(1 - share)
+    assert bool(group.weighted) == weighted
+    if not weighted:
+        assert group.pool.sentence() == "Not weighted to the pool: the boxes stand for 79 % of it, 80 % are needed"
+        assert not any(name.startswith("test_pool") for name in flat_scores(evaluation([*known, ignored]), ("a",)))
+
+
+def test_a_domain_is_not_weighted_by_the_shares_of_the_whole_pool() -> None:
+    boxes = [box_score(i, [(9, 1, 1)], domain=f"microscope {i % 2}") for i in range(8)]
+    groups = {(g.kind, g.name): g for g in group_scores(evaluation(boxes), "test", ("a",))}
+    assert groups["all", ""].weighted
+    compared = {(g.kind, g.name): g for g in compare_generations(evaluation(boxes), evaluation(boxes), "test", ("a",))}
+    for found in (groups, compared):
+        domain = found["domain", "microscope 0"]
+        assert (domain.weighted, domain.pool) == ({}, None)
 
 
 def test_without_shares_nothing_is_weighted() -> None:
