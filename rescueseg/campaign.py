@@ -213,6 +213,10 @@ class Campaign:
         records = [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
         return [record for record in records if refused or not record.refused]
 
+    def image_digests(self) -> dict[str, str]:
+        """Return the digest of the voxels by volume id, refused volumes included; copies share it."""
+        return {volume.volume_id: volume.digest for volume in self.volumes(refused=True)}
+
     def volume(self, volume_id: str) -> VolumeRecord:
         """Return the record of one volume.
 

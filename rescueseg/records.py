@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -87,6 +88,19 @@ class Domains(Record):
         return next((d for d in self.domains if volume_id in d.volumes), None)
 
 
+def same_image(images: Mapping[str, str], one: str, other: str) -> bool:
+    """Tell whether two volumes hold the same voxels: one volume, or copies under two names.
+
+    Parameters
+    ----------
+    images : mapping
+        Digest of the voxels by volume id, as `Campaign.image_digests` returns it.
+    one, other : str
+        Volume ids.
+    """
+    return one == other or (bool(images.get(one)) and images[one] == images.get(other))
+
+
 class HoldoutBox(Record):
     """One frozen box of the holdout."""
 
@@ -119,13 +133,13 @@ class Holdout(Record):
         """Return a JSON-ready form; what was not kept then is left out, so that old digests stay."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def of(self, volume_id: str, part: Part | None = None) -> list[Box]:
-        """Return the boxes in one volume, of one part or of both."""
-        return [b.box for b in self.boxes if b.volume_id == volume_id and part in (None, b.part)]
+    def of(self, volume_id: str, part: Part | None = None, images: Mapping[str, str] = {}) -> list[Box]:
+        """Return the boxes in one volume, and in its copies by `images`, of one part or of both."""
+        return [b.box for b in self.boxes if same_image(images, b.volume_id, volume_id) and part in (None, b.part)]
 
-    def guarded(self, volume_id: str) -> list[Box]:
-        """Return the boxes in one volume with their guard band."""
-        return [box.expand(self.guard_zyx) for box in self.of(volume_id)]
+    def guarded(self, volume_id: str, images: Mapping[str, str] = {}) -> list[Box]:
+        """Return the boxes in one volume, and in its copies by `images`, with their guard band."""
+        return [box.expand(self.guard_zyx) for box in self.of(volume_id, images=images)]
 
 
 class SnapshotItem(Record):

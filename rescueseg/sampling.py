@@ -103,7 +103,7 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
     if not _covers(holdout, volume_id):
         return []
     shape = patch_shape(campaign.config, volume, holdout)
-    return list(candidates(volume, shape, [*holdout.guarded(volume_id), *occupied]))
+    return list(candidates(volume, shape, [*holdout.guarded(volume_id, campaign.image_digests()), *occupied]))
 
 
 def starting_patches(
@@ -175,8 +175,10 @@ def _starting_places(
     volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
     rng = random_generator(campaign.config.seed, "starting patches")
     free: dict[str, list[Box]] = {}
+    images = campaign.image_digests()
     for volume in volumes:
-        blocked = [*holdout.guarded(volume.volume_id), *(p.box for p in occupied if p.volume_id == volume.volume_id)]
+        held = holdout.guarded(volume.volume_id, images)
+        blocked = [*held, *(p.box for p in occupied if p.volume_id == volume.volume_id)]
         boxes = list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
         free[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
     return Drawing(volumes, free, rng, look(campaign, volumes, free, progress))

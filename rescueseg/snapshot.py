@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
@@ -55,7 +55,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
         )
     _require_pool(accepted)
     records = {v: campaign.volume(v) for v in sorted({a.volume_id for a in accepted})}
-    shapes = {v: record.shape_zyx for v, record in records.items()}
+    shapes, images = {v: record.shape_zyx for v, record in records.items()}, campaign.image_digests()
     accepted = [a for a in accepted if not records[a.volume_id].refused]
     if not accepted:
         raise SamplingError(
@@ -68,14 +68,16 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             ticket_id=a.ticket_id,
             volume_id=a.volume_id,
             box=a.box,
-            read_box=clear_box(a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id), a.ticket_id),
+            read_box=clear_box(
+                a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id, images=images), a.ticket_id
+            ),
             annotation_id=a.annotation_id,
             labels=a.labels,
             labels_digest=a.labels_digest,
         )
         for a in sorted(accepted, key=lambda a: a.ticket_id)
     )
-    guard(holdout, items)
+    guard(holdout, items, images)
     n_classes, holdout_digest = campaign.config.n_classes, campaign.holdout_digest()
     digest = digest_json([[item.to_json() for item in items], n_classes, holdout_digest])
     return Snapshot(
@@ -105,7 +107,7 @@ def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box]
     context_zyx : tuple of int
         Wanted context in voxels on both sides of each axis.
     holdout : iterable of Box
-        Holdout boxes in the same volume, without their guard.
+        Holdout boxes in the same volume and its copies, without their guard.
     name : str
         Ticket id, for the error message.
 
@@ -147,8 +149,8 @@ def _cuts(read: Box, box: Box, held: Box) -> list[Box]:
     return cuts
 
 
-def guard(holdout: Holdout, items: Iterable[SnapshotItem]) -> None:
-    """Make sure that no voxel that training reads lies in a holdout box.
+def guard(holdout: Holdout, items: Iterable[SnapshotItem], images: Mapping[str, str]) -> None:
+    """Make sure that no voxel that training reads lies in a holdout box, whatever the volume is called there.
 
     Parameters
     ----------
@@ -156,15 +158,16 @@ def guard(holdout: Holdout, items: Iterable[SnapshotItem]) -> None:
         The frozen boxes, both parts.
     items : iterable of SnapshotItem
         What training is about to read.
+    images : mapping
+        Digest of the voxels by volume id; see `rescueseg.campaign.Campaign.image_digests`.
 
     Raises
     ------
     LeakError
         At the first item whose annotated or read box touches a holdout box.
     """
-    held = {volume_id: holdout.of(volume_id) for volume_id in {b.volume_id for b in holdout.boxes}}
     for item in items:
-        for box in held.get(item.volume_id, []):
+        for box in holdout.of(item.volume_id, images=images):
             if item.read_box.intersects(box) or item.box.intersects(box):
                 raise LeakError(
                     f"training would read {item.read_box}, which touches the holdout box {box}",

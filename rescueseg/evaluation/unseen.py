@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError, LeakError
-from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem
+from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem, same_image
 
 
 def require_model(campaign: Campaign, generation: int) -> ModelReference:
@@ -113,11 +113,11 @@ def _read_by_generations(campaign: Campaign, last: int) -> dict[str, Snapshot]:
 
 
 def _require_clear(campaign: Campaign, judged: str, read: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]) -> None:
-    images = {v.volume_id: v.digest for v in campaign.volumes(refused=True)}
+    images = campaign.image_digests()
     for trained, snapshot in read.items():
         for item in snapshot.items:
             for box in boxes:
-                if images.get(item.volume_id, item.volume_id) == images.get(box.volume_id, box.volume_id):
+                if same_image(images, item.volume_id, box.volume_id):
                     _refuse_overlap(item, box, judged, trained)
 
 

@@ -28,7 +28,7 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> Annotated
         If it lies in a holdout box.
     """
     volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
-    held = holdout.of(accepted.volume_id) if holdout else []
+    held = holdout.of(accepted.volume_id, images=campaign.image_digests()) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), held, accepted.ticket_id)
     stored = campaign.storage.read_array(accepted.labels)
     labels = check_labels(stored, accepted.box, campaign.config.n_classes, where=accepted.labels)
@@ -90,7 +90,7 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
                 todo="Draw on the volume as it was imported, and save all of it",
             )
         holdout = campaign.holdout()
-        held = holdout.guarded(volume.volume_id) if holdout else []
+        held = holdout.guarded(volume.volume_id, campaign.image_digests()) if holdout else []
         for block in partition(volume.shape_zyx, BLOCK_ZYX):
             drawn = source.read(block)[0]
             if (drawn == IGNORE).all():

@@ -38,7 +38,7 @@ def add(campaign: Campaign, name: str, volume_id: str = "a", truth: bool = False
     shape, spacing = VOLUMES[name]
     record = VolumeRecord(
         volume_id=volume_id, domain=domain, shape_zyx=shape, spacing_um_zyx=spacing, channels=1, dtype="uint8",
-        source="a.tif", digest="0", normalisation=Normalisation(low=-1e3, high=1e3, mean=0, std=100),
+        source="a.tif", digest=volume_id, normalisation=Normalisation(low=-1e3, high=1e3, mean=0, std=100),
         truth="semantic" if truth else None,
     )  # fmt: skip
     campaign.save_volume(record)

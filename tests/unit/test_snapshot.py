@@ -10,6 +10,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import CampaignError, LeakError, SamplingError
 from rescueseg.geometry import Box
 from rescueseg.records import Holdout, HoldoutBox, Normalisation, SnapshotItem, VolumeRecord
+from rescueseg.sampling import candidate_boxes
 from rescueseg.snapshot import clear_box, guard, make_snapshot
 
 SHAPE = (20, 40, 40)
@@ -82,9 +83,25 @@ def test_read_box_in_the_holdout_is_a_leak() -> None:
         annotation_id="n", labels="l", labels_digest="d",
     )  # fmt: skip
     with pytest.raises(LeakError, match="t1"):
-        guard(hold(Box((0, 0, 0), (20, 10, 10))), [item])
-    guard(hold(Box((0, 0, 0), (20, 5, 5))), [item])
-    guard(hold(Box((0, 0, 0), (20, 10, 10))), [item.model_copy(update={"volume_id": "b"})])
+        guard(hold(Box((0, 0, 0), (20, 10, 10))), [item], {})
+    guard(hold(Box((0, 0, 0), (20, 5, 5))), [item], {})
+    copy = item.model_copy(update={"volume_id": "b"})
+    guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "one image", "b": "another"})
+    guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "", "b": ""})
+    with pytest.raises(LeakError, match="touches the holdout box"):
+        guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "one image", "b": "one image"})
+
+
+def test_a_copy_of_the_volume_is_held_out_too(held: Campaign) -> None:
+    """Its patches are no candidates, its context stops at the holdout boxes, and what lies in them is refused."""
+    held.save_volume(record("b"))
+    item = make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)), volume_id="b")]).items[0]
+    assert item.read_box == make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)))]).items[0].read_box
+    with pytest.raises(LeakError, match="overlaps the holdout box"):
+        make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
+    assert candidate_boxes(held, "b", []) == candidate_boxes(held, "a", [])
+    held.save_volume(record("b").model_copy(update={"digest": "another image"}))
+    make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
 
 
 def test_needs_a_holdout_and_annotations(campaign: Campaign) -> None:
