@@ -21,7 +21,7 @@ from rescueseg.summary import table
 
 DEFAULT_DATASET = "gonuclear_1135"
 PHANTOM_SEED = 7
-QUICK, PHANTOM_QUICK = "training.iterations=500", "training.iterations=250"
+QUICK, PHANTOM_QUICK = "training.iterations=1000", "training.iterations=500"
 """The demo is to end while somebody watches: a quarter of the default steps, and the phantom is small."""
 
 

@@ -42,7 +42,7 @@ class Profile:
 
 
 PROFILES: dict[str, Profile] = {
-    "cpu": Profile((16, 32, 64, 128), 80_000, 2, 2000, 4.0),
+    "cpu": Profile((16, 32, 64, 128), 40_000, 2, 2500, 8.0),
     "gpu": Profile((32, 64, 128, 256, 320), 64 * 128 * 128, 2, 3000, 2.0),
 }
 
