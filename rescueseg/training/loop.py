@@ -62,7 +62,9 @@ class Run:
             set_weights(self.network, weights)
         self.network.to(self.device).train()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
-        usable = self.device.type != "cpu" or bfloat16_trains(plan)
+        usable = self.device.type != "cpu" or bfloat16_trains(
+            plan.window_zyx[0], plan.network.strides, plan.network.kernels
+        )
         self.dtype = autocast_dtype(self.device) if usable else None
         self.average = get_weights(self.network) if plan.ema else {}
         self.average = {name: tensor.clone() for name, tensor in self.average.items()}

@@ -18,9 +18,10 @@ from torch import Tensor
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.training import artifacts
+from rescueseg.training.network import autocast_dtype
 from rescueseg.training.nnunet.network import own_weights
 from rescueseg.training.nnunet.plan import PROFILES, Job, peak_rate
-from rescueseg.training.plan import cosine_rate
+from rescueseg.training.plan import bfloat16_trains, cosine_rate
 from rescueseg.training.randomness import keyed_generator
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -73,6 +74,13 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build network, optimiser and loss."""
         self.reseed("weights")
         super().initialize()
+        if self.device.type == "cpu" and autocast_dtype(self.device) is not None and self._bfloat16_trains():
+            self.network.forward = _in_bfloat16(self.network.forward)
+
+    def _bfloat16_trains(self) -> bool:
+        plan = self.configuration_manager
+        kernels = plan.network_arch_init_kwargs["kernel_sizes"]
+        return bfloat16_trains(int(plan.patch_size[0]), plan.pool_op_kernel_sizes, kernels)
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return nnU-Net's own optimiser and schedule, or for short trainings AdamW, whose rate each step sets."""
@@ -209,3 +217,14 @@ def _ignore_padding(pipeline: Any, ignore: int) -> Any:
         if isinstance(inner, GaussianBlurTransform):
             inner.benchmark = False
     return pipeline
+
+
+def _in_bfloat16(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Return a forward pass in mixed precision with outputs in float32: nnU-Net itself does so on a GPU alone."""
+
+    def mixed(images: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(images)
+        return [stage.float() for stage in logits] if isinstance(logits, list) else logits.float()
+
+    return mixed

@@ -43,6 +43,8 @@ class Profile:
         Optimiser steps.
     channels : tuple of int, optional
         Features per level; nnU-Net's own when None.
+    strided : bool
+        Leave out the level at full resolution, which takes three quarters of a CPU's time; the output is interpolated.
     dropout : float
         Share of every layer's channels; the normalisation behind it makes up for the rest.
     learning_rate : float, optional
@@ -52,13 +54,14 @@ class Profile:
 
     iterations: int
     channels: tuple[int, ...] | None
+    strided: bool
     dropout: float
     learning_rate: float | None
 
 
 PROFILES: dict[str, Profile] = {
-    "cpu": Profile(300, (16, 32, 64, 128), 0.1, 1e-2),
-    "gpu": Profile(250_000, None, 0.1, None),
+    "cpu": Profile(2500, (16, 32, 64, 128), True, 0.1, 1e-2),
+    "gpu": Profile(250_000, None, False, 0.1, None),
 }
 
 
@@ -135,16 +138,17 @@ class NnUNetNetwork(Record):
             }
         )
 
-    def cut(self, channels: Sequence[int] | None) -> NnUNetNetwork:
-        """Return the network with other features, at most as deep as there are."""
-        wanted = tuple(channels) if channels else self.features
-        levels = min(len(wanted), len(self.features))
+    def cut(self, channels: Sequence[int] | None, strided: bool = False) -> NnUNetNetwork:
+        """Return the network with other features, at most as deep as there are, and perhaps without its finest level."""
+        first = 1 if strided and len(self.features) > 2 else 0
+        wanted = tuple(channels) if channels else self.features[first:]
+        levels = min(len(wanted), len(self.features) - first)
         return self.model_copy(
             update={
                 "features": wanted[:levels],
-                "strides": self.strides[:levels],
-                "kernels": self.kernels[:levels],
-                "encoder_blocks": self.encoder_blocks[:levels],
+                "strides": self.strides[first : first + levels],
+                "kernels": self.kernels[first : first + levels],
+                "encoder_blocks": self.encoder_blocks[first : first + levels],
                 "decoder_blocks": self.decoder_blocks[: levels - 1],
             }
         )

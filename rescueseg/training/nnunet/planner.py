@@ -127,7 +127,7 @@ def _adapt(
         _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, [window[axis] for axis in axes], 4, 999999)
         patch = [window[axis] for axis in axes]
         network = network.deepened(strides, kernels)
-    network = network.cut(config.channels or profile.channels)
+    network = network.cut(config.channels or profile.channels, profile.strided)
     patch = [-(-n // m) * m for n, m in zip(patch, network.total_stride, strict=True)]
     plan = NnUNetPlan(
         network=network,
