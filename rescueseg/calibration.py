@@ -2,13 +2,13 @@
 
 Maps hold the mean probability of the members as it is. Its logarithm, divided by a temperature and normalised again, has
 the same most probable class; the temperature is the one that minimises the negative log-likelihood of the truth on the
-validation boxes (Guo et al. 2017, arXiv:1706.04599). It is found once and kept with the generation; the test boxes only
-report what it does.
+validation boxes (Guo et al. 2017, arXiv:1706.04599). It is found once, kept with the generation and its model in MLflow,
+and found anew when model or truth are others; the test boxes only report what it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.run import check_evaluation, read_maps
+from rescueseg.evaluation.run import Assignment, check_evaluation, read_maps
+from rescueseg.evaluation.truth import PARTS, Labels, digest_boxes
 from rescueseg.metrics import CALIBRATION_BINS, IGNORE, Bins
-from rescueseg.records import Part, Record
+from rescueseg.records import HoldoutBox, Part, Record
 
 STAGE = "calibration"
 MOST_VOXELS = 2_000_000
-"""Of the validation boxes, that the temperature is fitted on; of more, every so many."""
+"""Of a part, that the temperature is fitted or measured on; of more, every so many."""
 _RANGE = (0.1, 10.0)
 _TINY = 1e-6
 
@@ -45,10 +46,16 @@ class Calibration(Record):
 
     generation: int
     model_digest: str
+    truth_digest: str = ""
+    """Of the holdout boxes and their truth; empty in those kept before it was noted, which are fitted anew."""
     temperature: float
     """1 leaves the probabilities as they are, more makes them less sure; 1 where no validation voxel has a known truth."""
     validation: PartCalibration | None
     test: PartCalibration | None
+
+    def fits(self, assignment: Assignment) -> bool:
+        """Tell whether it was fitted for this model, these boxes and this truth."""
+        return self.model_digest == assignment.model_digest and self.truth_digest == _truth_digest(assignment)
 
     def metrics(self) -> dict[str, float]:
         """Return the temperature and the tempered scores as flat names such as `test_ece_tempered`."""
@@ -128,33 +135,28 @@ def calibrate_generation(
         As `rescueseg.evaluation.check_evaluation`.
     """
     assignment = check_evaluation(campaign, generation)
-    total = sum(box.box.size for box in assignment.boxes if box.part == "validation")
-    step = -(-total // MOST_VOXELS) or 1
+    sample = VoxelSample(assignment)
+    for done, box in enumerate(assignment.boxes, start=1):
+        probability, _ = read_maps(campaign, generation, box)
+        sample.add(box, probability)
+        if progress is not None:
+            progress(done, len(assignment.boxes))
+    return sample.calibration()
 
-    def voxels(part: Part) -> Iterator[tuple[Float32, npt.NDArray[np.uint8]]]:
-        for box in (b for b in assignment.boxes if b.part == part):
-            probability, _ = read_maps(campaign, generation, box)
-            truth = assignment.read_truth(box)
-            known = truth != IGNORE
-            yield probability[:, known], truth[known]
 
-    sample = [(p[:, ::step], t[::step]) for p, t in voxels("validation")]
-    temperature = 1.0
-    if any(len(truth) for _, truth in sample):
-        temperature = fit_temperature(
-            np.concatenate([p for p, _ in sample], axis=1), np.concatenate([t for _, t in sample])
-        )
-    del sample
-    done, parts = 0, {}
-    for part in ("validation", "test"):
-        measured = _Measured()
-        for probability, truth in voxels(part):
-            measured.add(probability, truth, temperature)
-            done += 1
-            if progress is not None:
-                progress(done, len(assignment.boxes))
-        parts[part] = measured.result(part)
-    return Calibration(generation=generation, model_digest=assignment.model_digest, temperature=temperature, **parts)
+def settled_calibration(
+    campaign: Campaign, generation: int, progress: Callable[[int, int], None] | None = None
+) -> Calibration:
+    """Return the calibration that is kept where model and truth are still the same, else fit and keep a new one.
+
+    Parameters and errors as `calibrate_generation`.
+    """
+    kept = kept_calibration(campaign, generation)
+    if kept is not None and kept.fits(check_evaluation(campaign, generation)):
+        return kept
+    found = calibrate_generation(campaign, generation, progress)
+    campaign.finish_stage(generation, STAGE, found.to_json())
+    return found
 
 
 def kept_calibration(campaign: Campaign, generation: int) -> Calibration | None:
@@ -163,24 +165,56 @@ def kept_calibration(campaign: Campaign, generation: int) -> Calibration | None:
     return None if data is None else Calibration.model_validate(data)
 
 
-class _Measured:
-    """Sums over boxes, before and after the temperature."""
+class VoxelSample:
+    """Voxels of the boxes to be evaluated, at most `MOST_VOXELS` of each part, to fit a temperature on and to measure it.
 
-    def __init__(self) -> None:
-        self.voxels = 0
-        self.nll = [0.0, 0.0]
-        self.bins = [Bins(CALIBRATION_BINS, 1.0) for _ in range(2)]
+    Parameters
+    ----------
+    assignment : Assignment
+        Model, boxes and truth.
+    """
 
-    def add(self, probability: Float32, truth: npt.NDArray[np.uint8], temperature: float) -> None:
-        if not len(truth):
-            return
-        self.voxels += len(truth)
-        for i, values in enumerate((probability, temper(probability, temperature))):
-            self.nll[i] += negative_log_likelihood(values, truth) * len(truth)
-            self.bins[i].add(values.max(axis=0), values.argmax(axis=0) == truth)
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        totals = {part: sum(b.box.size for b in assignment.boxes if b.part == part) for part in PARTS}
+        self._steps = {part: -(-total // MOST_VOXELS) or 1 for part, total in totals.items()}
+        self._voxels: dict[Part, list[tuple[Float32, Labels]]] = {part: [] for part in PARTS}
 
-    def result(self, part: Part) -> PartCalibration | None:
-        if not self.voxels:
-            return None
-        nll, ece = [v / self.voxels for v in self.nll], [b.result().calibration_error() for b in self.bins]
-        return PartCalibration(part=part, voxels=self.voxels, nll=(nll[0], nll[1]), ece=(ece[0], ece[1]))
+    def add(self, box: HoldoutBox, probability: Float32) -> None:
+        """Take every so many voxels of a box with a known truth; probability (K + 1, z, y, x)."""
+        truth = self._assignment.read_truth(box)
+        known, step = truth != IGNORE, self._steps[box.part]
+        if known.any():
+            self._voxels[box.part].append((probability[:, known][:, ::step], truth[known][::step]))
+
+    def calibration(self) -> Calibration:
+        """Return the temperature that the validation voxels want, and what it does to both parts."""
+        joined = {
+            part: (np.concatenate([p for p, _ in found], axis=1), np.concatenate([t for _, t in found]))
+            for part, found in self._voxels.items()
+            if found
+        }
+        temperature = fit_temperature(*joined["validation"]) if "validation" in joined else 1.0
+        parts = {part: _measure(part, *voxels, temperature) for part, voxels in joined.items()}
+        return Calibration(
+            generation=self._assignment.generation,
+            model_digest=self._assignment.model_digest,
+            truth_digest=_truth_digest(self._assignment),
+            temperature=temperature,
+            validation=parts.get("validation"),
+            test=parts.get("test"),
+        )
+
+
+def _measure(part: Part, probability: Float32, truth: Labels, temperature: float) -> PartCalibration:
+    nll, ece = [], []
+    for values in (probability, temper(probability, temperature)):
+        bins = Bins(CALIBRATION_BINS, 1.0)
+        bins.add(values.max(axis=0), values.argmax(axis=0) == truth)
+        nll.append(negative_log_likelihood(values, truth))
+        ece.append(bins.result().calibration_error())
+    return PartCalibration(part=part, voxels=len(truth), nll=(nll[0], nll[1]), ece=(ece[0], ece[1]))
+
+
+def _truth_digest(assignment: Assignment) -> str:
+    return digest_boxes(assignment.boxes, assignment.read_truth)

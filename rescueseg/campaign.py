@@ -17,7 +17,8 @@
     weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
     annotations/<ticket>/<digest>.npz   immutable label arrays
     generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
-    trainings/<name>/                   request.json, training/ model/, training.json, evaluation.json: see trainings.py
+    trainings/<name>/                   request.json, training/ model/, training.json, evaluation.json,
+                                        calibration.json: see trainings.py
     reports/
     tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
     image_key                           what the annotation server signs image addresses with

@@ -403,19 +403,15 @@ def evaluate(campaign: Campaign, generation: int) -> Any:
 
     The temperature of its probabilities is fitted first and kept with it; see `rescueseg.calibration`.
     """
-    from rescueseg import calibration
+    from rescueseg.calibration import settled_calibration
     from rescueseg.champion import judge
     from rescueseg.evaluation import evaluate_generation
 
-    run_stage(
-        campaign,
-        generation,
-        calibration.STAGE,
-        lambda: calibration.calibrate_generation(campaign, generation).to_json(),
-    )
-    return run_stage(
-        campaign, generation, "evaluation", lambda: judge(campaign, evaluate_generation(campaign, generation)).to_json()
-    )
+    def work() -> Any:
+        settled_calibration(campaign, generation)
+        return judge(campaign, evaluate_generation(campaign, generation)).to_json()
+
+    return run_stage(campaign, generation, "evaluation", work)
 
 
 def champion(campaign: Campaign) -> int | None:

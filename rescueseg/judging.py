@@ -51,7 +51,7 @@ def evaluate(
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
         _evaluate_training(Campaign.open(campaign), training, _part(part), json_file, dry_run=dry_run)
         return
-    from rescueseg.calibration import kept_calibration
+    from rescueseg.calibration import kept_calibration, settled_calibration
     from rescueseg.evaluation import check_evaluation
     from rescueseg.evaluation.kept import evaluate_and_keep
     from rescueseg.evaluation.page import write_evaluation_page
@@ -70,11 +70,14 @@ def evaluate(
         return
     with shown_progress(console) as progress:
         evaluation = evaluate_and_keep(opened, number, lambda done, total: progress("boxes", done, total))
+        before = kept_calibration(opened, number)
+        calibration = settled_calibration(opened, number, lambda done, total: progress("temperature", done, total))
         found = _groups(opened, evaluation, first)
         page = write_evaluation_page(opened, evaluation, found)
     show_groups(console, found[first])
-    if (calibration := kept_calibration(opened, number)) is not None:
-        say(calibration.sentence())
+    say(calibration.sentence())
+    if before is not None and before != calibration:
+        say(f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one")
     if json_file is not None:
         _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(found)})
     say(f"Page: {opened.storage.url_of(page)}")
@@ -100,9 +103,10 @@ def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path
     if _announced(f"Training {name}", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
-        evaluation = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
+        evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
         found = _groups(opened, evaluation, first)
     show_groups(console, found[first])
+    say(calibration.sentence())
     if json_file is not None:
         _write(json_file, {"training": name, "model": model.trainer, "groups": _json(found)})
     say(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rescueseg.calibration import Calibration, VoxelSample
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.kept import still_valid
@@ -17,7 +18,7 @@ from rescueseg.evaluation.unseen import require_unseen_by_training
 from rescueseg.records import HoldoutBox, ModelReference
 from rescueseg.trainings import finished, requested
 
-EVALUATION = "evaluation.json"
+EVALUATION, CALIBRATION = "evaluation.json", "calibration.json"
 
 
 def require_trained(campaign: Campaign, name: str) -> ModelReference:
@@ -60,8 +61,10 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
     return model, Assignment(model.generation, model.digest, boxes, read_truth)
 
 
-def evaluate_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
-    """Let a training's model predict the holdout boxes, score them, and keep the scores beside the training.
+def evaluate_training(
+    campaign: Campaign, name: str, progress: Progress | None = None
+) -> tuple[Evaluation, Calibration]:
+    """Let a training's model predict the holdout boxes and score them; keep the scores and a temperature beside it.
 
     Parameters
     ----------
@@ -78,9 +81,18 @@ def evaluate_training(campaign: Campaign, name: str, progress: Progress | None =
         As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
     """
     model, assignment = check_training(campaign, name)
-    evaluation = score_boxes(campaign, assignment, predicted(campaign, model, assignment.boxes), progress)
+    sample = VoxelSample(assignment)
+
+    def maps() -> Iterator[BoxMaps]:
+        for box, probability, entropy in predicted(campaign, model, assignment.boxes):
+            sample.add(box, probability)
+            yield box, probability, entropy
+
+    evaluation = score_boxes(campaign, assignment, maps(), progress)
+    calibration = sample.calibration()
+    campaign.storage.write_json(campaign.training_path(name, CALIBRATION), calibration.to_json())
     campaign.storage.write_json(campaign.training_path(name, EVALUATION), evaluation.to_json())
-    return evaluation
+    return evaluation, calibration
 
 
 def settled_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
@@ -89,7 +101,7 @@ def settled_training(campaign: Campaign, name: str, progress: Progress | None = 
     path = campaign.training_path(name, EVALUATION)
     kept = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
     found = still_valid([kept], model.digest, assignment.boxes, assignment.read_truth)
-    return found or evaluate_training(campaign, name, progress)
+    return found or evaluate_training(campaign, name, progress)[0]
 
 
 def predicted(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:

@@ -122,5 +122,9 @@ def _checked(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> L
 def truth_digest(campaign: Campaign) -> str:
     """Return one digest over the holdout boxes and their truth."""
     boxes = holdout_boxes(campaign)
-    read = open_truths(campaign, boxes)
-    return digest_json([[b.to_json(), digest_array(read(b))] for b in boxes])
+    return digest_boxes(boxes, open_truths(campaign, boxes))
+
+
+def digest_boxes(boxes: Sequence[HoldoutBox], read_truth: TruthReader) -> str:
+    """Return one digest over boxes and their truth."""
+    return digest_json([[b.to_json(), digest_array(read_truth(b))] for b in boxes])

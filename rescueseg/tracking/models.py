@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import rescueseg
+from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
 from rescueseg.records import ModelReference, Record
 
@@ -130,8 +131,16 @@ class ModelRegistry:
         signature = ModelSignature(
             Schema([image]),
             Schema([probability]),
-            ParamSchema([ParamSpec("spacing_um_zyx", DataType.double, list(spacing), (-1,))]),
+            ParamSchema(
+                [
+                    ParamSpec("spacing_um_zyx", DataType.double, list(spacing), (-1,)),
+                    ParamSpec("tempered", DataType.boolean, False),
+                ]
+            ),
         )
+        calibration = kept_calibration(self._campaign, model.generation)
+        known = calibration is not None and calibration.model_digest == model.digest
+        temperature = calibration.temperature if calibration and known else None
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             for name in self._campaign.storage.list(model.path):
                 Path(folder, name).write_bytes(self._campaign.storage.read_bytes(f"{model.path}/{name}"))
@@ -145,10 +154,11 @@ class ModelRegistry:
                     "model": model.to_json(),
                     "classes": ["background", *self._campaign.config.classes],
                     "inference": self._campaign.config.inference.model_dump(mode="json", exclude_none=True),
+                    "temperature": temperature,
                 },
                 signature=signature,
                 pip_requirements=_requirements(),
-                metadata={"rescueseg_version": rescueseg.__version__},
+                metadata={"rescueseg_version": rescueseg.__version__, "temperature": temperature},
             )
 
     def set_champion(self, generation: int) -> None:

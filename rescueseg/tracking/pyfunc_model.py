@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from rescueseg.calibration import temper
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig, InferenceConfig
+from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, zyx
 from rescueseg.inference.predictor import load_predictor, resolve_device, window_key
 from rescueseg.inference.windows import WindowGrid
@@ -26,6 +28,7 @@ class SegmentationModel(PythonModel):
         """Load weights and description (safetensors and JSON) from the stored folder."""
         settings: dict[str, Any] = dict(context.model_config)
         self._config = InferenceConfig.model_validate(settings["inference"])
+        self._temperature: float | None = settings.get("temperature")
         folder = Campaign(
             Storage(context.artifacts["model"]),
             CampaignConfig(name="model", classes=tuple(settings["classes"][1:])),
@@ -48,13 +51,22 @@ class SegmentationModel(PythonModel):
         model_input : ndarray, czyx
             Raw intensities; scaled here as at import, from the image itself.
         params : dict
-            `spacing_um_zyx`, voxel size in micrometre; that of the campaign's first volume when omitted.
+            `spacing_um_zyx`, voxel size in micrometre; that of the campaign's first volume when omitted. `tempered`,
+            whether the temperature that was fitted on the validation boxes is applied; false when omitted.
 
         Returns
         -------
         ndarray, (K + 1)zyx
             float32, background first: the mean over dropout samples and symmetries.
+
+        Raises
+        ------
+        InferenceError
+            If tempered probabilities are wanted of a model that was stored before it had a temperature.
         """
+        tempered = bool((params or {}).get("tempered", False))
+        if tempered and self._temperature is None:
+            raise InferenceError("the model was stored without a temperature", todo="Leave `tempered` out")
         z, y, x = (float(s) for s in (params or {})["spacing_um_zyx"])
         image = np.asarray(model_input)
         scaled = normalise(image, measure(image, image.shape[1:]))
@@ -71,7 +83,7 @@ class SegmentationModel(PythonModel):
             blended[(slice(None), *inside.slices)] += (
                 mean * weights[0][:, None, None] * weights[1][:, None] * weights[2]
             )
-        return blended
+        return temper(blended, self._temperature) if tempered and self._temperature is not None else blended
 
 
 def _local(inside: Box, box: Box) -> tuple[slice, slice, slice]:

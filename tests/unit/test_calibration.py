@@ -6,13 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from rescueseg import generation as stages
-from rescueseg.calibration import Calibration, calibrate_generation, fit_temperature, kept_calibration, temper
+from rescueseg.calibration import (
+    Calibration,
+    calibrate_generation,
+    fit_temperature,
+    kept_calibration,
+    settled_calibration,
+    temper,
+)
 from rescueseg.champion import STAGE as JUDGED
-from tests.unit.evaluated import make_campaign, write_generation
+from rescueseg.cli import app
+from tests.unit.evaluated import holdout_boxes, make_campaign, write_generation
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -68,6 +78,41 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
     stages.evaluate(campaign, 0)
     assert kept_calibration(campaign, 0) == changed, "what is kept is not fitted again"
     assert Calibration.model_validate(found.to_json()).metrics().keys() >= {"temperature", "test_ece_tempered"}
+
+
+def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, noise=3.0, judged=False)
+    found = settled_calibration(campaign, 0)
+    assert kept_calibration(campaign, 0) == found == calibrate_generation(campaign, 0)
+    for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
+        campaign.finish_stage(0, "calibration", found.model_copy(update={**stale, "temperature": 9.0}).to_json())
+        assert settled_calibration(campaign, 0) == found == kept_calibration(campaign, 0)
+
+    truth = zarr.open_array(f"{campaign.image_url('phantom')}/labels/truth/0", mode="r+")
+    box = next(b.box for b in holdout_boxes().boxes if b.part == "validation")
+    corrected = np.asarray(truth[box.slices])
+    truth[box.slices] = 1 - corrected
+    assert settled_calibration(campaign, 0).temperature > found.temperature, "it is wrong more often than was thought"
+    shown = CliRunner().invoke(app, ["evaluate", campaign.url, "--generation", "0"])
+    assert shown.exit_code == 0, shown.output
+    assert "for another model or truth" not in shown.output
+    truth[box.slices] = corrected
+    again = CliRunner().invoke(app, ["evaluate", campaign.url, "--generation", "0"])
+    assert f"Temperature {found.temperature:.2f}, fitted" in again.output
+    assert "for another model or truth" in again.output
+
+
+def test_of_many_voxels_a_sample_tells_about_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, noise=3.0, judged=False)
+    found = calibrate_generation(campaign, 0)
+    monkeypatch.setattr("rescueseg.calibration.MOST_VOXELS", 10_000)
+    sampled = calibrate_generation(campaign, 0)
+    assert found.validation is not None
+    assert sampled.validation is not None
+    assert sampled.validation.voxels <= 10_000 < found.validation.voxels
+    assert sampled.temperature == pytest.approx(found.temperature, rel=0.1)
 
 
 def test_without_a_known_validation_voxel_the_temperature_is_one(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from rescueseg import trainings
 from rescueseg.annotation.store import open_queue
+from rescueseg.calibration import Calibration, calibrate_generation
 from rescueseg.campaign import Campaign
 from rescueseg.cli import app
 from rescueseg.errors import EvaluationError, LeakError
@@ -83,6 +84,11 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     campaign.finish_stage(0, "training", {"model": model.to_json()})
     infer_volume(campaign, model, "v0")
     assert evaluate_generation(campaign, 0) == kept
+    calibration = Calibration.model_validate(
+        campaign.storage.read_json(campaign.training_path(name, "calibration.json"))
+    )
+    assert calibrate_generation(campaign, 0) == calibration
+    assert calibration.sentence() in shown
 
     compared = command("compare", campaign.url, "0", name, "--json", f"{campaign.url}/differences.json")
     assert f"training {name} (monai_unet) cannot be told from generation 0 (monai_unet)" in compared
@@ -99,7 +105,7 @@ def test_a_dry_run_changes_nothing(campaign: Campaign, name: str) -> None:
 
 
 def test_what_was_kept_is_taken_while_model_and_truth_are_the_same(campaign: Campaign, name: str) -> None:
-    found = evaluate_training(campaign, name)
+    found, _ = evaluate_training(campaign, name)
     assert settled_training(campaign, name, lambda *_: pytest.fail("predicted again")) == found
     path = campaign.training_path(name, "evaluation.json")
     campaign.storage.write_json(path, found.model_copy(update={"model_digest": "another"}).to_json())

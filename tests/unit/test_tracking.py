@@ -20,6 +20,7 @@ import pytest
 
 from rescueseg import trainings
 from rescueseg.annotation.store import open_queue
+from rescueseg.calibration import Calibration, temper
 from rescueseg.campaign import Campaign
 from rescueseg.champion import Judgement
 from rescueseg.config import TrackingConfig, check_config
@@ -455,6 +456,8 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     assert found is not None
     model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=found[1])
     tracker = Tracker(tracked)
+    calibration = Calibration(generation=0, model_digest=model.digest, temperature=2.0, validation=None, test=None)
+    tracked.finish_stage(0, "calibration", calibration.to_json())
     registered = tracker.register_model(0, model)
     mlflow.set_tracking_uri(tracker.uri)
     loaded = mlflow.pyfunc.load_model(registered.uri)
@@ -463,3 +466,5 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     assert probability.shape == (2, 10, 20, 20)
     assert probability.sum(axis=0) == pytest.approx(1.0, abs=1e-4)
     assert np.array_equal(probability, loaded.predict(image))
+    assert loaded.metadata.metadata["temperature"] == 2.0
+    np.testing.assert_array_equal(loaded.predict(image, params={"tempered": True}), temper(probability, 2.0))
