@@ -30,11 +30,11 @@ _WEIGHT_DECAY = 1e-4
 _BLUR_REACH = 2
 """Voxels by which nnU-Net's blur mirrors a window: it fails on one that is no larger along an axis, and is left out."""
 _VALIDATION_SHARE = 10
-"""Training steps per step of pseudo-validation; nnU-Net's own share is 5."""
+"""Training steps per step of pseudo-validation, where the profile does not say."""
 
 
 class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
-    """nnU-Net's trainer for one job; an epoch is what lies between two checkpoints.
+    """nnU-Net's trainer for one job; checkpoints are written where epochs end.
 
     Every epoch draws its random numbers from the seed and its own number: with a single augmenting thread, that is on
     a CPU, a training that was killed goes on to the same weights.
@@ -44,10 +44,12 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Take over a network of a job, before `initialize`: nnU-Net fixes what its constructor is given."""
         self.job, self.member, self.report = job, member, report
         self.work_dir, self.identity = artifacts.member_folder(Path(job.work_dir), member), f"{job.identity}/{member}"
-        self.iterations = config.iterations or PROFILES[config.profile].iterations
-        self.epoch_steps = min(config.checkpoint_every, self.iterations)
+        profile = PROFILES[config.profile]
+        self.iterations = config.iterations or profile.iterations
+        self.epoch_steps = min(profile.epoch_steps or config.checkpoint_every, self.iterations)
         self.num_epochs = math.ceil(self.iterations / self.epoch_steps)
-        self.num_val_iterations_per_epoch = max(1, self.epoch_steps // _VALIDATION_SHARE)
+        self.num_val_iterations_per_epoch = profile.validation_steps or max(1, self.epoch_steps // _VALIDATION_SHARE)
+        self.rest, self._saved = profile.checkpoint_seconds, time.monotonic()
         self.peak = peak_rate(config)
         self.history: list[dict[str, float]] = []
         self._seconds, self._started = 0.0, time.monotonic()
@@ -91,7 +93,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _set_rate(self) -> float:
         if self.peak is None:
-            self.lr_scheduler.step(self.step / self.epoch_steps)
+            self.lr_scheduler.step(self.num_epochs * self.step / self.iterations)  # the last epoch may be shorter
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = cosine_rate(self.peak, self.step, self.iterations)
@@ -161,11 +163,13 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.history[-1]["pseudo_dice"] = dice
 
     def on_epoch_end(self) -> None:
-        """Report the epoch's last step and write a checkpoint; nnU-Net's own would be unpickled."""
+        """Report the epoch's last step and, if one is due, write a checkpoint; nnU-Net's own would be unpickled."""
         self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
         self.current_epoch += 1
         if self.local_rank == 0:
-            self._save()
+            if self.step == self.iterations or time.monotonic() - self._saved >= self.rest:
+                self._save()
+                self._saved = time.monotonic()
             self.report(self.step, self.history[-1])
 
     def on_train_end(self) -> None:

@@ -18,7 +18,7 @@ from rescueseg.training.plan import PROFILES as WINDOWS
 from rescueseg.training.plan import Survey, round_up, same_spacing, scratch_reason, survey
 
 NAME = "nnunet"
-FORMAT = 2
+FORMAT = 3
 """Raised when the same request would train another model."""
 DATASET = "Dataset001_rescueseg"
 ARCHITECTURES = {
@@ -50,6 +50,12 @@ class Profile:
     learning_rate : float, optional
         Peak for AdamW with a short warm-up and a cosine; None for nnU-Net's SGD with a polynomial decay, which is made
         for 250,000 steps.
+    epoch_steps : int, optional
+        Steps of an epoch; those between two checkpoints when None.
+    validation_steps : int, optional
+        Steps of an epoch's pseudo-validation; a tenth of its training steps when None.
+    checkpoint_seconds : float
+        The end of an epoch writes no checkpoint before so many seconds have passed since the last.
     """
 
     iterations: int
@@ -57,11 +63,14 @@ class Profile:
     strided: bool
     dropout: float
     learning_rate: float | None
+    epoch_steps: int | None = None
+    validation_steps: int | None = None
+    checkpoint_seconds: float = 0.0
 
 
 PROFILES: dict[str, Profile] = {
     "cpu": Profile(2500, (16, 32, 64, 128), True, 0.1, 1e-2),
-    "gpu": Profile(250_000, None, False, 0.1, None),
+    "gpu": Profile(250_000, None, False, 0.1, None, epoch_steps=250, validation_steps=50, checkpoint_seconds=180.0),
 }
 
 

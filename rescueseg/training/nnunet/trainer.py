@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,9 +25,11 @@ from rescueseg.training.base import (
     check_gpus,
     check_request,
 )
-from rescueseg.training.folder import read_finished, read_start, write_atomically
+from rescueseg.training.folder import read_finished, read_start
 from rescueseg.training.nnunet.plan import FORMAT, NAME, Job
 from rescueseg.training.plan import survey
+
+_log = logging.getLogger(__name__)
 
 LOG_FILE = "nnunet.log"
 _DECIDING = {
@@ -132,12 +135,12 @@ def _make_job(request: TrainingRequest) -> Job:
 def _run_worker(job: Job, progress: Progress) -> None:
     """Run the worker to its end; it ends with this process, or when `progress` raises."""
     folder = Path(job.work_dir)
-    text = job.model_dump_json()
-    write_atomically(folder / "job.json", text.encode())
     log = folder / LOG_FILE
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
     with (
         storage_errors(str(log)),
-        log.open("wb") as file,
+        log.open("ab") as file,  # of another process that works here too: each adds a line that says which it is
         subprocess.Popen(
             [sys.executable, "-m", "rescueseg.training.nnunet.worker"],
             stdin=subprocess.PIPE,
@@ -151,13 +154,15 @@ def _run_worker(job: Job, progress: Progress) -> None:
         assert process.stdout is not None
         error: RescuesegError | None = None
         try:
-            process.stdin.write(text + "\n")
+            process.stdin.write(job.model_dump_json() + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 message = json.loads(line)
                 if "error" in message:
                     kind, what, where, todo = message["error"]
                     error = getattr(errors, kind)(what, where=where, todo=todo)
+                elif "waiting" in message:
+                    _log.warning("waiting for %s", message["waiting"])
                 else:
                     progress(message["step"], message["metrics"])
         except BaseException:

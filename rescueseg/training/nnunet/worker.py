@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +29,7 @@ from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.storage import Storage
 from rescueseg.training import artifacts
 from rescueseg.training.base import WEIGHTS_FILE, check_gpus, ignore_progress, unseen_warnings
-from rescueseg.training.folder import model_errors, read_start
+from rescueseg.training.folder import model_errors, read_start, write_atomically
 from rescueseg.training.network import join_members, split_members
 from rescueseg.training.nnunet.dataset import Dataset, write_dataset
 from rescueseg.training.nnunet.folds import choose_folds
@@ -45,7 +46,7 @@ def main() -> int:
     job = Job.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
-        with storage_errors(job.work_dir), _alone(Path(job.work_dir)):
+        with storage_errors(job.work_dir), _alone(Path(job.work_dir), channel):
             run(job, channel)
     except RescuesegError as error:
         print(json.dumps({"error": [type(error).__name__, error.what, error.where, error.todo]}), file=channel)
@@ -60,15 +61,22 @@ def _end_with_input() -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other training works in a folder: one whose parent was killed may take a moment to end."""
+def _alone(folder: Path, channel: TextIO) -> Iterator[None]:
+    """Wait until no other training works in a folder, and say so: one whose parent was killed may take a moment to end."""
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(json.dumps({"waiting": f"another training in {folder}"}), file=channel)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def run(job: Job, channel: TextIO) -> None:
     """Write the dataset, plan, train, and commit the model as the last act."""
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    print(f"=== {begun}: training {job.identity}, process {os.getpid()}", file=sys.stderr, flush=True)
+    write_atomically(Path(job.work_dir, "job.json"), job.model_dump_json(indent=1).encode())
     config = CampaignConfig.model_validate(job.config)
     campaign, training = Campaign(Storage(job.campaign_url), config), config.training
     torch.set_num_threads(training.threads)
