@@ -12,7 +12,6 @@ from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_unseen
 from rescueseg.records import HoldoutBox
-from rescueseg.storage import digest_array
 
 SCORES = "scores"
 """What `evaluate` leaves in the generation's folder; the judgement that chose the champion stays as it is."""
@@ -48,7 +47,7 @@ def still_valid(
     kept: Iterable[Any], model_digest: str, boxes: Iterable[HoldoutBox], read_truth: TruthReader
 ) -> Evaluation | None:
     """Return the first of several kept evaluations (JSON, or None) whose model and truth are still the same."""
-    wanted = {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, digest_array(read_truth(b))) for b in boxes}
+    wanted = {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, read_truth.digest(b)) for b in boxes}
     for found in (Evaluation.model_validate(data) for data in kept if data is not None):
         if found.complete and found.model_digest == model_digest and {b.key for b in found.boxes} <= wanted:
             return found

@@ -29,7 +29,6 @@ from rescueseg.metrics import (
 )
 from rescueseg.postprocessing import clean, profile_of
 from rescueseg.records import HoldoutBox
-from rescueseg.storage import digest_array
 
 Progress = Callable[[int, int], None]
 BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -113,7 +112,7 @@ def score_boxes(
     Parameters
     ----------
     campaign : Campaign
-        Classes, spacing and instance truth count.
+        Classes and spacing count.
     assignment : Assignment
         Generation, model, and where the truth is.
     maps : iterable of (HoldoutBox, probability, predictive entropy)
@@ -123,7 +122,7 @@ def score_boxes(
     """
     scores: list[BoxScore] = []
     for box, probability, entropy in maps:
-        scores.append(score_box(campaign, box, probability, entropy, assignment.read_truth(box)))
+        scores.append(score_box(campaign, box, probability, entropy, assignment.read_truth))
         if progress is not None:
             progress(len(scores), len(assignment.boxes))
     classes = campaign.config.classes
@@ -154,7 +153,7 @@ def score_box(
     box: HoldoutBox,
     probability: npt.NDArray[np.float32],
     entropy: npt.NDArray[np.float32],
-    truth: Labels,
+    read_truth: TruthReader,
 ) -> BoxScore:
     """Score one box.
 
@@ -168,16 +167,16 @@ def score_box(
         Background first.
     entropy : ndarray of float32, zyx
         Predictive entropy in nats.
-    truth : ndarray of uint8, zyx
-        0 background, 1…K classes, 255 unknown.
+    read_truth : TruthReader
+        Reads its labels, and its objects where the truth tells them apart.
     """
     k = campaign.config.n_classes
-    volume = campaign.volume(box.volume_id)
+    volume, truth, numbered = campaign.volume(box.volume_id), read_truth(box), read_truth.objects(box)
     prediction = probability.argmax(axis=0).astype(np.uint8)
     known = truth != IGNORE
     right = (prediction == truth)[known]
     counts = count_voxels(prediction, truth, k)
-    objects = _objects(campaign, box, prediction, truth) if volume.truth == "instance" else (None,) * k
+    objects = (None,) * k if numbered is None else _objects(campaign, box, prediction, truth, numbered)
     details = tuple(_detail(prediction, truth, c, volume.spacing_um_zyx, objects[c - 1]) for c in range(1, k + 1))
     surface = mean_pairs([None if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0) for d in details])
     return BoxScore(
@@ -192,7 +191,7 @@ def score_box(
         surface_dice=surface and surface[0],
         hd95_um=surface and surface[1],
         uncertainty=float(entropy[known].mean()) if right.size else 0.0,
-        truth_digest=digest_array(truth),
+        truth_digest=read_truth.digest(box),
         domain=volume.domain,
         share=box.share,
         details=details,
@@ -214,11 +213,10 @@ def _detail(
     )
 
 
-def _objects(campaign: Campaign, box: HoldoutBox, prediction: Labels, truth: Labels) -> Sequence[Instances]:
-    """Compare the objects of each class with the volume's instance truth."""
-    from rescueseg.volumes import open_truth
-
-    numbered: npt.NDArray[Any] = np.asarray(open_truth(campaign, box.volume_id, instances=True)[box.box.slices])
+def _objects(
+    campaign: Campaign, box: HoldoutBox, prediction: Labels, truth: Labels, numbered: npt.NDArray[Any]
+) -> Sequence[Instances]:
+    """Compare the objects of each class with the numbered ones of the truth."""
     cleaned = clean(prediction, campaign.volume(box.volume_id).spacing_um_zyx, *profile_of(campaign))
     known = truth != IGNORE
     return [

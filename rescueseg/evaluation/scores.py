@@ -23,7 +23,7 @@ class ClassDetail(Record):
     """None when neither truth nor prediction holds the class."""
     topology: Topology
     instances: Instances | None
-    """None where the volume has no instance truth."""
+    """None where the truth does not tell objects apart."""
 
 
 class BoxScore(Record):

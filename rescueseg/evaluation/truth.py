@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,61 @@ from rescueseg.metrics import IGNORE
 from rescueseg.records import HoldoutBox, Part
 from rescueseg.storage import digest_array, digest_json
 
+if TYPE_CHECKING:
+    from rescueseg.annotation.records import AcceptedAnnotation
+
 Labels = npt.NDArray[np.uint8]
 PARTS: tuple[Part, ...] = ("validation", "test")
-TruthReader = Callable[[HoldoutBox], Labels]
+Annotated = dict[tuple[str, Box], "AcceptedAnnotation | None"]
+"""Accepted holdout annotations by volume and box; None where the ticket was skipped."""
+
+
+@dataclass(frozen=True)
+class TruthReader:
+    """Reads the truth of holdout boxes; called with one it returns its labels, uint8 zyx. Made by `open_truths`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    annotated : dict
+        What people annotated of the holdout.
+    """
+
+    campaign: Campaign
+    annotated: Annotated
+
+    def __call__(self, box: HoldoutBox) -> Labels:
+        """Return 0 background, 1…K classes, 255 unknown."""
+        if self.campaign.volume(box.volume_id).truth is None:
+            accepted = self.annotated[box.volume_id, box.box]
+            if accepted is None:
+                return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
+            return _checked(self.campaign.storage.read_array(accepted.labels), box, self.campaign)
+        from rescueseg.volumes import open_truth
+
+        return _checked(np.asarray(open_truth(self.campaign, box.volume_id)[box.box.slices]), box, self.campaign)
+
+    def objects(self, box: HoldoutBox) -> npt.NDArray[Any] | None:
+        """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
+        truth = self.campaign.volume(box.volume_id).truth
+        if truth == "instance":
+            from rescueseg.volumes import open_truth
+
+            return np.asarray(open_truth(self.campaign, box.volume_id, instances=True)[box.box.slices])
+        accepted = self.annotated.get((box.volume_id, box.box)) if truth is None else None
+        return (
+            None
+            if accepted is None or accepted.instances is None
+            else self.campaign.storage.read_array(accepted.instances)
+        )
+
+    def digest(self, box: HoldoutBox) -> str:
+        """Return what tells one truth of a box from another: the labels', and that of the objects people numbered."""
+        labels = digest_array(self(box))
+        accepted = self.annotated.get((box.volume_id, box.box))
+        numbered = self.campaign.volume(box.volume_id).truth is None and accepted and accepted.instances_digest
+        return digest_json([labels, numbered]) if numbered else labels
 
 
 def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
@@ -48,7 +101,7 @@ def _usable(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> tuple[HoldoutBox
 
 
 def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
-    """Return a function that reads the truth of one holdout box as uint8 labels, zyx.
+    """Return what reads the truth of the holdout boxes.
 
     Ground truth that came with the volume is taken first, else the accepted annotation of the box's holdout ticket. A
     box whose ticket was skipped, because nobody can annotate it, is all ignore: it scores nothing.
@@ -67,18 +120,7 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
             where=campaign.url,
             todo="Annotate and accept the holdout tickets; they come first in the queue",
         )
-
-    def read(box: HoldoutBox) -> Labels:
-        if campaign.volume(box.volume_id).truth is None:
-            labels = annotated[box.volume_id, box.box]
-            if labels is None:
-                return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
-            return _checked(campaign.storage.read_array(labels), box, campaign)
-        from rescueseg.volumes import open_truth
-
-        return _checked(np.asarray(open_truth(campaign, box.volume_id)[box.box.slices]), box, campaign)
-
-    return read
+    return TruthReader(campaign, annotated)
 
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
@@ -89,21 +131,18 @@ def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     return _without_truth(campaign, boxes, _annotated_holdout(campaign) if boxes else {})
 
 
-def _without_truth(
-    campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: dict[tuple[str, Box], str | None]
-) -> list[HoldoutBox]:
+def _without_truth(campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: Annotated) -> list[HoldoutBox]:
     return [b for b in boxes if campaign.volume(b.volume_id).truth is None and (b.volume_id, b.box) not in annotated]
 
 
-def _annotated_holdout(campaign: Campaign) -> dict[tuple[str, Box], str | None]:
-    """Return the label files of accepted holdout annotations by volume and box; None where the ticket was skipped."""
+def _annotated_holdout(campaign: Campaign) -> Annotated:
     from rescueseg.annotation.store import open_queue
 
-    found: dict[tuple[str, Box], str | None] = {}
+    found: Annotated = {}
     with closing(open_queue(campaign)) as store:
         for part in PARTS:
             found |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
-            found |= {(a.volume_id, a.box): a.labels for a in store.accepted(part)}
+            found |= {(a.volume_id, a.box): a for a in store.accepted(part)}
     return found
 
 

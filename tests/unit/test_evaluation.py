@@ -6,19 +6,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from rescueseg.annotation.labels import submit_labels
+from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import NewTicket
 from rescueseg.annotation.store import open_queue
 from rescueseg.baseline import threshold_baseline
 from rescueseg.campaign import Campaign
 from rescueseg.champion import judge, judgements
+from rescueseg.config import check_config
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import Evaluation, evaluate_generation, missing_truth, open_truths
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.geometry import Box
 from rescueseg.records import Holdout, HoldoutBox
-from tests.unit.evaluated import make_campaign, phantom_truth, write_generation, write_maps
+from rescueseg.storage import digest_array
+from rescueseg.volumes import import_volume
+from tests.unit.evaluated import (
+    SHAPE,
+    SPACING,
+    make_campaign,
+    phantom_truth,
+    write_generation,
+    write_maps,
+    write_volume_maps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +174,7 @@ def test_threshold_baseline_is_tuned_on_validation_and_kept(evaluated: Campaign)
 
 def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     """An image that is its own truth, dark on bright, is solved exactly."""
-    import tifffile
-
-    from rescueseg.config import check_config
-    from rescueseg.volumes import import_volume
-    from tests.unit.evaluated import SPACING, holdout_boxes
+    from tests.unit.evaluated import holdout_boxes
 
     campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "easy", "classes": ["a"]}))
     truth = phantom_truth()
@@ -179,14 +188,39 @@ def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     assert (result["polarity"], result["validation_dice"], result["test_dice"]) == ("dark", 1.0, 1.0)
 
 
+def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
+    """Holdout boxes of an instance campaign: two touching objects found as one; other numbers are another truth."""
+    numbered = np.zeros(SHAPE, np.uint32)
+    numbered[1:7, 31:52, 1:10], numbered[1:7, 31:52, 10:20] = 4, 900
+    campaign = Campaign.create(
+        str(tmp_path / "c"),
+        check_config({"name": "objects", "classes": ["nucleus"], "annotation": {"labels": "instance"}}),
+    )
+    tifffile.imwrite(tmp_path / "image.tif", (numbered > 0) * np.uint16(500))
+    import_volume(campaign, str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING)
+    box = HoldoutBox(volume_id="phantom", box=Box((0, 30, 0), (8, 24, 24)), part="test", stratum="grid")
+    campaign.freeze_holdout(Holdout(boxes=(box,), guard_zyx=(2, 4, 4)))
+    store = open_queue(campaign)
+    store.add_tickets([NewTicket(ticket_id="h", volume_id="phantom", box=box.box, purpose="test")])
+    lease = store.claim("ann", 60)
+    assert lease is not None
+    drawn = PatchLabels.of_instances(numbered[box.box.slices])
+    submit_labels(campaign, store, lease, "ann", drawn, "test", 1.0)
+    store.close()
+    write_volume_maps(campaign, 0, numbered > 0)
+    found = evaluate_generation(campaign, 0)
+    objects = found.boxes[0].details[0].instances
+    assert objects is not None
+    assert (objects.found, objects.true, objects.matched[0]) == (1, 2, 1)
+    scores = group_scores(found, "test", ("nucleus",))[0].plain
+    assert {"ap50", "ap75", "pq", "vi"} <= set(scores)
+    assert scores["dice"].value == 1.0
+    assert found.boxes[0].truth_digest == open_truths(campaign, [box]).digest(box)
+    assert found.boxes[0].truth_digest != digest_array(drawn.classes)
+
+
 def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None:
     """Of three objects, two touch: their class is predicted without a flaw, and only one object is found whole."""
-    import tifffile
-
-    from rescueseg.config import check_config
-    from rescueseg.volumes import import_volume
-    from tests.unit.evaluated import SHAPE, SPACING, write_volume_maps
-
     numbered = np.zeros(SHAPE, np.uint16)
     numbered[1:7, 31:52, 1:10], numbered[1:7, 31:52, 10:20] = 4, 9
     numbered[13:19, 31:50, 2:20] = 2
