@@ -42,7 +42,7 @@ app.command(epilog="Example: rescueseg serve liver")(serve)
 app.command(epilog="Example: rescueseg triage liver --structure network")(triage)
 app.command(epilog="Example: rescueseg train liver --trainer nnunet --dry-run")(train)
 app.command(epilog="Example: rescueseg evaluate liver --generation 3 --json scores.json; or --training NAME")(evaluate)
-app.command(epilog="Example: rescueseg compare liver 2 3 --json differences.json; or a training's name for a number")(compare)
+app.command(epilog="Example: rescueseg compare liver 2 3 --json differences.json; or the name of a training")(compare)
 app.command(epilog="Example: rescueseg annotate liver --annotator anna")(annotate)
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
