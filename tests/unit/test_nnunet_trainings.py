@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 import safetensors.numpy
+from torch.multiprocessing.spawn import start_processes
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import TrainingError
 from rescueseg.training import TrainedModel
+from rescueseg.training.nnunet.ranks import watch
 from rescueseg.training.registry import load_predictor
 from tests.contracts.test_trainer import publish, train
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -133,3 +137,25 @@ def test_a_second_training_in_the_same_folder_says_that_it_waits_and_keeps_the_l
     identity = json.loads((tmp_path / "work/job.json").read_text())["identity"]
     assert log.startswith("of an earlier run\n=== ")
     assert f"training {identity}" in log.splitlines()[1]
+
+
+def rank(index: int, ends: str) -> None:
+    """Be a process of three: the last one ends as it is told, the others wait for it."""
+    if index == 2 and ends == "raises":
+        raise TrainingError("the loss is no longer a number at step 7")
+    if index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [("raises", "the loss is no longer a number at step 7"), ("dies", "terminated with signal SIGKILL")],
+)
+def test_a_process_that_is_lost_ends_the_others_and_its_reason_is_told(ends: str, told: str) -> None:
+    heard: list[str] = []
+    others = start_processes(rank, (ends,), 3, join=False, start_method="fork")
+    watch(others, heard.append).join(timeout=120)
+    assert len(heard) == 1
+    assert told in heard[0]
+    assert not any(process.is_alive() for process in others.processes)

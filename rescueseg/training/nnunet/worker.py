@@ -37,6 +37,7 @@ from rescueseg.training.nnunet.loop import CampaignTrainer, Report
 from rescueseg.training.nnunet.network import load_weights, own_weights
 from rescueseg.training.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan
 from rescueseg.training.nnunet.planner import PLANS, plan_dataset
+from rescueseg.training.nnunet.ranks import watch
 
 
 def main() -> int:
@@ -123,11 +124,26 @@ def _train(
         return _fit(job, config, member, folded, weights, report)
     shared = (job, config, member, folded, weights)
     others = start_processes(_other_rank, shared, config.gpus - 1, join=False)  # type: ignore[no-untyped-call]
+
+    def failed(message: str) -> None:
+        print(json.dumps({"error": _lost_rank(job, message)}), file=channel)
+        os._exit(1)  # the training here may wait for the lost process for ever
+
+    watching = watch(others, failed)
     _join_ranks(job, config, member, 0)
     trainer = _fit(*shared, report)
-    others.join()
+    watching.join()
     torch.distributed.destroy_process_group()
     return trainer
+
+
+def _lost_rank(job: Job, message: str) -> list[str]:
+    return [
+        "TrainingError",
+        f"a process of nnU-Net's DDP ended: {message}",
+        job.work_dir,
+        "Read nnunet.log there, and run again: the last checkpoint is kept",
+    ]
 
 
 def _known_weights(job: Job, known: NnUNetPlan | None, member: int) -> dict[str, Tensor] | None:
