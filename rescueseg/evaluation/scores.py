@@ -8,10 +8,11 @@ from operator import add
 
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.topology import Topology
+from rescueseg.geometry import ZYX
 from rescueseg.metrics import BinnedCounts, Counts, mean_over_classes
 from rescueseg.records import BoxField, Part, Record
 
-FORMAT = 2
+FORMAT = 3
 """Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before."""
 
 
@@ -24,6 +25,10 @@ class ClassDetail(Record):
     topology: Topology
     instances: Instances | None
     """None where the truth does not tell objects apart."""
+
+
+BoxKey = tuple[str, ZYX, ZYX, str]
+"""Volume, offset and shape of a box, and the digest of its truth."""
 
 
 class BoxScore(Record):
@@ -63,7 +68,7 @@ class BoxScore(Record):
         return sum(c.tp + c.fn for c in self.counts)
 
     @property
-    def key(self) -> tuple[str, tuple[int, int, int], tuple[int, int, int], str]:
+    def key(self) -> BoxKey:
         """What makes two scores comparable: the same box with the same truth."""
         return self.volume_id, self.box.offset_zyx, self.box.shape_zyx, self.truth_digest
 
