@@ -18,6 +18,7 @@ from rescueseg.records import HoldoutBox, Part, Record
 if TYPE_CHECKING:
     from rescueseg.evaluation import Evaluation
     from rescueseg.evaluation.pooled import Group
+    from rescueseg.evaluation.run import Assignment
 
 console = Console()
 if not console.is_terminal:
@@ -73,7 +74,7 @@ def evaluate(
         before = kept_calibration(opened, number)
         calibration = settled_calibration(opened, number, lambda done, total: progress("temperature", done, total))
         found = _groups(opened, evaluation, first)
-        page = write_evaluation_page(opened, evaluation, found)
+        page = write_evaluation_page(opened, evaluation, found, progress)
     show_groups(console, found[first])
     say(calibration.sentence())
     if before is not None and before != calibration:
@@ -120,6 +121,10 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="The one to compare with it.")],
     part: PartOption = "test",
     json_file: JsonOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be evaluated first, and how many boxes are common; no more."),
+    ] = False,
 ) -> None:
     """Compare two generations, of one model family or two: paired differences with intervals, score by score.
 
@@ -133,6 +138,9 @@ def compare(
     opened, shown = Campaign.open(campaign), _part(part)
     if first == second:
         raise ConfigError("both generations are the same", where=first, todo="Name two of them")
+    if dry_run:
+        _rehearse_comparison(opened, (first, second))
+        return
     generations = first.isdecimal() and second.isdecimal()
     with shown_progress(console) as progress:
         a, b = (_settled(opened, which, progress) for which in (first, second))
@@ -150,6 +158,28 @@ def compare(
         _write(json_file, {"generations": compared, "models": models, "groups": _json(found)})
     if page:
         say(f"Page: {opened.storage.url_of(page)}")
+
+
+def _rehearse_comparison(campaign: Campaign, both: Sequence[str]) -> None:
+    """Say which evaluations a comparison would make first, and over how many boxes it would be."""
+    from rescueseg.evaluation import PARTS, Evaluation, check_evaluation
+    from rescueseg.evaluation.kept import judged_keys, kept_evaluation
+    from rescueseg.evaluation.outside import kept_training_evaluation
+
+    judged: list[Evaluation | Assignment] = []
+    for which in both:
+        if which.isdecimal():
+            found = kept_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
+        else:
+            kept, assignment = kept_training_evaluation(campaign, which)
+            found = kept or assignment
+        judged.append(found)
+        done = isinstance(found, Evaluation)
+        todo = "evaluated already" if done else f"to be evaluated first, on {len(found.boxes)} boxes"
+        say(f"{_named(which).capitalize()} ({_family(campaign, which)}): {todo}")
+    common = {part: len(set.intersection(*(judged_keys(found, part) for found in judged))) for part in PARTS}
+    say(f"Boxes in common: {', '.join(f'{count} {part}' for part, count in common.items())}")
+    console.print("Nothing was changed; run again without --dry-run", style="dim")
 
 
 def _named(which: str) -> str:

@@ -166,8 +166,8 @@ def scaled_shape(volume: VolumeRecord, shape_zyx: ZYX, factor: float) -> ZYX:
     return zyx(max(1, min(limit[a], int(n * scale))) if a in axes else n for a, n in enumerate(shape_zyx))
 
 
-def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
-    """Yield the boxes of a grid that overlap none of `blocked`, in z, y, x order.
+def grid_starts(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> npt.NDArray[np.int64]:
+    """Return where the boxes of a grid begin that overlap none of `blocked`, int64 (n, 3) in z, y, x order.
 
     Where the grid has more than 100000 boxes, its stride is doubled until it has not: bounded work on any volume.
     """
@@ -181,12 +181,22 @@ def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequen
     free = np.ones(len(starts), dtype=bool)
     for box in blocked:
         free &= ~overlapping(starts, starts + np.array(box_zyx), box)
-    return (Box(zyx(start), box_zyx) for start in starts[free])
+    return np.asarray(starts[free], np.int64)
+
+
+def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
+    """Yield the boxes of a grid that overlap none of `blocked`, in z, y, x order; see `grid_starts`."""
+    return (Box(zyx(start), box_zyx) for start in grid_starts(shape_zyx, box_zyx, stride_zyx, blocked))
+
+
+def half(patch_zyx: ZYX) -> ZYX:
+    """Return the stride of a grid of half a patch."""
+    return zyx(max(1, n // 2) for n in patch_zyx)
 
 
 def candidates(volume: VolumeRecord, patch_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
     """Yield the patches on a grid of half a patch that overlap none of `blocked`; see `boxes_on_grid`."""
-    return boxes_on_grid(volume.shape_zyx, patch_zyx, zyx(max(1, n // 2) for n in patch_zyx), blocked)
+    return boxes_on_grid(volume.shape_zyx, patch_zyx, half(patch_zyx), blocked)
 
 
 def places_to_look(

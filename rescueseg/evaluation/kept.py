@@ -7,11 +7,12 @@ from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.champion import STAGE
-from rescueseg.evaluation.run import Progress, evaluate_generation
-from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.run import Assignment, Progress, evaluate_generation
+from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_unseen
-from rescueseg.records import HoldoutBox
+from rescueseg.metrics import IGNORE
+from rescueseg.records import HoldoutBox, Part
 
 SCORES = "scores"
 """What `evaluate` leaves in the generation's folder; the judgement that chose the champion stays as it is."""
@@ -35,12 +36,26 @@ def settled_evaluation(campaign: Campaign, generation: int, progress: Progress |
     RescuesegError
         As `check_evaluation`; what a training has read is never evaluated, kept or not.
     """
+    return kept_evaluation(campaign, generation) or evaluate_and_keep(campaign, generation, progress)
+
+
+def kept_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
+    """Return a generation's kept evaluation, None where model, truth or scoring have changed; raises as the above."""
     boxes = holdout_boxes(campaign)
     model = require_model(campaign, generation)
     require_unseen(campaign, generation, boxes)
     read_truth = open_truths(campaign, boxes)
     kept = (campaign.stage_result(generation, SCORES), _judged(campaign, generation))
-    return still_valid(kept, model.digest, boxes, read_truth) or evaluate_and_keep(campaign, generation, progress)
+    return still_valid(kept, model.digest, boxes, read_truth)
+
+
+def judged_keys(found: Evaluation | Assignment, part: Part) -> set[BoxKey]:
+    """Return what is, or would be, judged of a part; equal keys make scores comparable."""
+    if isinstance(found, Evaluation):
+        return {b.key for b in found.known(part)}
+    read = found.read_truth
+    ours = (b for b in found.boxes if b.part == part and (read(b) != IGNORE).any())
+    return {(b.volume_id, b.box.offset_zyx, b.box.shape_zyx, read.digest(b)) for b in ours}
 
 
 def still_valid(

@@ -97,11 +97,15 @@ def evaluate_training(
 
 def settled_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
     """Return a training's evaluation: the kept one where model and truth are still the same, else a new one."""
+    return kept_training_evaluation(campaign, name)[0] or evaluate_training(campaign, name, progress)[0]
+
+
+def kept_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
+    """Return a training's kept evaluation, None where model, truth or scoring have changed, and what would be judged."""
     model, assignment = check_training(campaign, name)
     path = campaign.training_path(name, EVALUATION)
     kept = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
-    found = still_valid([kept], model.digest, assignment.boxes, assignment.read_truth)
-    return found or evaluate_training(campaign, name, progress)[0]
+    return still_valid([kept], model.digest, assignment.boxes, assignment.read_truth), assignment
 
 
 def predicted(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:

@@ -8,7 +8,7 @@ from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.pooled import METRICS, Group
-from rescueseg.evaluation.scan import UncertainBox, most_uncertain
+from rescueseg.evaluation.scan import Progress, UncertainBox, most_uncertain
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.pages import family, inline, pictured, render_page, shown_metrics
@@ -16,7 +16,12 @@ from rescueseg.records import Part
 from rescueseg.report import SHOWN, explain_box
 
 
-def write_evaluation_page(campaign: Campaign, evaluation: Evaluation, groups: Mapping[Part, Sequence[Group]]) -> str:
+def write_evaluation_page(
+    campaign: Campaign,
+    evaluation: Evaluation,
+    groups: Mapping[Part, Sequence[Group]],
+    progress: Progress | None = None,
+) -> str:
     """Write the page of one evaluation with its galleries and return its path below the campaign.
 
     Parameters
@@ -27,11 +32,13 @@ def write_evaluation_page(campaign: Campaign, evaluation: Evaluation, groups: Ma
         Complete.
     groups : mapping of str to sequence of Group
         Scores by part, the part to show first in front.
+    progress : callable, optional
+        Told what is counted, how many are done and how many there are, while whole maps are read.
     """
     from rescueseg.gallery import evaluation_figures
 
     g = evaluation.generation
-    places: list[UncertainBox] = most_uncertain(campaign, g, SHOWN)
+    places: list[UncertainBox] = most_uncertain(campaign, g, SHOWN, progress)
     figures = evaluation_figures(campaign, evaluation, places)
     page = render_page(
         "evaluation.html",

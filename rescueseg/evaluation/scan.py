@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from rescueseg.acquisition import Floats, box_bounds, box_sums, touching
+from rescueseg.acquisition import Floats, Integers, box_sums, touching
 from rescueseg.campaign import Campaign
-from rescueseg.geometry import Box, Patch
-from rescueseg.patches import candidates, patch_shape
+from rescueseg.geometry import ZYX, Box, Patch, zyx
+from rescueseg.patches import grid_starts, half, patch_shape
 from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
 from rescueseg.scoring import map_pieces
 
@@ -33,8 +33,9 @@ def most_uncertain(
 ) -> list[UncertainBox]:
     """Return the boxes with the highest mean predictive entropy among those that were never annotated.
 
-    The entropy maps of all volumes are read once, block by block: memory depends on the block, not on the volume. Looked
-    at are boxes of the patch's shape on a grid of half a patch, clear of the holdout and of every patch that was annotated.
+    The entropy maps of all volumes are read once, block by block: memory depends on the block, and by some 100 bytes a
+    box on the grid, which has at most 100,000 in a volume. Looked at are boxes of the patch's shape on a grid of half a
+    patch, clear of the holdout and of every patch that was annotated.
 
     Parameters
     ----------
@@ -51,21 +52,23 @@ def most_uncertain(
 
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
     annotated = _annotated(campaign)
-    patches: list[Patch] = []
-    means: list[float] = []
+    places: list[tuple[float, Patch]] = []
+    means: list[Floats] = []
     for volume in campaign.volumes():
         if map_reference(campaign, generation, volume.volume_id) is None:
             continue
         known = [*holdout.of(volume.volume_id), *(p.box for p in annotated if p.volume_id == volume.volume_id)]
-        boxes = list(candidates(volume, patch_shape(campaign.config, volume, holdout), known))
-        if boxes:
-            patches += [Patch(volume.volume_id, box) for box in boxes]
-            means += _mean_entropy(campaign, generation, volume, boxes, progress).tolist()
-    order = sorted(range(len(patches)), key=lambda i: (-means[i], patches[i]))
-    typical = float(np.median(means)) if means else 0.0
+        shape = patch_shape(campaign.config, volume, holdout)
+        starts = grid_starts(volume.shape_zyx, shape, half(shape), known)
+        if len(starts):
+            means.append(_mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress))
+            best = apart(means[-1], starts, shape, count)
+            places += [(float(means[-1][i]), Patch(volume.volume_id, Box(zyx(starts[i]), shape))) for i in best]
+    typical = float(np.median(np.concatenate(means))) if means else 0.0
+    places.sort(key=lambda place: (-place[0], place[1]))
     return [
-        UncertainBox(volume_id=patches[i].volume_id, box=patches[i].box, entropy=means[i], typical=typical)
-        for i in _apart(order, patches, count)
+        UncertainBox(volume_id=patch.volume_id, box=patch.box, entropy=mean, typical=typical)
+        for mean, patch in places[:count]
     ]
 
 
@@ -76,13 +79,17 @@ def _annotated(campaign: Campaign) -> AbstractSet[Patch]:
 
 
 def _mean_entropy(
-    campaign: Campaign, generation: int, volume: VolumeRecord, boxes: list[Box], progress: Progress | None
+    campaign: Campaign,
+    generation: int,
+    volume: VolumeRecord,
+    starts: Integers,
+    stops: Integers,
+    progress: Progress | None,
 ) -> Floats:
     from rescueseg.inference.maps import open_map
 
     entropy = open_map(campaign, generation, volume.volume_id, "predictive_entropy")
-    starts, stops = box_bounds(boxes)
-    sums = np.zeros(len(boxes))
+    sums = np.zeros(len(starts))
     pieces = map_pieces(campaign, generation, volume.volume_id)
     for done, piece in enumerate(pieces, start=1):
         index = touching(piece, starts, stops)
@@ -95,13 +102,23 @@ def _mean_entropy(
     return means
 
 
-def _apart(order: Iterable[int], patches: list[Patch], count: int) -> list[int]:
-    """Take the first indices whose boxes do not overlap."""
+def apart(values: Floats, starts: Integers, shape_zyx: ZYX, count: int) -> list[int]:
+    """Return the boxes with the highest values of which no two overlap, highest first, by index.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        Of equal ones the first counts as higher.
+    starts : ndarray of int64, shape (n, 3)
+        Where the boxes begin.
+    shape_zyx : tuple of int
+        Their shape.
+    count : int
+        How many at most.
+    """
+    left = values.copy()
     taken: list[int] = []
-    for i in order:
-        if len(taken) == count:
-            break
-        mine = patches[i]
-        if not any(patches[j].volume_id == mine.volume_id and patches[j].box.intersects(mine.box) for j in taken):
-            taken.append(i)
+    while len(taken) < count and len(left) and np.isfinite(left.max()):
+        taken.append(int(left.argmax()))
+        left[np.all(np.abs(starts - starts[taken[-1]]) < np.array(shape_zyx), axis=1)] = -np.inf
     return taken

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from rescueseg.campaign import Campaign
@@ -16,9 +18,11 @@ from rescueseg.champion import judgements
 from rescueseg.cli import app
 from rescueseg.evaluation import Evaluation
 from rescueseg.evaluation.kept import SCORES, settled_evaluation
-from rescueseg.evaluation.scan import most_uncertain
+from rescueseg.evaluation.page import write_evaluation_page
+from rescueseg.evaluation.pooled import group_scores
+from rescueseg.evaluation.scan import apart, most_uncertain
 from rescueseg.gallery import errors, round_length, uncertain_patch
-from rescueseg.geometry import Box
+from rescueseg.geometry import Box, zyx
 from rescueseg.inference.maps import map_path
 from tests.unit.evaluated import SHAPE, make_campaign, phantom_truth, write_generation, write_maps
 
@@ -85,6 +89,20 @@ def test_compare_sets_two_families_against_each_other(two_families: Campaign, tm
     page = Path(two_families.storage.path("reports/compare_0000_0001.html")).read_text()
     assert page.count("data:image/png;base64,") == 1 + 3
     assert "monai_unet" in page
+
+
+def test_a_comparison_can_be_rehearsed(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 2.4)
+    write_generation(campaign, 1, 1.2, judged=False, trainer="nnunet")
+    root = Path(campaign.storage.path(""))
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    done = run("compare", campaign.url, 0, 1, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "Generation 0 (monai_unet): evaluated already" in done.stdout
+    assert "Generation 1 (nnunet): to be evaluated first, on 16 boxes" in done.stdout
+    assert "Boxes in common: 8 validation, 8 test" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
 
 
 def test_validation_boxes_are_shown_on_demand(two_families: Campaign) -> None:
@@ -194,6 +212,29 @@ def test_the_scan_finds_what_is_planted_and_nobody_annotated(tmp_path: Path) -> 
     again = most_uncertain(campaign, 0, 5)
     assert [place.box for place in again] == boxes, "it does not depend on the blocks"
     assert [place.entropy for place in again] == pytest.approx([place.entropy for place in found])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_the_highest_that_do_not_overlap_are_those_of_going_down_the_list(seed: int, count: int) -> None:
+    rng, shape = np.random.default_rng(seed), (3, 4, 5)
+    starts = np.unique(rng.integers(0, 12, (40, 3)), axis=0)
+    values = rng.integers(0, 9, len(starts)) / 9
+    taken: list[int] = []
+    for i in np.argsort(-values, kind="stable"):
+        if len(taken) < count and not any(
+            Box(zyx(starts[i]), shape).intersects(Box(zyx(starts[j]), shape)) for j in taken
+        ):
+            taken.append(int(i))
+    assert apart(values, starts, shape, count) == taken
+
+
+def test_the_page_tells_how_far_it_is_with_the_maps(two_families: Campaign) -> None:
+    told: list[tuple[str, int, int]] = []
+    evaluation = settled_evaluation(two_families, 0)
+    groups = {"test": group_scores(evaluation, "test", ("organelle",), resamples=0)}
+    write_evaluation_page(two_families, evaluation, groups, lambda *now: told.append(now))  # type: ignore[arg-type]
+    assert told[-1] == ("phantom: uncertainty map", 1, 1)
 
 
 TEST_BOX = Box((0, 0, 30), (8, 24, 24))
