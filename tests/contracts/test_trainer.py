@@ -75,7 +75,7 @@ def dice(campaign: Campaign, model: TrainedModel, value: int = 1) -> float:
 
 
 def test_learns_an_easy_volume_and_reports_every_step(trainer_name: str, tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=40)
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=80)
     steps: list[int] = []
     metrics: list[dict[str, float]] = []
     model = train(
@@ -85,10 +85,10 @@ def test_learns_an_easy_volume_and_reports_every_step(trainer_name: str, tmp_pat
         lambda step, values: (steps.append(step), metrics.append(dict(values))),
     )
     assert dice(campaign, model) >= 0.8
-    assert steps == list(range(1, 41))
+    assert steps == list(range(1, 81))
     assert all({"loss", "learning_rate"} <= m.keys() for m in metrics)
     assert [entry["loss"] for entry in model.losses] == [m["loss"] for m in metrics]
-    assert model.iterations == 40
+    assert model.iterations == 80
     assert model.warnings == ()
     assert model.seconds > 0
 
@@ -197,7 +197,7 @@ def test_nothing_outside_the_read_boxes_is_read(trainer_name: str, tmp_path: Pat
 
 
 def test_ignored_voxels_teach_nothing(trainer_name: str, tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=40)
+    campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=80)
     truth = open_truth(campaign, "v0")
     partial = {}
     for i, box in enumerate(BOXES):
@@ -264,7 +264,7 @@ def test_several_classes_and_channels(trainer_name: str, tmp_path: Path) -> None
 
 def test_volumes_of_unlike_spacing_train_together(trainer_name: str, tmp_path: Path) -> None:
     spacings = ((0.2, 0.1, 0.1), (0.4, 0.2, 0.2))
-    campaign = make_campaign(tmp_path, trainer=trainer_name, spacings=spacings, iterations=40)
+    campaign = make_campaign(tmp_path, trainer=trainer_name, spacings=spacings, iterations=80)
     boxes = [*BOXES, Box((0, 0, 0), (10, 24, 24))]
     snapshot = make_snapshot(campaign, boxes, volume_ids=["v0", "v0", "v0", "v1"])
     model = train(campaign, snapshot, tmp_path / "work")

@@ -141,7 +141,7 @@ def test_it_learns_in_a_process_of_its_own_and_leaves_this_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_raw", "/nowhere")
-    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=40, checkpoint_every=20)
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=80, checkpoint_every=40)
     seen: list[dict[str, float]] = []
     snapshot = make_snapshot(campaign, BOXES)
     before = dict(os.environ)
@@ -149,7 +149,7 @@ def test_it_learns_in_a_process_of_its_own_and_leaves_this_one_alone(
     assert dict(os.environ) == before
     assert dice(campaign, model) >= 0.8
     assert list(model.losses) == seen
-    assert [int(e["step"]) for e in seen if "pseudo_dice" in e] == [20, 40]
+    assert [int(e["step"]) for e in seen if "pseudo_dice" in e] == [40, 80]
     assert not (tmp_path / "work/nnunet").exists(), "what nnU-Net pickles is not kept"
     again = train(campaign, snapshot, tmp_path / "work", lambda step, _: pytest.fail(f"step {step} taken again"))
     assert again == model
