@@ -174,6 +174,14 @@ def test_a_full_disk_is_one_clear_error_and_the_rerun_finishes(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patch.setattr("os.fsync", full)
+        lines = (
+            "import os",
+            "def full(_):",
+            f"    raise OSError({errno.ENOSPC}, 'No space left on device')",
+            "os.fsync = full",
+        )
+        (tmp_path / "sitecustomize.py").write_text("\n".join(lines))  # for a trainer's own process
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
         with pytest.raises(StorageError, match="full"):
             train(campaign, snapshot, tmp_path / "work")
     assert not (tmp_path / "work" / "model").exists()

@@ -115,8 +115,9 @@ def test_the_network_is_cut_to_the_features_asked_for() -> None:
     assert (cut.features, cut.strides, cut.decoder_blocks) == ((8, 16), ((1, 1, 1), (1, 2, 2)), (2,))
     assert network().cut((8, 16, 32, 64, 128)).features == (8, 16, 32, 64), "at most as deep as it is"
     assert network().cut(None) == network()
-    coarse = network().cut((8, 16), strided=True)
-    assert (coarse.features, coarse.strides) == ((8, 16), network().strides[1:3]), "without its finest level"
+    coarse = network().cut((8, 16, 32), strided=True)
+    assert (coarse.features, coarse.strides) == ((8, 16, 32), network().strides[1:4]), "without its finest level"
+    assert network().cut((8, 16), strided=True) == cut, "of two levels none can be spared"
 
 
 def test_axes_are_turned_back() -> None:

@@ -75,6 +75,8 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def initialize(self) -> None:
         """Build network, optimiser and loss."""
         self.reseed("weights")
+        # nnU-Net gives the coarsest output no weight: of two levels nothing would be left
+        self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         super().initialize()
         if self.device.type == "cpu" and autocast_dtype(self.device) is not None and self._bfloat16_trains():
             self.network.forward = _in_bfloat16(self.network.forward)

@@ -148,8 +148,12 @@ class NnUNetNetwork(Record):
         )
 
     def cut(self, channels: Sequence[int] | None, strided: bool = False) -> NnUNetNetwork:
-        """Return the network with other features, at most as deep as there are, and perhaps without its finest level."""
-        first = 1 if strided and len(self.features) > 2 else 0
+        """Return the network with other features, at most as deep as there are, and perhaps without its finest level.
+
+        A network without its finest level needs deep supervision to learn at the coarser resolution, and that three levels.
+        """
+        depth = min(len(channels or self.features), len(self.features) - 1)
+        first = int(strided and depth > 2)
         wanted = tuple(channels) if channels else self.features[first:]
         levels = min(len(wanted), len(self.features) - first)
         return self.model_copy(
