@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rescueseg.config import ClusterConfig
 from rescueseg.errors import ConfigError, ServiceError
 
 CONNECT_SECONDS = 60
+_LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 
@@ -61,7 +63,12 @@ def open_cluster(config: ClusterConfig) -> Iterator[Client]:
         with _client(cluster) as client:
             yield client
     finally:
-        cluster.close()
+        try:
+            cluster.close()
+        except (
+            TimeoutError
+        ) as error:  # a busy machine: what was computed is safe, and the workers end with this process
+            _LOG.warning("The Dask cluster took too long to close: %s", error)
 
 
 def scheduler_address(client: Client) -> str:

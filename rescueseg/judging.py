@@ -64,7 +64,9 @@ def evaluate(
     number = generation if generation >= 0 else champion(opened)
     if number is None:
         raise EvaluationError(
-            "there is no champion yet", where=opened.url, todo="Name a generation that has maps: --generation 0"
+            "there is no champion yet",
+            where=opened.url,
+            todo="Run 'rescueseg generation', or name a generation that has maps: --generation 0",
         )
     assignment = check_evaluation(opened, number)
     if _announced(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):

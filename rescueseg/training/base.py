@@ -196,17 +196,12 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     if holdout is not None:
         guard(holdout, snapshot.items, campaign.image_digests())
     channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
-    defaults = TrainingConfig.model_fields
-
-    def changed(name: str) -> bool:
-        return bool(getattr(config, name) != defaults[name].default)
-
+    check_settings(name, capabilities, config)
     asked = (
         (request.warm_start is not None, capabilities.warm_start, "start from another model", "training.warm_start"),
         (snapshot.n_classes > 1, capabilities.several_classes, "learn several classes", "classes"),
         (channels > 1, capabilities.several_channels, "read several channels", "volumes"),
         (config.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
-        *((changed(name), able, what, f"training.{name}") for name, able, what in _settings(capabilities)),
         (
             not capabilities.partial_labels and _partial(campaign, snapshot),
             False,
@@ -216,13 +211,28 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     )
     for wanted, able, what, where in asked:
         if wanted and not able:
-            setting = where.removeprefix("training.")
-            default = f", or leave it at {defaults[setting].default}" if setting in defaults else ""
-            raise TrainingError(
-                f"the trainer '{name}' cannot {what}",
-                where=where,
-                todo=f"Choose another trainer in training.trainer{default}",
-            )
+            raise _refusal(name, what, where)
+
+
+def check_settings(name: str, capabilities: TrainerCapabilities, config: TrainingConfig) -> None:
+    """Refuse settings that a trainer would not heed; one at its default is no request.
+
+    Raises
+    ------
+    TrainingError
+        The message names the setting.
+    """
+    for setting, able, what in _settings(capabilities):
+        if not able and getattr(config, setting) != TrainingConfig.model_fields[setting].default:
+            raise _refusal(name, what, f"training.{setting}")
+
+
+def _refusal(name: str, what: str, where: str) -> TrainingError:
+    field = TrainingConfig.model_fields.get(where.removeprefix("training."))
+    default = f", or leave it at {field.default}" if field is not None else ""
+    return TrainingError(
+        f"the trainer '{name}' cannot {what}", where=where, todo=f"Choose another trainer in training.trainer{default}"
+    )
 
 
 def _settings(able: TrainerCapabilities) -> tuple[tuple[str, bool, str], ...]:

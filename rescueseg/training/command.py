@@ -17,7 +17,8 @@ if not console.is_terminal:
 def train(
     campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
     generation: Annotated[
-        int, typer.Option(help="Generation whose snapshot is trained on; all that is accepted now when omitted.")
+        int,
+        typer.Option(min=-1, help="Generation whose snapshot is trained on; all that is accepted now when omitted."),
     ] = -1,
     trainer: Annotated[str, typer.Option(help="Trainer; the campaign's own when omitted.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and change nothing.")] = False,
@@ -29,17 +30,21 @@ def train(
     from rescueseg import trainings
     from rescueseg.annotation.store import open_queue
     from rescueseg.serving import run_flow
+    from rescueseg.training.base import check_settings
+    from rescueseg.training.registry import get_trainer
 
     opened = Campaign.open(campaign)
     number = None if generation < 0 else generation
     planned = trainings.plan(opened, open_queue(opened), trainer, number)
     told, seconds = trainings.look(opened, planned)
-    window = "chosen by the trainer" if told.window_zyx is None else "×".join(map(str, told.window_zyx))
-    time = "not known before the first training" if seconds is None else f"about {seconds / 60:.1f} min"
-    networks = "" if told.networks == 1 else f" over {told.networks} networks"
-    say(
-        f"{planned.trainer} on {told.cases} patches, window {window} voxels (zyx), {told.steps:,} steps{networks}: {time}"
+    with console.status("Asking the trainer…"):  # which may take ten seconds to import
+        check_settings(planned.trainer, get_trainer(planned.trainer).capabilities, opened.config.training)
+    window = (
+        "chosen by the trainer" if told.window_zyx is None else f"{'×'.join(map(str, told.window_zyx))} voxels (zyx)"
     )
+    time = "expected time not known before its first training" if seconds is None else f"about {seconds / 60:.1f} min"
+    networks = "" if told.networks == 1 else f" over {told.networks} networks"
+    say(f"{planned.trainer} on {told.cases} patches, window {window}, {told.steps:,} steps{networks}: {time}")
     say(f"Folds: {told.folds}")
     if dry_run:
         say("Nothing was changed; run again without --dry-run")

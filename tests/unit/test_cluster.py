@@ -21,6 +21,21 @@ def test_a_local_cluster_runs_processes_with_one_thread() -> None:
         assert set(client.nthreads().values()) == {1}
 
 
+def test_workers_that_are_slow_to_end_do_not_undo_what_was_computed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = LocalCluster.close
+
+    def slow(cluster: LocalCluster, *args: Any) -> None:
+        closed(cluster, *args)
+        raise TimeoutError("nanny")
+
+    monkeypatch.setattr(LocalCluster, "close", slow)
+    with open_cluster(ClusterConfig(workers=1)) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    assert "too long to close" in caplog.text
+
+
 def test_an_address_is_used_and_left_running() -> None:
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
         with open_cluster(ClusterConfig(kind="address", address=cluster.scheduler_address)) as client:

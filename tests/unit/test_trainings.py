@@ -75,8 +75,18 @@ def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
     before = sorted(str(path) for path in Path(campaign.url).rglob("*"))
     shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", "--trainer", "nnunet", "--dry-run"])
     assert shown.exit_code == 0, shown.output
-    assert "nnunet on 3 patches, window 8×32×32 voxels (zyx), 12 steps: not known before" in shown.output
+    assert "nnunet on 3 patches, window 8×32×32 voxels (zyx), 12 steps: expected time not known before" in shown.output
     assert sorted(str(path) for path in Path(campaign.url).rglob("*")) == before
+
+
+def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, deep_supervision=True)
+    campaign.finish_stage(0, "snapshot", make_snapshot(campaign, BOXES).to_json())
+    for extra in (["--dry-run"], []):
+        shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", *extra])
+        assert shown.exit_code == 1
+        assert "training.deep_supervision: the trainer 'nnunet' cannot" in shown.stderr
+    assert not Path(campaign.url, "services").exists()
 
 
 def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
