@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from rescueseg.errors import ConfigError
 
+FORMAT = 1
+"""Of the campaign file; raised when an earlier version would misread one."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -279,6 +281,8 @@ class TrackingConfig(Section):
 class CampaignConfig(Section):
     """The whole campaign file."""
 
+    format: Literal[1] = 1
+    """Of the campaign file; a later one is refused."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
     """Names of classes 1…K; 0 is background and 255 is ignore."""
@@ -341,6 +345,12 @@ def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}", where=where, todo="Mend the file and run again") from error
+    if isinstance(found := data.get("format"), int) and found > FORMAT:
+        raise ConfigError(
+            f"a later version of rescueseg wrote this file: its format is {found}, this version reads up to {FORMAT}",
+            where=where,
+            todo="Install that version or a later one, and run again",
+        )
     return check_config(data, where)
 
 

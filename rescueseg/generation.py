@@ -304,8 +304,8 @@ def train_snapshot(
     dict
         Reference to the model, steps, losses, warnings and the seconds of training, JSON-ready.
     """
-    from rescueseg.inference.predictor import resolve_device
     from rescueseg.training import TrainingRequest, get_trainer
+    from rescueseg.training.registry import resolve_device
 
     trainer, number = get_trainer(name), training_set.generation
     warnings: list[str] = []

@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from rescueseg.errors import CampaignError, StorageError, storage_errors
 
+FORMAT = 1
+"""Of the records that this version writes; raised when an earlier version would misread one."""
+
 
 def canonical_json(data: Any) -> str:
     """Return JSON with sorted keys and no spaces, for digests."""
@@ -48,6 +51,31 @@ def file_digest(path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"the file cannot be read: {error.strerror}", where=path, todo="Check the path") from error
+
+
+def check_format(found: Any, newest: int, where: str) -> None:
+    """Refuse what a later version of rescueseg wrote.
+
+    Parameters
+    ----------
+    found : int
+        Format of the file.
+    newest : int
+        The latest that this version reads.
+    where : str
+        The file.
+
+    Raises
+    ------
+    StorageError
+        If the file's format is later, or no number.
+    """
+    if not isinstance(found, int) or found > newest:
+        raise StorageError(
+            f"a later version of rescueseg wrote this file: its format is {found}, this version reads up to {newest}",
+            where=where,
+            todo="Install that version or a later one, and run again; nothing was changed",
+        )
 
 
 class Storage:
@@ -145,24 +173,29 @@ class Storage:
                 "the file is missing", where=self.path(relative), todo="Restore it or run the step that writes it"
             ) from error
 
-    def write_json(self, relative: str, data: Any) -> None:
-        """Write a JSON file atomically."""
-        self.write_bytes(relative, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    def write_json(self, relative: str, record: Any) -> None:
+        """Write a record atomically, as ``{"format": FORMAT, "record": …}``."""
+        document = {"format": FORMAT, "record": record}
+        self.write_bytes(relative, (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
     def read_json(self, relative: str) -> Any:
-        """Read a JSON file.
+        """Return the record that `write_json` wrote, or that a version wrote which did not yet note its format.
 
         Raises
         ------
         StorageError
-            If it is missing or damaged.
+            If it is missing, damaged, or of a later format than this version reads.
         """
         try:
-            return json.loads(self.read_bytes(relative))
+            document = json.loads(self.read_bytes(relative))
         except ValueError as error:
             raise StorageError(
                 f"the file is damaged: {error}", where=self.path(relative), todo="Restore it from a backup"
             ) from error
+        if not isinstance(document, dict) or document.keys() != {"format", "record"}:
+            return document
+        check_format(document["format"], FORMAT, self.path(relative))
+        return document["record"]
 
     def write_array(self, relative: str, array: npt.NDArray[Any]) -> None:
         """Write one array as compressed npz, atomically."""

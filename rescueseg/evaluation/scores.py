@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import add
 
+from pydantic import field_validator
+
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import ZYX
 from rescueseg.metrics import BinnedCounts, Counts, mean_over_classes
 from rescueseg.records import BoxField, Part, Record
+from rescueseg.storage import check_format
 
 FORMAT = 3
 """Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before."""
@@ -132,6 +135,13 @@ class Evaluation(Record):
     """All holdout boxes, in the order of the holdout."""
     format: int = 1
     """`FORMAT` of the version that made it."""
+
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, value: int) -> int:
+        """Refuse scores of a later version: evaluated anew, they would be overwritten with an earlier version's."""
+        check_format(value, FORMAT, "the scores of a generation")
+        return value
 
     @property
     def complete(self) -> bool:

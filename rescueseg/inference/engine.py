@@ -39,10 +39,11 @@ from rescueseg.inference.maps import (
     read_plan,
     write_marker,
 )
-from rescueseg.inference.predictor import DEFAULT_FACTORY, Predictor, import_factory, window_key
+from rescueseg.inference.predictor import Predictor, PredictorFactory, window_key
 from rescueseg.inference.windows import WindowGrid, choose_blocks
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
+from rescueseg.training.registry import load_predictor
 from rescueseg.uncertainty import MemberStatistics
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.ome_zarr import choose_chunks, open_level
@@ -65,7 +66,7 @@ def infer_volume(
     client: Client | None = None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "auto",
-    factory: str = DEFAULT_FACTORY,
+    load: PredictorFactory = load_predictor,
 ) -> MapReference:
     """Predict one volume: mean probability and uncertainty maps, as OME-Zarr images.
 
@@ -86,8 +87,8 @@ def infer_volume(
         Called with (blocks done, blocks in all), at the start and after each block.
     device : str
         A torch device; "auto" takes the GPU where a worker sees one.
-    factory : str
-        Importable predictor factory, "package.module:function", called with (campaign, model, settings, device).
+    load : callable
+        Returns the predictor of (campaign, model, settings, device); a function that the workers can import.
 
     Returns
     -------
@@ -104,14 +105,14 @@ def infer_volume(
         If the Dask cluster goes away.
     """
     generation = model.generation
-    wanted = _call(client, make_plan, campaign.url, model, volume_id, factory, device)
+    wanted = _call(client, make_plan, campaign.url, model, volume_id, load, device)
     plan = prepare_maps(campaign, generation, wanted)
     done = finished_blocks(campaign, generation, plan)
     total = len(plan.blocks)
     todo = [index for index in range(total) if index not in done]
     report = progress or _ignore
     report(len(done), total)
-    for index, digest in _run_blocks(client, (campaign.url, generation, volume_id, plan.digest, device), todo):
+    for index, digest in _run_blocks(client, (campaign.url, generation, volume_id, plan.digest, load, device), todo):
         done[index] = digest
         report(len(done), total)
     reference = MapReference(
@@ -144,7 +145,7 @@ def _call(client: Client | None, function: Callable[..., Result], *args: Any) ->
 
 
 def _run_blocks(
-    client: Client | None, reference: tuple[str, int, str, str, str], todo: Sequence[int]
+    client: Client | None, reference: tuple[str, int, str, str, PredictorFactory, str], todo: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
     """Yield (block index, digest) as blocks finish, in any order."""
     if client is None:
@@ -189,13 +190,15 @@ def _cluster_errors() -> Iterator[None]:
 
 @lru_cache(maxsize=2)
 def _predictor(
-    campaign_url: str, model: ModelReference, inference: InferenceConfig, factory: str, device: str
+    campaign_url: str, model: ModelReference, inference: InferenceConfig, load: PredictorFactory, device: str
 ) -> Predictor:
     """Load a predictor once per process."""
-    return import_factory(factory)(Campaign.open(campaign_url), model, inference, device)
+    return load(Campaign.open(campaign_url), model, inference, device)
 
 
-def make_plan(campaign_url: str, model: ModelReference, volume_id: str, factory: str, device: str) -> InferencePlan:
+def make_plan(
+    campaign_url: str, model: ModelReference, volume_id: str, load: PredictorFactory, device: str
+) -> InferencePlan:
     """Settle what the maps of a volume are made with: window, blocks, chunks.
 
     Raises
@@ -205,7 +208,7 @@ def make_plan(campaign_url: str, model: ModelReference, volume_id: str, factory:
     """
     campaign = Campaign.open(campaign_url)
     config, volume = campaign.config, campaign.volume(volume_id)
-    predictor = _predictor(campaign_url, model, config.inference, factory, device)
+    predictor = _predictor(campaign_url, model, config.inference, load, device)
     for what, has, needs in (
         ("channels", predictor.in_channels, volume.channels),
         ("classes", predictor.n_classes, config.n_classes),
@@ -221,7 +224,6 @@ def make_plan(campaign_url: str, model: ModelReference, volume_id: str, factory:
     chunk = choose_chunks(volume.shape_zyx)[0]
     return InferencePlan(
         model=model,
-        factory=factory,
         volume_id=volume_id,
         volume_digest=digest_json([volume.digest, volume.normalisation.to_json()]),
         shape_zyx=volume.shape_zyx,
@@ -249,7 +251,15 @@ def _context(
     return campaign, plan, campaign.volume(volume_id)
 
 
-def run_block(campaign_url: str, generation: int, volume_id: str, plan_digest: str, device: str, index: int) -> str:
+def run_block(
+    campaign_url: str,
+    generation: int,
+    volume_id: str,
+    plan_digest: str,
+    load: PredictorFactory,
+    device: str,
+    index: int,
+) -> str:
     """Compute one block, write its shards, then its completion marker.
 
     Parameters
@@ -262,8 +272,10 @@ def run_block(campaign_url: str, generation: int, volume_id: str, plan_digest: s
         The volume.
     plan_digest : str
         The plan that the maps on disk must be made with.
+    load : callable
+        Returns the predictor.
     device : str
-        Where the predictor runs.
+        Where it runs.
     index : int
         The block.
 
@@ -273,7 +285,7 @@ def run_block(campaign_url: str, generation: int, volume_id: str, plan_digest: s
         sha256 of the block's voxels in all maps.
     """
     campaign, plan, volume = _context(campaign_url, generation, volume_id, plan_digest)
-    predictor = _predictor(campaign_url, plan.model, plan.inference, plan.factory, device)
+    predictor = _predictor(campaign_url, plan.model, plan.inference, load, device)
     block = plan.blocks[index]
     maps = compute_box(campaign, plan, volume, predictor, block)
     digest = hashlib.sha256()
@@ -346,8 +358,8 @@ def predict_boxes(
     InferenceError
         As `infer_volume`.
     """
-    plan = make_plan(campaign.url, model, volume_id, DEFAULT_FACTORY, device)
-    predictor = _predictor(campaign.url, model, plan.inference, plan.factory, device)
+    plan = make_plan(campaign.url, model, volume_id, load_predictor, device)
+    predictor = _predictor(campaign.url, model, plan.inference, load_predictor, device)
     for box in boxes:
         yield compute_box(campaign, plan, campaign.volume(volume_id), predictor, box)
 

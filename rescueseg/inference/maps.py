@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import zarr
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import InferenceConfig
@@ -35,13 +35,14 @@ QUANTITIES = (PROBABILITY, *UNCERTAINTIES)
 ENSEMBLE_VARIANCE = "ensemble_variance"
 """Map that an ensemble has beside them."""
 
+_FACTORY = "rescueseg.inference.predictor:load_predictor"
+"""Plans before version 0.2 named it; in their digests for ever, so that the maps made then stay valid."""
+
 
 class InferencePlan(Record):
     """Everything the maps of one volume depend on, and how they are cut into blocks."""
 
     model: ModelReference
-    factory: str
-    """Importable predictor factory, as "package.module:function"."""
     volume_id: str
     volume_digest: str
     """sha256 of the volume's voxels and normalisation."""
@@ -55,6 +56,12 @@ class InferencePlan(Record):
     chunk_zyx: ZYX
     networks: int = 1
     """Networks of the ensemble."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_factory(cls, data: Any) -> Any:
+        """Leave out what plans before version 0.2 named: the function that loaded the predictor."""
+        return {key: value for key, value in data.items() if key != "factory"} if isinstance(data, dict) else data
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -70,7 +77,7 @@ class InferencePlan(Record):
     @property
     def digest(self) -> str:
         """Digest of the whole plan, which every completion marker carries."""
-        return digest_json(self.to_json())
+        return digest_json(self.to_json() | {"factory": _FACTORY})
 
     @property
     def blocks(self) -> list[Box]:

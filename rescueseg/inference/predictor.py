@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.records import ModelReference
 
@@ -79,8 +77,6 @@ class Predictor(Protocol):
 PredictorFactory = Callable[[Campaign, ModelReference, InferenceConfig, str], Predictor]
 """Builds a predictor from (campaign, model, settings, device)."""
 
-DEFAULT_FACTORY = "rescueseg.inference.predictor:load_predictor"
-
 
 def window_key(seed: int, volume_id: str, index: int) -> int:
     """Return the 63-bit key from which every random number of one window derives.
@@ -95,54 +91,3 @@ def window_key(seed: int, volume_id: str, index: int) -> int:
         Index in the volume's global window grid.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{volume_id}/{index}".encode()).digest()[:8], "big") >> 1
-
-
-def resolve_device(device: str) -> str:
-    """Return `device`, or for "auto" the GPU when this process sees one and the CPU otherwise."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
-    """Load a trained model by the loader of the trainer that made it.
-
-    Parameters
-    ----------
-    campaign : Campaign
-        Where the model lies.
-    model : ModelReference
-        Which model.
-    config : InferenceConfig
-        Window, Monte-Carlo samples and symmetries.
-    device : str
-        A torch device, or "auto".
-
-    Raises
-    ------
-    ConfigError
-        If no trainer of that name exists.
-    """
-    from rescueseg.training import registry
-
-    return registry.load_predictor(campaign, model, config, resolve_device(device))
-
-
-def import_factory(path: str) -> PredictorFactory:
-    """Return the predictor factory named by "package.module:attribute".
-
-    Raises
-    ------
-    InferenceError
-        If there is no such module or attribute.
-    """
-    module, _, name = path.partition(":")
-    try:
-        factory: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InferenceError(
-            f"cannot load the predictor: {error}", where=path, todo="Name it as 'package.module:function'"
-        ) from error
-    return cast(PredictorFactory, factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 DIGEST = "rescueseg.model_digest"
 GENERATION = "rescueseg.generation"
 MODEL_ID = "rescueseg.model_id"  # a search for versions does not return it
+CODE = "rescueseg.code"
+"""Tag with the `LOADER` of a stored model."""
+LOADER = "rescueseg.tracking.served_model:SegmentationModel"
+"""What a stored model imports; models without this tag import modules that are no longer there, and are stored anew."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
@@ -60,22 +65,31 @@ class ModelRegistry:
 
         The model is a pyfunc made from code: its folder (safetensors and JSON) and `pyfunc_model.py`, nothing pickled.
         """
-        known = self.versions()
-        if model.digest not in known:
-            self._create_version(generation, model, run_id, self.store(f"generation-{generation}", model, run_id))
-            known = self.versions()
-        registered = known[model.digest]
+        registered = self._loadable(generation, model, run_id)
         self._client.set_registered_model_alias(self.name, CANDIDATE, registered.version)
         return registered
 
+    def _loadable(self, generation: int, model: ModelReference, run_id: str) -> RegisteredModel:
+        """Return the version of a model that this version of rescueseg loads; made now if there is none."""
+        versions = self.versions()
+        if model.digest not in versions:
+            self._create_version(generation, model, run_id, self.store(f"generation-{generation}", model, run_id))
+            versions = self.versions()
+        return versions[model.digest]
+
     def versions(self) -> dict[str, RegisteredModel]:
-        """Return the registered versions by model digest."""
-        found = self._client.search_model_versions(f"name = '{self.name}'")
+        """Return the registered versions that this version of rescueseg loads, by model digest."""
         return {
-            v.tags[DIGEST]: RegisteredModel(name=self.name, version=str(v.version), model_id=v.tags[MODEL_ID])
-            for v in sorted(found, key=lambda v: -int(v.version))
-            if DIGEST in v.tags
+            tags[DIGEST]: RegisteredModel(name=self.name, version=version, model_id=tags[MODEL_ID])
+            for version, tags in self._tags()
+            if tags.get(CODE) == LOADER
         }
+
+    def _tags(self) -> list[tuple[str, dict[str, str]]]:
+        """Return number and tags of the versions made of trained models, the latest first."""
+        versions = self._client.search_model_versions(f"name = '{self.name}'")
+        latest_first = sorted(versions, key=lambda version: -int(version.version))
+        return [(str(version.version), dict(version.tags)) for version in latest_first if DIGEST in version.tags]
 
     def _create_version(self, generation: int, model: ModelReference, run_id: str, model_id: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -89,14 +103,15 @@ class ModelRegistry:
             self.name,
             source=f"models:/{model_id}",
             run_id=run_id,
-            tags={DIGEST: model.digest, GENERATION: str(generation), MODEL_ID: model_id},
+            tags={DIGEST: model.digest, GENERATION: str(generation), MODEL_ID: model_id, CODE: LOADER},
             await_creation_for=0,
             model_id=model_id,
         )
 
     def store(self, name: str, model: ModelReference, run_id: str) -> str:
         """Return the id of the LoggedModel with the model's digest; a half-written one is thrown away."""
-        found = self._client.search_logged_models([self._experiment_id], f"tags.`{DIGEST}` = '{model.digest}'")
+        alike = f"tags.`{DIGEST}` = '{model.digest}' AND tags.`{CODE}` = '{LOADER}'"
+        found = self._client.search_logged_models([self._experiment_id], alike)
         for old in found:
             if str(old.status) == "READY":
                 return str(old.model_id)
@@ -105,7 +120,7 @@ class ModelRegistry:
             self._experiment_id,
             name=name,
             source_run_id=run_id,
-            tags={DIGEST: model.digest, GENERATION: str(model.generation)},
+            tags={DIGEST: model.digest, GENERATION: str(model.generation), CODE: LOADER},
             params={"trainer": model.trainer, "generation": str(model.generation), "model_digest": model.digest},
             model_type="segmentation",
         )
@@ -161,16 +176,23 @@ class ModelRegistry:
                 metadata={"rescueseg_version": rescueseg.__version__, "temperature": temperature},
             )
 
-    def set_champion(self, generation: int) -> None:
-        """Give a generation's model the alias `champion`; nothing happens when it is not registered."""
-        reference = self._campaign.model(generation)
-        registered = self.versions().get(reference.digest) if reference else None
-        if registered is not None:
+    def set_champion(self, generation: int, run_id: str) -> None:
+        """Give a generation's model the alias `champion`; nothing happens when it is not registered.
+
+        Parameters
+        ----------
+        generation : int
+            The champion.
+        run_id : str
+            Its run: gets the model once more where an earlier version stored it.
+        """
+        model = self._campaign.model(generation)
+        if model is not None and model.digest in {tags[DIGEST] for _, tags in self._tags()}:
+            registered = self._loadable(generation, model, run_id)
             self._client.set_registered_model_alias(self.name, CHAMPION, registered.version)
 
 
 def _requirements() -> list[str]:
-    """Return what the model needs beside rescueseg itself, which no package index holds."""
-    from importlib.metadata import version
-
-    return [f"{name}=={version(name)}" for name in ("mlflow", "monai", "numpy", "safetensors", "torch")]
+    """Return what the model needs, rescueseg first: no package index holds it, it has to be installed there."""
+    names = ("mlflow", "monai", "numpy", "safetensors", "torch")
+    return [f"rescueseg=={rescueseg.__version__}", *(f"{name}=={version(name)}" for name in names)]

@@ -443,4 +443,4 @@ class Tracker:
         ):
             for key, value in tags.items():
                 self.client.set_tag(run_id, key, value)
-        self._registry.set_champion(judgement.champion)
+        self._registry.set_champion(judgement.champion, self.generation_run(judgement.champion))

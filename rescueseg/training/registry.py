@@ -77,6 +77,17 @@ def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
     """Load a finished model for inference with the loader of the trainer that made it.
 
+    Parameters
+    ----------
+    campaign : Campaign
+        Where the model lies.
+    model : ModelReference
+        Which model.
+    config : InferenceConfig
+        Window, Monte-Carlo samples and symmetries.
+    device : str
+        A torch device, or "auto": see `resolve_device`.
+
     Raises
     ------
     ConfigError
@@ -85,4 +96,13 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
         If the model is missing or not the one the digest names.
     """
     module = importlib.import_module(_entry(model.trainer).module)
-    return cast("Predictor", module.load_predictor(campaign, model, config, device))
+    return cast("Predictor", module.load_predictor(campaign, model, config, resolve_device(device)))
+
+
+def resolve_device(device: str) -> str:
+    """Return `device`, or for "auto" the GPU when this process sees one and the CPU otherwise."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

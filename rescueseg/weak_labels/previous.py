@@ -10,8 +10,9 @@ import numpy as np
 from rescueseg.campaign import Campaign
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import ZYX, Spacing, zyx
-from rescueseg.inference.predictor import Predictor, load_predictor, window_key
+from rescueseg.inference.predictor import Predictor, window_key
 from rescueseg.inference.windows import WindowGrid
+from rescueseg.training.registry import load_predictor
 from rescueseg.volumes.normalise import read_box
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 

@@ -34,7 +34,6 @@ from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.volumes import ome_zarr
 
 MIB = 2**20
-FACTORY = "memory_block_engine:brightness"
 MODEL = ModelReference(generation=0, trainer="brightness", path="generations/0000/model", digest="0" * 64)
 SPACING = (1.0, 1.0, 1.0)
 
@@ -125,7 +124,7 @@ def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
     with ExitStack() as stack:
         client = stack.enter_context(open_cluster(campaign.config.cluster)) if workers else None
         marks = stack.enter_context(watched())
-        reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", factory=FACTORY)
+        reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", load=brightness)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = own + sum(mark for pid, mark in marks.items() if pid != os.getpid())
     return {"peak_bytes": peak, "seconds": time.monotonic() - start, "blocks": reference.blocks}

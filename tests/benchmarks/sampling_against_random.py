@@ -119,7 +119,7 @@ def predict_holdout(
     campaign: Campaign, reference: ModelReference, samples: int = 1, symmetries: int = 1
 ) -> Iterator[tuple[HoldoutBox, np.ndarray, np.ndarray]]:
     """Yield each holdout box with the predicted classes and the truth, both uint8 zyx."""
-    from rescueseg.inference.predictor import load_predictor
+    from rescueseg.training.registry import load_predictor
 
     config = campaign.config.inference.model_copy(update={"mc_samples": samples, "tta_symmetries": symmetries})
     predictor = load_predictor(campaign, reference, config, "cpu")

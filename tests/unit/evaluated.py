@@ -138,7 +138,6 @@ def write_maps(
     campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
     plan = InferencePlan(
         model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
-        factory="none",
         volume_id=volume_id,
         volume_digest="d",
         shape_zyx=shape,

@@ -19,6 +19,7 @@ from rescueseg.query import choose_patches, score_candidates
 from rescueseg.records import ModelReference
 from rescueseg.seeds import random_generator
 from rescueseg.snapshot import make_snapshot
+from tests import trivial_predictors
 
 MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
 
@@ -48,7 +49,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     items = make_snapshot(campaign, 0, accepted).items
     assert all(i.read_box == i.box.expand(holdout.guard_zyx).clip(image.shape) for i in items)
 
-    infer_volume(campaign, MODEL, "v", factory="tests.trivial_predictors:blur")
+    infer_volume(campaign, MODEL, "v", load=trivial_predictors.blur)
     boxes = sampling.candidate_boxes(campaign, "v", [p.box for p in started])
     table = score_candidates(campaign, 0, {"v": boxes})
     entropy = np.asarray(open_map(campaign, 0, "v", "predictive_entropy")[:], dtype=float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -13,10 +14,12 @@ import pytest
 
 from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import check_config
-from rescueseg.errors import CampaignError, LeaseExpiredError, StorageError
+from rescueseg.errors import CampaignError, ConfigError, LeaseExpiredError, StorageError
+from rescueseg.evaluation.scores import FORMAT as SCORES_FORMAT
+from rescueseg.evaluation.scores import Evaluation
 from rescueseg.geometry import Box
 from rescueseg.records import Holdout, HoldoutBox, Normalisation, VolumeRecord
-from rescueseg.storage import Storage, digest_array, digest_json
+from rescueseg.storage import FORMAT, Storage, digest_array, digest_json
 
 RECORD = VolumeRecord(
     volume_id="v1",
@@ -127,6 +130,37 @@ def test_a_damaged_json_file_is_one_clear_error(campaign: Campaign) -> None:
     campaign.storage.write_bytes("holdout.json", b"{broken")
     with pytest.raises(StorageError, match=r"holdout.json: the file is damaged"):
         campaign.holdout()
+
+
+def test_a_record_says_its_format_and_one_without_it_is_read(campaign: Campaign) -> None:
+    campaign.freeze_holdout(Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1)))
+    document = json.loads(campaign.storage.read_bytes("holdout.json"))
+    assert document["format"] == FORMAT
+    campaign.storage.write_bytes("holdout.json", json.dumps(document["record"]).encode())
+    assert campaign.holdout() == Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1))
+
+
+def test_a_record_of_a_later_version_is_refused_by_name(campaign: Campaign) -> None:
+    campaign.freeze_holdout(Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1)))
+    later = {"format": FORMAT + 1, "record": {"unheard": "of"}}
+    campaign.storage.write_bytes("holdout.json", json.dumps(later).encode())
+    with pytest.raises(StorageError, match=r"holdout\.json: a later version of rescueseg wrote this file"):
+        campaign.holdout()
+
+
+def test_scores_of_a_later_version_are_refused() -> None:
+    with pytest.raises(StorageError, match="a later version of rescueseg"):
+        Evaluation(generation=0, model_digest="", validation=None, test=None, boxes=(), format=SCORES_FORMAT + 1)
+
+
+def test_a_campaign_file_of_a_later_version_is_refused_by_name(campaign: Campaign) -> None:
+    written = campaign.storage.read_bytes("campaign.toml").decode()
+    assert "format = 1\n" in written
+    campaign.storage.write_bytes("campaign.toml", written.replace("format = 1\n", "").encode())
+    assert Campaign.open(campaign.url).config == campaign.config
+    campaign.storage.write_bytes("campaign.toml", written.replace("format = 1\n", "format = 2\nnew = 3\n").encode())
+    with pytest.raises(ConfigError, match=r"campaign\.toml: a later version of rescueseg wrote this file"):
+        Campaign.open(campaign.url)
 
 
 def test_arrays_round_trip_without_pickle(tmp_path: Path) -> None:

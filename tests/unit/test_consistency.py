@@ -386,7 +386,7 @@ def test_the_command_reports_first_and_changes_only_when_told(
     assert "Nothing was changed" in said
     assert "wrong: would be refused" in said
     assert campaign.volumes(refused=True) == sorted(before, key=lambda v: v.volume_id)
-    kept = json.loads(Path(campaign.storage.path("consistency.json")).read_text())
+    kept = campaign.storage.read_json("consistency.json")
     assert ConsistencyReport.model_validate(kept).chunks_read == sum(
         v["numbers"]["chunks_read"] for v in kept["volumes"]
     )

@@ -19,11 +19,12 @@ from rescueseg.config import ClusterConfig, check_config, dump_config
 from rescueseg.errors import ConfigError, InferenceError, StorageError
 from rescueseg.geometry import Box
 from rescueseg.inference import QUANTITIES, engine, infer_volume, map_blocks, map_reference, maps, open_map
-from rescueseg.inference.predictor import load_predictor, window_key
+from rescueseg.inference.predictor import window_key
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
+from rescueseg.training.registry import load_predictor
 from rescueseg.volumes import ome_zarr
+from tests import trivial_predictors
 
-PREDICTORS = "tests.trivial_predictors"
 SHAPE = (20, 40, 200)
 MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
 
@@ -65,7 +66,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def infer(campaign: Campaign, predictor: str = "blur", model: ModelReference = MODEL, **options: Any) -> Any:
-    return infer_volume(campaign, model, "v", factory=f"{PREDICTORS}:{predictor}", **options)
+    return infer_volume(campaign, model, "v", load=getattr(trivial_predictors, predictor), **options)
 
 
 def read_maps(campaign: Campaign) -> dict[str, np.ndarray]:
@@ -76,7 +77,7 @@ def read_maps(campaign: Campaign) -> dict[str, np.ndarray]:
 def one_block(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Return the maps of the volume computed as a single block."""
     campaign = make_campaign(tmp_path_factory.mktemp("one") / "campaign")
-    reference = infer_volume(campaign, MODEL, "v", factory=f"{PREDICTORS}:blur")
+    reference = infer_volume(campaign, MODEL, "v", load=trivial_predictors.blur)
     assert reference.blocks == 1
     return read_maps(campaign)
 
@@ -283,7 +284,7 @@ def test_nans_name_the_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("predictor", "message"),
-    [("two_channels", "2 channels"), ("wrong_shape", "shape"), ("missing", "cannot load the predictor")],
+    [("two_channels", "2 channels"), ("wrong_shape", "shape")],
 )
 def test_a_predictor_that_does_not_fit_is_refused(tmp_path: Path, predictor: str, message: str) -> None:
     campaign = make_campaign(tmp_path / "campaign")

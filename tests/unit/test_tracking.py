@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import mlflow
 import numpy as np
 import pytest
 
+import rescueseg
 from rescueseg import trainings
 from rescueseg.annotation.store import open_queue
 from rescueseg.calibration import Calibration, temper
@@ -31,6 +33,7 @@ from rescueseg.geometry import Box
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.tracking import Tracker, tracking_uri
 from rescueseg.tracking.live import LiveRun
+from rescueseg.tracking.models import CODE
 from rescueseg.training.folder import CHECKPOINT_FILE, checkpoints, member_folder, write_atomically
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 from tests.unit.test_pooled_scores import box_score, evaluation
@@ -195,6 +198,24 @@ def test_candidate_and_champion(tracked: Campaign) -> None:
     log_generation(tracked, 1, champion=1)
     assert client.get_model_version_by_alias(tracker.name, "champion").tags["rescueseg.generation"] == "1"
     assert len(client.search_model_versions(f"name = '{tracker.name}'")) == 2
+
+
+def test_a_model_that_an_earlier_version_stored_is_stored_anew(tracked: Campaign) -> None:
+    tracker = log_generation(tracked)
+    client, name = tracker.client, tracker.name
+    former = client.get_model_version_by_alias(name, "champion")
+    client.delete_model_version_tag(name, former.version, CODE)
+    client.delete_logged_model_tag(former.tags["rescueseg.model_id"], CODE)
+    save_model(tracked, 1)
+    log_generation(tracked, 1, champion=0)
+    champion = client.get_model_version_by_alias(name, "champion")
+    assert champion.version != former.version
+    assert champion.tags["rescueseg.model_digest"] == former.tags["rescueseg.model_digest"]
+    mlflow.set_tracking_uri(tracker.uri)
+    stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}@champion"))
+    imports = [line for line in (stored / "pyfunc_model.py").read_text().splitlines() if "rescueseg." in line]
+    assert imports == ["from rescueseg.tracking.served_model import SegmentationModel"], "a name kept for ever"
+    assert f"rescueseg=={rescueseg.__version__}" in (stored / "requirements.txt").read_text().splitlines()
 
 
 def test_a_kill_while_the_model_is_stored_leaves_one_whole_model(

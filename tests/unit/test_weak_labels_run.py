@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -289,7 +288,7 @@ def test_the_command_says_what_it_chose(made: Campaign) -> None:
     assert said.exit_code == 0, said.output
     assert "Method threshold: nothing is annotated yet, and there is no triage" in said.stdout
     assert "4 tickets got a first mask" in said.stdout
-    assert json.loads(made.storage.read_bytes("weak_labels/choice.json"))["method"] == "threshold"
+    assert made.storage.read_json("weak_labels/choice.json")["method"] == "threshold"
     said = CliRunner().invoke(app, ["weak-label", made.url, "--method", "magic"])
     assert said.exit_code == 1
     assert said.stderr.startswith("Error: --method: unknown method 'magic'. Choose one of auto, threshold")

@@ -1,0 +1,94 @@
+"""A registered model as MLflow serves it.
+
+Models in MLflow import `SegmentationModel` from here (see `pyfunc_model`): neither the module nor the class may ever be
+renamed, and what is stored with a model (`model_config`, the folder) is read for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from rescueseg.calibration import temper
+from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig, InferenceConfig
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import Box, zyx
+from rescueseg.inference.predictor import window_key
+from rescueseg.inference.windows import WindowGrid
+from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
+from rescueseg.training.registry import load_predictor
+from rescueseg.volumes.normalise import measure, normalise, read_box
+
+
+class SegmentationModel(PythonModel):
+    """Class probabilities of one image in memory; whole volumes go through `rescueseg.inference.engine`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load weights and description (safetensors and JSON) from the stored folder."""
+        settings: dict[str, Any] = dict(context.model_config)
+        self._config = InferenceConfig.model_validate(settings["inference"])
+        self._temperature: float | None = settings.get("temperature")
+        folder = Campaign(
+            Storage(context.artifacts["model"]),
+            CampaignConfig(name="model", classes=tuple(settings["classes"][1:])),
+        )
+        reference = ModelReference.model_validate(settings["model"] | {"path": "."})
+        self._predictor = load_predictor(folder, reference, self._config, "auto")
+
+    def predict(  # type: ignore[no-untyped-def]  # MLflow would take a type hint of the input for a schema
+        self,
+        context,  # noqa: ARG002
+        model_input,
+        params=None,
+    ) -> npt.NDArray[np.float32]:
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        context : PythonModelContext
+            As loaded.
+        model_input : ndarray, czyx
+            Raw intensities; scaled here as at import, from the image itself.
+        params : dict
+            `spacing_um_zyx`, voxel size in micrometre; that of the campaign's first volume when omitted. `tempered`,
+            whether the temperature that was fitted on the validation boxes is applied; false when omitted.
+
+        Returns
+        -------
+        ndarray, (K + 1)zyx
+            float32, background first: the mean over dropout samples and symmetries.
+
+        Raises
+        ------
+        InferenceError
+            If tempered probabilities are wanted of a model that was stored before it had a temperature.
+        """
+        tempered = bool((params or {}).get("tempered", False))
+        if tempered and self._temperature is None:
+            raise InferenceError("the model was stored without a temperature", todo="Leave `tempered` out")
+        z, y, x = (float(s) for s in (params or {})["spacing_um_zyx"])
+        image = np.asarray(model_input)
+        scaled = normalise(image, measure(image, image.shape[1:]))
+        shape = zyx(image.shape[1:])
+        grid = WindowGrid(shape, self._predictor.window_zyx((z, y, x)), self._config.overlap)
+        blended = np.zeros((self._predictor.n_classes + 1, *shape), dtype=np.float32)
+        for index in range(len(grid)):
+            box = grid.box(index)
+            window = read_box(scaled, box)[None]
+            members = [p[0] for _, p in self._predictor.members(window, [window_key(0, "pyfunc", index)])]
+            inside = box.clip(shape)
+            weights = grid.weights(index)
+            mean = np.mean(members, axis=0)[(slice(None), *_local(inside, box))]
+            blended[(slice(None), *inside.slices)] += (
+                mean * weights[0][:, None, None] * weights[1][:, None] * weights[2]
+            )
+        return temper(blended, self._temperature) if tempered and self._temperature is not None else blended
+
+
+def _local(inside: Box, box: Box) -> tuple[slice, slice, slice]:
+    return inside.relative_to(box).slices
