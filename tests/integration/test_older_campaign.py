@@ -1,0 +1,694 @@
+"""Campaigns that an older version made go on working: opened, resumed, inferred, evaluated, annotated.
+
+`tests/data/older_campaign` holds two of them and what the older version said of them. They are never made anew: what a
+later version adds to a record may stand beside what is expected, nothing may be missing. No module is named in what is
+expected, so that modules may move. `tests/data/make_older_campaign.py` made them, with the functions `unpack`,
+`relocate`, `described`, `predicted` and `go_on` of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rescueseg import generation as stages
+from rescueseg import publish, snapshot, summary, tickets, trainings
+from rescueseg.annotation.formats import FORMATS, Frame, PatchFormat, read_labels, relabelled
+from rescueseg.annotation.formats.handout import lease_of, write_patch
+from rescueseg.annotation.labels import read_version, starting_patch
+from rescueseg.annotation.local_desk import LocalDesk
+from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.server.access import list_tokens
+from rescueseg.annotation.store import QueueStore, open_queue
+from rescueseg.calibration import Calibration, calibrate_generation, kept_calibration
+from rescueseg.campaign import Campaign
+from rescueseg.champion import judgements
+from rescueseg.cli import app
+from rescueseg.evaluation import Evaluation, evaluate_generation, truth_digest
+from rescueseg.evaluation.kept import kept_evaluation
+from rescueseg.evaluation.outside import CALIBRATION, EVALUATION, kept_training_evaluation
+from rescueseg.evaluation.scores import FORMAT
+from rescueseg.geometry import Box
+from rescueseg.inference import QUANTITIES, infer_volume, map_reference, open_map
+from rescueseg.inference.engine import predict_boxes
+from rescueseg.inference.maps import finished_blocks, read_plan
+from rescueseg.records import Record, Snapshot
+from rescueseg.simulation.annotator import SimulatedAnnotator
+from rescueseg.storage import digest_array
+from rescueseg.tracking import Tracker
+from rescueseg.training.folder import committed_files
+from rescueseg.triage.run import Triage
+from rescueseg.volumes import open_image, open_truth
+from rescueseg.volumes.consistency import ConsistencyReport
+from rescueseg.weak_labels.run import weak_label
+
+STORED = Path(__file__).parents[1] / "data" / "older_campaign"
+EXPECTED: dict[str, Any] = (
+    json.loads((STORED / "expected.json").read_text()) if (STORED / "expected.json").exists() else {}
+)
+NAMES = ("phantom", "objects")
+PLACE = "/the-place-of-the-older-campaigns"
+"""What stands in MLflow's database for the folder that holds the campaigns: it keeps absolute paths."""
+OTHER_PROCESSOR = 0.02
+"""Largest difference in a map between processors, measured 0.006: some compute in bfloat16, others in float32."""
+
+
+# what is compared -----------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it is after a round trip through JSON, records as theirs."""
+    if isinstance(value, Record):
+        value = value.to_json()
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def differences(expected: Any, found: Any, where: str = "") -> Iterator[str]:
+    """Yield what is missing or other than expected; what is found beyond it in a record is welcome."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key, inner in expected.items():
+            if key in found:
+                yield from differences(inner, found[key], f"{where}.{key}")
+            else:
+                yield f"{where}.{key} is missing"
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+            yield from differences(one, other, f"{where}[{index}]")
+    elif expected != found:
+        yield f"{where} was {expected!r}, is {found!r}"
+
+
+def same(expected: Any, found: Any) -> bool:
+    """Tell whether nothing is missing or other than expected; say in the failing test what is."""
+    assert list(differences(expected, plain(found)))[:10] == []
+    return True
+
+
+def unformatted(scores: Any) -> Any:
+    """Return scores without the number of their format, which counts changes of the scoring."""
+    if isinstance(scores, list):
+        return [unformatted(inner) for inner in scores]
+    if isinstance(scores, dict):
+        return {key: unformatted(inner) for key, inner in scores.items() if key != "format"}
+    return scores
+
+
+# what a campaign says, part by part -----------------------------------------------------------------------------------
+
+
+def _config(campaign: Campaign, _: QueueStore) -> Any:
+    return campaign.config.model_dump(mode="json")
+
+
+def _volumes(campaign: Campaign, _: QueueStore) -> Any:
+    return [
+        {
+            "record": volume,
+            "image": digest_array(np.asarray(open_image(campaign, volume.volume_id)[:])),
+            "truth": digest_array(np.asarray(open_truth(campaign, volume.volume_id)[:])),
+            "objects": None
+            if volume.truth != "instance"
+            else digest_array(np.asarray(open_truth(campaign, volume.volume_id, instances=True)[:])),
+        }
+        for volume in campaign.volumes(refused=True)
+    ]
+
+
+def _looked_at(campaign: Campaign, _: QueueStore) -> Any:
+    triage = campaign.triage_result()
+    found = campaign.storage.exists("consistency.json") and campaign.storage.read_json("consistency.json")
+    return {
+        "domains": campaign.domains(),
+        "consistency": ConsistencyReport.model_validate(found) if found else None,
+        "triage": None if triage is None else Triage.model_validate(triage),
+        "rough": [[patch.volume_id, patch.box.to_dict()] for patch in campaign.rough_patches()],
+    }
+
+
+def _sampled(campaign: Campaign, _: QueueStore) -> Any:
+    return {
+        "holdout": campaign.holdout(),
+        "digest": campaign.holdout_digest(),
+        "truth": truth_digest(campaign),
+        "starting": campaign.starting_patches(),
+    }
+
+
+def _queue(campaign: Campaign, store: QueueStore) -> Any:
+    return {
+        "counts": store.counts(),
+        "tickets": store.tickets(),
+        "accepted": store.accepted(None),
+        "leases": store.leases(),
+        "history": {ticket.ticket_id: store.history(ticket.ticket_id) for ticket in store.tickets()},
+        "work": store.work(),
+        "comparisons": store.comparisons(),
+        "last_generation": store.last_generation(),
+        "accepted_since": store.accepted_since_last_generation(),
+    }
+
+
+def _annotations(campaign: Campaign, store: QueueStore) -> Any:
+    versions = [version for ticket in store.tickets() for version in store.annotations(ticket.ticket_id)]
+    return [{"record": version, "labels": read_version(campaign, version).digest} for version in versions]
+
+
+def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
+    paths = {ticket.prefill for ticket in store.tickets() if ticket.prefill}
+    return {
+        "masks": {path: digest_array(campaign.storage.read_array(path)) for path in sorted(paths)},
+        "choice": campaign.weak_label_choice(),
+    }
+
+
+def _stages(campaign: Campaign, _: QueueStore) -> Any:
+    names = (*stages.STAGES, "effort", "choice")
+    return {
+        g: {
+            **{name: campaign.stage_result(g, name) for name in names},
+            "seconds": summary.stage_seconds(campaign, g),
+            "progress": campaign.progress(g),
+        }
+        for g in campaign.generations()
+    }
+
+
+def _models(campaign: Campaign, _: QueueStore) -> Any:
+    found = {g: campaign.model(g) for g in campaign.generations()}
+    return {
+        g: {"record": model, "bytes": [len(data) for data in committed_files(campaign, model)]}
+        for g, model in found.items()
+        if model is not None
+    }
+
+
+def _maps(campaign: Campaign, _: QueueStore) -> Any:
+    ids = [volume.volume_id for volume in campaign.volumes()]
+    return {g: {name: _maps_of(campaign, g, name) for name in ids} for g in campaign.generations()}
+
+
+def _maps_of(campaign: Campaign, generation: int, volume_id: str) -> Any:
+    planned, reference = read_plan(campaign, generation, volume_id), map_reference(campaign, generation, volume_id)
+    assert planned is not None
+    return {
+        "plan": planned.model_dump(mode="json", exclude={"factory"}),
+        "digest": planned.digest,
+        "blocks": [block.to_dict() for block in planned.blocks],
+        "finished": finished_blocks(campaign, generation, planned),
+        "reference": reference,
+        "voxels": {q: digest_array(_map(campaign, generation, volume_id, q)) for q in planned.quantities}
+        if reference
+        else None,
+    }
+
+
+def _map(campaign: Campaign, generation: int, volume_id: str, quantity: str) -> np.ndarray:
+    return np.asarray(open_map(campaign, generation, volume_id, quantity)[:])
+
+
+def _judged(campaign: Campaign, _: QueueStore) -> Any:
+    return {
+        "judgements": judgements(campaign),
+        "champion": stages.champion(campaign),
+        "calibrations": {g: kept_calibration(campaign, g) for g in campaign.generations()},
+        "metrics": [judgement.evaluation.metrics() for judgement in judgements(campaign)],
+    }
+
+
+def _table(campaign: Campaign, store: QueueStore) -> Any:
+    due = stages.count_due(campaign, store)
+    return {"rows": summary.rows(campaign), "due": [due.generation, due.due]}
+
+
+def _outside(campaign: Campaign, _: QueueStore) -> Any:
+    return {name: _training(campaign, name) for name in campaign.trainings()}
+
+
+def _training(campaign: Campaign, name: str) -> Any:
+    def kept(file: str, kind: type[Record]) -> Record | None:
+        path = campaign.training_path(name, file)
+        return kind.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
+
+    return {
+        "request": trainings.requested(campaign, name),
+        "finished": trainings.finished(campaign, name),
+        "step": trainings.step_of(campaign, name),
+        "evaluation": kept(EVALUATION, Evaluation),
+        "calibration": kept(CALIBRATION, Calibration),
+    }
+
+
+def _tokens(campaign: Campaign, _: QueueStore) -> Any:
+    return list_tokens(campaign)
+
+
+PARTS: dict[str, Callable[[Campaign, QueueStore], Any]] = {
+    "config": _config,
+    "volumes": _volumes,
+    "looked_at": _looked_at,
+    "sampled": _sampled,
+    "queue": _queue,
+    "annotations": _annotations,
+    "first_masks": _first_masks,
+    "stages": _stages,
+    "models": _models,
+    "maps": _maps,
+    "judged": _judged,
+    "table": _table,
+    "outside": _outside,
+    "tokens": _tokens,
+}
+
+
+def described(campaign: Campaign) -> dict[str, Any]:
+    """Return all that is compared of a campaign; changes nothing in it."""
+    with closing(open_queue(campaign)) as store:
+        parts = {name: plain(part(campaign, store)) for name, part in PARTS.items()}
+    return parts | {"tracked": tracked(campaign)}
+
+
+def tracked(campaign: Campaign) -> Any:
+    """Return what MLflow's database holds of a campaign."""
+    tracker = Tracker(campaign)
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    model = tracker.client.get_registered_model(tracker.name)
+    return {
+        "experiment": tracker.name,
+        "runs": {run.data.tags["rescueseg.key"]: _run(run) for run in runs},
+        "versions": [
+            [version.version, dict(version.tags)]
+            for version in tracker.client.search_model_versions(f"name = '{tracker.name}'")
+        ],
+        "aliases": {name: int(version) for name, version in model.aliases.items()},
+    }
+
+
+def _run(run: Any) -> dict[str, Any]:
+    tags = {name: value for name, value in run.data.tags.items() if name.startswith("rescueseg.")}
+    return {
+        "id": run.info.run_id,
+        "status": run.info.status,
+        "tags": tags,
+        "params": dict(run.data.params),
+        "metrics": dict(run.data.metrics),
+        "inputs": [used.dataset.digest for used in run.inputs.dataset_inputs],
+    }
+
+
+def predicted(campaign: Campaign, alias: str) -> dict[str, list[float]]:
+    """Return some probabilities of a model as MLflow keeps it, loaded as a user of it would, by its generation."""
+    import mlflow.pyfunc
+
+    tracker = Tracker(campaign)
+    tags = tracker.client.get_model_version_by_alias(tracker.name, alias).tags
+    logged = tracker.client.get_logged_model(tags["rescueseg.model_id"])
+    volume = campaign.volumes()[0]
+    image = np.asarray(open_image(campaign, volume.volume_id)[..., :32], np.float32)
+    loaded = mlflow.pyfunc.load_model(logged.artifact_location.removeprefix("file://"))
+    probability = loaded.predict(image, params={"spacing_um_zyx": list(volume.spacing_um_zyx), "tempered": False})
+    return {tags["rescueseg.generation"]: [round(float(p), 5) for p in probability[1, ::3, ::6, ::8].ravel()]}
+
+
+def go_on(campaign: Campaign, store: QueueStore) -> None:
+    """Finish generation 1 as the flow does."""
+    with stages.campaign_lock(campaign, store):
+        assert stages.begin(campaign, store) == 1
+        stages.make_snapshot(campaign, 1, store)
+        stages.train(campaign, 1, no_training)
+        stages.infer(campaign, 1, None, ignore)
+        stages.evaluate(campaign, 1)
+        tickets.query(campaign, 1, store)
+        tickets.enqueue(campaign, 1, store)
+        publish.publish(campaign, 1)
+        store.finish_generation(1)
+
+
+# the stored campaigns -------------------------------------------------------------------------------------------------
+
+
+def relocate(campaign: Path, before: str, after: str) -> None:
+    """Replace the start of the paths in the database of MLflow, the one place that keeps absolute ones."""
+    with closing(sqlite3.connect(campaign / "mlflow.db")) as connection, connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for column in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                if re.match("TEXT|VARCHAR", column[2]):
+                    change = f"UPDATE {table} SET {column[1]} = replace({column[1]}, ?, ?) WHERE instr({column[1]}, ?)"
+                    connection.execute(change, (before, after, before))
+
+
+def unpack(folder: Path, name: str) -> Campaign:
+    """Unpack one of the stored campaigns below a folder and open it there."""
+    with tarfile.open(STORED / "campaigns.tar.xz") as archive:
+        ours = [member for member in archive.getmembers() if member.name.split("/")[0] == name]
+        archive.extractall(folder, ours, filter="data")
+    relocate(folder / name, PLACE, str(folder))
+    return Campaign.open(str(folder / name))
+
+
+def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return when each file below a folder was written, and what it holds."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def maps_folder(campaign: Campaign, generation: int) -> Path:
+    return Path(campaign.storage.path(campaign.generation_path(generation, "maps")))
+
+
+def no_training(step: int, metrics: Mapping[str, float]) -> None:
+    pytest.fail(f"step {step} is trained again")
+
+
+def ignore(*_: Any) -> None:
+    return
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Campaign]:
+    """Both campaigns, for tests that only read."""
+    folder = tmp_path_factory.mktemp("older")
+    return {name: unpack(folder, name) for name in NAMES}
+
+
+@pytest.fixture
+def phantom(tmp_path: Path) -> Campaign:
+    return unpack(tmp_path, "phantom")
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Campaign:
+    return unpack(tmp_path, "objects")
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> Iterator[QueueStore]:
+    """The queue of the campaign that the test asks for."""
+    name = next(name for name in NAMES if name in request.fixturenames)
+    with closing(open_queue(request.getfixturevalue(name))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def registry(phantom: Campaign) -> Iterator[None]:
+    """Without a server the registry of MLflow looks for a new model where the process says."""
+    import mlflow
+
+    mlflow.set_tracking_uri(phantom.tracking_uri)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+# opening --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stored_files_are_small() -> None:
+    assert sum(path.stat().st_size for path in STORED.iterdir()) <= 2 * 2**20
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", PARTS)
+def test_all_is_read_as_it_was(untouched: dict[str, Campaign], name: str, part: str) -> None:
+    campaign = untouched[name]
+    with closing(open_queue(campaign)) as opened:
+        found = plain(PARTS[part](campaign, opened))
+    assert same(unformatted(EXPECTED[name][part]), unformatted(found))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mlflow_holds_what_it_did(untouched: dict[str, Campaign], name: str) -> None:
+    assert same(EXPECTED[name]["tracked"], tracked(untouched[name]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_status_is_shown(untouched: dict[str, Campaign], name: str) -> None:
+    shown = CliRunner().invoke(app, ["status", untouched[name].url])
+    assert shown.exit_code == 0, shown.output
+    for status, count in EXPECTED[name]["queue"]["counts"].items():
+        assert not count or f"{count} {status}" in shown.output
+    assert f"Generation {EXPECTED[name]['table']['due'][0]} is" in shown.output
+    assert f"champion is generation {EXPECTED[name]['judged']['champion']}" in shown.output
+
+
+# what was finished stays ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
+    campaign = unpack(tmp_path, name)
+    [expected] = campaign.finished(0, "inference")
+    model, before, seen = campaign.model(0), files_of(maps_folder(campaign, 0)), []
+    assert model is not None
+    found = infer_volume(campaign, model, expected["volume_id"], progress=lambda *counts: seen.append(counts))
+    assert same(expected, found)
+    assert seen == [(expected["blocks"], expected["blocks"])]
+    assert files_of(maps_folder(campaign, 0)) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Campaign], name: str) -> None:
+    campaign = untouched[name]
+    recorded = unformatted(campaign.finished(0, "evaluation")["evaluation"])
+    assert same(recorded, unformatted(plain(evaluate_generation(campaign, 0))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign], name: str) -> None:
+    campaign = untouched[name]
+    kept, found = kept_calibration(campaign, 0), calibrate_generation(campaign, 0)
+    assert kept is not None
+    assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
+    assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)
+
+
+def test_kept_evaluations_are_still_valid(untouched: dict[str, Campaign]) -> None:
+    campaign = untouched["phantom"]
+    if EXPECTED["phantom"]["judged"]["judgements"][0]["evaluation"]["format"] != FORMAT:
+        pytest.skip("they were scored otherwise then")
+    assert kept_evaluation(campaign, 0) is not None
+    [training] = campaign.trainings()
+    assert kept_training_evaluation(campaign, training)[0] is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_box_predicted_in_memory_is_that_of_the_map(untouched: dict[str, Campaign], name: str) -> None:
+    campaign = untouched[name]
+    model, volume = campaign.model(0), campaign.volumes()[0].volume_id
+    assert model is not None
+    box = Box((2, 4, 8), (4, 16, 40))
+    [found] = predict_boxes(campaign, model, volume, [box])
+    for quantity in QUANTITIES:
+        stored = _map(campaign, 0, volume, quantity)[(..., *box.slices)].astype(np.float32)
+        np.testing.assert_allclose(found[quantity], stored, atol=OTHER_PROCESSOR, err_msg=quantity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str) -> None:
+    campaign = untouched[name]
+    with closing(open_queue(campaign)) as opened:
+        accepted = opened.accepted("pool")
+    for generation in campaign.generations():
+        recorded = campaign.snapshot(generation)
+        assert recorded is not None
+        known = {item.annotation_id for item in recorded.items}
+        ours = [annotation for annotation in accepted if annotation.annotation_id in known]
+        assert snapshot.make_snapshot(campaign, generation, ours) == recorded
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaign, generation: int) -> None:
+    before = phantom.finished(generation, "training")
+    for lost in ("training.json", "training.seconds.json", "model"):
+        phantom.storage.remove(phantom.generation_path(generation, lost))
+    assert same(before, stages.train(phantom, generation, no_training))
+    assert phantom.model(generation) is not None
+
+
+# what was half done goes on -------------------------------------------------------------------------------------------
+
+
+def test_finished_blocks_are_kept_and_the_others_computed(phantom: Campaign) -> None:
+    maps, said = maps_folder(phantom, 1), EXPECTED["phantom"]["maps"]["1"]["phantom"]
+    before, seen = files_of(maps), []
+    stages.infer(phantom, 1, None, lambda _, done, total: seen.append((done, total)))
+    total, finished = len(said["blocks"]), len(said["finished"])
+    assert 0 < finished < total
+    assert seen == [(done, total) for done in range(finished, total + 1)]
+    after = files_of(maps)
+    assert {path: after[path] for path in before} == before
+    planned = read_plan(phantom, 1, "phantom")
+    assert planned is not None
+    assert planned.digest == said["digest"]
+    done = finished_blocks(phantom, 1, planned)
+    assert sorted(done) == list(range(total))
+    assert same(said["finished"], done)
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: QueueStore) -> None:
+    said = EXPECTED["phantom"]
+    go_on(phantom, store)
+    for stage in ("snapshot", "training"):
+        assert same(said["stages"]["1"][stage], phantom.finished(1, stage))
+    judged = judgements(phantom)
+    assert same(unformatted(said["judged"]["judgements"][0]), unformatted(plain(judged[0])))
+    assert judged[1].comparison is not None
+    assert judged[1].comparison.boxes > 0
+    asked, queued = phantom.finished(1, "query")["patches"], phantom.finished(1, "tickets")["tickets"]
+    assert len(asked) == len(queued) == phantom.config.sampling.query_patches
+    for ticket in store.tickets(generation=2):
+        assert ticket.prefill is not None
+        assert phantom.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
+    assert [row.generation for row in summary.rows(phantom)] == [0, 1]
+    assert "| 1 |" in summary.to_markdown(phantom, 1)
+    assert_mlflow_went_on(phantom)
+
+
+def assert_mlflow_went_on(campaign: Campaign) -> None:
+    """Generation 1 joins the older experiment, no run is there twice, and the models predict as before."""
+    before, after = EXPECTED["phantom"]["tracked"], tracked(campaign)
+    ids = {key: run["id"] for key, run in after["runs"].items()}
+    assert before["experiment"] == after["experiment"]
+    assert same({key: run["id"] for key, run in before["runs"].items()}, ids)
+    client = Tracker(campaign).client
+    assert len(client.search_runs([Tracker(campaign).experiment_id])) == len(ids)
+    assert after["runs"]["generation/1"]["status"] == "FINISHED"
+    curve = client.get_metric_history(ids["campaign"], "validation_dice")
+    assert [point.step for point in curve] == [0, 1]
+    where = client.get_run(ids["generation/1"]).info.artifact_uri
+    assert where.removeprefix("file://").startswith(campaign.url), "MLflow's files lie beside the campaign"
+    for alias in ("candidate", "champion"):
+        [(generation, found)] = predicted(campaign, alias).items()
+        assert found == pytest.approx(EXPECTED["predicted"][generation], abs=OTHER_PROCESSOR)
+
+
+def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: QueueStore) -> None:
+    [name] = objects.trainings()
+    request = trainings.requested(objects, name)
+    planned = trainings.plan(objects, store, request.trainer, 0)
+    assert planned == request
+    assert trainings.finished(objects, name) is None
+    steps: list[int] = []
+    done = trainings.run(objects, planned, lambda step, _: steps.append(step))
+    every, last = objects.config.training.checkpoint_every, done["iterations"]
+    assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
+    assert len(done["losses"]) == last
+    assert all(math.isfinite(entry["loss"]) for entry in done["losses"])
+    assert trainings.finished(objects, name) is not None
+
+
+def test_a_finished_training_outside_the_loop_is_found_again(phantom: Campaign, store: QueueStore) -> None:
+    [name] = phantom.trainings()
+    request = trainings.requested(phantom, name)
+    planned = trainings.plan(phantom, store, request.trainer, 0)
+    assert planned == request
+    assert same(EXPECTED["phantom"]["outside"][name]["finished"], trainings.run(phantom, planned, no_training))
+
+
+# annotating goes on ---------------------------------------------------------------------------------------------------
+
+
+def drawn(campaign: Campaign, store: QueueStore, ticket: Any) -> PatchLabels:
+    """Return what somebody who sees the truth would hand in."""
+    return PatchLabels.of_components(SimulatedAnnotator(campaign, store).draw(ticket))
+
+
+def ticket_with(store: QueueStore, event: str) -> str:
+    """Return the one ticket that an event happened to."""
+    [found] = [t.ticket_id for t in store.tickets() if event in {e.event for e in store.history(t.ticket_id)}]
+    return found
+
+
+def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: QueueStore) -> None:
+    before = {annotation.ticket_id for annotation in store.accepted("pool")}
+    desk, reviewer = LocalDesk(objects, store, "ben"), LocalDesk(objects, store, "rita")
+    [lease] = desk.held()
+    made = drawn(objects, store, lease.ticket)
+    done = desk.submit(lease.lease_id, made, "test", override=True)
+    assert done.verdict == "submitted"
+    assert done.instances is not None
+    waiting = [ticket.ticket_id for ticket in reviewer.to_review()]
+    assert len(waiting) == 2
+    assert lease.ticket_id in waiting
+    for ticket_id in waiting:
+        assert reviewer.accept(ticket_id).verdict == "accepted"
+    assert {annotation.ticket_id for annotation in store.accepted("pool")} == before | {*waiting}
+    assert read_version(objects, store.annotations(lease.ticket_id)[-1]) == made
+    following = snapshot.make_snapshot(objects, 1, store.accepted("pool"))
+    assert isinstance(following, Snapshot)
+    assert {item.ticket_id for item in following.items} == before | {*waiting}
+
+
+def test_a_patch_sent_back_goes_on_from_the_labels_handed_in(objects: Campaign, store: QueueStore) -> None:
+    rejected = ticket_with(store, "rejected")
+    [version] = store.annotations(rejected)
+    desk = LocalDesk(objects, store, version.annotator)
+    lease = desk.next(ticket_id=rejected)
+    assert lease is not None
+    assert lease.comment == version.comment != ""
+    assert starting_patch(objects, lease) == read_version(objects, version)
+    done = desk.submit(lease.lease_id, drawn(objects, store, lease.ticket), "test", override=True)
+    assert done.version == version.version + 1
+
+
+def test_a_skipped_patch_is_taken_up_again(objects: Campaign, store: QueueStore) -> None:
+    lease = LocalDesk(objects, store, "ben").next(ticket_id=ticket_with(store, "skipped"), another=True)
+    assert lease is not None
+    assert store.ticket(lease.ticket_id).status == "leased"
+
+
+@pytest.mark.parametrize("kind", [k for k in FORMATS if "instance" in k.carries], ids=lambda kind: kind.name)
+def test_a_leased_patch_is_exported(objects: Campaign, store: QueueStore, tmp_path: Path, kind: PatchFormat) -> None:
+    desk = LocalDesk(objects, store, "ben")
+    [lease] = desk.held()
+    view, info = desk.view(lease.lease_id), desk.info()
+    assert view.prediction is not None, "it is shown with the model's maps"
+    files = write_patch(kind, tmp_path / "todo", lease, view, info)
+    assert lease_of(files.labels, desk.held()).lease_id == lease.lease_id
+    assert read_labels(files.labels, Frame.of(view, info)) == relabelled(view.start)
+
+
+def test_first_masks_are_known_and_made_again_by_the_stored_classifier(objects: Campaign, store: QueueStore) -> None:
+    ours = [t for t in store.tickets("queued", "pool") if t.prefill and t.prefill.startswith("weak_labels/classifier")]
+    assert ours
+    assert weak_label(objects, store, "classifier", dry_run=True).tickets == 0
+    masks = {t.prefill: objects.storage.read_array(t.prefill) for t in ours if t.prefill}
+    assert weak_label(objects, store, "threshold").tickets == len(ours)
+    for path in masks:
+        objects.storage.remove(path)
+    [classifier] = Path(objects.storage.path("weak_labels")).rglob("*.skops")
+    written = classifier.stat().st_mtime_ns
+    assert weak_label(objects, store, "classifier").tickets == len(ours)
+    assert classifier.stat().st_mtime_ns == written, "it is not trained again"
+    for path, mask in masks.items():
+        assert (objects.storage.read_array(path) == mask).mean() > 0.99
+
+
+def test_a_moved_campaign_is_the_same(phantom: Campaign, tmp_path: Path) -> None:
+    before = stages.champion(phantom)
+    shutil.move(phantom.url, tmp_path / "elsewhere")
+    moved = Campaign.open(str(tmp_path / "elsewhere"))
+    assert stages.champion(moved) == before
+    [expected] = moved.finished(0, "inference")
+    assert same(expected, map_reference(moved, 0, expected["volume_id"]))
