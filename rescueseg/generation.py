@@ -329,7 +329,7 @@ def train_snapshot(
         "model": reference.to_json(),
         "iterations": model.iterations,
         "losses": [dict(entry) for entry in model.losses],
-        "warnings": [*warnings, *model.warnings],
+        "warnings": [*warnings, *model.warnings, *model.notes],
         "seconds": round(model.seconds, 3),
     }
 

@@ -69,7 +69,7 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
     description : dict
         Goes to `model.json`; no wall-clock value, for it is part of the digest.
     log : dict
-        `losses`, an entry per step, and `seconds`; gets the model's digest, by which `read_finished` knows it again.
+        `losses`, an entry per step, `seconds`, and `notes` on the machine; gets the model's digest, by which `read_finished` knows it again.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     weights = safetensors.torch.save(contiguous)

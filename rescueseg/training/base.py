@@ -107,6 +107,9 @@ class TrainedModel:
         One entry per step: `step`, `loss`, `learning_rate`.
     warnings : tuple of str
         What a person should know, such as a class without a single training voxel.
+    notes : tuple of str
+        What a person should know of this machine, such as that it cannot compute the plan in bfloat16; it is no part of
+        the model.
     """
 
     path: Path
@@ -115,6 +118,7 @@ class TrainedModel:
     seconds: float
     losses: tuple[dict[str, float], ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

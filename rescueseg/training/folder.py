@@ -3,7 +3,7 @@
 ::
 
     members/0/checkpoint.pt     the last checkpoint of each network, until the model is finished
-    losses.json                 losses, seconds and warnings
+    losses.json                 losses, seconds, and notes on the machine
     model/                      the finished model: weights and description, checked by their digest
 """
 
@@ -125,6 +125,7 @@ def read_finished(work_dir: Path, identity: str) -> TrainedModel | None:
                 seconds=float(log["seconds"]),
                 losses=tuple(log["losses"]),
                 warnings=tuple(found[0]["warnings"]),
+                notes=tuple(log.get("notes", ())),
             )
     except (TrainingError, FileNotFoundError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -13,9 +14,12 @@ from rescueseg.errors import TrainingError
 from rescueseg.training import artifacts
 from rescueseg.training.augment import Augmentation
 from rescueseg.training.losses import Objective
-from rescueseg.training.network import autocast_dtype, build_network, get_weights, set_weights
+from rescueseg.training.network import build_network, get_weights, set_weights
 from rescueseg.training.patches import TrainingSet
-from rescueseg.training.plan import TrainingPlan, bfloat16_trains, cosine_rate
+from rescueseg.training.plan import TrainingPlan, cosine_rate
+from rescueseg.training.precision import Trial, choose_precision
+
+_log = logging.getLogger(__name__)
 
 _WEIGHT_DECAY = 1e-4
 _CLIP = 1.0
@@ -62,10 +66,10 @@ class Run:
             set_weights(self.network, weights)
         self.network.to(self.device).train()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
-        usable = self.device.type != "cpu" or bfloat16_trains(
-            plan.window_zyx[0], plan.network.strides, plan.network.kernels
-        )
-        self.dtype = autocast_dtype(self.device) if usable else None
+        precision = choose_precision(self.device, training_trial(plan))
+        self.dtype, self.note = precision.dtype, precision.note
+        if self.note:
+            _log.warning("%s: %s", folder, self.note)
         self.average = get_weights(self.network) if plan.ema else {}
         self.average = {name: tensor.clone() for name, tensor in self.average.items()}
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
@@ -157,6 +161,17 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """What the training has learned."""
         return self.average if self.plan.ema else get_weights(self.network)
+
+
+def training_trial(plan: TrainingPlan) -> Trial:
+    """Return what must hold for a plan to be trained in bfloat16 with this process's threads."""
+    return Trial(
+        network=plan.network,
+        window=plan.window_zyx,
+        batches=(plan.batch_size,),
+        threads=torch.get_num_threads(),
+        backward=True,
+    )
 
 
 def learning_rate(plan: TrainingPlan, step: int) -> float:

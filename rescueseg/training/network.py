@@ -169,12 +169,3 @@ def split_members(weights: dict[str, Tensor], count: int) -> list[dict[str, Tens
         return [weights]
     prefixes = [f"member{i}." for i in range(count)]
     return [{n.removeprefix(p): t for n, t in weights.items() if n.startswith(p)} for p in prefixes]
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the type for mixed precision: bfloat16 where the hardware computes in it, float16 on older GPUs."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return None

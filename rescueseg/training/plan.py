@@ -354,26 +354,6 @@ def cosine_rate(peak: float, step: int, iterations: int) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, iterations - warm)))
 
 
-def bfloat16_trains(depth: int, strides: Sequence[ZYX], kernels: Sequence[ZYX]) -> bool:
-    """Tell whether a CPU may train a network in bfloat16.
-
-    oneDNN 3.12 (torch 2.14) returns uninitialised memory as the weight gradient of a bfloat16 3×3×3 convolution over
-    exactly two planes, whatever the rest of its shape; such a network trains in float32.
-
-    Parameters
-    ----------
-    depth : int
-        Extent of the window along the network's first axis.
-    strides, kernels : sequence of tuple of int
-        Of each level.
-    """
-    for stride, kernel in zip(strides, kernels, strict=True):
-        if kernel[0] > 1 and 2 in (depth, depth // stride[0]):
-            return False
-        depth //= stride[0]
-    return True
-
-
 def inference_window(plan: TrainingPlan, config: InferenceConfig) -> ZYX:
     """Return the inference window in voxels of the working spacing: the configured one, or the plan's."""
     if config.window_zyx is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,9 +19,15 @@ from torch import Tensor, nn
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.inference.predictor import Group
-from rescueseg.training.network import autocast_dtype
-from rescueseg.training.plan import resampled_shape
+from rescueseg.training.nnunet.plan import NnUNetNetwork
+from rescueseg.training.plan import NetworkPlan, resampled_shape
+from rescueseg.training.precision import Precision, Trial, choose_precision
 from rescueseg.training.resample import resample
+
+_log = logging.getLogger(__name__)
+
+BATCH_VOXELS = 1_000_000
+"""Voxels of the network's windows that a CPU passes through it together (at least one window)."""
 
 N = TypeVar("N", bound=nn.Module)
 P = TypeVar("P")
@@ -68,20 +77,18 @@ class NetworksPredictor(ABC, Generic[N, P]):
     ----------
     networks : sequence of nn.Module
         With their weights; more than one for an ensemble.
+    plan : NetworkPlan or NnUNetNetwork
+        Of each of them.
     config : InferenceConfig
         Samples and symmetries.
     device : str
         A torch device.
-    n_classes : int
-        Foreground classes K.
-    in_channels : int
-        Image channels C.
-    dropout : float
-        Without any, one sample says it all.
     spacing_um_zyx : tuple of float
         Working spacing.
     window_zyx : tuple of int
         What the networks are given, in voxels of the working spacing.
+    axes : tuple of int
+        Which of z, y, x the networks' first, second and third axis are.
     square : bool
         Whether y and x may be exchanged.
     """
@@ -89,22 +96,22 @@ class NetworksPredictor(ABC, Generic[N, P]):
     def __init__(
         self,
         networks: Sequence[N],
+        plan: NetworkPlan | NnUNetNetwork,
         config: InferenceConfig,
         device: str,
         *,
-        n_classes: int,
-        in_channels: int,
-        dropout: float,
         spacing_um_zyx: Spacing,
         window_zyx: ZYX,
+        axes: tuple[int, int, int] = (0, 1, 2),
         square: bool,
     ) -> None:
         self._device = torch.device(device)
         self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
-        self.n_classes, self.in_channels = n_classes, in_channels
+        self._plan, self._axes = plan, axes
+        self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
         self._spacing, self._window = spacing_um_zyx, window_zyx
         self.symmetries = symmetries(config.tta_symmetries, square)
-        self._samples = config.mc_samples if dropout > 0 else 1
+        self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout one says it all
 
     @property
     def networks(self) -> int:
@@ -125,13 +132,17 @@ class NetworksPredictor(ABC, Generic[N, P]):
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
         images = resample(images, self._window)
+        precision = self._precision()
+        parts = self._parts(len(images), precision)
         for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
-            with torch.inference_mode(), self._autocast():
-                prepared = self._prepare(network, symmetry.apply(images))
+            with torch.inference_mode(), self._autocast(precision):
+                prepared = [self._prepare(network, symmetry.apply(images[part])) for part in parts]
             for sample in range(self._samples):
                 with torch.inference_mode():
-                    with self._autocast():
-                        logits = self._logits(network, prepared, [(key, n, index, sample) for key in keys])
+                    sites = [(key, n, index, sample) for key in keys]
+                    with self._autocast(precision):
+                        every = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
+                    logits = torch.cat(every) if len(every) > 1 else every[0]
                     probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
                     member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
                 yield Group(n, index), member
@@ -144,6 +155,45 @@ class NetworksPredictor(ABC, Generic[N, P]):
     def _logits(self, network: N, prepared: P, keys: Sequence[SampleKey]) -> Tensor:
         """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key."""
 
-    def _autocast(self) -> torch.autocast:
-        dtype = autocast_dtype(self._device)
+    def _precision(self) -> Precision:
+        """Return what the networks compute in, and say once if that is less than the hardware offers."""
+        window = self._window[self._axes[0]], self._window[self._axes[1]], self._window[self._axes[2]]
+        trial = Trial(
+            network=self._plan,
+            window=window,
+            batches=batch_sizes(window),
+            threads=torch.get_num_threads(),
+            backward=False,
+        )
+        precision = choose_precision(self._device, trial)
+        if precision.note:
+            _warn_once(precision.note)
+        return precision
+
+    def _parts(self, count: int, precision: Precision) -> list[slice]:
+        """Return how windows are grouped: on a CPU in bfloat16 in numbers that were tried, elsewhere as they came."""
+        if self._device.type != "cpu" or precision.dtype is None:
+            return [slice(0, count)]
+        parts, sizes = [slice(0, 0)], batch_sizes(self._window)
+        while parts[-1].stop < count:
+            start = parts[-1].stop
+            parts.append(slice(start, start + max(n for n in sizes if n <= count - start)))
+        return parts[1:]
+
+    def _autocast(self, precision: Precision) -> torch.autocast:
+        dtype = precision.dtype
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def batch_sizes(window: ZYX) -> tuple[int, ...]:
+    """Return the numbers of windows that a CPU passes through a network together: powers of two, in ascending order.
+
+    Which code computes a convolution can depend on the number; any other is put together of these, which are all tried.
+    """
+    largest = max(1, BATCH_VOXELS // math.prod(window))
+    return tuple(2**power for power in range(largest.bit_length()))
+
+
+@lru_cache(maxsize=256)
+def _warn_once(note: str) -> None:
+    _log.warning("%s", note)

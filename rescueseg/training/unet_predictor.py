@@ -40,11 +40,9 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
         window = inference_window(plan, config)
         super().__init__(
             networks,
+            plan.network,
             config,
             device,
-            n_classes=plan.network.n_classes,
-            in_channels=plan.network.in_channels,
-            dropout=plan.network.dropout,
             spacing_um_zyx=plan.spacing_um_zyx,
             window_zyx=window,
             square=plan.square and window[1] == window[2],

@@ -12,7 +12,6 @@ from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.training.plan import (
     PROFILES,
     TrainingPlan,
-    bfloat16_trains,
     choose_strides,
     inference_window,
     make_plan,
@@ -88,10 +87,3 @@ def test_the_working_spacing_is_that_of_most_labelled_voxels() -> None:
 def test_resampling_keeps_the_field(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:
     assert resampled_shape((10, 20, 30), (0.2, 0.1, 0.1), spacing) == shape
     assert resampled_shape((1, 1, 1), (0.1, 0.1, 0.1), (9.0, 9.0, 9.0)) == (1, 1, 1)
-
-
-def test_two_planes_train_in_float32() -> None:
-    for depth in (2, 16):
-        network = plan_of((1, 1, 1), (depth, 64, 64)).network
-        assert bfloat16_trains(depth, network.strides, network.kernels) == (depth == 16)
-    assert not bfloat16_trains(8, [(1, 1, 1), (4, 2, 2)], [(3, 3, 3)] * 2), "two planes at the second level"

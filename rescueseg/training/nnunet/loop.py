@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
+from rescueseg.geometry import zyx
 from rescueseg.training import artifacts
-from rescueseg.training.network import autocast_dtype
 from rescueseg.training.nnunet.network import own_weights
-from rescueseg.training.nnunet.plan import PROFILES, Job, peak_rate
-from rescueseg.training.plan import bfloat16_trains, cosine_rate
+from rescueseg.training.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
+from rescueseg.training.plan import cosine_rate
+from rescueseg.training.precision import Trial, choose_precision
 from rescueseg.training.randomness import keyed_generator
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -50,7 +54,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_epochs = math.ceil(self.iterations / self.epoch_steps)
         self.num_val_iterations_per_epoch = profile.validation_steps or max(1, self.epoch_steps // _VALIDATION_SHARE)
         self.rest, self._saved = profile.checkpoint_seconds, time.monotonic()
-        self.peak = peak_rate(config)
+        self.peak, self.dropout = peak_rate(config), dropout(config)
         self.history: list[dict[str, float]] = []
         self._seconds, self._started = 0.0, time.monotonic()
 
@@ -78,13 +82,27 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         # nnU-Net gives the coarsest output no weight: of two levels nothing would be left
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         super().initialize()
-        if self.device.type == "cpu" and autocast_dtype(self.device) is not None and self._bfloat16_trains():
-            self.network.forward = _in_bfloat16(self.network.forward)
+        self.note = ""
+        if self.device.type == "cpu":
+            precision = choose_precision(self.device, self._trial())
+            self.note = precision.note
+            if precision.dtype is not None:
+                self.network.forward = _in_bfloat16(self.network.forward)
+            elif self.note:
+                _log.warning("%s: %s", self.work_dir, self.note)
 
-    def _bfloat16_trains(self) -> bool:
+    def _trial(self) -> Trial:
+        """Return what must hold for the plan to be trained in bfloat16."""
         plan = self.configuration_manager
-        kernels = plan.network_arch_init_kwargs["kernel_sizes"]
-        return bfloat16_trains(int(plan.patch_size[0]), plan.pool_op_kernel_sizes, kernels)
+        architecture = plan.configuration["architecture"]
+        channels, classes = self.job.in_channels, self.job.snapshot.n_classes
+        return Trial(
+            network=NnUNetNetwork.read(architecture, channels, classes, self.dropout),
+            window=zyx(plan.patch_size),
+            batches=(int(self.batch_size),),
+            threads=torch.get_num_threads(),
+            backward=True,
+        )
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return nnU-Net's own optimiser and schedule, or for short trainings AdamW, whose rate each step sets."""

@@ -37,16 +37,14 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
     def __init__(self, networks: Sequence[nn.Module], plan: NnUNetPlan, config: InferenceConfig, device: str) -> None:
         wanted = config.window_zyx
         self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
-        self._axes = plan.axes
         super().__init__(
             networks,
+            plan.network,
             config,
             device,
-            n_classes=plan.network.n_classes,
-            in_channels=plan.network.in_channels,
-            dropout=plan.network.dropout,
             spacing_um_zyx=plan.spacing_um_zyx,
             window_zyx=round_up(wanted, plan.total_stride_zyx) if wanted else plan.inference_window_zyx,
+            axes=plan.axes,
             square=False,
         )
 

@@ -163,6 +163,8 @@ def _run_worker(job: Job, progress: Progress) -> None:
                     error = getattr(errors, kind)(what, where=where, todo=todo)
                 elif "waiting" in message:
                     _log.warning("waiting for %s", message["waiting"])
+                elif "warning" in message:
+                    _log.warning("%s", message["warning"])
                 else:
                     progress(message["step"], message["metrics"])
         except BaseException:

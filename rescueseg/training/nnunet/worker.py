@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import sys
@@ -40,11 +41,30 @@ from rescueseg.training.nnunet.planner import PLANS, plan_dataset
 from rescueseg.training.nnunet.ranks import watch
 
 
+class ChannelHandler(logging.Handler):
+    """Hands warnings to the process that started this one: what is logged here ends in a file that few people read.
+
+    Parameters
+    ----------
+    channel : TextIO
+        Of this process's progress.
+    """
+
+    def __init__(self, channel: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self.channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a warning over."""
+        print(json.dumps({"warning": record.getMessage()}), file=self.channel)
+
+
 def main() -> int:
     """Run the job; what goes wrong on purpose is told as JSON."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nnU-Net prints: that belongs in the log
     job = Job.model_validate_json(sys.stdin.readline())
+    logging.getLogger("rescueseg").addHandler(ChannelHandler(channel))
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         with storage_errors(job.work_dir), _alone(Path(job.work_dir), channel):
@@ -213,6 +233,7 @@ def _export(
     log = {
         "seconds": seconds,
         "losses": [entry for trainer in trained for entry in trainer.history],
+        "notes": sorted({trainer.note for trainer in trained if trainer.note}),
     }
     weights = join_members([own_weights(trainer.bare_network) for trainer in trained])
     artifacts.export_model(Path(job.work_dir), weights, description, log)
