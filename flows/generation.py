@@ -10,11 +10,12 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from rescueseg import cluster
-from rescueseg import generation as stages
-from rescueseg.annotation.ledger import HeldLock
 from rescueseg.campaign import Campaign
-from rescueseg.orchestration import wake
+from rescueseg.queue.due import campaign_lock
+from rescueseg.queue.ledger import HeldLock
+from rescueseg.services import dask_cluster
+from rescueseg.services.prefect_api import wake
+from rescueseg.stages.due import begin, count_due
 from tasks.evaluation import evaluate
 from tasks.inference import infer
 from tasks.options import open_campaign
@@ -44,13 +45,13 @@ def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = ""
         The generation's row of the table, or for a generation that is not due the reason.
     """
     campaign, store = open_campaign(campaign_url)
-    with stages.campaign_lock(campaign, store, refuse=not only_if_due) as lock:
+    with campaign_lock(campaign, store, refuse=not only_if_due) as lock:
         if lock is None:
             return _nothing("another run is at work on this campaign")
-        due = stages.count_due(campaign, store)
+        due = count_due(campaign, store)
         if only_if_due and not due.due:
             return _nothing(due.reason)
-        number = stages.begin(campaign, store)
+        number = begin(campaign, store)
         row = _run_stages(campaign, number, scheduler, lock)
         store.finish_generation(number)
     if only_if_due:
@@ -86,5 +87,5 @@ def scheduler_address(campaign: Campaign, address: str = "") -> Iterator[str]:
     if address:
         yield address
         return
-    with cluster.open_cluster(campaign.config.cluster) as client:
-        yield cluster.scheduler_address(client)
+    with dask_cluster.open_cluster(campaign.config.cluster) as client:
+        yield dask_cluster.scheduler_address(client)

@@ -7,8 +7,9 @@ from typing import Any
 from prefect import flow
 
 from flows.generation import scheduler_address
-from rescueseg import generation as stages
 from rescueseg.errors import InferenceError
+from rescueseg.evaluation.champion import champion
+from rescueseg.queue.due import campaign_lock
 from tasks.inference import infer
 from tasks.options import open_campaign
 
@@ -38,8 +39,8 @@ def infer_volume(campaign_url: str, volume_id: str, generation: int | None = Non
     """
     campaign, store = open_campaign(campaign_url)
     campaign.volume(volume_id)
-    number = stages.champion(campaign) if generation is None else generation
+    number = champion(campaign) if generation is None else generation
     if number is None:
         raise InferenceError("there is no champion yet", where=campaign.url, todo="Run a generation first")
-    with stages.campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_address(campaign) as scheduler:
+    with campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_address(campaign) as scheduler:
         return infer(campaign.url, number, scheduler, [volume_id])[0]

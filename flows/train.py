@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from rescueseg import generation as stages
-from rescueseg import trainings
+from rescueseg.queue.due import campaign_lock
+from rescueseg.stages.train_outside import plan
 from tasks.options import open_campaign
 from tasks.training import train_outside
 
@@ -31,6 +31,6 @@ def train(campaign_url: str, trainer: str = "", generation: int | None = None) -
         Reference to the model.
     """
     campaign, store = open_campaign(campaign_url)
-    planned = trainings.plan(campaign, store, trainer, generation)
-    with stages.campaign_lock(campaign, store, name=planned.name):
+    planned = plan(campaign, store, trainer, generation)
+    with campaign_lock(campaign, store, name=planned.name):
         return train_outside(campaign.url, planned.to_json())

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from rescueseg.errors import ConfigError
 
+ANNOTATION_PORT = 8642
+"""Of the annotation server, unless another is asked for."""
 FORMAT = 1
 """Of the campaign file; raised when an earlier version would misread one."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -201,7 +203,7 @@ class QueryConfig(Section):
     """Which patches are asked for next."""
 
     strategy: str = "auto"
-    """One of the strategies in `rescueseg.query.STRATEGIES`; the triage's route decides when `auto`, `clasp_entropy` without one."""
+    """One of the strategies in `rescueseg.active_learning.strategies.STRATEGIES`; the triage's route decides when `auto`, `clasp_entropy` without one."""
 
 
 class StoppingConfig(Section):

@@ -103,7 +103,7 @@ class LabelWarningsError(LabelError):
     ----------
     what, where, todo : str
         As of every error.
-    warnings : tuple of rescueseg.annotation.desk.LabelWarning
+    warnings : tuple of rescueseg.annotation.client.LabelWarning
         What is odd, one by one.
     """
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 ZYX = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
@@ -214,3 +217,34 @@ def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Seq
         shape[axis] = length
         left = max(1.0, left / length)
     return zyx(shape)
+
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def box_bounds(boxes: Sequence[Box]) -> tuple[Integers, Integers]:
+    """Return the starts and stops of boxes: two int64 arrays of shape (n, 3)."""
+    starts = np.array([box.offset_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
+    return starts, starts + np.array([box.shape_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
+
+
+SAME_SPACING = 0.05
+"""Relative difference in spacing below which nothing is resampled."""
+
+
+def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Tell whether two spacings are near enough to spare the resampling."""
+    return all(abs(p - q) <= SAME_SPACING * q for p, q in zip(a, b, strict=True))
+
+
+def resampled_shape(shape_zyx: Sequence[int], from_um: Sequence[float], to_um: Sequence[float]) -> ZYX:
+    """Return the shape that covers the same field with voxels of another size; at least 1 along each axis."""
+    if same_spacing(from_um, to_um):
+        return zyx(shape_zyx)
+    return zyx(max(1, round(n * a / b)) for n, a, b in zip(shape_zyx, from_um, to_um, strict=True))
+
+
+def round_up(shape_zyx: Sequence[int], multiple_zyx: Sequence[int]) -> ZYX:
+    """Round each axis up to a multiple."""
+    return zyx(math.ceil(n / m) * m for n, m in zip(shape_zyx, multiple_zyx, strict=True))

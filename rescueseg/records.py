@@ -198,3 +198,43 @@ class QueriedPatch(Record):
     score: float
     stratum: str = "query"
     reason: str = ""
+
+
+class LabelReference(Record):
+    """A stored label array: its path below the campaign and the sha256 of its voxels."""
+
+    path: str
+    digest: str
+
+
+class AcceptedAnnotation(Record):
+    """The accepted labels of a ticket: what a snapshot is made of."""
+
+    ticket_id: str
+    volume_id: str
+    box: BoxField
+    purpose: Purpose
+    generation: int
+    stratum: str
+    annotation_id: str
+    version: int
+    labels: str
+    """Path of the label array below the campaign."""
+    labels_digest: str
+    annotator: str
+    tool: str
+    seconds: float
+    voxels_corrected: int
+    instances: str | None = None
+    """Path of the objects' array below the campaign, in campaigns that annotate instances."""
+    instances_digest: str | None = None
+
+    @property
+    def label(self) -> LabelReference:
+        """Where the labels lie, and their digest."""
+        return LabelReference(path=self.labels, digest=self.labels_digest)
+
+    @property
+    def patch(self) -> Patch:
+        """The box with its volume."""
+        return Patch(self.volume_id, self.box)

@@ -227,10 +227,6 @@ class Storage:
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
-    def zarr_store(self, relative: str) -> Any:
-        """Return the Zarr store of a folder below the root."""
-        return zarr_store(self.url_of(relative))
-
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in a folder outlast a power cut."""
@@ -239,15 +235,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def zarr_store(url: str) -> Any:
-    """Return the Zarr v3 store for a local folder or any fsspec URL."""
-    from zarr.storage import FsspecStore, LocalStore
-
-    if "://" not in url:
-        return LocalStore(url)
-    fs, path = fsspec.core.url_to_fs(url)
-    if isinstance(fs, fsspec.implementations.local.LocalFileSystem):
-        return LocalStore(path)
-    return FsspecStore.from_url(url)

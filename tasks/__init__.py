@@ -1,1 +1,1 @@
-"""One file per stage: thin Prefect tasks around `rescueseg.generation`. Only references cross their boundary."""
+"""One file per stage: thin Prefect tasks around `rescueseg.stages`. Only references cross their boundary."""

@@ -10,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from rescueseg.annotation.store import QueueStore, open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.errors import StorageError
-from rescueseg.tracking import Tracker
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.tracking.tracker import Tracker
 
 
 def is_storage_error(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001

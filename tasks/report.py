@@ -8,19 +8,20 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from rescueseg import publish, summary
+from rescueseg.reports import generation_table
+from rescueseg.stages import publish
 from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="report-g{generation}", **STAGE)
 def report(campaign_url: str, generation: int) -> dict[str, Any]:
-    """Return the generation's row of the table; see `rescueseg.publish`."""
+    """Return the generation's row of the table; see `rescueseg.stages.publish`."""
     campaign, _ = open_campaign(campaign_url)
     row: dict[str, Any] = publish.publish(campaign, generation)
     name = re.sub(r"[^a-z0-9]+", "-", campaign.config.name.lower()).strip("-")
     create_markdown_artifact(
         key=f"{name}-generation-{generation}",
-        markdown=summary.to_markdown(campaign, generation),
+        markdown=generation_table.to_markdown(campaign, generation),
         description=f"Generation {generation} of {campaign.config.name}",
     )
     return row

@@ -7,15 +7,16 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from rescueseg import generation as stages
-from rescueseg.training.folder import checkpoints
-from rescueseg.trainings import OutsideTraining, run_tracked
+from rescueseg.campaign.outside_trainings import OutsideTraining
+from rescueseg.models.files import checkpoints
+from rescueseg.stages import train as stage
+from rescueseg.stages.publish import run_tracked
 from tasks.options import STAGE, open_campaign, tracked
 
 
 @task(task_run_name="training-g{generation}", **STAGE)
 def train(campaign_url: str, generation: int) -> dict[str, Any]:
-    """Return a reference to the model; see `rescueseg.generation.train`. The loss is seen live in MLflow."""
+    """Return a reference to the model; see `rescueseg.stages.train.train`. The loss is seen live in MLflow."""
     campaign, _ = open_campaign(campaign_url)
     with (
         tracked(campaign, generation, "training") as tracker,
@@ -23,7 +24,7 @@ def train(campaign_url: str, generation: int) -> dict[str, Any]:
             partial(tracker.stage_run, generation, "training"), partial(checkpoints, campaign.work_folder(generation))
         ) as live,
     ):
-        result = stages.train(campaign, generation, live)
+        result = stage.train(campaign, generation, live)
     for warning in result["warnings"]:
         get_run_logger().warning(warning)
     reference: dict[str, Any] = result["model"]
@@ -32,7 +33,7 @@ def train(campaign_url: str, generation: int) -> dict[str, Any]:
 
 @task(task_run_name="training-{training[name]}", **STAGE)
 def train_outside(campaign_url: str, training: dict[str, Any]) -> dict[str, Any]:
-    """Return a reference to the model of a training outside the loop; see `rescueseg.trainings`."""
+    """Return a reference to the model of a training outside the loop; see `rescueseg.stages.train_outside`."""
     campaign, _ = open_campaign(campaign_url)
     result = run_tracked(campaign, OutsideTraining.model_validate(training))
     for warning in result["warnings"]:

@@ -7,21 +7,20 @@ from typing import Any, cast
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from rescueseg.publish import triage_files
-from rescueseg.tracking import Tracker
-from rescueseg.triage.masks import Mask
-from rescueseg.triage.run import PICTURE
-from rescueseg.triage.run import triage as run
+from rescueseg.stages.publish import triage_files
+from rescueseg.stages.triage import PICTURE, triage_campaign
+from rescueseg.tracking.tracker import Tracker
+from rescueseg.triage.rough_masks import Mask
 from rescueseg.triage.tree import Structure
 from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="triage", **STAGE)
 def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
-    """Return what the triage found; see `rescueseg.triage.run.triage`. Kept as artifacts in Prefect and MLflow."""
+    """Return what the triage found; see `rescueseg.stages.triage`. Kept as artifacts in Prefect and MLflow."""
     campaign, store = open_campaign(campaign_url)
     store.migrate()
-    result = run(
+    result = triage_campaign(
         campaign, store, structure=cast("Structure | None", structure or None), mask=cast(Mask, mask), channel=channel
     )
     tracker = Tracker(campaign)

@@ -13,10 +13,11 @@ import numpy as np
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.geometry import Box
-from rescueseg.processes import stop_tree
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue
+from rescueseg.services.processes import stop_tree
 
 ROOT = Path(__file__).parents[1]
 BOX = Box((2, 3, 4), (3, 4, 5))
@@ -39,7 +40,7 @@ def fill(campaign: Campaign) -> Campaign:
 def start_server(url: str, *options: str) -> tuple[subprocess.Popen[str], str]:
     """Start `rescueseg serve` on a free port (unless the options name one); return the process and its URL."""
     port = [] if "--port" in options else ["--port", "0"]
-    command = [sys.executable, "-c", "from rescueseg.cli import app; app()", "serve", url, *port, *options]
+    command = [sys.executable, "-c", "from rescueseg.cli.main import app; app()", "serve", url, *port, *options]
     process = subprocess.Popen(
         command,
         cwd=ROOT,

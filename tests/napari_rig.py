@@ -21,9 +21,9 @@ from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QDialog, QInputDialog, QMessageBox, QTabWidget
 
-from rescueseg.annotation.napari_plugin import widget as plugin
-from rescueseg.annotation.napari_plugin.session import Work
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.labels import PatchLabels
+from rescueseg.napari_plugin import widget as plugin
+from rescueseg.napari_plugin.session import Work
 
 Voxel = Sequence[int]
 NEW = -1

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation import open_queue
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.geometry import Box
+from rescueseg.models.training_items import load_item
+from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox
-from rescueseg.snapshot import make_snapshot
-from rescueseg.training.patches import load_item
 
 
 def next_labels(campaign: Campaign, ticket_id: str, volume_id: str, box: Box) -> npt.NDArray[np.uint8]:

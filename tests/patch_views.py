@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
-from rescueseg.annotation.formats import Frame
-from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.records import TicketRecord
+from rescueseg.annotation.client import PatchView
+from rescueseg.annotation.formats.base import Frame
 from rescueseg.geometry import Box
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import TicketRecord
+from rescueseg.randomness import random_generator
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -13,10 +13,11 @@ import tifffile
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
+from rescueseg.models.registry import get_trainer
+from rescueseg.models.trainer import TrainingRequest
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array, digest_json
-from rescueseg.training import TrainingRequest, get_trainer
-from rescueseg.volumes import import_volume
+from rescueseg.volumes.volume_import import import_volume
 
 SHAPE = (24, 96, 96)
 SPACING = (0.2, 0.1, 0.1)

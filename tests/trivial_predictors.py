@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
-from rescueseg.inference.predictor import Group
+from rescueseg.models.predictor import Group
 from rescueseg.records import ModelReference
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.patch_labels import IGNORE, PatchLabels
-from rescueseg.metrics import count_voxels
+from rescueseg.evaluation.metrics import count_voxels
+from rescueseg.labels import IGNORE, PatchLabels
 from rescueseg.records import Record
 
 

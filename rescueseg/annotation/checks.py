@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rescueseg.annotation.desk import LabelWarning
-from rescueseg.annotation.patch_labels import IGNORE, PatchLabels
+from rescueseg.annotation.client import LabelWarning
 from rescueseg.geometry import ZYX
+from rescueseg.labels import IGNORE, PatchLabels
 
 Mask = npt.NDArray[np.bool_]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK
 
-from rescueseg.annotation.patch_labels import IGNORE, PatchLabels
+from rescueseg.labels import IGNORE, PatchLabels
 
 DOI = "10.1109/TMI.2004.828354"
 
@@ -69,16 +70,15 @@ def _one_class(drawn: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], l
     """Run STAPLE on what each annotator drew of a class (annotators, voxels); where all agree there is nothing to weigh."""
     if (drawn == drawn[0]).all():
         return drawn[0].astype(np.float64), [{"sensitivity": 1.0, "specificity": 1.0}] * len(drawn)
-    import SimpleITK as sitk  # noqa: N813
 
-    staple: Any = sitk.STAPLEImageFilter()  # type: ignore[no-untyped-call]
+    staple: Any = SimpleITK.STAPLEImageFilter()  # type: ignore[no-untyped-call]
     staple.SetForegroundValue(1)
-    image = staple.Execute([sitk.GetImageFromArray(mask[None]) for mask in drawn])
+    image = staple.Execute([SimpleITK.GetImageFromArray(mask[None]) for mask in drawn])
     trusted = [
         {"sensitivity": round(p, 4), "specificity": round(q, 4)}
         for p, q in zip(staple.GetSensitivity(), staple.GetSpecificity(), strict=True)
     ]
-    return sitk.GetArrayFromImage(image)[0].astype(np.float64), trusted
+    return SimpleITK.GetArrayFromImage(image)[0].astype(np.float64), trusted
 
 
 def _objects(versions: Sequence[PatchLabels], classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32] | None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rescueseg.annotation.formats import Frame, PatchFiles
+from urllib3.exceptions import HTTPError
+
+from rescueseg.annotation.formats.base import Frame, PatchFiles
 from rescueseg.annotation.formats.cvat import label_definitions
 from rescueseg.errors import ConfigError, ServiceError
 
@@ -70,7 +72,6 @@ def _client(url: str) -> Iterator[Any]:
         import cvat_sdk
         from cvat_sdk.core.exceptions import CvatSdkException
         from cvat_sdk.exceptions import OpenApiException
-        from urllib3.exceptions import HTTPError
     except ImportError as error:
         raise ConfigError("cvat-sdk is not installed", todo="Install rescueseg[cvat]") from error
     token = os.environ.get(TOKEN_VARIABLE)

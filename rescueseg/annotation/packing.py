@@ -15,11 +15,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
-from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.records import TicketRecord
+from rescueseg.annotation.client import PatchView
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import TicketRecord
 
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LENGTHS = {b"\x93NUMPY\1\0": 2, b"\x93NUMPY\2\0": 4}

@@ -11,13 +11,14 @@ import logging
 from contextlib import suppress
 
 from rescueseg.annotation.agreement import agreement
-from rescueseg.annotation.labels import read_version, store_labels
-from rescueseg.annotation.patch_labels import PatchLabels, corrected_voxels
-from rescueseg.annotation.records import AnnotationRecord, TicketRecord
-from rescueseg.annotation.store import QueueStore
+from rescueseg.annotation.consensus import staple
+from rescueseg.annotation.label_files import read_version, store_labels
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, RescuesegError
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels, corrected_voxels
+from rescueseg.queue.records import AnnotationRecord, TicketRecord
+from rescueseg.queue.store import QueueStore
+from rescueseg.randomness import random_generator
 
 SETTLED_BY = "rescueseg"
 
@@ -87,8 +88,6 @@ def accept_consensus(
     actor: str,
 ) -> AnnotationRecord:
     """Store the STAPLE consensus of a submitted ticket's versions as a version of its own, and accept it."""
-    from rescueseg.annotation.consensus import staple
-
     made, provenance = staple(labels, campaign.config.n_classes)
     classes, instances = store_labels(campaign, ticket.ticket_id, made)
     return store.fix(

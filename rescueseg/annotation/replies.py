@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from rescueseg import errors
-from rescueseg.annotation.desk import LabelWarning
+from rescueseg.annotation.client import LabelWarning
 
 
 class ErrorReply(BaseModel):

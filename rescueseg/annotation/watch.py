@@ -8,18 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescueseg.annotation.desk import Desk
-from rescueseg.annotation.formats import Frame, PatchFiles, PatchFormat, format_of, read_labels, relabelled
+from rescueseg.annotation.client import Desk
+from rescueseg.annotation.formats import format_of, read_labels
+from rescueseg.annotation.formats.base import Frame, PatchFiles, PatchFormat, relabelled
 from rescueseg.annotation.formats.handout import lease_of, write_patch
-from rescueseg.annotation.records import Lease
-from rescueseg.errors import (
-    LabelError,
-    LabelWarningsError,
-    LeaseExpiredError,
-    QueueError,
-    RescuesegError,
-    ServiceError,
-)
+from rescueseg.errors import LabelError, LabelWarningsError, LeaseExpiredError, QueueError, RescuesegError, ServiceError
+from rescueseg.queue.records import Lease
 
 DONE = "done"
 """Folder below the watched one that takes the masks that were handed in."""

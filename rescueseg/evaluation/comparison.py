@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from rescueseg.champion import MINIMUM_BOXES
 from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.champion import MINIMUM_BOXES
 from rescueseg.evaluation.pooled import (
     LEAST_BOXES,
     METRICS,

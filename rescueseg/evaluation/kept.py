@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from rescueseg.campaign import Campaign
-from rescueseg.champion import STAGE
-from rescueseg.evaluation.run import Assignment, Progress, evaluate_generation
+from rescueseg.evaluation.champion import STAGE
+from rescueseg.evaluation.holdout_scores import Assignment, Progress, evaluate_generation
 from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_unseen
-from rescueseg.metrics import IGNORE
+from rescueseg.labels import IGNORE
 from rescueseg.records import HoldoutBox, Part
 
 SCORES = "scores"

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rescueseg.calibration import Calibration, VoxelSample
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.outside_trainings import finished, requested
 from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.calibration import Calibration, VoxelSample
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, Progress, score_boxes
 from rescueseg.evaluation.kept import still_valid
-from rescueseg.evaluation.run import Assignment, BoxMaps, Progress, score_boxes
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_unseen_by_training
+from rescueseg.inference.engine import predict_boxes
 from rescueseg.records import HoldoutBox, ModelReference
-from rescueseg.trainings import finished, requested
 
 EVALUATION, CALIBRATION = "evaluation.json", "calibration.json"
 
@@ -110,8 +111,6 @@ def kept_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation 
 
 def predicted(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
     """Yield each box with the probability and entropy that a model gives, to the precision that maps are stored with."""
-    from rescueseg.inference.engine import predict_boxes
-
     stored = np.dtype(campaign.config.inference.map_dtype)
     for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
         ours = list(group)

@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rescueseg.evaluation.metrics import calibration_error, dice_of, error_auroc, risk_coverage_area
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.truth import PARTS
-from rescueseg.metrics import calibration_error, dice_of, error_auroc, risk_coverage_area
+from rescueseg.randomness import random_generator
 from rescueseg.records import Part, Record
-from rescueseg.seeds import random_generator
 
 Floats = npt.NDArray[np.float64]
 Tables = dict[str, Floats]
@@ -75,7 +75,7 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 
 def _counted(numerator: Sequence[int]) -> Callable[[Tables, npt.NDArray[np.bool_]], Floats]:
-    """Return TP over the sum of some counts, averaged over classes; see `rescueseg.metrics.Counts` for empty cases."""
+    """Return TP over the sum of some counts, averaged over classes; see `rescueseg.evaluation.metrics.Counts` for empty cases."""
 
     def value(t: Tables, classes: npt.NDArray[np.bool_]) -> Floats:
         counts = t["counts"]

@@ -7,12 +7,12 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from rescueseg.acquisition import Floats, Integers, box_sums, touching
 from rescueseg.campaign import Campaign
-from rescueseg.geometry import ZYX, Box, Patch, zyx
-from rescueseg.patches import grid_starts, half, patch_shape
+from rescueseg.geometry import ZYX, Box, Floats, Integers, Patch, zyx
+from rescueseg.inference.box_means import box_sums, map_pieces, touching
+from rescueseg.inference.maps import map_reference, open_map
 from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
-from rescueseg.scoring import map_pieces
+from rescueseg.sampling.patches import grid_starts, half, patch_shape
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,8 +48,6 @@ def most_uncertain(
     progress : callable, optional
         Told what is counted, how many are done and how many there are.
     """
-    from rescueseg.inference.maps import map_reference
-
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
     annotated = _annotated(campaign)
     places: list[tuple[float, Patch]] = []
@@ -86,8 +84,6 @@ def _mean_entropy(
     stops: Integers,
     progress: Progress | None,
 ) -> Floats:
-    from rescueseg.inference.maps import open_map
-
     entropy = open_map(campaign, generation, volume.volume_id, "predictive_entropy")
     sums = np.zeros(len(starts))
     pieces = map_pieces(campaign, generation, volume.volume_id)

@@ -9,9 +9,9 @@ from operator import add
 from pydantic import field_validator
 
 from rescueseg.evaluation.instances import Instances
+from rescueseg.evaluation.metrics import BinnedCounts, Counts, mean_over_classes
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import ZYX
-from rescueseg.metrics import BinnedCounts, Counts, mean_over_classes
 from rescueseg.records import BoxField, Part, Record
 from rescueseg.storage import check_format
 

@@ -13,12 +13,14 @@ import numpy.typing as npt
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError
 from rescueseg.geometry import Box
-from rescueseg.metrics import IGNORE
+from rescueseg.labels import IGNORE
+from rescueseg.queue.store import open_queue
 from rescueseg.records import HoldoutBox, Part
 from rescueseg.storage import digest_array, digest_json
+from rescueseg.volumes import open_truth
 
 if TYPE_CHECKING:
-    from rescueseg.annotation.records import AcceptedAnnotation
+    from rescueseg.records import AcceptedAnnotation
 
 Labels = npt.NDArray[np.uint8]
 PARTS: tuple[Part, ...] = ("validation", "test")
@@ -48,7 +50,6 @@ class TruthReader:
             if accepted is None:
                 return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
             return _checked(self.campaign.storage.read_array(accepted.labels), box, self.campaign)
-        from rescueseg.volumes import open_truth
 
         return _checked(np.asarray(open_truth(self.campaign, box.volume_id)[box.box.slices]), box, self.campaign)
 
@@ -56,8 +57,6 @@ class TruthReader:
         """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
         truth = self.campaign.volume(box.volume_id).truth
         if truth == "instance":
-            from rescueseg.volumes import open_truth
-
             return np.asarray(open_truth(self.campaign, box.volume_id, instances=True)[box.box.slices])
         accepted = self.annotated.get((box.volume_id, box.box)) if truth is None else None
         return (
@@ -136,8 +135,6 @@ def _without_truth(campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: A
 
 
 def _annotated_holdout(campaign: Campaign) -> Annotated:
-    from rescueseg.annotation.store import open_queue
-
     found: Annotated = {}
     with closing(open_queue(campaign)) as store:
         for part in PARTS:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError, LeakError
+from rescueseg.inference.maps import map_reference, open_map
 from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem, same_image
 
 
@@ -38,8 +39,6 @@ def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[
     EvaluationError
         If another model made them.
     """
-    from rescueseg.inference.maps import map_reference, open_map
-
     for volume_id in sorted({b.volume_id for b in boxes}):
         open_map(campaign, model.generation, volume_id, "probability")
         maps = map_reference(campaign, model.generation, volume_id)

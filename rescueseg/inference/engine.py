@@ -2,7 +2,7 @@
 
 A block is one shard of every map. Its task gets references only, reads the block with the windows that reach into it,
 and goes through these windows in ascending order: windows outer, members inner, the statistics of
-`rescueseg.uncertainty` per window, then blended with the Gaussian weights of `rescueseg.inference.windows`. A map is
+`rescueseg.inference.uncertainty` per window, then blended with the Gaussian weights of `rescueseg.inference.windows`. A map is
 thus the weighted mean, over the windows at a voxel, of each window's statistic: where windows overlap, the map of the
 predictive entropy is the mean of entropies, not the entropy of the mean (which is never smaller).
 
@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from distributed import KilledWorker, as_completed
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
@@ -39,12 +41,12 @@ from rescueseg.inference.maps import (
     read_plan,
     write_marker,
 )
-from rescueseg.inference.predictor import Predictor, PredictorFactory, window_key
+from rescueseg.inference.uncertainty import MemberStatistics
 from rescueseg.inference.windows import WindowGrid, choose_blocks
+from rescueseg.models.predictor import Predictor, PredictorFactory, window_key
+from rescueseg.models.registry import load_predictor
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
-from rescueseg.training.registry import load_predictor
-from rescueseg.uncertainty import MemberStatistics
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.ome_zarr import choose_chunks, open_level
 
@@ -152,7 +154,6 @@ def _run_blocks(
         for index in todo:
             yield index, run_block(*reference, index)
         return
-    from distributed import as_completed
 
     futures = [client.submit(run_block, *reference, index, pure=False) for index in todo]
     indices = {future.key: index for future, index in zip(futures, todo, strict=True)}
@@ -167,10 +168,6 @@ def _run_blocks(
 @contextmanager
 def _cluster_errors() -> Iterator[None]:
     """Turn Dask's own errors into ours; those raised by a block pass through."""
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
-
     try:
         yield
     except KilledWorker as error:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 from pydantic import ValidationError, model_validator
 
@@ -25,8 +27,9 @@ from rescueseg.errors import InferenceError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
 from rescueseg.inference.windows import WindowGrid
 from rescueseg.records import MapReference, ModelReference, Record
-from rescueseg.storage import digest_json, zarr_store
+from rescueseg.storage import digest_json
 from rescueseg.volumes.ome_zarr import create_image
+from rescueseg.volumes.zarr_url import zarr_store
 
 PROBABILITY = "probability"
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
@@ -219,7 +222,7 @@ def open_array(
     campaign: Campaign, generation: int, volume_id: str, quantity: str, mode: Literal["r", "r+"]
 ) -> zarr.Array[Any]:
     """Open the array of a map, finished or not; the block engine writes into it."""
-    store = campaign.storage.zarr_store(map_path(campaign, generation, volume_id))
+    store = zarr_store(campaign.storage.url_of(map_path(campaign, generation, volume_id)))
     return zarr.open_array(store=store, path=f"{quantity}/0", mode=mode)
 
 
@@ -229,3 +232,8 @@ def _incomplete(generation: int, volume_id: str) -> InferenceError:
         where=f"volume {volume_id}",
         todo="Run the inference of that generation; it goes on where it stopped",
     )
+
+
+def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the most likely class of each voxel: uint8 zyx from probabilities (K + 1, z, y, x)."""
+    return np.asarray(probability.argmax(axis=0), np.uint8)

@@ -10,13 +10,14 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg import volumes
-from rescueseg.annotation.labels import starting_patch, submit_labels
-from rescueseg.annotation.patch_labels import IGNORE, PatchLabels, corrected_voxels
-from rescueseg.annotation.records import Lease, NewTicket
-from rescueseg.annotation.store import QueueStore
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_files import starting_patch
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError
-from rescueseg.seeds import random_generator
+from rescueseg.labels import IGNORE, PatchLabels, corrected_voxels
+from rescueseg.queue.records import Lease, NewTicket
+from rescueseg.queue.store import QueueStore
+from rescueseg.randomness import random_generator
 
 _DISPLACEMENT_SMOOTHNESS = 3.0
 

@@ -7,14 +7,11 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
-
-if TYPE_CHECKING:
-    from rescueseg.tracking.tracker import Tracker
+from typing import NamedTuple, Protocol, Self
 
 EVERY = 1.0
 """Seconds between two batches of points."""
@@ -37,6 +34,19 @@ class Point(NamedTuple):
     values: Mapping[str, float]
 
 
+class RunLog(Protocol):
+    """What a live run asks of the tracking server; `rescueseg.tracking.Tracker` is one."""
+
+    def check_server(self) -> None:
+        """Raise a `ServiceError` where the server does not answer."""
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Add the points of many steps where there are none yet."""
+
+    def log_file(self, run_id: str, name: str, path: Path) -> None:
+        """Store a local file with a run."""
+
+
 class LiveRun:
     """Sends points to a run in MLflow, about once a second; a call takes no time, whatever the server does.
 
@@ -48,7 +58,7 @@ class LiveRun:
 
     Parameters
     ----------
-    tracker : Tracker
+    log : RunLog
         The campaign's.
     run : callable
         Returns the id of the run; called in the thread, and only when there is something to send.
@@ -56,8 +66,8 @@ class LiveRun:
         Returns the checkpoints there are, by their path among the artifacts; called in the thread.
     """
 
-    def __init__(self, tracker: Tracker, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> None:
-        self._tracker, self._run, self._checkpoints = tracker, run, checkpoints
+    def __init__(self, log: RunLog, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> None:
+        self._log, self._run, self._checkpoints = log, run, checkpoints
         self._stored: dict[str, tuple[int, int]] = {}
         self._stored_at = -math.inf
         self._points: deque[Point] = deque()
@@ -106,9 +116,9 @@ class LiveRun:
 
     def _send(self) -> None:
         while self._points:
-            self._tracker.check_server()
+            self._log.check_server()
             batch = list(islice(self._points, _BATCH))
-            self._tracker.log_points(self._run(), batch)
+            self._log.log_points(self._run(), batch)
             for _ in batch:
                 self._points.popleft()
 
@@ -119,8 +129,8 @@ class LiveRun:
                 version = (state.st_mtime_ns, state.st_ino)
                 if self._stored.get(name) != version:
                     self._stored_at = time.monotonic()  # a try that fails counts: points go first
-                    self._tracker.check_server()
-                    self._tracker.log_file(self._run(), name, path)
+                    self._log.check_server()
+                    self._log.log_file(self._run(), name, path)
                     self._stored[name] = version
             except FileNotFoundError:
                 continue  # the model is finished: its checkpoints are gone

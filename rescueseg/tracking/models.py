@@ -8,11 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlflow.pyfunc
 import numpy as np
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import rescueseg
-from rescueseg.calibration import kept_calibration
 from rescueseg.campaign import Campaign
+from rescueseg.evaluation.calibration import kept_calibration
 from rescueseg.records import ModelReference, Record
 
 if TYPE_CHECKING:
@@ -92,8 +97,6 @@ class ModelRegistry:
         return [(str(version.version), dict(version.tags)) for version in latest_first if DIGEST in version.tags]
 
     def _create_version(self, generation: int, model: ModelReference, run_id: str, model_id: str) -> None:
-        from mlflow.exceptions import MlflowException
-
         try:
             self._client.create_registered_model(self.name)
         except MlflowException as error:
@@ -128,7 +131,6 @@ class ModelRegistry:
             path = Path(folder, "model")
             self._save_pyfunc(path, model, made.model_id, run_id)
             self._client.log_model_artifacts(made.model_id, str(path))
-        from mlflow.entities import LoggedModelOutput
 
         self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=model.generation)])
         self._client.finalize_logged_model(made.model_id, "READY")
@@ -136,10 +138,6 @@ class ModelRegistry:
 
     def _save_pyfunc(self, path: Path, model: ModelReference, model_id: str, run_id: str) -> None:
         """Write the pyfunc model of a trained model to a local folder."""
-        import mlflow.pyfunc
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-
         spacing = self._campaign.volumes()[0].spacing_um_zyx
         image = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))  # a name would turn the array into a dict
         probability = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from rescueseg.calibration import temper
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig, InferenceConfig
 from rescueseg.errors import InferenceError
+from rescueseg.evaluation.calibration import temper
 from rescueseg.geometry import Box, zyx
-from rescueseg.inference.predictor import window_key
 from rescueseg.inference.windows import WindowGrid
+from rescueseg.models.predictor import window_key
+from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
-from rescueseg.training.registry import load_predictor
 from rescueseg.volumes.normalise import measure, normalise, read_box
 
 

@@ -26,10 +26,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
-from rescueseg.calibration import kept_calibration
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.rest_utils import http_request
+
 from rescueseg.campaign import Campaign
-from rescueseg.champion import Judgement, headline
 from rescueseg.errors import ServiceError
+from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.champion import Judgement, headline
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.tracking.live import LiveRun, Point
@@ -67,8 +74,6 @@ def _service(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatena
 
     @functools.wraps(method)
     def call(self: Tracker, *args: P.args, **kwargs: P.kwargs) -> R:
-        from mlflow.exceptions import MlflowException
-
         try:
             return method(self, *args, **kwargs)
         except (MlflowException, ConnectionError) as error:
@@ -106,8 +111,6 @@ class Tracker:
     @functools.cached_property
     def client(self) -> MlflowClient:
         """The one client of this campaign."""
-        from mlflow import MlflowClient
-
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     # experiment and runs ------------------------------------------------------------------------------------------
@@ -166,8 +169,6 @@ class Tracker:
     @_service
     def stage_run(self, generation: int, stage: str) -> str:
         """Return the id of the run of one stage, nested in its generation's."""
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
         tags = {GENERATION: str(generation), MLFLOW_PARENT_RUN_ID: self.generation_run(generation)}
         return self._run(f"generation/{generation}/{stage}", stage, tags | {"rescueseg.stage": stage})
 
@@ -228,8 +229,6 @@ class Tracker:
 
         A stage that was killed between its commit and the end of its run is skipped by the rerun; its run ends here.
         """
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
         run = self.generation_run(generation)
         stages = self.client.search_runs([self._experiment[0]], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run}'")
         open_stages = [stage.info.run_id for stage in stages if stage.info.status != "FINISHED"]
@@ -241,8 +240,6 @@ class Tracker:
     @_service
     def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:
         """Add parameters; one that the run has already stays as it is (MLflow parameters never change)."""
-        from mlflow.entities import Param
-
         known = self.client.get_run(run_id).data.params
         new = [Param(k, str(v)[:_PARAMETER_LENGTH]) for k, v in sorted(parameters.items()) if k not in known]
         for start in range(0, len(new), 100):
@@ -283,8 +280,6 @@ class Tracker:
         dataset : (name, digest), optional
             Data they were measured on.
         """
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
         name, digest = dataset or (None, None)
         digest = digest and digest[:_DIGEST_LENGTH]
@@ -297,8 +292,6 @@ class Tracker:
     @_service
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Add the points of many steps where there are none yet, in as few requests as MLflow takes."""
-        from mlflow.entities import Metric
-
         self._add(run_id, [Metric(k, float(v), p.milliseconds, p.step) for p in points for k, v in p.values.items()])
 
     def _add(self, run_id: str, points: Sequence[Metric]) -> None:
@@ -321,9 +314,6 @@ class Tracker:
     @_service
     def check_server(self) -> None:
         """Make sure that the server answers at all, within seconds and at the first try; other calls are patient."""
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
         if self.uri.startswith("http"):
             credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
             http_request(  # type: ignore[no-untyped-call]
@@ -352,8 +342,6 @@ class Tracker:
     @_service
     def log_training_set(self, run_id: str, snapshot: Snapshot, path: str) -> None:
         """Make a training set, which lies at `path` below the campaign, the dataset input of a run."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         name = f"{self.campaign.config.name}-snapshot-{snapshot.generation:04d}"
         voxels = sum(item.box.size for item in snapshot.items)
         dataset = Dataset(
@@ -439,7 +427,10 @@ class Tracker:
         said = headline(judgement)
         for run_id, tags in (
             (self.generation_run(g), {"rescueseg.verdict": verdict, "mlflow.note.content": said}),
-            (self.campaign_run(), {"rescueseg.champion": str(judgement.champion), "mlflow.note.content": said}),
+            (
+                self.campaign_run(),
+                {"rescueseg.champion": str(judgement.champion), "mlflow.note.content": said},
+            ),
         ):
             for key, value in tags.items():
                 self.client.set_tag(run_id, key, value)

@@ -14,7 +14,7 @@ from rescueseg.geometry import Box, Spacing
 from rescueseg.records import Record
 from rescueseg.triage import image as im
 from rescueseg.triage.objects import Numbers, ObjectShape, describe_objects, split_at_necks, touching_fraction
-from rescueseg.triage.rough import objects_of, open_faces, whole_objects
+from rescueseg.triage.rough_truth import objects_of, open_faces, whole_objects
 
 _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from rescueseg.campaign.route import Profile
 from rescueseg.config import TriageConfig
-from rescueseg.postprocessing import Profile
 from rescueseg.records import Record
 
 Problem = Literal["boundary", "snr", "topology", "other"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import zarr
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign import Campaign
 from rescueseg.errors import VolumeError
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.importers import open_source
-from rescueseg.volumes.ingest import import_volume
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.source import Source
+from rescueseg.volumes.volume_import import import_volume
 
 __all__ = ["Source", "import_volume", "normalise", "open_image", "open_source", "open_truth", "read_box"]
 

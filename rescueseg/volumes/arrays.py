@@ -13,9 +13,9 @@ import zarr
 
 from rescueseg.errors import InvalidVolumeError, UnreadableVolumeError
 from rescueseg.geometry import Spacing
-from rescueseg.storage import zarr_store
 from rescueseg.volumes import hints
 from rescueseg.volumes.source import ArraySource, to_um
+from rescueseg.volumes.zarr_url import zarr_store
 
 _HDF5 = re.compile(r"^(?P<file>.+?\.(?:h5|hdf5|hdf|ilp|ims))(?::(?P<dataset>.+))?$", re.IGNORECASE)
 _ZARR = re.compile(r"^(?P<store>.+?\.(?:zarr|n5z|zr3|zr2))(?:[/:](?P<inner>.+?))?/?$", re.IGNORECASE)

@@ -11,14 +11,13 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from rescueseg.campaign import Campaign
-from rescueseg.geometry import Spacing
+from rescueseg.geometry import Spacing, same_spacing
 from rescueseg.records import Domain, Domains, Normalisation
-from rescueseg.training.plan import same_spacing
 from rescueseg.volumes.describe import Measured
-from rescueseg.volumes.ingest import default_domain, is_default_domain
 from rescueseg.volumes.limits import limit
 from rescueseg.volumes.normalise import measure_samples, rescaled
 from rescueseg.volumes.spacing_tags import shape_distance, tag_ratio
+from rescueseg.volumes.volume_import import default_domain, is_default_domain
 
 __all__ = ["Group", "automatic", "difference", "distance", "group", "same_spacing", "scale_distance", "trained_volumes"]
 

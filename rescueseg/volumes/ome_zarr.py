@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from ome_zarr_models.v05 import Image, ImageLabel, Labels
 from zarr.codecs import ZstdCodec
 
 from rescueseg.errors import InvalidVolumeError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
-from rescueseg.storage import zarr_store
+from rescueseg.volumes.zarr_url import zarr_store
 
 CHUNK_ZYX: ZYX = (32, 64, 64)
 SHARD_ZYX: ZYX = (64, 256, 256)
@@ -335,8 +336,6 @@ def validate(url: str) -> None:
     InvalidVolumeError
         If `ome_zarr_models` refuses it.
     """
-    from ome_zarr_models.v05 import Image, ImageLabel, Labels
-
     group = zarr.open_group(zarr_store(url), mode="r")
     try:
         Image.from_zarr(group)

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import nibabel.filebasedimages
+import nrrd
 import numpy as np
 import numpy.typing as npt
+import tifffile
+import zarr.errors
 
 from rescueseg.errors import InvalidVolumeError, RescuesegError, UnreadableVolumeError
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
@@ -178,11 +182,6 @@ class ArraySource:
 @contextmanager
 def unreadable(where: str) -> Iterator[None]:
     """Turn a reader's error into an `UnreadableVolumeError`."""
-    import nibabel.filebasedimages
-    import nrrd
-    import tifffile
-    import zarr.errors
-
     try:
         yield
     except RescuesegError:

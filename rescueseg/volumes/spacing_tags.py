@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import wasserstein_distance
 
-from rescueseg.geometry import Spacing
-from rescueseg.training.plan import SAME_SPACING
+from rescueseg.geometry import SAME_SPACING, Spacing
 from rescueseg.volumes import texture
 from rescueseg.volumes.describe import Measured
 from rescueseg.volumes.limits import limit

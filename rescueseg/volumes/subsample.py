@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rescueseg.geometry import Box, partition, zyx
-from rescueseg.seeds import random_generator
+from rescueseg.randomness import random_generator
 
 
 def sample_boxes(shape_zyx: Sequence[int], chunk_zyx: Sequence[int], voxels: int, *keys: int | str) -> list[Box]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
 
-from rescueseg.annotation.labels import IGNORE
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import ZYX, Spacing
-from rescueseg.seeds import random_generator
+from rescueseg.labels import IGNORE
+from rescueseg.randomness import random_generator
 from rescueseg.weak_labels.base import Float32, Labels, WeakLabel, from_probabilities
 from rescueseg.weak_labels.filters import filter_reach, finest, gradient_magnitude, hessian_eigenvalues, smooth
 
@@ -136,8 +138,6 @@ def train_classifier(
     WeakLabelError
         If fewer than two different labels occur.
     """
-    from sklearn.ensemble import RandomForestClassifier
-
     scales = tuple(s * min(finest(spacing) for spacing in spacings) for s in SCALES)
     rng = random_generator(seed, "pixel classifier")
     values = np.concatenate([array.ravel() for array in labels])
@@ -175,8 +175,6 @@ def _sample(
 
 def dump_classifier(classifier: PixelClassifier) -> bytes:
     """Return a classifier as a skops file: nothing in it is pickled."""
-    import skops.io
-
     data: bytes = skops.io.dumps(
         {
             "forest": classifier.forest,
@@ -203,8 +201,6 @@ def load_classifier(data: bytes, where: str) -> PixelClassifier:
     WeakLabelError
         If it is damaged, holds any other type, or is no classifier.
     """
-    import skops.io
-    from sklearn.ensemble import RandomForestClassifier
 
     def refused(what: str) -> WeakLabelError:
         return WeakLabelError(f"the saved classifier {what}", where=where, todo="Remove the file and train it again")

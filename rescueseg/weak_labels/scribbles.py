@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from rescueseg import volumes
-from rescueseg.annotation.labels import IGNORE, check_labels
-from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.snapshot import clear_box
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import Box, partition
-from rescueseg.records import VolumeRecord
-from rescueseg.snapshot import clear_box
+from rescueseg.labels import IGNORE, check_labels
+from rescueseg.records import AcceptedAnnotation, VolumeRecord
+from rescueseg.volumes import open_image
+from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.weak_labels.base import BLOCK_ZYX, Labels
-from rescueseg.weak_labels.choice import AnnotatedPatch
+from rescueseg.weak_labels.methods import AnnotatedPatch
 
 
 def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> AnnotatedPatch:
@@ -81,7 +81,7 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
     WeakLabelError
         If it has another shape.
     """
-    source = volumes.open_source(file)
+    source = open_source(file)
     try:
         if source.shape_zyx != volume.shape_zyx or source.channels != 1:
             raise WeakLabelError(
@@ -109,6 +109,6 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
 
 
 def _patch(campaign: Campaign, volume: VolumeRecord, name: str, box: Box, labels: Labels) -> AnnotatedPatch:
-    image = read_box(volumes.open_image(campaign, volume.volume_id), box)
+    image = read_box(open_image(campaign, volume.volume_id), box)
     made = normalise(image, volume.normalisation)
     return AnnotatedPatch(name, volume.volume_id, made, np.asarray(labels, np.uint8), volume.spacing_um_zyx)

@@ -6,7 +6,8 @@ from typing import Any
 
 from prefect import task
 
-from rescueseg import generation, tickets
+from rescueseg.queue.due import campaign_lock
+from rescueseg.stages import tickets
 from rescueseg.volumes import consistency
 from tasks.options import STAGE, open_campaign
 
@@ -18,7 +19,7 @@ def check(campaign_url: str, apply: bool = False) -> Any:
     if not apply:
         return consistency.summary(consistency.check(campaign))
     store.migrate()
-    with generation.campaign_lock(campaign, store):  # no generation trains on what is judged as untrained
+    with campaign_lock(campaign, store):  # no generation trains on what is judged as untrained
         report = consistency.check(campaign)
         consistency.apply(campaign, report)
         tickets.withdraw_refused(campaign, store)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect import task
 
-from rescueseg import tickets
+from rescueseg.stages import tickets
 from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="sampling", **STAGE)
 def prepare(campaign_url: str) -> int:
-    """Return the number of new tickets; see `rescueseg.tickets.prepare`."""
+    """Return the number of new tickets; see `rescueseg.stages.tickets.prepare`."""
     campaign, store = open_campaign(campaign_url)
     return tickets.prepare(campaign, store)

@@ -27,7 +27,7 @@ GIB = 2**30
 SPACING: Spacing = (0.3, 0.1, 0.1)
 LIMIT_SECONDS = 60
 LIMIT_BYTES = 2 * GIB
-CLI = "from rescueseg.cli import app; app()"
+CLI = "from rescueseg.cli.main import app; app()"
 
 
 def make_campaign(folder: Path, shape: ZYX, seed: int) -> Campaign:

@@ -23,23 +23,24 @@ from typing import Any
 import numpy as np
 import psutil
 
-from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
-from rescueseg.evaluation import Evaluation, holdout_boxes, open_truths
 from rescueseg.evaluation.comparison import compare_generations
+from rescueseg.evaluation.holdout_scores import Assignment, score_boxes
 from rescueseg.evaluation.outside import predicted
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.evaluation.run import Assignment, score_boxes
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_unseen
+from rescueseg.models.registry import TRAINERS, get_trainer
+from rescueseg.models.trainer import TrainingRequest
+from rescueseg.queue.store import open_queue
 from rescueseg.records import ModelReference
 from rescueseg.simulation.annotator import SimulatedAnnotator
-from rescueseg.snapshot import make_snapshot
-from rescueseg.tickets import prepare
-from rescueseg.training import TrainingRequest, get_trainer
-from rescueseg.training.registry import TRAINERS
-from rescueseg.triage.run import triage
-from rescueseg.volumes import import_volume
+from rescueseg.stages.tickets import prepare
+from rescueseg.stages.triage import triage_campaign
+from rescueseg.volumes.volume_import import import_volume
 
 DATASETS = ("bbbc050_mosaic_train", "vesselnn_poon2015_BBB_noLeakage", "cdeep3m_mito_train")
 PATCHES = 12
@@ -81,7 +82,7 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
         store.migrate()
         prepare(campaign, store)
         SimulatedAnnotator(campaign, store).drain()
-        triage(campaign, store, mask="annotations")
+        triage_campaign(campaign, store, mask="annotations")
         snapshot = make_snapshot(campaign, 0, store.accepted("pool"))
         campaign.finish_stage(0, "snapshot", snapshot.to_json())
         store.close()

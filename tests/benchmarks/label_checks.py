@@ -17,9 +17,9 @@ import tifffile
 from scipy import ndimage
 
 from rescueseg.annotation.checks import odd_labels
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.geometry import Box
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels
+from rescueseg.randomness import random_generator
 
 SHAPE = (24, 64, 64)
 Mask = npt.NDArray[np.bool_]

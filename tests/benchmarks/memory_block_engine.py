@@ -26,11 +26,11 @@ import numpy as np
 import psutil
 
 from rescueseg.campaign import Campaign
-from rescueseg.cluster import open_cluster
 from rescueseg.config import InferenceConfig, check_config
 from rescueseg.geometry import ZYX, Spacing, partition
-from rescueseg.inference import infer_volume
+from rescueseg.inference.engine import infer_volume
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
+from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
 
 MIB = 2**20

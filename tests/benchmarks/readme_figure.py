@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from rescueseg.campaign import Campaign
-from rescueseg.inference import open_map
+from rescueseg.inference.maps import open_map
 from rescueseg.volumes import open_image, open_truth
 
 

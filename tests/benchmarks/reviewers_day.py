@@ -20,21 +20,22 @@ import numpy as np
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, QueueStore, open_queue
-from rescueseg.annotation import agreement_report as report
 from rescueseg.annotation.agreement import agreement
-from rescueseg.annotation.agreement_page import agreement_page, curve, disagreement_view
-from rescueseg.annotation.arguments import plain_console
-from rescueseg.annotation.effort import effort_by, effort_table
-from rescueseg.annotation.labels import read_version
-from rescueseg.annotation.local_desk import LocalDesk
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.label_files import read_version
+from rescueseg.annotation.local_client import LocalDesk
 from rescueseg.campaign import Campaign
+from rescueseg.cli.options import plain_console
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, isotropic_shape, zyx
-from rescueseg.phantom import make_phantom
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.effort import effort_by, effort_table
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.randomness import random_generator
+from rescueseg.reports import agreement_table as report
+from rescueseg.reports.agreement_page import agreement_page, curve, disagreement_view
 from rescueseg.simulation.annotator import AnnotatorOptions, SimulatedAnnotator
+from rescueseg.volumes.phantom import make_phantom
 
 HABITS = {"anna": AnnotatorOptions(grown_voxels=1), "bob": AnnotatorOptions(smallest_voxels=150)}
 

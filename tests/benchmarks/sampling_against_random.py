@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from rescueseg import sampling
-from rescueseg.annotation.records import AcceptedAnnotation
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
+from rescueseg.evaluation.metrics import Counts, count_voxels
 from rescueseg.geometry import Box, choose_non_overlapping, grid, zyx
-from rescueseg.metrics import Counts, count_voxels
-from rescueseg.records import HoldoutBox, ModelReference, QueriedPatch
-from rescueseg.seeds import random_generator
-from rescueseg.snapshot import make_snapshot
+from rescueseg.randomness import random_generator
+from rescueseg.records import AcceptedAnnotation, HoldoutBox, ModelReference, QueriedPatch
+from rescueseg.sampling import starting_patches
 from rescueseg.storage import digest_array
-from rescueseg.volumes import import_volume, normalise, open_image, open_truth, read_box
+from rescueseg.volumes import open_image, open_truth
+from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.volumes.volume_import import import_volume
 
 ARMS = ("stratified", "random")
 DATASETS = ("bbbc050_mosaic_train", "cdeep3m_mito_train", "vesselnn_poon2015_BBB_noLeakage")
@@ -47,7 +48,7 @@ def open_or_make(data: Path, out: Path, dataset: str, **training: Any) -> Campai
         import_volume(
             campaign, raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
         )
-        sampling.draw_holdout(campaign)
+        starting_patches.draw_holdout(campaign)
     return Campaign.open(str(url))
 
 
@@ -55,8 +56,8 @@ def choose(campaign: Campaign, arm: str, seed: int, budget: int) -> list[Queried
     """Return the patches of one arm."""
     if arm == "stratified":
         seeded = Campaign(campaign.storage, campaign.config.model_copy(update={"seed": seed}))
-        return sampling.starting_patches(seeded, budget)
-    boxes = sampling.candidate_boxes(campaign, "v")
+        return starting_patches.starting_patches(seeded, budget)
+    boxes = starting_patches.candidate_boxes(campaign, "v")
     order = random_generator(seed, "random patches").permutation(len(boxes))
     chosen = choose_non_overlapping((boxes[i] for i in order), budget)
     return [QueriedPatch(volume_id="v", box=box, score=1, stratum="random") for box in chosen]
@@ -82,7 +83,8 @@ def annotate(campaign: Campaign, chosen: Sequence[QueriedPatch], name: str) -> l
 
 def run(campaign: Campaign, arm: str, seed: int, budget: int) -> dict[str, Any]:
     """Annotate, train and score one arm of one seed."""
-    from rescueseg.training import TrainingRequest, get_trainer
+    from rescueseg.models.registry import get_trainer
+    from rescueseg.models.trainer import TrainingRequest
 
     started = time.monotonic()
     chosen = choose(campaign, arm, seed, budget)
@@ -119,7 +121,7 @@ def predict_holdout(
     campaign: Campaign, reference: ModelReference, samples: int = 1, symmetries: int = 1
 ) -> Iterator[tuple[HoldoutBox, np.ndarray, np.ndarray]]:
     """Yield each holdout box with the predicted classes and the truth, both uint8 zyx."""
-    from rescueseg.training.registry import load_predictor
+    from rescueseg.models.registry import load_predictor
 
     config = campaign.config.inference.model_copy(update={"mc_samples": samples, "tta_symmetries": symmetries})
     predictor = load_predictor(campaign, reference, config, "cpu")

@@ -24,14 +24,16 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.stats import wasserstein_distance
 
-from rescueseg import sampling, strata
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import ZYX, Box, choose_non_overlapping, zyx
-from rescueseg.patches import Drawing, look, places_to_look, volume_turns
+from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
-from rescueseg.seeds import random_generator
-from rescueseg.volumes import import_volume, normalise, open_image
+from rescueseg.sampling import starting_patches, strata
+from rescueseg.sampling.patches import Drawing, look, places_to_look, volume_turns
+from rescueseg.volumes import open_image
+from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.volume_import import import_volume
 
 STRATA = ("best_case", "worst_case", "low_snr", "dense", "sparse", "volume_edge", "artifact")
 TAIL = 0.05
@@ -109,8 +111,8 @@ def run(folder: Path, seeds: int, budgets: list[int]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         campaign = Campaign.create(f"{scratch}/c", check_config({"name": "benchmark", "classes": ["object"]}))
         import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
-        sampling.draw_holdout(campaign)
-        volume, boxes = campaign.volume("v"), sampling.candidate_boxes(campaign, "v")
+        starting_patches.draw_holdout(campaign)
+        volume, boxes = campaign.volume("v"), starting_patches.candidate_boxes(campaign, "v")
         features = look(campaign, [volume], {"v": boxes})["v"]
         image = normalise(np.asarray(open_image(campaign, "v")[:]), volume.normalisation).mean(axis=0)
         absent = [s for s in STRATA if not features.members(s).any()]

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from rescueseg.campaign import Campaign
+from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.evaluation.topology import compare_topology
-from rescueseg.metrics import count_voxels
 from rescueseg.records import ModelReference
 from tests.benchmarks.sampling_against_random import open_or_make, predict_holdout
 from tests.benchmarks.training_profile import train_for, training_set

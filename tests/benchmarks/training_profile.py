@@ -25,13 +25,15 @@ from unittest.mock import patch
 import numpy as np
 from monai.transforms.compose import Compose
 
-from rescueseg import sampling
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import TrainingConfig
+from rescueseg.models.registry import get_trainer
+from rescueseg.models.trainer import TrainedModel, TrainingRequest
+from rescueseg.models.unet import plan
+from rescueseg.models.unet.augment import Augmentation
 from rescueseg.records import ModelReference, Snapshot
-from rescueseg.snapshot import make_snapshot
-from rescueseg.training import TrainedModel, TrainingRequest, get_trainer, plan
-from rescueseg.training.augment import Augmentation
+from rescueseg.sampling import starting_patches
 from tests.benchmarks.sampling_against_random import DATASETS, annotate, dice, open_or_make, score
 
 PATCHES = 12
@@ -64,14 +66,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "80k, narrow 8…64": LARGER | {"channels": (8, 16, 32, 64)},
     "80k, wide 24…192": LARGER | {"channels": (24, 48, 96, 192)},
     "80k, rate 1e-2": LARGER | {"learning_rate": 1e-2},
-    "80k, constant rate": LARGER | {"rescueseg.training.loop.cosine_rate": constant_rate},
+    "80k, constant rate": LARGER | {"rescueseg.models.unet.loop.cosine_rate": constant_rate},
     "80k, no dropout": LARGER | {"dropout": 0.0},
     "80k, average of weights": LARGER | {"ema": 0.99},
     "80k, batch 1": LARGER | {"batch_size": 1},
     "80k, half resolution": LARGER | {"coarser": 2.0},
-    "80k, no augmentation": LARGER | {"rescueseg.training.loop.Augmentation": untouched},
-    "80k, flips alone": LARGER | {"rescueseg.training.loop.Augmentation": FlipsAlone},
-    "80k, foreground 1/4": LARGER | {"rescueseg.training.patches._FOREGROUND_SHARE": 0.25},
+    "80k, no augmentation": LARGER | {"rescueseg.models.unet.loop.Augmentation": untouched},
+    "80k, flips alone": LARGER | {"rescueseg.models.unet.loop.Augmentation": FlipsAlone},
+    "80k, foreground 1/4": LARGER | {"rescueseg.models.training_items._FOREGROUND_SHARE": 0.25},
     "320k, batch 1": {"window_voxels": 320_000, "batch_size": 1},
     "coarse losses": {"deep_supervision": True},
     "rare classes weigh more": {"balanced_classes": True},
@@ -95,7 +97,9 @@ def configure(campaign: Campaign, changes: dict[str, Any], iterations: int) -> t
 def training_set(campaign: Campaign, seed: int, patches: int = PATCHES) -> Snapshot:
     """Return the snapshot of the starting patches of one seed, annotated with the truth."""
     seeded = Campaign(campaign.storage, campaign.config.model_copy(update={"seed": seed}))
-    return make_snapshot(campaign, 0, annotate(campaign, sampling.starting_patches(seeded, patches), f"profile-{seed}"))
+    return make_snapshot(
+        campaign, 0, annotate(campaign, starting_patches.starting_patches(seeded, patches), f"profile-{seed}")
+    )
 
 
 def train(

@@ -21,11 +21,12 @@ import tifffile
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.config import settings_of
-from rescueseg.intake import start_campaign
-from rescueseg.triage.run import Triage, triage
+from rescueseg.queue.store import open_queue
+from rescueseg.stages.triage import triage_campaign
+from rescueseg.triage.records import Triage
+from rescueseg.volumes.batch_import import start_campaign
 
 DEFAULT = (
     *(
@@ -89,7 +90,7 @@ def triaged(image: np.ndarray, truth: np.ndarray, kind: Any, spacing: tuple[floa
         )  # fmt: skip
         store = open_queue(campaign)
         store.migrate()
-        return triage(campaign, store, mask="truth")
+        return triage_campaign(campaign, store, mask="truth")
     finally:
         shutil.rmtree(folder)
 

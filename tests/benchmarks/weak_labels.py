@@ -19,12 +19,12 @@ import numpy as np
 import tifffile
 from skimage.segmentation import find_boundaries
 
+from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.geometry import Box, Spacing, isotropic_shape, zyx
-from rescueseg.metrics import count_voxels
-from rescueseg.seeds import random_generator
+from rescueseg.randomness import random_generator
 from rescueseg.volumes.normalise import measure, normalise
 from rescueseg.weak_labels.base import WeakLabel
-from rescueseg.weak_labels.choice import FITTED, AnnotatedPatch, agreements, best_method, train_patches
+from rescueseg.weak_labels.methods import FITTED, AnnotatedPatch, agreements, best_method, train_patches
 
 LARGEST = (48, 192, 192)
 BOUNDARIES = {"plantseg_ovule_cells", "gala_em_train"}

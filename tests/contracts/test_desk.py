@@ -10,11 +10,9 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
-from rescueseg.annotation.desk import Desk, Filters
-from rescueseg.annotation.local_desk import LocalDesk
-from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.remote_desk import RemoteDesk
+from rescueseg.annotation.client import Desk, Filters
+from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.remote_client import RemoteDesk
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import (
@@ -26,9 +24,12 @@ from rescueseg.errors import (
     QueueError,
 )
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox
 from tests.annotation_server import served
-from tests.unit.evaluated import write_maps
+from tests.evaluated_campaign import write_maps
 
 BOX = Box((2, 3, 4), (3, 4, 5))
 IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rescueseg.annotation.formats import FORMATS, Frame, PatchFormat, format_of, read_labels, relabelled, stated_by
-from rescueseg.annotation.formats.base import write_labels_and_ignore
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.formats import FORMATS, format_of, read_labels, stated_by
+from rescueseg.annotation.formats.base import Frame, PatchFormat, relabelled, write_labels_and_ignore
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels
+from rescueseg.randomness import random_generator
 from tests.patch_views import random_labels, view_of
 
 ONE = Frame("pool-0001-0123456789abcdef", Box((2, 30, 400), (3, 4, 5)), (0.4, 0.2, 0.1), ("organelle",))

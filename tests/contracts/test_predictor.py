@@ -9,16 +9,16 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
-from rescueseg.inference.predictor import Group, Predictor
+from rescueseg.models.predictor import Group, Predictor
 from tests.trivial_predictors import Blur
 
 SPACING = (0.2, 0.1, 0.1)
 
 
 def make_unet(campaign: Campaign, networks: int = 1) -> Predictor:
-    from rescueseg.training.network import build_network
-    from rescueseg.training.plan import make_plan
-    from rescueseg.training.unet_predictor import UNetPredictor
+    from rescueseg.models.unet.network import build_network
+    from rescueseg.models.unet.plan import make_plan
+    from rescueseg.models.unet.predictor import UNetPredictor
 
     plan = make_plan(
         TrainingConfig(window_zyx=(8, 32, 32), channels=(4, 8, 16), dropout=0.3),

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from rescueseg.errors import UnreadableVolumeError
 from rescueseg.geometry import Box
-from rescueseg.volumes import open_source
+from rescueseg.volumes.importers import open_source
 
 Array = npt.NDArray[Any]
 Writer = Callable[[Path, Array], str]

@@ -18,12 +18,20 @@ import pytest
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError, InferenceError, LeakError, StorageError, TrainingError
 from rescueseg.geometry import Box, partition, zyx
+from rescueseg.models.registry import TRAINERS, get_trainer, load_predictor
+from rescueseg.models.trainer import (
+    TrainedModel,
+    TrainerCapabilities,
+    TrainingRequest,
+    check_gpus,
+    check_request,
+    ignore_progress,
+    model_digest,
+)
 from rescueseg.records import Holdout, HoldoutBox, ModelReference, Snapshot
-from rescueseg.storage import zarr_store
-from rescueseg.training import TRAINERS, TrainedModel, TrainingRequest, get_trainer
-from rescueseg.training.base import TrainerCapabilities, check_gpus, check_request, ignore_progress, model_digest
-from rescueseg.training.registry import load_predictor
-from rescueseg.volumes import normalise, open_image, open_truth, read_box
+from rescueseg.volumes import open_image, open_truth
+from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.volumes.zarr_url import zarr_store
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 SEED = 3
@@ -31,7 +39,7 @@ SEED = 3
 
 SLOW = {"nnunet", "monai_unet_topology"}
 """One starts a process for every training, the other is the U-Net once more; what is quick of them is in
-`tests/unit/test_nnunet.py` and `tests/unit/test_topology_loss.py`."""
+`tests/unit/models/test_nnunet.py` and `tests/unit/models/test_topology_loss.py`."""
 
 
 @pytest.fixture(
@@ -451,5 +459,5 @@ def test_an_unknown_trainer_is_named_with_the_known_ones() -> None:
 
 
 def test_the_registry_imports_neither_torch_nor_monai() -> None:
-    code = "import sys, rescueseg.training; sys.exit(bool({'torch', 'monai'} & sys.modules.keys()))"
+    code = "import sys, rescueseg.models; sys.exit(bool({'torch', 'monai'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

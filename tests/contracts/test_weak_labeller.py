@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescueseg.campaign import Campaign
+from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.geometry import Box, Spacing
-from rescueseg.metrics import count_voxels
 from rescueseg.records import Normalisation
-from rescueseg.weak_labels import WeakLabeller, label_box
-from rescueseg.weak_labels.choice import FITTED
+from rescueseg.weak_labels.base import WeakLabeller, label_box
+from rescueseg.weak_labels.champion import ChampionLabeller
 from rescueseg.weak_labels.classifier import train_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller
-from rescueseg.weak_labels.previous import ChampionLabeller
+from rescueseg.weak_labels.methods import FITTED
 from tests.stand_in_ilastik import install
 from tests.trivial_predictors import Blur
 

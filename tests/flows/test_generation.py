@@ -12,15 +12,16 @@ import httpx
 import pytest
 import tifffile
 
-from rescueseg.annotation.store import open_queue
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import STAGES, Campaign
 from rescueseg.config import settings_of
-from rescueseg.generation import STAGES, champion, count_due
-from rescueseg.intake import start_campaign
-from rescueseg.orchestration import flow_command
-from rescueseg.phantom import make_phantom
-from rescueseg.services import Servers
-from rescueseg.summary import rows, to_markdown
+from rescueseg.evaluation.champion import champion
+from rescueseg.queue.store import open_queue
+from rescueseg.reports.generation_table import rows, to_markdown
+from rescueseg.services.local_servers import Servers
+from rescueseg.services.prefect_api import flow_command
+from rescueseg.stages.due import count_due
+from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.phantom import make_phantom
 
 SETTINGS = [
     "training.iterations=6",

@@ -1,4 +1,4 @@
-"""Imports run one way, flows → tasks → rescueseg, and what must be quick imports nothing slow."""
+"""Imports run one way, flows → tasks → rescueseg and from room to room, and what must be quick imports nothing slow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import rooms
+
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "rescueseg": {"prefect", "flows", "tasks"},
@@ -17,10 +19,10 @@ FORBIDDEN = {
     "flows": set(),
 }
 ONLY = {
-    "mlflow": {f"rescueseg/tracking/{name}.py" for name in ("tracker", "models", "pyfunc_model")},
+    "mlflow": {f"rescueseg/tracking/{name}.py" for name in ("tracker", "models", "pyfunc_model", "served_model")},
     "prefect": set(),
-    "dask_jobqueue": {"rescueseg/cluster.py"},
-    "dask_cuda": {"rescueseg/cluster.py"},
+    "dask_jobqueue": {"rescueseg/services/dask_cluster.py"},
+    "dask_cuda": {"rescueseg/services/dask_cluster.py"},
 }
 """Packages that only these modules of the library may import at run time."""
 CLUSTERS = {"LocalCluster", "SLURMCluster", "LocalCUDACluster"}
@@ -70,15 +72,83 @@ def test_flows_are_made_of_tasks() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "rescueseg.cli",
+        "rescueseg.cli.main",
         "rescueseg.campaign",
         "rescueseg.config",
-        "rescueseg.orchestration",
-        "rescueseg.annotation.remote_desk",
-        "rescueseg.annotation.server.app",
+        "rescueseg.services.prefect_api",
+        "rescueseg.annotation.remote_client",
+        "rescueseg.server.app",
     ],
 )
 def test_what_must_be_quick_imports_nothing_slow(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'monai', 'mlflow', 'prefect', 'distributed'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+# rooms ----------------------------------------------------------------------------------------------------------------
+
+FILES = rooms.modules(ROOT)
+IMPORTS = list(rooms.imports(ROOT))
+ORDER = rooms.documented_order(ROOT)
+
+
+def test_every_room_stands_in_the_order_of_the_architecture_page() -> None:
+    assert {rooms.room(module, FILES) for module in FILES if "." in module} <= set(ORDER)
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_a_room_imports_only_rooms_above_it_in_that_order() -> None:
+    """Imports within functions, for typing alone and module names in strings count like any other."""
+    assert [f"{i.path}:{i.line} {i.target}" for i in rooms.upward(IMPORTS, FILES, ORDER)] == []
+
+
+def test_neither_files_nor_rooms_import_each_other() -> None:
+    assert rooms.circles((i.source, i.target) for i in IMPORTS) == []
+    assert rooms.circles((rooms.room(i.source, FILES), rooms.room(i.target, FILES)) for i in IMPORTS) == []
+
+
+def test_an_upward_import_is_seen_wherever_it_hides(tmp_path: Path) -> None:
+    package = tmp_path / "rescueseg"
+    for name in ("low", "high"):
+        (package / name).mkdir(parents=True)
+        (package / name / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "high" / "thing.py").write_text("value = 1\n")
+    for line in (
+        "from rescueseg.high.thing import value",
+        "import rescueseg.high.thing",
+        "def f():\n    from rescueseg.high import thing",
+        "if TYPE_CHECKING:\n    from rescueseg.high.thing import value",
+        "COMMAND = ['-m', 'rescueseg.high.thing']",
+        "LOADER = 'rescueseg.high.thing:value'",
+    ):
+        (package / "low" / "thing.py").write_text(f"{line}\n")
+        files, imports = rooms.modules(tmp_path), list(rooms.imports(tmp_path))
+        assert [i.target for i in rooms.upward(imports, files, ["low", "high"])] == ["rescueseg.high.thing"], line
+        assert rooms.upward(imports, files, ["high", "low"]) == []
+
+
+LAZY = ("rescueseg/cli/", "rescueseg/models/registry.py")
+"""Where modules are imported only when they are needed: commands and the families of models."""
+EXTRAS = {"napari", "pandas", "platformdirs", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses"}
+"""Packages that not every installation has, or that only one function of an extra needs."""
+
+
+def test_imports_stand_at_the_top() -> None:
+    wrong = []
+    for path in (ROOT / "rescueseg").rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(LAZY):
+            continue
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                packages = {package for node in ast.walk(function) for package in _packages(node)}
+                wrong += [f"{name}:{function.lineno} {function.name} imports {p}" for p in sorted(packages - EXTRAS)]
+    assert wrong == []
+
+
+def _packages(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()

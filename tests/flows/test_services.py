@@ -14,7 +14,7 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
-from rescueseg.services import OWNER, Servers, environment, read_state, stop_left_over
+from rescueseg.services.local_servers import OWNER, Servers, environment, read_state, stop_left_over
 
 
 def test_all_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path, campaign: Campaign) -> None:
@@ -40,7 +40,7 @@ def test_all_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path, 
 
 def test_what_a_killed_session_left_is_stopped(tmp_path: Path) -> None:
     code = (
-        "import sys, os; from pathlib import Path; from rescueseg.services import Servers\n"
+        "import sys, os; from pathlib import Path; from rescueseg.services.local_servers import Servers\n"
         "s = Servers(Path(sys.argv[1]), '', mlflow_uri='http://elsewhere')\n"
         "s.prefect_api_url = 'http://127.0.0.1:1/api'\n"
         "s.spawn('prefect', [sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -56,7 +56,7 @@ def test_what_a_killed_session_left_is_stopped(tmp_path: Path) -> None:
 
 def test_servers_in_use_are_not_taken_for_left_overs(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rescueseg.services import Servers\n"
+        "import sys; from pathlib import Path; from rescueseg.services.local_servers import Servers\n"
         "s = Servers(Path(sys.argv[1]), '', mlflow_uri='http://elsewhere')\n"
         "s.prefect_api_url = 'http://127.0.0.1:1/api'\n"
         "s.spawn('prefect', [sys.executable, '-c', 'import time; time.sleep(600)'])\n"

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rescueseg import trainings
-from rescueseg.annotation.store import open_queue
-from rescueseg.orchestration import flow_command
-from rescueseg.services import Servers
+from rescueseg.campaign import outside_trainings
+from rescueseg.queue.store import open_queue
+from rescueseg.services.local_servers import Servers
+from rescueseg.services.prefect_api import flow_command
+from rescueseg.stages import train_outside
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -28,8 +29,8 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         done = subprocess.run(command, env=servers.environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         [line] = [line for line in done.stdout.splitlines() if line.startswith("result: ")]
-        planned = trainings.plan(campaign, store, generation=0)
-        result = trainings.finished(campaign, planned.name)
+        planned = train_outside.plan(campaign, store, generation=0)
+        result = outside_trainings.finished(campaign, planned.name)
         assert result is not None
         assert json.loads(line.removeprefix("result: ")) == result["model"]
         client = MlflowClient(servers.mlflow_uri)

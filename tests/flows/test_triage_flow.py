@@ -12,10 +12,10 @@ import tifffile
 from mlflow import MlflowClient
 
 from rescueseg.config import settings_of
-from rescueseg.intake import start_campaign
-from rescueseg.orchestration import flow_command
-from rescueseg.phantom import make_phantom
-from rescueseg.services import Servers
+from rescueseg.services.local_servers import Servers
+from rescueseg.services.prefect_api import flow_command
+from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.phantom import make_phantom
 
 pytestmark = pytest.mark.timeout(300)
 

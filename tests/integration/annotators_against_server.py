@@ -33,16 +33,15 @@ import tifffile
 from scipy import ndimage
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, QueueStore, open_queue
-from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.records import AuditEntry, Lease
-from rescueseg.annotation.remote_desk import RemoteDesk
-from rescueseg.annotation.store import utc_now
+from rescueseg.annotation.remote_client import RemoteDesk
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LeaseExpiredError, QueueError, ServiceError, StorageError
 from rescueseg.geometry import Box
-from rescueseg.processes import stop_tree
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import AuditEntry, Lease, NewTicket
+from rescueseg.queue.store import QueueStore, open_queue, utc_now
+from rescueseg.services.processes import stop_tree
 from rescueseg.storage import digest_array
 from tests.annotation_server import start_server
 from tests.postgres import throw_away_postgres

@@ -24,13 +24,13 @@ from typing import Any
 import psutil
 import tifffile
 
-from rescueseg.annotation.store import open_queue
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
-from rescueseg.intake import start_campaign
-from rescueseg.orchestration import LOOP_FLOW, flow_command
-from rescueseg.phantom import make_phantom
-from rescueseg.services import Servers
+from rescueseg.queue.store import open_queue
+from rescueseg.services.local_servers import Servers
+from rescueseg.services.prefect_api import LOOP_FLOW, flow_command
+from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.phantom import make_phantom
 
 GENERATIONS = 2
 SETTINGS: dict[str, Any] = {

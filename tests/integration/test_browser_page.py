@@ -14,17 +14,18 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
-from rescueseg.annotation.records import AcceptedAnnotation
-from rescueseg.annotation.server.access import add_token
-from rescueseg.annotation.server.page import STATIC
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, Spacing
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue
+from rescueseg.records import AcceptedAnnotation
+from rescueseg.server.access import add_token
+from rescueseg.server.page import STATIC
 from tests.annotation_server import served
 from tests.browser import CHROMIUM, Visitor, Voxel, browsing, chromium
+from tests.evaluated_campaign import write_maps
 from tests.next_snapshot import next_labels
-from tests.unit.evaluated import write_maps
 
 IGNORE = 255
 BRIGHT = 3000

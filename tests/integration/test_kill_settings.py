@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from rescueseg import tickets
-from rescueseg.annotation.store import open_queue
+from rescueseg.campaign.snapshot import make_snapshot
+from rescueseg.models.unet.trainer import plan_training
+from rescueseg.queue.store import open_queue
 from rescueseg.simulation.annotator import SimulatedAnnotator
-from rescueseg.snapshot import make_snapshot
-from rescueseg.training.monai_unet import plan_training
+from rescueseg.stages import tickets
 from tests.integration.kill_campaign import SETTINGS, make_campaign
 
 

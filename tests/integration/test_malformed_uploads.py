@@ -10,10 +10,10 @@ import httpx
 import psutil
 import sqlalchemy as sa
 
-from rescueseg.annotation import open_queue
-from rescueseg.annotation.tables import metadata
 from rescueseg.campaign import Campaign
-from rescueseg.processes import stop_tree
+from rescueseg.queue.store import open_queue
+from rescueseg.queue.tables import metadata
+from rescueseg.services.processes import stop_tree
 from rescueseg.storage import file_digest
 from tests.annotation_server import fill, start_server
 from tests.malformed_uploads import RAW, malformed, nifti

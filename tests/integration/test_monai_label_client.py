@@ -20,13 +20,13 @@ import SimpleITK
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
-from rescueseg.annotation.local_desk import LocalDesk
-from rescueseg.annotation.server.access import add_token
-from rescueseg.annotation.store import utc_now
+from rescueseg.annotation.local_client import LocalDesk
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue, utc_now
+from rescueseg.server.access import add_token
 from tests.annotation_server import served
 from tests.next_snapshot import next_labels
 from tests.unit import evaluated

@@ -16,13 +16,14 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation import NewTicket, open_queue
-from rescueseg.annotation.local_desk import LocalDesk
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.local_client import LocalDesk
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, Spacing
-from rescueseg.seeds import random_generator
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue
+from rescueseg.randomness import random_generator
 from tests.annotation_server import served
 from tests.next_snapshot import next_labels
 

@@ -23,36 +23,43 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rescueseg import generation as stages
-from rescueseg import publish, snapshot, summary, tickets, trainings
-from rescueseg.annotation.formats import FORMATS, Frame, PatchFormat, read_labels, relabelled
+from rescueseg.annotation.formats import FORMATS, read_labels
+from rescueseg.annotation.formats.base import Frame, PatchFormat, relabelled
 from rescueseg.annotation.formats.handout import lease_of, write_patch
-from rescueseg.annotation.labels import read_version, starting_patch
-from rescueseg.annotation.local_desk import LocalDesk
-from rescueseg.annotation.patch_labels import PatchLabels
-from rescueseg.annotation.server.access import list_tokens
-from rescueseg.annotation.store import QueueStore, open_queue
-from rescueseg.calibration import Calibration, calibrate_generation, kept_calibration
-from rescueseg.campaign import Campaign
-from rescueseg.champion import judgements
-from rescueseg.cli import app
-from rescueseg.evaluation import Evaluation, evaluate_generation, truth_digest
+from rescueseg.annotation.label_files import read_version, starting_patch
+from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.campaign import STAGES, Campaign, outside_trainings, snapshot
+from rescueseg.cli.main import app
+from rescueseg.evaluation.calibration import Calibration, calibrate_generation, kept_calibration
+from rescueseg.evaluation.champion import champion, judgements
+from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.kept import kept_evaluation
 from rescueseg.evaluation.outside import CALIBRATION, EVALUATION, kept_training_evaluation
-from rescueseg.evaluation.scores import FORMAT
+from rescueseg.evaluation.scores import FORMAT, Evaluation
+from rescueseg.evaluation.truth import truth_digest
 from rescueseg.geometry import Box
-from rescueseg.inference import QUANTITIES, infer_volume, map_reference, open_map
-from rescueseg.inference.engine import predict_boxes
-from rescueseg.inference.maps import finished_blocks, read_plan
+from rescueseg.inference.engine import infer_volume, predict_boxes
+from rescueseg.inference.maps import QUANTITIES, finished_blocks, map_reference, open_map, read_plan
+from rescueseg.labels import PatchLabels
+from rescueseg.models.files import committed_files
+from rescueseg.queue.due import campaign_lock
+from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Record, Snapshot
+from rescueseg.reports import generation_table
+from rescueseg.server.access import list_tokens
 from rescueseg.simulation.annotator import SimulatedAnnotator
+from rescueseg.stages import publish, tickets, train_outside
+from rescueseg.stages import train as stage_train
+from rescueseg.stages.due import begin, count_due
+from rescueseg.stages.evaluate import evaluate
+from rescueseg.stages.infer import infer
+from rescueseg.stages.snapshot import make_snapshot
 from rescueseg.storage import digest_array
-from rescueseg.tracking import Tracker
-from rescueseg.training.folder import committed_files
-from rescueseg.triage.run import Triage
+from rescueseg.tracking.tracker import Tracker
+from rescueseg.triage.records import Triage
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.consistency import ConsistencyReport
-from rescueseg.weak_labels.run import weak_label
+from rescueseg.weak_labels.prefill import weak_label
 
 STORED = Path(__file__).parents[1] / "data" / "older_campaign"
 EXPECTED: dict[str, Any] = (
@@ -178,11 +185,11 @@ def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
 
 
 def _stages(campaign: Campaign, _: QueueStore) -> Any:
-    names = (*stages.STAGES, "effort", "choice")
+    names = (*STAGES, "effort", "choice")
     return {
         g: {
             **{name: campaign.stage_result(g, name) for name in names},
-            "seconds": summary.stage_seconds(campaign, g),
+            "seconds": generation_table.stage_seconds(campaign, g),
             "progress": campaign.progress(g),
         }
         for g in campaign.generations()
@@ -225,15 +232,15 @@ def _map(campaign: Campaign, generation: int, volume_id: str, quantity: str) -> 
 def _judged(campaign: Campaign, _: QueueStore) -> Any:
     return {
         "judgements": judgements(campaign),
-        "champion": stages.champion(campaign),
+        "champion": champion(campaign),
         "calibrations": {g: kept_calibration(campaign, g) for g in campaign.generations()},
         "metrics": [judgement.evaluation.metrics() for judgement in judgements(campaign)],
     }
 
 
 def _table(campaign: Campaign, store: QueueStore) -> Any:
-    due = stages.count_due(campaign, store)
-    return {"rows": summary.rows(campaign), "due": [due.generation, due.due]}
+    due = count_due(campaign, store)
+    return {"rows": generation_table.rows(campaign), "due": [due.generation, due.due]}
 
 
 def _outside(campaign: Campaign, _: QueueStore) -> Any:
@@ -246,9 +253,9 @@ def _training(campaign: Campaign, name: str) -> Any:
         return kind.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
 
     return {
-        "request": trainings.requested(campaign, name),
-        "finished": trainings.finished(campaign, name),
-        "step": trainings.step_of(campaign, name),
+        "request": outside_trainings.requested(campaign, name),
+        "finished": outside_trainings.finished(campaign, name),
+        "step": outside_trainings.step_of(campaign, name),
         "evaluation": kept(EVALUATION, Evaluation),
         "calibration": kept(CALIBRATION, Calibration),
     }
@@ -327,12 +334,12 @@ def predicted(campaign: Campaign, alias: str) -> dict[str, list[float]]:
 
 def go_on(campaign: Campaign, store: QueueStore) -> None:
     """Finish generation 1 as the flow does."""
-    with stages.campaign_lock(campaign, store):
-        assert stages.begin(campaign, store) == 1
-        stages.make_snapshot(campaign, 1, store)
-        stages.train(campaign, 1, no_training)
-        stages.infer(campaign, 1, None, ignore)
-        stages.evaluate(campaign, 1)
+    with campaign_lock(campaign, store):
+        assert begin(campaign, store) == 1
+        make_snapshot(campaign, 1, store)
+        stage_train.train(campaign, 1, no_training)
+        infer(campaign, 1, None, ignore)
+        evaluate(campaign, 1)
         tickets.query(campaign, 1, store)
         tickets.enqueue(campaign, 1, store)
         publish.publish(campaign, 1)
@@ -521,7 +528,7 @@ def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaig
     before = phantom.finished(generation, "training")
     for lost in ("training.json", "training.seconds.json", "model"):
         phantom.storage.remove(phantom.generation_path(generation, lost))
-    assert same(before, stages.train(phantom, generation, no_training))
+    assert same(before, stage_train.train(phantom, generation, no_training))
     assert phantom.model(generation) is not None
 
 
@@ -531,7 +538,7 @@ def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaig
 def test_finished_blocks_are_kept_and_the_others_computed(phantom: Campaign) -> None:
     maps, said = maps_folder(phantom, 1), EXPECTED["phantom"]["maps"]["1"]["phantom"]
     before, seen = files_of(maps), []
-    stages.infer(phantom, 1, None, lambda _, done, total: seen.append((done, total)))
+    infer(phantom, 1, None, lambda _, done, total: seen.append((done, total)))
     total, finished = len(said["blocks"]), len(said["finished"])
     assert 0 < finished < total
     assert seen == [(done, total) for done in range(finished, total + 1)]
@@ -560,8 +567,8 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
     for ticket in store.tickets(generation=2):
         assert ticket.prefill is not None
         assert phantom.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
-    assert [row.generation for row in summary.rows(phantom)] == [0, 1]
-    assert "| 1 |" in summary.to_markdown(phantom, 1)
+    assert [row.generation for row in generation_table.rows(phantom)] == [0, 1]
+    assert "| 1 |" in generation_table.to_markdown(phantom, 1)
     assert_mlflow_went_on(phantom)
 
 
@@ -585,25 +592,25 @@ def assert_mlflow_went_on(campaign: Campaign) -> None:
 
 def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: QueueStore) -> None:
     [name] = objects.trainings()
-    request = trainings.requested(objects, name)
-    planned = trainings.plan(objects, store, request.trainer, 0)
+    request = outside_trainings.requested(objects, name)
+    planned = train_outside.plan(objects, store, request.trainer, 0)
     assert planned == request
-    assert trainings.finished(objects, name) is None
+    assert outside_trainings.finished(objects, name) is None
     steps: list[int] = []
-    done = trainings.run(objects, planned, lambda step, _: steps.append(step))
+    done = train_outside.run(objects, planned, lambda step, _: steps.append(step))
     every, last = objects.config.training.checkpoint_every, done["iterations"]
     assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
     assert len(done["losses"]) == last
     assert all(math.isfinite(entry["loss"]) for entry in done["losses"])
-    assert trainings.finished(objects, name) is not None
+    assert outside_trainings.finished(objects, name) is not None
 
 
 def test_a_finished_training_outside_the_loop_is_found_again(phantom: Campaign, store: QueueStore) -> None:
     [name] = phantom.trainings()
-    request = trainings.requested(phantom, name)
-    planned = trainings.plan(phantom, store, request.trainer, 0)
+    request = outside_trainings.requested(phantom, name)
+    planned = train_outside.plan(phantom, store, request.trainer, 0)
     assert planned == request
-    assert same(EXPECTED["phantom"]["outside"][name]["finished"], trainings.run(phantom, planned, no_training))
+    assert same(EXPECTED["phantom"]["outside"][name]["finished"], train_outside.run(phantom, planned, no_training))
 
 
 # annotating goes on ---------------------------------------------------------------------------------------------------
@@ -686,9 +693,9 @@ def test_first_masks_are_known_and_made_again_by_the_stored_classifier(objects: 
 
 
 def test_a_moved_campaign_is_the_same(phantom: Campaign, tmp_path: Path) -> None:
-    before = stages.champion(phantom)
+    before = champion(phantom)
     shutil.move(phantom.url, tmp_path / "elsewhere")
     moved = Campaign.open(str(tmp_path / "elsewhere"))
-    assert stages.champion(moved) == before
+    assert champion(moved) == before
     [expected] = moved.finished(0, "inference")
     assert same(expected, map_reference(moved, 0, expected["volume_id"]))

@@ -8,10 +8,10 @@ import pytest
 
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.kept import settled_evaluation
-from rescueseg.evaluation.page import write_comparison_page, write_evaluation_page
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.report import write_report
-from tests.unit.evaluated import make_campaign, write_generation
+from rescueseg.reports.campaign_report import write_report
+from rescueseg.reports.evaluation_pages import write_comparison_page, write_evaluation_page
+from tests.evaluated_campaign import make_campaign, write_generation
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

@@ -23,16 +23,16 @@ import psutil
 import pytest
 import tifffile
 
-from rescueseg import tickets
-from rescueseg.annotation.store import QueueStore, open_queue
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import STAGES, Campaign
 from rescueseg.config import dump_config, settings_of
-from rescueseg.generation import STAGES, count_due
-from rescueseg.intake import start_campaign
-from rescueseg.orchestration import WORK_POOL, deploy, wake
-from rescueseg.phantom import make_phantom
-from rescueseg.services import Servers
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.services.local_servers import Servers
+from rescueseg.services.prefect_api import WORK_POOL, deploy, wake
 from rescueseg.simulation.annotator import SimulatedAnnotator
+from rescueseg.stages import tickets
+from rescueseg.stages.due import count_due
+from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.phantom import make_phantom
 from tests import annotation_server
 
 EVERY_MINUTE = "* * * * *"
@@ -273,7 +273,7 @@ def test_up_starts_what_came_due_while_nothing_was_served_and_stops_with_all_its
     campaign, store = make_campaign(tmp_path)
     assert SimulatedAnnotator(campaign, store).drain() == 2
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    command = [sys.executable, "-c", "from rescueseg.cli import app; app()", "up", campaign.url]
+    command = [sys.executable, "-c", "from rescueseg.cli.main import app; app()", "up", campaign.url]
     with (tmp_path / "up.log").open("w") as log:
         up = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=heed_interrupts

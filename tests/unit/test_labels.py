@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rescueseg.annotation import NewTicket, QueueStore, check_labels, open_queue, submit_labels, ticket_id
-from rescueseg.annotation.records import Lease
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_files import ticket_id
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LabelError, LeaseExpiredError, NotYourLeaseError, StorageError
 from rescueseg.geometry import Box, Patch
+from rescueseg.labels import check_labels
+from rescueseg.queue.records import Lease, NewTicket
+from rescueseg.queue.store import QueueStore, open_queue
 
 BOX = Box((1, 2, 3), (2, 3, 4))
 PREFILL = "generations/0000/prefills/t.npz"

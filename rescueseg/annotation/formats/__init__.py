@@ -29,9 +29,8 @@ from rescueseg.annotation.formats.imagej import ImageJ
 from rescueseg.annotation.formats.nifti import Nifti
 from rescueseg.annotation.formats.nrrd import Nrrd
 from rescueseg.annotation.formats.omezarr import OmeZarr
-from rescueseg.annotation.labels import check_labels
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import ConfigError, LabelError, RescuesegError
+from rescueseg.labels import PatchLabels, check_labels
 
 __all__ = [
     "FORMATS",

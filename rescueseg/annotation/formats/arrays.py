@@ -11,12 +11,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import Frame, Kind, Loaded, PatchFiles, Stated, write_file
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_stream, too_large
-from rescueseg.annotation.labels import IGNORE
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import LabelError
+from rescueseg.labels import IGNORE, PatchLabels
 
 _CLASSES, _INSTANCES, _FRAME = "classes", "instances", "frame"
 

@@ -13,11 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import DeskInfo, PatchView
-from rescueseg.annotation.labels import IGNORE
-from rescueseg.annotation.patch_labels import PatchLabels
+from rescueseg.annotation.client import DeskInfo, PatchView
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box, Spacing
+from rescueseg.labels import IGNORE, PatchLabels
 
 Kind = Literal["semantic", "instance"]
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from imagecodecs import png_encode
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     IGNORE_NAME,
     Frame,
@@ -31,9 +32,8 @@ from rescueseg.annotation.formats.base import (
     write_file,
 )
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, read_file, read_stream
-from rescueseg.annotation.labels import IGNORE
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import LabelError
+from rescueseg.labels import IGNORE, PatchLabels
 
 OBJECT = "object"
 """The attribute that holds an object's number."""
@@ -310,6 +310,4 @@ def _xml_of(path: Path, limit: int) -> bytes:
 
 
 def _png(plane: npt.NDArray[np.uint8]) -> bytes:
-    from imagecodecs import png_encode
-
     return bytes(png_encode(plane))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rescueseg.annotation.desk import DeskInfo, PatchView
+from rescueseg.annotation.client import DeskInfo, PatchView
 from rescueseg.annotation.formats import stated_by
 from rescueseg.annotation.formats.base import IGNORE_NAME, Frame, PatchFiles, PatchFormat, relabelled, write_file
-from rescueseg.annotation.records import Lease
 from rescueseg.errors import LabelError, QueueError, storage_errors
 from rescueseg.geometry import Box, zyx
+from rescueseg.queue.records import Lease
 
 
 def write_patch(kind: PatchFormat, folder: Path, lease: Lease, view: PatchView, info: DeskInfo) -> PatchFiles:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
@@ -27,9 +28,10 @@ from rescueseg.annotation.formats.base import (
     write_labels_and_ignore,
 )
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.volumes.tiff import complaints, imagej_spacing
 
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 50000)
 """None, LZW, both kinds of deflate, PackBits, Zstandard: nothing lossy, nothing exotic."""
@@ -63,10 +65,6 @@ class ImageJ:
 
     def load(self, path: Path, frame: Frame) -> Loaded:
         """Read a label file; planes may be named z, c or t."""
-        import tifffile
-
-        from rescueseg.volumes.tiff import complaints
-
         with complaints() as found, tifffile.TiffFile(path) as tif:
             stated, series = _stated(tif), tif.series[0] if tif.series else None
             if series is None:
@@ -87,10 +85,6 @@ class ImageJ:
 
     def stated(self, path: Path) -> Stated:
         """Return ticket, position and spacing from the ImageJ metadata."""
-        import tifffile
-
-        from rescueseg.volumes.tiff import complaints
-
         with complaints(), tifffile.TiffFile(path) as tif:
             return _stated(tif)
 
@@ -109,8 +103,6 @@ def write_imagej(path: Path, voxels: npt.NDArray[Any], box: Box, frame: Frame) -
     frame : Frame
         Spacing and ticket.
     """
-    import tifffile
-
     if voxels.dtype == np.bool_:
         voxels = voxels.astype(np.uint8)
     elif voxels.dtype not in (np.uint8, np.uint16, np.float32):
@@ -125,8 +117,6 @@ def write_imagej(path: Path, voxels: npt.NDArray[Any], box: Box, frame: Frame) -
 
 
 def _stated(tif: Any) -> Stated:
-    from rescueseg.volumes.tiff import imagej_spacing
-
     meta: dict[str, Any] = tif.imagej_metadata or {}
     if not tif.is_imagej:
         return Stated()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     PatchFiles,

@@ -6,10 +6,11 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
@@ -25,8 +26,9 @@ from rescueseg.annotation.formats.base import (
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_file, too_large
 from rescueseg.annotation.formats.itksnap import write_with_workspace
 from rescueseg.annotation.formats.space import affine_mm, straighten
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.volumes.source import to_um
 
 _DESCRIPTION_BYTES = 79
 
@@ -113,8 +115,6 @@ def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticke
 
 def nibabel_module() -> Any:
     """Import nibabel, whose annotations are partial, when it is needed."""
-    import nibabel
-
     return nibabel
 
 
@@ -148,8 +148,6 @@ def has_position(header: Any) -> bool:
 
 def position_mm(image: Any) -> npt.NDArray[np.float64]:
     """Return the 4×4 affine of a nibabel image in millimetre; a header without a unit means them."""
-    from rescueseg.volumes.source import to_um
-
     factor = to_um(1.0, {"micron": "um", "meter": "m"}.get(str(image.header.get_xyzt_units()[0]), "mm"))
     assert factor is not None, "all three units are known"
     affine = np.array(image.affine, float)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nrrd
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
@@ -28,9 +29,11 @@ from rescueseg.annotation.formats.base import (
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_file, too_large, unpack
 from rescueseg.annotation.formats.itksnap import write_with_workspace
 from rescueseg.annotation.formats.space import affine_mm, placed, straighten
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.volumes.medical import nrrd_dtype
+from rescueseg.volumes.source import to_um
 
 _LETTERS = {
     "right": (0, 1), "left": (0, -1), "anterior": (1, 1), "posterior": (1, -1), "superior": (2, 1), "inferior": (2, -1),
@@ -72,8 +75,6 @@ class Nrrd:
         Classes are told by their segments' names, in a file without names by their numbers, and layers are merged. A
         segmentation that 3D Slicer cropped is put back in its place.
         """
-        from rescueseg.volumes.medical import nrrd_dtype
-
         header, rest = _split(read_file(path, _MOST_LAYERS * most_bytes(frame.box.size)))
         shape, segments = _sizes(header), _read_segments(header)
         layers = shape[0] if len(shape) == 4 and segments else 1
@@ -113,8 +114,6 @@ def write_nrrd(
     fields : mapping
         Further key/value pairs of the header.
     """
-    import nrrd
-
     channels = voxels.ndim == 4
     order = (0, 3, 2, 1) if channels else (2, 1, 0)
     directions = affine[:3, :3].T
@@ -154,8 +153,6 @@ def _segments(names: Mapping[int, str], box: Box) -> dict[str, str]:
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Return header and encoded voxels of an NRRD's bytes; the voxels must be in the same file."""
-    import nrrd
-
     ends = [m.end() for m in re.finditer(rb"\r?\n\r?\n", data[:HEAD_BYTES])][:1]
     if not data.startswith(b"NRRD") or not ends:
         raise ValueError("it has no NRRD header")
@@ -216,8 +213,6 @@ def _merge(layers: npt.NDArray[Any], segments: Sequence[Mapping[str, str]], fram
 
 def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.NDArray[Any], Stated]:
     """Turn an array into the volume's axes by the header's space; without one, it stays."""
-    from rescueseg.volumes.source import to_um
-
     ticket = marked_ticket(header.get("rescueseg"))
     directions, space = header.get("space directions"), str(header.get("space", ""))
     if directions is None or xyz.ndim != 3:

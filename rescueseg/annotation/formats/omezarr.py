@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
+from zarr.storage import LocalStore
 
-from rescueseg.annotation.desk import PatchView
+from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
@@ -24,8 +26,10 @@ from rescueseg.annotation.formats.base import (
     ticket_mark,
 )
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
-from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.geometry import Box
+from rescueseg.labels import PatchLabels
+from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.source import to_um
 
 LABELS, IGNORED = "annotation", "ignore"
 _CHUNK_BYTES = 1 << 26
@@ -81,8 +85,6 @@ class OmeZarr:
 
 def _write(path: Path, image: npt.NDArray[Any], box: Box, frame: Frame, labels: PatchLabels | None = None) -> None:
     """Write an image that covers `box`, and its labels, beside the target and move it there."""
-    from rescueseg.volumes import ome_zarr
-
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     voxels = shown_dtype(image)
     try:
@@ -100,8 +102,6 @@ def _write(path: Path, image: npt.NDArray[Any], box: Box, frame: Frame, labels: 
 
 
 def _write_labels(path: Path, labels: PatchLabels, frame: Frame) -> None:
-    from rescueseg.volumes import ome_zarr
-
     arrays = {LABELS: number_array(labels, 2**32 - 1, "an OME-Zarr")}
     if labels.instances is not None:
         arrays[IGNORED] = labels.ignore.astype(np.uint8)
@@ -118,9 +118,6 @@ def _origin(box: Box, frame: Frame) -> list[float]:
 
 def _open(path: Path) -> tuple[Any, Any]:
     """Return the group of an image and that of its labels: the same, where the labels were named themselves."""
-    import zarr
-    from zarr.storage import LocalStore
-
     group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
     return group, group.get(f"labels/{LABELS}", group)
 
@@ -139,8 +136,6 @@ def _array(labels: Any, frame: Frame) -> npt.NDArray[Any]:
 
 def _stated(group: Any, labels: Any) -> Stated:
     """Return what the metadata say; the multiscale's own transformation comes after that of the level."""
-    from rescueseg.volumes.source import to_um
-
     attributes = labels.attrs.asdict()
     multiscale = attributes.get("ome", attributes)["multiscales"][0]
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
@@ -54,8 +55,6 @@ def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tupl
     LabelError
         If the axes are oblique, or the affine is none: which voxel is which would be a guess.
     """
-    import nibabel
-
     orientations: Any = nibabel.orientations
     turned = np.asarray(affine, float)
     if np.isfinite(turned).all():

@@ -1,0 +1,135 @@
+"""Patch scores of a whole campaign: the maps of a generation streamed block by block into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.active_learning.acquisition import class_entropy
+from rescueseg.campaign import Campaign
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import Box, Floats, Integers, box_bounds
+from rescueseg.inference.box_means import SCORES, box_sums, map_pieces, touching
+from rescueseg.inference.maps import open_map
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """Candidate patches and their scores; every array has one row per candidate.
+
+    Parameters
+    ----------
+    volume_ids : tuple of str
+        Volume of each candidate.
+    boxes : tuple of Box
+        Box of each candidate.
+    scores : dict of str to ndarray of float64, shape (n,)
+        Box mean of each map in `SCORES`; entropies in nats.
+    class_entropy : ndarray of float64, shape (n, K)
+        Box mean of predictive entropy times mean probability, by foreground class.
+    foreground : ndarray of float64, shape (n,)
+        Box mean of the predicted foreground probability, 1 − p_0.
+    """
+
+    volume_ids: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    scores: dict[str, Floats]
+    class_entropy: Floats
+    foreground: Floats
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.boxes)
+
+
+def score_candidates(
+    campaign: Campaign,
+    generation: int,
+    boxes: Mapping[str, Sequence[Box]],
+    progress: Progress | None = None,
+) -> CandidateTable:
+    """Score candidate boxes by the maps of a generation, reading each block of the maps once.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With complete maps of the generation for each volume.
+    generation : int
+        Whose maps to read.
+    boxes : mapping of str to sequence of Box
+        Candidates of each volume, inside it; they may overlap.
+    progress : callable, optional
+        Called with the blocks done and the blocks in all.
+
+    Returns
+    -------
+    CandidateTable
+        Candidates by volume id, in the order given. Blocks are read in a fixed order: the same maps give the
+        same scores to the last bit.
+
+    Raises
+    ------
+    InferenceError
+        If the maps of a volume are not complete, or hold values that are not finite.
+    """
+    volumes = [v for v in sorted(boxes) if boxes[v]]
+    blocks = {volume_id: map_pieces(campaign, generation, volume_id) for volume_id in volumes}
+    done, total = 0, sum(map(len, blocks.values()))
+    rows: list[Floats] = []
+    for volume_id in volumes:
+        maps = {name: open_map(campaign, generation, volume_id, name) for name in (*SCORES, "probability")}
+        sums: Floats | None = None
+        starts, stops = box_bounds(boxes[volume_id])
+        for block in blocks[volume_id]:
+            part = _block_sums(maps, block, starts, stops, volume_id)
+            sums = part if sums is None else sums + part
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        assert sums is not None, "a volume has at least one block"
+        rows.append(sums / np.prod(stops - starts, axis=1)[:, None])
+    columns = len(SCORES) + 1 + campaign.config.n_classes
+    table = np.concatenate(rows) if rows else np.zeros((0, columns))
+    return CandidateTable(
+        volume_ids=tuple(v for v in volumes for _ in boxes[v]),
+        boxes=tuple(box for v in volumes for box in boxes[v]),
+        scores={name: table[:, i] for i, name in enumerate(SCORES)},
+        foreground=table[:, len(SCORES)],
+        class_entropy=table[:, len(SCORES) + 1 :],
+    )
+
+
+def _block_sums(maps: Mapping[str, Any], block: Box, starts: Integers, stops: Integers, volume_id: str) -> Floats:
+    """Return the sums of one block: columns `SCORES`, foreground, then one per foreground class."""
+    n_classes = maps["probability"].shape[0] - 1
+    sums = np.zeros((len(starts), len(SCORES) + 1 + n_classes), dtype=np.float64)
+    index = touching(block, starts, stops)
+    if not len(index):
+        return sums
+    for column, image in enumerate(_images(maps, block)):
+        if not np.isfinite(image).all():
+            raise InferenceError(
+                f"the maps hold values that are not finite in {block}",
+                where=f"volume {volume_id}",
+                todo="Delete the generation's maps and run its inference again",
+            )
+        sums[index, column] = box_sums(image, block.offset_zyx, starts[index], stops[index])
+    return sums
+
+
+def _images(maps: Mapping[str, Any], block: Box) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield what each column averages over, one image at a time."""
+    entropy = np.asarray(maps["predictive_entropy"][block.slices], dtype=np.float32)
+    yield entropy
+    for name in SCORES[1:]:
+        yield np.asarray(maps[name][block.slices], dtype=np.float32)
+    probability = np.asarray(maps["probability"][(slice(None), *block.slices)])
+    yield 1 - np.asarray(probability[0], dtype=np.float32)
+    for channel in probability[1:]:
+        yield class_entropy(entropy, channel)

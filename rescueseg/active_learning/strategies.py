@@ -1,0 +1,254 @@
+"""Which patches to annotate next: strategies that pick a batch from a table of scored candidates.
+
+A strategy orders the candidates; the batch is then taken greedily, so that no two of its patches overlap, across
+all volumes. Every strategy only sees predictions: a live campaign has no truth to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.active_learning.acquisition import power_noise
+from rescueseg.active_learning.candidates import CandidateTable, score_candidates
+from rescueseg.config import CampaignConfig
+from rescueseg.errors import ConfigError
+from rescueseg.geometry import Floats, box_bounds
+from rescueseg.records import QueriedPatch
+
+__all__ = ["STRATEGIES", "CandidateTable", "Loop", "choose", "choose_patches", "score_candidates"]
+
+CLASS_SHARE = 0.66
+"""Share of a ClaSP batch that goes to the foreground classes."""
+FOREGROUND_SHARE = 0.66
+"""Share of a foreground-aware random batch that is drawn by predicted foreground."""
+BETA_FIRST, BETA_LAST = 1.0, 100.0
+"""Ends of the ClaSP noise schedule: much noise at first, next to none at last."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Where the campaign stands: query `index` (from 0) of about `total`."""
+
+    index: int
+    total: int
+
+    @property
+    def beta(self) -> float:
+        """Inverse scale of the power noise: grows exponentially from 1 to 100 over the queries."""
+        progress = min(1.0, self.index / (self.total - 1)) if self.total > 1 else 0.0
+        return float(BETA_FIRST * (BETA_LAST / BETA_FIRST) ** progress)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One chosen candidate: its row, the score that spoke for it, without noise, and why."""
+
+    index: int
+    score: float
+    reason: str
+
+
+class Batch:
+    """Patches chosen so far; takes no patch that overlaps one of them."""
+
+    def __init__(self, table: CandidateTable) -> None:
+        self.picks: list[Pick] = []
+        self._starts, self._stops = box_bounds(table.boxes)
+        _, self._volumes = np.unique(np.array(table.volume_ids, dtype=str), return_inverse=True)
+        self._free = np.ones(len(table), dtype=bool)
+
+    def take(self, order: npt.NDArray[np.int64], count: int, scores: Floats, reason: str) -> int:
+        """Take up to `count` patches in the order given; return how many were taken."""
+        taken = 0
+        for index in order:
+            if taken == count:
+                break
+            if not self._free[index]:
+                continue
+            overlap = np.all((self._starts < self._stops[index]) & (self._stops > self._starts[index]), axis=1)
+            self._free &= ~(overlap & (self._volumes == self._volumes[index]))
+            self.picks.append(Pick(int(index), float(scores[index]), reason))
+            taken += 1
+        return taken
+
+
+Strategy = Callable[[CandidateTable, int, np.random.Generator, Loop], list[Pick]]
+
+
+def random(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+    """Every candidate with the same chance."""
+    del loop
+    batch = Batch(table)
+    batch.take(rng.permutation(len(table)), count, np.ones(len(table)), "random")
+    return batch.picks
+
+
+def foreground_random(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+    """Two thirds by predicted foreground, the rest at random: nnActive's baseline without its look at the truth.
+
+    A patch is drawn with a chance proportional to its mean foreground probability, as a patch around a random
+    foreground voxel would be; that is power noise with β = 1.
+
+    References
+    ----------
+    nnActive, arXiv 2511.19183.
+    """
+    del loop
+    batch = Batch(table)
+    noisy = power_noise(table.foreground, 1.0, rng)
+    batch.take(descending(noisy, rng), round(FOREGROUND_SHARE * count), table.foreground, "random foreground")
+    batch.take(rng.permutation(len(table)), count - len(batch.picks), table.foreground, "random")
+    return batch.picks
+
+
+def highest(score: str) -> Strategy:
+    """Return the strategy that takes the highest box means of one map of `SCORES`."""
+
+    def strategy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+        del loop
+        batch, values = Batch(table), table.scores[score]
+        batch.take(descending(values, rng), count, values, f"highest {score}")
+        return batch.picks
+
+    strategy.__doc__ = f"Highest box means of {score}."
+    return strategy
+
+
+def power_bald(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+    """Mutual information with power noise, β = 1: a sample weighted by it instead of its top.
+
+    References
+    ----------
+    Kirsch et al., Stochastic Batch Acquisition, TMLR 2023.
+    """
+    del loop
+    batch, values = Batch(table), table.scores["mutual_information"]
+    batch.take(descending(power_noise(values, 1.0, rng), rng), count, values, "mutual_information, power noise")
+    return batch.picks
+
+
+def clasp_entropy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+    """Class-balanced power entropy (ClaSP PE).
+
+    int(0.66·k) of the batch are shared evenly among the foreground classes (what does not divide goes to classes
+    drawn at random), each choosing by predictive entropy times the probability of its class; the rest is chosen by
+    predictive entropy. All with power noise whose β grows exponentially from 1 to 100 over the queries.
+
+    References
+    ----------
+    ClaSP PE, arXiv 2601.13677.
+    """
+    batch, entropy = Batch(table), table.scores["predictive_entropy"]
+    n_classes = table.class_entropy.shape[1]
+    shares = np.full(n_classes, int(CLASS_SHARE * count) // n_classes)
+    classes = rng.permutation(n_classes)
+    shares[classes[: int(CLASS_SHARE * count) % n_classes]] += 1
+    for index in classes:
+        values = table.class_entropy[:, index]
+        order = descending(power_noise(values, loop.beta, rng), rng)
+        batch.take(order, int(shares[index]), values, f"class {index + 1}: predictive_entropy × probability")
+    order = descending(power_noise(entropy, loop.beta, rng), rng)
+    batch.take(order, count - len(batch.picks), entropy, "predictive_entropy, power noise")
+    return batch.picks
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "random": random,
+    "foreground_random": foreground_random,
+    "entropy": highest("predictive_entropy"),
+    "bald": highest("mutual_information"),
+    "mc_variance": highest("mc_variance"),
+    "tta_variance": highest("tta_variance"),
+    "power_bald": power_bald,
+    "clasp_entropy": clasp_entropy,
+}
+"""Every query strategy by its name in the campaign file. To add one, put it here."""
+
+
+def descending(score: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return the indices from the highest score to the lowest; ties in random order."""
+    return np.lexsort((rng.random(len(score)), -score))
+
+
+def find_strategy(name: str) -> Strategy:
+    """Return a strategy by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(
+            f"unknown query strategy '{name}'", where="query.strategy", todo=f"Choose one of {', '.join(STRATEGIES)}"
+        )
+    return STRATEGIES[name]
+
+
+def choose(strategy: str, table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[int]:
+    """Choose a batch of candidates.
+
+    Parameters
+    ----------
+    strategy : str
+        One of `STRATEGIES`.
+    table : CandidateTable
+        Scored candidates.
+    count : int
+        Patches wanted.
+    rng : numpy.random.Generator
+        Only source of chance.
+    loop : Loop
+        Which query of how many this is.
+
+    Returns
+    -------
+    list of int
+        Rows of `table`, in the order of choice; fewer than `count` where no more fit without overlap.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such strategy.
+    """
+    return [pick.index for pick in find_strategy(strategy)(table, count, rng, loop)]
+
+
+def choose_patches(
+    config: CampaignConfig, strategy: str, table: CandidateTable, generation: int, rng: np.random.Generator
+) -> list[QueriedPatch]:
+    """Choose the patches to annotate after a generation, by a strategy and the campaign's batch size.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        `sampling.query_patches` and, for the noise schedule, `stopping.max_generations`.
+    strategy : str
+        Key of `STRATEGIES`; see `rescueseg.campaign.route.query_strategy`.
+    table : CandidateTable
+        Candidates that have no ticket yet, from `score_candidates`.
+    generation : int
+        Whose maps the scores come from: its query is the one of index `generation`.
+    rng : numpy.random.Generator
+        Only source of chance.
+
+    Returns
+    -------
+    list of QueriedPatch
+        In the order of choice, each with its score without noise; empty when the pool is used up.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such strategy.
+    """
+    loop = Loop(generation, max(1, config.stopping.max_generations - 1))
+    picks = find_strategy(strategy)(table, config.sampling.query_patches, rng, loop)
+    return [
+        QueriedPatch(volume_id=table.volume_ids[p.index], box=table.boxes[p.index], score=p.score, reason=p.reason)
+        for p in picks
+    ]

@@ -1,0 +1,92 @@
+"""Label arrays on their way into the queue: checked, stored immutable and versioned, then handed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.campaign import Campaign
+from rescueseg.geometry import Patch
+from rescueseg.labels import PatchLabels, check_labels, check_patch
+from rescueseg.queue.records import AnnotationRecord, Lease
+from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
+from rescueseg.storage import digest_array, digest_json
+
+
+def ticket_id(campaign_name: str, generation: int, patch: Patch, purpose: Purpose) -> str:
+    """Return the id of a patch's ticket: the same in every run of a campaign.
+
+    Parameters
+    ----------
+    campaign_name : str
+        Name of the campaign.
+    generation : int
+        Generation whose snapshot the annotation is meant for.
+    patch : Patch
+        The patch.
+    purpose : {"pool", "validation", "test"}
+        What the labels are for.
+    """
+    content = [campaign_name, generation, patch.volume_id, patch.box.to_dict(), purpose]
+    return f"{purpose}-{generation:04d}-{digest_json(content)[:16]}"
+
+
+def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
+    """Return the mask the annotator starts from: rejected labels, else the prefill, else background.
+
+    Raises
+    ------
+    LabelError
+        If the stored mask does not fit the patch.
+    StorageError
+        If it is missing.
+    """
+    if lease.start is None:
+        return np.zeros(lease.ticket.box.shape_zyx, np.uint8)
+    stored = campaign.storage.read_array(lease.start)
+    return check_labels(stored, lease.ticket.box, campaign.config.n_classes, where=lease.start)
+
+
+def starting_patch(campaign: Campaign, lease: Lease) -> PatchLabels:
+    """Return what the annotator starts from, objects numbered where the campaign annotates instances.
+
+    The objects of a first mask are its connected components. Errors as in `starting_labels`.
+    """
+    classes = starting_labels(campaign, lease)
+    if campaign.config.annotation.labels == "semantic":
+        return PatchLabels(classes)
+    if lease.previous_instances is None:
+        return PatchLabels.of_components(classes)
+    ids = campaign.storage.read_array(lease.previous_instances.path)
+    return check_patch(
+        PatchLabels(classes, ids), lease.ticket.box, campaign.config, where=lease.previous_instances.path
+    )
+
+
+def read_version(campaign: Campaign, record: AnnotationRecord | AcceptedAnnotation) -> PatchLabels:
+    """Return the labels of a version.
+
+    Raises
+    ------
+    StorageError
+        If they are missing.
+    """
+    classes = campaign.storage.read_array(record.labels)
+    return PatchLabels(classes, campaign.storage.read_array(record.instances) if record.instances else None)
+
+
+def store_labels(
+    campaign: Campaign, ticket_id: str, labels: PatchLabels
+) -> tuple[LabelReference, LabelReference | None]:
+    """Store labels under their digests, classes and objects apart; what is there already stays."""
+
+    def kept(array: npt.NDArray[Any]) -> LabelReference:
+        digest = digest_array(array)
+        reference = LabelReference(path=campaign.annotation_path(ticket_id, digest), digest=digest)
+        if not campaign.storage.exists(reference.path):
+            campaign.storage.write_array(reference.path, array)
+        return reference
+
+    return kept(labels.classes), None if labels.instances is None else kept(labels.instances)

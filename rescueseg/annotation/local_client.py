@@ -1,0 +1,291 @@
+"""The desk on a campaign that this machine can read; the annotation server stands on it too."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg import volumes
+from rescueseg.annotation.checks import odd_labels
+from rescueseg.annotation.client import DeskInfo, Filters, LabelWarning, PatchView, Role, require_role
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_files import read_version, starting_patch, store_labels
+from rescueseg.annotation.pairs import accept_consensus, settle_all
+from rescueseg.campaign import Campaign
+from rescueseg.errors import (
+    AccessError,
+    LabelWarningsError,
+    LeaseExpiredError,
+    NotYourLeaseError,
+    QueueError,
+    TicketNotFoundError,
+)
+from rescueseg.geometry import Box
+from rescueseg.inference.maps import map_reference, open_map
+from rescueseg.labels import PatchLabels, check_patch, corrected_voxels
+from rescueseg.queue.execute import labels_digest
+from rescueseg.queue.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
+from rescueseg.queue.store import QueueStore
+from rescueseg.services.prefect_api import wake
+
+
+class LocalDesk:
+    """One person's desk; see `rescueseg.annotation.client.Desk`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : QueueStore
+        Its queue.
+    annotator : str
+        Who sits here.
+    role : {"annotator", "reviewer", "admin"}
+        What they may do.
+    """
+
+    def __init__(self, campaign: Campaign, store: QueueStore, annotator: str, role: Role = "admin") -> None:
+        self.campaign, self.store, self.annotator, self.role = campaign, store, annotator, role
+
+    def _require_reviewer(self) -> None:
+        require_role(self.annotator, self.role, "reviewer")
+
+    def info(self) -> DeskInfo:
+        """Return what the campaign is and who one is there."""
+        return DeskInfo(
+            campaign=self.campaign.config.name,
+            classes=self.campaign.config.classes,
+            kind=self.campaign.config.annotation.labels,
+            annotator=self.annotator,
+            role=self.role,
+            lease_seconds=self.campaign.config.annotation.lease_minutes * 60,
+            counts=self.store.counts(),
+        )
+
+    def next(
+        self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
+    ) -> Lease | None:
+        """Go on with the patch one holds, else (or with `another`) lease the next one."""
+        config = self.campaign.config
+        if filters and filters.class_name not in (None, *config.classes):
+            raise QueueError(
+                f"there is no class '{filters.class_name}'",
+                where=config.name,
+                todo=f"Classes: {', '.join(config.classes)}",
+            )
+        settle_all(self.campaign, self.store)
+        return self.store.claim(
+            self.annotator,
+            config.annotation.lease_minutes * 60,
+            filters=filters,
+            ticket_id=ticket_id,
+            resume=not another,
+            idle_seconds=config.annotation.idle_minutes * 60,
+        )
+
+    def held(self) -> list[Lease]:
+        """Return one's running leases, oldest first."""
+        return self.store.leases(self.annotator)
+
+    def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
+        """Keep a lease and add to its account."""
+        return self.store.heartbeat(lease_id, self.annotator, active_seconds)
+
+    def view(self, lease_id: str) -> PatchView:
+        """Return the leased patch with what surrounds it; of a lease that was handed in, what was handed in."""
+        lease = self.store.lease(lease_id)
+        if lease.annotator != self.annotator:
+            raise NotYourLeaseError(
+                f"the lease belongs to '{lease.annotator}', not to '{self.annotator}'",
+                where=f"ticket {lease.ticket_id}",
+                todo="Look at a patch of your own",
+            )
+        if lease.ended == "submitted":
+            made = read_version(self.campaign, self.store.handed_in(lease_id))
+            return self._view(lease.ticket, made, with_model=False)
+        if lease.ended is not None:
+            raise LeaseExpiredError(
+                f"the lease ended: {lease.ended}", where=f"ticket {lease.ticket_id}", todo="Claim the ticket again"
+            )
+        return self._view(lease.ticket, starting_patch(self.campaign, lease))
+
+    def context(self, ticket: TicketRecord) -> Box:
+        """Return what is shown with a patch: it and its surroundings, within the volume."""
+        share = self.campaign.config.annotation.context
+        margin = [math.ceil(n * share) for n in ticket.box.shape_zyx]
+        return ticket.box.expand(margin).clip(self.campaign.volume(ticket.volume_id).shape_zyx)
+
+    def _view(self, ticket: TicketRecord, start: PatchLabels, *, with_model: bool = True) -> PatchView:
+        record, context = self.campaign.volume(ticket.volume_id), self.context(ticket)
+        image = volumes.open_image(self.campaign, ticket.volume_id)[(slice(None), *context.slices)]
+        prediction, uncertainty = self._maps(ticket, context) if with_model else (None, None)
+        return PatchView(ticket, context, record.spacing_um_zyx, np.asarray(image), start, prediction, uncertainty)
+
+    def _maps(
+        self, ticket: TicketRecord, context: Box
+    ) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.float32] | None]:
+        """Return prediction and entropy of the latest finished maps: none for holdout tickets, which they would bias.
+
+        Where the surroundings of a pool patch reach into holdout boxes, both are 0.
+        """
+        generations = [] if ticket.purpose != "pool" else self.campaign.generations()
+        for generation in reversed(generations):
+            if map_reference(self.campaign, generation, ticket.volume_id) is not None:
+                z, y, x = context.slices
+                probability = open_map(self.campaign, generation, ticket.volume_id, "probability")[:, z, y, x]
+                entropy = open_map(self.campaign, generation, ticket.volume_id, "predictive_entropy")[z, y, x]
+                prediction = np.asarray(probability).argmax(axis=0).astype(np.uint8)
+                uncertainty = np.array(entropy, np.float32)
+                for hidden in self._holdout_in(ticket.volume_id, context):
+                    prediction[hidden.slices] = 0
+                    uncertainty[hidden.slices] = 0
+                return prediction, uncertainty
+        return None, None
+
+    def _holdout_in(self, volume_id: str, context: Box) -> list[Box]:
+        """Return the parts of the holdout in a box, in voxels of it."""
+        holdout = self.campaign.holdout()
+        common = [box.intersection(context) for box in holdout.of(volume_id)] if holdout else []
+        return [box.relative_to(context) for box in common if box is not None]
+
+    def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
+        """Return what is odd about labels."""
+        lease = self.store.lease(lease_id)
+        return self._odd(lease, self._checked(lease.ticket, labels))
+
+    def _checked(self, ticket: TicketRecord, labels: PatchLabels) -> PatchLabels:
+        return check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket.ticket_id}")
+
+    def _odd(self, lease: Lease, checked: PatchLabels) -> list[LabelWarning]:
+        start, model = starting_patch(self.campaign, lease), self._maps(lease.ticket, lease.ticket.box)
+        return odd_labels(checked, start, *model, self.campaign.config.n_classes)
+
+    def submit(
+        self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
+    ) -> AnnotationRecord:
+        """Hand in labels; warnings refuse them unless `override`."""
+        lease = self.store.lease(lease_id)
+        checked = self._checked(lease.ticket, labels)  # first: a digest is that of the stored dtype
+        self.store.check_submit(lease_id, self.annotator, checked.digest)
+        odd = tuple(self._odd(lease, checked))
+        if odd and not override and not self._handed_in(lease, checked):
+            raise LabelWarningsError(
+                "; ".join(warning.message for warning in odd),
+                where=f"ticket {lease.ticket_id}",
+                todo="Correct the mask, or insist that it is right",
+                warnings=odd,
+            )
+        done = submit_labels(
+            self.campaign,
+            self.store,
+            lease,
+            self.annotator,
+            checked,
+            tool,
+            None,
+            active_seconds=active_seconds,
+            overridden=[warning.code for warning in odd],
+        )
+        self._wake()
+        return done
+
+    def _handed_in(self, lease: Lease, labels: PatchLabels) -> bool:
+        """Tell whether these labels were taken already: their replay is never doubted."""
+        made = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == self.annotator]
+        return any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in made)
+
+    def skip(self, lease_id: str, reason: str) -> None:
+        """Say that nobody can annotate the patch."""
+        self.store.skip(lease_id, self.annotator, reason)
+        self._wake()  # the last patch that was waited for may be this one
+
+    def release(self, lease_id: str) -> None:
+        """Give the patch back untouched."""
+        self.store.release(lease_id, self.annotator)
+
+    def to_review(self) -> list[TicketRecord]:
+        """Return the tickets that wait for a reviewer, oldest first."""
+        self._require_reviewer()
+        settle_all(self.campaign, self.store)
+        return sorted(self.store.tickets("submitted"), key=lambda t: (t.updated_at, t.ticket_id))
+
+    def review_view(self, ticket_id: str) -> PatchView:
+        """Return a ticket's patch for a reviewer; it starts from the latest version."""
+        self._require_reviewer()
+        return self._view(self.store.ticket(ticket_id), self.version_labels(ticket_id, self._latest(ticket_id)))
+
+    def _latest(self, ticket_id: str) -> int:
+        found = self.versions(ticket_id)
+        if not found:
+            raise TicketNotFoundError("nothing was handed in for the ticket", where=ticket_id, todo="Wait for it")
+        return found[-1].version
+
+    def versions(self, ticket_id: str) -> list[AnnotationRecord]:
+        """Return the versions that one may see, oldest first: of a blind pair in work only one's own."""
+        found = self.store.annotations(ticket_id)
+        if self.role == "annotator" or self._is_blind(ticket_id):
+            return [v for v in found if v.annotator == self.annotator]
+        return found
+
+    def _is_blind(self, ticket_id: str) -> bool:
+        ticket = self.store.ticket(ticket_id)
+        return ticket.annotators > 1 and ticket.status in ("queued", "leased")
+
+    def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
+        """Return the labels of one version that one may see."""
+        for record in self.versions(ticket_id):
+            if record.version == version:
+                return read_version(self.campaign, record)
+        if version in [v.version for v in self.store.annotations(ticket_id)]:
+            raise AccessError(
+                f"version {version} is somebody else's", where=ticket_id, todo="Wait until the ticket is reviewed"
+            )
+        raise TicketNotFoundError(f"there is no version {version}", where=ticket_id, todo="See its history")
+
+    def accept(self, ticket_id: str, version: int | None = None) -> AnnotationRecord:
+        """Accept a version of a submitted ticket, the latest when None."""
+        self._require_reviewer()
+        done = self.store.accept(ticket_id, self.annotator, version)
+        self._wake()
+        return done
+
+    def accept_consensus(self, ticket_id: str) -> AnnotationRecord:
+        """Make the STAPLE consensus of the versions of a submitted ticket, and accept it."""
+        self._require_reviewer()
+        found = [v for v in self.versions(ticket_id) if v.verdict == "submitted"]
+        if len(found) < 2:
+            raise QueueError(
+                "a consensus needs the labels of two people", where=ticket_id, todo="See 'rescueseg queue review'"
+            )
+        labels = [read_version(self.campaign, v) for v in found]
+        done = accept_consensus(self.campaign, self.store, self.store.ticket(ticket_id), found, labels, self.annotator)
+        self._wake()
+        return done
+
+    def reject(self, ticket_id: str, comment: str) -> None:
+        """Send a submitted ticket back to who annotated it."""
+        self._require_reviewer()
+        self.store.reject(ticket_id, self.annotator, comment, self.campaign.config.annotation.return_hours * 3600)
+
+    def fix(self, ticket_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0) -> AnnotationRecord:
+        """Hand in a reviewer's own labels of a submitted ticket and accept them."""
+        self._require_reviewer()
+        ticket = self.store.ticket(ticket_id)
+        checked = self._checked(ticket, labels)
+        corrected = corrected_voxels(checked, self.version_labels(ticket_id, self._latest(ticket_id)))
+        classes, instances = store_labels(self.campaign, ticket_id, checked)
+        done = self.store.fix(
+            ticket_id, self.annotator, classes, tool, corrected, seconds=active_seconds, instances=instances
+        )
+        self._wake()
+        return done
+
+    def history(self, ticket_id: str) -> list[AuditEntry]:
+        """Return every change of a ticket, oldest first."""
+        return self.store.history(ticket_id)
+
+    def _wake(self) -> None:
+        """Tell a served campaign that patches were accepted."""
+        wake(self.campaign, self.store)

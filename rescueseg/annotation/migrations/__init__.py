@@ -1,1 +1,0 @@
-"""Alembic scripts of the queue's database; `rescueseg.annotation.database` runs them."""

@@ -1,0 +1,5 @@
+"""What a campaign's folder holds, its immutable snapshots, and which route it follows."""
+
+from rescueseg.campaign.campaign import STAGES, Campaign, check_id
+
+__all__ = ["STAGES", "Campaign", "check_id"]

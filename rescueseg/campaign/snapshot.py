@@ -1,0 +1,176 @@
+"""Immutable training sets, and the guard that keeps the holdout out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import LeakError, SamplingError
+from rescueseg.geometry import ZYX, Box
+from rescueseg.records import Holdout, Snapshot, SnapshotItem
+from rescueseg.storage import digest_json
+
+if TYPE_CHECKING:
+    from rescueseg.records import AcceptedAnnotation
+
+
+def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[AcceptedAnnotation]) -> Snapshot:
+    """Return the training set of a generation: accepted annotations with what may be read around each.
+
+    The same annotations give the same snapshot, in whatever order they come. Nothing is written.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its holdout must be frozen.
+    generation : int
+        The generation that trains on it.
+    accepted : sequence of AcceptedAnnotation
+        Accepted pool annotations, one per ticket; those in refused volumes are left out.
+
+    Returns
+    -------
+    Snapshot
+        Items by ticket id. `read_box` is the annotated box grown by the guard band, cut to the volume and to
+        what is clear of every holdout box.
+
+    Raises
+    ------
+    SamplingError
+        If the holdout is not frozen yet, or nothing was accepted in a volume that may be used.
+    LeakError
+        If an annotation lies in a holdout box or was made for the holdout.
+    CampaignError
+        If an annotation names a volume that the campaign does not have.
+    """
+    holdout = campaign.holdout()
+    if holdout is None:
+        raise SamplingError("the holdout is not frozen yet", where=campaign.url, todo="Draw the holdout first")
+    if not accepted:
+        raise SamplingError(
+            f"generation {generation} has no accepted annotation to train on",
+            where=campaign.url,
+            todo="Annotate a patch and have it accepted",
+        )
+    _require_pool(accepted)
+    records = {v: campaign.volume(v) for v in sorted({a.volume_id for a in accepted})}
+    shapes, images = {v: record.shape_zyx for v, record in records.items()}, campaign.image_digests()
+    accepted = [a for a in accepted if not records[a.volume_id].refused]
+    if not accepted:
+        raise SamplingError(
+            f"all accepted annotations lie in refused volumes: {', '.join(records)}",
+            where=campaign.url,
+            todo="See why with 'rescueseg status', and add volumes that can be used",
+        )
+    items = tuple(
+        SnapshotItem(
+            ticket_id=a.ticket_id,
+            volume_id=a.volume_id,
+            box=a.box,
+            read_box=clear_box(
+                a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id, images=images), a.ticket_id
+            ),
+            annotation_id=a.annotation_id,
+            labels=a.labels,
+            labels_digest=a.labels_digest,
+        )
+        for a in sorted(accepted, key=lambda a: a.ticket_id)
+    )
+    guard(holdout, items, images)
+    n_classes, holdout_digest = campaign.config.n_classes, campaign.holdout_digest()
+    digest = digest_json([[item.to_json() for item in items], n_classes, holdout_digest])
+    return Snapshot(
+        generation=generation, items=items, n_classes=n_classes, holdout_digest=holdout_digest, digest=digest
+    )
+
+
+def _require_pool(accepted: Iterable[AcceptedAnnotation]) -> None:
+    for annotation in accepted:
+        if annotation.purpose != "pool":
+            raise LeakError(
+                f"an annotation made for the {annotation.purpose} boxes is never trained on",
+                where=annotation.ticket_id,
+                todo="Take the annotations of pool tickets only",
+            )
+
+
+def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box], name: str = "") -> Box:
+    """Grow a box by its context as far as the volume and the holdout allow.
+
+    Parameters
+    ----------
+    box : Box
+        Annotated voxels.
+    shape_zyx : tuple of int
+        Shape of the volume.
+    context_zyx : tuple of int
+        Wanted context in voxels on both sides of each axis.
+    holdout : iterable of Box
+        Holdout boxes in the same volume and its copies, without their guard.
+    name : str
+        Ticket id, for the error message.
+
+    Returns
+    -------
+    Box
+        Contains `box` and shares no voxel with any holdout box. Where the full context would, the side that
+        faces the holdout box is moved back; of several such sides the one that leaves most voxels.
+
+    Raises
+    ------
+    LeakError
+        If `box` itself overlaps a holdout box.
+    """
+    read = box.expand(context_zyx).clip(shape_zyx)
+    for held in sorted(holdout):
+        if box.intersects(held):
+            raise LeakError(
+                f"the annotated box {box} overlaps the holdout box {held}",
+                where=name,
+                todo="Skip this ticket; holdout boxes are never trained on",
+            )
+        if read.intersects(held):
+            read = max(_cuts(read, box, held), key=lambda cut: cut.size)
+    return read
+
+
+def _cuts(read: Box, box: Box, held: Box) -> list[Box]:
+    """Return `read` cut back along each side on which `held` lies beyond `box`."""
+    cuts = []
+    for axis in range(3):
+        start, stop = list(read.offset_zyx), list(read.stop_zyx)
+        if held.offset_zyx[axis] >= box.stop_zyx[axis]:
+            stop[axis] = held.offset_zyx[axis]
+            cuts.append(Box.from_bounds(start, stop))
+        elif held.stop_zyx[axis] <= box.offset_zyx[axis]:
+            start[axis] = held.stop_zyx[axis]
+            cuts.append(Box.from_bounds(start, stop))
+    return cuts
+
+
+def guard(holdout: Holdout, items: Iterable[SnapshotItem], images: Mapping[str, str]) -> None:
+    """Make sure that no voxel that training reads lies in a holdout box, whatever the volume is called there.
+
+    Parameters
+    ----------
+    holdout : Holdout
+        The frozen boxes, both parts.
+    items : iterable of SnapshotItem
+        What training is about to read.
+    images : mapping
+        Digest of the voxels by volume id; see `rescueseg.campaign.Campaign.image_digests`.
+
+    Raises
+    ------
+    LeakError
+        At the first item whose annotated or read box touches a holdout box.
+    """
+    for item in items:
+        for box in holdout.of(item.volume_id, images=images):
+            if item.read_box.intersects(box) or item.box.intersects(box):
+                raise LeakError(
+                    f"training would read {item.read_box}, which touches the holdout box {box}",
+                    where=f"{item.volume_id}, ticket {item.ticket_id}",
+                    todo="Skip this ticket, or read less around it",
+                )

@@ -1,0 +1,75 @@
+"""The terminal: lines, errors as one line, and how far something is (a bar, or now and then a line in a log)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from rescueseg.errors import RescuesegError
+
+LOG_SECONDS = 10.0
+"""Between two lines of progress in a log."""
+
+console = Console()
+if not console.is_terminal:  # a log or a pipe: do not squeeze tables into 80 columns
+    console.width = 140
+
+
+class OneLineErrors(TyperGroup):
+    """Shows our errors as one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RescuesegError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+def say_line(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far something is, for as long as the block lasts.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        A terminal gets a bar that vanishes in the end; anything else at most one line in 10 s.
+
+    Yields
+    ------
+    callable
+        To be called with what is counted, how many are done and how many there are.
+    """
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _lines(console: Console) -> Callable[[str, int, int], None]:
+    last = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            console.print(f"{what}: step {done} of {total}", markup=False, highlight=False, soft_wrap=True)
+
+    return show

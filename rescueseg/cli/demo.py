@@ -1,0 +1,142 @@
+"""`rescueseg demo`: a campaign on an example volume with a simulated annotator, from nothing to the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from rich.console import Console
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.flows import watch_flow
+from rescueseg.config import CampaignConfig, settings_of
+from rescueseg.errors import ExampleUnavailable
+from rescueseg.reports.generation_table import table
+from rescueseg.services.local_servers import Servers, exit_on_sigterm
+from rescueseg.services.prefect_api import LOOP_FLOW
+from rescueseg.volumes.batch_import import add_volumes, start_campaign
+from rescueseg.volumes.examples import Example, load_example
+
+DEFAULT_DATASET = "gonuclear_1135"
+PHANTOM_SEED = 7
+QUICK, PHANTOM_QUICK = "training.iterations=1000", "training.iterations=500"
+"""The demo is to end while somebody watches: a quarter of the default steps, and the phantom is small."""
+
+
+def run_demo(
+    out: Path, dataset: str, data_dir: str, generations: int, settings: Sequence[str], console: Console
+) -> Campaign:
+    """Run the demo; a campaign that is in `out` already is continued.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the campaign.
+    dataset : str
+        Name of an example volume; a default, or the phantom when that is out of reach, when empty.
+    data_dir : str
+        Folder of example volumes, looked at before the cache and the network.
+    generations : int
+        Generations in all.
+    settings : sequence of str
+        ``section.key=value`` pairs for a new campaign.
+    console : rich.console.Console
+        Where progress and the table go.
+
+    Returns
+    -------
+    Campaign
+        With its generations run.
+
+    Raises
+    ------
+    ExampleUnavailable
+        If a dataset was named that cannot be had.
+    ServiceError
+        If a server does not start or the flow fails.
+    """
+    own = (QUICK, "training.warm_start=true", f"stopping.max_generations={max(2, generations)}")
+    campaign = open_or_start(out, dataset, data_dir, (*own, *settings), console)
+    console.print("Starting the servers…", style="dim")
+    with (
+        exit_on_sigterm(),
+        Servers(
+            campaign.services_folder, campaign.tracking_uri, mlflow_uri=campaign.config.tracking.mlflow_uri
+        ) as servers,
+    ):
+        parameters = {"campaign_url": campaign.url, "generations": generations}
+        watch_flow(campaign, LOOP_FLOW, parameters, servers.environment, console)
+        mlflow_uri = servers.mlflow_uri
+    show_table(campaign, console)
+    _where_to_look(campaign, mlflow_uri, console)
+    return campaign
+
+
+def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
+    """Return the campaign in `out`, made when there is none, with its volume; parameters as `run_demo`."""
+    begun = Campaign.open(str(out)) if (out / "campaign.toml").exists() else None
+    if begun is not None:
+        console.print(f"Going on with campaign '{begun.config.name}' in {begun.url}", highlight=False)
+        if begun.volumes():
+            return begun
+    try:
+        example = load_example(dataset or DEFAULT_DATASET, data_dir or None)
+    except ExampleUnavailable as error:
+        if dataset and dataset != "phantom":
+            raise
+        if not dataset:
+            console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
+        example = make_phantom_example(out.parent / f"{out.name}-phantom")
+        settings = tuple(PHANTOM_QUICK if setting == QUICK else setting for setting in settings)
+    given: dict[str, Any] = {
+        "spacing": example.spacing,
+        "truths": [example.truth_path],
+        "truth_type": example.truth_type,
+        "names": [example.name],
+        "say": lambda line: console.print(line, highlight=False, soft_wrap=True),
+    }
+    if begun is not None:  # killed before its volume was in
+        add_volumes(begun, [example.raw_path], **given)
+        return begun
+    config: CampaignConfig = settings_of(example.name, example.classes, settings)
+    return start_campaign(str(out), config, [example.raw_path], **given)
+
+
+def make_phantom_example(folder: Path) -> Example:
+    """Write the phantom as TIFF files and return it as an example."""
+    import tifffile
+
+    from rescueseg.volumes.phantom import make_phantom
+
+    image, truth, spacing = make_phantom(seed=PHANTOM_SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "raw.tif", folder / "labels.tif"
+    arrays: tuple[npt.NDArray[Any], ...] = (image, truth)
+    for path, array in zip(paths, arrays, strict=True):
+        tifffile.imwrite(path, array, metadata={"axes": "ZYX"}, compression="zlib")
+    return Example("phantom", str(paths[0]), str(paths[1]), spacing, "semantic", ("organelle",))
+
+
+def show_table(campaign: Campaign, console: Console) -> None:
+    """Print one row per generation, and what a tuned threshold reaches."""
+    from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
+
+    shown = table(campaign)
+    baseline = ThresholdBaseline.model_validate(threshold_baseline(campaign))
+    scores = (baseline.test_dice, baseline.test_precision, baseline.test_recall)
+    shown.add_section()
+    shown.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
+    console.print(shown)
+
+
+def _where_to_look(campaign: Campaign, mlflow_uri: str, console: Console) -> None:
+    reports = campaign.storage.list("reports")
+    lines = [
+        f"Campaign  {campaign.url}",
+        *(f"Report    {campaign.storage.path(f'reports/{name}')}" for name in reports if name.endswith(".html")),
+        f"MLflow    {mlflow_uri} (stopped; start it again with: rescueseg up {campaign.url})",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,239 @@
+"""`rescueseg evaluate` and `rescueseg compare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.console import console, shown_progress
+from rescueseg.errors import ConfigError, EvaluationError, storage_errors
+from rescueseg.records import HoldoutBox, Part, Record
+
+if TYPE_CHECKING:
+    from rescueseg.evaluation.holdout_scores import Assignment
+    from rescueseg.evaluation.pooled import Group
+    from rescueseg.evaluation.scores import Evaluation
+
+
+CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
+PartOption = Annotated[str, typer.Option(metavar="test|validation", help="Boxes to show; the files hold both parts.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write every score with its interval there.")
+]
+
+
+def evaluate(
+    campaign: CampaignArgument,
+    generation: Annotated[int, typer.Option(help="Which generation; the champion when omitted.")] = -1,
+    training: Annotated[
+        str, typer.Option(metavar="NAME", help="A training of 'rescueseg train' instead: only the boxes are predicted.")
+    ] = "",
+    part: PartOption = "test",
+    json_file: JsonOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be evaluated; no more.")] = False,
+) -> None:
+    """Score a generation on the holdout: by class, stratum and domain, plain and weighted to the pool, with intervals.
+
+    Refused where a training has read a box, where a truth is missing, and where the maps are another model's. The page
+    it writes also shows the worst boxes, and the most uncertain ones of the whole data that nobody has annotated. The
+    champion stays as it was chosen. Of a training outside the loop the scores are kept beside it, without a page.
+    """
+    if training:
+        if generation >= 0:
+            raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
+        _evaluate_training(Campaign.open(campaign), training, _part(part), json_file, dry_run=dry_run)
+        return
+    from rescueseg.evaluation.calibration import kept_calibration, settled_calibration
+    from rescueseg.evaluation.champion import champion
+    from rescueseg.evaluation.holdout_scores import check_evaluation
+    from rescueseg.evaluation.kept import evaluate_and_keep
+    from rescueseg.reports.evaluation_pages import write_evaluation_page
+    from rescueseg.reports.evaluation_tables import show_groups
+    from rescueseg.reports.html import family
+
+    opened, first = Campaign.open(campaign), _part(part)
+    number = generation if generation >= 0 else champion(opened)
+    if number is None:
+        raise EvaluationError(
+            "there is no champion yet",
+            where=opened.url,
+            todo="Run 'rescueseg generation', or name a generation that has maps: --generation 0",
+        )
+    assignment = check_evaluation(opened, number)
+    if _announced(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
+        return
+    with shown_progress(console) as progress:
+        evaluation = evaluate_and_keep(opened, number, lambda done, total: progress("boxes", done, total))
+        before = kept_calibration(opened, number)
+        calibration = settled_calibration(opened, number, lambda done, total: progress("temperature", done, total))
+        found = _groups(opened, evaluation, first)
+        page = write_evaluation_page(opened, evaluation, found, progress)
+    show_groups(console, found[first])
+    say(calibration.sentence())
+    if before is not None and before != calibration:
+        say(f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one")
+    if json_file is not None:
+        _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(found)})
+    say(f"Page: {opened.storage.url_of(page)}")
+
+
+def _announced(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
+    """Say what is to be evaluated; return whether that was all that is wanted."""
+    from rescueseg.evaluation.truth import PARTS
+
+    counted = ", ".join(f"{sum(b.part == p for b in boxes)} {p}" for p in PARTS)
+    voxels = sum(b.box.size for b in boxes)
+    say(f"{who}: {counted} boxes, {voxels:,} voxels; no training has read any of them")
+    if dry_run:
+        console.print("Nothing was changed; run again without --dry-run", style="dim")
+    return dry_run
+
+
+def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path | None, *, dry_run: bool) -> None:
+    from rescueseg.evaluation.outside import EVALUATION, check_training, evaluate_training
+    from rescueseg.reports.evaluation_tables import show_groups
+
+    model, assignment = check_training(opened, name)
+    if _announced(f"Training {name}", assignment.boxes, dry_run=dry_run):
+        return
+    with shown_progress(console) as progress:
+        evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
+        found = _groups(opened, evaluation, first)
+    show_groups(console, found[first])
+    say(calibration.sentence())
+    if json_file is not None:
+        _write(json_file, {"training": name, "model": model.trainer, "groups": _json(found)})
+    say(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")
+
+
+def compare(
+    campaign: CampaignArgument,
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A generation, or the name of a training outside the loop.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The one to compare with it.")],
+    part: PartOption = "test",
+    json_file: JsonOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be evaluated first, and how many boxes are common; no more."),
+    ] = False,
+) -> None:
+    """Compare two generations, of one model family or two: paired differences with intervals, score by score.
+
+    A difference decides when its interval leaves out 0, over at least 8 boxes. What was not evaluated yet, or on other
+    truth, is evaluated first. The page needs the maps of two generations.
+    """
+    from rescueseg.evaluation.comparison import compare_generations
+    from rescueseg.reports.evaluation_pages import headline, write_comparison_page
+    from rescueseg.reports.evaluation_tables import show_differences
+
+    opened, shown = Campaign.open(campaign), _part(part)
+    if first == second:
+        raise ConfigError("both generations are the same", where=first, todo="Name two of them")
+    if dry_run:
+        _rehearse_comparison(opened, (first, second))
+        return
+    generations = first.isdecimal() and second.isdecimal()
+    with shown_progress(console) as progress:
+        a, b = (_settled(opened, which, progress) for which in (first, second))
+        classes = opened.config.classes
+        found = {
+            p: compare_generations(a, b, p, classes) for p in _order(shown) if p == shown or (a.known(p) and b.known(p))
+        }
+        page = write_comparison_page(opened, a, b, found) if generations else ""
+    models = [_family(opened, which) for which in (first, second)]
+    names = [f"{_named(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
+    say(headline(found[shown][0], names))
+    show_differences(console, found[shown], names)
+    if json_file is not None:
+        compared = [int(which) if which.isdecimal() else which for which in (first, second)]
+        _write(json_file, {"generations": compared, "models": models, "groups": _json(found)})
+    if page:
+        say(f"Page: {opened.storage.url_of(page)}")
+
+
+def _rehearse_comparison(campaign: Campaign, both: Sequence[str]) -> None:
+    """Say which evaluations a comparison would make first, and over how many boxes it would be."""
+    from rescueseg.evaluation.holdout_scores import check_evaluation
+    from rescueseg.evaluation.kept import judged_keys, kept_evaluation
+    from rescueseg.evaluation.outside import kept_training_evaluation
+    from rescueseg.evaluation.scores import Evaluation
+    from rescueseg.evaluation.truth import PARTS
+
+    judged: list[Evaluation | Assignment] = []
+    for which in both:
+        if which.isdecimal():
+            found = kept_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
+        else:
+            kept, assignment = kept_training_evaluation(campaign, which)
+            found = kept or assignment
+        judged.append(found)
+        done = isinstance(found, Evaluation)
+        todo = "evaluated already" if done else f"to be evaluated first, on {len(found.boxes)} boxes"
+        say(f"{_named(which).capitalize()} ({_family(campaign, which)}): {todo}")
+    common = {part: len(set.intersection(*(judged_keys(found, part) for found in judged))) for part in PARTS}
+    say(f"Boxes in common: {', '.join(f'{count} {part}' for part, count in common.items())}")
+    console.print("Nothing was changed; run again without --dry-run", style="dim")
+
+
+def _named(which: str) -> str:
+    return f"{'generation' if which.isdecimal() else 'training'} {which}"
+
+
+def _family(campaign: Campaign, which: str) -> str:
+    from rescueseg.evaluation.outside import require_trained
+    from rescueseg.reports.html import family
+
+    return family(campaign, int(which)) if which.isdecimal() else require_trained(campaign, which).trainer
+
+
+def _settled(campaign: Campaign, which: str, progress: Callable[[str, int, int], None]) -> Evaluation:
+    from rescueseg.evaluation.kept import settled_evaluation
+    from rescueseg.evaluation.outside import settled_training
+
+    def tell(done: int, total: int) -> None:
+        progress(f"{_named(which)}: boxes", done, total)
+
+    if which.isdecimal():
+        return settled_evaluation(campaign, int(which), tell)
+    return settled_training(campaign, which, tell)
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _part(text: str) -> Part:
+    from rescueseg.evaluation.truth import PARTS
+
+    if text not in PARTS:
+        raise ConfigError(f"'{text}' is no part of the holdout", where="--part", todo="'test' or 'validation'")
+    return text
+
+
+def _order(first: Part) -> list[Part]:
+    return [first, "validation" if first == "test" else "test"]
+
+
+def _groups(campaign: Campaign, evaluation: Evaluation, first: Part) -> dict[Part, list[Group]]:
+    from rescueseg.evaluation.pooled import group_scores
+
+    classes = campaign.config.classes
+    return {part: group_scores(evaluation, part, classes) for part in _order(first)}
+
+
+def _json(found: Mapping[Part, Sequence[Record]]) -> list[Any]:
+    return [group.to_json() for groups in found.values() for group in groups]
+
+
+def _write(path: Path, content: Any) -> None:
+    with storage_errors(str(path)):
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    say(f"Scores: {path}")

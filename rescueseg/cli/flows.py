@@ -1,0 +1,175 @@
+"""Running flows in a process of their own with the servers they need, and serving a campaign."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rescueseg.campaign import STAGES, Campaign
+from rescueseg.errors import ServiceError
+from rescueseg.queue.store import open_queue
+from rescueseg.services.local_servers import Servers, connect, exit_on_sigterm
+from rescueseg.services.prefect_api import GENERATION_FLOW, deploy, deployment_name, flow_command, start_deployment
+from rescueseg.services.processes import stop_tree
+from rescueseg.stages.due import count_due
+
+SPEAK_SECONDS = 20.0
+"""How often progress is told where no terminal shows it live."""
+
+
+def run_flow(
+    campaign: Campaign,
+    flow: str,
+    parameters: Mapping[str, Any],
+    console: Console,
+    progress: Callable[[], str] | None = None,
+) -> Any:
+    """Run a flow to its end and show the stages as they finish; servers are started when none run.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign; its services folder takes the log.
+    flow : str
+        Name as Prefect shows it.
+    parameters : mapping
+        JSON-ready.
+    console : rich.console.Console
+        Where progress is shown.
+    progress : callable, optional
+        Says how far the flow is; the running stage of the last generation when omitted.
+
+    Returns
+    -------
+    object
+        What the flow returned.
+
+    Raises
+    ------
+    ServiceError
+        If the flow failed; the message says why and where its log is.
+    """
+    console.print("Starting the servers…", style="dim")
+    with (
+        exit_on_sigterm(),
+        connect(campaign.services_folder, campaign.tracking_uri, campaign.config.tracking.mlflow_uri) as environment,
+    ):
+        return watch_flow(campaign, flow, parameters, environment, console, progress)
+
+
+def watch_flow(
+    campaign: Campaign,
+    flow: str,
+    parameters: Mapping[str, Any],
+    environment: Mapping[str, str],
+    console: Console,
+    progress: Callable[[], str] | None = None,
+) -> Any:
+    """Run a flow against servers that run already; see `run_flow`."""
+    log = campaign.services_folder / f"{flow}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = log.stat().st_size if log.exists() else 0
+    seen = set(_finished(campaign))
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            flow_command(flow, parameters),
+            cwd=campaign.services_folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        with console.status("") as shown:
+            spoken = time.monotonic()
+            while process.poll() is None:
+                time.sleep(0.5)
+                for generation, stage, seconds in _finished(campaign):
+                    if (generation, stage, seconds) not in seen:
+                        seen.add((generation, stage, seconds))
+                        console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
+                now = progress() if progress else _progress(campaign)
+                shown.update(f"running {flow}{now}; log: {log}")
+                if not console.is_terminal and now and time.monotonic() - spoken > SPEAK_SECONDS:
+                    spoken = time.monotonic()
+                    console.print(f"…{now.removeprefix(',')}", highlight=False)
+    finally:
+        stop_tree(process.pid)
+        process.wait()
+    return _result(log, begin, process.returncode)
+
+
+def _progress(campaign: Campaign) -> str:
+    """Say how far the running stage is."""
+    generation = max(campaign.generations(), default=None)
+    noted = campaign.progress(generation) if generation is not None else None
+    if generation is None or noted is None or campaign.stage_result(generation, "report") is not None:
+        return ""
+    what, done, total = noted
+    return f", generation {generation}: {what} {done}" + (f" of {total}" if total else "")
+
+
+def _finished(campaign: Campaign) -> Iterator[tuple[int, str, float]]:
+    for generation in campaign.generations():
+        for stage in STAGES:
+            if campaign.stage_result(generation, stage) is not None:
+                yield generation, stage, float(campaign.stage_result(generation, f"{stage}.seconds") or 0.0)
+
+
+def _result(log: Path, begin: int, code: int) -> Any:
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = file.read().decode(errors="replace").splitlines()
+    if code == 0:
+        return next((json.loads(line[8:]) for line in reversed(lines) if line.startswith("result: ")), None)
+    why = next((line[7:] for line in reversed(lines) if line.startswith("Error: ")), "\n".join(lines[-15:]))
+    raise ServiceError(f"the flow failed: {why}", where=str(log), todo="Run the command again to go on from there")
+
+
+def serve(campaign: Campaign, console: Console) -> None:
+    """Serve a campaign until Ctrl-C or SIGTERM: servers, worker, deployments, annotation.
+
+    A generation that is due already, or was interrupted, is started at once.
+
+    Raises
+    ------
+    ServiceError
+        If a server or the worker does not start, or ends.
+    """
+    console.print("Starting the servers…", style="dim")
+    with (
+        exit_on_sigterm(),
+        Servers(
+            campaign.services_folder,
+            campaign.tracking_uri,
+            mlflow_uri=campaign.config.tracking.mlflow_uri,
+        ) as servers,
+    ):
+        deploy(campaign, servers)
+        servers.serve_annotation(campaign.url)
+        if (due := count_due(campaign, open_queue(campaign))).due:  # its event came while nothing was served
+            start_deployment(servers.prefect_api_url, deployment_name(GENERATION_FLOW, campaign), {})
+            console.print(f"Generation {due.generation} starts: {due.reason}", highlight=False)
+        console.print(f"Annotate {servers.annotation_url}", highlight=False)
+        console.print(f"Prefect  {servers.prefect_api_url.removesuffix('/api')}", highlight=False)
+        console.print(f"MLflow   {servers.mlflow_uri}", highlight=False)
+        console.print(f"Campaign {campaign.url}", highlight=False)
+        console.print("Generations start by themselves; Ctrl-C stops everything.", style="dim")
+        try:
+            while not (name := servers.died()):
+                time.sleep(1.0)
+        except KeyboardInterrupt:
+            console.print("Stopping…", style="dim")
+            return
+        raise ServiceError(
+            f"the {name} ended",
+            where=str(campaign.services_folder / f"{name}.log"),
+            todo=f"Its last lines:\n{servers.log_tail(name)}",
+        )

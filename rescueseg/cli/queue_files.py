@@ -1,0 +1,223 @@
+"""`rescueseg queue next`, `export` and `submit`: patches as files, and back."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from rescueseg.cli.options import AnnotatorOption, DeskArgument, plain_console
+from rescueseg.errors import ConfigError, LabelError, LabelWarningsError
+from rescueseg.queue.records import AnnotationRecord, Lease
+from rescueseg.records import Purpose
+
+if TYPE_CHECKING:
+    from rescueseg.annotation.client import Desk
+
+FORMAT_EXTENSIONS = {
+    "nifti": ".nii.gz",
+    "nrrd": ".seg.nrrd",
+    "imagej": ".tif",
+    "ome-zarr": ".ome.zarr",
+    "cvat": ".zip",
+    "npz": ".npz",
+}
+"""First extension of each of `rescueseg.annotation.formats.FORMATS`, named here so that ``--help`` need not import them."""
+PURPOSES: tuple[Purpose, ...] = ("validation", "test", "pool")
+
+FormatOption = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMAT_EXTENSIONS)}.")]
+PurposeOption = Annotated[str | None, typer.Option(help="Only pool, validation or test patches.")]
+TicketOption = Annotated[str | None, typer.Option(help="This ticket; a skipped one is taken up again.")]
+
+
+def next_(
+    campaign: DeskArgument,
+    annotator: AnnotatorOption,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write image and mask here as NIfTI.", file_okay=False)
+    ] = None,
+    purpose: PurposeOption = None,
+    ticket: TicketOption = None,
+) -> None:
+    """Take the next patch, or go on with the one you hold."""
+    _take(campaign, annotator, "nifti", out, purpose, ticket)
+
+
+def export(
+    campaign: DeskArgument,
+    annotator: AnnotatorOption,
+    format_: FormatOption = "nifti",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", file_okay=False)] = Path(),
+    purpose: PurposeOption = None,
+    ticket: TicketOption = None,
+    cvat: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="With --format cvat: a CVAT server to make a task on; needs CVAT_ACCESS_TOKEN."
+        ),
+    ] = "",
+) -> None:
+    """Take the next patch, or the one you hold, as files for a tool of your choice."""
+    if cvat and format_ != "cvat":
+        raise ConfigError("--cvat needs --format cvat", todo="Say both, or neither")
+    _take(campaign, annotator, format_, out, purpose, ticket, cvat)
+
+
+def _take(
+    campaign: str,
+    annotator: str,
+    format_: str,
+    out: Path | None,
+    purpose: str | None,
+    ticket: str | None,
+    cvat: str = "",
+) -> None:
+    from rescueseg.annotation.client import Filters
+    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.cvat_server import upload
+    from rescueseg.annotation.formats import format_named
+    from rescueseg.annotation.formats.base import Frame
+    from rescueseg.annotation.formats.handout import write_patch
+
+    kind, desk = format_named(format_), desk_for(campaign, annotator)
+    lease = desk.next(Filters(purpose=_purpose(purpose)), ticket)
+    console = plain_console()
+    if lease is None:
+        console.print("Nothing to annotate now.")
+        return
+    describe(console, lease)
+    hand_in = f"rescueseg queue submit {quote(campaign)} {lease.lease_id} FILE -a {quote(annotator)}"
+    if out is not None:
+        view, info = desk.view(lease.lease_id), desk.info()
+        files = write_patch(kind, out, lease, view, info)
+        console.print(f"image     {files.image}", markup=False)
+        console.print(f"mask      {files.labels}" + (" (was there, kept)" if files.kept else ""), markup=False)
+        for path in (files.ignore, *files.others):
+            if path is not None:
+                console.print(f"          {path}", markup=False)
+        hand_in = f"rescueseg queue submit {quote(campaign)} {quote(str(files.labels))} -a {quote(annotator)}"
+        if cvat:
+            task = upload(cvat, files, Frame.of(view, info))
+            console.print(f"task      {task}", markup=False)
+            hand_in = f"rescueseg queue submit {quote(campaign)} {quote(task)} -a {quote(annotator)}"
+    console.print(f"hand in   {hand_in}", markup=False)
+
+
+def _purpose(name: str | None) -> Purpose | None:
+    chosen = next((known for known in PURPOSES if known == name), None)
+    if name is not None and chosen is None:
+        raise ConfigError(f"unknown purpose '{name}'", todo=f"Use one of {', '.join(PURPOSES)}")
+    return chosen
+
+
+def describe(console: Console, lease: Lease) -> None:
+    """Print what somebody holds."""
+    ticket = lease.ticket
+    console.print(f"lease     {lease.lease_id} until {lease.expires_at:%Y-%m-%d %H:%M} UTC")
+    console.print(f"ticket    {ticket.ticket_id}", markup=False)
+    console.print(f"patch     {ticket.volume_id} {ticket.box} (z, y, x)", markup=False)
+    if ticket.reason or ticket.stratum:
+        console.print(f"why       {ticket.reason or ticket.stratum}", markup=False)
+    if lease.comment:
+        console.print(f"reviewer  {lease.comment}", markup=False)
+
+
+def submit(
+    campaign: DeskArgument,
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Mask of the patch (or LEASE FILE, where the file cannot say which patch it is of)."
+        ),
+    ],
+    annotator: AnnotatorOption,
+    second: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILE]",
+            help=f"{', '.join(FORMAT_EXTENSIONS.values())}…, or the address of a CVAT task.",
+        ),
+    ] = "",
+    tool: Annotated[str, typer.Option(help="What you worked with.")] = "file",
+    seconds: Annotated[
+        float, typer.Option(help="Time you took.", min=0, show_default="told by the lease's account")
+    ] = 0.0,
+    unchanged: Annotated[bool, typer.Option(help="The mask is right as it was handed out.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="Hand in in spite of warnings.")] = False,
+) -> None:
+    """Hand in a mask. Handing in the same mask again changes nothing."""
+    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.cvat_server import download, is_task
+
+    desk = desk_for(campaign, annotator)
+    with tempfile.TemporaryDirectory() as folder:
+        named = second or first
+        file = download(named, Path(folder) / "annotations.zip") if is_task(named) else Path(named)
+        confirm(_submit(desk, file, first if second else "", tool, seconds, unchanged, override))
+
+
+def _submit(
+    desk: Desk, file: Path, lease_id: str, tool: str, seconds: float, unchanged: bool, override: bool
+) -> AnnotationRecord:
+    from rescueseg.annotation.formats import read_labels
+    from rescueseg.annotation.formats.base import Frame
+    from rescueseg.annotation.formats.handout import lease_of
+
+    lease_id = lease_id or lease_of(file, desk.held()).lease_id
+    labels = read_labels(file, Frame.of(desk.view(lease_id), desk.info()))
+    try:
+        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
+    except LabelWarningsError as error:
+        if not unchanged or any(warning.code != "unchanged" for warning in error.warnings):
+            todo = "Correct it, or say --override (--unchanged if it is right as it was handed out)"
+            raise LabelError(error.what, where=str(file), todo=todo) from error
+        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=True)
+
+
+def confirm(annotation: AnnotationRecord) -> None:
+    """Print what became of a mask."""
+    plain_console().print(
+        f"{annotation.ticket_id}: version {annotation.version} {annotation.verdict}, "
+        f"{annotation.voxels_corrected} voxels corrected"
+    )
+
+
+def watch(
+    campaign: DeskArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the patches.", file_okay=False)],
+    annotator: AnnotatorOption,
+    count: Annotated[int, typer.Option("-n", help="How many patches lie there at once.", min=1, max=64)] = 3,
+    format_: FormatOption = "nifti",
+) -> None:
+    """Keep a folder filled with patches until Ctrl-C; a mask saved there, by any tool, is handed in.
+
+    What is wrong with a mask stands in FILE.error.txt beside it; what was handed in lies in DIR/done. Patches that
+    nobody touched are given back at the end.
+    """
+    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.formats import format_named
+    from rescueseg.annotation.watch import Watcher
+
+    console = plain_console()
+    watcher = Watcher(
+        desk_for(campaign, annotator),
+        folder,
+        format_named(format_),
+        count,
+        lambda line: console.print(line, markup=False),
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a look at the folder is finished first, so no lease gets lost
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        while not stopped.is_set():
+            watcher.step()
+            stopped.wait(1.0)
+    finally:
+        watcher.close()

@@ -1,0 +1,83 @@
+"""`rescueseg sample` and `weak-label`: holdout, starting patches and first masks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.console import console, say_line, shown_progress
+from rescueseg.cli.options import CampaignArgument
+
+
+def sample(
+    campaign: CampaignArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be frozen and queued, and change nothing.")
+    ] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Write a contact sheet: every patch in three planes under its stratum.")
+    ] = False,
+) -> None:
+    """Freeze the holdout and queue the first tickets.
+
+    Patches are drawn by strata: best and worst case, low SNR, dense, sparse, edge of volume, artifact. What they were
+    chosen for is shown with the measured numbers.
+    """
+    from rescueseg.queue.store import open_queue
+    from rescueseg.reports import sampling_table
+    from rescueseg.stages import tickets
+
+    opened = Campaign.open(campaign)
+    with shown_progress(console) as progress:
+        new = 0 if dry_run else tickets.prepare(opened, open_queue(opened), progress)
+        holdout, starting = tickets.rehearse(opened, lambda: open_queue(opened), progress)
+        sheet = sampling_table.write_sheet(opened, holdout, starting, progress) if preview else ""
+    console.print(sampling_table.table(holdout, starting))
+    for line in sampling_table.remarks(opened, holdout, starting):
+        say_line(line)
+    parts = [box.part for box in holdout.boxes]
+    counted = f"{parts.count('validation')} validation and {parts.count('test')} test boxes"
+    if sheet:
+        say_line(f"Contact sheet: {sheet}")
+    if dry_run:
+        queued = len(tickets.first_tickets(opened, holdout, starting))
+        console.print(f"{counted} would be frozen and {queued} tickets queued, less those that are already")
+        beside = " beside the contact sheet" if sheet else ""
+        console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")
+        return
+    console.print(f"{counted} are frozen, {new} new tickets")
+    console.print(f"Next: rescueseg queue next {campaign} --out todo", style="dim")
+
+
+def weak_label(
+    campaign: CampaignArgument,
+    method: Annotated[
+        str, typer.Option(help="auto, threshold, blobs, tubes, membranes, classifier, ilastik or champion.")
+    ] = "auto",
+    scribbles: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[VOLUME=]FILE",
+            help="Label image of a volume for the classifier: 0 background, 1…K classes, 255 not drawn; repeat the option.",
+        ),
+    ] = [],  # noqa: B006
+    ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
+    from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose the method, and write nothing.")] = False,
+) -> None:
+    """Give the queued pool tickets a first mask, so that nobody starts from an empty one.
+
+    By default the method is the one that agrees best with the accepted annotations. Run it again when the first are in.
+    """
+    from rescueseg.queue.store import open_queue
+    from rescueseg.weak_labels.prefill import Sources, describe
+    from rescueseg.weak_labels.prefill import weak_label as label
+
+    opened = Campaign.open(campaign)
+    sources = Sources(tuple(scribbles), ilp, from_campaign)
+    with shown_progress(console) as progress:
+        result = label(opened, open_queue(opened), method, sources, dry_run=dry_run, progress=progress)
+    for line in describe(result, dry_run):
+        say_line(line)

@@ -1,0 +1,68 @@
+"""`rescueseg train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.console import console
+
+
+def train(
+    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    generation: Annotated[
+        int,
+        typer.Option(min=-1, help="Generation whose snapshot is trained on; all that is accepted now when omitted."),
+    ] = -1,
+    trainer: Annotated[str, typer.Option(help="Trainer; the campaign's own when omitted.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and change nothing.")] = False,
+) -> None:
+    """Train a model outside the loop, on accepted annotations; generations, champion and queue stay as they are.
+
+    Killed and given again, it goes on from its last checkpoint.
+    """
+    from rescueseg.campaign.outside_trainings import finished, step_of
+    from rescueseg.cli.flows import run_flow
+    from rescueseg.models.registry import get_trainer
+    from rescueseg.models.trainer import check_settings
+    from rescueseg.queue.store import open_queue
+    from rescueseg.stages import train_outside
+
+    opened = Campaign.open(campaign)
+    number = None if generation < 0 else generation
+    planned = train_outside.plan(opened, open_queue(opened), trainer, number)
+    told, seconds = train_outside.look(opened, planned)
+    with console.status("Asking the trainer…"):  # which may take ten seconds to import
+        check_settings(planned.trainer, get_trainer(planned.trainer).capabilities, opened.config.training)
+    window = (
+        "chosen by the trainer" if told.window_zyx is None else f"{'×'.join(map(str, told.window_zyx))} voxels (zyx)"
+    )
+    time = "expected time not known before its first training" if seconds is None else f"about {seconds / 60:.1f} min"
+    networks = "" if told.networks == 1 else f" over {told.networks} networks"
+    say(f"{planned.trainer} on {told.cases} patches, window {window}, {told.steps:,} steps{networks}: {time}")
+    say(f"Folds: {told.folds}")
+    if dry_run:
+        say("Nothing was changed; run again without --dry-run")
+        return
+    run_flow(
+        opened,
+        "train",
+        {"campaign_url": opened.url, "trainer": planned.trainer, "generation": number},
+        console,
+        progress=lambda: step_of(opened, planned.name),
+    )
+    result = finished(opened, planned.name)
+    assert result is not None, "the flow ends with it"
+    for warning in result["warnings"]:
+        say(f"Warning: {warning}")
+    losses = [entry["loss"] for entry in result["losses"]]
+    say(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
+    say(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""`rescueseg triage`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.table import Table
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.console import console, shown_progress
+
+if TYPE_CHECKING:
+    from rescueseg.triage.records import Triage
+
+
+def triage(
+    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    structure: Annotated[
+        str, typer.Option(help="What it is, in your word: star-convex, blob, network, membrane, fibre or other.")
+    ] = "",
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="Where a rough mask comes from: annotations, truth (a few seeded patches of it; they count as annotated), "
+            "threshold, none; auto takes annotations where there are some, else a threshold."
+        ),
+    ] = "auto",
+    channel: Annotated[int, typer.Option(min=0, help="Channel of the image.")] = 0,
+) -> None:
+    """Say what the problem is, with the evidence: boundary, SNR or topology, and which route it calls for.
+
+    A bounded sample of the volumes is read, however large they are. The route becomes the campaign's default trainer,
+    query strategy and cleaning of first masks; set training.trainer, query.strategy or annotation.postprocessing to
+    decide yourself.
+    """
+    from rescueseg.queue.store import open_queue
+    from rescueseg.stages.triage import PICTURE, triage_campaign
+    from rescueseg.triage.rough_masks import Mask
+    from rescueseg.triage.tree import Structure
+
+    opened = Campaign.open(campaign)
+    store = open_queue(opened)
+    store.migrate()
+    with shown_progress(console) as progress:
+        result = triage_campaign(
+            opened,
+            store,
+            structure=cast("Structure | None", structure or None),
+            mask=cast(Mask, mask),
+            channel=channel,
+            progress=progress,
+        )
+    show(result)
+    say(f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}")
+    console.print(f"Next: rescueseg check {campaign}", style="dim")
+
+
+def show(result: Triage) -> None:
+    """Print the evidence, the answers, and what follows from them."""
+    table = Table(title="Evidence", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("how")
+    for item in result.evidence:
+        table.add_row(item.name, "unknown" if item.value is None else f"{item.value:.4g}", item.unit, item.how)
+    console.print(table)
+    console.print()
+    seen = {item.name: item.value for item in result.evidence}
+    counted = f", {seen['objects']:.0f} objects, {seen['whole_objects']:.0f} of them whole" if "objects" in seen else ""
+    say(f"Rough mask from: {result.mask}{counted}")
+    for step in result.steps:
+        mark = {True: "yes", False: "no", None: "not known"}[step.answer]
+        if step.measured is not None and step.answer != (step.measured >= 1):
+            mark += f", by your word (measured: {'yes' if step.measured >= 1 else 'no'})"
+        distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
+        say(f"{step.question} {mark}{distance}: {step.detail}")
+    console.print()
+    say(f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}", style="bold")
+    if result.disagreement:
+        say(f"Word and measurement disagree: {result.disagreement}", style="yellow")
+    for line in result.advice:
+        say(line)
+    shapes = ", ".join(f"{v} {'×'.join(map(str, s))}" for v, s in result.patch_zyx.items())
+    say(f"Suggested patch (zyx, voxels): {shapes}")
+
+
+def say(line: str, style: str = "") -> None:
+    """Print a line as it is, however long."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

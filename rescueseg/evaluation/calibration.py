@@ -1,0 +1,221 @@
+"""How far a generation's probabilities can be trusted, and the temperature that mends them.
+
+Maps hold the mean probability of the members as it is. Its logarithm, divided by a temperature and normalised again, has
+the same most probable class; the temperature is the one that minimises the negative log-likelihood of the truth on the
+validation boxes (Guo et al. 2017, arXiv:1706.04599). It is found once, kept with the generation and its model in MLflow,
+and found anew when model or truth are others; the test boxes only report what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+
+from rescueseg.campaign import Campaign
+from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, read_maps
+from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
+from rescueseg.evaluation.truth import PARTS, Labels, digest_boxes
+from rescueseg.labels import IGNORE
+from rescueseg.records import HoldoutBox, Part, Record
+
+STAGE = "calibration"
+MOST_VOXELS = 2_000_000
+"""Of a part, that the temperature is fitted or measured on; of more, every so many."""
+_RANGE = (0.1, 10.0)
+_TINY = 1e-6
+
+Float32 = npt.NDArray[np.float32]
+
+
+class PartCalibration(Record):
+    """Calibration on one part of the holdout, before and after the temperature."""
+
+    part: Part
+    voxels: int
+    nll: tuple[float, float]
+    """Mean negative log-likelihood of the true class, in nats."""
+    ece: tuple[float, float]
+    """Expected calibration error of the predicted class, 15 bins."""
+
+
+class Calibration(Record):
+    """The temperature of a generation, and what it does."""
+
+    generation: int
+    model_digest: str
+    truth_digest: str = ""
+    """Of the holdout boxes and their truth; empty in those kept before it was noted, which are fitted anew."""
+    temperature: float
+    """1 leaves the probabilities as they are, more makes them less sure; 1 where no validation voxel has a known truth."""
+    validation: PartCalibration | None
+    test: PartCalibration | None
+
+    def fits(self, assignment: Assignment) -> bool:
+        """Tell whether it was fitted for this model, these boxes and this truth."""
+        return self.model_digest == assignment.model_digest and self.truth_digest == _truth_digest(assignment)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the temperature and the tempered scores as flat names such as `test_ece_tempered`."""
+        found = {"temperature": self.temperature}
+        for part in (self.validation, self.test):
+            if part is not None:
+                found |= {f"{part.part}_nll_tempered": part.nll[1], f"{part.part}_ece_tempered": part.ece[1]}
+        return found
+
+    def sentence(self) -> str:
+        """Say for people what the temperature does."""
+        shown = [p for p in (self.validation, self.test) if p is not None]
+        changes = ", ".join(f"{p.part} calibration error {p.ece[0]:.3f} → {p.ece[1]:.3f}" for p in shown)
+        return f"Temperature {self.temperature:.2f}, fitted on the validation boxes: {changes}"
+
+
+def temper(probabilities: Float32, temperature: float) -> Float32:
+    """Return ``p^(1/T)``, normalised.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, shape (K + 1, …)
+        Class probabilities along the first axis.
+    temperature : float
+        Above 0.
+    """
+    logs = np.log(np.maximum(probabilities, np.float32(_TINY))) / np.float32(temperature)
+    logs -= logs.max(axis=0)
+    np.exp(logs, out=logs)
+    tempered: Float32 = logs / logs.sum(axis=0)
+    return tempered
+
+
+def negative_log_likelihood(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> float:
+    """Return the mean of −ln p of the true class; probabilities (K + 1, n), truth (n,)."""
+    likelihood = np.take_along_axis(probabilities, truth[None].astype(np.intp), axis=0)
+    return float(-np.log(np.maximum(likelihood, np.float32(_TINY))).mean(dtype=np.float64))
+
+
+def fit_temperature(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> float:
+    """Return the temperature, between 0.1 and 10, with the smallest negative log-likelihood.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, shape (K + 1, n)
+        Of n voxels; at least one.
+    truth : ndarray of uint8, shape (n,)
+        Their classes, 0…K.
+    """
+    low, high = np.log(_RANGE)
+    found = minimize_scalar(
+        lambda t: negative_log_likelihood(temper(probabilities, float(np.exp(t))), truth),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-3},
+    )
+    return float(np.exp(found.x))
+
+
+def calibrate_generation(
+    campaign: Campaign, generation: int, progress: Callable[[int, int], None] | None = None
+) -> Calibration:
+    """Fit the temperature on the validation boxes and measure it on both parts.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With a frozen holdout and the generation's maps; nothing is written.
+    generation : int
+        Which one.
+    progress : callable, optional
+        Called with (boxes done, boxes in all).
+
+    Raises
+    ------
+    RescuesegError
+        As `rescueseg.evaluation.check_evaluation`.
+    """
+    assignment = check_evaluation(campaign, generation)
+    sample = VoxelSample(assignment)
+    for done, box in enumerate(assignment.boxes, start=1):
+        probability, _ = read_maps(campaign, generation, box)
+        sample.add(box, probability)
+        if progress is not None:
+            progress(done, len(assignment.boxes))
+    return sample.calibration()
+
+
+def settled_calibration(
+    campaign: Campaign, generation: int, progress: Callable[[int, int], None] | None = None
+) -> Calibration:
+    """Return the calibration that is kept where model and truth are still the same, else fit and keep a new one.
+
+    Parameters and errors as `calibrate_generation`.
+    """
+    kept = kept_calibration(campaign, generation)
+    if kept is not None and kept.fits(check_evaluation(campaign, generation)):
+        return kept
+    found = calibrate_generation(campaign, generation, progress)
+    campaign.finish_stage(generation, STAGE, found.to_json())
+    return found
+
+
+def kept_calibration(campaign: Campaign, generation: int) -> Calibration | None:
+    """Return the calibration that is kept with a generation, None where there is none."""
+    data: Any = campaign.stage_result(generation, STAGE)
+    return None if data is None else Calibration.model_validate(data)
+
+
+class VoxelSample:
+    """Voxels of the boxes to be evaluated, at most `MOST_VOXELS` of each part, to fit a temperature on and to measure it.
+
+    Parameters
+    ----------
+    assignment : Assignment
+        Model, boxes and truth.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        totals = {part: sum(b.box.size for b in assignment.boxes if b.part == part) for part in PARTS}
+        self._steps = {part: -(-total // MOST_VOXELS) or 1 for part, total in totals.items()}
+        self._voxels: dict[Part, list[tuple[Float32, Labels]]] = {part: [] for part in PARTS}
+
+    def add(self, box: HoldoutBox, probability: Float32) -> None:
+        """Take every so many voxels of a box with a known truth; probability (K + 1, z, y, x)."""
+        truth = self._assignment.read_truth(box)
+        known, step = truth != IGNORE, self._steps[box.part]
+        if known.any():
+            self._voxels[box.part].append((probability[:, known][:, ::step], truth[known][::step]))
+
+    def calibration(self) -> Calibration:
+        """Return the temperature that the validation voxels want, and what it does to both parts."""
+        joined = {
+            part: (np.concatenate([p for p, _ in found], axis=1), np.concatenate([t for _, t in found]))
+            for part, found in self._voxels.items()
+            if found
+        }
+        temperature = fit_temperature(*joined["validation"]) if "validation" in joined else 1.0
+        parts = {part: _measure(part, *voxels, temperature) for part, voxels in joined.items()}
+        return Calibration(
+            generation=self._assignment.generation,
+            model_digest=self._assignment.model_digest,
+            truth_digest=_truth_digest(self._assignment),
+            temperature=temperature,
+            validation=parts.get("validation"),
+            test=parts.get("test"),
+        )
+
+
+def _measure(part: Part, probability: Float32, truth: Labels, temperature: float) -> PartCalibration:
+    nll, ece = [], []
+    for values in (probability, temper(probability, temperature)):
+        bins = Bins(CALIBRATION_BINS, 1.0)
+        bins.add(values.max(axis=0), values.argmax(axis=0) == truth)
+        nll.append(negative_log_likelihood(values, truth))
+        ece.append(bins.result().calibration_error())
+    return PartCalibration(part=part, voxels=len(truth), nll=(nll[0], nll[1]), ece=(ece[0], ece[1]))
+
+
+def _truth_digest(assignment: Assignment) -> str:
+    return digest_boxes(assignment.boxes, assignment.read_truth)

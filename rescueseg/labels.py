@@ -1,0 +1,209 @@
+"""Labels of one patch: classes, or numbered objects of one class, with what was not annotated kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rescueseg.config import CampaignConfig
+from rescueseg.errors import LabelError
+from rescueseg.geometry import Box
+from rescueseg.storage import digest_array, digest_json
+
+IGNORE = 255
+"""Label of voxels that were not annotated."""
+
+
+@dataclass(frozen=True, eq=False)
+class PatchLabels:
+    """What was annotated in a patch.
+
+    Parameters
+    ----------
+    classes : ndarray of uint8, zyx
+        0 background, 1…K classes, 255 ignore.
+    instances : ndarray of uint32, zyx, optional
+        In campaigns that annotate instances: object numbers, 0 where `classes` is 0 or 255.
+    """
+
+    classes: npt.NDArray[np.uint8]
+    instances: npt.NDArray[np.uint32] | None = None
+
+    @classmethod
+    def of_instances(cls, instances: npt.NDArray[Any], ignore: npt.NDArray[np.bool_] | None = None) -> PatchLabels:
+        """Return labels of one class from object numbers and an ignore mask of its own.
+
+        Parameters
+        ----------
+        instances : ndarray of integers, zyx
+            Object numbers, 0 background; any number may occur, 255 too.
+        ignore : ndarray of bool, zyx, optional
+            Voxels that were not annotated.
+        """
+        ids = np.ascontiguousarray(instances, np.uint32)
+        classes = (ids > 0).astype(np.uint8)
+        if ignore is not None:
+            ids = np.where(ignore, np.uint32(0), ids)
+            classes[ignore] = IGNORE
+        return cls(classes, ids)
+
+    @classmethod
+    def of_components(cls, classes: npt.NDArray[np.uint8]) -> PatchLabels:
+        """Return labels of one class whose objects are its connected components (by faces)."""
+        ids, _ = ndimage.label((classes != 0) & (classes != IGNORE))
+        return cls(classes, np.asarray(ids, np.uint32))
+
+    @property
+    def ignore(self) -> npt.NDArray[np.bool_]:
+        """Voxels that were not annotated."""
+        return np.asarray(self.classes == IGNORE)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the classes; of both arrays where objects are numbered."""
+        plain = digest_array(self.classes)
+        return plain if self.instances is None else digest_json([plain, digest_array(self.instances)])
+
+    def __eq__(self, other: object) -> bool:
+        """Compare voxel by voxel."""
+        if not isinstance(other, PatchLabels) or (self.instances is None) != (other.instances is None):
+            return NotImplemented if not isinstance(other, PatchLabels) else False
+        same = np.array_equal(self.classes, other.classes)
+        return same and (self.instances is None or np.array_equal(self.instances, other.instances))  # type: ignore[arg-type]
+
+
+def corrected_voxels(labels: PatchLabels, start: PatchLabels) -> int:
+    """Count the annotated voxels that differ from the mask they started from.
+
+    Of numbered objects the numbers do not matter: each object continues the one of the start that it shares most
+    voxels with, and where two continue the same one the larger share does.
+    """
+    changed = labels.classes != start.classes
+    if labels.instances is not None and start.instances is not None:
+        changed |= (labels.instances > 0) & (continued(labels.instances, start.instances) != start.instances)
+    return int(np.count_nonzero(changed & ~labels.ignore))
+
+
+def continued(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return, for each voxel, the object of the start that its object continues (uint32 zyx both); -1 for new objects."""
+    both = (ids > 0) & (start > 0)
+    pairs, shared = np.unique(np.stack([ids[both], start[both]]), axis=1, return_counts=True)
+    known, index = np.unique(ids, return_inverse=True)
+    continued = np.full(len(known), -1, np.int64)
+    taken: set[int] = set()
+    for column in np.lexsort((pairs[1], pairs[0], -shared)).tolist():
+        row, old = int(np.searchsorted(known, pairs[0, column])), int(pairs[1, column])
+        if continued[row] < 0 and old not in taken:
+            continued[row] = old
+            taken.add(old)
+    return continued[index].reshape(ids.shape)
+
+
+def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: str = "labels") -> npt.NDArray[np.uint8]:
+    """Return labels as uint8, checked.
+
+    Parameters
+    ----------
+    labels : ndarray, zyx
+        Any integer type, bool, or floats that hold whole numbers (as some tools save).
+    box : Box
+        The patch they belong to.
+    n_classes : int
+        Number of classes K.
+    where : str
+        File or ticket, for the error message.
+
+    Returns
+    -------
+    ndarray of uint8, zyx
+        0 background, 1..K classes, 255 ignore; C order.
+
+    Raises
+    ------
+    LabelError
+        If the shape is not that of the patch, a value is neither 0..K nor 255, or nothing is annotated.
+    """
+    array = np.asarray(labels)
+    if array.shape != box.shape_zyx:
+        raise LabelError(
+            f"the mask has shape {array.shape}, its patch {box.shape_zyx} (z, y, x)",
+            where=where,
+            todo="Hand in the mask of this patch, unresampled and uncropped",
+        )
+    if array.dtype.kind not in "buif":
+        raise LabelError(f"labels of type {array.dtype} are no numbers", where=where, todo="Save them as uint8")
+    values = np.unique(array)
+    wrong = [value for value in values.tolist() if value not in range(n_classes + 1) and value != IGNORE]
+    if wrong:
+        shown = ", ".join(f"{value:g}" for value in wrong[:5])
+        raise LabelError(
+            f"the mask holds {shown}{' …' if len(wrong) > 5 else ''}, which is no class",
+            where=where,
+            todo=f"Use 0 for background, {'1 for the class' if n_classes == 1 else f'1 to {n_classes} for the classes'} and 255 for voxels not annotated",
+        )
+    if values.tolist() == [IGNORE]:
+        raise LabelError(
+            "nothing is annotated: every voxel is 255 (ignore)",
+            where=where,
+            todo="Annotate some voxels, or skip the ticket with a reason",
+        )
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def check_patch(labels: PatchLabels, box: Box, config: CampaignConfig, *, where: str = "labels") -> PatchLabels:
+    """Return the labels of a patch, checked against what the campaign annotates.
+
+    Raises
+    ------
+    LabelError
+        As `check_labels`; also if objects are numbered in a campaign of classes, are missing in one of instances, or
+        lie elsewhere than their class.
+    """
+    classes = check_labels(labels.classes, box, config.n_classes, where=where)
+    wanted = config.annotation.labels == "instance"
+    if wanted != (labels.instances is not None):
+        raise LabelError(
+            "the objects are not numbered" if wanted else "the mask numbers objects; this campaign annotates classes",
+            where=where,
+            todo=f"Hand in {config.annotation.labels} labels",
+        )
+    if labels.instances is None:
+        return PatchLabels(classes)
+    ids = np.asarray(labels.instances)
+    if ids.shape != box.shape_zyx or ids.dtype.kind not in "ui" or int(ids.min()) < 0 or int(ids.max()) >= 2**32:
+        raise LabelError(
+            f"the objects are {ids.dtype} of shape {ids.shape}, not whole numbers of shape {box.shape_zyx} (z, y, x)",
+            where=where,
+            todo="Number the objects of this patch from 1 on",
+        )
+    if not np.array_equal(ids > 0, (classes != 0) & (classes != IGNORE)):
+        raise LabelError(
+            "objects and their class do not cover the same voxels",
+            where=where,
+            todo="Number every voxel of the class, and no other",
+        )
+    return PatchLabels(classes, np.ascontiguousarray(ids, dtype=np.uint32))
+
+
+def class_names(classes: Sequence[str], labels: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the names of the classes that a mask holds.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        Names of classes 1…K.
+    labels : ndarray of uint8, any shape
+        0 background, 1…K classes, 255 not annotated.
+
+    Examples
+    --------
+    >>> class_names(("nucleus", "vessel"), np.array([0, 2, 2, 255], dtype=np.uint8))
+    ('vessel',)
+    """
+    values = np.unique(labels).tolist()
+    return tuple(name for value, name in enumerate(classes, start=1) if value in values)

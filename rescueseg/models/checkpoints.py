@@ -1,0 +1,88 @@
+"""Checkpoints and finished models on disk: written atomically, read without unpickling."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rescueseg.errors import storage_errors
+from rescueseg.models.files import (
+    CHECKPOINT_FILE,
+    LOSSES_FILE,
+    MEMBERS_FOLDER,
+    MODEL_FOLDER,
+    member_folder,
+    read_model,
+    write_atomically,
+)
+from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
+
+__all__ = [
+    "CHECKPOINT_FILE",
+    "LOSSES_FILE",
+    "MODEL_FOLDER",
+    "export_model",
+    "load_checkpoint",
+    "member_folder",
+    "read_model",
+    "save_checkpoint",
+]
+
+
+def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
+    """Write the state of a training: tensors, numbers, strings, and containers of these."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(work_dir / CHECKPOINT_FILE, buffer.getvalue())
+
+
+def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | None:
+    """Return the state of the same training, None where there is none; a file that cannot be read counts as none."""
+    path = work_dir / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
+        return None
+    return state if state.get("request") == request_digest else None
+
+
+def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:
+    """Commit a finished model: the folder appears whole, in one rename, and the checkpoints go.
+
+    Parameters
+    ----------
+    work_dir : Path
+        Gets `model/` with weights and description, and `losses.json` beside it.
+    tensors : dict of Tensor
+        The weights.
+    description : dict
+        Goes to `model.json`; no wall-clock value, for it is part of the digest.
+    log : dict
+        `losses`, an entry per step, `seconds`, and `notes` on the machine; gets the model's digest, by which `read_finished` knows it again.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    weights = safetensors.torch.save(contiguous)
+    text = (json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    write_atomically(work_dir / LOSSES_FILE, json.dumps(log | {"digest": model_digest(weights, text)}).encode())
+    final = work_dir / MODEL_FOLDER
+    part = work_dir / f".{MODEL_FOLDER}.{uuid.uuid4().hex[:8]}.part"
+    for stale in work_dir.glob(f".{MODEL_FOLDER}.*.part"):
+        shutil.rmtree(stale)
+    write_atomically(part / WEIGHTS_FILE, weights)
+    write_atomically(part / DESCRIPTION_FILE, text)
+    with storage_errors(str(final)):
+        if final.exists():
+            shutil.rmtree(final)
+        part.replace(final)
+    shutil.rmtree(work_dir / MEMBERS_FOLDER, ignore_errors=True)

@@ -1,0 +1,200 @@
+"""What predictors share: networks outside, then symmetries of the window, dropout samples inside."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rescueseg.config import InferenceConfig
+from rescueseg.geometry import ZYX, Spacing, resampled_shape
+from rescueseg.models.nnunet.plan import NnUNetNetwork
+from rescueseg.models.precision import Precision, choose_precision
+from rescueseg.models.predictor import Group
+from rescueseg.models.resample import resample
+from rescueseg.models.trial import Trial
+from rescueseg.models.unet.plan import NetworkPlan
+
+_log = logging.getLogger(__name__)
+
+BATCH_VOXELS = 1_000_000
+"""Voxels of the network's windows that a CPU passes through it together (at least one window)."""
+
+N = TypeVar("N", bound=nn.Module)
+P = TypeVar("P")
+SampleKey = tuple[int, int, int, int]
+"""Window, network, symmetry and sample: what a dropout mask derives from."""
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A turn of the window that costs no interpolation: y and x exchanged or not, then flips."""
+
+    transposed: bool
+    flipped_axes: tuple[int, ...]
+    """Of a tensor (n, c, z, y, x)."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """Turn a tensor (n, c, z, y, x)."""
+        turned = tensor.transpose(3, 4) if self.transposed else tensor
+        return turned.flip(self.flipped_axes) if self.flipped_axes else turned
+
+    def invert(self, tensor: Tensor) -> Tensor:
+        """Turn it back."""
+        turned = tensor.flip(self.flipped_axes) if self.flipped_axes else tensor
+        return turned.transpose(3, 4) if self.transposed else turned
+
+
+def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
+    """Return up to `count` symmetries: the identity, the half turn in the plane, then the others.
+
+    Parameters
+    ----------
+    count : int
+        Wanted.
+    square : bool
+        Whether y and x may be exchanged; 16 symmetries with it, 8 without.
+    """
+    flips = [(), (3, 4), (2,), (2, 3, 4), (4,), (3,), (2, 4), (2, 3)]
+    exchanges = (False, True) if square else (False,)
+    every = [Symmetry(transposed, axes) for transposed, axes in itertools.product(exchanges, flips)]
+    return tuple(every[:count])
+
+
+class NetworksPredictor(ABC, Generic[N, P]):
+    """A `Predictor` of one or more networks; a family says what it computes once per symmetry, and what per sample.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Module
+        With their weights; more than one for an ensemble.
+    plan : NetworkPlan or NnUNetNetwork
+        Of each of them.
+    config : InferenceConfig
+        Samples and symmetries.
+    device : str
+        A torch device.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    window_zyx : tuple of int
+        What the networks are given, in voxels of the working spacing.
+    axes : tuple of int
+        Which of z, y, x the networks' first, second and third axis are.
+    square : bool
+        Whether y and x may be exchanged.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[N],
+        plan: NetworkPlan | NnUNetNetwork,
+        config: InferenceConfig,
+        device: str,
+        *,
+        spacing_um_zyx: Spacing,
+        window_zyx: ZYX,
+        axes: tuple[int, int, int] = (0, 1, 2),
+        square: bool,
+    ) -> None:
+        self._device = torch.device(device)
+        self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
+        self._plan, self._axes = plan, axes
+        self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
+        self._spacing, self._window = spacing_um_zyx, window_zyx
+        self.symmetries = symmetries(config.tta_symmetries, square)
+        self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout one says it all
+
+    @property
+    def networks(self) -> int:
+        """Number of networks: 1 unless the model is an ensemble."""
+        return len(self._networks)
+
+    def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return the window, in voxels of a volume of that spacing, that fills the network's window."""
+        return resampled_shape(self._window, self._spacing, spacing_um_zyx)
+
+    def members(
+        self, windows: npt.NDArray[np.float32], keys: Sequence[int]
+    ) -> Iterator[tuple[Group, npt.NDArray[np.float32]]]:
+        """Yield (group, probabilities (n, K + 1, z, y, x)), all dropout samples of a network and symmetry in a row.
+
+        Windows of another size than the network's are resampled to it, and the logits back.
+        """
+        size = windows.shape[2:]
+        images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
+        images = resample(images, self._window)
+        precision = self._precision()
+        parts = self._parts(len(images), precision)
+        for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
+            with torch.inference_mode(), self._autocast(precision):
+                prepared = [self._prepare(network, symmetry.apply(images[part])) for part in parts]
+            for sample in range(self._samples):
+                with torch.inference_mode():
+                    sites = [(key, n, index, sample) for key in keys]
+                    with self._autocast(precision):
+                        every = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
+                    logits = torch.cat(every) if len(every) > 1 else every[0]
+                    probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
+                    member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
+                yield Group(n, index), member
+
+    @abstractmethod
+    def _prepare(self, network: N, images: Tensor) -> P:
+        """Return what all samples of a network and a symmetry share."""
+
+    @abstractmethod
+    def _logits(self, network: N, prepared: P, keys: Sequence[SampleKey]) -> Tensor:
+        """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key."""
+
+    def _precision(self) -> Precision:
+        """Return what the networks compute in, and say once if that is less than the hardware offers."""
+        window = self._window[self._axes[0]], self._window[self._axes[1]], self._window[self._axes[2]]
+        trial = Trial(
+            network=self._plan,
+            window=window,
+            batches=batch_sizes(window),
+            threads=torch.get_num_threads(),
+            backward=False,
+        )
+        precision = choose_precision(self._device, trial)
+        if precision.note:
+            _warn_once(precision.note)
+        return precision
+
+    def _parts(self, count: int, precision: Precision) -> list[slice]:
+        """Return how windows are grouped: on a CPU in bfloat16 in numbers that were tried, elsewhere as they came."""
+        if self._device.type != "cpu" or precision.dtype is None:
+            return [slice(0, count)]
+        parts, sizes = [slice(0, 0)], batch_sizes(self._window)
+        while parts[-1].stop < count:
+            start = parts[-1].stop
+            parts.append(slice(start, start + max(n for n in sizes if n <= count - start)))
+        return parts[1:]
+
+    def _autocast(self, precision: Precision) -> torch.autocast:
+        dtype = precision.dtype
+        return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def batch_sizes(window: ZYX) -> tuple[int, ...]:
+    """Return the numbers of windows that a CPU passes through a network together: powers of two, in ascending order.
+
+    Which code computes a convolution can depend on the number; any other is put together of these, which are all tried.
+    """
+    largest = max(1, BATCH_VOXELS // math.prod(window))
+    return tuple(2**power for power in range(largest.bit_length()))
+
+
+@lru_cache(maxsize=256)
+def _warn_once(note: str) -> None:
+    _log.warning("%s", note)

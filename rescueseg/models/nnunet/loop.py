@@ -1,0 +1,255 @@
+"""nnU-Net's trainer with our schedule, checkpoints and progress."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
+
+from rescueseg.config import TrainingConfig
+from rescueseg.errors import TrainingError
+from rescueseg.geometry import zyx
+from rescueseg.models import checkpoints
+from rescueseg.models.nnunet.network import own_weights
+from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
+from rescueseg.models.precision import choose_precision
+from rescueseg.models.schedule import cosine_rate
+from rescueseg.models.trial import Trial
+from rescueseg.randomness import keyed_generator
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[int, Mapping[str, float]], None]
+
+_WEIGHT_DECAY = 1e-4
+_BLUR_REACH = 2
+"""Voxels by which nnU-Net's blur mirrors a window: it fails on one that is no larger along an axis, and is left out."""
+_VALIDATION_SHARE = 10
+"""Training steps per step of pseudo-validation, where the profile does not say."""
+
+
+class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """nnU-Net's trainer for one job; checkpoints are written where epochs end.
+
+    Every epoch draws its random numbers from the seed and its own number: with a single augmenting thread, that is on
+    a CPU, a training that was killed goes on to the same weights.
+    """
+
+    def prepare(self, job: Job, config: TrainingConfig, member: int, report: Report) -> None:
+        """Take over a network of a job, before `initialize`: nnU-Net fixes what its constructor is given."""
+        self.job, self.member, self.report = job, member, report
+        self.work_dir, self.identity = checkpoints.member_folder(Path(job.work_dir), member), f"{job.identity}/{member}"
+        profile = PROFILES[config.profile]
+        self.iterations = config.iterations or profile.iterations
+        self.epoch_steps = min(profile.epoch_steps or config.checkpoint_every, self.iterations)
+        self.num_epochs = math.ceil(self.iterations / self.epoch_steps)
+        self.num_val_iterations_per_epoch = profile.validation_steps or max(1, self.epoch_steps // _VALIDATION_SHARE)
+        self.rest, self._saved = profile.checkpoint_seconds, time.monotonic()
+        self.peak, self.dropout = peak_rate(config), dropout(config)
+        self.history: list[dict[str, float]] = []
+        self._seconds, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a kill included."""
+        return self._seconds + time.monotonic() - self._started
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.history)
+
+    # randomness and schedule --------------------------------------------------------------------------------------
+
+    def reseed(self, *key: int | str) -> None:
+        """Set every global generator that nnU-Net draws from."""
+        seed = int(keyed_generator(self.job.seed, "nnunet", self.member, self.local_rank, *key).integers(2**32))
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss."""
+        self.reseed("weights")
+        # nnU-Net gives the coarsest output no weight: of two levels nothing would be left
+        self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
+        super().initialize()
+        self.note = ""
+        if self.device.type == "cpu":
+            precision = choose_precision(self.device, self._trial())
+            self.note = precision.note
+            if precision.dtype is not None:
+                self.network.forward = _in_bfloat16(self.network.forward)
+            elif self.note:
+                _log.warning("%s: %s", self.work_dir, self.note)
+
+    def _trial(self) -> Trial:
+        """Return what must hold for the plan to be trained in bfloat16."""
+        plan = self.configuration_manager
+        architecture = plan.configuration["architecture"]
+        channels, classes = self.job.in_channels, self.job.snapshot.n_classes
+        return Trial(
+            network=NnUNetNetwork.read(architecture, channels, classes, self.dropout),
+            window=zyx(plan.patch_size),
+            batches=(int(self.batch_size),),
+            threads=torch.get_num_threads(),
+            backward=True,
+        )
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's own optimiser and schedule, or for short trainings AdamW, whose rate each step sets."""
+        if self.peak is None:
+            return super().configure_optimizers()  # type: ignore[no-any-return]
+        optimiser = torch.optim.AdamW(self.network.parameters(), lr=self.peak, weight_decay=_WEIGHT_DECAY)
+        return optimiser, None
+
+    def _set_rate(self) -> float:
+        if self.peak is None:
+            self.lr_scheduler.step(self.num_epochs * self.step / self.iterations)  # the last epoch may be shorter
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = cosine_rate(self.peak, self.step, self.iterations)
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    # augmentation ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's augmentation, which ignores what lies beyond a case and never chooses its algorithm by time."""
+        pipeline = _ignore_padding(nnUNetTrainer.get_training_transforms(*args, **kwargs), kwargs["ignore_label"])
+        if min(args[0]) <= _BLUR_REACH:
+            pipeline.transforms = [
+                t for t in pipeline.transforms if not isinstance(getattr(t, "transform", None), GaussianBlurTransform)
+            ]
+        return pipeline
+
+    @staticmethod
+    def get_validation_transforms(*args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's preparation of validation windows, which ignores what lies beyond a case."""
+        return _ignore_padding(nnUNetTrainer.get_validation_transforms(*args, **kwargs), kwargs["ignore_label"])
+
+    # epochs ---------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Build the loaders and go back to the last checkpoint of the same job, if there is one."""
+        super().on_train_start()
+        state = checkpoints.load_checkpoint(self.work_dir, self.identity)
+        if state is not None:
+            self._load_weights(state["network"])
+            self.optimizer.load_state_dict(state["optimiser"])
+            if self.grad_scaler is not None and state["scaler"] is not None:
+                self.grad_scaler.load_state_dict(state["scaler"])
+            self.current_epoch, self.history, self._seconds = state["epoch"], list(state["losses"]), state["seconds"]
+            self.logger.load_checkpoint({key: list(values) for key, values in state["logging"].items()})
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch."""
+        self.reseed("epoch", self.current_epoch)
+        self.network.train()
+        self.num_iterations_per_epoch = min(self.epoch_steps, self.iterations - self.step)
+        self.logger.log("lrs", self._set_rate(), self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take one step; that of an epoch's end is reported once its pseudo-Dice is known."""
+        rate = self._set_rate()
+        result: dict[str, Any] = super().train_step(batch)
+        value = float(result["loss"])
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is no longer a number at step {self.step + 1}",
+                where=self.job.work_dir,
+                todo="Lower training.learning_rate",
+            )
+        entry = {"step": self.step + 1.0, "loss": value, "learning_rate": rate}
+        self.history.append(entry)
+        if self.step < self.iterations and self.step % self.epoch_steps:
+            self.report(self.step, entry)
+        return result
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Note the pseudo-Dice of the epoch, where a class was seen."""
+        with np.errstate(invalid="ignore"):
+            super().on_validation_epoch_end(val_outputs)
+        dice = float(self.logger.get_value("mean_fg_dice", step=-1))
+        if math.isfinite(dice):
+            self.history[-1]["pseudo_dice"] = dice
+
+    def on_epoch_end(self) -> None:
+        """Report the epoch's last step and, if one is due, write a checkpoint; nnU-Net's own would be unpickled."""
+        self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
+        self.current_epoch += 1
+        if self.local_rank == 0:
+            if self.step == self.iterations or time.monotonic() - self._saved >= self.rest:
+                self._save()
+                self._saved = time.monotonic()
+            self.report(self.step, self.history[-1])
+
+    def on_train_end(self) -> None:
+        """Let the loaders go."""
+        self.disable_checkpointing = True
+        super().on_train_end()
+
+    def plot_network_architecture(self) -> None:
+        """Draw nothing."""
+
+    # weights --------------------------------------------------------------------------------------------------------
+
+    @property
+    def bare_network(self) -> Any:
+        """The network without what DDP and torch.compile wrap around it."""
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.bare_network.load_state_dict(weights, strict=False)
+
+    def _save(self) -> None:
+        checkpoints.save_checkpoint(
+            self.work_dir,
+            {
+                "request": self.identity,
+                "epoch": self.current_epoch,
+                "losses": self.history,
+                "seconds": self.seconds,
+                "network": own_weights(self.bare_network),
+                "optimiser": self.optimizer.state_dict(),
+                "scaler": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+                "logging": {key: _plain(values) for key, values in self.logger.get_checkpoint().items()},
+            },
+        )
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """Return nested lists of Python numbers: what can be read again without unpickling."""
+    return [_plain(v) if isinstance(v, list) else float(v) for v in values]
+
+
+def _ignore_padding(pipeline: Any, ignore: int) -> Any:
+    """Let what lies beyond a case be ignored, not background, and the blur not choose its algorithm by the clock."""
+    for transform in pipeline.transforms:
+        if isinstance(transform, RemoveLabelTransform):
+            transform.set_to = ignore
+        inner = getattr(transform, "transform", None)
+        if isinstance(inner, GaussianBlurTransform):
+            inner.benchmark = False
+    return pipeline
+
+
+def _in_bfloat16(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Return a forward pass in mixed precision with outputs in float32: nnU-Net itself does so on a GPU alone."""
+
+    def mixed(images: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(images)
+        return [stage.float() for stage in logits] if isinstance(logits, list) else logits.float()
+
+    return mixed

@@ -1,0 +1,84 @@
+"""nnU-Net's networks from our record of them, with dropout drawn from keys."""
+
+from __future__ import annotations
+
+import pydoc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rescueseg.models.nnunet.plan import ARCHITECTURES, NnUNetNetwork
+from rescueseg.randomness import keyed_generator
+
+
+def own_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights once each; nnU-Net registers every layer under up to four names."""
+    return {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if ".all_modules." not in name and not name.startswith("decoder.encoder.")
+    }
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `own_weights` returned.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are those of another architecture.
+    """
+    own = own_weights(network)
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise ValueError("the weights are those of another architecture")
+    network.load_state_dict(weights, strict=False)
+
+
+class KeyedDropout(nn.Module):
+    """Drops whole channels (Tompson et al. 2015, arXiv 1411.4280) as the keys of the batch say.
+
+    Parameters
+    ----------
+    rate : float
+        Share of the channels that is dropped.
+    site : int
+        Number of the layer, part of the key.
+    """
+
+    def __init__(self, rate: float, site: int) -> None:
+        super().__init__()
+        self.rate, self.site = rate, site
+        self.keys: Sequence[tuple[int | str, ...]] = ()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Drop channels of (n, c, z, y, x), one key per sample; nothing without keys."""
+        if not self.keys:
+            return features
+        rows = [keyed_generator(*key, "dropout", self.site).random(features.shape[1]) for key in self.keys]
+        kept = torch.from_numpy(np.stack(rows) >= self.rate).to(features)
+        return features * (kept / (1.0 - self.rate))[..., None, None, None]
+
+
+def build_network(plan: NnUNetNetwork) -> nn.Module:
+    """Return the network without deep supervision; only architectures that this package names are built."""
+    arguments: dict[str, Any] = plan.arguments()
+    for name in ("conv_op", "norm_op", "dropout_op", "nonlin"):
+        arguments[name] = pydoc.locate(arguments[name]) if arguments[name] else None
+    network: nn.Module = pydoc.locate(ARCHITECTURES[plan.architecture])(  # type: ignore[operator]
+        input_channels=plan.in_channels, num_classes=plan.n_classes + 1, deep_supervision=False, **arguments
+    )
+    return network
+
+
+def key_dropout(network: nn.Module, rate: float) -> tuple[KeyedDropout, ...]:
+    """Replace every dropout layer by one that is drawn from keys, and return them in their order."""
+    sites: dict[int, KeyedDropout] = {}
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout3d):
+                sites.setdefault(id(child), KeyedDropout(rate, len(sites)))
+                setattr(module, name, sites[id(child)])
+    return tuple(sites.values())

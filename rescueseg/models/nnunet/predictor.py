@@ -1,0 +1,77 @@
+"""Members of a trained nnU-Net: dropout is in every layer, so that each sample is a pass of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import round_up
+from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.members import NetworksPredictor, SampleKey
+from rescueseg.models.nnunet.network import build_network, key_dropout, load_weights
+from rescueseg.models.nnunet.plan import NnUNetPlan
+from rescueseg.models.weights import split_members
+from rescueseg.records import ModelReference
+
+
+class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
+    """The `Predictor` of a model made by `nnunet`.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Module
+        With their weights; more than one for an ensemble.
+    plan : NnUNetPlan
+        As it was trained.
+    config : InferenceConfig
+        Samples, symmetries and window.
+    device : str
+        A torch device.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], plan: NnUNetPlan, config: InferenceConfig, device: str) -> None:
+        wanted = config.window_zyx
+        self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
+        super().__init__(
+            networks,
+            plan.network,
+            config,
+            device,
+            spacing_um_zyx=plan.spacing_um_zyx,
+            window_zyx=round_up(wanted, plan.total_stride_zyx) if wanted else plan.inference_window_zyx,
+            axes=plan.axes,
+            square=False,
+        )
+
+    def _prepare(self, _: nn.Module, images: Tensor) -> Tensor:
+        """Return the images with z, y, x in the network's order."""
+        return images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous()
+
+    def _logits(self, network: nn.Module, prepared: Tensor, keys: Sequence[SampleKey]) -> Tensor:
+        for site in self._dropout[network]:
+            site.keys = keys
+        logits: Tensor = network(prepared)
+        return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
+
+
+def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> NnUNetPredictor:
+    """Load a finished model of a campaign; nothing is unpickled.
+
+    Raises
+    ------
+    InferenceError
+        If the files are not those that the reference's digest names.
+    """
+    weights, description = read_committed(campaign, model)
+    networks = []
+    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+        plan = NnUNetPlan.model_validate(description["plan"])
+        for own in split_members(safetensors.torch.load(weights), plan.members):
+            networks.append(build_network(plan.network))
+            load_weights(networks[-1], own)
+    return NnUNetPredictor(networks, plan, config, device)

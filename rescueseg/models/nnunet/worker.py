@@ -1,0 +1,245 @@
+"""The process of one training: ``python -m rescueseg.models.nnunet.worker``, a job on the first line of its input.
+
+It tells its progress as lines of JSON, and ends when its input does: with the process that started it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+import safetensors.torch
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig, TrainingConfig
+from rescueseg.errors import RescuesegError, storage_errors
+from rescueseg.models import checkpoints
+from rescueseg.models.files import model_errors, read_start, write_atomically
+from rescueseg.models.nnunet.dataset import Dataset, write_dataset
+from rescueseg.models.nnunet.folds import choose_folds
+from rescueseg.models.nnunet.loop import CampaignTrainer, Report
+from rescueseg.models.nnunet.network import load_weights, own_weights
+from rescueseg.models.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan
+from rescueseg.models.nnunet.planner import PLANS, plan_dataset
+from rescueseg.models.nnunet.ranks import watch
+from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unseen_warnings
+from rescueseg.models.weights import join_members, split_members
+from rescueseg.storage import Storage
+
+
+class ChannelHandler(logging.Handler):
+    """Hands warnings to the process that started this one: what is logged here ends in a file that few people read.
+
+    Parameters
+    ----------
+    channel : TextIO
+        Of this process's progress.
+    """
+
+    def __init__(self, channel: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self.channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a warning over."""
+        print(json.dumps({"warning": record.getMessage()}), file=self.channel)
+
+
+def main() -> int:
+    """Run the job; what goes wrong on purpose is told as JSON."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # nnU-Net prints: that belongs in the log
+    job = Job.model_validate_json(sys.stdin.readline())
+    logging.getLogger("rescueseg").addHandler(ChannelHandler(channel))
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        with storage_errors(job.work_dir), _alone(Path(job.work_dir), channel):
+            run(job, channel)
+    except RescuesegError as error:
+        print(json.dumps({"error": [type(error).__name__, error.what, error.where, error.todo]}), file=channel)
+        return 1
+    return 0
+
+
+def _end_with_input() -> None:
+    while os.read(0, 1):  # past Python's buffer, whose lock a forked child would inherit
+        pass
+    os._exit(1)
+
+
+@contextmanager
+def _alone(folder: Path, channel: TextIO) -> Iterator[None]:
+    """Wait until no other training works in a folder, and say so: one whose parent was killed may take a moment to end."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(json.dumps({"waiting": f"another training in {folder}"}), file=channel)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run(job: Job, channel: TextIO) -> None:
+    """Write the dataset, plan, train, and commit the model as the last act."""
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    print(f"=== {begun}: training {job.identity}, process {os.getpid()}", file=sys.stderr, flush=True)
+    write_atomically(Path(job.work_dir, "job.json"), job.model_dump_json(indent=1).encode())
+    config = CampaignConfig.model_validate(job.config)
+    campaign, training = Campaign(Storage(job.campaign_url), config), config.training
+    torch.set_num_threads(training.threads)
+    shutil.rmtree(job.folder, ignore_errors=True)  # what an earlier run left there would be unpickled
+    raw, preprocessed = (Path(str(folder), DATASET) for folder in (nnUNet_raw, nnUNet_preprocessed))
+    preprocessed.mkdir(parents=True)
+    dataset = write_dataset(campaign, job.snapshot, job.spacing_um_zyx, raw)
+    warnings = unseen_warnings(config.classes, dataset.unseen)
+    known = _known_plan(job)
+    plan, reason = plan_dataset(job, training, known, preprocessed)
+    check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
+    start = None if reason else known
+    folds = choose_folds(dataset.cases, training.members)
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    trained, seconds = [], 0.0
+    for member in range(training.members):
+        trained.append(_train(job, training, start, member, bool(folds), channel))
+        seconds += trained[-1].seconds  # now: the clock of a network does not stop while the next one trains
+    _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trained, seconds)
+    shutil.rmtree(job.folder)
+
+
+def _known_plan(job: Job) -> NnUNetPlan | None:
+    """Return the plan of the model to start from."""
+    if job.warm_start is None:
+        return None
+    found = read_start(Path(job.warm_start))
+    assert found is not None, "a folder is named"
+    with model_errors(job.warm_start):
+        return NnUNetPlan.model_validate(found[0]["plan"])
+
+
+def _train(
+    job: Job, config: TrainingConfig, known: NnUNetPlan | None, member: int, folded: bool, channel: TextIO
+) -> CampaignTrainer:
+    """Train a network; on several GPUs this process is the first of nnU-Net's DDP, and the others are started here."""
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        done = member * (config.iterations or PROFILES[config.profile].iterations)
+        print(json.dumps({"step": done + step, "metrics": dict(metrics)}), file=channel)
+
+    weights = _known_weights(job, known, member)
+    if config.gpus == 1:
+        return _fit(job, config, member, folded, weights, report)
+    shared = (job, config, member, folded, weights)
+    others = start_processes(_other_rank, shared, config.gpus - 1, join=False)  # type: ignore[no-untyped-call]
+
+    def failed(message: str) -> None:
+        print(json.dumps({"error": _lost_rank(job, message)}), file=channel)
+        os._exit(1)  # the training here may wait for the lost process for ever
+
+    watching = watch(others, failed)
+    _join_ranks(job, config, member, 0)
+    trainer = _fit(*shared, report)
+    watching.join()
+    torch.distributed.destroy_process_group()
+    return trainer
+
+
+def _lost_rank(job: Job, message: str) -> list[str]:
+    return [
+        "TrainingError",
+        f"a process of nnU-Net's DDP ended: {message}",
+        job.work_dir,
+        "Read nnunet.log there, and run again: the last checkpoint is kept",
+    ]
+
+
+def _known_weights(job: Job, known: NnUNetPlan | None, member: int) -> dict[str, Tensor] | None:
+    """Return the weights to start from; where there are more networks than in the earlier model, they share."""
+    if known is None:
+        return None
+    with model_errors(str(job.warm_start)):
+        every = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
+    return split_members(every, known.members)[member % known.members]
+
+
+def _other_rank(
+    index: int, job: Job, config: TrainingConfig, member: int, folded: bool, weights: dict[str, Tensor] | None
+) -> None:
+    _join_ranks(job, config, member, index + 1)
+    _fit(job, config, member, folded, weights, ignore_progress)
+    torch.distributed.destroy_process_group()
+
+
+def _join_ranks(job: Job, config: TrainingConfig, member: int, rank: int) -> None:
+    torch.cuda.set_device(rank)
+    meeting = f"file://{job.folder / f'ranks{member}'}"
+    torch.distributed.init_process_group("nccl", init_method=meeting, rank=rank, world_size=config.gpus)
+
+
+def _fit(
+    job: Job, config: TrainingConfig, member: int, folded: bool, weights: dict[str, Tensor] | None, report: Report
+) -> CampaignTrainer:
+    """Run nnU-Net's training loop over the preprocessed dataset: all of it, or a fold."""
+    folder, device = Path(str(nnUNet_preprocessed), DATASET), torch.device(job.device)
+    if device.type == "cpu":
+        os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  # augmented here, in order, whatever the clock says
+    plans = json.loads((folder / f"{PLANS}.json").read_text()) | {"continue_training": False}
+    description = json.loads((folder / "dataset.json").read_text())
+    fold = member if folded else "all"
+    trainer = CampaignTrainer(plans, config.nnunet_configuration, fold, description, device)
+    trainer.prepare(job, config, member, report)
+    trainer.initialize()
+    if weights is not None:
+        with model_errors(str(job.warm_start)):
+            load_weights(trainer.bare_network, weights)
+    trainer.run_training()
+    return trainer
+
+
+def _export(
+    job: Job,
+    plan: NnUNetPlan,
+    dataset: Dataset,
+    warnings: list[str],
+    trained: Sequence[CampaignTrainer],
+    seconds: float,
+) -> None:
+    """Commit the finished model."""
+    description = {
+        "format": FORMAT,
+        "trainer": NAME,
+        "request": job.identity,
+        "plan": plan.to_json(),
+        "classes": list(job.config["classes"]),
+        "seed": job.seed,
+        "generation": job.snapshot.generation,
+        "snapshot": job.snapshot.digest,
+        "cases": len(dataset.cases),
+        "warnings": warnings,
+    }
+    log = {
+        "seconds": seconds,
+        "losses": [entry for trainer in trained for entry in trainer.history],
+        "notes": sorted({trainer.note for trainer in trained if trainer.note}),
+    }
+    weights = join_members([own_weights(trainer.bare_network) for trainer in trained])
+    checkpoints.export_model(Path(job.work_dir), weights, description, log)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # what torch and its threads would still tidy up takes seconds

@@ -1,0 +1,203 @@
+"""The training set in memory: items read once, windows drawn from (seed, step)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import TrainingError
+from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
+from rescueseg.labels import IGNORE
+from rescueseg.models.resample import resample
+from rescueseg.models.unet.plan import TrainingPlan
+from rescueseg.randomness import keyed_generator
+from rescueseg.records import Snapshot, SnapshotItem
+from rescueseg.storage import digest_array
+from rescueseg.volumes import open_image
+from rescueseg.volumes.normalise import normalise, read_box
+
+_CACHE_BYTES = 2 * 1024**3
+_SITES = 20_000
+_FOREGROUND_SHARE = 0.5
+_THICK = 99
+"""Percentile of the foreground's depth."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One annotation at the working spacing."""
+
+    image: npt.NDArray[np.float32]
+    """``czyx``, normalised, all that may be read around the patch."""
+    labels: npt.NDArray[np.uint8]
+    """``zyx`` of the same extent; 255 where nobody labelled."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken."""
+        return self.image.nbytes + self.labels.nbytes
+
+
+def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -> Item:
+    """Read one item and bring it to the working spacing.
+
+    Raises
+    ------
+    TrainingError
+        If the label array is not the one the snapshot names, or does not fit its patch.
+    """
+    record = campaign.volume(item.volume_id)
+    read = item.read_box
+    labels = campaign.storage.read_array(item.labels)
+    if labels.shape != item.box.shape_zyx or digest_array(labels) != item.labels_digest:
+        raise TrainingError(
+            "the label array is not the one that was accepted",
+            where=item.labels,
+            todo="Restore the campaign's annotations folder from a backup",
+        )
+    image = normalise(read_box(open_image(campaign, item.volume_id), read), record.normalisation)
+    known = np.full(read.shape_zyx, IGNORE, dtype=np.uint8)
+    inside = item.box.intersection(read)
+    if inside is not None:
+        known[inside.relative_to(read).slices] = labels[inside.relative_to(item.box).slices]
+    shape = resampled_shape(read.shape_zyx, record.spacing_um_zyx, spacing_um_zyx)
+    if shape == read.shape_zyx:
+        return Item(image, known)
+    resized = resample(torch.from_numpy(np.ascontiguousarray(image))[None], shape)[0].numpy()
+    return Item(resized, _resample_labels(known, shape))
+
+
+def _resample_labels(labels: npt.NDArray[np.uint8], shape_zyx: ZYX) -> npt.NDArray[np.uint8]:
+    tensor = torch.from_numpy(labels)[None, None].float()
+    resized = functional.interpolate(tensor, size=shape_zyx, mode="nearest-exact")[0, 0]
+    result: npt.NDArray[np.uint8] = resized.to(torch.uint8).numpy()
+    return result
+
+
+class TrainingSet:
+    """Windows around labelled voxels, classes drawn with equal chance.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Where images and labels lie.
+    snapshot : Snapshot
+        What may be read.
+    plan : TrainingPlan
+        Window and working spacing.
+    cache_bytes : int
+        Memory that items may take; the least recently used ones are read again when needed.
+
+    Raises
+    ------
+    TrainingError
+        If not one voxel is labelled, or a label array is damaged.
+    """
+
+    def __init__(
+        self, campaign: Campaign, snapshot: Snapshot, plan: TrainingPlan, cache_bytes: int = _CACHE_BYTES
+    ) -> None:
+        self._campaign, self._plan, self._limit = campaign, plan, cache_bytes
+        self._items = snapshot.items
+        self._cache: OrderedDict[int, Item] = OrderedDict()
+        self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
+        self._voxels = np.zeros(snapshot.n_classes + 1)
+        for index in range(len(self._items)):
+            self._find_sites(index, snapshot.n_classes)
+        if not self._sites:
+            raise TrainingError(
+                "not one voxel is labelled",
+                where=f"snapshot of generation {snapshot.generation}",
+                todo="Annotate at least one patch, and leave some voxels other than 255",
+            )
+        self.unseen = [c for c in range(1, snapshot.n_classes + 1) if c not in self._sites]
+        """Classes without a labelled voxel."""
+
+    def _item(self, index: int) -> Item:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+        else:
+            self._cache[index] = load_item(self._campaign, self._items[index], self._plan.spacing_um_zyx)
+            while len(self._cache) > 1 and sum(i.bytes for i in self._cache.values()) > self._limit:
+                self._cache.popitem(last=False)
+        return self._cache[index]
+
+    def _find_sites(self, index: int, n_classes: int) -> None:
+        labels = self._item(index).labels.ravel()
+        for value in range(n_classes + 1):
+            found = np.flatnonzero(labels == value)
+            self._voxels[value] += len(found)
+            if len(found):
+                step = -(-len(found) // _SITES)
+                self._sites.setdefault(value, []).append((index, found[::step]))
+
+    def class_weights(self) -> tuple[float, ...]:
+        """Return a weight for each class, background first: one over the root of its share of the labelled voxels.
+
+        The mean over the labelled voxels is 1; a class without any has the weight of the rarest.
+        """
+        share = self._voxels / self._voxels.sum()
+        share = np.where(share > 0, share, share[share > 0].min())
+        weights = share**-0.5
+        return tuple((weights / (weights * self._voxels).sum() * self._voxels.sum()).tolist())
+
+    def half_thickness(self) -> int:
+        """Return the erosions that nearly all of the labelled foreground vanishes after, in voxels of the working spacing."""
+        depths = []
+        for index in range(len(self._items)):
+            labels = self._item(index).labels
+            depths += [_depth(labels == c) for c in range(1, len(self._voxels)) if (labels == c).any()]
+        found = np.concatenate(depths) if depths else np.ones(1)
+        return int(np.percentile(found, _THICK))
+
+    def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
+
+        They depend on `seed` and `step` alone. Every second window, on average, is centred on a foreground class, all
+        classes alike, the others on background. No window reads beyond an item's read box; what is missing there is
+        mirrored and ignored.
+        """
+        return [self._window(keyed_generator(seed, "window", step, i)) for i in range(self._plan.batch_size)]
+
+    def _window(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        foreground = [c for c in sorted(self._sites) if c > 0]
+        share = _FOREGROUND_SHARE if 0 in self._sites else 1.0
+        value = foreground[int(rng.integers(len(foreground)))] if foreground and rng.random() < share else 0
+        places = self._sites[value]
+        index, sites = places[int(rng.integers(len(places)))]
+        item = self._item(index)
+        shape = zyx(item.labels.shape)
+        centre = np.unravel_index(int(sites[int(rng.integers(len(sites)))]), shape)
+        start = [_start(int(c), n, w, rng) for c, n, w in zip(centre, shape, self._plan.window_zyx, strict=True)]
+        return _cut(item, Box(zyx(start), self._plan.window_zyx))
+
+
+def _depth(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return how many erosions by the six neighbours each voxel of the mask bears, one after the other."""
+    depth: npt.NDArray[np.int32] = ndimage.distance_transform_cdt(mask, metric="taxicab")[mask]
+    return depth
+
+
+def _start(centre: int, length: int, window: int, rng: np.random.Generator) -> int:
+    """Return where a window starts along one axis: around its centre and inside, or around all of a short axis."""
+    jitter = int(rng.integers(-(window // 4), window // 4 + 1))
+    if length <= window:
+        return -int(rng.integers(window - length + 1))
+    return int(np.clip(centre + jitter - window // 2, 0, length - window))
+
+
+def _cut(item: Item, box: Box) -> tuple[Tensor, Tensor]:
+    image: npt.NDArray[Any] = read_box(item.image, box)
+    labels = np.full(box.shape_zyx, IGNORE, dtype=np.uint8)
+    inside = box.clip(item.labels.shape)
+    labels[inside.relative_to(box).slices] = item.labels[inside.slices]
+    return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(labels)[None]

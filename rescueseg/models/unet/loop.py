@@ -1,0 +1,181 @@
+"""One network in training: a step at a time, every random number keyed by seed and step, so that it resumes bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rescueseg.errors import TrainingError
+from rescueseg.models import checkpoints
+from rescueseg.models.precision import choose_precision
+from rescueseg.models.schedule import cosine_rate
+from rescueseg.models.training_items import TrainingSet
+from rescueseg.models.trial import Trial
+from rescueseg.models.unet.augment import Augmentation
+from rescueseg.models.unet.losses import Objective
+from rescueseg.models.unet.network import build_network, get_weights, set_weights
+from rescueseg.models.unet.plan import TrainingPlan
+
+_log = logging.getLogger(__name__)
+
+_WEIGHT_DECAY = 1e-4
+_CLIP = 1.0
+
+
+class Run:
+    """One network in training.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets the checkpoint.
+    identity : str
+        Of the request and the network: a checkpoint of another one counts as none.
+    data : TrainingSet
+        Windows.
+    plan : TrainingPlan
+        What is trained, and how.
+    seed : int
+        Of first weights, windows, augmentation and dropout.
+    device : str
+        A torch device.
+    weights : dict of Tensor, optional
+        To start from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        data: TrainingSet,
+        plan: TrainingPlan,
+        *,
+        seed: int,
+        device: str,
+        weights: dict[str, Tensor] | None,
+    ) -> None:
+        self.folder, self.identity, self.data, self.plan, self.seed = folder, identity, data, plan, seed
+        self.device = torch.device(device)
+        self.augment = Augmentation(plan)
+        self.loss = Objective(data, plan).to(self.device)
+        self.network = build_network(plan.network, seed)
+        if weights is not None:
+            set_weights(self.network, weights)
+        self.network.to(self.device).train()
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
+        precision = choose_precision(self.device, training_trial(plan))
+        self.dtype, self.note = precision.dtype, precision.note
+        if self.note:
+            _log.warning("%s: %s", folder, self.note)
+        self.average = get_weights(self.network) if plan.ema else {}
+        self.average = {name: tensor.clone() for name, tensor in self.average.items()}
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
+        self.step = 0
+        self.losses: list[float] = []
+        self._seconds, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the training so far."""
+        return self._seconds + time.monotonic() - self._started
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint of the same request, if there is one."""
+        state = checkpoints.load_checkpoint(self.folder, self.identity)
+        if state is None:
+            return
+        set_weights(self.network, state["network"])
+        self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        checkpoints.save_checkpoint(
+            self.folder,
+            {
+                "request": self.identity,
+                "step": self.step,
+                "losses": self.losses,
+                "seconds": self.seconds,
+                "network": get_weights(self.network),
+                "average": self.average,
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+
+    def advance(self) -> dict[str, float]:
+        """Take one optimiser step; every random number in it derives from the seed and the step."""
+        seed, step = self.seed, self.step
+        images, labels = self._batch(seed, step)
+        rate = learning_rate(self.plan, step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        masks = None
+        if self.plan.network.dropout > 0:
+            keys = [(seed, "train", step, i) for i in range(len(images))]
+            masks = self.network.dropout_masks(keys, self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            features, coarse = self.network.coarse_logits(images)
+            logits = self.network.head(features, masks)
+        loss = self.loss(logits.float(), [stage.float() for stage in coarse], labels, step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is no longer a number at step {step + 1}",
+                where=str(self.folder),
+                todo="Lower training.learning_rate",
+            )
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self._follow()
+        self.step += 1
+        self.losses.append(value)
+        return {"loss": value, "learning_rate": rate}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights; at first it forgets faster, so that the first weights do not stay."""
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        for name, tensor in get_weights(self.network).items() if self.plan.ema else ():
+            self.average[name].lerp_(tensor, 1 - decay)
+
+    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        windows = [
+            self.augment(image, label, seed, step, i) for i, (image, label) in enumerate(self.data.batch(seed, step))
+        ]
+        images = torch.stack([image for image, _ in windows]).to(self.device)
+        labels = torch.stack([label[0] for _, label in windows]).to(self.device)
+        return images, labels.long()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the training has learned."""
+        return self.average if self.plan.ema else get_weights(self.network)
+
+
+def training_trial(plan: TrainingPlan) -> Trial:
+    """Return what must hold for a plan to be trained in bfloat16 with this process's threads."""
+    return Trial(
+        network=plan.network,
+        window=plan.window_zyx,
+        batches=(plan.batch_size,),
+        threads=torch.get_num_threads(),
+        backward=True,
+    )
+
+
+def learning_rate(plan: TrainingPlan, step: int) -> float:
+    """Return the learning rate of a step (from 0): a short linear warm-up, then a cosine to zero."""
+    return cosine_rate(plan.learning_rate, step, plan.iterations)

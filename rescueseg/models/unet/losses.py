@@ -1,0 +1,175 @@
+"""Losses over the labelled voxels alone: Dice with cross-entropy, and what minds topology beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses.cldice import SoftclDiceLoss
+from monai.losses.dice import MaskedDiceLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rescueseg.errors import ConfigError
+from rescueseg.geometry import ZYX
+from rescueseg.labels import IGNORE
+from rescueseg.models.training_items import TrainingSet
+from rescueseg.models.unet.plan import TrainingPlan
+
+MOST_EROSIONS = 8
+BETTI_WINDOW: ZYX = (16, 48, 48)
+"""Largest box that the Betti matching loss looks at; it costs as much processor time as two steps of the network."""
+
+
+class PartialDiceCELoss(nn.Module):
+    """Soft Dice, averaged over the foreground classes present, plus cross-entropy; blind to voxels labelled 255.
+
+    Dice is computed over the batch as one (Milletari et al. 2016, arXiv 1606.04797; the sum with cross-entropy as in
+    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+
+    Parameters
+    ----------
+    class_weights : sequence of float, optional
+        Weight of each class, background first, in the cross-entropy; all alike when omitted.
+    """
+
+    weights: Tensor
+
+    def __init__(self, class_weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        self.dice = MaskedDiceLoss(include_background=False, batch=True, reduction="none")
+        self.register_buffer("weights", torch.tensor(class_weights, dtype=torch.float32), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss; zero, with zero gradient, where no voxel is labelled.
+
+        Parameters
+        ----------
+        logits : Tensor of float32, shape (n, K + 1, z, y, x)
+        labels : Tensor of int64, shape (n, z, y, x)
+            0…K or 255.
+        """
+        target, known = one_hot(labels, logits.shape[1])
+        log_probability = functional.log_softmax(logits, dim=1)
+        dice = self.dice(log_probability.exp(), target, known).flatten()
+        present = target[:, 1:].sum(dim=(0, 2, 3, 4)) > 0
+        counted = target * self.weights.view(1, -1, 1, 1, 1) if len(self.weights) else target
+        cross_entropy = -(log_probability * counted).sum() / counted.sum().clamp(min=1.0)
+        loss: Tensor = cross_entropy + (dice * present).sum() / present.sum().clamp(min=1)
+        return loss
+
+
+class SoftTopologyLoss(nn.Module):
+    """Soft clDice of the foreground classes: how much of each skeleton lies in the other mask.
+
+    Shit et al. 2021, arXiv 2003.07311. Voxels labelled 255 are background in both masks, so that both skeletons end there.
+
+    Parameters
+    ----------
+    erosions : int
+        Steps of the soft skeleton: the structure's half thickness in voxels.
+    """
+
+    def __init__(self, erosions: int) -> None:
+        super().__init__()
+        self.cldice = SoftclDiceLoss(iter_=erosions, include_background=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, between 0 and 1; parameters as in `PartialDiceCELoss.forward`."""
+        target, known = one_hot(labels, logits.shape[1])
+        loss: Tensor = self.cldice(torch.softmax(logits, dim=1) * known, target)
+        return loss
+
+
+class BettiMatchingLoss(nn.Module):
+    """Betti matching: components, loops and cavities of the prediction, matched with those of the truth where they lie.
+
+    Stucki et al. 2024, arXiv 2407.04683, by the package `topolosses`: squared distances between matched intervals of the
+    two barcodes, and the squared length of those without a match, summed. Voxels labelled 255 are background in both.
+
+    Raises
+    ------
+    ConfigError
+        If `topolosses` is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from topolosses.losses.betti_matching import BettiMatchingLoss as Matching
+        except ImportError as error:
+            raise ConfigError(
+                "the Betti matching loss needs the package topolosses",
+                where="training.betti_weight",
+                todo="Install rescueseg[topology], or set it to 0",
+            ) from error
+        self.matching = Matching(use_base_loss=False, alpha=1.0)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the first window, at most `BETTI_WINDOW` around its middle; as `PartialDiceCELoss.forward`."""
+        z, y, x = (_middle(n, most) for n, most in zip(labels.shape[1:], BETTI_WINDOW, strict=True))
+        target, known = one_hot(labels[:1, z, y, x], logits.shape[1])
+        probability = torch.softmax(logits[:1, :, z, y, x], dim=1) * known
+        loss: Tensor = self.matching(probability, target)
+        return loss
+
+
+def one_hot(labels: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Return the labels as (n, channels, z, y, x) float32, zero where 255, and the mask (n, 1, z, y, x) of known voxels."""
+    mask = (labels != IGNORE).unsqueeze(1)
+    classes = functional.one_hot(labels.masked_fill(labels == IGNORE, 0), channels)
+    known = mask.float()
+    return classes.movedim(-1, 1).float() * known, known
+
+
+def _middle(length: int, most: int) -> slice:
+    start = max(0, (length - most) // 2)
+    return slice(start, start + most)
+
+
+class Objective(nn.Module):
+    """What a training minimises: Dice and cross-entropy at every supervised resolution, topology at the finest.
+
+    Parameters
+    ----------
+    data : TrainingSet
+        Gives class weights and thickness where the plan wants them.
+    plan : TrainingPlan
+        Says what counts.
+    """
+
+    def __init__(self, data: TrainingSet, plan: TrainingPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.overlap = PartialDiceCELoss(data.class_weights() if plan.balanced else ())
+        self.terms: list[tuple[float, nn.Module]] = []
+        if plan.topology is not None and plan.topology.cldice:
+            erosions = min(max(data.half_thickness(), 1), MOST_EROSIONS)
+            self.terms.append((plan.topology.cldice, SoftTopologyLoss(erosions)))
+        if plan.topology is not None and plan.topology.betti:
+            self.terms.append((plan.topology.betti, BettiMatchingLoss()))
+
+    def forward(self, logits: Tensor, coarse: Sequence[Tensor], labels: Tensor, step: int) -> Tensor:
+        """Return the loss of a step (from 0).
+
+        Parameters
+        ----------
+        logits : Tensor of float32, shape (n, K + 1, z, y, x)
+        coarse : sequence of Tensor
+            Logits of coarser stages, fine to coarse; each counts half as much as the one before it.
+        labels : Tensor of int64, shape (n, z, y, x)
+            0…K or 255.
+        step : int
+            Decides whether topology counts.
+        """
+        weights = [0.5**i for i in range(len(coarse) + 1)]
+        loss: Tensor = self.overlap(logits, labels) * (weights[0] / sum(weights))
+        for weight, stage in zip(weights[1:], coarse, strict=True):
+            nearest = functional.interpolate(labels[:, None].float(), stage.shape[2:], mode="nearest-exact")
+            loss = loss + self.overlap(stage, nearest[:, 0].long()) * (weight / sum(weights))
+        topology = self.plan.topology
+        if topology is None or step < topology.begin * self.plan.iterations or step % topology.every:
+            return loss
+        for weight, term in self.terms:
+            loss = loss + topology.every * weight * term(logits, labels)
+        return loss

@@ -1,0 +1,241 @@
+"""Chooses window, strides, kernels and working spacing from the physics of the data. Imports neither torch nor MONAI.
+
+The rules are those of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), with a strided first level
+that keeps a CPU in business: an axis is halved at a level only while it is about as fine as the finest one, and is
+convolved over only once it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import InferenceConfig, TrainingConfig
+from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
+from rescueseg.models.survey import scratch_reason, survey
+from rescueseg.models.trainer import Outline
+from rescueseg.records import Record, Snapshot
+
+_POOL_RATIO = 1.5
+_KERNEL_RATIO = 2.5
+_SMALLEST = 4
+_WARM_UP = 20
+_DROPOUT = 0.2
+_LEARNING_RATE = 5e-3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Defaults for a kind of machine; `tests/benchmarks/training_profile.py` measured that of a CPU, at four minutes of one core."""
+
+    channels: tuple[int, ...]
+    window_voxels: int
+    batch_size: int
+    iterations: int
+    inference_scale: float
+    """Voxels of the inference window per voxel of the training window."""
+
+
+PROFILES: dict[str, Profile] = {
+    "cpu": Profile((16, 32, 64, 128), 40_000, 2, 2500, 8.0),
+    "gpu": Profile((32, 64, 128, 256, 320), 64 * 128 * 128, 2, 3000, 2.0),
+}
+
+
+class NetworkPlan(Record):
+    """Everything the network's weights depend on."""
+
+    in_channels: int
+    n_classes: int
+    channels: tuple[int, ...]
+    strides: tuple[ZYX, ...]
+    """Of each level; the first is the stem's."""
+    kernels: tuple[ZYX, ...]
+    dropout: float
+    supervised: int = 0
+    """Decoder stages below the finest that get a loss of their own."""
+
+    @property
+    def total_stride_zyx(self) -> ZYX:
+        """What a window must be a multiple of."""
+        return zyx(math.prod(s[a] for s in self.strides) for a in range(3))
+
+
+class TopologyPlan(Record):
+    """What the loss adds for topology."""
+
+    cldice: float
+    """Weight of soft clDice."""
+    betti: float
+    """Weight of Betti matching."""
+    begin: float
+    """Share of the steps after which they count: a mask must be there before its topology can be mended."""
+    every: int
+    """They count, so many times as much, in every so many steps, for they cost more than the network."""
+
+
+class TrainingPlan(Record):
+    """Everything a training depends on beside its data and its seed."""
+
+    network: NetworkPlan
+    spacing_um_zyx: Spacing
+    """Working spacing; volumes of another spacing are resampled to it."""
+    window_zyx: ZYX
+    inference_window_zyx: ZYX
+    batch_size: int
+    iterations: int
+    learning_rate: float
+    members: int = 1
+    """Networks of the ensemble."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights; 0 for none."""
+    balanced: bool = False
+    """Whether rare classes weigh more in the cross-entropy."""
+    topology: TopologyPlan | None = None
+
+    @property
+    def square(self) -> bool:
+        """Whether y and x may be exchanged: equal spacing and equal window."""
+        _, y, x = self.spacing_um_zyx
+        windows = (self.window_zyx, self.inference_window_zyx)
+        return abs(y - x) <= SAME_SPACING * max(y, x) and all(w[1] == w[2] for w in windows)
+
+
+def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tuple[tuple[ZYX, ...], tuple[ZYX, ...]]:
+    """Return stride and kernel of each level.
+
+    Parameters
+    ----------
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    limit_zyx : tuple of int
+        Training window: no axis is halved below 4 voxels of it.
+    levels : int
+        Depth of the network.
+
+    Returns
+    -------
+    strides, kernels : tuple of tuple of int
+        Each stride 1 or 2, each kernel 1 or 3.
+    """
+    spacing, size = list(spacing_um_zyx), list(limit_zyx)
+    strides, kernels = [], []
+    for _ in range(levels):
+        finest = min(spacing)
+        kernels.append(zyx(3 if s <= _KERNEL_RATIO * finest else 1 for s in spacing))
+        able = [math.ceil(n / 2) >= _SMALLEST for n in size]
+        target = min((s for s, a in zip(spacing, able, strict=True) if a), default=math.inf)
+        stride = [2 if a and s <= _POOL_RATIO * target else 1 for s, a in zip(spacing, able, strict=True)]
+        strides.append(zyx(stride))
+        spacing = [s * t for s, t in zip(spacing, stride, strict=True)]
+        size = [math.ceil(n / t) for n, t in zip(size, stride, strict=True)]
+    return tuple(strides), tuple(kernels)
+
+
+def start_from(known: TrainingPlan, wanted: TrainingPlan, config: TrainingConfig) -> tuple[NetworkPlan | None, str]:
+    """Return the network of a model to start from, or None and why it does not fit.
+
+    What its weights do not depend on follows the settings; so does its depth along each axis, if they name a window.
+    """
+    had, new = known.network, wanted.network
+    spacings = known.spacing_um_zyx, wanted.spacing_um_zyx
+    reason = scratch_reason(
+        {
+            "number of image channels": (had.in_channels, new.in_channels),
+            "number of classes": (had.n_classes, new.n_classes),
+            "training.channels": (had.channels, new.channels),
+            "training.deep_supervision": (had.supervised, new.supervised),
+            "working spacing": (same_spacing(*spacings), True),
+        }
+    )
+    if not reason and config.window_zyx is not None:
+        reason = scratch_reason({"training.window_zyx": ((had.strides, had.kernels), (new.strides, new.kernels))})
+    return (None, reason) if reason else (had.model_copy(update={"dropout": new.dropout}), "")
+
+
+def make_plan(
+    config: TrainingConfig,
+    *,
+    in_channels: int,
+    n_classes: int,
+    spacing_um_zyx: Spacing,
+    volume_zyx: ZYX,
+    field_zyx: ZYX,
+    network: NetworkPlan | None = None,
+    topology: bool = False,
+) -> TrainingPlan:
+    """Plan a training.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        What it leaves open is chosen here.
+    in_channels, n_classes : int
+        Image channels, foreground classes.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    volume_zyx : tuple of int
+        Smallest extent of the volumes along each axis, in voxels of the working spacing: bounds the inference window.
+    field_zyx : tuple of int
+        Largest extent of what training may read around a patch: a longer window would hold padding alone.
+    network : NetworkPlan, optional
+        The network of a model to start from, kept as it is.
+    topology : bool
+        Whether the loss minds topology.
+    """
+    profile = PROFILES[config.profile]
+    wanted_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
+    if network is None:
+        channels = config.channels or profile.channels
+        strides, kernels = choose_strides(spacing_um_zyx, wanted_window, len(channels))
+        network = NetworkPlan(
+            in_channels=in_channels,
+            n_classes=n_classes,
+            channels=channels,
+            strides=strides,
+            kernels=kernels,
+            dropout=_DROPOUT if config.dropout is None else config.dropout,
+            supervised=len(channels) - 2 if config.deep_supervision else 0,
+        )
+    multiple = network.total_stride_zyx
+    window = round_up(wanted_window, multiple)
+    wanted = round(math.prod(window) * profile.inference_scale)
+    larger = isotropic_shape(spacing_um_zyx, wanted, volume_zyx)
+    return TrainingPlan(
+        network=network,
+        spacing_um_zyx=spacing_um_zyx,
+        window_zyx=window,
+        inference_window_zyx=round_up([max(a, b) for a, b in zip(larger, window, strict=True)], multiple),
+        batch_size=config.batch_size or profile.batch_size,
+        iterations=config.iterations or profile.iterations,
+        learning_rate=config.learning_rate or _LEARNING_RATE,
+        members=config.members,
+        ema=config.ema,
+        balanced=config.balanced_classes,
+        topology=TopologyPlan(cldice=config.cldice_weight, betti=config.betti_weight, begin=0.5, every=2)
+        if topology
+        else None,
+    )
+
+
+def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+    """Say what a training of the U-Net on a snapshot would be; no image is read. Raises as `survey` does."""
+    config, found = campaign.config.training, survey(campaign, snapshot)
+    plan = make_plan(
+        config,
+        in_channels=found.in_channels,
+        n_classes=snapshot.n_classes,
+        spacing_um_zyx=found.spacing_um_zyx,
+        volume_zyx=found.volume_zyx,
+        field_zyx=found.field_zyx,
+    )
+    steps = plan.iterations * plan.members
+    return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")
+
+
+def inference_window(plan: TrainingPlan, config: InferenceConfig) -> ZYX:
+    """Return the inference window in voxels of the working spacing: the configured one, or the plan's."""
+    if config.window_zyx is None:
+        return plan.inference_window_zyx
+    return round_up(config.window_zyx, plan.network.total_stride_zyx)

@@ -1,0 +1,75 @@
+"""Members of trained `StridedUNet`s: dropout is in the head alone, so that all samples share the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import safetensors.torch
+from torch import Tensor
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
+from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.members import NetworksPredictor, SampleKey
+from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
+from rescueseg.models.unet.plan import TrainingPlan, inference_window
+from rescueseg.models.weights import split_members
+from rescueseg.records import ModelReference
+
+Features = tuple[Tensor, Tensor]
+
+
+class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
+    """The `Predictor` of a model made by `monai_unet` or `monai_unet_topology`.
+
+    Parameters
+    ----------
+    networks : sequence of StridedUNet
+        With their weights; several for an ensemble.
+    plan : TrainingPlan
+        As it was trained.
+    config : InferenceConfig
+        Samples, symmetries and window.
+    device : str
+        A torch device.
+    """
+
+    def __init__(
+        self, networks: Sequence[StridedUNet], plan: TrainingPlan, config: InferenceConfig, device: str
+    ) -> None:
+        window = inference_window(plan, config)
+        super().__init__(
+            networks,
+            plan.network,
+            config,
+            device,
+            spacing_um_zyx=plan.spacing_um_zyx,
+            window_zyx=window,
+            square=plan.square and window[1] == window[2],
+        )
+
+    def _prepare(self, network: StridedUNet, images: Tensor) -> Features:
+        return network.features(images.contiguous())
+
+    def _logits(self, network: StridedUNet, prepared: Features, keys: Sequence[SampleKey]) -> Tensor:
+        masks = network.dropout_masks(keys, self._device) if network.plan.dropout > 0 else None
+        return network.head(prepared, masks)
+
+
+def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
+    """Load a finished model of a campaign; nothing is unpickled.
+
+    Raises
+    ------
+    InferenceError
+        If the files are not those that the reference's digest names.
+    """
+    weights, description = read_committed(campaign, model)
+    networks = []
+    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+        plan = TrainingPlan.model_validate(description["plan"])
+        for own in split_members(safetensors.torch.load(weights), plan.members):
+            networks.append(build_network(plan.network, seed=0))
+            set_weights(networks[-1], own)
+    return UNetPredictor(networks, plan, config, device)

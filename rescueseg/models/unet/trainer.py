@@ -1,0 +1,234 @@
+"""A strided MONAI U-Net planned from spacing, trained with Dice and cross-entropy, and with a loss for topology on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import ConfigError
+from rescueseg.models import checkpoints
+from rescueseg.models.files import model_errors, read_finished, read_start
+from rescueseg.models.survey import survey
+from rescueseg.models.trainer import (
+    WEIGHTS_FILE,
+    Progress,
+    TrainedModel,
+    TrainerCapabilities,
+    TrainingRequest,
+    check_request,
+    unseen_warnings,
+)
+from rescueseg.models.training_items import TrainingSet
+from rescueseg.models.unet.loop import Run, learning_rate
+from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, start_from
+from rescueseg.models.unet.predictor import load_predictor
+from rescueseg.models.weights import join_members, split_members
+from rescueseg.randomness import keyed_generator
+from rescueseg.records import Snapshot
+from rescueseg.storage import digest_json
+
+__all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
+
+FORMAT = 2
+"""Raised when the same request would train another model."""
+
+
+class MonaiUNetTrainer:
+    """Trains `StridedUNet`; see `rescueseg.models.unet.plan` for what it decides by itself."""
+
+    name = "monai_unet"
+    topology = False
+    """Whether the loss minds topology."""
+    capabilities = TrainerCapabilities(partial_labels=True)
+
+    def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
+        """Train, or go on training, and commit `work_dir/model` as the last act.
+
+        Parameters
+        ----------
+        request : TrainingRequest
+            With `campaign.config.training` as settings. Threads are set for the training and then restored.
+        progress : callable
+            Gets each step (from 1) with its `loss` and `learning_rate`; after a kill it starts again behind the last
+            checkpoint.
+
+        Returns
+        -------
+        TrainedModel
+            The same digest for the same request on the same machine, whatever happened in between.
+
+        Raises
+        ------
+        TrainingError
+            If no voxel is labelled, a label array is damaged, the loss is no longer a number, or the model to start
+            from is missing or damaged; one of another plan is a warning, and the training starts from scratch.
+        StorageError
+            If the disk is full; the last checkpoint stays.
+        """
+        check_request(self.name, self.capabilities, request)
+        plan, start, reason = _plan_request(request, self.topology)
+        identity = _request_digest(request, plan, start)
+        finished = read_finished(request.work_dir, identity)
+        if finished is not None:
+            return finished
+        config = request.campaign.config.training
+        with _fixed_execution(config.threads):
+            self._train(request, plan, identity, reason, progress)
+        model = read_finished(request.work_dir, identity)
+        assert model is not None
+        return model
+
+    def _train(
+        self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: Progress
+    ) -> None:
+        """Train the networks one after the other, then commit the model."""
+        every = request.campaign.config.training.checkpoint_every
+        data = TrainingSet(request.campaign, request.snapshot, plan)
+        folder = None if reason else request.warm_start
+        runs: list[Run] = []
+        seconds = 0.0
+        for member in range(plan.members):
+            run = Run(
+                checkpoints.member_folder(request.work_dir, member),
+                f"{identity}/{member}",
+                data,
+                plan,
+                seed=member_seed(request.seed, member),
+                device=request.device,
+                weights=_known_weights(folder, member),
+            )
+            run.resume()
+            while run.step < plan.iterations:
+                metrics = run.advance()
+                progress(member * plan.iterations + run.step, metrics)
+                if run.step % every == 0 or run.step == plan.iterations:
+                    run.save()
+            runs.append(run)
+            seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
+        warnings = [*unseen_warnings(request.campaign.config.classes, data.unseen), *([reason] if reason else [])]
+        self._export(request, plan, identity, warnings, runs, seconds)
+
+    def _export(
+        self,
+        request: TrainingRequest,
+        plan: TrainingPlan,
+        identity: str,
+        warnings: list[str],
+        runs: Sequence[Run],
+        seconds: float,
+    ) -> None:
+        """Commit the finished model."""
+        description = {
+            "format": FORMAT,
+            "trainer": self.name,
+            "request": identity,
+            "plan": plan.to_json(),
+            "classes": list(request.campaign.config.classes),
+            "seed": request.seed,
+            "generation": request.snapshot.generation,
+            "snapshot": request.snapshot.digest,
+            "warnings": warnings,
+        }
+        losses = [
+            {"step": i + 1.0, "loss": loss, "learning_rate": learning_rate(plan, i % plan.iterations)}
+            for i, loss in enumerate(loss for run in runs for loss in run.losses)
+        ]
+        log = {"seconds": seconds, "losses": losses, "notes": sorted({run.note for run in runs if run.note})}
+        checkpoints.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Return the seed of one network of an ensemble; the first has the request's own."""
+    return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
+
+
+def _known_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
+    """Return the weights to start from; where there are more networks than in the earlier model, they share."""
+    found = read_start(folder)
+    if folder is None or found is None:
+        return None
+    with model_errors(str(folder)):
+        members = TrainingPlan.model_validate(found[0]["plan"]).members
+        return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
+
+
+class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
+    """The same network, trained with soft clDice and, on request, Betti matching beside Dice and cross-entropy."""
+
+    name = "monai_unet_topology"
+    topology = True
+    capabilities = TrainerCapabilities(partial_labels=True, topology_terms=True, exact_on=("cpu",))
+    """On a GPU soft clDice's max-pooling adds up its gradients in any order."""
+
+
+def plan_training(
+    campaign: Campaign, snapshot: Snapshot, network: NetworkPlan | None = None, *, topology: bool = False
+) -> TrainingPlan:
+    """Plan the training of a snapshot, with a loss that minds topology or without, for a network or a new one.
+
+    Raises
+    ------
+    TrainingError
+        If the snapshot is empty, or its volumes differ in their number of channels.
+    ConfigError
+        If `training.channels` names fewer than three levels.
+    """
+    config = campaign.config.training
+    if config.channels is not None and len(config.channels) < 3:
+        raise ConfigError("too few levels", where="training.channels", todo="Name at least three, such as [16, 32, 64]")
+    found = survey(campaign, snapshot)
+    return make_plan(
+        config,
+        in_channels=found.in_channels,
+        n_classes=snapshot.n_classes,
+        network=network,
+        spacing_um_zyx=found.spacing_um_zyx,
+        volume_zyx=found.volume_zyx,
+        field_zyx=found.field_zyx,
+        topology=topology,
+    )
+
+
+def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:
+    """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
+    campaign, snapshot = request.campaign, request.snapshot
+    plan = plan_training(campaign, snapshot, topology=topology)
+    found = read_start(request.warm_start)
+    if found is None:
+        return plan, "", ""
+    with model_errors(str(request.warm_start)):
+        known = TrainingPlan.model_validate(found[0]["plan"])
+    network, reason = start_from(known, plan, campaign.config.training)
+    return plan_training(campaign, snapshot, network, topology=topology), found[1], reason
+
+
+@contextmanager
+def _fixed_execution(threads: int) -> Iterator[None]:
+    """Fix the number of threads and cuDNN's choice of algorithms, then restore both."""
+    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.deterministic = deterministic
+
+
+def _request_digest(request: TrainingRequest, plan: TrainingPlan, start: str) -> str:
+    """Return the identity of a training: what decides its weights."""
+    return digest_json(
+        {
+            "format": FORMAT,
+            "plan": plan.to_json(),
+            "snapshot": request.snapshot.digest,
+            "seed": request.seed,
+            "warm_start": start,
+        }
+    )

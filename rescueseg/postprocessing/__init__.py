@@ -1,0 +1,1 @@
+"""From probabilities to masks: what is cleaned before a person sees them."""

@@ -1,0 +1,58 @@
+"""Whether enough patches are accepted for a generation, and the locks under which that is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import QueueError
+from rescueseg.queue.ledger import HeldLock
+from rescueseg.queue.store import QueueStore
+
+
+def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
+    """Tell whether enough patches were accepted since the last generation, and in a sentence how many.
+
+    Enough are ``trigger.accepted_patches``, or all that were asked for when those are fewer.
+    """
+    accepted, wanted = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
+    reason = f"{accepted} of {wanted} patches accepted since the last generation"
+    if 0 < accepted < wanted:
+        states = {ticket.status for ticket in store.tickets(purpose="pool")}
+        if states <= {"accepted", "skipped"}:
+            return True, f"{reason}, and no more were asked for"
+    return accepted >= wanted, reason
+
+
+@contextmanager
+def campaign_lock(
+    campaign: Campaign, store: QueueStore, *, name: str = "generation", refuse: bool = True
+) -> Iterator[HeldLock | None]:
+    """Hold one of the campaign's locks during the block.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : QueueStore
+        Its queue, which keeps the locks.
+    name : str
+        What is locked.
+    refuse : bool
+        Raise when somebody else holds it; yield None otherwise.
+
+    Raises
+    ------
+    QueueError
+        If somebody else holds it and `refuse` is set.
+    """
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(store.lock(name, f"{name} of {campaign.config.name}"))
+        except QueueError:
+            if refuse:
+                raise
+            yield None
+            return
+        yield held

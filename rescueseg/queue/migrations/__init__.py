@@ -1,0 +1,1 @@
+"""Alembic scripts of the queue's database; `rescueseg.queue.database` runs them."""

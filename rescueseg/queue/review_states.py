@@ -1,0 +1,137 @@
+"""What a reviewer's events do to a ticket, and those that settle a blind pair; part of `rescueseg.queue.states`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rescueseg.errors import QueueError
+from rescueseg.queue.events import (
+    Accept,
+    AnnotationState,
+    Audit,
+    Compare,
+    Decide,
+    Fix,
+    Reject,
+    Reservation,
+    Reserve,
+    SetAgreement,
+    StoreAnnotation,
+)
+from rescueseg.queue.records import Verdict
+from rescueseg.queue.ticket_state import Instructions, TicketState, annotation_id, chain, move
+
+
+def _judge(ticket: TicketState, verdict: Verdict, only: str | None = None) -> TicketState:
+    """Return the ticket with a verdict on its undecided annotations, or on one of them."""
+    judged = tuple(
+        replace(a, verdict=verdict) if a.verdict == "submitted" and only in (None, a.annotation_id) else a
+        for a in ticket.annotations
+    )
+    return replace(ticket, annotations=judged)
+
+
+def _demand_submitted(ticket: TicketState, verb: str) -> None:
+    if ticket.status != "submitted":
+        raise QueueError(
+            f"the ticket is {ticket.status}; only a submitted one can be {verb}",
+            where=f"ticket {ticket.ticket_id}",
+            todo="An accepted annotation stays; add a new ticket for the same patch to replace it"
+            if ticket.status == "accepted"
+            else "Wait until its labels are handed in",
+        )
+
+
+def compare(ticket: TicketState, event: Compare) -> Instructions:
+    """Write down how well the halves of a blind pair agree."""
+    if ticket.status == "accepted" or ticket.agreement is not None:
+        return Instructions(ticket)
+    _demand_submitted(ticket, "compared")
+    if set(event.annotation_ids) != {a.annotation_id for a in ticket.standing}:
+        raise QueueError(
+            "other labels were handed in meanwhile", where=f"ticket {ticket.ticket_id}", todo="Compare those"
+        )
+    audit = Audit("compared", "rescueseg", ticket.status, ticket.status, details=event.details)
+    return Instructions(replace(ticket, agreement=event.agreement), (SetAgreement(event.agreement), audit))
+
+
+def accept(ticket: TicketState, event: Accept) -> Instructions:
+    """Take a version."""
+    taken_before = [a.version for a in ticket.annotations if a.verdict == "accepted"]
+    if ticket.status == "accepted" and event.version in (None, *taken_before):
+        return Instructions(ticket)
+    _demand_submitted(ticket, "accepted")
+    if event.version is not None and event.version not in [a.version for a in ticket.standing]:
+        raise QueueError(
+            f"there is no version {event.version} that was not sent back",
+            where=f"ticket {ticket.ticket_id}",
+            todo=f"Versions: {', '.join(str(a.version) for a in ticket.standing)}",
+        )
+    taken = max((a for a in ticket.standing if event.version in (None, a.version)), key=lambda a: a.version)
+    audit = Audit(
+        "accepted",
+        event.actor,
+        ticket.status,
+        "accepted",
+        taken.lease_id or "",
+        {"annotation_id": taken.annotation_id, "version": taken.version},
+    )
+    judged = _judge(ticket, "accepted", taken.annotation_id)
+    return move(judged, "accepted", audit, Decide(taken.annotation_id, "accepted", event.actor))
+
+
+def reject(ticket: TicketState, event: Reject) -> Instructions:
+    """Send the work back."""
+    if ticket.status == "queued" and ticket.annotations and not ticket.standing:
+        return Instructions(ticket)
+    _demand_submitted(ticket, "rejected")
+    undecided = [a.annotation_id for a in ticket.standing]
+    kept = tuple(
+        Reservation(a.assignment_id, a.annotator, event.until)
+        for a in ticket.standing
+        if a.assignment_id is not None and event.until is not None
+    )
+    details = {"comment": event.comment, "annotation_ids": undecided}
+    if event.until is not None:
+        details["until"] = event.until.isoformat()
+    forgotten = () if ticket.agreement is None else (SetAgreement(None),)
+    rejected = move(
+        replace(_judge(ticket, "rejected"), reservations=kept, agreement=None),
+        "rejected",
+        Audit("rejected", event.actor, ticket.status, "rejected", details=details),
+        *(Decide(number, "rejected", event.actor, event.comment) for number in undecided),
+        *map(Reserve, kept),
+        *forgotten,
+    )
+    audit = Audit("requeued", event.actor, "rejected", "queued")
+    return chain(rejected, move(rejected.ticket, "queued", audit))
+
+
+def fix(ticket: TicketState, event: Fix) -> Instructions:
+    """Add a version that no annotator handed in, and accept it."""
+    for done in ticket.annotations:
+        made = (done.digest, done.annotator, done.origin)
+        if done.verdict == "accepted" and made == (event.digest, event.actor, event.origin):
+            return Instructions(ticket)
+    _demand_submitted(ticket, "fixed")
+    version = 1 + max(a.version for a in ticket.annotations)
+    annotation = AnnotationState(
+        annotation_id(ticket.ticket_id, version, event.digest),
+        None,
+        None,
+        version,
+        event.actor,
+        event.digest,
+        origin=event.origin,
+    )
+    details = {"annotation_id": annotation.annotation_id, "version": version, "digest": event.digest}
+    audit = Audit(
+        "fixed" if event.origin == "reviewer" else "consensus",
+        event.actor,
+        "submitted",
+        "submitted",
+        details=details,
+    )
+    added = replace(ticket, annotations=(*ticket.annotations, annotation))
+    stored = Instructions(added, (StoreAnnotation(annotation, event.seconds), audit))
+    return chain(stored, accept(added, Accept(event.actor, version)))

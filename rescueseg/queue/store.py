@@ -1,0 +1,403 @@
+"""The annotation queue: a thin store over the state machine, one immediate transaction per call."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from rescueseg.errors import QueueError, TicketNotFoundError
+from rescueseg.queue.database import Database
+from rescueseg.queue.events import IDLE_SECONDS, Claim, Expire, Heartbeat, Prefill, Release, Skip, Submit, Withdraw
+from rescueseg.queue.execute import Clock, box_columns, classes_text, execute, labels_digest, load
+from rescueseg.queue.next_ticket import due_tickets, next_ticket
+from rescueseg.queue.records import AnnotationRecord, Filters, Lease, NewTicket
+from rescueseg.queue.review_store import ReviewStore, check_seconds, stored
+from rescueseg.queue.states import transition
+from rescueseg.queue.tables import annotation_table, assignments, audit, leases, owner, tickets
+from rescueseg.records import LabelReference, Purpose
+
+if TYPE_CHECKING:
+    from rescueseg.campaign import Campaign
+
+
+def utc_now() -> datetime:
+    """Return the time, in UTC."""
+    return datetime.now(UTC)
+
+
+def open_queue(campaign: Campaign) -> QueueStore:
+    """Open a campaign's queue, its database made or brought up to date.
+
+    Raises
+    ------
+    QueueError
+        If the database belongs to another campaign, or lies on a network file system.
+    StorageError
+        If the database cannot be reached.
+    """
+    store = QueueStore(campaign.database_url)
+    store.migrate()
+    store.belong_to(campaign.config.name)
+    return store
+
+
+class QueueStore(ReviewStore):
+    """The queue of one campaign. Safe to use from many processes and threads at once.
+
+    Parameters
+    ----------
+    database_url : str or sqlalchemy.URL
+        SQLAlchemy URL. SQLite (one file on a local disk, WAL) or PostgreSQL; one database or schema per campaign.
+    clock : callable, optional
+        Returns the time in UTC; for tests.
+
+    Raises
+    ------
+    ConfigError
+        If the URL cannot be used.
+    QueueError
+        If it names a SQLite file on a network file system.
+    """
+
+    def __init__(self, database_url: str | sa.URL, *, clock: Clock = utc_now) -> None:
+        super().__init__(Database(database_url), clock)
+
+    def migrate(self) -> None:
+        """Make the tables or bring them up to date; several processes may do so at once."""
+        self._database.migrate()
+
+    def close(self) -> None:
+        """Let go of the database connections; the store can be used again."""
+        self._database.engine.dispose()
+
+    def belong_to(self, campaign: str) -> None:
+        """Write down whose queue this is, once.
+
+        Raises
+        ------
+        QueueError
+            If it is another campaign's.
+        """
+        with self._database.read() as connection:
+            name = connection.execute(sa.select(owner.c.campaign)).scalar()
+        if name is None:
+            with self._database.write() as connection:
+                if not self._database.is_sqlite:
+                    connection.execute(sa.text("LOCK TABLE owner IN EXCLUSIVE MODE"))
+                name = connection.execute(sa.select(owner.c.campaign)).scalar()
+                if name is None:
+                    connection.execute(sa.insert(owner).values(number=1, campaign=campaign))
+                    return
+        if name != campaign:
+            raise QueueError(
+                f"the database holds the queue of campaign '{name}', not of '{campaign}'",
+                where=self._database.where,
+                todo="Give each campaign a database (or PostgreSQL schema) of its own: database_url in campaign.toml",
+            )
+
+    # tickets ------------------------------------------------------------------------------------------------------
+
+    def add_tickets(self, new: Sequence[NewTicket]) -> int:
+        """Put patches in the queue; a ticket already there (by id) stays as it is.
+
+        Returns
+        -------
+        int
+            How many were new.
+
+        Raises
+        ------
+        QueueError
+            If a ticket of that id is there for another patch or purpose.
+        """
+        added = 0
+        now = self._clock()
+        with self._database.write() as connection:
+            for ticket in sorted(new, key=lambda t: t.ticket_id):
+                added += self._add_ticket(connection, ticket, now)
+        return added
+
+    def _add_ticket(self, connection: Connection, ticket: NewTicket, now: datetime) -> bool:
+        plain = ticket.model_dump(exclude={"box"}) | {"classes": classes_text(ticket.classes)}
+        values = plain | box_columns(ticket.box) | {"status": "queued", "created_at": now, "updated_at": now}
+        insert = self._insert_if_new(tickets).values(values)
+        if connection.execute(insert).rowcount == 0:
+            there = self._ticket(connection, ticket.ticket_id)
+            if (there.patch, there.purpose) != (ticket.patch, ticket.purpose):
+                raise QueueError(
+                    f"there is a ticket of that id for {there.purpose} patch {there.box} of '{there.volume_id}'",
+                    where=f"ticket {ticket.ticket_id}",
+                    todo="Give the new ticket another id",
+                )
+            return False
+        parts = [{"ticket_id": ticket.ticket_id, "number": n + 1} for n in range(ticket.annotators)]
+        connection.execute(sa.insert(assignments), parts)
+        connection.execute(
+            sa.insert(audit).values(
+                at=now,
+                ticket_id=ticket.ticket_id,
+                event="created",
+                actor="rescueseg",
+                before="",
+                after="queued",
+                lease_id="",
+                details={"generation": ticket.generation, "reason": ticket.reason},
+            )
+        )
+        return True
+
+    def prefill(self, ticket_id: str, path: str, method: str, classes: Sequence[str] = ()) -> None:
+        """Give a queued pool ticket the mask that its annotator starts from; the same one again changes nothing.
+
+        Parameters
+        ----------
+        ticket_id : str
+            The ticket.
+        path : str
+            Path of the mask below the campaign (npz, uint8 zyx).
+        method : str
+            What made it, for the audit trail.
+        classes : sequence of str
+            Names of the classes it holds.
+
+        Raises
+        ------
+        QueueError
+            If the ticket is not queued, or is one of the holdout.
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.write() as connection:
+            self._apply(connection, ticket_id, Prefill(path, method, tuple(classes)), self._clock())
+
+    def withdraw(self, ticket_id: str, actor: str, reason: str) -> None:
+        """Take a ticket that nobody works on out of the queue; again is no error.
+
+        Raises
+        ------
+        QueueError
+            If somebody works on it or has handed it in.
+        TicketNotFoundError
+            If there is none of that id.
+        """
+        with self._database.write() as connection:
+            self._apply(connection, ticket_id, Withdraw(actor, reason), self._clock())
+
+    # leases -------------------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        annotator: str,
+        lease_seconds: float,
+        *,
+        purpose: Purpose | None = None,
+        ticket_id: str | None = None,
+        resume: bool = False,
+        filters: Filters | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> Lease | None:
+        """Lease the next ticket to somebody, in one transaction.
+
+        Higher priority goes first, then what was sent back to this person, then holdout tickets, then the higher
+        score; see `rescueseg.queue.next_ticket.choose`. Leases that ran out are ended on the way.
+
+        Parameters
+        ----------
+        annotator : str
+            Who will work on it.
+        lease_seconds : float
+            How long the ticket is theirs without a heartbeat.
+        purpose : {"pool", "validation", "test"}, optional
+            Only tickets of this purpose.
+        ticket_id : str, optional
+            This ticket and no other; a skipped one is taken up again.
+        resume : bool
+            Return the oldest lease that this person already holds, if any, before granting a new one.
+        filters : Filters, optional
+            Only such tickets.
+        idle_seconds : float
+            Longest gap between two heartbeats that counts as work.
+
+        Returns
+        -------
+        Lease or None
+            None when there is nothing to do.
+
+        Raises
+        ------
+        QueueError
+            If the named ticket cannot be claimed, or a name or duration is not valid.
+        TicketNotFoundError
+            If there is no ticket of that id.
+        """
+        if not annotator or len(annotator) > 128 or not lease_seconds > 0:
+            raise QueueError("a claim needs a name of up to 128 letters and a lease of more than 0 seconds")
+        now = self._clock()
+        wanted = filters or Filters(purpose=purpose)
+        with self._database.write() as connection:
+            self._sweep(connection, now)
+            if resume:
+                held = self._held(connection, annotator, wanted.purpose, ticket_id)
+                if held:
+                    return self._lease(connection, held)
+            by_id = ticket_id is not None
+            claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id, float(idle_seconds))
+            chosen = ticket_id or next_ticket(connection, annotator, now, wanted)
+            if chosen is None:
+                return None
+            self._apply(connection, chosen, claim, now)
+            return self._lease(connection, claim.lease_id)
+
+    def _sweep(self, connection: Connection, now: datetime) -> int:
+        """End leases that ran out; tickets locked by others are theirs to sweep."""
+        found = due_tickets(connection, now)
+        for ticket_id in found:
+            self._apply(connection, ticket_id, Expire(now), now)
+        return len(found)
+
+    def _held(
+        self, connection: Connection, annotator: str, purpose: Purpose | None = None, ticket_id: str | None = None
+    ) -> str | None:
+        query = (
+            sa.select(leases.c.lease_id)
+            .join(tickets)
+            .where(leases.c.annotator == annotator, leases.c.ended.is_(None))
+            .order_by(leases.c.granted_at, leases.c.lease_id)
+        )
+        if purpose is not None:
+            query = query.where(tickets.c.purpose == purpose)
+        if ticket_id is not None:
+            query = query.where(tickets.c.ticket_id == ticket_id)
+        found = connection.execute(query).scalars().first()
+        return None if found is None else str(found)
+
+    def heartbeat(self, lease_id: str, annotator: str, active_seconds: float = 0.0) -> Lease:
+        """Move a lease's expiry to its full length from now, and add to its account of work.
+
+        Parameters
+        ----------
+        lease_id, annotator : str
+            The lease and its holder.
+        active_seconds : float
+            Work since the last sign of life, at most the time since then; 0 when the tool does not know: then the
+            time since then counts, at most the lease's `idle_seconds`.
+
+        Raises
+        ------
+        LeaseExpiredError, NotYourLeaseError, TicketNotFoundError
+            If the lease ran out, is somebody else's, or does not exist.
+        QueueError
+            If the time is negative or no number.
+        """
+        check_seconds(active_seconds)
+        return self._on_lease(Heartbeat(lease_id, annotator, self._clock(), float(active_seconds)))
+
+    def release(self, lease_id: str, annotator: str) -> None:
+        """Give a ticket back untouched; again is no error. Errors as in `heartbeat`."""
+        self._on_lease(Release(lease_id, annotator, self._clock()))
+
+    def skip(self, lease_id: str, annotator: str, reason: str) -> None:
+        """Take a ticket out of the queue because it cannot be annotated; again is no error.
+
+        Raises
+        ------
+        QueueError
+            If no reason is given, or others work on the ticket; otherwise as in `heartbeat`.
+        """
+        if not reason.strip():
+            raise QueueError("a skip needs a reason", where=lease_id, todo="Say in a few words what is wrong")
+        self._on_lease(Skip(lease_id, annotator, self._clock(), reason))
+
+    def expire(self, now: datetime | None = None) -> int:
+        """End the leases that ran out; return how many tickets that touched."""
+        moment = now or self._clock()
+        with self._database.write() as connection:
+            return self._sweep(connection, moment)
+
+    # labels -------------------------------------------------------------------------------------------------------
+
+    def check_submit(self, lease_id: str, annotator: str, digest: str) -> None:
+        """Raise what `submit` would raise, and change nothing."""
+        with self._database.read() as connection:
+            ticket_id = self._ticket_of(connection, lease_id)
+            transition(load(connection, ticket_id, lock=False), Submit(lease_id, annotator, self._clock(), digest))
+
+    def submit(
+        self,
+        lease_id: str,
+        annotator: str,
+        label: LabelReference,
+        tool: str,
+        seconds: float | None,
+        voxels_corrected: int,
+        *,
+        accept: bool = False,
+        active_seconds: float = 0.0,
+        instances: LabelReference | None = None,
+        overridden: Sequence[str] = (),
+    ) -> AnnotationRecord:
+        """Hand in labels. The same lease and labels again return the same record and change nothing.
+
+        Parameters
+        ----------
+        lease_id, annotator : str
+            The lease and its holder.
+        label : LabelReference
+            Where the classes were stored, and their digest.
+        tool : str
+            What they were made with.
+        seconds : float or None
+            Time the annotator took, where a person told it; else the lease's account says it.
+        voxels_corrected : int
+            Voxels that differ from the mask they started from.
+        accept : bool
+            Accept in the same transaction, when no review is wanted; the halves of a blind pair never are.
+        active_seconds : float
+            Work since the last sign of life, as in `heartbeat`.
+        instances : LabelReference, optional
+            Where the objects were stored.
+        overridden : sequence of str
+            Codes of the warnings that were overruled.
+
+        Raises
+        ------
+        LeaseExpiredError, NotYourLeaseError, TicketNotFoundError
+            If the lease ran out, is somebody else's, or does not exist.
+        QueueError
+            If the lease ended otherwise, or was handed in with other labels.
+        """
+        for given in (seconds or 0.0, active_seconds):
+            check_seconds(given)
+        event = Submit(
+            lease_id,
+            annotator,
+            self._clock(),
+            labels_digest(label.digest, instances.digest if instances else None),
+            accept,
+            None if seconds is None else float(seconds),
+            float(active_seconds),
+            tuple(overridden),
+        )
+        with self._database.write() as connection:
+            ticket_id = self._ticket_of(connection, lease_id)
+            instructions = transition(load(connection, ticket_id, lock=True), event)
+            execute(connection, instructions, event.now, stored(label, instances, tool, voxels_corrected))
+            return self._annotation(connection, annotation_table.c.lease_id == lease_id)
+
+    # common -------------------------------------------------------------------------------------------------------
+
+    def _on_lease(self, event: Heartbeat | Release | Skip) -> Lease:
+        with self._database.write() as connection:
+            self._apply(connection, self._ticket_of(connection, event.lease_id), event, event.now)
+            return self._lease(connection, event.lease_id)
+
+    def _ticket_of(self, connection: Connection, lease_id: str) -> str:
+        found = connection.execute(sa.select(leases.c.ticket_id).where(leases.c.lease_id == lease_id)).scalar()
+        if found is None:
+            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
+        return str(found)

@@ -1,0 +1,1 @@
+"""Everything drawn or tabulated for people: figures, HTML pages, tables in the terminal."""

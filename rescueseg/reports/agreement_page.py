@@ -1,0 +1,126 @@
+"""The page of `rescueseg queue agreement --html`: the tables, agreement over time, the most disputed patches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+
+from rescueseg.annotation.label_files import read_version
+from rescueseg.campaign import Campaign
+from rescueseg.errors import QueueError
+from rescueseg.labels import PatchLabels
+from rescueseg.queue.records import Comparison
+from rescueseg.queue.store import QueueStore
+from rescueseg.reports import agreement_table as report
+from rescueseg.reports.agreement_table import NO_PROGRESS, Measured, Progress
+from rescueseg.reports.figures import CLASS_COLOURS, GREY, png
+from rescueseg.reports.gallery import disagreeing_patch
+from rescueseg.reports.html import inline, render_page
+
+
+def agreement_page(
+    campaign: Campaign,
+    store: QueueStore,
+    measured: Sequence[Measured],
+    pictures: int = 6,
+    progress: Progress = NO_PROGRESS,
+) -> str:
+    """Return a page that stands alone.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : QueueStore
+        Its queue.
+    measured : sequence of Measured
+        At least one comparison.
+    pictures : int
+        How many of the patches with the least agreement are drawn.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
+    """
+    config = campaign.config
+    threshold, classes = config.annotation.agreement_dice, config.classes
+    objects = config.annotation.labels == "instance"
+    worst = sorted(measured, key=lambda m: (m.comparison.agreement, m.comparison.ticket_id))[:pictures]
+    shown = []
+    for done, one in enumerate(worst):
+        progress("patches drawn", done, len(worst))
+        shown.append((one.comparison, inline(disagreement_view(campaign, store, one.comparison))))
+    tables = [
+        ("Pairs", report.by_pair(measured, threshold)),
+        ("Annotators, each against all others", report.by_annotator(measured, threshold)),
+        ("Over time", report.over_time(measured, threshold)),
+    ]
+    return render_page(
+        "agreement.html",
+        name=config.name,
+        measured=measured,
+        threshold=threshold,
+        headings=report.columns(classes, objects),
+        tables=[(title, [(row.who, report.cells(row, classes, objects)) for row in rows]) for title, rows in tables],
+        legend=report.LEGEND,
+        curve=inline(curve(measured, threshold)),
+        shown=shown,
+    )
+
+
+def disagreement_view(campaign: Campaign, store: QueueStore, comparison: Comparison) -> bytes:
+    """Draw both masks of a compared pair, where they differ, and what was accepted where that is neither."""
+    found = store.annotations(comparison.ticket_id)
+    pair = report.versions_of(store, comparison)
+    settled = next((v for v in found if v.verdict == "accepted" and v not in pair), None)
+    drawn = [(v.annotator, read_version(campaign, v)) for v in pair]
+    accepted = read_version(campaign, settled) if settled else None
+    return disagreeing_patch(campaign, comparison.volume_id, comparison.box, drawn, accepted)
+
+
+def lone_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
+    """Draw the latest version of a ticket that one person annotated, beside the mask that it started from.
+
+    Raises
+    ------
+    QueueError
+        If nothing was handed in for it.
+    """
+    ticket, found = store.ticket(ticket_id), store.annotations(ticket_id)
+    if not found:
+        raise QueueError("nothing was handed in for it", where=ticket_id, todo="See 'rescueseg queue review'")
+    empty = np.zeros(ticket.box.shape_zyx, np.uint8)
+    start = campaign.storage.read_array(ticket.prefill) if ticket.prefill else empty
+    drawn = [("the first mask", PatchLabels(start)), (found[-1].annotator, read_version(campaign, found[-1]))]
+    return disagreeing_patch(campaign, ticket.volume_id, ticket.box, drawn, None)
+
+
+def curve(measured: Sequence[Measured], threshold: float) -> bytes:
+    """Draw the agreement of each pair of people over time."""
+    points: dict[str, list[tuple[datetime, float]]] = defaultdict(list)
+    for one in measured:
+        comparison = one.comparison
+        points[" and ".join(sorted(comparison.annotators))].append((comparison.at, comparison.agreement))
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for n, (pair, found) in enumerate(sorted(points.items())):
+        times, values = zip(*found, strict=True)
+        axes.plot(
+            times,
+            values,
+            "o-" if len(found) < 50 else "-",
+            label=pair,
+            color=CLASS_COLOURS[n % len(CLASS_COLOURS)],
+            linewidth=1,
+        )
+    axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1, label="goes to a reviewer below")
+    axes.set(ylim=(0, 1.03), ylabel="agreement")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    return png(figure)

@@ -1,0 +1,261 @@
+"""The campaign report: one HTML page that stands alone, with what a lab lead asks first at the top."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.champion import Judgement, dice_interval, headline, judgements
+from rescueseg.evaluation.comparison import GroupComparison, compare_generations
+from rescueseg.evaluation.pooled import METRICS, Group, group_scores
+from rescueseg.evaluation.scan import UncertainBox, most_uncertain
+from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
+from rescueseg.queue.effort import EffortRow, effort_by
+from rescueseg.queue.store import open_queue
+from rescueseg.records import AcceptedAnnotation, Part
+from rescueseg.reports.gallery import generation_figures
+from rescueseg.reports.html import family, inline, pictured, render_page, shown_metrics
+
+REPORT = "reports/report.html"
+SHOWN = 3
+"""Boxes in each gallery."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Parameters
+    ----------
+    path : str
+        Of the page, below the campaign.
+    figures : dict of bytes
+        The PNGs in it by file name, for MLflow.
+    """
+
+    path: str
+    figures: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What people did for one generation: the annotations accepted for its snapshot.
+
+    Parameters
+    ----------
+    label : str
+        For which generation, or the holdout.
+    patches, voxels, voxels_corrected : int
+        Patches, the voxels in them, and those changed from the mask they started from.
+    minutes : float
+        As the tools reported.
+    annotators : int
+        How many people.
+    """
+
+    label: str
+    patches: int
+    voxels: int
+    voxels_corrected: int
+    minutes: float
+    annotators: int
+
+    @property
+    def corrected_share(self) -> float:
+        """Share of the voxels that had to be changed."""
+        return self.voxels_corrected / self.voxels if self.voxels else 0.0
+
+
+def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> Report:
+    """Write the report on all generations judged so far; the last one is the candidate it opens with.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one judged generation.
+    links : sequence of (label, URL)
+        Where to look further, such as MLflow's page of the campaign.
+
+    Returns
+    -------
+    Report
+        The page is written atomically; written again, it is replaced.
+
+    Raises
+    ------
+    EvaluationError
+        If no generation was judged yet.
+    """
+    judged = judgements(campaign)
+    if not judged:
+        raise EvaluationError(
+            "there is nothing to report yet",
+            where=campaign.url,
+            todo="Run a generation: 'rescueseg generation CAMPAIGN'",
+        )
+    baseline = (
+        ThresholdBaseline.model_validate(threshold_baseline(campaign)) if judged[-1].evaluation.validation else None
+    )
+    places = most_uncertain(campaign, judged[-1].generation, SHOWN)
+    figures = generation_figures(campaign, judged, baseline.test_dice if baseline else None, places)
+    page = render(campaign, judged, baseline, efforts(campaign), figures, links, places, people(campaign))
+    campaign.storage.write_bytes(REPORT, page.encode())
+    return Report(path=REPORT, figures=figures)
+
+
+def render(
+    campaign: Campaign,
+    judged: Sequence[Judgement],
+    baseline: ThresholdBaseline | None,
+    effort: Sequence[Effort],
+    figures: dict[str, bytes],
+    links: Sequence[tuple[str, str]] = (),
+    places: Sequence[UncertainBox] = (),
+    workers: Sequence[EffortRow] = (),
+) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Named in the page.
+    judged : sequence of Judgement
+        By generation, at least one.
+    baseline : ThresholdBaseline, optional
+        The bar to beat.
+    effort : sequence of Effort
+        Rows of the effort table.
+    figures : dict of bytes
+        As `rescueseg.reports.gallery.generation_figures` returns them; PNGs go into the page.
+    links : sequence of (label, URL)
+        For the footer.
+    places : sequence of UncertainBox
+        The most uncertain boxes, in the order of their figures.
+    workers : sequence of EffortRow
+        What each person put in.
+    """
+    last = judged[-1]
+    champion = next(j for j in judged if j.generation == last.champion)
+    volumes = campaign.volumes()
+    before = next((j for j in judged if last.comparison and j.generation == last.comparison.champion), None)
+    groups = _groups(campaign, last.evaluation)
+    return render_page(
+        "report.html",
+        name=campaign.config.name,
+        classes=campaign.config.classes,
+        volumes=volumes,
+        voxels=sum(v.shape_zyx[0] * v.shape_zyx[1] * v.shape_zyx[2] for v in volumes),
+        url=campaign.url,
+        last=last,
+        champion=champion,
+        before=before,
+        models={j.generation: family(campaign, j.generation) for j in judged},
+        groups=groups,
+        group_metrics=shown_metrics(groups),
+        pooled_dice=_pooled_dice(campaign, champion.evaluation),
+        compared=_compared(campaign, before, last),
+        metrics=METRICS,
+        headline=headline(last),
+        against=against_threshold(champion, baseline),
+        intervals={j.generation: dice_interval(j.evaluation, "test") for j in judged},
+        judged=judged,
+        baseline=baseline,
+        effort=effort,
+        workers=workers,
+        learning_curve=inline(figures["learning_curve.png"]),
+        uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
+        calibration=kept_calibration(campaign, last.generation),
+        shown_part=last.evaluation.test or last.evaluation.validation,
+        worst=pictured(last.evaluation.worst(SHOWN), "worst", figures),
+        places=pictured(places, "uncertain", figures),
+        explain=explain_box,
+        links=links,
+    )
+
+
+def against_threshold(champion: Judgement, baseline: ThresholdBaseline | None) -> str:
+    """Say how the champion compares with the tuned threshold on the test boxes; empty without test boxes that have a Dice."""
+    score = champion.evaluation.test
+    if baseline is None or baseline.test_dice is None or score is None or score.dice is None:
+        return ""
+    gain = score.dice - baseline.test_dice
+    word = "above" if gain > 0 else "below"
+    return f"{abs(gain):.2f} {word} the best threshold with clean-up ({baseline.test_dice:.2f})"
+
+
+def explain_box(score: BoxScore) -> str:
+    """Say what is mostly wrong in a box."""
+    missed, invented = sum(c.fn for c in score.counts), sum(c.fp for c in score.counts)
+    if not missed and not invented:
+        return "nothing is wrong here"
+    if not any(c.tp + c.fn for c in score.counts):
+        return "nothing is there, yet something was found"
+    if missed > 2 * invented:
+        return "mostly missed"
+    if invented > 2 * missed:
+        return "mostly invented"
+    return "missed and invented alike"
+
+
+def efforts(campaign: Campaign) -> list[Effort]:
+    """Return what people did, by the generation the accepted patches were asked for; holdout boxes come first."""
+    with closing(open_queue(campaign)) as store:
+        accepted = store.accepted(purpose=None)
+    groups: dict[tuple[bool, int], list[AcceptedAnnotation]] = defaultdict(list)
+    for annotation in accepted:
+        holdout = annotation.purpose != "pool"
+        groups[not holdout, 0 if holdout else annotation.generation].append(annotation)
+    return [
+        Effort(
+            label=f"generation {generation}" if pool else "holdout boxes",
+            patches=len(found),
+            voxels=sum(a.box.size for a in found),
+            voxels_corrected=sum(a.voxels_corrected for a in found),
+            minutes=sum(a.seconds for a in found) / 60,
+            annotators=len({a.annotator for a in found}),
+        )
+        for (pool, generation), found in sorted(groups.items())
+    ]
+
+
+def people(campaign: Campaign) -> list[EffortRow]:
+    """Return what each person put in, by name: all leases, and reviewing."""
+    with closing(open_queue(campaign)) as store:
+        return effort_by(store.work(), lambda done: done.annotator)
+
+
+def _part_shown(evaluation: Evaluation) -> Part:
+    return "test" if evaluation.test else "validation"
+
+
+def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
+    """Return the scores of the shown part by class, stratum and domain; none where they were not kept."""
+    if not evaluation.complete:
+        return []
+    classes = campaign.config.classes
+    return group_scores(evaluation, _part_shown(evaluation), classes)
+
+
+def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return the Dice weighted to the pool and the effective number of boxes it rests on."""
+    groups = _groups(campaign, evaluation)
+    found = groups[0].weighted.get("dice") if groups else None
+    share = groups[0].pool if groups else None
+    return None if found is None or found.value is None or share is None else (found.value, share.effective)
+
+
+def _compared(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:
+    """Compare the last generation with the champion before it; None where that cannot be done box by box."""
+    if before is None or not (before.evaluation.complete and last.evaluation.complete):
+        return None
+    part = _part_shown(last.evaluation)
+    if not {b.key for b in before.evaluation.known(part)} & {b.key for b in last.evaluation.known(part)}:
+        return None
+    classes = campaign.config.classes
+    return compare_generations(before.evaluation, last.evaluation, part, classes)[0]

@@ -1,0 +1,123 @@
+"""The HTML pages of `rescueseg evaluate` and `rescueseg compare`; each stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rescueseg.campaign import Campaign
+from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.comparison import Difference, GroupComparison
+from rescueseg.evaluation.pooled import METRICS, Group
+from rescueseg.evaluation.scan import Progress, UncertainBox, most_uncertain
+from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.records import Part
+from rescueseg.reports.campaign_report import SHOWN, explain_box
+from rescueseg.reports.figures import differences
+from rescueseg.reports.gallery import changed_patch, evaluation_figures
+from rescueseg.reports.html import family, inline, pictured, render_page, shown_metrics
+
+
+def write_evaluation_page(
+    campaign: Campaign,
+    evaluation: Evaluation,
+    groups: Mapping[Part, Sequence[Group]],
+    progress: Progress | None = None,
+) -> str:
+    """Write the page of one evaluation with its galleries and return its path below the campaign.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With the generation's maps.
+    evaluation : Evaluation
+        Complete.
+    groups : mapping of str to sequence of Group
+        Scores by part, the part to show first in front.
+    progress : callable, optional
+        Told what is counted, how many are done and how many there are, while whole maps are read.
+    """
+    g = evaluation.generation
+    places: list[UncertainBox] = most_uncertain(campaign, g, SHOWN, progress)
+    figures = evaluation_figures(campaign, evaluation, places)
+    page = render_page(
+        "evaluation.html",
+        name=campaign.config.name,
+        generation=g,
+        model=family(campaign, g),
+        parts=[(part, found, shown_metrics(found)) for part, found in groups.items() if found],
+        metrics=METRICS,
+        shown_part=evaluation.test or evaluation.validation,
+        worst=pictured(evaluation.worst(SHOWN), "worst", figures),
+        places=pictured(places, "uncertain", figures),
+        uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
+        calibration=kept_calibration(campaign, g),
+        explain=explain_box,
+        url=campaign.url,
+    )
+    path = f"reports/evaluation_{g:04d}.html"
+    campaign.storage.write_bytes(path, page.encode())
+    return path
+
+
+def write_comparison_page(
+    campaign: Campaign, first: Evaluation, second: Evaluation, groups: Mapping[Part, Sequence[GroupComparison]]
+) -> str:
+    """Write the page of a comparison and return its path below the campaign.
+
+    The boxes shown are validation boxes, for people who look at them act on them.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With the maps of both generations.
+    first, second : Evaluation
+        Complete.
+    groups : mapping of str to sequence of GroupComparison
+        Differences by part, the part to show first in front.
+    """
+    names = [f"generation {e.generation}" for e in (first, second)]
+    pairs = most_changed(first, second)
+    read_truth = open_truths(campaign, holdout_boxes(campaign))
+    figures = {
+        f"changed_{n}.png": changed_patch(
+            campaign, (first.generation, names[0]), (second.generation, names[1]), pair[0], read_truth
+        )
+        for n, pair in enumerate(pairs, start=1)
+    }
+    parts = [(part, found) for part, found in groups.items() if found]
+    page = render_page(
+        "comparison.html",
+        name=campaign.config.name,
+        names=names,
+        models=[family(campaign, e.generation) for e in (first, second)],
+        headline=headline(parts[0][1][0], names),
+        verdict=parts[0][1][0].plain["dice"].verdict,
+        parts=parts,
+        forest=inline(differences(parts[0][1], names)),
+        changed=pictured(pairs, "changed", figures),
+        metrics=METRICS,
+        url=campaign.url,
+    )
+    path = f"reports/compare_{first.generation:04d}_{second.generation:04d}.html"
+    campaign.storage.write_bytes(path, page.encode())
+    return path
+
+
+def headline(group: GroupComparison, names: Sequence[str]) -> str:
+    """Say in one sentence which of two generations has the better Dice over all boxes of a part."""
+    dice: Difference = group.plain["dice"]
+    if dice.verdict == "undecided" or dice.interval is None:
+        return f"Undecided: by Dice on the {group.part} boxes, {names[1]} cannot be told from {names[0]}"
+    low, high = dice.interval
+    return (
+        f"{names[1].capitalize()} is {dice.verdict} than {names[0]}: {group.part} Dice {dice.difference:+.3f} "
+        f"(95 % interval {low:+.3f} to {high:+.3f})"
+    )
+
+
+def most_changed(first: Evaluation, second: Evaluation, count: int = SHOWN) -> list[tuple[BoxScore, BoxScore]]:
+    """Return the validation boxes whose share of wrong voxels differs most between two evaluations."""
+    other = {b.key: b for b in second.known("validation")}
+    pairs = [(b, other[b.key]) for b in first.known("validation") if b.key in other]
+    return sorted(pairs, key=lambda p: (-abs(p[0].errors - p[1].errors) / p[0].voxels, p[0].key))[:count]

@@ -1,0 +1,90 @@
+"""Scores and differences as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from rescueseg.evaluation.comparison import Difference, GroupComparison
+from rescueseg.evaluation.pooled import METRICS, Figure, Group, Metric
+from rescueseg.reports.html import shown_metrics
+
+
+def show_groups(console: Console, groups: Sequence[Group]) -> None:
+    """Print every score over all boxes, then the main ones by class, stratum and domain."""
+    if not groups:
+        console.print("No voxel of these boxes has a known truth")
+        return
+    whole = groups[0]
+    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "plain", "95 %", "weighted to the pool", "95 %"))
+    for metric in (m for m in METRICS if m.name in whole.plain):
+        cells = [_figure(metric, found.get(metric.name)) for found in (whole.plain, whole.weighted)]
+        table.add_row(_label(metric), *(cell for pair in cells for cell in pair))
+    console.print(table)
+    _pool_note(console, whole)
+    if len(groups) > 1:
+        shown = shown_metrics(groups)
+        table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
+        for group in groups[1:]:
+            values = (_figure(m, group.plain.get(m.name))[0] for m in shown)
+            table.add_row(f"{group.kind} {group.name}", str(group.boxes), f"{group.foreground:.1%}", *values)
+        console.print(table)
+
+
+def show_differences(console: Console, groups: Sequence[GroupComparison], names: Sequence[str]) -> None:
+    """Print every paired difference over all boxes, plain and weighted, then that of Dice group by group."""
+    whole = groups[0]
+    columns = ("score", *names, "difference", "95 %", f"{names[1]} is")
+    pairs = ((f"{whole.boxes} {whole.part} boxes", whole.plain), ("Weighted to the pool", whole.weighted))
+    for title, differences in pairs:
+        if differences:
+            table = _table(title, columns)
+            for metric in (m for m in METRICS if m.name in differences):
+                table.add_row(_label(metric), *_difference(metric, differences[metric.name]))
+            console.print(table)
+    _pool_note(console, whole)
+    if len(groups) > 1:
+        dice = METRICS[0]
+        table = _table("Dice by class, stratum and domain", ("", "boxes", *columns[1:]))
+        for group in groups[1:]:
+            cells = _difference(dice, group.plain[dice.name])
+            table.add_row(f"{group.kind} {group.name}", str(group.boxes), *cells)
+        console.print(table)
+
+
+def _pool_note(console: Console, group: Group | GroupComparison) -> None:
+    if group.pool is not None:
+        console.print(group.pool.sentence(), style="dim", soft_wrap=True, highlight=False)
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=not index)
+    return table
+
+
+def _label(metric: Metric) -> str:
+    return f"{metric.label} {'↑' if metric.higher else '↓'}"
+
+
+def _figure(metric: Metric, figure: Figure | None) -> tuple[str, str]:
+    if figure is None or figure.value is None:
+        return "–", "–"
+    ends = figure.interval
+    value = f"{figure.value:.{metric.digits}f}"
+    return value, "–" if ends is None else f"{ends[0]:.{metric.digits}f} to {ends[1]:.{metric.digits}f}"
+
+
+def _difference(metric: Metric, found: Difference) -> tuple[str, ...]:
+    digits, ends = metric.digits, found.interval
+    values = ["–" if v is None else f"{v:.{digits}f}" for v in (found.first, found.second)]
+    return (
+        *values,
+        "–" if found.difference is None else f"{found.difference:+.{digits}f}",
+        "–" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}",
+        found.verdict,
+    )

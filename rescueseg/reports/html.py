@@ -1,0 +1,50 @@
+"""What all HTML pages share: templates, inlined pictures, and which scores are shown."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jinja2
+
+from rescueseg.campaign import Campaign
+from rescueseg.evaluation.pooled import METRICS, Group, Metric
+
+T = TypeVar("T")
+
+_IN_TABLES = (
+    *("dice", "precision", "recall", "surface_dice", "hd95_um", "cldice", "betti0_error", "betti1_error"),
+    *("ap50", "pq"),
+)
+"""Scores of each group of boxes; the others are shown over all boxes only."""
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page that stands alone; values are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rescueseg.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def inline(data: bytes) -> str:
+    """Return a PNG as a data URL, empty for none."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}" if data else ""
+
+
+def pictured(things: Sequence[T], name: str, figures: Mapping[str, bytes]) -> list[tuple[T, str]]:
+    """Return things with their pictures `name_1.png` and so on; those without one are left out."""
+    pictures = ((thing, figures.get(f"{name}_{n}.png", b"")) for n, thing in enumerate(things, start=1))
+    return [(thing, inline(data)) for thing, data in pictures if data]
+
+
+def shown_metrics(groups: Sequence[Group]) -> list[Metric]:
+    """Return the scores to show group by group: of those that some group has."""
+    return [m for m in METRICS if m.name in _IN_TABLES and any(m.name in g.plain for g in groups)]
+
+
+def family(campaign: Campaign, generation: int) -> str:
+    """Return the model family of a generation, empty where its model is gone."""
+    model = campaign.model(generation)
+    return model.trainer if model else ""

@@ -1,0 +1,1 @@
+"""Which places are starting patches, holdout boxes and strata of a volume."""

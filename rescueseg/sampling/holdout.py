@@ -1,0 +1,285 @@
+"""Lays out the holdout: how many boxes, how large, how well guarded, and in which strata.
+
+The layout comes first, without reading an image, and is tried ever smaller until it leaves room for patches; then the
+boxes are drawn by strata. Only after that is the patch shape fixed, as large as what is left allows: the holdout
+depends on no patch, and the patch on the holdout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, product, zip_longest
+from typing import TypeVar
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import SamplingError
+from rescueseg.geometry import ZYX, Box, Patch, zyx
+from rescueseg.randomness import random_generator
+from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
+from rescueseg.sampling.patches import (
+    LEAST_PLACES,
+    Drawing,
+    boxes_on_grid,
+    look,
+    patch_shape,
+    places,
+    places_to_look,
+    reference_shape,
+    scaled_shape,
+    suggested_shapes,
+    volume_turns,
+)
+from rescueseg.sampling.strata import HOLDOUT_STRATA, Features, Progress
+
+_SMALLER = (
+    *((1.0, 8), (0.7, 8), (0.5, 8), (0.7, 6), (0.5, 6), (0.35, 8), (0.35, 6)),
+    *((0.5, 4), (0.35, 4), (0.25, 4), (0.25, 3), (0.15, 3), (0.15, 2), (0.1, 1)),
+)
+"""Scales of a holdout box (voxels) with widths of its guard band (pixels in plane), tried in this order."""
+_FEWER = ((1, LEAST_PLACES), (1, 12), (2, 12), (4, 4), (8, 1))
+"""Divisors of the number of boxes with the patches that must still fit beside them, tried in this order."""
+_ROOM = 0.65
+"""Voxels of the places that must remain, over those of a reference patch: larger boxes to be judged by are worth somewhat
+smaller patches."""
+_SPARE = 2
+"""Patches more that must fit in a rehearsal, since the drawing itself lies elsewhere."""
+_LEAST_GROWN = 2
+"""Patches that must fit in volumes added later."""
+_MOST_GUARDED = 0.7
+"""Share of the voxels that the boxes may take with their guard bands."""
+
+T = TypeVar("T")
+
+
+def undrawn_volumes(campaign: Campaign) -> list[VolumeRecord]:
+    """Return the volumes that the holdout was not drawn from yet: all before the first drawing."""
+    frozen = campaign.holdout()
+    seen = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
+    return [v for v in campaign.volumes() if v.volume_id not in seen]
+
+
+def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
+    """Return the holdout that `sampling.draw_holdout` would freeze; nothing is written. Parameters as there."""
+    frozen, everything = campaign.holdout(), campaign.volumes()
+    if not everything:
+        raise SamplingError(
+            "the campaign has no volume that may be used",
+            where=campaign.url,
+            todo="Add one with 'rescueseg add'; 'rescueseg status' shows the refused ones",
+        )
+    volumes = undrawn_volumes(campaign)
+    if frozen and not volumes:
+        return frozen
+    blocked = _trained_boxes(campaign, trained)
+    plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
+    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, progress))), None)
+    if frozen is None and drawn is None:
+        raise SamplingError(
+            "there is no room for a holdout and patches beside it",
+            where=campaign.url,
+            todo="Add a volume, or set holdout.box_zyx, holdout.guard_zyx and sampling.patch_zyx smaller",
+        )
+    boxes, guard_zyx = drawn or ((), (0, 0, 0))
+    holdout = Holdout(
+        boxes=(*(frozen.boxes if frozen else ()), *boxes),
+        guard_zyx=frozen.guard_zyx if frozen else guard_zyx,
+        volumes=tuple(v.volume_id for v in everything),
+    )
+    return holdout.model_copy(update={"patch_zyx": _patch_shapes(campaign, volumes, holdout, frozen)})
+
+
+def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
+    """Return the patch shape of each volume: the one fixed with the holdout, else the one to be expected.
+
+    The holdout's layout is rehearsed for that, without reading an image; the drawing itself lies elsewhere, so that the
+    shape may still change a little. Where there is no room, `reference_shape`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Nothing is written.
+    """
+    holdout, volumes = campaign.holdout(), campaign.volumes()
+    shapes = {v.volume_id: patch_shape(campaign.config, v, holdout) for v in volumes}
+    if holdout is not None or campaign.config.sampling.patch_zyx is not None or not volumes:
+        return shapes
+    blocked = _trained_boxes(campaign, ())
+    for plan in _first_plans(campaign, volumes):
+        boxes = _try_boxes(campaign, volumes, plan, blocked, rehearsal=True)
+        if boxes is not None:
+            laid_out = Holdout(boxes=boxes, guard_zyx=plan.guard_zyx)
+            guarded = {v.volume_id: laid_out.guarded(v.volume_id) for v in volumes}
+            return suggested_shapes(volumes, guarded, LEAST_PLACES)
+    return shapes
+
+
+def _patch_shapes(
+    campaign: Campaign, volumes: Sequence[VolumeRecord], holdout: Holdout, frozen: Holdout | None
+) -> dict[str, ZYX] | None:
+    """Fix the patch shapes of new volumes; those fixed before stay, and bound the new ones."""
+    if frozen is not None and frozen.patch_zyx is None:
+        return None
+    if campaign.config.sampling.patch_zyx is not None:
+        new = {v.volume_id: reference_shape(campaign.config, v) for v in volumes}
+    else:
+        guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
+        if frozen is None or not frozen.patch_zyx:
+            new = suggested_shapes(volumes, guarded, LEAST_PLACES)
+        else:
+            largest = max(math.prod(shape) for shape in frozen.patch_zyx.values())
+            new = suggested_shapes(volumes, guarded, _LEAST_GROWN, largest)
+    return {**((frozen.patch_zyx or {}) if frozen else {}), **new}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One attempt at a holdout: how many boxes, how large, how well guarded, how much must remain."""
+
+    validation: int
+    test: int
+    scale: float
+    guard_zyx: ZYX
+    apart: bool
+    """Whether boxes keep their guard band from each other; side by side they take less room."""
+    pool: int
+
+
+def _first_plans(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> Iterator[_Plan]:
+    config = campaign.config.holdout
+    for divisor, pool in _FEWER:
+        for (scale, pixels), apart in product(_SMALLER, (True, False)):
+            guard_zyx = config.guard_zyx or _guard(volumes, pixels)
+            validation, test = (math.ceil(n / divisor) for n in (config.validation_boxes, config.test_boxes))
+            yield _Plan(validation, test, scale, guard_zyx, apart, pool)
+
+
+def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: Holdout) -> Iterator[_Plan]:
+    new = {v.volume_id for v in volumes}
+    old = sum(math.prod(v.shape_zyx) for v in campaign.volumes() if v.volume_id not in new)
+    growth = sum(math.prod(v.shape_zyx) for v in volumes) / max(1, old)
+    parts = [sum(b.part == part for b in frozen.boxes) for part in ("validation", "test")]
+    config = campaign.config.holdout
+    most = [
+        max(1, min(limit, round(n * growth)))
+        for n, limit in zip(parts, (config.validation_boxes, config.test_boxes), strict=True)
+    ]
+    for divisor, pool in _FEWER:
+        for (scale, _), apart in product(_SMALLER, (True, False)):
+            validation, test = (math.ceil(n / divisor) for n in most)
+            yield _Plan(validation, test, scale, frozen.guard_zyx, apart, min(pool, _LEAST_GROWN))
+
+
+def _guard(volumes: Sequence[VolumeRecord], pixels: int) -> ZYX:
+    """Return the widest guard over volumes, `pixels` of the finest in-plane spacing as a length."""
+    widths = [[max(1, round(pixels * min(v.spacing_um_zyx[1:]) / s)) for s in v.spacing_um_zyx] for v in volumes]
+    return zyx(max(axis) for axis in zip(*widths, strict=True))
+
+
+def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Plan) -> ZYX:
+    """Return the shape of a holdout box: about a patch, twice that where the truth is there already."""
+    config = campaign.config
+    if config.holdout.box_zyx is not None:
+        return zyx(min(b, n) for b, n in zip(config.holdout.box_zyx, volume.shape_zyx, strict=True))
+    shape = reference_shape(config, volume)
+    wanted = (1.0 if volume.truth is None else 2.0) * plan.scale
+    most = min(share, config.holdout.fraction * math.prod(volume.shape_zyx))
+    return scaled_shape(volume, shape, min(wanted, most / math.prod(shape)))
+
+
+def _draw_boxes(
+    campaign: Campaign,
+    volumes: Sequence[VolumeRecord],
+    plan: _Plan,
+    blocked: dict[str, list[Box]],
+    progress: Progress | None,
+) -> tuple[tuple[HoldoutBox, ...], ZYX] | None:
+    """Draw the boxes of a plan, the layout first, without reading an image; None when one of the two fails."""
+    if _try_boxes(campaign, volumes, plan, blocked, rehearsal=True) is None:
+        return None
+    boxes = _try_boxes(campaign, volumes, plan, blocked, progress=progress)
+    return None if boxes is None else (boxes, plan.guard_zyx)
+
+
+def _try_boxes(
+    campaign: Campaign,
+    volumes: Sequence[VolumeRecord],
+    plan: _Plan,
+    blocked: dict[str, list[Box]],
+    rehearsal: bool = False,
+    progress: Progress | None = None,
+) -> tuple[HoldoutBox, ...] | None:
+    """Draw the boxes of a plan; None when they do not fit or leave too little."""
+    allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
+    count = plan.validation + plan.test
+    shapes = {v.volume_id: _box_shape(campaign, v, allowed / count, plan) for v in volumes}
+    if not _may_fit(volumes, shapes, plan):
+        return None
+    rng = random_generator(campaign.config.seed, "holdout", *shapes)
+    free = {}
+    for volume in volumes:
+        shape = shapes[volume.volume_id]
+        taken = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
+        boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
+        free[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
+    features = None if rehearsal else look(campaign, volumes, free, progress)
+    drawing = Drawing(volumes, free, rng, features, plan.guard_zyx if plan.apart else (0, 0, 0))
+    turns = [volume_turns(drawing.volumes, n, rng) for n in (plan.validation, plan.test)]
+    parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
+    present = [s for s in HOLDOUT_STRATA if s not in drawing.absent(HOLDOUT_STRATA)]
+    order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
+    drawn = drawing.draw(interleave(*turns), order)
+    shares = {} if features is None else _shares(volumes, features)
+    held = tuple(
+        HoldoutBox(
+            volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.measured, share=shares.get(d.stratum)
+        )
+        for d, p in zip(drawn, parts, strict=False)
+    )
+    if len(held) < count or sum(b.box.size for b in held) > allowed:
+        return None
+    holdout = Holdout(boxes=held, guard_zyx=plan.guard_zyx)
+    enough = plan.pool + (_SPARE if rehearsal else 0)
+    guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
+    references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in volumes}
+    return held if places(volumes, references, guarded, enough) >= enough else None
+
+
+def _shares(volumes: Sequence[VolumeRecord], features: dict[str, Features]) -> dict[str, float]:
+    """Return the share of all places that each stratum stands for, volumes weighted by their voxels."""
+    seen = [(math.prod(v.shape_zyx), features[v.volume_id].shares()) for v in volumes if len(features[v.volume_id])]
+    total = sum(voxels for voxels, _ in seen)
+    return {
+        stratum: round(sum(voxels * shares[stratum] for voxels, shares in seen) / total, 4)
+        for stratum in dict.fromkeys(HOLDOUT_STRATA)
+    }
+
+
+def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Plan) -> bool:
+    """Tell by volume alone, before anything is read, whether a plan could work."""
+    total = sum(math.prod(v.shape_zyx) for v in volumes)
+    guarded = sum(
+        math.prod(v.shape_zyx)
+        / total
+        * math.prod(min(n, b + 2 * g) for n, b, g in zip(v.shape_zyx, shapes[v.volume_id], plan.guard_zyx, strict=True))
+        for v in volumes
+    )
+    return guarded * (plan.validation + plan.test) <= _MOST_GUARDED * total
+
+
+def _trained_boxes(campaign: Campaign, trained: Sequence[Patch]) -> dict[str, list[Box]]:
+    """Return what no box may touch, by volume: what was trained on, and what the triage saw the labels of."""
+    boxes: dict[str, list[Box]] = {}
+    for patch in (*trained, *campaign.rough_patches()):
+        boxes.setdefault(patch.volume_id, []).append(patch.box)
+    for generation in campaign.generations():
+        snapshot = campaign.snapshot(generation)
+        for item in snapshot.items if snapshot else ():
+            boxes.setdefault(item.volume_id, []).append(item.read_box)
+    return boxes
+
+
+def interleave(one: Sequence[T], other: Sequence[T]) -> list[T]:
+    """Return the elements of two sequences by turns; what is left of the longer one comes last."""
+    return [item for pair in zip_longest(one, other) for item in pair if item is not None]

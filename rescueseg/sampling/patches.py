@@ -1,0 +1,381 @@
+"""Boxes for sampling: how large, where they may lie, and the drawing of them by strata."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig
+from rescueseg.geometry import ZYX, Box, axis_starts, box_bounds, choose_non_overlapping, isotropic_shape, zyx
+from rescueseg.records import Holdout, VolumeRecord
+from rescueseg.sampling import strata
+from rescueseg.volumes import open_image
+from rescueseg.volumes.normalise import read_box
+
+LARGEST_PATCH = 256**3
+"""Voxels of a patch on a volume large enough."""
+SMALLEST_PATCH = 8**3
+"""Voxels below which a patch shows nothing, however small the volume."""
+LEAST_PLACES = 30
+"""Patches that must fit outside the guarded holdout without overlap: the budget of a difficult data set."""
+_STEP = 1.03
+"""Ratio of two patch sizes tried."""
+_ISOTROPIC = 1.35
+"""Ratio of the sides of a patch, in micrometre, that counts as about isotropic; kept unless that halves the patch."""
+_LARGEST_SHARE = 8
+"""A patch takes at most this part of its volume, so that a small one keeps places beside its holdout boxes."""
+_REFERENCE_VOXELS, _REFERENCE_SHARE = 131_072, 96
+"""Size that the holdout is laid out for, before the patch is known, and its part of the volume at most."""
+_LAYERS = 2.5
+"""Below this many patches along the shortest axis, they divide it without rest."""
+_MOST_CANDIDATES = 100_000
+"""Candidates per volume; the grid gets coarser on huge volumes."""
+_MOST_LOOKED_AT = 160
+"""Boxes looked at for their strata, over all volumes."""
+
+
+def reference_shape(config: CampaignConfig, volume: VolumeRecord) -> ZYX:
+    """Return the patch shape that the holdout is laid out for, and the one of campaigns that recorded none.
+
+    The configured shape, cut to the volume; else about isotropic in micrometre, at most 131072 voxels and at
+    most a 96th of the volume. Whoever annotates holdout boxes annotates all of them: they stay this small.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        `sampling.patch_zyx` decides when it is set.
+    volume : VolumeRecord
+        Shape and spacing count.
+    """
+    shape = volume.shape_zyx
+    if config.sampling.patch_zyx is not None:
+        return zyx(min(p, n) for p, n in zip(config.sampling.patch_zyx, shape, strict=True))
+    return advised_shape(volume, min(_REFERENCE_VOXELS, math.prod(shape) // _REFERENCE_SHARE))
+
+
+def patch_shape(config: CampaignConfig, volume: VolumeRecord, holdout: Holdout | None = None) -> ZYX:
+    """Return the patch shape for a volume, in voxels.
+
+    The configured shape, cut to the volume; else the one fixed with the holdout (see `suggested_shapes`).
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        `sampling.patch_zyx` decides when it is set.
+    volume : VolumeRecord
+        Shape and spacing count.
+    holdout : Holdout, optional
+        Frozen or about to be. Without it, or where it recorded none, `reference_shape`.
+    """
+    fixed = (holdout.patch_zyx or {}).get(volume.volume_id) if holdout else None
+    return reference_shape(config, volume) if config.sampling.patch_zyx or fixed is None else fixed
+
+
+def suggested_shapes(
+    volumes: Sequence[VolumeRecord], guarded: dict[str, list[Box]], least: int, largest: int = LARGEST_PATCH
+) -> dict[str, ZYX]:
+    """Return the largest patch shapes that leave enough room: flat where the volume is, no image is read.
+
+    All volumes get about the same number of voxels, but none more than an eighth of its own. Sizes are tried from the
+    largest down in steps of 3 %.
+
+    Parameters
+    ----------
+    volumes : sequence of VolumeRecord
+        Shape and spacing count.
+    guarded : dict of str to list of Box
+        Holdout boxes with their guard band, by volume.
+    least : int
+        Patches that must fit outside them without overlap, over all volumes.
+    largest : int
+        Voxels of a patch at most.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        By volume. The smallest size where not even that leaves enough.
+    """
+    found: dict[str, ZYX] = {}
+    voxels = min(largest, sum(math.prod(v.shape_zyx) for v in volumes) // least)
+    last = SMALLEST_PATCH
+    while voxels > last:
+        shapes = {v.volume_id: _tiling(v, advised_shape(v, min(voxels, _most(v)))) for v in volumes}
+        isotropic = all(_isotropic(v, shapes[v.volume_id]) for v in volumes)
+        if (isotropic or not found) and places(volumes, shapes, guarded, least) >= least:
+            if isotropic:
+                return shapes
+            found, last = shapes, voxels // 2
+        voxels = min(voxels - 1, int(voxels / _STEP))
+    return found or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, _most(v))) for v in volumes}
+
+
+def _isotropic(volume: VolumeRecord, shape_zyx: ZYX) -> bool:
+    """Tell whether a patch is about isotropic in micrometre, along the axes that it does not fill."""
+    triples = zip(shape_zyx, volume.shape_zyx, volume.spacing_um_zyx, strict=True)
+    lengths = [n * spacing for n, limit, spacing in triples if n < limit]
+    return not lengths or max(lengths) <= _ISOTROPIC * min(lengths)
+
+
+def _tiling(volume: VolumeRecord, shape_zyx: ZYX) -> ZYX:
+    """Make the long axes even: on a grid of half a patch two odd ones never lie side by side."""
+    return zyx(
+        n - n % 2 if n > 1 and length / n >= _LAYERS else n
+        for n, length in zip(shape_zyx, volume.shape_zyx, strict=True)
+    )
+
+
+def _most(volume: VolumeRecord) -> int:
+    return math.prod(volume.shape_zyx) // _LARGEST_SHARE
+
+
+def places(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], guarded: dict[str, list[Box]], enough: int) -> int:
+    """Count the patches that fit outside a guarded holdout without overlap, up to `enough`."""
+    count = 0
+    for volume in volumes:
+        free = candidates(volume, shapes[volume.volume_id], guarded.get(volume.volume_id, []))
+        count += len(choose_non_overlapping(free, enough - count))
+    return count
+
+
+def advised_shape(volume: VolumeRecord, voxels: int) -> ZYX:
+    """Return the shape of a box of about `voxels`, isotropic in micrometre as far as the volume allows."""
+    limit, spacing = volume.shape_zyx, volume.spacing_um_zyx
+    shape = list(isotropic_shape(spacing, max(1, voxels), limit))
+    thin = min(range(3), key=lambda a: limit[a] * spacing[a])
+    layers = limit[thin] / shape[thin]
+    if layers < _LAYERS:
+        shape[thin] = limit[thin] // max(1, round(layers))
+        others = sorted((a for a in range(3) if a != thin), key=lambda a: limit[a] * spacing[a])
+        area = max(1.0, voxels / shape[thin])
+        side = math.sqrt(area * spacing[others[0]] * spacing[others[1]])
+        shape[others[0]] = max(1, min(limit[others[0]], round(side / spacing[others[0]])))
+        shape[others[1]] = max(1, min(limit[others[1]], round(area / shape[others[0]])))
+    return zyx(shape)
+
+
+def scaled_shape(volume: VolumeRecord, shape_zyx: ZYX, factor: float) -> ZYX:
+    """Return a shape with at most `factor` times the voxels; a short axis keeps its length, so that layers match."""
+    limit = volume.shape_zyx
+    axes = [a for a in range(3) if limit[a] / shape_zyx[a] >= _LAYERS] or [0, 1, 2]
+    scale = factor ** (1 / len(axes))
+    return zyx(max(1, min(limit[a], int(n * scale))) if a in axes else n for a, n in enumerate(shape_zyx))
+
+
+def grid_starts(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> npt.NDArray[np.int64]:
+    """Return where the boxes of a grid begin that overlap none of `blocked`, int64 (n, 3) in z, y, x order.
+
+    Where the grid has more than 100000 boxes, its stride is doubled until it has not: bounded work on any volume.
+    """
+    stride = stride_zyx
+    while True:
+        axes = [axis_starts(n, p, t) for n, p, t in zip(shape_zyx, box_zyx, stride, strict=True)]
+        if math.prod(map(len, axes)) <= _MOST_CANDIDATES:
+            break
+        stride = zyx(2 * t for t in stride)
+    starts = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    free = np.ones(len(starts), dtype=bool)
+    for box in blocked:
+        free &= ~overlapping(starts, starts + np.array(box_zyx), box)
+    return np.asarray(starts[free], np.int64)
+
+
+def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
+    """Yield the boxes of a grid that overlap none of `blocked`, in z, y, x order; see `grid_starts`."""
+    return (Box(zyx(start), box_zyx) for start in grid_starts(shape_zyx, box_zyx, stride_zyx, blocked))
+
+
+def half(patch_zyx: ZYX) -> ZYX:
+    """Return the stride of a grid of half a patch."""
+    return zyx(max(1, n // 2) for n in patch_zyx)
+
+
+def candidates(volume: VolumeRecord, patch_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
+    """Yield the patches on a grid of half a patch that overlap none of `blocked`; see `boxes_on_grid`."""
+    return boxes_on_grid(volume.shape_zyx, patch_zyx, half(patch_zyx), blocked)
+
+
+def places_to_look(
+    boxes: Sequence[Box], volume: VolumeRecord, volumes: Sequence[VolumeRecord], rng: np.random.Generator
+) -> list[Box]:
+    """Thin out boxes at random, so that about 160 over all volumes are looked at; their order is kept."""
+    total = sum(math.prod(v.shape_zyx) for v in volumes)
+    count = max(16, round(_MOST_LOOKED_AT * math.prod(volume.shape_zyx) / total))
+    if len(boxes) <= count:
+        return list(boxes)
+    return [boxes[i] for i in np.sort(rng.choice(len(boxes), count, replace=False))]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One drawn box.
+
+    Parameters
+    ----------
+    volume_id : str
+        Its volume.
+    box : Box
+        Where.
+    stratum : str
+        What it stands for.
+    measured : str
+        The numbers that speak for that; empty in a rehearsal.
+    """
+
+    volume_id: str
+    box: Box
+    stratum: str
+    measured: str
+
+
+class Drawing:
+    """Draws boxes stratum by stratum, volumes by turns; no two drawn boxes overlap.
+
+    Parameters
+    ----------
+    volumes : sequence of VolumeRecord
+        Volumes to draw from.
+    places : dict of str to list of Box
+        Where a box may lie, by volume.
+    rng : numpy.random.Generator
+        Decides among equals.
+    features : dict of str to Features, optional
+        What is known of the places, by volume; without it all boxes are alike and the drawing is a rehearsal of the
+        layout.
+    gap_zyx : tuple of int
+        Distance from boxes already drawn that is kept where there is a choice.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[VolumeRecord],
+        places: dict[str, list[Box]],
+        rng: np.random.Generator,
+        features: dict[str, strata.Features] | None = None,
+        gap_zyx: ZYX = (0, 0, 0),
+    ) -> None:
+        self.volumes = [v for v in volumes if places[v.volume_id]]
+        self.places, self.rng, self.gap_zyx, self.features = places, rng, gap_zyx, features
+        self.bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
+        self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
+        self.roomy = {v: free.copy() for v, free in self.free.items()}
+
+    def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[Drawn]:
+        """Draw one box for each turn of a volume, fewer when all is full.
+
+        A stratum takes the first turn whose volume has a box for it, else any volume that has one. One that no
+        volume has, such as artefacts in clean data, gives its turns to those that follow.
+
+        Parameters
+        ----------
+        turns : sequence of str
+            Volume ids; where one is full, another stands in.
+        order : sequence of str
+            Strata: the n-th box belongs to the n-th, over and over.
+
+        Returns
+        -------
+        list of Drawn
+            In the order of drawing.
+        """
+        left, drawn, missed = list(turns), list[Drawn](), 0
+        strata_left = itertools.cycle(order)
+        while left and missed < len(order):
+            stratum = next(strata_left)
+            volume_id = self._volume_for(stratum, left)
+            if volume_id is None:
+                missed += 1
+                continue
+            missed = 0
+            left.remove(volume_id if volume_id in left else left[0])
+            drawn.append(self._draw_in(volume_id, stratum))
+        return drawn
+
+    def absent(self, order: Sequence[str]) -> list[str]:
+        """Return the strata that no place of any volume stands for."""
+        if self.features is None:
+            return []
+        known = list(self.features.values())
+        return [s for s in dict.fromkeys(order) if not any(f.eligible(s).any() for f in known)]
+
+    def _volume_for(self, stratum: str, turns: Sequence[str]) -> str | None:
+        anywhere = [*dict.fromkeys(turns), *(v.volume_id for v in self.volumes if v.volume_id not in turns)]
+        return next((v for v in anywhere if (self.free[v] & self._eligible(v, stratum)).any()), None)
+
+    def _eligible(self, volume_id: str, stratum: str) -> npt.NDArray[np.bool_]:
+        if self.features is None:
+            return np.ones(len(self.free[volume_id]), dtype=bool)
+        return self.features[volume_id].eligible(stratum)
+
+    def _draw_in(self, volume_id: str, stratum: str) -> Drawn:
+        eligible = self._eligible(volume_id, stratum)
+        free, roomy = self.free[volume_id], self.roomy[volume_id]
+        features = self.features[volume_id] if self.features else None
+        score = np.zeros(len(free)) if features is None else features.score(stratum)
+        open_to = roomy & eligible
+        index = strata.draw(score, open_to if open_to.any() else free & eligible, self.rng)
+        assert index is not None, "the volume was chosen because it has a free box"
+        box = self.places[volume_id][index]
+        starts, stops = self.bounds[volume_id]
+        free &= ~overlapping(starts, stops, box)
+        roomy &= ~overlapping(starts, stops, box.expand(self.gap_zyx))
+        return Drawn(volume_id, box, stratum, features.measured(stratum, index) if features else "")
+
+
+def look(
+    campaign: Campaign,
+    volumes: Sequence[VolumeRecord],
+    places: dict[str, list[Box]],
+    progress: strata.Progress | None = None,
+) -> dict[str, strata.Features]:
+    """Measure the boxes at all places, by volume; see `strata.measure`."""
+    return {v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v, progress) for v in volumes}
+
+
+def volume_turns(volumes: Sequence[VolumeRecord], count: int, rng: np.random.Generator) -> list[str]:
+    """Share `count` turns among domains, then among the volumes of each, by their voxels, in shuffled order.
+
+    As long as there are enough, every domain and every volume of it gets one: what is rare among the voxels may be
+    all of another microscope.
+    """
+    domains: dict[str, list[VolumeRecord]] = {}
+    for volume in volumes:
+        domains.setdefault(volume.domain, []).append(volume)
+    turns: list[str] = []
+    sizes = [sum(math.prod(v.shape_zyx) for v in members) for members in domains.values()]
+    for members, quota in zip(domains.values(), _quotas(sizes, count), strict=True):
+        for volume, own in zip(members, _quotas([math.prod(v.shape_zyx) for v in members], quota), strict=True):
+            turns += [volume.volume_id] * own
+    return [turns[i] for i in rng.permutation(len(turns))]
+
+
+def _quotas(sizes: Sequence[int], count: int) -> list[int]:
+    """Share `count` by size, each at least 1 where that is possible; the largest remainders get what is left."""
+    if not sizes:
+        return []
+    size = np.array(sizes, dtype=np.float64)
+    least = np.full(len(size), 1 if count >= len(size) else 0)
+    share = size / size.sum() * count
+    quota = np.maximum(np.floor(share).astype(int), least)
+    while quota.sum() > count:
+        quota[np.argmax(np.where(quota > least, quota - share, -np.inf))] -= 1
+    for index in np.argsort(quota - share, kind="stable")[: count - int(quota.sum())]:
+        quota[index] += 1
+    return [int(n) for n in quota]
+
+
+def volume_reader(campaign: Campaign, volume: VolumeRecord) -> strata.Reader:
+    """Return a function that reads a box of a volume as acquired, czyx."""
+    image = open_image(campaign, volume.volume_id)
+    return lambda box: read_box(image, box)
+
+
+def overlapping(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], box: Box) -> npt.NDArray[np.bool_]:
+    """Tell which of n boxes, given by arrays (n, 3) of starts and stops, overlap `box`."""
+    result: npt.NDArray[np.bool_] = np.all((starts < box.stop_zyx) & (stops > box.offset_zyx), axis=1)
+    return result

@@ -1,0 +1,196 @@
+"""Phase 1: which boxes are held out, and where annotation starts.
+
+Volumes are never read whole: boxes are drawn on a grid, at most a few hundred of them are looked at, one by one
+(see `strata`). Everything follows from the campaign's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import SamplingError
+from rescueseg.geometry import Box, Patch
+from rescueseg.randomness import random_generator
+from rescueseg.records import Holdout, HoldoutBox, QueriedPatch
+from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
+from rescueseg.sampling.patches import Drawing, candidates, look, patch_shape, places_to_look, volume_turns
+from rescueseg.sampling.strata import STARTING_STRATA, Progress
+
+__all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches", "undrawn_volumes"]
+
+ROUGH_REASON = "rough mask of the triage"
+
+
+def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
+    """Return the frozen holdout; draw and freeze it at the first call, let it grow when volumes were added.
+
+    Validation and test boxes take turns through the same strata (see `strata.HOLDOUT_STRATA`: the difficult ones
+    are guaranteed, one in eight is drawn at random) and through the volumes by their size. Boxes never overlap each
+    other. On small volumes boxes and guard band shrink until 30 patches fit beside them; on very small ones
+    fewer boxes are drawn. With the boxes the patch shape of each volume is fixed.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one volume.
+    trained : sequence of Patch
+        Patches that were, or may soon be, trained on (those with a ticket); new boxes keep clear of them and of
+        everything that earlier snapshots read, and of the patches of the rough mask.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
+
+    Returns
+    -------
+    Holdout
+        Frozen boxes stay as they are; only volumes that it was not drawn from before add boxes.
+
+    Raises
+    ------
+    SamplingError
+        If there is no volume, or no room for a single validation and test box.
+    """
+    holdout = plan_holdout(campaign, trained, progress)
+    if holdout != campaign.holdout():
+        campaign.freeze_holdout(holdout)
+    return holdout
+
+
+def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
+    """Return the holdout boxes that people must annotate: those in usable volumes without ground truth.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Tells which volumes came with truth.
+    holdout : Holdout
+        The frozen boxes.
+
+    Returns
+    -------
+    list of HoldoutBox
+        Each with its volume, box, part (the ticket's purpose) and stratum. They become the first tickets, without a prefill.
+    """
+    without = {v.volume_id for v in campaign.volumes() if v.truth is None}
+    return [box for box in holdout.boxes if box.volume_id in without]
+
+
+def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] = ()) -> list[Box]:
+    """Return the boxes of a volume that may be queried, in z, y, x order.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its holdout must be frozen.
+    volume_id : str
+        The volume.
+    occupied : iterable of Box
+        Boxes of the volume that have a ticket already.
+
+    Returns
+    -------
+    list of Box
+        Patches on a grid of half a patch (coarser where that gives more than 100000), clear of every holdout
+        box and its guard band, and of `occupied`. They overlap each other; `query.choose` takes none that do.
+        None in a volume added since the holdout was last drawn: it has to grow first.
+
+    Raises
+    ------
+    SamplingError
+        If the holdout is not frozen yet.
+    """
+    holdout, volume = _frozen(campaign), campaign.volume(volume_id)
+    if not _covers(holdout, volume_id):
+        return []
+    shape = patch_shape(campaign.config, volume, holdout)
+    return list(candidates(volume, shape, [*holdout.guarded(volume_id, campaign.image_digests()), *occupied]))
+
+
+def starting_patches(
+    campaign: Campaign,
+    count: int | None = None,
+    occupied: Sequence[Patch] = (),
+    holdout: Holdout | None = None,
+    progress: Progress | None = None,
+) -> list[QueriedPatch]:
+    """Draw the patches that generation 0 is trained on.
+
+    The patches of the rough mask come first: they are annotated. Then strata take turns, those that promise objects
+    first (see `strata.STARTING_STRATA`), and so do the domains and their volumes, by their size. A stratum that the
+    data do not have is left out. No label is looked at: a live campaign has none.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its holdout must be frozen.
+    count : int, optional
+        Patches to draw, those of the rough mask counted; `sampling.starting_patches` when omitted.
+    occupied : sequence of Patch
+        Patches that have a ticket already.
+    holdout : Holdout, optional
+        A holdout about to be frozen, in place of the campaign's.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
+
+    Returns
+    -------
+    list of QueriedPatch
+        At most `count` patches, fewer where no more fit, more where the rough mask has more; those drawn overlap
+        neither each other nor the others nor the guarded holdout. The score falls from 1 in this order, so that
+        annotators get them in it; the reason holds the measured numbers.
+
+    Raises
+    ------
+    SamplingError
+        If the holdout is not frozen yet, or nothing fits.
+    """
+    count = campaign.config.sampling.starting_patches if count is None else count
+    holdout = holdout or _frozen(campaign)
+    taken = set(occupied)
+    usable = {v.volume_id for v in campaign.volumes()}
+    rough = [p for p in campaign.rough_patches() if p not in taken and p.volume_id in usable]
+    rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
+    if len(rows) < count:
+        drawing = _starting_places(campaign, holdout, [*occupied, *rough], progress)
+        turns = volume_turns(drawing.volumes, count - len(rows), drawing.rng)
+        drawn = drawing.draw(turns, STARTING_STRATA)
+        rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.measured}") for d in drawn]
+    if not rows:
+        raise SamplingError(
+            "no patch fits beside the holdout",
+            where=campaign.url,
+            todo="Make sampling.patch_zyx smaller, or add a volume",
+        )
+    most = max(count, len(rows))
+    return [
+        QueriedPatch(volume_id=v, box=box, score=(most - i) / most, stratum=stratum, reason=reason)
+        for i, (v, box, stratum, reason) in enumerate(rows)
+    ]
+
+
+def _starting_places(
+    campaign: Campaign, holdout: Holdout, occupied: Sequence[Patch], progress: Progress | None
+) -> Drawing:
+    """Look at places for starting patches, clear of the guarded holdout and of what is occupied."""
+    volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
+    rng = random_generator(campaign.config.seed, "starting patches")
+    free: dict[str, list[Box]] = {}
+    images = campaign.image_digests()
+    for volume in volumes:
+        held = holdout.guarded(volume.volume_id, images)
+        blocked = [*held, *(p.box for p in occupied if p.volume_id == volume.volume_id)]
+        boxes = list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
+        free[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
+    return Drawing(volumes, free, rng, look(campaign, volumes, free, progress))
+
+
+def _frozen(campaign: Campaign) -> Holdout:
+    holdout = campaign.holdout()
+    if holdout is None:
+        raise SamplingError("the holdout is not frozen yet", where=campaign.url, todo="Draw the holdout first")
+    return holdout
+
+
+def _covers(holdout: Holdout, volume_id: str) -> bool:
+    """Tell whether the holdout was drawn with a volume in view; one written by hand says nothing of it."""
+    return not holdout.volumes or volume_id in holdout.volumes

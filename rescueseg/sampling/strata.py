@@ -1,0 +1,284 @@
+"""Strata: what a patch stands for, told from intensity, edges, noise and artefacts alone, without any label.
+
+============  =================================================================================================
+stratum       boxes with
+============  =================================================================================================
+best_case     high contrast, high SNR and strong edges at once
+worst_case    much structure in little contrast and little SNR at once; not the sparsest third
+low_snr       the least contrast against the noise; not the sparsest third
+dense         the strongest edges: many objects, touching objects
+sparse        the weakest edges: empty space, where false positives show
+volume_edge   the most faces in common with the volume
+artifact      saturation, stripes, drift steps, blank or repeated planes, seams: see `artifacts`
+typical       anything: drawn at random, so that the holdout stays representative
+============  =================================================================================================
+
+Campaigns frozen earlier also know `bright` and `dim`. `rough_mask` marks patches that the triage looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, stats
+
+from rescueseg.geometry import ZYX, Box
+from rescueseg.records import VolumeRecord
+from rescueseg.sampling import imaging_artefacts
+from rescueseg.volumes.normalise import normalise
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Reader = Callable[[Box], npt.NDArray[Any]]
+"""Returns a box as acquired, czyx."""
+Progress = Callable[[str, int, int], None]
+
+HOLDOUT_STRATA = (
+    *("dense", "worst_case", "typical", "low_snr", "best_case"),
+    *("artifact", "volume_edge", "sparse", "typical"),
+)
+"""Order in which the boxes of each part of the holdout are drawn. Boxes that promise objects are among them: where all are
+empty, nothing is judged but false finds."""
+STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", "artifact", "volume_edge")
+"""Order in which the starting patches are drawn: those that promise objects first."""
+TOP = 0.15
+"""Share of the boxes with the highest scores that stand for a stratum."""
+
+_LONGEST = 96
+"""Voxels along an axis that are looked at, in the middle of a longer box."""
+_SPARSEST = 1 / 3
+"""Share of the boxes that hold too little to be difficult."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of each box of one volume: arrays of shape (n,).
+
+    Parameters
+    ----------
+    edge : ndarray of float64
+        Mean in-plane gradient magnitude of the normalised image after smoothing over 3×3 pixels, per pixel.
+    contrast : ndarray of float64
+        Distance of the 5th and 95th percentile of the smoothed image, in normalised units.
+    snr : ndarray of float64
+        Contrast over noise; the noise is robust, and at least that of the quantisation.
+    faces : ndarray of float64
+        Faces shared with the volume, along the axes that the box does not fill.
+    artifact : ndarray of float64
+        Strength of the strongest artefact; present from 1 on.
+    kind : tuple of str
+        Which artefact that is, one of `artifacts.KINDS`.
+    """
+
+    edge: Floats
+    contrast: Floats
+    snr: Floats
+    faces: Floats
+    artifact: Floats
+    kind: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.edge)
+
+    def take(self, index: npt.NDArray[np.int64]) -> Features:
+        """Return the features of some of the boxes."""
+        return Features(
+            self.edge[index],
+            self.contrast[index],
+            self.snr[index],
+            self.faces[index],
+            self.artifact[index],
+            tuple(self.kind[i] for i in index),
+        )
+
+    def score(self, stratum: str) -> Floats:
+        """Return how much each box belongs to a stratum; shape (n,), higher is more."""
+        clutter = self.edge / (self.contrast + 1e-6)
+        zero = np.zeros_like(self.edge)
+        best, worst = (self.contrast, self.snr, self.edge), (clutter, -self.contrast, -self.snr)
+        parts: dict[str, tuple[Floats, ...]] = {"best_case": best, "worst_case": worst}
+        if stratum in parts:
+            return sum((_ranks(values) for values in parts[stratum]), zero)
+        scores = {
+            "low_snr": -self.snr,
+            "dense": self.edge,
+            "sparse": -self.edge,
+            "volume_edge": self.faces,
+            "artifact": self.artifact,
+            "typical": zero,
+        }
+        return scores[stratum]
+
+    def eligible(self, stratum: str) -> Flags:
+        """Tell which boxes may stand for a stratum at all; shape (n,)."""
+        if stratum == "artifact":
+            return self.artifact >= 1
+        if stratum == "volume_edge":
+            return self.faces > 0
+        if stratum in ("worst_case", "low_snr") and len(self):
+            return np.asarray(self.edge >= np.quantile(self.edge, _SPARSEST))
+        return np.ones(len(self), dtype=bool)
+
+    def members(self, stratum: str) -> Flags:
+        """Tell which boxes stand for a stratum: the best of those that may; shape (n,)."""
+        score, eligible = self.score(stratum), self.eligible(stratum)
+        if stratum in ("artifact", "typical") or not eligible.any():
+            return eligible
+        return eligible & (score >= np.quantile(score[eligible], 1 - TOP))
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the boxes that each stratum stands for; they sum to 1.
+
+        A box belongs to the first stratum of `HOLDOUT_STRATA`, the difficult ones first, that it is a member of, and
+        to `typical` when to none.
+        """
+        left = np.ones(len(self), dtype=bool)
+        shares = {}
+        for stratum in (s for s in dict.fromkeys(HOLDOUT_STRATA) if s != "typical"):
+            mine = left & self.members(stratum)
+            shares[stratum] = float(mine.mean()) if len(self) else 0.0
+            left &= ~mine
+        return {**shares, "typical": float(left.mean()) if len(self) else 0.0}
+
+    def measured(self, stratum: str, index: int) -> str:
+        """Return the numbers that speak for a box, against the median of the volume."""
+
+        def against(name: str, values: Floats) -> str:
+            return f"{name} {values[index]:.2g} (median {np.median(values):.2g})"
+
+        if stratum == "artifact":
+            return f"{self.kind[index]}, {self.artifact[index]:.1f} times its threshold"
+        if stratum == "volume_edge":
+            return f"{self.faces[index]:.0f} of the volume's faces"
+        if stratum in ("dense", "sparse"):
+            return against("edges", self.edge)
+        if stratum == "low_snr":
+            return against("SNR", self.snr)
+        if stratum == "typical":
+            return "drawn at random"
+        return ", ".join((against("contrast", self.contrast), against("SNR", self.snr), against("edges", self.edge)))
+
+
+def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: Progress | None = None) -> Features:
+    """Look at boxes of a volume one by one; memory holds one of them at a time.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the image of a box as acquired, czyx.
+    boxes : sequence of Box
+        At most the middle 96 voxels along each axis are read.
+    volume : VolumeRecord
+        Shape, type and normalisation count.
+    progress : callable, optional
+        Called after each box.
+    """
+    rows = []
+    for done, box in enumerate(boxes, 1):
+        rows.append(_describe(read(_middle(box)), volume))
+        if progress is not None:
+            progress(f"{volume.volume_id}: boxes looked at", done, len(boxes))
+    if not rows:
+        none = np.zeros(0)
+        return Features(none, none, none, none, none, ())
+    edge, contrast, snr = np.array([row.numbers for row in rows]).T
+    strength = np.array([row.structural for row in rows])
+    starts = [_middle(box).offset_zyx[0] for box in boxes]
+    face = np.median([math.prod(_middle(box).shape_zyx[1:]) for box in boxes])
+    steps = imaging_artefacts.gain_steps(
+        starts, [row.levels for row in rows], volume.shape_zyx[0], math.prod(volume.shape_zyx[1:]) / face
+    )
+    drift = imaging_artefacts.KINDS.index("drift_step") - 1
+    inside = [steps[z : z + row.levels.shape[1] - 1] for z, row in zip(starts, rows, strict=True)]
+    strength[:, drift] = np.maximum(strength[:, drift], [float(s.max()) if len(s) else 0.0 for s in inside])
+    channels = zip(*(row.tops for row in rows), strict=True)
+    share = np.max([imaging_artefacts.saturated(tops) for tops in channels], axis=0)
+    strength = np.column_stack([imaging_artefacts.saturation_strength(share), strength])
+    faces = np.array([_faces(box, volume.shape_zyx) for box in boxes], dtype=np.float64)
+    kind = tuple(imaging_artefacts.KINDS[i] for i in strength.argmax(axis=1))
+    return Features(edge, contrast, snr, faces, strength.max(axis=1), kind)
+
+
+def draw(score: Floats, free: npt.NDArray[np.bool_], rng: np.random.Generator, top: float = TOP) -> int | None:
+    """Draw one of the free boxes with the highest scores.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+        Ties are broken at random.
+    free : ndarray of bool, shape (n,)
+        Which may be drawn.
+    rng : numpy.random.Generator
+        Advanced by the same amount whatever is free.
+    top : float
+        Share of the free boxes to draw from: one of at least three, so that a single artefact does not stand
+        for the stratum.
+
+    Returns
+    -------
+    int or None
+        Index into `score`; None when nothing is free.
+    """
+    order = np.lexsort((rng.random(len(score)), -score))
+    chance = rng.random()
+    order = order[free[order]]
+    if not len(order):
+        return None
+    among = len(order) if np.ptp(score) == 0 else min(len(order), max(3, round(top * len(order))))
+    return int(order[int(chance * among)])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What was seen in one box."""
+
+    numbers: tuple[float, float, float]
+    structural: Floats
+    levels: Floats
+    tops: tuple[imaging_artefacts.TopValues, ...]
+
+
+def _describe(voxels: npt.NDArray[Any], volume: VolumeRecord) -> _Row:
+    image: npt.NDArray[np.float32] = normalise(voxels, volume.normalisation).mean(axis=0, dtype=np.float32)
+    smooth = ndimage.uniform_filter(image, size=(1, 3, 3), mode="nearest")
+    noise = max(noise_of(image, smooth), _quantisation(volume))
+    steps = [np.gradient(smooth, axis=axis) for axis in (1, 2) if smooth.shape[axis] > 1]
+    edge = float(np.sqrt(sum(step**2 for step in steps)).mean(dtype=np.float64)) if steps else 0.0
+    low, high = np.percentile(smooth, (5, 95))
+    contrast = float(high - low)
+    return _Row(
+        (edge, contrast, contrast / noise),
+        imaging_artefacts.structural(image, smooth, noise),
+        imaging_artefacts.plane_levels(image, smooth),
+        tuple(imaging_artefacts.top_values(channel) for channel in voxels),
+    )
+
+
+def noise_of(image: npt.NDArray[np.float32], smooth: npt.NDArray[np.float32]) -> float:
+    """Return the robust standard deviation of what smoothing over 3×3 pixels removed, scaled to white noise."""
+    return float(1.4826 * np.median(np.abs(image - smooth)) * math.sqrt(9 / 8))
+
+
+def _quantisation(volume: VolumeRecord) -> float:
+    """Return the standard deviation of rounding to whole numbers in normalised units; tiny for floats."""
+    return 1 / (math.sqrt(12) * volume.normalisation.std) if np.dtype(volume.dtype).kind in "iu" else 1e-6
+
+
+def _ranks(values: Floats) -> Floats:
+    return np.asarray(stats.rankdata(values), dtype=np.float64) / max(1, len(values))
+
+
+def _middle(box: Box) -> Box:
+    shape = [min(n, _LONGEST) for n in box.shape_zyx]
+    start = [o + (n - m) // 2 for o, n, m in zip(box.offset_zyx, box.shape_zyx, shape, strict=True)]
+    return Box.from_bounds(start, [a + m for a, m in zip(start, shape, strict=True)])
+
+
+def _faces(box: Box, shape_zyx: ZYX) -> int:
+    axes = [a for a in range(3) if box.shape_zyx[a] < shape_zyx[a]]
+    return sum((box.offset_zyx[a] == 0) + (box.stop_zyx[a] == shape_zyx[a]) for a in axes)

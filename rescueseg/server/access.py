@@ -1,0 +1,176 @@
+"""Who may use the annotation server: bearer tokens, roles, and image addresses that need neither."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from rescueseg.annotation.client import Role, require_role
+from rescueseg.campaign import Campaign
+from rescueseg.errors import AccessError, CampaignError, StorageError, UnknownTokenError
+from rescueseg.records import Record
+
+_PREFIX = "rescueseg"
+_MAC_LETTERS = 32
+_LEASE_LETTERS = 32
+
+
+class Person(NamedTuple):
+    """Somebody at the server."""
+
+    name: str
+    role: Role
+
+    def require(self, role: Role) -> None:
+        """Refuse what this person's role does not cover.
+
+        Raises
+        ------
+        AccessError
+            If it does not.
+        """
+        require_role(self.name, self.role, role)
+
+
+class Token(Record):
+    """What the campaign knows of a token: not the secret itself."""
+
+    token_id: str
+    name: str
+    role: Role
+    digest: str
+    """sha256 of the secret."""
+    created_at: datetime
+
+
+def checked_name(name: str) -> str:
+    """Return an annotator's name.
+
+    Raises
+    ------
+    AccessError
+        If it is empty, longer than 128 letters, or holds control characters.
+    """
+    if not 0 < len(name) <= 128 or not name.isprintable() or name != name.strip():
+        raise AccessError(
+            "this is no name of an annotator",
+            todo="Give a name of 1 to 128 printable letters, without spaces around it",
+        )
+    return name
+
+
+def add_token(campaign: Campaign, name: str, role: Role) -> str:
+    """Make a token for somebody and return it: the only time that it can be seen.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    name : str
+        The annotator's name in the queue; one person may have several tokens.
+    role : {"annotator", "reviewer", "admin"}
+        What they may do.
+
+    Raises
+    ------
+    AccessError
+        If the name cannot be used.
+    """
+    token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    token = Token(
+        token_id=token_id,
+        name=checked_name(name),
+        role=role,
+        digest=_digest(secret),
+        created_at=datetime.now(UTC).replace(microsecond=0),
+    )
+    campaign.storage.write_json(campaign.token_path(token_id), token.to_json())
+    return f"{_PREFIX}_{token_id}_{secret}"
+
+
+def list_tokens(campaign: Campaign) -> list[Token]:
+    """Return all tokens, oldest first."""
+    names = [name.removesuffix(".json") for name in campaign.storage.list(campaign.token_path())]
+    found = [Token.model_validate(campaign.storage.read_json(campaign.token_path(name))) for name in names]
+    return sorted(found, key=lambda token: (token.created_at, token.token_id))
+
+
+def revoke_token(campaign: Campaign, token_id: str) -> None:
+    """Take a token back; it stops working at once.
+
+    Raises
+    ------
+    AccessError
+        If there is none of that id.
+    """
+    if token_id not in [token.token_id for token in list_tokens(campaign)]:
+        raise AccessError(f"there is no token '{token_id}'", todo="See 'rescueseg token list CAMPAIGN'")
+    campaign.storage.remove(campaign.token_path(token_id))
+
+
+def holder(campaign: Campaign, presented: str) -> Person:
+    """Return whose token this is.
+
+    Raises
+    ------
+    UnknownTokenError
+        If it is nobody's.
+    """
+    prefix, _, rest = presented.partition("_")
+    token_id, _, secret = rest.partition("_")
+    try:
+        token = Token.model_validate(campaign.storage.read_json(campaign.token_path(token_id or "-")))
+    except (CampaignError, StorageError):
+        token = None
+    known = token.digest if token else _digest("")
+    if not hmac.compare_digest(known, _digest(secret)) or token is None or prefix != _PREFIX:
+        raise UnknownTokenError("this token is not known here", todo="Ask an admin for one: rescueseg token add")
+    return Person(token.name, token.role)
+
+
+def token_needed() -> UnknownTokenError:
+    """Return the refusal of who shows no token."""
+    return UnknownTokenError(
+        "this server needs a token",
+        todo="Send it as 'Authorization: Bearer TOKEN', or log in with your name and your token",
+    )
+
+
+def bearer(authorization: str) -> str | None:
+    """Return the token in an Authorization header; None where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def image_key(campaign: Campaign) -> bytes:
+    """Return the campaign's key for image addresses, made on the first call."""
+    path = campaign.image_key_path
+    if not campaign.storage.exists(path):
+        campaign.storage.write_bytes(path, secrets.token_bytes(32))
+    return campaign.storage.read_bytes(path)
+
+
+def image_id(key: bytes, lease_id: str) -> str:
+    """Return the part of an address that shows a lease's image to whoever knows it, while the lease runs."""
+    return lease_id + hmac.new(key, lease_id.encode(), hashlib.sha256).hexdigest()[:_MAC_LETTERS]
+
+
+def lease_of_image(key: bytes, presented: str) -> str:
+    """Return the lease of an image id.
+
+    Raises
+    ------
+    UnknownTokenError
+        If the server did not make it.
+    """
+    lease_id = presented[:_LEASE_LETTERS]
+    if not presented.isascii() or not hmac.compare_digest(image_id(key, lease_id), presented):
+        raise UnknownTokenError("this image address is not valid", todo="Take it from a running lease")
+    return lease_id

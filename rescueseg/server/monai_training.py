@@ -1,0 +1,80 @@
+"""Training for clients of MONAI Label: a start is a run of the generation's deployment, its state is Prefect's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from rescueseg.annotation.client import require_role
+from rescueseg.campaign import Campaign
+from rescueseg.errors import QueueError, TicketNotFoundError
+from rescueseg.server.monai_users import Seats
+from rescueseg.services import prefect_api
+from rescueseg.services.prefect_api import GENERATION_FLOW, FlowRun, deployment_name
+
+STATUS = {
+    "SCHEDULED": "SUBMITTED",
+    "PENDING": "SUBMITTED",
+    "RUNNING": "RUNNING",
+    "PAUSED": "RUNNING",
+    "COMPLETED": "DONE",
+    "CANCELLED": "STOPPED",
+    "CANCELLING": "STOPPED",
+}
+"""MONAI Label's word for each of Prefect's; all others are ERROR."""
+
+
+def training_routes(router: APIRouter, seats: Seats) -> None:
+    """Add the routes below ``/train/``; `seats` says who asks."""
+
+    @router.post("/train/", summary="Start the next generation")
+    @router.post("/train/{model}", summary="Start the next generation")
+    def start(request: Request, body: dict[str, Any] | None = None, model: str = "champion") -> dict[str, Any]:
+        desk = seats.of(request, (body or {}).get("client_id"))
+        require_role(desk.annotator, desk.role, "admin")
+        url, run = _latest(desk.campaign)
+        if run is not None and not run.state.is_final:
+            raise QueueError("a generation runs already", where=model[:64], todo="Wait for it; see GET /train/")
+        prefect_api.start_deployment(url, deployment_name(GENERATION_FLOW, desk.campaign), {})
+        return _described(_latest(desk.campaign)[1])
+
+    @router.get("/train/", summary="The latest generation's run; 404 where none is running and that was asked")
+    def status(request: Request, check_if_running: bool = False) -> dict[str, Any]:
+        _, run = _latest(seats.of(request).campaign)
+        return _described(None if run is not None and check_if_running and run.state.is_final else run)
+
+    @router.delete("/train/", summary="Stop the running generation; started again it goes on from there")
+    def stop(request: Request) -> dict[str, Any]:
+        desk = seats.of(request)
+        require_role(desk.annotator, desk.role, "admin")
+        url, run = _latest(desk.campaign)
+        if run is None or run.state.is_final:
+            return _described(None)
+        prefect_api.cancel_run(url, run.run_id)
+        return _described(_latest(desk.campaign)[1])
+
+
+def _latest(campaign: Campaign) -> tuple[str, FlowRun | None]:
+    """Return Prefect's URL and the latest run of the campaign's generations."""
+    url = prefect_api.prefect_url(campaign)
+    if not url:
+        raise QueueError(
+            "the campaign is not served, so nothing can train",
+            where=campaign.config.name,
+            todo="Serve it with 'rescueseg up CAMPAIGN', or run 'rescueseg generation CAMPAIGN'",
+        )
+    return url, prefect_api.latest_run(url, deployment_name(GENERATION_FLOW, campaign))
+
+
+def _described(run: FlowRun | None) -> dict[str, Any]:
+    if run is None:
+        raise TicketNotFoundError("no generation is running", todo="Start one with POST /train/")
+    return {
+        "id": run.run_id,
+        "status": STATUS.get(run.state.type, "ERROR"),
+        "request": {"model": "champion"},
+        "start_ts": run.created,
+        "end_ts": run.ended,
+        "details": [f"{run.state.name}: {run.state.message}".removesuffix(": ")],
+    }

@@ -1,0 +1,1 @@
+"""Servers and processes of one machine, Prefect's API, Dask clusters."""

@@ -1,0 +1,284 @@
+"""The only module that talks to Prefect, by HTTP: emit an event, start a deployment, ask its state.
+
+Events only wake. What is due is recounted in the queue's database under the campaign's lock, so a lost or doubled event
+changes nothing; that is why a server that does not answer costs a warning and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import ServiceError
+from rescueseg.queue.due import patches_due
+from rescueseg.queue.store import QueueStore
+from rescueseg.services.local_servers import Servers, checkout, read_state
+
+PATCHES_ACCEPTED = "rescueseg.patches.accepted"
+GENERATION_FLOW = "generation"
+INFER_FLOW = "infer-volume"
+LOOP_FLOW = "active-learning"
+WORK_POOL = "rescueseg"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a flow run: Prefect's type (``COMPLETED``, ``FAILED``…), its display name and message."""
+
+    type: str
+    name: str
+    message: str
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether the run has ended."""
+        return self.type in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+def prefect_url(campaign: Campaign | None = None) -> str:
+    """Return the API URL of the Prefect server to use, empty when none is known.
+
+    The environment's ``PREFECT_API_URL`` goes first, then the server that ``rescueseg up`` started for `campaign`.
+    """
+    if url := os.environ.get("PREFECT_API_URL", ""):
+        return url.rstrip("/")
+    if campaign is None or not campaign.storage.is_local:
+        return ""
+    state = read_state(campaign.services_folder)
+    return state.prefect_api_url if state else ""
+
+
+def deployment_name(flow: str, campaign: Campaign) -> str:
+    """Return the name under which a campaign's flow is deployed, as ``flow/deployment``."""
+    return f"{flow}/{campaign.config.name}"
+
+
+def emit_event(url: str, event: str, resource: str, payload: Mapping[str, Any]) -> None:
+    """Send one event.
+
+    Parameters
+    ----------
+    url : str
+        Prefect's API URL.
+    event, resource : str
+        Name of the event, and id of what it happened to.
+    payload : mapping
+        JSON-ready.
+
+    Raises
+    ------
+    ServiceError
+        If the server does not take it.
+    """
+    body = {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": event,
+        "resource": {"prefect.resource.id": resource},
+        "payload": dict(payload),
+    }
+    _request(url, "POST", "/events", [body])
+
+
+def wake(campaign: Campaign, store: QueueStore) -> bool:
+    """Emit `PATCHES_ACCEPTED` if enough patches were accepted since the last generation, see `patches_due`.
+
+    Call it after a submission or an acceptance. A server that does not answer costs a warning only: the schedule makes
+    a lost event good.
+
+    Returns
+    -------
+    bool
+        True if an event was sent.
+    """
+    due, reason = patches_due(campaign, store)
+    if not due:
+        return False
+    url = prefect_url(campaign)
+    if not url:
+        return False
+    try:
+        emit_event(url, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"reason": reason})
+    except ServiceError as error:
+        _log.warning("%s", error)
+        return False
+    return True
+
+
+def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
+    """Ask for a run of a deployment.
+
+    Parameters
+    ----------
+    url : str
+        Prefect's API URL.
+    name : str
+        ``flow/deployment``.
+    parameters : mapping
+        JSON-ready; the deployment's own parameters are kept unless named here.
+
+    Returns
+    -------
+    str
+        Id of the flow run.
+
+    Raises
+    ------
+    ServiceError
+        If there is no such deployment or no server.
+    """
+    flow, _, deployment = name.partition("/")
+    found = _request(url, "GET", f"/deployments/name/{flow}/{deployment}")
+    body = {"parameters": dict(parameters), "idempotency_key": str(uuid.uuid4())}
+    run = _request(url, "POST", f"/deployments/{found['id']}/create_flow_run", body)
+    return str(run["id"])
+
+
+def run_state(url: str, flow_run_id: str) -> RunState:
+    """Return the state of a flow run.
+
+    Raises
+    ------
+    ServiceError
+        If there is no such run or no server.
+    """
+    state = _request(url, "GET", f"/flow_runs/{flow_run_id}").get("state") or {}
+    return RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """One run of a deployment; times as Prefect writes them (ISO 8601), empty before they come."""
+
+    run_id: str
+    state: RunState
+    created: str
+    ended: str
+
+
+def latest_run(url: str, name: str) -> FlowRun | None:
+    """Return the latest run of a deployment that has begun or was asked for, None when there is none.
+
+    Runs that the schedule has laid out for later do not count.
+
+    Parameters
+    ----------
+    url : str
+        Prefect's API URL.
+    name : str
+        ``flow/deployment``.
+
+    Raises
+    ------
+    ServiceError
+        If there is no server.
+    """
+    flow, _, deployment = name.partition("/")
+    wanted = {
+        "flows": {"name": {"any_": [flow]}},
+        "deployments": {"name": {"any_": [deployment]}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": 200,
+    }
+    for run in _request(url, "POST", "/flow_runs/filter", wanted):
+        state = run.get("state") or {}
+        if run.get("auto_scheduled") and state.get("type") == "SCHEDULED":
+            continue
+        found = RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
+        return FlowRun(str(run["id"]), found, run.get("created") or "", run.get("end_time") or "")
+    return None
+
+
+def cancel_run(url: str, flow_run_id: str) -> None:
+    """Ask Prefect to stop a run; its worker does. Errors as in `run_state`."""
+    body = {"state": {"type": "CANCELLING", "message": "stopped by an annotator"}}
+    _request(url, "POST", f"/flow_runs/{flow_run_id}/set_state", body)
+
+
+def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the command that runs a flow in a process of its own, by the name that Prefect shows."""
+    return [sys.executable, "-m", "flows.run", flow, json.dumps(dict(parameters))]
+
+
+def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
+    """Make the work pool, deploy the campaign's flows from ``deployments/prefect.yaml`` and start a worker.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its trigger settings go into the schedule.
+    servers : Servers
+        Running; the worker is stopped with them.
+    pool : str
+        Name of the process work pool.
+
+    Raises
+    ------
+    ServiceError
+        If Prefect's command line fails; the message ends with what it said.
+    """
+    trigger = campaign.config.trigger
+    values = {
+        "RESCUESEG_CAMPAIGN": campaign.url,
+        "RESCUESEG_NAME": campaign.config.name,
+        "RESCUESEG_CHECKOUT": str(checkout()),
+        "RESCUESEG_WORK_POOL": pool,
+        "RESCUESEG_CRON": trigger.cron,
+        "RESCUESEG_TIMEZONE": trigger.timezone,
+    }
+    environment = servers.environment | values
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    _run([*prefect, "work-pool", "create", pool, "--type", "process", "--overwrite"], environment)
+    _run([*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"], environment)
+    servers.spawn("worker", [*prefect, "worker", "start", "--pool", pool, "--name", f"{campaign.config.name}-worker"])
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command, cwd=checkout(), env=dict(environment), capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise ServiceError(
+            "deploying failed", where=" ".join(command[2:6]), todo="Prefect said:\n" + "\n".join(said[-12:])
+        )
+
+
+def _request(url: str, method: str, path: str, body: Any = None) -> Any:
+    """Ask the API; a busy server is asked again (events and runs carry an id of ours, so nothing happens twice)."""
+    loopback = httpx.URL(url).host in {"127.0.0.1", "localhost"}
+    try:
+        with httpx.Client(timeout=30.0, trust_env=not loopback) as client:
+            for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
+                response = client.request(method, f"{url}{path}", json=body)
+                if response.status_code not in (429, 503):
+                    break
+                time.sleep(pause)
+            response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise ServiceError(
+            f"Prefect refused ({error.response.status_code}): {error.response.text[:200]}",
+            where=f"{url}{path}",
+            todo="Is the campaign deployed? 'rescueseg up CAMPAIGN' does it",
+        ) from error
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"the Prefect server does not answer ({error})",
+            where=url,
+            todo="Start it with 'rescueseg up CAMPAIGN', or mend PREFECT_API_URL",
+        ) from error
+    return response.json() if response.content else None

@@ -1,0 +1,93 @@
+"""Whether a generation is due, and its beginning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rescueseg.active_learning.strategies import find_strategy
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import query_strategy
+from rescueseg.errors import EvaluationError, QueueError
+from rescueseg.evaluation.truth import missing_truth
+from rescueseg.queue.due import patches_due
+from rescueseg.queue.store import QueueStore
+
+
+@dataclass(frozen=True)
+class Due:
+    """Whether a generation is to run.
+
+    Parameters
+    ----------
+    generation : int
+        Its number: the unfinished one, or the next.
+    due : bool
+        True when it should run now.
+    reason : str
+        One sentence for people.
+    """
+
+    generation: int
+    due: bool
+    reason: str
+
+
+def count_due(campaign: Campaign, store: QueueStore) -> Due:
+    """Recount in the database whether a generation is due; call it under the campaign's lock.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its ``trigger.accepted_patches`` is the threshold.
+    store : QueueStore
+        Queue and ledger.
+    """
+    last = store.last_generation()
+    if last is not None and last.finished_at is None:
+        return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
+    following = 0 if last is None else last.generation + 1
+    if waiting := _holdout_waiting(campaign):
+        return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
+    if last is not None and (stop := campaign.finished(last.generation, "tickets")["stop"]):
+        return Due(following, False, f"the campaign says stop: {stop}")
+    enough, reason = patches_due(campaign, store)
+    return Due(following, enough, reason)
+
+
+def begin(campaign: Campaign, store: QueueStore) -> int:
+    """Write the generation to run into the ledger and return its number; an unfinished one is continued.
+
+    Raises
+    ------
+    QueueError
+        If no patch was accepted yet.
+    EvaluationError
+        If holdout boxes still wait for their annotation.
+    ConfigError
+        If the campaign names a query strategy that there is not: better now than after the training.
+    """
+    accepted = check_ready(campaign, store)
+    due = count_due(campaign, store)
+    store.begin_generation(due.generation, accepted)
+    return due.generation
+
+
+def check_ready(campaign: Campaign, store: QueueStore) -> int:
+    """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
+    find_strategy(query_strategy(campaign))
+    accepted = len(store.accepted("pool"))
+    if not accepted:
+        raise QueueError(
+            "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
+        )
+    if waiting := _holdout_waiting(campaign):
+        raise EvaluationError(
+            f"{waiting} holdout boxes are not annotated yet",
+            where=campaign.url,
+            todo="Their tickets come first in the queue; annotate and accept them",
+        )
+    return accepted
+
+
+def _holdout_waiting(campaign: Campaign) -> int:
+    return len(missing_truth(campaign)) if campaign.holdout() else 0

@@ -1,0 +1,24 @@
+"""The evaluation stage: scores on the holdout, temperature and champion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.evaluation.calibration import settled_calibration
+from rescueseg.evaluation.champion import judge
+from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.stages.stage import run_stage
+
+
+def evaluate(campaign: Campaign, generation: int) -> Any:
+    """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so.
+
+    The temperature of its probabilities is fitted first and kept with it; see `rescueseg.evaluation.calibration`.
+    """
+
+    def work() -> Any:
+        settled_calibration(campaign, generation)
+        return judge(campaign, evaluate_generation(campaign, generation)).to_json()
+
+    return run_stage(campaign, generation, "evaluation", work)

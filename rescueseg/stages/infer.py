@@ -1,0 +1,61 @@
+"""The inference stage: all volumes through the generation's model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import TrainingError
+from rescueseg.inference import engine
+from rescueseg.records import ModelReference
+from rescueseg.stages.stage import Progress, run_stage
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def infer(campaign: Campaign, generation: int, client: Client | None, progress: Progress) -> Any:
+    """Predict all volumes with the generation's model; finished blocks are not done again.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    generation : int
+        Its model must exist.
+    client : distributed.Client or None
+        Where blocks are computed; in this process when None.
+    progress : callable
+        Called with the volume's id, blocks done, blocks in all.
+    """
+    ids = [volume.volume_id for volume in campaign.volumes()]
+    return run_stage(
+        campaign,
+        generation,
+        "inference",
+        lambda: [infer_volume(campaign, generation, volume, client, progress) for volume in ids],
+    )
+
+
+def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress) -> Any:
+    """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
+
+    def report(done: int, total: int) -> None:
+        campaign.note_progress(generation, f"{volume_id}: block", done, total)
+        progress(volume_id, done, total)
+
+    maps = engine.infer_volume(
+        campaign,
+        _model(campaign, generation),
+        volume_id,
+        client=client,
+        progress=report,
+    )
+    return maps.to_json()
+
+
+def _model(campaign: Campaign, generation: int) -> ModelReference:
+    model = campaign.model(generation)
+    if model is None:
+        raise TrainingError("there is no model", where=f"generation {generation}", todo="Train it first")
+    return model

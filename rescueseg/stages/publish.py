@@ -1,0 +1,117 @@
+"""The last stage of a generation: MLflow and the report page."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.outside_trainings import OutsideTraining
+from rescueseg.errors import CampaignError
+from rescueseg.evaluation.champion import Judgement
+from rescueseg.models.files import checkpoints
+from rescueseg.records import ModelReference
+from rescueseg.reports import campaign_report, generation_table
+from rescueseg.stages.stage import run_stage
+from rescueseg.stages.train_outside import run, work_folder
+from rescueseg.storage import canonical_json
+from rescueseg.tracking.tracker import Tracker
+
+
+def publish(campaign: Campaign, generation: int) -> Any:
+    """Mirror a judged generation in MLflow and write the report page; a rerun adds nothing twice.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    generation : int
+        Its tickets stage must be done.
+
+    Returns
+    -------
+    dict
+        The generation's row of the table.
+
+    Raises
+    ------
+    ServiceError
+        If MLflow cannot be reached; the stage can be run again.
+    """
+    return run_stage(campaign, generation, "report", lambda: _publish(campaign, generation))
+
+
+def _publish(campaign: Campaign, generation: int) -> Any:
+    row = generation_table.row(campaign, generation)
+    judged = Judgement.model_validate(campaign.finished(generation, "evaluation"))
+    snapshot, model = campaign.snapshot(generation), campaign.model(generation)
+    if snapshot is None or model is None:
+        raise CampaignError(
+            "its snapshot or model is gone", where=f"generation {generation}", todo="Restore the campaign's folder"
+        )
+    tracker = Tracker(campaign)
+    run = tracker.generation_run(generation)
+    tracker.log_config(run)
+    tracker.log_snapshot(generation, snapshot)
+    registered = tracker.register_model(generation, model)
+    effort = campaign.finished(generation, "effort")
+    tracker.log_judgement(judged, registered, _extra(row) | effort_metrics(effort))
+    written = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
+    page = campaign.storage.read_bytes(written.path)
+    files = {"report.html": page, "effort.json": canonical_json(effort).encode()}
+    figures = {f"figures/{name}": data for name, data in written.figures.items()}
+    tracker.log_files(run, {**files, **figures, **triage_files(campaign)})
+    tracker.finish_generation(generation)
+    return row.to_json()
+
+
+def triage_files(campaign: Campaign) -> dict[str, bytes]:
+    """Return what the triage wrote, by the path under which MLflow keeps it; empty before a triage."""
+    names = ("triage.json", "triage.png")
+    return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
+
+
+def effort_metrics(effort: Any) -> dict[str, float]:
+    """Return what the labels new in a generation cost, for the curves: in all, and per person under their name.
+
+    MLflow allows no other signs in a name than letters, digits, spaces and ``_-./``; others become ``_``.
+    """
+    people = effort.get("annotators", {})
+    metrics = {"annotation_minutes": effort["annotation_seconds"] / 60, "annotators": float(len(people))}
+    for who, spent in people.items():
+        name = re.sub(r"[^\w\-. ]", "_", who, flags=re.ASCII)
+        metrics[f"annotator_minutes/{name}"] = spent["annotation_seconds"] / 60
+        metrics[f"annotator_voxels_corrected/{name}"] = float(spent["voxels_corrected"])
+    return metrics
+
+
+def _extra(row: generation_table.Row) -> dict[str, float]:
+    """Return what the judgement does not know, for the curves."""
+    extra = {"voxels_corrected": float(row.voxels_corrected)}
+    if row.queried_uncertainty is not None:
+        extra["queried_uncertainty"] = row.queried_uncertainty
+    return extra | {f"seconds_{stage}": seconds for stage, seconds in row.seconds.items()}
+
+
+def run_tracked(campaign: Campaign, training: OutsideTraining) -> dict[str, Any]:
+    """Train as `run` does, seen in MLflow: settings, training set, curves, the last checkpoint and the model.
+
+    Its run there ends as finished or failed; the model is stored with it but not registered, which generations are.
+
+    Raises
+    ------
+    ServiceError
+        If MLflow cannot be reached before or after the training; a finished training is not repeated.
+    """
+    tracker, name = Tracker(campaign), training.name
+    with tracker.training(name) as run_id:
+        tracker.log_config(run_id, {"training.trainer": training.trainer})
+        request = campaign.training_path(name, "request.json")
+        campaign.storage.write_json(request, training.to_json())
+        tracker.log_training_set(run_id, training.snapshot, request)
+        with tracker.live(lambda: run_id, partial(checkpoints, work_folder(campaign, name))) as live:
+            result = run(campaign, training, live)
+        tracker.log_metrics(run_id, 0, {"seconds": result["seconds"]})
+        tracker.log_model(f"training-{name}", ModelReference.model_validate(result["model"]), run_id)
+    return result

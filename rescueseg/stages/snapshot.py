@@ -1,0 +1,45 @@
+"""The snapshot stage: the training set of a generation, and what its labels cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign import snapshot as snapshots
+from rescueseg.campaign.route import freeze_choice
+from rescueseg.queue.store import QueueStore
+from rescueseg.records import AcceptedAnnotation
+from rescueseg.stages.stage import run_stage
+
+
+def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`."""
+
+    def work() -> Any:
+        campaign.settle_domains()
+        accepted = store.accepted("pool")
+        previous = campaign.snapshot(generation - 1) if generation else None
+        known = {item.annotation_id for item in previous.items} if previous else set()
+        new = [a for a in accepted if a.annotation_id not in known]
+        names = sorted({a.annotator for a in new})
+        effort = {
+            **_cost(new),
+            "annotators": {who: _cost([a for a in new if a.annotator == who]) for who in names},
+            "patches": {a.ticket_id: {"annotator": a.annotator, **_cost([a])} for a in new},
+        }
+        campaign.finish_stage(generation, "effort", effort)
+        freeze_choice(campaign, generation)
+        return snapshots.make_snapshot(campaign, generation, accepted).to_json()
+
+    result = run_stage(campaign, generation, "snapshot", work)
+    store.count_accepted(generation, len(result["items"]))
+    return result
+
+
+def _cost(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
+    """Return what accepted labels cost."""
+    return {
+        "voxels_corrected": sum(a.voxels_corrected for a in accepted),
+        "annotation_seconds": round(sum(a.seconds for a in accepted), 1),
+    }

@@ -1,0 +1,42 @@
+"""The stages of one generation, each a function that is safe to kill and call again.
+
+::
+
+    begin ► snapshot ► training ► inference ► evaluation ► query ► tickets ► report ► finish
+
+`begin` (`rescueseg.stages.due`) fixes the generation's number in the queue's ledger. Every stage then commits by writing
+its ``<stage>.json`` as its last act and is skipped once that is there, so a rerun goes on where the last run was killed,
+with the same snapshot and to the same model and queried patches. No clock enters a result; how long a stage took lies
+beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rescueseg.campaign import Campaign
+
+NOTE_EVERY = 10
+"""Training steps between two notes of progress."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is counted, how many are done and how many there are."""
+
+
+def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[], Any]) -> Any:
+    """Do the work of a stage unless it is done, note its seconds, commit."""
+    done = campaign.stage_result(generation, stage)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    result = work()
+    commit(campaign, generation, stage, result, time.perf_counter() - started)
+    return result
+
+
+def commit(campaign: Campaign, generation: int, stage: str, result: Any, seconds: float) -> None:
+    """Write what a stage gave, after the seconds it took."""
+    campaign.finish_stage(generation, f"{stage}.seconds", round(seconds, 3))
+    campaign.finish_stage(generation, stage, result)

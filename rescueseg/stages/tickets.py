@@ -1,0 +1,221 @@
+"""From patches to tickets: the holdout and the starting patches first, then what each generation asks for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from rescueseg.active_learning.stopping import GenerationResult, should_stop
+from rescueseg.active_learning.strategies import choose_patches, score_candidates
+from rescueseg.annotation.label_files import ticket_id
+from rescueseg.annotation.pairs import annotators_of
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import profile_of, query_strategy
+from rescueseg.errors import QueueError, SamplingError
+from rescueseg.evaluation.champion import judgements
+from rescueseg.geometry import Box, Patch
+from rescueseg.inference.maps import most_likely, open_map
+from rescueseg.labels import class_names
+from rescueseg.postprocessing.clean import clean
+from rescueseg.queue.due import campaign_lock
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import QueueStore
+from rescueseg.randomness import random_generator
+from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
+from rescueseg.sampling import starting_patches
+from rescueseg.sampling.holdout import plan_holdout
+from rescueseg.stages.stage import Progress, run_stage
+
+
+def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = None) -> int:
+    """Freeze the holdout and queue the first tickets; a rerun changes nothing.
+
+    Holdout boxes in volumes without ground truth become the first tickets, without a mask that could bias them; then
+    come the starting patches, those of the rough mask first.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one volume.
+    store : QueueStore
+        Its queue.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
+
+    Returns
+    -------
+    int
+        Number of new tickets.
+
+    Raises
+    ------
+    SamplingError
+        If the volumes leave no room, or the holdout would grow while a generation is unfinished.
+    QueueError
+        If it would grow while a generation is running.
+    """
+    store.migrate()
+    holdout = _draw_holdout(campaign, store, progress)
+    if campaign.starting_patches() is None:
+        campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress))
+    return store.add_tickets(first_tickets(campaign, holdout, campaign.starting_patches() or []))
+
+
+def rehearse(
+    campaign: Campaign, open_store: Callable[[], QueueStore], progress: Progress | None = None
+) -> tuple[Holdout, list[QueriedPatch]]:
+    """Return the holdout and the starting patches that `prepare` would leave; nothing is written. Raises as it does.
+
+    The queue is opened only when the holdout would grow: it says what was trained on.
+    """
+    trained: list[Patch] = []
+    if campaign.holdout() is not None and (new := starting_patches.undrawn_volumes(campaign)):
+        trained = _trained(open_store(), new)
+    holdout = plan_holdout(campaign, trained, progress)
+    starting = campaign.starting_patches()
+    if starting is None:
+        starting = starting_patches.starting_patches(campaign, holdout=holdout, progress=progress)
+    return holdout, starting
+
+
+def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[NewTicket]:
+    """Return the tickets of a sampling, none in refused volumes; the queue takes those that it does not have."""
+    usable = {volume.volume_id for volume in campaign.volumes()}
+    held = [
+        _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
+        for b in starting_patches.holdout_tickets(campaign, holdout)
+    ]
+    return held + [_queried(campaign, 0, patch) for patch in starting if patch.volume_id in usable]
+
+
+def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
+    """Draw the holdout. It grows between generations only: one that has made its maps would miss those of the new boxes."""
+    if campaign.holdout() is None or not (new := starting_patches.undrawn_volumes(campaign)):
+        return starting_patches.draw_holdout(campaign, progress=progress)
+    with campaign_lock(campaign, store):
+        return starting_patches.draw_holdout(campaign, _trained(store, new), progress)
+
+
+def _trained(store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
+    """Return the patches that were, or may soon be, trained on; refuse while a generation is unfinished."""
+    last = store.last_generation()
+    if last is not None and last.finished_at is None:
+        raise SamplingError(
+            f"generation {last.generation} was begun and not finished; the holdout grows after it",
+            where=", ".join(v.volume_id for v in new),
+            todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
+        )
+    return [ticket.patch for ticket in store.tickets(purpose="pool")]
+
+
+def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
+    """Skip the waiting tickets of refused volumes, so that nobody annotates them; return how many."""
+    refused = {v.volume_id for v in campaign.volumes(refused=True) if v.refused}
+    waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
+    for ticket in waiting:
+        with suppress(QueueError):  # somebody took it just now
+            store.withdraw(ticket.ticket_id, "rescueseg check", "the volume was refused")
+    return len(waiting)
+
+
+def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Choose the patches to ask for next by the campaign's query strategy; see `rescueseg.active_learning.strategies`.
+
+    Patches that had a ticket before are left out, and so is the guarded holdout.
+    """
+    return run_stage(campaign, generation, "query", lambda: _query(campaign, generation, store))
+
+
+def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    config, strategy = campaign.config, query_strategy(campaign, generation)
+    occupied: dict[str, list[Box]] = defaultdict(list)
+    for ticket in store.tickets(purpose="pool"):
+        if ticket.generation <= generation:
+            occupied[ticket.volume_id].append(ticket.box)
+    boxes = {
+        volume.volume_id: starting_patches.candidate_boxes(campaign, volume.volume_id, occupied[volume.volume_id])
+        for volume in campaign.volumes()
+    }
+    table = score_candidates(campaign, generation, boxes)
+    rng = random_generator(config.seed, "query", generation, strategy)
+    patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
+    rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}
+    entropy = [table.scores["predictive_entropy"][rows[Patch(p.volume_id, p.box)]] for p in patches]
+    return {
+        "strategy": strategy,
+        "candidates": len(table),
+        "patches": [patch.to_json() for patch in patches],
+        "uncertainty": round(float(np.mean(entropy)), 6) if entropy else None,
+    }
+
+
+def stop_decision(campaign: Campaign, generation: int) -> str:
+    """Return why the campaign should stop after a generation, empty when it should go on."""
+    history = [
+        GenerationResult(
+            generation=judged.generation,
+            annotated_patches=judged.annotated_patches,
+            validation_dice=judged.evaluation.validation.dice if judged.evaluation.validation else None,
+            candidates_left=campaign.finished(judged.generation, "query")["candidates"],
+        )
+        for judged in judgements(campaign)
+        if judged.generation <= generation
+    ]
+    decision = should_stop(history, campaign.config.stopping)
+    return decision.reason if decision.stop else ""
+
+
+def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    """Make tickets of the queried patches, each with the model's prediction, cleaned by the route's profile, as first mask.
+
+    Nothing is queued once the stopping rule says stop.
+    """
+    return run_stage(campaign, generation, "tickets", lambda: _enqueue(campaign, generation, store))
+
+
+def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+    if stop := stop_decision(campaign, generation):
+        return {"tickets": [], "stop": stop}
+    tickets, profile = [], profile_of(campaign)
+    for data in campaign.finished(generation, "query")["patches"]:
+        patch = QueriedPatch.model_validate(data)
+        ticket = _queried(campaign, generation + 1, patch)
+        prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")
+        probability = open_map(campaign, generation, patch.volume_id, "probability")
+        mask = most_likely(np.asarray(probability[(slice(None), *patch.box.slices)]))
+        mask = clean(mask, campaign.volume(patch.volume_id).spacing_um_zyx, *profile)
+        campaign.storage.write_array(prefill, mask)
+        tickets.append(
+            ticket.model_copy(update={"prefill": prefill, "classes": class_names(campaign.config.classes, mask)})
+        )
+    store.add_tickets(tickets)
+    return {"tickets": [ticket.ticket_id for ticket in tickets], "stop": ""}
+
+
+def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTicket:
+    return _ticket(
+        campaign,
+        generation,
+        Patch(patch.volume_id, patch.box),
+        "pool",
+        stratum=patch.stratum,
+        reason=patch.reason,
+        score=patch.score,
+    )
+
+
+def _ticket(campaign: Campaign, generation: int, patch: Patch, purpose: Purpose, **more: Any) -> NewTicket:
+    name = ticket_id(campaign.config.name, generation, patch, purpose)
+    return NewTicket(
+        ticket_id=name,
+        annotators=annotators_of(campaign, name) if purpose == "pool" else 1,
+        volume_id=patch.volume_id,
+        box=patch.box,
+        purpose=purpose,
+        generation=generation,
+        **more,
+    )

@@ -1,0 +1,147 @@
+"""The training stage; trainings outside the loop go the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import trainer_name
+from rescueseg.errors import TrainingError
+from rescueseg.models.files import committed_files, write_atomically
+from rescueseg.models.registry import get_trainer, resolve_device
+from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, TrainingRequest
+from rescueseg.randomness import random_generator
+from rescueseg.records import ModelReference, Snapshot
+from rescueseg.stages.stage import NOTE_EVERY, commit
+
+
+def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
+    """Train the generation's model, or go on training it from its last checkpoint.
+
+    The stage's seconds are the trainer's: those before a kill count, setting up does not.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its ``training`` settings name the trainer.
+    generation : int
+        Its snapshot must exist.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Raises
+    ------
+    TrainingError
+        If the snapshot is missing or holds nothing to learn from.
+    """
+    done = campaign.stage_result(generation, "training")
+    if done is not None:
+        return done
+    result = _train(campaign, generation, progress)
+    commit(campaign, generation, "training", result, result.pop("seconds"))
+    return result
+
+
+def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> dict[str, Any]:
+    training_set = campaign.snapshot(generation)
+    if training_set is None:
+        raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
+    return train_snapshot(
+        campaign,
+        training_set,
+        trainer_name(campaign, generation),
+        seed=_seed(campaign, generation, "training"),
+        work_dir=campaign.work_folder(generation),
+        folder=campaign.generation_path(generation, "model"),
+        progress=partial(_note_step, campaign, generation, progress),
+    )
+
+
+def train_snapshot(
+    campaign: Campaign,
+    training_set: Snapshot,
+    name: str,
+    *,
+    seed: int,
+    work_dir: Path,
+    folder: str,
+    progress: Callable[[int, Mapping[str, float]], None],
+) -> dict[str, Any]:
+    """Train on a snapshot and store the model in the campaign.
+
+    With ``training.warm_start`` the model of the generation before is where it starts, if the same trainer made it.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    training_set : Snapshot
+        What is trained on.
+    name : str
+        The trainer's.
+    seed : int
+        Every random number follows from it.
+    work_dir : Path
+        Local folder of checkpoints; a rerun with the same one resumes.
+    folder : str
+        Where the model goes, below the campaign.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Returns
+    -------
+    dict
+        Reference to the model, steps, losses, warnings and the seconds of training, JSON-ready.
+    """
+    trainer, number = get_trainer(name), training_set.generation
+    warnings: list[str] = []
+    previous = campaign.model(number - 1) if number and campaign.config.training.warm_start else None
+    if previous is not None and previous.trainer != name:
+        warnings = [f"trained from scratch: generation {number - 1} was made by another trainer, {previous.trainer}"]
+        previous = None
+    request = TrainingRequest(
+        campaign=campaign,
+        snapshot=training_set,
+        work_dir=work_dir,
+        seed=seed,
+        warm_start=_local_copy(campaign, previous, work_dir) if previous else None,
+        device=resolve_device("auto"),
+    )
+    model = trainer.train(request, progress)
+    for file in sorted(model.path.iterdir()):
+        campaign.storage.write_bytes(f"{folder}/{file.name}", file.read_bytes())
+    reference = ModelReference(generation=number, trainer=trainer.name, path=folder, digest=model.digest)
+    return {
+        "model": reference.to_json(),
+        "iterations": model.iterations,
+        "losses": [dict(entry) for entry in model.losses],
+        "warnings": [*warnings, *model.warnings, *model.notes],
+        "seconds": round(model.seconds, 3),
+    }
+
+
+def _note_step(
+    campaign: Campaign,
+    generation: int,
+    progress: Callable[[int, Mapping[str, float]], None],
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    if step % NOTE_EVERY == 0:
+        campaign.note_progress(generation, "training step", step, 0)
+    progress(step, metrics)
+
+
+def _local_copy(campaign: Campaign, model: ModelReference, work_dir: Path) -> Path:
+    """Copy a committed model to this machine's disk: the one that trained it may be another."""
+    folder = work_dir / "warm-start"
+    for name, data in zip((WEIGHTS_FILE, DESCRIPTION_FILE), committed_files(campaign, model), strict=True):
+        write_atomically(folder / name, data)
+    return folder
+
+
+def _seed(campaign: Campaign, generation: int, purpose: str) -> int:
+    return int(random_generator(campaign.config.seed, purpose, generation).integers(2**31))

@@ -1,0 +1,125 @@
+"""Trainings outside the loop: another trainer or setting on accepted annotations, beside the generations.
+
+Such a training has a name made from what decides its model, so that the same command goes on where it was killed, and
+finds the model once it is finished. No generation, champion or query depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign import snapshot as snapshots
+from rescueseg.campaign.outside_trainings import OutsideTraining, finished
+from rescueseg.campaign.route import trainer_name
+from rescueseg.errors import TrainingError
+from rescueseg.models.registry import outline
+from rescueseg.models.trainer import Outline
+from rescueseg.queue.store import QueueStore
+from rescueseg.randomness import random_generator
+from rescueseg.stages.stage import NOTE_EVERY
+from rescueseg.stages.train import train_snapshot
+from rescueseg.storage import digest_json
+
+
+def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: int | None = None) -> OutsideTraining:
+    """Return the training that is asked for; nothing is written.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its settings, but for the trainer.
+    store : QueueStore
+        Its queue, for the accepted annotations.
+    trainer : str
+        Name of the trainer; the campaign's own when empty.
+    generation : int, optional
+        Generation whose snapshot is trained on; all that is accepted now when omitted.
+
+    Raises
+    ------
+    TrainingError
+        If the generation has no snapshot.
+    SamplingError
+        If nothing is accepted yet, or the holdout is not frozen.
+    """
+    name = trainer or trainer_name(campaign)
+    if generation is None:
+        last = store.last_generation()
+        number = 0 if last is None else last.generation + 1
+        chosen = snapshots.make_snapshot(campaign, number, store.accepted("pool"))
+    else:
+        found = campaign.snapshot(generation)
+        if found is None:
+            raise TrainingError(
+                f"generation {generation} has no snapshot",
+                where=campaign.url,
+                todo="Leave --generation out to train on what is accepted now",
+            )
+        chosen = found
+    settings = campaign.config.training.model_dump(mode="json", exclude={"trainer"})
+    identity = digest_json([name, chosen.digest, chosen.generation, settings, campaign.config.seed])
+    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=chosen)
+
+
+def look(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
+    """Return what the training would be, and the seconds it would take.
+
+    The seconds are those of a step in the latest generation of the same trainer; None where there is none.
+    """
+    told = outline(training.trainer, campaign, training.snapshot)
+    for generation in reversed(campaign.generations()):
+        done, seconds = (campaign.stage_result(generation, stage) for stage in ("training", "training.seconds"))
+        if done and seconds and done["model"]["trainer"] == training.trainer:
+            return told, told.steps * float(seconds) / done["iterations"]
+    return told, None
+
+
+def run(
+    campaign: Campaign, training: OutsideTraining, progress: Callable[[int, Mapping[str, float]], None]
+) -> dict[str, Any]:
+    """Train, or go on training, and commit ``training.json`` as the last act; a finished training is not repeated.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Gets the model in ``trainings/<name>/model``.
+    training : OutsideTraining
+        From `plan`.
+    progress : callable
+        Called once per step with the step and its metrics.
+
+    Returns
+    -------
+    dict
+        As `rescueseg.stages.train.train_snapshot`.
+    """
+    name, storage = training.name, campaign.storage
+    if (done := finished(campaign, name)) is not None:
+        return dict(done)
+    storage.write_json(campaign.training_path(name, "request.json"), training.to_json())
+    steps = outline(training.trainer, campaign, training.snapshot).steps
+
+    def note(step: int, metrics: Mapping[str, float]) -> None:
+        if step % NOTE_EVERY == 0:
+            storage.write_json(campaign.training_path(name, "progress.json"), [step, steps])
+        progress(step, metrics)
+
+    result = train_snapshot(
+        campaign,
+        training.snapshot,
+        training.trainer,
+        seed=int(random_generator(campaign.config.seed, "outside", name).integers(2**31)),
+        work_dir=work_folder(campaign, name),
+        folder=campaign.training_path(name, "model"),
+        progress=note,
+    )
+    storage.write_json(campaign.training_path(name, "training.json"), result)
+    return result
+
+
+def work_folder(campaign: Campaign, name: str) -> Path:
+    """Return the local folder of a training's checkpoints."""
+    return campaign.local_folder(campaign.training_path(name, "training"))

@@ -1,0 +1,33 @@
+"""The triage of a campaign, written down: the record and the picture of the decision."""
+
+from __future__ import annotations
+
+from rescueseg.campaign import Campaign
+from rescueseg.queue.store import QueueStore
+from rescueseg.reports.triage_picture import draw_decision
+from rescueseg.triage import triage
+from rescueseg.triage.records import Triage
+from rescueseg.triage.rough_masks import Mask
+from rescueseg.triage.tree import Structure
+from rescueseg.triage.triage import Progress
+
+PICTURE = "triage.png"
+
+
+def triage_campaign(
+    campaign: Campaign,
+    store: QueueStore,
+    *,
+    structure: Structure | None = None,
+    mask: Mask = "auto",
+    channel: int = 0,
+    progress: Progress | None = None,
+) -> Triage:
+    """Triage a campaign and write the picture of the decision, then `triage.json`.
+
+    Parameters, result and errors as `rescueseg.triage.triage.triage`.
+    """
+    result = triage.triage(campaign, store, structure=structure, mask=mask, channel=channel, progress=progress)
+    campaign.storage.write_bytes(PICTURE, draw_decision(result))
+    campaign.save_triage(result.to_json())
+    return result

@@ -1,0 +1,181 @@
+"""The triage of a campaign: read a bounded sample, measure, ask the tree, write down what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import CampaignError, ConfigError
+from rescueseg.geometry import Box
+from rescueseg.models.registry import TRAINERS
+from rescueseg.queue.store import QueueStore
+from rescueseg.sampling.holdout import expected_shapes
+from rescueseg.triage.evidence import VolumeNoise, image_evidence, look_at_chunks, structure_evidence
+from rescueseg.triage.records import Triage
+from rescueseg.triage.rough_masks import MASKS, Mask, rough_patches, with_labels
+from rescueseg.triage.tree import STRUCTURES, Route, Structure, decide
+from rescueseg.volumes import open_image
+from rescueseg.volumes.subsample import sample_boxes
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is counted, how many are done and how many there are."""
+
+SAMPLE_VOXELS = 24_000_000
+"""Voxels that are looked at, over all volumes."""
+
+
+def triage(
+    campaign: Campaign,
+    store: QueueStore,
+    *,
+    structure: Structure | None = None,
+    mask: Mask = "auto",
+    channel: int = 0,
+    progress: Progress | None = None,
+) -> Triage:
+    """Triage a campaign; `rescueseg.stages.triage` writes down what is returned.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one volume. Its ``triage`` settings hold the thresholds.
+    store : QueueStore
+        Its queue: accepted annotations make the best rough mask.
+    structure : str, optional
+        The user's word for the structure; decides the questions about shape.
+    mask : str
+        Where a rough mask comes from; see `rescueseg.triage.rough_masks.rough_patches`.
+    channel : int
+        Of the image.
+    progress : callable, optional
+        Told how far the reading is.
+
+    Returns
+    -------
+    Triage
+        The same for the same volumes, mask and settings.
+
+    Raises
+    ------
+    ConfigError
+        If the structure or the kind of mask is unknown.
+    CampaignError
+        If the campaign has no volume, or none with this channel.
+    SamplingError
+        If the mask asked for cannot be had.
+    """
+    for value, known, what in ((structure, (None, *STRUCTURES), "structure"), (mask, MASKS, "mask")):
+        if value not in known:
+            raise ConfigError(
+                f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in known if k)}"
+            )
+    noise, read, total = look_at_volumes(campaign, channel, progress)
+    found, source = rough_patches(campaign, store, mask, channel)
+    patches = with_labels(found)
+    source = source if patches else "none"
+    volumes = campaign.volumes()
+    evidence = [
+        *image_evidence(list(noise.values()), [v.spacing_um_zyx for v in volumes]),
+        *structure_evidence(patches, noise),
+    ]
+    numbers = {e.name: e.value for e in evidence if e.value is not None}
+    route, steps = decide(numbers, campaign.config.triage, structure)
+    trainer, missing = installed(route)
+    return Triage(
+        problem=route.problem,
+        letter=route.letter,
+        route=route,
+        trainer=trainer,
+        missing=missing,
+        structure=structure,
+        disagreement=_disagreement(numbers, campaign, structure, route),
+        mask=source,
+        steps=tuple(steps),
+        evidence=tuple(evidence),
+        thresholds=campaign.config.triage.model_dump(),
+        patch_zyx=expected_shapes(campaign),
+        complexity=route.complexity,
+        advice=tuple(_advice(route, trainer, missing, source, all(p.instances for p in patches))),
+        chunks_read=read,
+        chunks=total,
+    )
+
+
+def look_at_volumes(
+    campaign: Campaign, channel: int, progress: Progress | None = None
+) -> tuple[dict[str, VolumeNoise], int, int]:
+    """Measure a bounded sample of every volume's chunks.
+
+    Returns
+    -------
+    noise : dict of str to VolumeNoise
+        By volume.
+    read, total : int
+        Chunks read, and chunks in all.
+    """
+    volumes = campaign.volumes()
+    if not volumes:
+        raise CampaignError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
+    if any(channel >= v.channels for v in volumes):
+        raise CampaignError(
+            f"not every volume has a channel {channel}", where=campaign.url, todo="Count channels from 0"
+        )
+    chosen: list[tuple[str, Any, list[Box]]] = []
+    total = 0
+    for volume in volumes:
+        array = open_image(campaign, volume.volume_id)
+        chunk = array.chunks[-3:]
+        boxes = sample_boxes(volume.shape_zyx, chunk, SAMPLE_VOXELS // len(volumes), "triage", volume.volume_id)
+        chosen.append((volume.volume_id, array, boxes))
+        total += int(np.prod([-(-n // c) for n, c in zip(volume.shape_zyx, chunk, strict=True)]))
+    read, wanted = 0, sum(len(boxes) for _, _, boxes in chosen)
+    found = {}
+    for volume_id, array, boxes in chosen:
+        chunks = []
+        for box in boxes:
+            chunks.append((box, np.asarray(array[(channel, *box.slices)])))
+            read += 1
+            if progress is not None:
+                progress("chunk", read, wanted)
+        found[volume_id] = look_at_chunks(chunks, campaign.volume(volume_id).spacing_um_zyx)
+    return found, read, total
+
+
+def installed(route: Route) -> tuple[str, tuple[str, ...]]:
+    """Return the first of a route's trainers that is installed, and the better ones that are not."""
+    for index, name in enumerate(route.trainers):
+        if name in TRAINERS:
+            return name, route.trainers[:index]
+    return next(iter(TRAINERS)), route.trainers
+
+
+def _disagreement(numbers: dict[str, float], campaign: Campaign, word: Structure | None, route: Route) -> str:
+    if word is None:
+        return ""
+    measured, steps = decide(numbers, campaign.config.triage)
+    if all(step.answer is None for step in steps) or measured.name == route.name:
+        return ""
+    return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
+
+
+def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, instances: bool) -> list[str]:
+    lines = [route.annotation]
+    if missing:
+        lines.append(
+            f"{' and '.join(missing)} would come first and {'are' if len(missing) > 1 else 'is'} not installed: {trainer} is the next best."
+        )
+    lines.append(
+        "Try the cheap way first: 'rescueseg weak-label', and see the tuned threshold in the report; the champion must beat it."
+    )
+    if route.name == "topology" and mask != "none" and not instances:
+        lines.append(
+            "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure star-convex."
+        )
+    if mask == "threshold":
+        lines.append("The shape was guessed from a threshold: annotate one patch and triage again.")
+    elif mask == "none":
+        lines.append("Shape and contrast were not measured: annotate one patch, or say what it is with --structure.")
+    return lines

@@ -1,0 +1,105 @@
+"""The champion of another campaign as weak labeller: what was learned there is where annotation starts here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import WeakLabelError
+from rescueseg.evaluation.champion import champion
+from rescueseg.geometry import ZYX, Spacing, zyx
+from rescueseg.inference.windows import WindowGrid
+from rescueseg.models.predictor import Predictor, window_key
+from rescueseg.models.registry import load_predictor
+from rescueseg.volumes.normalise import read_box
+from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
+
+
+@dataclass(frozen=True)
+class ChampionLabeller:
+    """A trained model, window by window; windows are those of the model's own spacing in micrometre.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        The model.
+    overlap : float
+        Overlap of neighbouring windows as a fraction of the window.
+    """
+
+    predictor: Predictor
+    overlap: float = 0.25
+
+    name = "champion"
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K of the model."""
+        return self.predictor.n_classes
+
+    def margin_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return half a window: a voxel then has the context that the model was trained with."""
+        return zyx(math.ceil(w / 2) for w in self.predictor.window_zyx(spacing_um_zyx))
+
+    def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
+        """Label an image (float32 czyx) by the mean over the model's members; see `WeakLabeller`."""
+        grid = WindowGrid(zyx(image.shape[1:]), self.predictor.window_zyx(spacing_um_zyx), self.overlap)
+        total = np.zeros((self.n_classes + 1, *image.shape[1:]), np.float32)
+        for index in range(len(grid)):
+            window = grid.box(index)
+            inside = window.clip(image.shape[1:])
+            read = read_box(image, window)[np.newaxis]
+            members = [p[0] for _, p in self.predictor.members(read, [window_key(0, self.name, index)])]
+            along_z, along_y, along_x = grid.weights(index)
+            weights = along_z[:, None, None] * along_y[:, None] * along_x
+            mean = np.mean(members, axis=0)[(slice(None), *inside.relative_to(window).slices)]
+            total[(slice(None), *inside.slices)] += weights * mean
+        return from_probabilities(total)
+
+
+def load_champion(url: str, campaign: Campaign) -> tuple[ChampionLabeller, str]:
+    """Load the champion of another campaign; only safetensors are read.
+
+    Parameters
+    ----------
+    url : str
+        The other campaign.
+    campaign : Campaign
+        This one: volumes of its channels, its classes.
+
+    Returns
+    -------
+    (ChampionLabeller, str)
+        The model and its digest.
+
+    Raises
+    ------
+    CampaignError, ConfigError, InferenceError
+        If there is no campaign, or its model cannot be loaded.
+    WeakLabelError
+        If it has no champion, or one of other channels or classes.
+    """
+    other = Campaign.open(url)
+    number = champion(other)
+    model = None if number is None else other.model(number)
+    if model is None:
+        raise WeakLabelError("the campaign has no champion yet", where=url, todo="Name one that has run a generation")
+    predictor = load_predictor(other, model, other.config.inference, "auto")
+    mine, theirs = campaign.config.classes, other.config.classes
+    if len(mine) != predictor.n_classes or (len(mine) > 1 and tuple(mine) != tuple(theirs)):
+        raise WeakLabelError(
+            f"its classes are {', '.join(theirs)}, here they are {', '.join(mine)}",
+            where=url,
+            todo="Name a campaign with the same classes in the same order",
+        )
+    for volume in campaign.volumes():
+        if volume.channels != predictor.in_channels:
+            raise WeakLabelError(
+                f"its model takes {predictor.in_channels} channels, volume '{volume.volume_id}' has {volume.channels}",
+                where=url,
+                todo="Name a campaign with the same channels",
+            )
+    return ChampionLabeller(predictor, other.config.inference.overlap), model.digest

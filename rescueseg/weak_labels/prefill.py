@@ -1,0 +1,301 @@
+"""First masks for a campaign's queue: reads volumes and annotations, writes masks, makes them the tickets' prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rescueseg import volumes
+from rescueseg.campaign import Campaign
+from rescueseg.errors import QueueError, WeakLabelError
+from rescueseg.labels import class_names
+from rescueseg.queue.records import TicketRecord
+from rescueseg.queue.store import QueueStore
+from rescueseg.records import AcceptedAnnotation, VolumeRecord
+from rescueseg.storage import digest_json, file_digest
+from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.volumes.ome_zarr import choose_chunks
+from rescueseg.volumes.subsample import sample_boxes
+from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
+from rescueseg.weak_labels.champion import load_champion
+from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
+from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
+from rescueseg.weak_labels.methods import FITTED, METHODS, agreements, best_method, method_for, polarity, train_patches
+from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scribbled_volumes
+
+Progress = Callable[[str, int, int], None]
+
+FIT_VOXELS = 1_000_000
+"""Voxels of a volume that a method is fitted to."""
+MOST_PATCHES = 6
+"""Accepted annotations that methods are compared on: the first ones."""
+CLASSIFIER_FILE = "classifier.skops"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a person gave beside the campaign."""
+
+    scribbles: tuple[str, ...] = ()
+    ilp: str = ""
+    from_campaign: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was done, or would be."""
+
+    method: str
+    reason: str
+    agreements: dict[str, float]
+    tickets: int
+    """Tickets that got, or would get, a first mask."""
+    taken: int = 0
+    """Tickets that somebody took meanwhile; they stay as they are."""
+
+
+def weak_label(
+    campaign: Campaign,
+    store: QueueStore,
+    method: str = "auto",
+    sources: Sources | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Give the queued pool tickets a first mask; a rerun with the same method and annotations changes nothing.
+
+    Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one; those with a
+    model's prediction keep it. Holdout tickets, those in refused volumes, and those that somebody has taken, are left alone.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : QueueStore
+        Its queue.
+    method : str
+        One of `METHODS`, or "auto": the one that agrees best with the accepted pool annotations where there are some,
+        else the one for the triage's problem type.
+    sources : Sources, optional
+        Scribbles, ilastik project, other campaign.
+    dry_run : bool
+        Choose, and write nothing.
+    progress : callable, optional
+        Called with what is counted, how many are done and how many there are.
+
+    Raises
+    ------
+    WeakLabelError
+        If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
+    """
+    given = sources or Sources()
+    work = _Work(campaign, store, given, progress or (lambda *_: None))
+    chosen, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
+    if chosen not in METHODS:
+        raise WeakLabelError(
+            f"unknown method '{chosen}'", where="--method", todo=f"Choose one of auto, {', '.join(METHODS)}"
+        )
+    work.require(chosen)
+    waiting = [
+        t
+        for t in store.tickets("queued", "pool")
+        if t.volume_id in work.volumes and (t.prefill is None or t.prefill.startswith("weak_labels/"))
+    ]
+    folder = work.folder(chosen)
+    due = [t for t in waiting if t.prefill != campaign.weak_label_path(folder, f"{t.ticket_id}.npz")]
+    if dry_run or not (due or method == "auto"):
+        return Result(chosen, reason, table, len(due))
+    if method == "auto":
+        campaign.save_weak_label_choice(
+            {"method": chosen, "reason": reason, "agreements": table, "compared_on": work.compared_on()}
+        )
+    taken = work.label(chosen, folder, due)
+    return Result(chosen, reason, table, len(due) - taken, taken)
+
+
+def describe(result: Result, dry_run: bool = False) -> list[str]:
+    """Say in lines what was done, or would be."""
+    ranked = sorted(result.agreements.items(), key=lambda item: -item[1])
+    lines = [f"  {name:<11} {value:.3f}  {METHODS[name]}" for name, value in ranked]
+    if lines:
+        lines.insert(0, "Agreement with the accepted annotations (Dice, weighted by confidence):")
+    lines.append(f"Method {result.method}: {result.reason}")
+    verb = "would get" if dry_run else "got"
+    lines.append(
+        f"{result.tickets} tickets {verb} a first mask"
+        + (f", {result.taken} were taken meanwhile" * bool(result.taken))
+    )
+    return lines
+
+
+class _Work:
+    """One run: what it reads is read once."""
+
+    def __init__(self, campaign: Campaign, store: QueueStore, sources: Sources, progress: Progress) -> None:
+        self.campaign, self.store, self.sources, self.progress = campaign, store, sources, progress
+        self.config = campaign.config
+        self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes()}
+        self.accepted: list[AcceptedAnnotation] = [a for a in store.accepted("pool") if a.volume_id in self.volumes]
+        self._made: dict[str, Mapping[str, WeakLabeller]] = {}
+        self._loaded: tuple[WeakLabeller, str] | None = None
+
+    # choosing ---------------------------------------------------------------------------------------------------------
+
+    def choose(self) -> tuple[str, str, dict[str, float]]:
+        """Return method, reason and table of agreements."""
+        if not self.accepted:
+            if self.sources.scribbles:
+                return "classifier", "scribbles were given", {}
+            for method, given in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)):
+                if given:
+                    return method, f"{given} was given", {}
+            if self.config.n_classes > 1:
+                raise WeakLabelError(
+                    f"no method can tell {self.config.n_classes} classes apart without annotations",
+                    where="--method auto",
+                    todo="Give --scribbles, --ilp or --from-campaign, or annotate a patch first",
+                )
+            return *method_for(self.campaign.triage_result()), {}
+        patches = [read_accepted(self.campaign, a) for a in self.accepted[:MOST_PATCHES]]
+        names = [*(FITTED if self.config.n_classes == 1 else ())]
+        names += [m for m, given in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if given]
+        labellers = {}
+        for done, name in enumerate(names):
+            self.progress("comparing methods", done, len(names) + 1)
+            labellers[name] = self._labellers(name)
+        self.progress("comparing methods", len(names), len(names) + 1)
+        table = agreements(labellers, patches, self.config.n_classes, self.config.seed)
+        if not table:
+            raise WeakLabelError(
+                "the accepted annotations hold one label alone",
+                where="--method auto",
+                todo="Annotate a patch that holds every class",
+            )
+        table = {name: round(value, 4) for name, value in table.items()}
+        many = "1 accepted annotation" if len(patches) == 1 else f"{len(patches)} accepted annotations"
+        return best_method(table), f"it agrees best with {many}", table
+
+    def compared_on(self) -> list[dict[str, str]]:
+        """Return the annotations that methods were compared on, and the mask each was made from: that method is favoured."""
+        prefills = {t.ticket_id: t.prefill or "" for t in self.store.tickets(purpose="pool")}
+        return [{"ticket": a.ticket_id, "began_from": prefills[a.ticket_id]} for a in self.accepted[:MOST_PATCHES]]
+
+    def require(self, method: str) -> None:
+        """Refuse a method that cannot do what this campaign needs."""
+        needs = {
+            "classifier": (
+                bool(self.accepted or self.sources.scribbles),
+                "--scribbles FILE, or annotate a patch first",
+            ),
+            "ilastik": (bool(self.sources.ilp), "--ilp FILE"),
+            "champion": (bool(self.sources.from_campaign), "--from-campaign URL"),
+        }
+        has, todo = needs.get(method, (True, ""))
+        if not has:
+            raise WeakLabelError(
+                f"the method '{method}' has nothing to start from", where="--method", todo=f"Give {todo}"
+            )
+        if method == "ilastik":
+            find_ilastik()
+            label_order(self.sources.ilp, self.config.classes)
+        if method in FITTED and self.config.n_classes > 1:
+            raise WeakLabelError(
+                f"the method '{method}' knows foreground alone, the campaign has {self.config.n_classes} classes",
+                where="--method",
+                todo="Use classifier, ilastik or champion",
+            )
+
+    # making -----------------------------------------------------------------------------------------------------------
+
+    def folder(self, method: str) -> str:
+        """Return the name of the folder of a method's masks: another one when it was made from something else."""
+        if method == "classifier":
+            training = [[a.ticket_id, a.labels_digest] for a in self.accepted]
+            files = scribbled_volumes(self.sources.scribbles, self.volumes)
+            content: Any = [training, [[v, file_digest(f)] for v, f in sorted(files.items())], self.config.seed]
+        elif method == "ilastik":
+            content = file_digest(self.sources.ilp)
+        elif method == "champion":
+            content = self._champion()[1]
+        else:
+            content = polarity(self.campaign.triage_result())
+        scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
+        return f"{method}-{digest_json([content, scaling])[:12]}"
+
+    def label(self, method: str, folder: str, due: Sequence[TicketRecord]) -> int:
+        """Write the masks of tickets and make them their prefill; return how many somebody took meanwhile."""
+        labellers = self._labellers(method) if due else {}
+        taken = 0
+        for done, ticket in enumerate(due):
+            self.progress(f"first masks by {method}", done, len(due))
+            path = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.npz")
+            if not self.campaign.storage.exists(path):
+                volume = self.volumes[ticket.volume_id]
+                image = volumes.open_image(self.campaign, volume.volume_id)
+                made = label_box(
+                    labellers[volume.volume_id], image, ticket.box, volume.normalisation, volume.spacing_um_zyx
+                )
+                confidence = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.confidence.npz")
+                self.campaign.storage.write_array(confidence, made.confidence.astype(np.float16))
+                self.campaign.storage.write_array(path, made.labels)
+            try:
+                held = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
+                self.store.prefill(ticket.ticket_id, path, method, held)
+            except QueueError:
+                taken += 1
+        return taken
+
+    def _labellers(self, method: str) -> Mapping[str, WeakLabeller]:
+        """Return the labeller of each volume."""
+        if method not in self._made:
+            self._made[method] = self._make(method)
+        return self._made[method]
+
+    def _make(self, method: str) -> Mapping[str, WeakLabeller]:
+        if method == "classifier":
+            return dict.fromkeys(self.volumes, self._classifier())
+        if method == "champion":
+            return dict.fromkeys(self.volumes, self._champion()[0])
+        if method == "ilastik":
+            program, order = find_ilastik(), label_order(self.sources.ilp, self.config.classes)
+            return {
+                name: IlastikLabeller(program, self.sources.ilp, order, v.normalisation, v.dtype)
+                for name, v in self.volumes.items()
+            }
+        wanted = {t.volume_id for t in self.store.tickets(purpose="pool")}
+        return {
+            name: FITTED[method](self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.triage_result()))
+            for name, volume in self.volumes.items()
+            if name in wanted
+        }
+
+    def _sample(self, volume: VolumeRecord) -> list[Float32]:
+        """Return parts of a volume, normalised czyx: the same ones in every run."""
+        array = volumes.open_image(self.campaign, volume.volume_id)
+        boxes = sample_boxes(
+            volume.shape_zyx, choose_chunks(volume.shape_zyx)[0], FIT_VOXELS, self.config.seed, volume.volume_id
+        )
+        return [normalise(read_box(array, box), volume.normalisation) for box in boxes]
+
+    def _classifier(self) -> PixelClassifier:
+        """Train the classifier, or load the one that an earlier run trained on the same annotations."""
+        path = self.campaign.weak_label_path(self.folder("classifier"), CLASSIFIER_FILE)
+        if self.campaign.storage.exists(path):
+            return load_classifier(self.campaign.storage.read_bytes(path), path)
+        self.progress("training the pixel classifier", 0, 1)
+        patches = [read_accepted(self.campaign, a) for a in self.accepted]
+        for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
+            patches += read_scribbles(self.campaign, self.volumes[name], file)
+        dense = not self.sources.scribbles
+        made = train_patches(patches, self.config.n_classes, self.config.seed, dense=dense)
+        self.campaign.storage.write_bytes(path, dump_classifier(made))
+        return made
+
+    def _champion(self) -> tuple[WeakLabeller, str]:
+        if self._loaded is None:
+            self._loaded = load_champion(self.sources.from_campaign, self.campaign)
+        return self._loaded

@@ -1,0 +1,145 @@
+"""A campaign whose model is a blurred, noisy truth: everything evaluation and report read, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from scipy import ndimage
+
+from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
+from rescueseg.evaluation.champion import STAGE, judge
+from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.geometry import Box
+from rescueseg.inference.maps import InferencePlan, map_path
+from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
+from rescueseg.volumes.ome_zarr import create_image
+from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_import import import_volume
+
+SHAPE = (24, 96, 96)
+SPACING = (0.2, 0.1, 0.1)
+STRATA = ("dense", "typical")
+"""Four boxes of each in either part; they stand for 10 % and 90 % of the pool."""
+
+
+def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
+    """Return 8 boxes per part of 8×24×24 voxels on a grid."""
+    boxes = [
+        HoldoutBox(
+            volume_id="phantom",
+            box=Box((z, y, x), (8, 24, 24)),
+            part=parts[i % len(parts)],
+            stratum=STRATA[i // 2 % 2],
+            share=(0.1, 0.9)[i // 2 % 2],
+        )
+        for i, (z, y, x) in enumerate((z, y, x) for z in (0, 12) for y in (0, 30, 60) for x in (0, 30, 60))
+    ][:16]
+    return Holdout(boxes=tuple(boxes), guard_zyx=(2, 4, 4))
+
+
+def make_campaign(folder: Path, truth: bool = True) -> Campaign:
+    """Return a campaign with one phantom volume and a frozen holdout."""
+    folder.mkdir(exist_ok=True)
+    campaign = Campaign.create(str(folder / "campaign"), check_config({"name": "phantom", "classes": ["organelle"]}))
+    image, labels, _ = make_phantom(SHAPE, SPACING, 3)
+    for name, array in (("image", image), ("truth", labels)):
+        tifffile.imwrite(folder / f"{name}.tif", array)
+    import_volume(
+        campaign,
+        str(folder / "image.tif"),
+        volume_id="phantom",
+        spacing=SPACING,
+        truth=str(folder / "truth.tif") if truth else None,
+    )
+    campaign.freeze_holdout(holdout_boxes())
+    return campaign
+
+
+def phantom_truth() -> npt.NDArray[np.uint8]:
+    """Return the truth of the campaign's volume."""
+    return make_phantom(SHAPE, SPACING, 3)[1]
+
+
+def write_generation(
+    campaign: Campaign, generation: int, noise: float, judged: bool = True, trainer: str = "monai_unet"
+) -> None:
+    """Write model, snapshot, maps and judgement of a generation whose errors grow with `noise`."""
+    truth = phantom_truth()
+    rng = np.random.default_rng(generation)
+    field = ndimage.gaussian_filter(rng.normal(size=SHAPE), (0.7, 1.5, 1.5))
+    logit = 4 * ndimage.gaussian_filter((truth > 0) - 0.5, 0.6) + noise * field / field.std()
+    foreground = 1 / (1 + np.exp(-2 * logit))
+    probability = np.stack([1 - foreground, foreground])
+    entropy = -(probability * np.log(np.clip(probability, 1e-9, 1))).sum(axis=0)
+    write_maps(campaign, generation, probability, entropy)
+    write_model(campaign, generation, trainer)
+    if judged:
+        campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
+
+
+def write_volume_maps(campaign: Campaign, generation: int, mask: npt.NDArray[np.bool_]) -> None:
+    """Write model, snapshot and maps of a generation that is sure of a mask."""
+    write_maps(campaign, generation, np.stack([~mask, mask]).astype(float), np.zeros(mask.shape))
+    write_model(campaign, generation)
+
+
+def write_model(campaign: Campaign, generation: int, trainer: str = "monai_unet") -> None:
+    """Write a snapshot clear of the holdout and the reference of a model."""
+    items = tuple(
+        SnapshotItem(
+            ticket_id=f"t{i}",
+            volume_id="phantom",
+            box=Box((i % 8, i, 86), (16, 20, 10)),
+            read_box=Box((i % 8, i, 86), (16, 20, 10)),
+            annotation_id=f"a{i}",
+            labels="l",
+            labels_digest="d",
+        )
+        for i in range(4 * (generation + 1))
+    )
+    snapshot = Snapshot(generation=generation, items=items, n_classes=1, holdout_digest="", digest=f"{generation:064x}")
+    campaign.finish_stage(generation, "snapshot", snapshot.to_json())
+    model = ModelReference(generation=generation, trainer=trainer, path="m", digest=f"{generation:064x}")
+    campaign.finish_stage(generation, "training", {"model": model.to_json()})
+
+
+def write_maps(
+    campaign: Campaign,
+    generation: int,
+    probability: npt.NDArray[np.float64],
+    entropy: npt.NDArray[np.float64],
+    volume_id: str = "phantom",
+) -> None:
+    """Write the two maps that evaluation reads, and the record that makes them complete."""
+    record = campaign.volume(volume_id)
+    shape, spacing = record.shape_zyx, record.spacing_um_zyx
+    for name, array in (("probability", probability), ("predictive_entropy", entropy)):
+        url = f"{campaign.map_url(generation, volume_id)}/{name}"
+        create_image(url, array.shape, np.float16, spacing, name=name)[...] = array.astype(np.float16)
+    reference = MapReference(
+        generation=generation,
+        volume_id=volume_id,
+        model_digest=f"{generation:064x}",
+        quantities=("probability", "predictive_entropy"),
+        blocks=1,
+        digest="d",
+    )
+    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
+    plan = InferencePlan(
+        model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
+        volume_id=volume_id,
+        volume_digest="d",
+        shape_zyx=shape,
+        spacing_um_zyx=spacing,
+        n_classes=len(probability) - 1,
+        seed=0,
+        inference=campaign.config.inference,
+        window_zyx=(8, 32, 32),
+        block_zyx=shape,
+        chunk_zyx=shape,
+    )
+    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".inference.json"), plan.to_json())

@@ -1,0 +1,32 @@
+"""What the demo does before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tifffile
+from rich.console import Console
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli import demo
+from rescueseg.config import settings_of
+from rescueseg.volumes.examples import Example
+from rescueseg.volumes.phantom import make_phantom
+
+
+def test_a_demo_killed_before_its_volume_was_in_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, truth, spacing = make_phantom((16, 64, 64), seed=3)
+    paths = [str(tmp_path / name) for name in ("raw.tif", "truth.tif")]
+    for path, array in zip(paths, (image, truth), strict=True):
+        tifffile.imwrite(path, array, metadata={"axes": "ZYX"})
+    example = Example("small", paths[0], paths[1], spacing, "semantic", ("organelle",))
+    monkeypatch.setattr(demo, "load_example", lambda *_: example)
+    out = tmp_path / "demo"
+    Campaign.create(str(out), settings_of("small", ["organelle"], []))
+    (out / "volumes" / ".small.part").mkdir(parents=True)
+    campaign = demo.open_or_start(out, "", "", [], Console(quiet=True))
+    [volume] = campaign.volumes()
+    assert (volume.volume_id, volume.truth) == ("small", "semantic")
+    assert not (out / "volumes" / ".small.part").exists()
+    assert demo.open_or_start(out, "", "", [], Console(quiet=True)).volumes() == [volume]

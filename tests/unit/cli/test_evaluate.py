@@ -1,0 +1,259 @@
+"""`rescueseg evaluate` and `rescueseg compare`: what they print, write and leave alone; the scan; the galleries."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from rescueseg.campaign import Campaign
+from rescueseg.cli.main import app
+from rescueseg.evaluation.champion import judgements
+from rescueseg.evaluation.kept import SCORES, settled_evaluation
+from rescueseg.evaluation.pooled import group_scores
+from rescueseg.evaluation.scan import apart, most_uncertain
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.geometry import Box, zyx
+from rescueseg.inference.maps import map_path
+from rescueseg.reports.evaluation_pages import write_evaluation_page
+from rescueseg.reports.gallery import errors, round_length, uncertain_patch
+from tests.evaluated_campaign import SHAPE, make_campaign, phantom_truth, write_generation, write_maps
+
+
+@pytest.fixture(scope="module")
+def two_families(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """Return a campaign of two generations of different model families."""
+    campaign = make_campaign(tmp_path_factory.mktemp("judged"))
+    write_generation(campaign, 0, 2.4)
+    write_generation(campaign, 1, 1.2, trainer="nnunet")
+    return campaign
+
+
+def run(*arguments: str | Path) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def test_a_dry_run_checks_and_changes_nothing(two_families: Campaign) -> None:
+    root = Path(two_families.storage.path(""))
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    done = run("evaluate", two_families.url, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "Generation 1 (nnunet): 8 validation, 8 test boxes, 73,728 voxels" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: Campaign, tmp_path: Path) -> None:
+    judged = two_families.stage_result(0, "evaluation")
+    done = run("evaluate", two_families.url, "--generation", "0", "--json", tmp_path / "scores.json")
+    assert done.exit_code == 0, done.stderr
+    assert two_families.stage_result(0, "evaluation") == judged
+    kept = Evaluation.model_validate(two_families.stage_result(0, SCORES))
+    assert kept == judgements(two_families)[0].evaluation
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["generation"], scores["model"]) == (0, "monai_unet")
+    groups = {(g["part"], g["kind"], g["name"]): g for g in scores["groups"]}
+    assert set(groups) == {(p, k, n) for p in ("test", "validation") for k, n in
+                           (("all", ""), ("stratum", "dense"), ("stratum", "typical"))}  # fmt: skip
+    test = kept.test
+    assert test is not None
+    whole = groups["test", "all", ""]
+    assert whole["plain"]["dice"]["value"] == pytest.approx(test.dice)
+    assert whole["weighted"]["dice"]["value"] != pytest.approx(test.dice)
+    assert re.search(rf"Dice ↑ +{test.dice:.3f} +\d\.\d+ to \d\.\d+", done.stdout)
+    page = Path(two_families.storage.path("reports/evaluation_0000.html")).read_text()
+    assert page.count("data:image/png;base64,") == 3 + 3 + 1
+
+
+def test_compare_sets_two_families_against_each_other(two_families: Campaign, tmp_path: Path) -> None:
+    done = run("compare", two_families.url, 0, 1, "--json", tmp_path / "differences.json")
+    assert done.exit_code == 0, done.stderr
+    assert "Generation 1 (nnunet) is better than generation 0 (monai_unet): test Dice +" in done.stdout
+    data = json.loads((tmp_path / "differences.json").read_text())
+    assert (data["generations"], data["models"]) == ([0, 1], ["monai_unet", "nnunet"])
+    first, second = (j.evaluation.test for j in judgements(two_families))
+    assert first is not None
+    assert second is not None
+    dice = data["groups"][0]["plain"]["dice"]
+    assert dice["difference"] == pytest.approx(second.dice - first.dice)
+    assert dice["interval"][0] <= dice["difference"] <= dice["interval"][1]
+    assert {(g["part"], g["name"]) for g in data["groups"]} >= {("validation", ""), ("test", "typical")}
+    page = Path(two_families.storage.path("reports/compare_0000_0001.html")).read_text()
+    assert page.count("data:image/png;base64,") == 1 + 3
+    assert "monai_unet" in page
+
+
+def test_a_comparison_can_be_rehearsed(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 2.4)
+    write_generation(campaign, 1, 1.2, judged=False, trainer="nnunet")
+    root = Path(campaign.storage.path(""))
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+    done = run("compare", campaign.url, 0, 1, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "Generation 0 (monai_unet): evaluated already" in done.stdout
+    assert "Generation 1 (nnunet): to be evaluated first, on 16 boxes" in done.stdout
+    assert "Boxes in common: 8 validation, 8 test" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_validation_boxes_are_shown_on_demand(two_families: Campaign) -> None:
+    assert "8 validation boxes" in run("compare", two_families.url, 0, 1, "--part", "validation").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["compare", "{}", 1, 1], "both generations are the same"),
+        (["compare", "{}", 0, 7], "generation 7 has no model"),
+        (["evaluate", "{}", "--generation", 7], "generation 7 has no model"),
+        (["evaluate", "{}", "--part", "training"], "'training' is no part of the holdout"),
+    ],
+)
+def test_what_cannot_be_is_one_line(two_families: Campaign, arguments: list[object], complaint: str) -> None:
+    done = run(*(str(a).replace("{}", two_families.url) for a in arguments))
+    assert done.exit_code == 1
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_before_the_first_champion_a_generation_must_be_named(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 1.0, judged=False)
+    done = run("evaluate", campaign.url, "--dry-run")
+    assert done.exit_code == 1
+    assert "no champion yet" in done.stderr
+    assert run("evaluate", campaign.url, "--generation", 0, "--dry-run").exit_code == 0
+
+
+def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 1.0)
+    calls: list[int] = []
+
+    def count(done: int, total: int) -> None:
+        calls.append(done)
+
+    first = settled_evaluation(campaign, 0, count)
+    assert calls == []
+    old = campaign.stage_result(0, "evaluation")
+    for box in old["evaluation"]["boxes"]:
+        box["details"] = []
+    campaign.finish_stage(0, "evaluation", old)  # as an older version wrote it
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 16
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 16
+    stale = campaign.stage_result(0, SCORES)
+    campaign.finish_stage(0, SCORES, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 32
+    stale["boxes"][3]["truth_digest"] = "older"
+    campaign.finish_stage(0, SCORES, stale)
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 48
+    holdout = campaign.holdout()
+    assert holdout is not None
+    grown = holdout.boxes[0].model_copy(update={"box": Box((12, 60, 30), (8, 24, 24))})
+    campaign.freeze_holdout(holdout.model_copy(update={"boxes": (*holdout.boxes, grown)}))
+    assert settled_evaluation(campaign, 0, count) == first
+    assert len(calls) == 48, "generations are compared on the boxes they share"
+
+
+def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    for generation in (0, 1):
+        write_generation(campaign, generation, 1.0)
+    old = campaign.stage_result(0, "evaluation")
+    old["evaluation"]["format"] = 1
+    campaign.finish_stage(0, "evaluation", old)
+    campaign.storage.remove(map_path(campaign, 0, "phantom", ".json"))
+    done = run("compare", campaign.url, 0, 1)
+    assert done.exit_code == 1
+    assert "Run the inference of that generation" in done.stderr
+
+
+def write_entropy(campaign: Campaign, entropy: np.ndarray, block: tuple[int, int, int]) -> None:
+    truth = phantom_truth()
+    write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), entropy)
+    path = map_path(campaign, 0, "phantom", ".inference.json")
+    campaign.storage.write_json(path, campaign.storage.read_json(path) | {"block_zyx": list(block)})
+
+
+def test_the_scan_finds_what_is_planted_and_nobody_annotated(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 1.0, judged=False)
+    entropy = np.full(SHAPE, 0.01)
+    planted = Box((12, 62, 62), (10, 12, 12))
+    entropy[planted.slices] = 0.6
+    entropy[TEST_BOX.slices] = 0.69  # held out: people annotate it
+    entropy[0:8, 0:8, 86:96] = 0.69  # trained on
+    write_entropy(campaign, entropy, SHAPE)
+    found = most_uncertain(campaign, 0, 5)
+    assert found[0].box.intersects(planted)
+    assert found[0].entropy > 5 * found[0].typical
+    boxes = [place.box for place in found]
+    holdout, snapshot = campaign.holdout(), campaign.snapshot(0)
+    assert holdout is not None
+    assert snapshot is not None
+    known = [*holdout.of("phantom"), *(item.box for item in snapshot.items)]
+    assert not any(box.intersects(other) for box in boxes for other in known)
+    assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert [place.entropy for place in found] == sorted((place.entropy for place in found), reverse=True)
+    write_entropy(campaign, entropy, (7, 40, 33))
+    again = most_uncertain(campaign, 0, 5)
+    assert [place.box for place in again] == boxes, "it does not depend on the blocks"
+    assert [place.entropy for place in again] == pytest.approx([place.entropy for place in found])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_the_highest_that_do_not_overlap_are_those_of_going_down_the_list(seed: int, count: int) -> None:
+    rng, shape = np.random.default_rng(seed), (3, 4, 5)
+    starts = np.unique(rng.integers(0, 12, (40, 3)), axis=0)
+    values = rng.integers(0, 9, len(starts)) / 9
+    taken: list[int] = []
+    for i in np.argsort(-values, kind="stable"):
+        if len(taken) < count and not any(
+            Box(zyx(starts[i]), shape).intersects(Box(zyx(starts[j]), shape)) for j in taken
+        ):
+            taken.append(int(i))
+    assert apart(values, starts, shape, count) == taken
+
+
+def test_the_page_tells_how_far_it_is_with_the_maps(two_families: Campaign) -> None:
+    told: list[tuple[str, int, int]] = []
+    evaluation = settled_evaluation(two_families, 0)
+    groups = {"test": group_scores(evaluation, "test", ("organelle",), resamples=0)}
+    write_evaluation_page(two_families, evaluation, groups, lambda *now: told.append(now))  # type: ignore[arg-type]
+    assert told[-1] == ("phantom: uncertainty map", 1, 1)
+
+
+TEST_BOX = Box((0, 0, 30), (8, 24, 24))
+
+
+def test_a_place_without_truth_is_drawn(two_families: Campaign) -> None:
+    from PIL import Image
+
+    place = most_uncertain(two_families, 1, 1)[0]
+    pixels = np.asarray(Image.open(io.BytesIO(uncertain_patch(two_families, 1, place))).convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_errors_leave_out_what_nobody_knows() -> None:
+    truth = np.array([[[0, 0, 1, 1, 2, 255]]], np.uint8)
+    prediction = np.array([[[0, 1, 1, 0, 1, 1]]], np.uint8)
+    assert errors(prediction, truth).tolist() == [[[0, 2, 0, 1, 1, 0]]]
+
+
+@pytest.mark.parametrize(("longest", "length"), [(0.3, 0.2), (1.0, 1.0), (4.9, 2.0), (50.0, 50.0), (0.07, 0.05)])
+def test_scale_bars_have_round_lengths(longest: float, length: float) -> None:
+    assert round_length(longest) == pytest.approx(length)

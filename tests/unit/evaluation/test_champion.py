@@ -1,0 +1,102 @@
+"""The champion rule on evaluations made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rescueseg.evaluation.champion import compare, dice_interval, pooled_dice
+from rescueseg.evaluation.metrics import Counts
+from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.geometry import Box
+
+
+def evaluation(generation: int, counts: list[list[tuple[int, int, int]]], part: str = "validation") -> Evaluation:
+    boxes = tuple(
+        BoxScore(
+            volume_id="v",
+            box=Box((0, 0, 10 * i), (4, 4, 4)),
+            part=part,  # type: ignore[arg-type]
+            stratum="",
+            voxels=64,
+            errors=0,
+            counts=tuple(Counts(tp=t, fp=p, fn=n) for t, p, n in box),
+            dice=0.0,
+            surface_dice=None,
+            hd95_um=None,
+            uncertainty=0.0,
+            truth_digest="same",
+        )
+        for i, box in enumerate(counts)
+    )
+    return Evaluation(generation=generation, model_digest="m", validation=None, test=None, boxes=boxes)
+
+
+WEAK = [[(10, 5 + i % 3, 10)] for i in range(8)]
+STRONG = [[(18, 3 + i % 3, 2)] for i in range(8)]
+NOISE = [[(10 + (3 if i % 2 else -3), 5, 10)] for i in range(8)]
+
+
+def test_a_clear_winner_is_better_and_the_other_way_round_worse() -> None:
+    better = compare(evaluation(1, STRONG), evaluation(0, WEAK))
+    assert better.verdict == "better"
+    assert better.interval is not None
+    assert better.interval[0] > 0
+    worse = compare(evaluation(1, WEAK), evaluation(0, STRONG))
+    assert worse.verdict == "worse"
+    assert worse.difference == pytest.approx(-better.difference)
+
+
+def test_noise_is_undecided() -> None:
+    result = compare(evaluation(1, NOISE), evaluation(0, WEAK))
+    assert result.verdict == "undecided"
+    assert result.interval is not None
+    assert result.interval[0] < 0 < result.interval[1]
+
+
+def test_equal_results_are_undecided() -> None:
+    result = compare(evaluation(1, WEAK), evaluation(0, WEAK))
+    assert (result.verdict, result.difference, result.interval) == ("undecided", 0.0, (0.0, 0.0))
+
+
+def test_seven_boxes_are_too_few() -> None:
+    result = compare(evaluation(1, STRONG[:7]), evaluation(0, WEAK[:7]))
+    assert (result.verdict, result.interval, result.boxes) == ("undecided", None, 7)
+    assert "too few" in result.reason
+    assert result.difference > 0
+
+
+def test_test_boxes_have_no_say() -> None:
+    result = compare(evaluation(1, STRONG, "test"), evaluation(0, WEAK, "test"))
+    assert (result.verdict, result.boxes) == ("undecided", 0)
+
+
+def test_boxes_whose_truth_changed_are_not_compared() -> None:
+    candidate = evaluation(1, STRONG)
+    changed = tuple(
+        b.model_copy(update={"truth_digest": "new"}) if i == 0 else b for i, b in enumerate(candidate.boxes)
+    )
+    assert compare(candidate.model_copy(update={"boxes": changed}), evaluation(0, WEAK)).boxes == 7
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    first, again = (compare(evaluation(1, NOISE), evaluation(0, WEAK), seed=3) for _ in range(2))
+    assert first == again
+
+
+def test_an_invented_class_counts_against_its_inventor() -> None:
+    honest = [[(10, 5, 5), (0, 0, 0)] for _ in range(8)]
+    inventor = [[(10, 5, 5), (0, 9, 0)] for _ in range(8)]
+    assert compare(evaluation(1, inventor), evaluation(0, honest)).verdict == "worse"
+
+
+def test_pooled_dice() -> None:
+    assert pooled_dice(np.array([[3, 1, 2], [0, 0, 0]])) == pytest.approx(6 / 9)
+    assert pooled_dice(np.zeros((2, 3))) == 1.0
+
+
+def test_dice_interval_holds_the_pooled_dice() -> None:
+    interval = dice_interval(evaluation(0, NOISE), "validation")
+    assert interval is not None
+    assert interval[0] <= float(pooled_dice(np.sum(np.array(NOISE), axis=0))) <= interval[1]
+    assert dice_interval(evaluation(0, NOISE[:1]), "validation") is None

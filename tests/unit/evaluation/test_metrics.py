@@ -1,0 +1,189 @@
+"""Counts, overlap scores, surface distances and calibration, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage, special, stats
+
+from rescueseg.evaluation.metrics import (
+    UNCERTAINTY_BINS,
+    Bins,
+    Counts,
+    count_voxels,
+    error_auroc,
+    mean_over_classes,
+    risk_coverage_area,
+)
+from rescueseg.evaluation.surface import surface_scores, tolerance_um
+
+
+def test_counts_of_two_classes_leave_ignored_voxels_out() -> None:
+    truth = np.array([[[0, 1, 1, 2, 2, 255, 0]]], dtype=np.uint8)
+    prediction = np.array([[[1, 1, 0, 2, 1, 2, 0]]], dtype=np.uint8)
+    one, two = count_voxels(prediction, truth, 2)
+    assert one == Counts(tp=1, fp=2, fn=1)
+    assert two == Counts(tp=1, fp=0, fn=1)
+
+
+def test_ratios() -> None:
+    counts = Counts(tp=3, fp=1, fn=2)
+    assert counts.dice == pytest.approx(6 / 9)
+    assert counts.iou == pytest.approx(3 / 6)
+    assert counts.precision == pytest.approx(3 / 4)
+    assert counts.recall == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "dice", "precision", "recall"),
+    [(Counts(), 1, 1, 1), (Counts(fp=5), 0, 0, 0), (Counts(fn=5), 0, 0, 0)],
+)
+def test_empty_cases_are_defined(counts: Counts, dice: float, precision: float, recall: float) -> None:
+    assert (counts.dice, counts.iou, counts.precision, counts.recall) == (dice, dice, precision, recall)
+
+
+def test_a_class_that_never_occurs_does_not_lift_the_mean() -> None:
+    assert mean_over_classes([Counts(tp=1, fp=2), Counts()], "dice") == pytest.approx(0.5)
+    assert mean_over_classes([Counts(), Counts()], "dice") == 1.0
+
+
+def _slab(z: int) -> np.ndarray:
+    labels = np.zeros((12, 6, 6), dtype=np.uint8)
+    labels[z : z + 2] = 1
+    return labels
+
+
+def test_hd95_is_in_micrometre_along_the_shifted_axis() -> None:
+    scores = surface_scores(_slab(3), _slab(6), 1, (0.5, 0.1, 0.1))
+    assert scores is not None
+    dice, hd95 = scores
+    assert hd95 == pytest.approx(1.5, abs=1e-5)
+    assert dice < 0.5
+
+
+def test_equal_surfaces() -> None:
+    assert surface_scores(_slab(3), _slab(3), 1, (0.5, 0.1, 0.1)) == (1.0, 0.0)
+
+
+def test_a_shift_within_the_tolerance_agrees() -> None:
+    spacing = (0.2, 0.1, 0.1)
+    assert tolerance_um(spacing) == pytest.approx(0.2)
+    scores = surface_scores(_slab(3), _slab(4), 1, spacing)
+    assert scores is not None
+    assert scores[0] == pytest.approx(1.0)
+
+
+def test_surfaces_of_empty_masks() -> None:
+    empty = np.zeros((12, 6, 6), dtype=np.uint8)
+    assert surface_scores(empty, empty, 1, (1, 1, 1)) is None
+    assert surface_scores(empty, _slab(3), 1, (1, 1, 1)) == (0.0, pytest.approx(math.sqrt(144 + 36 + 36)))
+    hidden = np.where(_slab(3) == 1, 255, 0).astype(np.uint8)
+    assert surface_scores(_slab(3), hidden, 1, (1, 1, 1)) is None
+
+
+def test_surfaces_are_those_of_monai_where_all_is_known() -> None:
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    rng, spacing = np.random.default_rng(4), (0.3, 0.1, 0.1)
+    field = ndimage.gaussian_filter(rng.normal(size=(10, 24, 24)), 2)
+    truth, found = (field > 0.02).astype(np.uint8), (np.roll(field, 3, axis=2) > 0.02).astype(np.uint8)
+    a, b = (torch.from_numpy(mask > 0)[None, None] for mask in (found, truth))
+    dice = compute_surface_dice(a, b, [tolerance_um(spacing)], include_background=True, spacing=list(spacing))
+    hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing))
+    scores = surface_scores(found, truth, 1, spacing)
+    assert scores == (pytest.approx(float(dice)), pytest.approx(float(hd95), rel=1e-5))
+
+
+def test_the_border_of_what_nobody_knows_is_no_surface() -> None:
+    """A slab, predicted too thick on one side, all rows alike: the score is the same however many of them are known."""
+    truth, found = np.zeros((2, 16, 40, 40), np.uint8)
+    truth[4:8], found[4:11] = 1, 1
+    scores = []
+    for first in (3, 10, 18):
+        hidden = np.full_like(truth, 255)
+        hidden[:, first:-first] = truth[:, first:-first]
+        scores.append(surface_scores(found, hidden, 1, (1, 1, 1)))
+    assert scores[0] is not None
+    assert 0.5 < scores[0][0] < 0.9
+    assert scores[1:] == [pytest.approx(scores[0])] * 2
+    speck = np.full((5, 5, 5), 255, np.uint8)
+    speck[2, 2, 2] = 1
+    assert surface_scores(np.ones((5, 5, 5), np.uint8), speck, 1, (1, 1, 1)) is None
+
+
+def test_calibration_error_of_overconfident_voxels() -> None:
+    bins = Bins(15, 1.0)
+    bins.add(np.full(100, 0.9), np.arange(100) < 60)
+    bins.add(np.full(100, 0.5), np.arange(100) < 50)
+    assert bins.result().calibration_error() == pytest.approx(0.15)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(0, 60))
+def test_bins_do_not_depend_on_how_voxels_arrive(voxels: list[tuple[float, bool]], cut: int) -> None:
+    values, right = np.array([v for v, _ in voxels]), np.array([r for _, r in voxels])
+    whole, parts = Bins(15, 1.0), Bins(15, 1.0)
+    whole.add(values, right)
+    parts.add(values[:cut], right[:cut])
+    parts.add(values[cut:], right[cut:])
+    assert whole.result().voxels == parts.result().voxels
+    assert whole.result().right == parts.result().right
+    assert sum(whole.result().voxels) == len(voxels)
+    assert whole.result().calibration_error() == pytest.approx(parts.result().calibration_error())
+
+
+def test_error_auroc() -> None:
+    bins = Bins(30, 1.0)
+    bins.add(np.array([0.1, 0.1, 0.9, 0.9]), np.array([True, True, False, False]))
+    assert bins.result().error_auroc() == 1.0
+    same = Bins(30, 1.0)
+    same.add(np.full(4, 0.5), np.array([True, False, True, False]))
+    assert same.result().error_auroc() == 0.5
+    perfect = Bins(30, 1.0)
+    perfect.add(np.full(4, 0.5), np.full(4, True))
+    assert perfect.result().error_auroc() is None
+
+
+def _ranked(values: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Return error AUROC and AURC from the ranks of the voxels themselves, none lost to bins."""
+    ranks = stats.rankdata(values)
+    wrong = int((~right).sum())
+    auroc = (ranks[~right].sum() - wrong * (wrong + 1) / 2) / (wrong * right.sum())
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    rate = np.bincount(group, weights=~right) / sizes
+    errors = np.cumsum(np.repeat(rate, sizes))
+    return float(auroc), float((errors / np.arange(1, len(values) + 1)).mean())
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+@pytest.mark.parametrize("sharpness", [0.1, 0.3, 1.0, 3.0, 5.0, 10.0])
+def test_however_sure_a_model_is_its_uncertainty_is_ranked_as_well(sharpness: float, n_classes: int) -> None:
+    """Sharpened logits keep the order of the voxels; only what float16 maps cannot tell from 0 may tie."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (n_classes + 1, 50_000)).cumsum(axis=0)
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=0)
+    p = special.softmax(sharpness * logits, axis=0).astype(np.float32)
+    values = special.entr(p).sum(axis=0).astype(np.float16)
+    right = p.argmax(axis=0) == truth
+    bins = Bins(UNCERTAINTY_BINS, math.log(n_classes + 1), "logit")
+    bins.add(values, right)
+    table = bins.result().table()
+    auroc, area = _ranked(values, right)
+    assert error_auroc(table) == pytest.approx(auroc, abs=0.002)
+    assert risk_coverage_area(table) == pytest.approx(area, abs=0.0005)
+
+
+def test_bins_drawn_at_equal_width_hold_the_same_voxels() -> None:
+    rng = np.random.default_rng(2)
+    values, right = rng.beta(0.1, 0.5, 5000), rng.random(5000) > 0.3
+    fine = Bins(UNCERTAINTY_BINS, 1.0, "logit")
+    fine.add(values, right)
+    drawn = fine.result().equal_width(10)
+    assert sum(drawn.voxels) == 5000
+    assert sum(drawn.right) == right.sum()
+    assert np.abs(np.array(drawn.voxels) - np.histogram(values, 10, (0, 1))[0]).max() < 100

@@ -1,0 +1,247 @@
+"""Losses that mind topology, on shapes whose topology is known; class weights, coarse losses and the average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rescueseg.config import TrainingConfig
+from rescueseg.models.registry import get_trainer
+from rescueseg.models.trainer import TrainingRequest, ignore_progress
+from rescueseg.models.training_items import TrainingSet
+from rescueseg.models.unet.loop import Run
+from rescueseg.models.unet.losses import BettiMatchingLoss, Objective, PartialDiceCELoss, SoftTopologyLoss
+from rescueseg.models.unet.network import build_network
+from rescueseg.models.unet.plan import make_plan
+from rescueseg.models.unet.trainer import plan_training
+from rescueseg.records import Snapshot
+from tests.training_rig import BOXES, make_campaign, make_snapshot
+
+SHAPE = (12, 24, 24)
+SURE = 8.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Train in one thread: two that wait for each other on a busy machine take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def betti_matching() -> nn.Module:
+    pytest.importorskip("topolosses", reason="the extra 'topology' is not installed")
+    return BettiMatchingLoss()
+
+
+@pytest.fixture(params=["cldice", "betti"])
+def loss(request: pytest.FixtureRequest) -> nn.Module:
+    return SoftTopologyLoss(4) if request.param == "cldice" else betti_matching()
+
+
+def logits_of(mask: np.ndarray) -> Tensor:
+    """Return logits (1, 2, z, y, x) that are sure of a mask."""
+    foreground = torch.from_numpy(np.where(mask, SURE, -SURE)).float()
+    return torch.stack([-foreground, foreground])[None].requires_grad_(True)
+
+
+def labels_of(mask: np.ndarray) -> Tensor:
+    return torch.from_numpy(mask.astype(np.int64))[None]
+
+
+def tube() -> np.ndarray:
+    z, y, _ = np.indices(SHAPE)
+    return (z - 6) ** 2 + (y - 12) ** 2 <= 6
+
+
+def broken(mask: np.ndarray) -> np.ndarray:
+    found = mask.copy()
+    found[:, :, 11:13] = False
+    return found
+
+
+def eroded_as_much(mask: np.ndarray, voxels: int) -> np.ndarray:
+    """Take voxels off one side of the tube, along its length: the same overlap, and still one piece."""
+    found = mask.copy()
+    side = np.argwhere(mask & (np.indices(SHAPE)[1] == np.argwhere(mask)[:, 1].min()))
+    found[tuple(side[:voxels].T)] = False
+    assert mask.sum() - found.sum() == voxels
+    return found
+
+
+def ring(inner: float) -> np.ndarray:
+    z, y, x = np.indices(SHAPE)
+    radius = np.hypot(y - 12, x - 12)
+    return (abs(z - 6) <= 1) & (radius >= inner) & (radius <= 8)
+
+
+def value(loss: nn.Module, found: np.ndarray, truth: np.ndarray) -> float:
+    return float(loss(logits_of(found), labels_of(truth)).detach())
+
+
+@pytest.mark.parametrize("truth", [tube(), ring(4), np.zeros(SHAPE, bool)], ids=["tube", "ring", "nothing"])
+def test_the_truth_itself_costs_nothing(loss: nn.Module, truth: np.ndarray) -> None:
+    assert value(loss, truth, truth) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_broken_tube_costs_more_than_as_large_an_error_at_its_side(loss: nn.Module) -> None:
+    truth = tube()
+    gap = broken(truth)
+    side = eroded_as_much(truth, int(truth.sum() - gap.sum()))
+    assert value(PartialDiceCELoss(), gap, truth) == pytest.approx(value(PartialDiceCELoss(), side, truth), rel=1e-4)
+    assert value(loss, gap, truth) > 2 * value(loss, side, truth)
+
+
+def test_a_filled_ring_costs_more_than_as_many_voxels_around_it(loss: nn.Module) -> None:
+    truth, filled = ring(4), ring(0)
+    outside = np.argwhere((abs(np.indices(SHAPE)[0] - 6) <= 1) & ~filled)
+    nearest = outside[np.argsort(np.hypot(outside[:, 1] - 12, outside[:, 2] - 12), kind="stable")]
+    thick = truth.copy()
+    thick[tuple(nearest[: filled.sum() - truth.sum()].T)] = True
+    assert value(loss, filled, truth) > 1.5 * value(loss, thick, truth)
+
+
+def test_descent_closes_the_gap(loss: nn.Module) -> None:
+    truth = tube()
+    found = broken(truth)
+    soft = logits_of(found).detach() / SURE
+    gap = truth & ~found
+    soft[:, 0, torch.from_numpy(gap)], soft[:, 1, torch.from_numpy(gap)] = 0.5, -0.5
+    soft.requires_grad_(True)
+    loss(soft, labels_of(truth)).backward()
+    assert soft.grad is not None
+    gradient = (soft.grad[0, 1] - soft.grad[0, 0]).numpy()
+    assert gradient[gap].sum() < 0, "more foreground in the gap is a smaller loss"
+    assert (gradient[gap] <= 1e-7).all()
+
+
+def test_voxels_nobody_labelled_have_no_say(loss: nn.Module) -> None:
+    truth = tube()
+    labels = labels_of(truth)
+    labels[:, :, :, 12:] = 255
+    one, other = logits_of(truth), logits_of(truth & (np.indices(SHAPE)[2] < 12))
+    values = [loss(logits, labels) for logits in (one, other)]
+    assert float(values[0].detach()) == pytest.approx(float(values[1].detach()), abs=1e-6)
+    spoilt = logits_of(broken(truth) ^ (np.indices(SHAPE)[2] > 15))
+    loss(spoilt, labels).backward()
+    assert spoilt.grad is not None
+    assert (spoilt.grad[..., 12:] == 0).all()
+    nothing = logits_of(truth)
+    total = loss(nothing, torch.full_like(labels, 255))
+    total.backward()
+    assert float(total.detach()) == pytest.approx(0, abs=1e-4)
+    assert nothing.grad is not None
+    assert (nothing.grad == 0).all()
+
+
+# what the plan asks for ---------------------------------------------------------------------------------------------
+
+
+def plan_of(topology: bool = False, **config: object):
+    settings = {"window_zyx": (8, 32, 32), "channels": (8, 16, 32, 32), "iterations": 10, **config}
+    return make_plan(
+        TrainingConfig.model_validate(settings),
+        in_channels=1,
+        n_classes=2,
+        spacing_um_zyx=(0.2, 0.1, 0.1),
+        volume_zyx=(16, 64, 64),
+        field_zyx=(16, 64, 64),
+        topology=topology,
+    )
+
+
+def labelled(tmp_path: Path, labels: np.ndarray, **training: object) -> tuple[TrainingSet, Snapshot]:
+    campaign = make_campaign(tmp_path, n_classes=2, **training)
+    snapshot = make_snapshot(campaign, BOXES[:1], labels={0: labels})
+    return TrainingSet(campaign, snapshot, plan_training(campaign, snapshot)), snapshot
+
+
+def test_thickness_and_class_weights_are_those_of_the_labels(tmp_path: Path) -> None:
+    labels = np.zeros(BOXES[0].shape_zyx, np.uint8)
+    labels[2:9, 10:17, :] = 1
+    labels[0, 40, :12] = 2
+    labels[11] = 255
+    data, _ = labelled(tmp_path, labels)
+    assert data.half_thickness() == 4, "a bar of seven by seven voxels"
+    voxels = np.array([(labels == c).sum() for c in (0, 1, 2)])
+    weights = np.array(data.class_weights())
+    assert (weights * voxels).sum() == pytest.approx(voxels.sum())
+    assert weights[2] / weights[1] == pytest.approx(np.sqrt(voxels[1] / voxels[2]))
+
+
+def test_a_heavier_class_costs_more_where_it_is_missed() -> None:
+    labels = torch.tensor([[[[0, 0, 0, 1]]]])
+    missed = torch.tensor([2.0, -2.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 1, 4)
+    plain, weighted = (float(PartialDiceCELoss(w)(missed, labels)) for w in ((), (0.5, 2.5)))
+    dice = plain - float(nn.functional.cross_entropy(missed, labels))
+    expected = float(nn.functional.cross_entropy(missed, labels, weight=torch.tensor([0.5, 2.5])))
+    assert weighted - dice == pytest.approx(expected, rel=1e-5)
+
+
+def test_topology_counts_in_the_later_steps_alone(tmp_path: Path) -> None:
+    data, _ = labelled(tmp_path, (np.indices(BOXES[0].shape_zyx)[1] // 8 % 2).astype(np.uint8))
+    image, label = data.batch(1, 0)[0]
+    logits = torch.randn(1, 3, *image.shape[1:], generator=torch.Generator().manual_seed(0))
+    plain, topology = (Objective(data, plan_of(topology=t)) for t in (False, True))
+    differences = [
+        float(topology(logits, [], label.long(), step) - plain(logits, [], label.long(), step)) for step in range(10)
+    ]
+    assert [d > 0.01 for d in differences] == [step in (6, 8) for step in range(10)]
+
+
+def test_coarse_stages_see_the_labels_at_their_resolution_and_leave_the_network_as_it_is(tmp_path: Path) -> None:
+    plan = plan_of(deep_supervision=True)
+    network = build_network(plan.network, 1)
+    image = torch.randn(1, 1, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    (features, _), coarse = network.coarse_logits(image)
+    assert torch.equal(features, network.features(image)[0])
+    assert [tuple(c.shape[1:]) for c in coarse] == [(3, 4, 8, 8), (3, 4, 4, 4)]
+    data, _ = labelled(tmp_path, np.zeros(BOXES[0].shape_zyx, np.uint8))
+    labels = torch.zeros(1, 8, 32, 32, dtype=torch.long)
+    labels[:, :, 16:] = 1
+    right = [-SURE * torch.ones(1, 3, *c.shape[2:]) for c in [torch.zeros(1, 3, 8, 32, 32), *coarse]]
+    for logits in right:
+        half = logits.shape[3] // 2
+        logits[:, 0, :, :half] = logits[:, 1, :, half:] = SURE
+    objective = Objective(data, plan)
+    assert float(objective(right[0], right[1:], labels, 0)) < 0.01
+    wrong = [right[0], right[1], -right[2]]
+    assert float(objective(wrong[0], wrong[1:], labels, 0)) > 1
+
+
+def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, iterations=6, ema=0.5, deep_supervision=True, balanced_classes=True)
+    snapshot = make_snapshot(campaign, BOXES)
+    plan = plan_training(campaign, snapshot)
+
+    def start() -> Run:
+        data = TrainingSet(campaign, snapshot, plan)
+        return Run(tmp_path / "run", "id", data, plan, seed=1, device="cpu", weights=None)
+
+    run = start()
+    name = next(iter(run.weights))
+    average = run.weights[name].clone()
+    for step in range(3):
+        run.advance()
+        average.lerp_(run.network.state_dict()[name], 1 - min(0.5, (1 + step) / (10 + step)))
+    torch.testing.assert_close(run.weights[name], average)
+    assert not torch.equal(run.weights[name], run.network.state_dict()[name])
+    run.save()
+    run.advance()
+    resumed = start()
+    resumed.resume()
+    resumed.advance()
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in run.weights.items())
+
+
+def test_with_everything_on_it_learns(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, iterations=30, ema=0.9, deep_supervision=True, balanced_classes=True)
+    request = TrainingRequest(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", seed=3)
+    losses = [e["loss"] for e in get_trainer("monai_unet_topology").train(request, ignore_progress).losses]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])

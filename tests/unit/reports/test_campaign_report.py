@@ -1,0 +1,191 @@
+"""The report page and its figures."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.campaign import Campaign
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation import calibration
+from rescueseg.evaluation.champion import STAGE, Comparison, Judgement, headline, judge, judgements
+from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.geometry import Box
+from rescueseg.queue.records import NewTicket
+from rescueseg.queue.store import open_queue
+from rescueseg.reports.campaign_report import efforts, explain_box, people, write_report
+from rescueseg.reports.gallery import worst_patch
+from rescueseg.stages.publish import effort_metrics
+from rescueseg.stages.tickets import stop_decision
+from tests.evaluated_campaign import make_campaign, phantom_truth, write_generation, write_volume_maps
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """Return a campaign of two generations."""
+    campaign = make_campaign(tmp_path_factory.mktemp("reported"))
+    for generation, noise in enumerate((2.4, 1.2)):
+        write_generation(campaign, generation, noise)
+    return campaign
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch, and its words."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.words = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [v or "" for k, v in attrs if k == "src" or (k == "href" and tag != "a")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_stands_alone_and_answers_first(evaluated: Campaign) -> None:
+    report = write_report(evaluated, [("MLflow", "http://127.0.0.1:1/#/experiments/1")])
+    html = Path(evaluated.storage.path(report.path)).read_text()
+    page = Page(html)
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    words = re.sub(r"\s+", " ", page.words)
+    assert "Yes: generation 1 is better than generation 0" in words
+    assert words.index("Yes: generation 1") < words.index("All generations")
+    test = judgements(evaluated)[1].evaluation.test
+    assert test is not None
+    assert f"{test.dice:.3f}" in words
+    assert "best threshold" in words
+    assert set(report.figures) == {
+        "learning_curve.png",
+        "uncertainty_against_error.png",
+        "worst_1.png",
+        "worst_2.png",
+        "worst_3.png",
+        "uncertain_1.png",
+        "uncertain_2.png",
+        "uncertain_3.png",
+    }
+    assert all(data.startswith(PNG) for data in report.figures.values())
+
+
+def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
+    first = write_report(evaluated).figures
+    assert write_report(evaluated).figures == first
+
+
+def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
+    evaluated.finish_stage(1, calibration.STAGE, calibration.calibrate_generation(evaluated, 1).to_json())
+    path = write_report(evaluated).path
+    words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
+    assert re.search(
+        r"Temperature \d\.\d+, fitted on the validation boxes: validation calibration error 0\.\d+ → 0\.", words
+    )
+
+
+def test_names_cannot_inject_html(evaluated: Campaign) -> None:
+    write_report(evaluated, [("<script>alert(1)</script>", "http://x/?a=1&b=<b>")])
+    html = Path(evaluated.storage.path("reports/report.html")).read_text()
+    assert "<script>" not in html
+
+
+def test_the_worst_patch_is_drawn_in_three_planes(evaluated: Campaign) -> None:
+    import io
+
+    from PIL import Image
+
+    judgement = judgements(evaluated)[0]
+    score = judgement.evaluation.worst(1)[0]
+    drawn = worst_patch(evaluated, 0, score, open_truths(evaluated, holdout_boxes(evaluated)))
+    pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))
+    orange, blue = np.array([0xE6, 0x9F, 0x00]), np.array([0x00, 0x72, 0xB2])
+    near = [(np.abs(pixels.astype(int) - colour).sum(axis=-1) < 90).sum() for colour in (orange, blue)]
+    assert sum(near) > 100
+    assert "wrong" not in explain_box(score) or score.errors == 0
+
+
+def test_nothing_judged_is_a_clear_error(campaign: Campaign) -> None:
+    with pytest.raises(EvaluationError, match="nothing to report"):
+        write_report(campaign)
+
+
+@pytest.mark.parametrize(("verdict", "begins"), [("better", "Yes"), ("worse", "No"), ("undecided", "Undecided")])
+def test_headline(evaluated: Campaign, verdict: str, begins: str) -> None:
+    first, second = judgements(evaluated)
+    assert headline(first).startswith("Generation 0 is the first")
+    assert second.comparison is not None
+    comparison = Comparison.model_validate(second.comparison.to_json() | {"verdict": verdict})
+    assert headline(Judgement.model_validate(second.to_json() | {"comparison": comparison})).startswith(begins)
+
+
+def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, truth=False)
+    truth = np.zeros_like(phantom_truth())
+    store = open_queue(campaign)
+    for i, held in enumerate(holdout_boxes(campaign)):
+        if held.part == "validation":
+            truth[held.box.slices] = phantom_truth()[held.box.slices]
+        store.add_tickets([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])
+    while (lease := store.claim("ann", 60)) is not None:
+        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    store.close()
+    for generation in (0, 1):
+        write_volume_maps(campaign, generation, truth > 0)
+        judged = judge(campaign, evaluate_generation(campaign, generation))
+        campaign.finish_stage(generation, STAGE, judged.to_json())
+        campaign.finish_stage(generation, "query", {"candidates": 3})
+    last = judgements(campaign)[1]
+    assert last.evaluation.test is not None
+    assert (last.evaluation.test.dice, last.champion) == (None, 0)
+    assert last.comparison is not None
+    assert last.comparison.verdict == "undecided"
+    assert stop_decision(campaign, 1) == ""
+    report = write_report(campaign)
+    words = re.sub(r"\s+", " ", Page(campaign.storage.read_bytes(report.path).decode()).words)
+    assert "On the test boxes, which never decide anything: nothing is there, and nothing was found" in words
+    assert "Dice 1.000" not in words.split("All generations")[0]
+
+
+def test_efforts_count_what_people_did(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    store = open_queue(campaign)
+    tickets = [
+        NewTicket(ticket_id=f"q{i}", volume_id="phantom", box=Box((0, 0, 8 * i), (4, 4, 4)), generation=i // 2)
+        for i in range(3)
+    ]
+    store.add_tickets([*tickets, tickets[0].model_copy(update={"ticket_id": "h", "purpose": "test"})])
+    for annotator in ("ann", "bob", "ann", "ann"):
+        lease = store.claim(annotator, 60)
+        assert lease is not None
+        submit_labels(campaign, store, lease, annotator, np.ones((4, 4, 4), np.uint8), "test", 30.0)
+    store.close()
+    holdout, first, second = efforts(campaign)
+    assert (holdout.label, holdout.patches, holdout.minutes) == ("holdout boxes", 1, 0.5)
+    assert (first.label, first.patches, first.voxels, first.voxels_corrected) == ("generation 0", 2, 128, 128)
+    assert (first.annotators, first.corrected_share, second.patches) == (2, 1.0, 1)
+    ann, bob = people(campaign)
+    assert (ann.label, ann.patches, ann.minutes, ann.accepted) == ("ann", 3, 1.5, 3)
+    assert (bob.label, bob.minutes_per_patch, bob.voxels_corrected) == ("bob", 0.5, 64)
+
+
+def test_effort_goes_to_mlflow_in_all_and_by_person() -> None:
+    spent = {"annotation_seconds": 90.0, "voxels_corrected": 7}
+    found = effort_metrics({**spent, "annotators": {"anna": spent, "bob (lab)": {**spent, "annotation_seconds": 0.0}}})
+    assert found == {
+        "annotation_minutes": 1.5,
+        "annotators": 2.0,
+        "annotator_minutes/anna": 1.5,
+        "annotator_voxels_corrected/anna": 7.0,
+        "annotator_minutes/bob _lab_": 0.0,
+        "annotator_voxels_corrected/bob _lab_": 7.0,
+    }

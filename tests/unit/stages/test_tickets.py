@@ -1,0 +1,108 @@
+"""The first tickets, and what they must wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tifffile
+
+from rescueseg import volumes
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
+from rescueseg.errors import ConfigError, QueueError, SamplingError
+from rescueseg.geometry import Box, Patch
+from rescueseg.queue.due import campaign_lock
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.stages import tickets
+from rescueseg.stages.due import begin
+from rescueseg.stages.snapshot import make_snapshot
+from rescueseg.volumes.phantom import make_phantom
+
+
+def add(campaign: Campaign, folder: Path, name: str, truth: bool = True) -> None:
+    image, labels, spacing = make_phantom((16, 64, 64), seed=3)
+    for part, array in (("image", image), ("truth", labels)):
+        tifffile.imwrite(folder / f"{part}.tif", array, metadata={"axes": "ZYX"})
+    given = str(folder / "truth.tif") if truth else None
+    volumes.import_volume(campaign, str(folder / "image.tif"), volume_id=name, spacing=spacing, truth=given)
+
+
+@pytest.fixture
+def store(campaign: Campaign, tmp_path: Path) -> Iterator[QueueStore]:
+    """The queue of a campaign with one volume and its first tickets."""
+    add(campaign, tmp_path, "a")
+    opened = open_queue(campaign)
+    tickets.prepare(campaign, opened)
+    yield opened
+    opened.close()
+
+
+def accept_one(campaign: Campaign, store: QueueStore) -> None:
+    lease = store.claim("ann", 60, purpose="pool")
+    assert lease is not None
+    truth = volumes.open_truth(campaign, lease.ticket.volume_id)
+    submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+
+
+def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: QueueStore, tmp_path: Path) -> None:
+    accept_one(campaign, store)
+    assert begin(campaign, store) == 0
+    frozen = campaign.holdout()
+    assert tickets.prepare(campaign, store) == 0, "nothing new is no reason to refuse"
+    add(campaign, tmp_path, "b")
+    with pytest.raises(SamplingError, match=r"^b: generation 0 was begun and not finished"):
+        tickets.prepare(campaign, store)
+    with campaign_lock(campaign, store), pytest.raises(QueueError, match="holds the lock"):
+        tickets.prepare(campaign, store)
+    assert campaign.holdout() == frozen
+    store.finish_generation(0)
+    tickets.prepare(campaign, store)
+    grown = campaign.holdout()
+    assert grown is not None
+    assert grown.of("b")
+
+
+def test_patches_accepted_before_the_snapshot_count_as_trained_on(campaign: Campaign, store: QueueStore) -> None:
+    accept_one(campaign, store)
+    begin(campaign, store)
+    accept_one(campaign, store)
+    assert len(make_snapshot(campaign, 0, store)["items"]) == 2
+    assert store.accepted_since_last_generation() == 0
+    accept_one(campaign, store)
+    make_snapshot(campaign, 0, store)
+    assert store.accepted_since_last_generation() == 1, "the snapshot stays as it was made"
+
+
+def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = check_config({"name": "test", "classes": ["organelle"], "query": {"strategy": "clasp_entropie"}})
+    campaign = Campaign.create(str(tmp_path / "campaign"), config)
+    store = open_queue(campaign)
+    with pytest.raises(ConfigError, match="unknown query strategy"):
+        begin(campaign, store)
+    assert store.last_generation() is None
+
+
+def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tmp_path: Path) -> None:
+    add(campaign, tmp_path, "a", truth=False)
+    campaign.save_rough_patches([Patch("a", Box((4, 20, 20), (6, 12, 12)))])
+
+    def no_queue() -> QueueStore:
+        raise AssertionError("the first sampling asks nothing of the queue")
+
+    holdout, starting = tickets.rehearse(campaign, no_queue)
+    assert campaign.holdout() is None
+    assert campaign.starting_patches() is None
+    assert not Path(campaign.storage.path("campaign.db")).exists()
+    opened = open_queue(campaign)
+    assert tickets.prepare(campaign, opened) == len(tickets.first_tickets(campaign, holdout, starting))
+    assert campaign.holdout() == holdout
+    assert campaign.starting_patches() == starting
+    assert starting[0].reason == "rough mask of the triage"
+    assert len(starting) == campaign.config.sampling.starting_patches
+    first = next(t for t in opened.tickets(purpose="pool") if t.box == starting[0].box)
+    assert (first.stratum, first.reason) == ("rough_mask", "rough mask of the triage")
+    assert tickets.rehearse(campaign, no_queue) == (holdout, starting)
+    opened.close()

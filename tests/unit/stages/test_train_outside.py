@@ -1,0 +1,175 @@
+"""Trainings outside the loop, and what a generation's snapshot freezes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rescueseg.campaign import Campaign, outside_trainings
+from rescueseg.campaign.route import query_strategy, trainer_name
+from rescueseg.cli.main import app
+from rescueseg.config import settings_of
+from rescueseg.errors import TrainingError
+from rescueseg.geometry import Box
+from rescueseg.models import checkpoints
+from rescueseg.models.registry import TRAINERS, outline
+from rescueseg.models.trainer import Progress
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.records import Holdout, HoldoutBox, ModelReference
+from rescueseg.stages import train_outside
+from rescueseg.stages.train import train
+from tests.training_rig import BOXES, make_campaign, make_snapshot
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    made = make_campaign(tmp_path, iterations=12)
+    held = HoldoutBox(volume_id="v0", box=Box((14, 60, 60), (8, 30, 30)), part="test", stratum="dense")
+    made.freeze_holdout(Holdout(boxes=(held,), guard_zyx=(1, 4, 4)))
+    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    return made
+
+
+@pytest.fixture
+def store(campaign: Campaign) -> QueueStore:
+    opened = open_queue(campaign)
+    opened.migrate()
+    return opened
+
+
+def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign, store: QueueStore) -> None:
+    planned = train_outside.plan(campaign, store, generation=0)
+    steps: list[int] = []
+    result = train_outside.run(campaign, planned, lambda step, _: steps.append(step))
+    assert steps == list(range(1, 13))
+    model = ModelReference.model_validate(result["model"])
+    assert campaign.storage.list(model.path) == ["model.json", "model.safetensors"]
+    assert outside_trainings.step_of(campaign, planned.name) == ", training step 10 of 12"
+    assert campaign.model(0) is None, "no generation has it"
+    again = train_outside.run(campaign, planned, lambda step, _: pytest.fail(f"step {step} taken again"))
+    assert again == result == outside_trainings.finished(campaign, planned.name)
+
+
+def test_its_name_follows_from_what_decides_the_model(campaign: Campaign, store: QueueStore) -> None:
+    planned = train_outside.plan(campaign, store, generation=0)
+    assert train_outside.plan(campaign, store, generation=0) == planned
+    other = train_outside.plan(campaign, store, "nnunet", generation=0)
+    assert other.name.startswith("nnunet-")
+    longer = Campaign(campaign.storage, settings_of("rig", ["class1"], ["training.iterations=13"]))
+    assert train_outside.plan(longer, store, "monai_unet", generation=0).name != planned.name
+
+
+def test_a_generation_without_a_snapshot_is_refused(campaign: Campaign, store: QueueStore) -> None:
+    with pytest.raises(TrainingError, match="no snapshot"):
+        train_outside.plan(campaign, store, generation=3)
+
+
+def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
+    campaign: Campaign, store: QueueStore
+) -> None:
+    before = sorted(str(path) for path in Path(campaign.url).rglob("*"))
+    shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", "--trainer", "nnunet", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "nnunet on 3 patches, window 8×32×32 voxels (zyx), 12 steps: expected time not known before" in shown.output
+    assert sorted(str(path) for path in Path(campaign.url).rglob("*")) == before
+
+
+def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, deep_supervision=True)
+    campaign.finish_stage(0, "snapshot", make_snapshot(campaign, BOXES).to_json())
+    for extra in (["--dry-run"], []):
+        shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", *extra])
+        assert shown.exit_code == 1
+        assert "training.deep_supervision: the trainer 'nnunet' cannot" in shown.stderr
+    assert not Path(campaign.url, "services").exists()
+
+
+def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
+    model = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
+    campaign.finish_stage(0, "training", {"model": model.to_json(), "iterations": 6})
+    campaign.finish_stage(0, "training.seconds", 30.0)
+    assert train_outside.look(campaign, train_outside.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
+    assert train_outside.look(campaign, train_outside.plan(campaign, store, "monai_unet", 0))[1] is None
+
+
+def test_the_outline_of_an_ensemble_says_how_its_networks_share_the_patches(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, members=3)
+    told = outline("nnunet", campaign, make_snapshot(campaign, BOXES))
+    assert (told.steps, told.networks) == (30, 3)
+    assert told.folds == "cross-validation: " + ", ".join(["2 train and 1 validate"] * 3)
+    few = outline("nnunet", campaign, make_snapshot(campaign, BOXES, halo=(0, 8, 8)))
+    assert "too few for 3 folds" in few.folds
+
+
+def test_the_outline_imports_no_torch() -> None:
+    modules = " ".join(sorted({entry.plan for entry in TRAINERS.values()}))
+    code = f"import sys, importlib; [importlib.import_module(m) for m in '{modules}'.split()]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_triage_while_a_generation_runs_changes_the_next_one_only(campaign: Campaign) -> None:
+    automatic = Campaign(campaign.storage, settings_of("rig", ["class1"]))
+    from rescueseg.campaign.route import freeze_choice
+
+    freeze_choice(automatic, 1)
+    automatic.save_triage({"trainer": "nnunet", "route": {"query": "power_bald"}})
+    assert (trainer_name(automatic, 1), query_strategy(automatic, 1)) == ("monai_unet", "clasp_entropy")
+    assert (trainer_name(automatic), query_strategy(automatic)) == ("nnunet", "power_bald")
+    assert (trainer_name(automatic, 2), query_strategy(automatic, 2)) == ("nnunet", "power_bald"), "not begun yet"
+
+
+def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign) -> None:
+    other = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
+    campaign.finish_stage(0, "training", {"model": other.to_json()})
+    warm = Campaign(
+        campaign.storage,
+        campaign.config.model_copy(
+            update={"training": campaign.config.training.model_copy(update={"warm_start": True, "iterations": 2})}
+        ),
+    )
+    following = make_snapshot(warm, BOXES).model_copy(update={"generation": 1})
+    warm.finish_stage(1, "snapshot", following.to_json())
+    result = train(warm, 1, lambda *_: None)
+    assert result["warnings"] == ["trained from scratch: generation 0 was made by another trainer, nnunet"]
+
+
+def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[Progress], object]) -> None:
+    """Break a training off behind its second checkpoint, and let it have taken an hour up to there."""
+
+    def stop(step: int, _: Mapping[str, float]) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    import torch
+
+    folder = checkpoints.member_folder(work, 0)
+    state = torch.load(folder / checkpoints.CHECKPOINT_FILE, weights_only=True)
+    assert state["step"] == 8
+    checkpoints.save_checkpoint(folder, state | {"seconds": 3600.0})
+    train(lambda *_: None)
+
+
+def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: QueueStore) -> None:
+    planned = train_outside.plan(campaign, store, generation=0)
+    work = campaign.local_folder(campaign.training_path(planned.name, "training"))
+    resume_after_an_hour(campaign, work, lambda progress: train_outside.run(campaign, planned, progress))
+    done = outside_trainings.finished(campaign, planned.name)
+    assert done is not None
+    assert 3600 < done["seconds"] < 4000
+
+
+def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
+    campaign: Campaign, store: QueueStore
+) -> None:
+    resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: train(campaign, 0, progress))
+    assert 3600 < campaign.finished(0, "training.seconds") < 4000
+    assert "seconds" not in campaign.finished(0, "training"), "no clock enters a result"
+    estimate = train_outside.look(campaign, train_outside.plan(campaign, store, generation=0))[1]
+    assert estimate == pytest.approx(campaign.finished(0, "training.seconds"))

@@ -1,0 +1,88 @@
+"""The tree: its order, the user's word, and evidence that is missing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rescueseg.active_learning.strategies import STRATEGIES
+from rescueseg.config import TriageConfig, check_config
+from rescueseg.errors import ConfigError
+from rescueseg.triage.tree import QUESTIONS, ROUTES, STRUCTURES, Structure, decide
+
+ROUND = {
+    "snr": 8.0,
+    "slenderness": 0.3,
+    "length": 0.5,
+    "connected": 0.1,
+    "texture": 0.05,
+    "star_convexity": 0.9,
+    "sphericity": 0.9,
+}
+TREE = {**ROUND, "slenderness": 0.9, "length": 80.0, "connected": 1.0, "star_convexity": 0.2, "sphericity": 0.3}
+NUMBERS = st.floats(0, 200, allow_nan=False)
+
+
+def route(word: Structure | None = None, settings: TriageConfig | None = None, **changed: float) -> str:
+    return decide({**ROUND, **changed}, settings or TriageConfig(), word)[0].name
+
+
+def test_the_first_yes_decides() -> None:
+    assert route() == "star_convex"
+    assert route(**TREE) == "topology"
+    assert route(**{**TREE, "snr": 1.5}) == "low_snr", "noise is asked for first"
+    assert route(texture=0.4) == "texture", "before roundness"
+    assert route(**{**TREE, "texture": 0.4}) == "topology", "after topology"
+    assert route(star_convexity=0.6) == "blob"
+    assert route(star_convexity=0.6, sphericity=0.4) == "custom"
+
+
+def test_a_short_stretch_of_a_network_is_one() -> None:
+    assert route(**{**TREE, "length": 6.0}) == "topology"
+    assert route(**{**TREE, "connected": 0.3}) == "topology", "fibres: long, and many"
+    assert route(**{**TREE, "length": 6.0, "connected": 0.3}) != "topology"
+    assert route(length=80.0, connected=1.0) == "star_convex", "a clump is not slender"
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(ROUND, NUMBERS)))
+def test_every_answer_follows_from_its_distance_and_the_path_from_the_answers(evidence: dict[str, float]) -> None:
+    taken, steps = decide(evidence, TriageConfig())
+    assert [step.question for step in steps] == [question.text for question in QUESTIONS]
+    for step in steps:
+        assert step.measured is not None
+        assert step.answer == (step.measured >= 1)
+        assert step.reason
+    assert taken.name == next((step.route for step in steps if step.answer), "custom")
+
+
+@given(st.sampled_from(sorted(ROUND)), st.fixed_dictionaries(dict.fromkeys(ROUND, NUMBERS)))
+def test_missing_evidence_is_said_and_taken_for_no(missing: str, evidence: dict[str, float]) -> None:
+    rest = {name: value for name, value in evidence.items() if name != missing}
+    _, steps = decide(rest, TriageConfig())
+    unknown = [step for step in steps if step.answer is None]
+    assert len(unknown) == 1
+    assert unknown[0].detail == "not measured"
+    assert decide({}, TriageConfig())[0].name == "custom"
+
+
+@pytest.mark.parametrize("word", STRUCTURES)
+def test_the_users_word_decides_about_shape_alone(word: Structure) -> None:
+    expected = {"star-convex": "star_convex", "blob": "blob", "other": "custom"}.get(word, "topology")
+    assert route(word) == expected
+    assert decide({}, TriageConfig(), word)[0].name == expected, "no mask is needed"
+    assert route(word, snr=1.0) == "low_snr", "noise is measured"
+
+
+def test_thresholds_are_the_campaigns() -> None:
+    config = check_config({"name": "n", "classes": ["a"], "triage": {"snr": 10}}).triage
+    assert route(settings=config) == "low_snr"
+    with pytest.raises(ConfigError, match=r"Did you mean 'triage.texture'"):
+        check_config({"name": "n", "classes": ["a"], "triage": {"textur": 1}})
+    assert all(field.description for field in TriageConfig.model_fields.values()), "each with its reason"
+
+
+def test_routes_name_strategies_that_there_are() -> None:
+    assert {r.query for r in ROUTES.values()} <= set(STRATEGIES)
+    assert {r.letter for r in ROUTES.values()} == set("ABCD")
+    assert all(r.trainers[-1] == "monai_unet" for r in ROUTES.values()), "one that is always installed comes last"

@@ -1,0 +1,297 @@
+"""First masks in a campaign: which tickets get one, which method is chosen, what is refused, and reruns."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from rescueseg import volumes
+from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_files import starting_labels
+from rescueseg.campaign import Campaign
+from rescueseg.cli.main import app
+from rescueseg.config import check_config
+from rescueseg.errors import QueueError, RescuesegError, WeakLabelError
+from rescueseg.geometry import partition
+from rescueseg.labels import IGNORE
+from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.stages import tickets
+from rescueseg.weak_labels.base import BLOCK_ZYX
+from rescueseg.weak_labels.prefill import Sources, weak_label
+from rescueseg.weak_labels.scribbles import read_scribbles
+from tests.stand_in_ilastik import install, project
+from tests.training_rig import balls
+
+SHAPE, SPACING = (24, 96, 96), (0.2, 0.1, 0.1)
+
+
+def make(folder: Path, n_classes: int = 1, truth: bool = True) -> Campaign:
+    classes = [f"class{c}" for c in range(1, n_classes + 1)]
+    campaign = Campaign.create(str(folder / "c"), check_config({"name": "test", "classes": classes}))
+    image, labels = balls(SHAPE, SPACING, 0, n_classes)
+    tifffile.imwrite(folder / "v.tif", image, metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "t.tif", labels, metadata={"axes": "ZYX"})
+    given = str(folder / "t.tif") if truth else None
+    volumes.import_volume(campaign, str(folder / "v.tif"), volume_id="v", spacing=SPACING, truth=given)
+    store = open_queue(campaign)
+    tickets.prepare(campaign, store)
+    store.close()
+    return campaign
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Campaign:
+    return make(tmp_path)
+
+
+@pytest.fixture
+def store(made: Campaign) -> Iterator[QueueStore]:
+    opened = open_queue(made)
+    yield opened
+    opened.close()
+
+
+def accept_one(campaign: Campaign, store: QueueStore) -> str:
+    lease = store.claim("anna", 60, purpose="pool")
+    assert lease is not None
+    labels = np.asarray(volumes.open_truth(campaign, "v")[lease.ticket.box.slices])
+    submit_labels(campaign, store, lease, "anna", labels, "test", 1.0)
+    return lease.ticket_id
+
+
+def files(campaign: Campaign) -> dict[str, bytes]:
+    folder = Path(campaign.storage.path("weak_labels"))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_waiting_tickets_get_a_mask_that_their_annotator_starts_from(made: Campaign, store: QueueStore) -> None:
+    leased = store.claim("bob", 60)
+    assert leased is not None
+    result = weak_label(made, store, "threshold")
+    assert (result.method, result.tickets) == ("threshold", 3)
+    for ticket in store.tickets(purpose="pool"):
+        if ticket.ticket_id == leased.ticket_id:
+            assert ticket.prefill is None, "what somebody works on stays as it is"
+            continue
+        assert re.fullmatch(f"weak_labels/threshold-[0-9a-f]{{12}}/{ticket.ticket_id}.npz", str(ticket.prefill))
+        confidence = made.storage.read_array(str(ticket.prefill).replace(".npz", ".confidence.npz"))
+        assert confidence.shape == ticket.box.shape_zyx
+        assert [(e.event, e.actor) for e in store.history(ticket.ticket_id)] == [
+            ("created", "rescueseg"), ("prefilled", "rescueseg"),
+        ]  # fmt: skip
+    lease = store.claim("anna", 60)
+    assert lease is not None
+    truth = np.asarray(volumes.open_truth(made, "v")[lease.ticket.box.slices])
+    start = starting_labels(made, lease)
+    assert np.count_nonzero(start != truth) < 0.3 * np.count_nonzero(truth), "far less to change than from nothing"
+
+
+def test_holdout_tickets_stay_empty(tmp_path: Path) -> None:
+    campaign = make(tmp_path, truth=False)
+    store = open_queue(campaign)
+    weak_label(campaign, store)
+    held = [t for t in store.tickets() if t.purpose != "pool"]
+    assert len(held) == 16
+    assert all(t.prefill is None for t in held)
+    with pytest.raises(QueueError, match="could bias it"):
+        store.prefill(held[0].ticket_id, "weak_labels/x.npz", "threshold")
+
+
+def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
+    made: Campaign, store: QueueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def dies(ticket_id: str, path: str, method: str, classes: Sequence[str]) -> None:
+        calls.append(ticket_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        QueueStore.prefill(store, ticket_id, path, method, classes)
+
+    monkeypatch.setattr(store, "prefill", dies)
+    with pytest.raises(KeyboardInterrupt):
+        weak_label(made, store, "threshold")
+    monkeypatch.undo()
+    half = files(made)
+    assert weak_label(made, store, "threshold").tickets == 3
+    done, history = files(made), [store.history(t.ticket_id) for t in store.tickets()]
+    assert half.items() <= done.items()
+    assert weak_label(made, store, "threshold").tickets == 0
+    assert files(made) == done
+    assert [store.history(t.ticket_id) for t in store.tickets()] == history
+
+
+def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStore) -> None:
+    assert weak_label(made, store, dry_run=True).method == "threshold"
+    found = [{"name": "plateness", "value": 0.9}, {"name": "tubularity", "value": 0.1}]
+    made.save_triage({"problem": "topology", "structure": None, "mask": "truth", "evidence": found})
+    result = weak_label(made, store, dry_run=True)
+    assert (result.method, result.tickets) == ("membranes", 4)
+    assert made.weak_label_choice() is None
+    assert all(t.prefill is None for t in store.tickets())
+
+
+def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Campaign, store: QueueStore) -> None:
+    weak_label(made, store, "membranes")
+    first = accept_one(made, store)
+    accept_one(made, store)
+    result = weak_label(made, store)
+    assert set(result.agreements) == {"threshold", "blobs", "tubes", "membranes", "classifier"}
+    assert result.agreements[result.method] == max(result.agreements.values()) > 0.8
+    assert result.method != "membranes"
+    choice = made.weak_label_choice()
+    assert choice is not None
+    assert choice["method"] == result.method
+    [compared] = [entry for entry in choice["compared_on"] if entry["ticket"] == first]
+    assert compared["began_from"].startswith("weak_labels/membranes-")
+    for ticket in store.tickets("queued", "pool"):
+        assert str(ticket.prefill).startswith(f"weak_labels/{result.method}")
+    assert weak_label(made, store).tickets == 0
+
+
+def test_a_classifier_trained_on_another_intensity_scaling_is_not_used_again(made: Campaign, store: QueueStore) -> None:
+    accept_one(made, store)
+    weak_label(made, store, "classifier")
+    volume = made.volume("v")
+    scaled = volume.normalisation.model_copy(update={"mean": 0.0, "std": 3 * volume.normalisation.std})
+    made.save_volume(volume.model_copy(update={"normalisation": scaled}))
+    assert weak_label(made, store, "classifier").tickets == len(store.tickets("queued", "pool")) > 0
+    assert len([name for name in files(made) if name.endswith(".skops")]) == 2
+
+
+def test_refused_volumes_are_neither_learned_from_nor_labelled(made: Campaign, store: QueueStore) -> None:
+    accept_one(made, store)
+    made.save_volume(made.volume("v").model_copy(update={"volume_id": "other"}))
+    shutil.copytree(made.storage.path("volumes/v.ome.zarr"), made.storage.path("volumes/other.ome.zarr"))
+    made.save_volume(made.volume("v").model_copy(update={"refused": "its spacing is wrong"}))
+    result = weak_label(made, store)
+    assert "nothing is annotated yet" in result.reason
+    assert result.tickets == 0, "all the waiting ones lie in the refused volume"
+    with pytest.raises(WeakLabelError, match="annotate a patch first"):
+        weak_label(made, store, "classifier")
+
+
+def test_a_models_prediction_stays(made: Campaign, store: QueueStore) -> None:
+    ticket = store.tickets("queued", "pool")[0]
+    path = f"generations/0000/prefills/{ticket.ticket_id}.npz"
+    store.prefill(ticket.ticket_id, path, "model")
+    assert weak_label(made, store, "threshold").tickets == 3
+    assert {t.ticket_id: t.prefill for t in store.tickets()}[ticket.ticket_id] == path
+
+
+def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
+    made: Campaign, store: QueueStore, tmp_path: Path
+) -> None:
+    truth = np.asarray(volumes.open_truth(made, "v")[:])
+    scribbles = np.full(SHAPE, 255, np.uint8)
+    scribbles[::4, ::4, ::4] = truth[::4, ::4, ::4]
+    tifffile.imwrite(tmp_path / "s.tif", scribbles, metadata={"axes": "ZYX"})
+    result = weak_label(made, store, sources=Sources(scribbles=(str(tmp_path / "s.tif"),)))
+    assert (result.method, result.tickets) == ("classifier", 4)
+    before = files(made)
+    holdout = made.holdout()
+    assert holdout is not None
+    held = np.zeros(SHAPE, bool)
+    for box in holdout.guarded("v"):
+        held[box.clip(SHAPE).slices] = True
+    assert held.any()
+    tifffile.imwrite(tmp_path / "s.tif", np.where(held, 255, scribbles), metadata={"axes": "ZYX"})
+    weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),)))
+    assert before.items() <= files(made).items()
+    for ticket in store.tickets("queued", "pool"):
+        made.storage.remove(str(ticket.prefill))
+        store.prefill(ticket.ticket_id, "weak_labels/lost.npz", "test")
+    assert weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),))).tickets == 4
+    folders = sorted({name.split("/")[0] for name in files(made) if "/" in name})
+    first, second = (
+        {name.split("/")[1]: data for name, data in files(made).items() if name.startswith(folder) and ".npz" in name}
+        for folder in folders
+    )
+    assert len(first) == 8
+    assert first == second, "the same masks: what lay in the holdout had no say"
+
+
+def test_features_of_scribbles_beside_the_holdout_do_not_see_it(made: Campaign, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.ones(SHAPE, np.uint8), metadata={"axes": "ZYX"})
+    holdout, seen = made.holdout(), np.zeros(SHAPE)
+    assert holdout is not None
+    for patch, block in zip(
+        read_scribbles(made, made.volume("v"), str(tmp_path / "s.tif")), partition(SHAPE, BLOCK_ZYX), strict=True
+    ):
+        seen[block.slices] = patch.image[0]
+        assert ((patch.labels == IGNORE) == (patch.image[0] == 0)).all()
+    for box in holdout.guarded("v"):
+        assert (seen[box.clip(SHAPE).slices] == 0).all()
+
+
+def test_ilastik_is_run_where_it_is_installed(
+    made: Campaign, store: QueueStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ilp = Sources(ilp=project(tmp_path / "a.ilp", ["background", "class1"]))
+    monkeypatch.setenv("RESCUESEG_ILASTIK", str(tmp_path / "nothing.sh"))
+    with pytest.raises(WeakLabelError, match=r"nothing\.sh is no program"):
+        weak_label(made, store, "ilastik", ilp)
+    monkeypatch.setenv("RESCUESEG_ILASTIK", install(tmp_path))
+    assert weak_label(made, store, "ilastik", ilp).tickets == 4
+    assert str(store.tickets("queued", "pool")[0].prefill).startswith("weak_labels/ilastik-")
+    monkeypatch.setenv("STAND_IN_FAILS", "1")
+    other = Sources(ilp=project(tmp_path / "b.ilp", ["class1", "ground"]))
+    with pytest.raises(WeakLabelError, match="status 1: RuntimeError: Could not find training data"):
+        weak_label(made, store, "ilastik", other)
+
+
+@pytest.mark.parametrize(
+    ("method", "sources", "said"),
+    [
+        ("magic", Sources(), "unknown method 'magic'"),
+        ("classifier", Sources(), "has nothing to start from"),
+        ("ilastik", Sources(), "Give --ilp FILE"),
+        ("champion", Sources(), "Give --from-campaign URL"),
+        ("champion", Sources(from_campaign="/nowhere"), "there is no campaign here"),
+        ("classifier", Sources(scribbles=("/nowhere.tif",)), "nowhere.tif"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_changes(
+    made: Campaign, store: QueueStore, method: str, sources: Sources, said: str
+) -> None:
+    with pytest.raises(RescuesegError, match=said):
+        weak_label(made, store, method, sources)
+    assert files(made) == {}
+    assert all(t.prefill is None for t in store.tickets())
+
+
+def test_several_classes_need_a_method_that_tells_them_apart(tmp_path: Path) -> None:
+    campaign = make(tmp_path, n_classes=2)
+    store = open_queue(campaign)
+    with pytest.raises(WeakLabelError, match="knows foreground alone, the campaign has 2 classes"):
+        weak_label(campaign, store, "threshold")
+    with pytest.raises(WeakLabelError, match="no method can tell 2 classes apart without annotations"):
+        weak_label(campaign, store)
+    for _ in range(2):
+        accept_one(campaign, store)
+    result = weak_label(campaign, store)
+    assert (result.method, list(result.agreements)) == ("classifier", ["classifier"])
+    truth = volumes.open_truth(campaign, "v")
+    for ticket in store.tickets("queued", "pool"):
+        mask = campaign.storage.read_array(str(ticket.prefill))
+        assert (mask == np.asarray(truth[ticket.box.slices])).mean() > 0.9
+
+
+def test_the_command_says_what_it_chose(made: Campaign) -> None:
+    said = CliRunner().invoke(app, ["weak-label", made.url, "--dry-run"])
+    assert "4 tickets would get a first mask" in said.stdout
+    said = CliRunner().invoke(app, ["weak-label", made.url])
+    assert said.exit_code == 0, said.output
+    assert "Method threshold: nothing is annotated yet, and there is no triage" in said.stdout
+    assert "4 tickets got a first mask" in said.stdout
+    assert made.storage.read_json("weak_labels/choice.json")["method"] == "threshold"
+    said = CliRunner().invoke(app, ["weak-label", made.url, "--method", "magic"])
+    assert said.exit_code == 1
+    assert said.stderr.startswith("Error: --method: unknown method 'magic'. Choose one of auto, threshold")
