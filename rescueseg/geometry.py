@@ -55,7 +55,13 @@ class Box:
 
     @classmethod
     def from_bounds(cls, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Box:
-        """Return the box from `start_zyx` up to, not including, `stop_zyx`."""
+        """Return the box from `start_zyx` up to, not including, `stop_zyx`.
+
+        Examples
+        --------
+        >>> Box.from_bounds((2, 0, 0), (6, 8, 8))
+        Box(offset_zyx=(2, 0, 0), shape_zyx=(4, 8, 8))
+        """
         return cls(zyx(start_zyx), zyx(b - a for a, b in zip(start_zyx, stop_zyx, strict=True)))
 
     @property
@@ -70,12 +76,27 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """Slices that cut the box out of a zyx array; the box must start inside the array."""
+        """Slices that cut the box out of a zyx array; the box must start inside the array.
+
+        Examples
+        --------
+        >>> image = np.zeros((16, 64, 64), dtype=np.float32)
+        >>> image[Box((2, 0, 0), (4, 8, 8)).slices].shape
+        (4, 8, 8)
+        """
         z, y, x = (slice(o, o + s) for o, s in zip(self.offset_zyx, self.shape_zyx, strict=True))
         return z, y, x
 
     def intersection(self, other: Box) -> Box | None:
-        """Return the common box, or None when the two do not overlap."""
+        """Return the common box, or None when the two do not overlap.
+
+        Examples
+        --------
+        >>> print(Box((0, 0, 0), (4, 8, 8)).intersection(Box((2, 4, 4), (4, 8, 8))))
+        [2:4, 4:8, 4:8]
+        >>> Box((0, 0, 0), (4, 8, 8)).intersection(Box((4, 0, 0), (4, 8, 8))) is None
+        True
+        """
         start = [max(a, b) for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)]
         stop = [min(a, b) for a, b in zip(self.stop_zyx, other.stop_zyx, strict=True)]
         return Box.from_bounds(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
@@ -88,13 +109,27 @@ class Box:
         )
 
     def contains(self, other: Box) -> bool:
-        """Tell whether every voxel of `other` lies inside."""
+        """Tell whether every voxel of `other` lies inside.
+
+        Examples
+        --------
+        >>> Box((0, 0, 0), (8, 64, 64)).contains(Box((4, 8, 8), (4, 16, 16)))
+        True
+        >>> Box((0, 0, 0), (8, 64, 64)).contains(Box((6, 8, 8), (4, 16, 16)))
+        False
+        """
         return all(a <= b for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)) and all(
             a >= b for a, b in zip(self.stop_zyx, other.stop_zyx, strict=True)
         )
 
     def expand(self, halo_zyx: Sequence[int]) -> Box:
-        """Return the box grown by `halo_zyx` voxels on both sides of each axis."""
+        """Return the box grown by `halo_zyx` voxels on both sides of each axis.
+
+        Examples
+        --------
+        >>> print(Box((2, 0, 0), (4, 8, 8)).expand((1, 4, 4)))
+        [1:7, -4:12, -4:12]
+        """
         start = [o - h for o, h in zip(self.offset_zyx, halo_zyx, strict=True)]
         stop = [o + h for o, h in zip(self.stop_zyx, halo_zyx, strict=True)]
         return Box.from_bounds(start, stop)
@@ -106,6 +141,11 @@ class Box:
         ------
         ValueError
             If nothing of the box lies inside.
+
+        Examples
+        --------
+        >>> print(Box((1, -4, -4), (6, 16, 16)).clip((16, 64, 64)))
+        [1:7, 0:12, 0:12]
         """
         inside = self.intersection(Box((0, 0, 0), zyx(shape_zyx)))
         if inside is None:
@@ -113,7 +153,15 @@ class Box:
         return inside
 
     def relative_to(self, other: Box) -> Box:
-        """Return the same box with its offset counted from the offset of `other`."""
+        """Return the same box with its offset counted from the offset of `other`.
+
+        Examples
+        --------
+        Where a patch lies in the larger array that was read around it:
+
+        >>> print(Box((2, 4, 4), (4, 8, 8)).relative_to(Box((1, 0, 0), (6, 16, 16))))
+        [1:5, 4:12, 4:12]
+        """
         return Box(zyx(a - b for a, b in zip(self.offset_zyx, other.offset_zyx, strict=True)), self.shape_zyx)
 
     def to_dict(self) -> dict[str, list[int]]:
@@ -144,6 +192,11 @@ def axis_starts(length: int, window: int, stride: int) -> list[int]:
     ----------
     length, window, stride : int
         In voxels. A window longer than the axis yields the single start 0.
+
+    Examples
+    --------
+    >>> axis_starts(100, window=32, stride=24)
+    [0, 24, 48, 68]
     """
     if window >= length:
         return [0]
@@ -165,6 +218,13 @@ def grid(shape_zyx: Sequence[int], box_zyx: Sequence[int], stride_zyx: Sequence[
     -------
     list of Box
         Every voxel of the volume lies in at least one.
+
+    Examples
+    --------
+    >>> for box in grid((8, 20, 16), (8, 16, 16)):
+    ...     print(box)
+    [0:8, 0:16, 0:16]
+    [0:8, 4:20, 0:16]
     """
     box = zyx(min(b, s) for b, s in zip(box_zyx, shape_zyx, strict=True))
     stride = box if stride_zyx is None else zyx(stride_zyx)
@@ -173,22 +233,37 @@ def grid(shape_zyx: Sequence[int], box_zyx: Sequence[int], stride_zyx: Sequence[
 
 
 def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
-    """Cut a volume into disjoint blocks, in z, y, x order; the last along an axis may be smaller."""
+    """Cut a volume into disjoint blocks, in z, y, x order; the last along an axis may be smaller.
+
+    Examples
+    --------
+    >>> for block in partition((8, 20, 16), (8, 16, 16)):
+    ...     print(block)
+    [0:8, 0:16, 0:16]
+    [0:8, 16:20, 0:16]
+    """
     starts = [range(0, n, b) for n, b in zip(shape_zyx, block_zyx, strict=True)]
     return [Box(zyx(start), zyx(block_zyx)).clip(shape_zyx) for start in itertools.product(*starts)]
 
 
 def choose_non_overlapping(ordered: Iterable[Box], count: int, occupied: Iterable[Box] = ()) -> list[Box]:
-    """Take the first `count` boxes, in the order given, that overlap neither each other nor `occupied`."""
-    taken: list[Box] = []
+    """Return the first `count` boxes, in the order of `ordered`, that overlap neither each other nor `occupied`.
+
+    Examples
+    --------
+    >>> ordered = [Box((0, y, 0), (8, 16, 16)) for y in (0, 8, 16)]
+    >>> [str(box) for box in choose_non_overlapping(ordered, 2)]
+    ['[0:8, 0:16, 0:16]', '[0:8, 16:32, 0:16]']
+    """
+    boxes: list[Box] = []
     blocked = list(occupied)
     for box in ordered:
-        if len(taken) == count:
+        if len(boxes) == count:
             break
         if not any(box.intersects(b) for b in blocked):
-            taken.append(box)
+            boxes.append(box)
             blocked.append(box)
-    return taken
+    return boxes
 
 
 def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Sequence[int], multiple: int = 1) -> ZYX:
@@ -199,23 +274,32 @@ def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Seq
     spacing_um_zyx : sequence of float
         Voxel size in micrometre.
     voxels : int
-        Wanted number of voxels; what a thin axis cannot take goes to the others.
+        About how many voxels the box holds; what a thin axis cannot take goes to the others.
     limit_zyx : sequence of int
         Shape of the volume; no axis gets longer.
     multiple : int
         Round each axis down to a multiple of this where the limit allows one.
+
+    Examples
+    --------
+    Planes five times as far apart as the pixels within them; then too few planes for that:
+
+    >>> isotropic_shape((0.5, 0.1, 0.1), 102_400, limit_zyx=(100, 1000, 1000))
+    (16, 80, 80)
+    >>> isotropic_shape((0.5, 0.1, 0.1), 102_400, limit_zyx=(8, 1000, 1000), multiple=8)
+    (8, 112, 112)
     """
     free = sorted(range(3), key=lambda a: limit_zyx[a] * spacing_um_zyx[a])
     shape = [1, 1, 1]
-    left = float(voxels)
+    remaining = float(voxels)
     while free:
-        side = (left * math.prod(spacing_um_zyx[a] for a in free)) ** (1 / len(free))
+        side = (remaining * math.prod(spacing_um_zyx[a] for a in free)) ** (1 / len(free))
         axis = free.pop(0)
         length = max(1, min(limit_zyx[axis], round(side / spacing_um_zyx[axis])))
         if length >= multiple:
             length -= length % multiple
         shape[axis] = length
-        left = max(1.0, left / length)
+        remaining = max(1.0, remaining / length)
     return zyx(shape)
 
 
@@ -224,7 +308,14 @@ Integers = npt.NDArray[np.int64]
 
 
 def box_bounds(boxes: Sequence[Box]) -> tuple[Integers, Integers]:
-    """Return the starts and stops of boxes: two int64 arrays of shape (n, 3)."""
+    """Return the starts and stops of boxes: two int64 arrays of shape (n, 3).
+
+    Examples
+    --------
+    >>> starts, stops = box_bounds([Box((0, 0, 0), (4, 8, 8)), Box((2, 4, 4), (4, 8, 8))])
+    >>> stops.tolist()
+    [[4, 8, 8], [6, 12, 12]]
+    """
     starts = np.array([box.offset_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
     return starts, starts + np.array([box.shape_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
 
@@ -234,17 +325,37 @@ SAME_SPACING = 0.05
 
 
 def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Tell whether two spacings are near enough to spare the resampling."""
+    """Tell whether two spacings, in one unit, are near enough to spare the resampling.
+
+    Examples
+    --------
+    >>> same_spacing((0.30, 0.1, 0.1), (0.31, 0.1, 0.1))
+    True
+    >>> same_spacing((0.30, 0.1, 0.1), (0.33, 0.1, 0.1))
+    False
+    """
     return all(abs(p - q) <= SAME_SPACING * q for p, q in zip(a, b, strict=True))
 
 
 def resampled_shape(shape_zyx: Sequence[int], from_um: Sequence[float], to_um: Sequence[float]) -> ZYX:
-    """Return the shape that covers the same field with voxels of another size; at least 1 along each axis."""
+    """Return the shape that covers the same field with voxels of another size; at least 1 along each axis.
+
+    Examples
+    --------
+    >>> resampled_shape((50, 400, 400), from_um=(0.5, 0.1, 0.1), to_um=(0.5, 0.2, 0.2))
+    (50, 200, 200)
+    """
     if same_spacing(from_um, to_um):
         return zyx(shape_zyx)
     return zyx(max(1, round(n * a / b)) for n, a, b in zip(shape_zyx, from_um, to_um, strict=True))
 
 
 def round_up(shape_zyx: Sequence[int], multiple_zyx: Sequence[int]) -> ZYX:
-    """Round each axis up to a multiple."""
+    """Round each axis up to a multiple.
+
+    Examples
+    --------
+    >>> round_up((10, 100, 100), (8, 16, 16))
+    (16, 112, 112)
+    """
     return zyx(math.ceil(n / m) * m for n, m in zip(shape_zyx, multiple_zyx, strict=True))

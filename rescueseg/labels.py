@@ -44,6 +44,13 @@ class PatchLabels:
             Object numbers, 0 background; any number may occur, 255 too.
         ignore : ndarray of bool, zyx, optional
             Voxels that were not annotated.
+
+        Examples
+        --------
+        >>> numbers = np.array([[[0, 7, 7, 300]]])
+        >>> labels = PatchLabels.of_instances(numbers, ignore=np.array([[[True, False, False, False]]]))
+        >>> labels.classes.tolist(), labels.instances.tolist()
+        ([[[255, 1, 1, 1]]], [[[0, 7, 7, 300]]])
         """
         ids = np.ascontiguousarray(instances, np.uint32)
         classes = (ids > 0).astype(np.uint8)
@@ -82,26 +89,43 @@ def corrected_voxels(labels: PatchLabels, start: PatchLabels) -> int:
 
     Of numbered objects the numbers do not matter: each object continues the one of the start that it shares most
     voxels with, and where two continue the same one the larger share does.
+
+    Examples
+    --------
+    One of two annotated voxels was drawn anew; the third was not annotated:
+
+    >>> start = PatchLabels(np.array([[[0, 1, 1]]], dtype=np.uint8))
+    >>> corrected_voxels(PatchLabels(np.array([[[1, 1, 255]]], dtype=np.uint8)), start)
+    1
     """
     changed = labels.classes != start.classes
     if labels.instances is not None and start.instances is not None:
-        changed |= (labels.instances > 0) & (continued(labels.instances, start.instances) != start.instances)
+        changed |= (labels.instances > 0) & (predecessors(labels.instances, start.instances) != start.instances)
     return int(np.count_nonzero(changed & ~labels.ignore))
 
 
-def continued(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-    """Return, for each voxel, the object of the start that its object continues (uint32 zyx both); -1 for new objects."""
+def predecessors(ids: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return, for each voxel, the object of the start that its object continues (uint32 zyx both); -1 for new objects.
+
+    Examples
+    --------
+    Object 8 goes on from object 3 under another number; object 9 is new:
+
+    >>> start = np.array([[[3, 3, 0, 0]]], dtype=np.uint32)
+    >>> predecessors(np.array([[[8, 8, 8, 9]]], dtype=np.uint32), start).tolist()
+    [[[3, 3, 3, -1]]]
+    """
     both = (ids > 0) & (start > 0)
     pairs, shared = np.unique(np.stack([ids[both], start[both]]), axis=1, return_counts=True)
-    known, index = np.unique(ids, return_inverse=True)
-    continued = np.full(len(known), -1, np.int64)
-    taken: set[int] = set()
+    numbers, index = np.unique(ids, return_inverse=True)
+    old_numbers = np.full(len(numbers), -1, np.int64)
+    successors: dict[int, int] = {}
     for column in np.lexsort((pairs[1], pairs[0], -shared)).tolist():
-        row, old = int(np.searchsorted(known, pairs[0, column])), int(pairs[1, column])
-        if continued[row] < 0 and old not in taken:
-            continued[row] = old
-            taken.add(old)
-    return continued[index].reshape(ids.shape)
+        row, old = int(np.searchsorted(numbers, pairs[0, column])), int(pairs[1, column])
+        if old_numbers[row] < 0 and old not in successors:
+            old_numbers[row] = old
+            successors[old] = int(numbers[row])
+    return old_numbers[index].reshape(ids.shape)
 
 
 def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: str = "labels") -> npt.NDArray[np.uint8]:
@@ -165,10 +189,12 @@ def check_patch(labels: PatchLabels, box: Box, config: CampaignConfig, *, where:
         lie elsewhere than their class.
     """
     classes = check_labels(labels.classes, box, config.n_classes, where=where)
-    wanted = config.annotation.labels == "instance"
-    if wanted != (labels.instances is not None):
+    by_objects = config.annotation.labels == "instance"
+    if by_objects != (labels.instances is not None):
         raise LabelError(
-            "the objects are not numbered" if wanted else "the mask numbers objects; this campaign annotates classes",
+            "the objects are not numbered"
+            if by_objects
+            else "the mask numbers objects; this campaign annotates classes",
             where=where,
             todo=f"Hand in {config.annotation.labels} labels",
         )

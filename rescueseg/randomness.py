@@ -1,4 +1,4 @@
-"""Random generators that depend on what they are for, not on what was drawn before."""
+"""Random numbers that depend on what they are for, not on what was drawn before."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def random_generator(*keys: int | str) -> np.random.Generator:
     ----------
     *keys : int or str
         What it is for, beginning with the campaign's seed: the same keys give the same numbers on every machine.
+
+    Examples
+    --------
+    >>> random_generator(7, "holdout").integers(100, size=3).tolist()
+    [6, 31, 89]
+    >>> random_generator(7, "holdout").integers(100, size=3).tolist()
+    [6, 31, 89]
     """
     digest = hashlib.sha256(canonical_json(list(keys)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
@@ -32,6 +39,33 @@ def keyed_generator(*key: int | str) -> np.random.Generator:
     References
     ----------
     Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3, doi:10.1145/2063384.2063405
+
+    Examples
+    --------
+    The windows of a training step do not depend on the steps before:
+
+    >>> keyed_generator(7, "windows", 0).integers(100, size=3).tolist()
+    [44, 10, 6]
     """
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8")))
+
+
+def window_key(seed: int, volume_id: str, index: int) -> int:
+    """Return the 63-bit key from which every random number of one inference window derives.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the campaign.
+    volume_id : str
+        Volume the window lies in.
+    index : int
+        Index in the volume's global window grid.
+
+    Examples
+    --------
+    >>> window_key(0, "stack", 0), window_key(0, "stack", 1)
+    (572847468554575151, 2264963790854255190)
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{volume_id}/{index}".encode()).digest()[:8], "big") >> 1

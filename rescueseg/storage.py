@@ -23,17 +23,44 @@ FORMAT = 1
 
 
 def canonical_json(data: Any) -> str:
-    """Return JSON with sorted keys and no spaces, for digests."""
+    """Return JSON with sorted keys and no spaces, for digests.
+
+    Examples
+    --------
+    >>> canonical_json({"shape_zyx": (4, 8, 8), "axes": "zyx"})
+    '{"axes":"zyx","shape_zyx":[4,8,8]}'
+    """
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest_json(data: Any) -> str:
-    """Return the sha256 of the canonical JSON of `data`."""
+    """Return the sha256 of the canonical JSON of `data`.
+
+    Examples
+    --------
+    The order of the keys does not matter:
+
+    >>> digest_json({"axes": "zyx", "classes": 2})[:12]
+    'b374fcb445f2'
+    >>> digest_json({"classes": 2, "axes": "zyx"})[:12]
+    'b374fcb445f2'
+    """
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
 def digest_array(array: npt.NDArray[Any]) -> str:
-    """Return the sha256 of an array's dtype, shape and C-order bytes."""
+    """Return the sha256 of an array's dtype, shape and C-order bytes.
+
+    Examples
+    --------
+    The memory layout does not matter, the type of the voxels does:
+
+    >>> mask = np.array([[[0, 1], [1, 255]]], dtype=np.uint8)
+    >>> digest_array(mask) == digest_array(np.asfortranarray(mask))
+    True
+    >>> digest_array(mask) == digest_array(mask.astype(np.uint16))
+    False
+    """
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
@@ -53,12 +80,12 @@ def file_digest(path: str) -> str:
         raise StorageError(f"the file cannot be read: {error.strerror}", where=path, todo="Check the path") from error
 
 
-def check_format(found: Any, newest: int, where: str) -> None:
+def check_format(version: Any, newest: int, where: str) -> None:
     """Refuse what a later version of rescueseg wrote.
 
     Parameters
     ----------
-    found : int
+    version : int
         Format of the file.
     newest : int
         The latest that this version reads.
@@ -70,12 +97,50 @@ def check_format(found: Any, newest: int, where: str) -> None:
     StorageError
         If the file's format is later, or no number.
     """
-    if not isinstance(found, int) or found > newest:
+    if not isinstance(version, int) or version > newest:
         raise StorageError(
-            f"a later version of rescueseg wrote this file: its format is {found}, this version reads up to {newest}",
+            f"a later version of rescueseg wrote this file: its format is {version}, this version reads up to {newest}",
             where=where,
             todo="Install that version or a later one, and run again; nothing was changed",
         )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a local file so that a reader, or a rerun after a kill, finds the old or the new one, never a part.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made when missing.
+    data : bytes
+        All of it.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or not writable; the old file is untouched.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Storage:
@@ -141,22 +206,11 @@ class Storage:
             If the disk is full or not writable; the old file is untouched.
         """
         path = self.path(relative)
+        if self.is_local:
+            write_atomically(Path(path), data)
+            return
         with storage_errors(path):
-            if not self.is_local:
-                self.fs.pipe_file(path, data)
-                return
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-            try:
-                with part.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(target)
-                _sync_folder(target.parent)
-            finally:
-                part.unlink(missing_ok=True)
+            self.fs.pipe_file(path, data)
 
     def read_bytes(self, relative: str) -> bytes:
         """Read a file.
@@ -226,12 +280,3 @@ class Storage:
         path = self.path(relative)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, Floats, Integers, box_bounds
 from rescueseg.inference.box_means import SCORES, box_sums, map_pieces, touching
 from rescueseg.inference.maps import open_map
-
-Progress = Callable[[int, int], None]
+from rescueseg.progress import CountProgress
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def score_candidates(
     campaign: Campaign,
     generation: int,
     boxes: Mapping[str, Sequence[Box]],
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> CandidateTable:
     """Score candidate boxes by the maps of a generation, reading each block of the maps once.
 

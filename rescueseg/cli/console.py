@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from rescueseg.errors import RescuesegError
+from rescueseg.progress import Progress
 
 LOG_SECONDS = 10.0
 """Between two lines of progress in a log."""
@@ -39,7 +40,7 @@ def say_line(line: str) -> None:
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def shown_progress(console: Console) -> Iterator[Progress]:
     """Show how far something is, for as long as the block lasts.
 
     Parameters
@@ -55,15 +56,16 @@ def shown_progress(console: Console) -> Iterator[Callable[[str, int, int], None]
     if not console.is_terminal:
         yield _lines(console)
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as ProgressBar
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with ProgressBar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-def _lines(console: Console) -> Callable[[str, int, int], None]:
+def _lines(console: Console) -> Progress:
     last = time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import console, shown_progress
 from rescueseg.errors import ConfigError, EvaluationError, storage_errors
+from rescueseg.progress import Progress
 from rescueseg.records import HoldoutBox, Part, Record
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _family(campaign: Campaign, which: str) -> str:
     return family(campaign, int(which)) if which.isdecimal() else require_trained(campaign, which).trainer
 
 
-def _settled(campaign: Campaign, which: str, progress: Callable[[str, int, int], None]) -> Evaluation:
+def _settled(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
     from rescueseg.evaluation.kept import settled_evaluation
     from rescueseg.evaluation.outside import settled_training
 

@@ -8,7 +8,6 @@ and found anew when model or truth are others; the test boxes only report what i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, re
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
 from rescueseg.evaluation.truth import PARTS, Labels, digest_boxes
 from rescueseg.labels import IGNORE
+from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part, Record
 
 STAGE = "calibration"
@@ -116,9 +116,7 @@ def fit_temperature(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> flo
     return float(np.exp(found.x))
 
 
-def calibrate_generation(
-    campaign: Campaign, generation: int, progress: Callable[[int, int], None] | None = None
-) -> Calibration:
+def calibrate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
     """Fit the temperature on the validation boxes and measure it on both parts.
 
     Parameters
@@ -145,9 +143,7 @@ def calibrate_generation(
     return sample.calibration()
 
 
-def settled_calibration(
-    campaign: Campaign, generation: int, progress: Callable[[int, int], None] | None = None
-) -> Calibration:
+def settled_calibration(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
     """Return the calibration that is kept where model and truth are still the same, else fit and keep a new one.
 
     Parameters and errors as `calibrate_generation`.

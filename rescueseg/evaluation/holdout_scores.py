@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,9 @@ from rescueseg.geometry import Spacing
 from rescueseg.inference.maps import open_map
 from rescueseg.labels import IGNORE
 from rescueseg.postprocessing.clean import clean
+from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox
 
-Progress = Callable[[int, int], None]
 BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -78,7 +78,7 @@ def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
     return Assignment(generation, model.digest, boxes, read_truth)
 
 
-def evaluate_generation(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
+def evaluate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
     """Compare a generation's probability maps with the truth of the holdout boxes.
 
     Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
@@ -107,7 +107,7 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: Progress 
 
 
 def score_boxes(
-    campaign: Campaign, assignment: Assignment, maps: Iterable[BoxMaps], progress: Progress | None = None
+    campaign: Campaign, assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None
 ) -> Evaluation:
     """Score boxes as their maps come.
 

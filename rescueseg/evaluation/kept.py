@@ -7,25 +7,26 @@ from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.champion import STAGE
-from rescueseg.evaluation.holdout_scores import Assignment, Progress, evaluate_generation
+from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation
 from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_model, require_unseen
 from rescueseg.labels import IGNORE
+from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part
 
 SCORES = "scores"
 """What `evaluate` leaves in the generation's folder; the judgement that chose the champion stays as it is."""
 
 
-def evaluate_and_keep(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
+def evaluate_and_keep(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
     """Evaluate a generation and keep the result; parameters and errors as `evaluate_generation`."""
     evaluation = evaluate_generation(campaign, generation, progress)
     campaign.finish_stage(generation, SCORES, evaluation.to_json())
     return evaluation
 
 
-def settled_evaluation(campaign: Campaign, generation: int, progress: Progress | None = None) -> Evaluation:
+def settled_evaluation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
     """Return a generation's evaluation: the kept one where model and truth are still the same, else a new one.
 
     A holdout that grew since makes no new one: its volumes may have no maps of that generation. Generations are compared

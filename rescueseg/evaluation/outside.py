@@ -11,12 +11,13 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.outside_trainings import finished, requested
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import Calibration, VoxelSample
-from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, Progress, score_boxes
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
 from rescueseg.evaluation.kept import still_valid
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.evaluation.unseen import require_unseen_by_training
 from rescueseg.inference.engine import predict_boxes
+from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
 EVALUATION, CALIBRATION = "evaluation.json", "calibration.json"
@@ -63,7 +64,7 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
 
 
 def evaluate_training(
-    campaign: Campaign, name: str, progress: Progress | None = None
+    campaign: Campaign, name: str, progress: CountProgress | None = None
 ) -> tuple[Evaluation, Calibration]:
     """Let a training's model predict the holdout boxes and score them; keep the scores and a temperature beside it.
 
@@ -96,7 +97,7 @@ def evaluate_training(
     return evaluation, calibration
 
 
-def settled_training(campaign: Campaign, name: str, progress: Progress | None = None) -> Evaluation:
+def settled_training(campaign: Campaign, name: str, progress: CountProgress | None = None) -> Evaluation:
     """Return a training's evaluation: the kept one where model and truth are still the same, else a new one."""
     return kept_training_evaluation(campaign, name)[0] or evaluate_training(campaign, name, progress)[0]
 

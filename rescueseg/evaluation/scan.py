@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -11,10 +10,9 @@ from rescueseg.campaign import Campaign
 from rescueseg.geometry import ZYX, Box, Floats, Integers, Patch, zyx
 from rescueseg.inference.box_means import box_sums, map_pieces, touching
 from rescueseg.inference.maps import map_reference, open_map
+from rescueseg.progress import Progress
 from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
 from rescueseg.sampling.patches import grid_starts, half, patch_shape
-
-Progress = Callable[[str, int, int], None]
 
 
 class UncertainBox(Record):

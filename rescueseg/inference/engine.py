@@ -43,8 +43,10 @@ from rescueseg.inference.maps import (
 )
 from rescueseg.inference.uncertainty import MemberStatistics
 from rescueseg.inference.windows import WindowGrid, choose_blocks
-from rescueseg.models.predictor import Predictor, PredictorFactory, window_key
+from rescueseg.models.predictor import Predictor, PredictorFactory
 from rescueseg.models.registry import load_predictor
+from rescueseg.progress import CountProgress
+from rescueseg.randomness import window_key
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
 from rescueseg.volumes.normalise import normalise, read_box
@@ -66,7 +68,7 @@ def infer_volume(
     volume_id: str,
     *,
     client: Client | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: CountProgress | None = None,
     device: str = "auto",
     load: PredictorFactory = load_predictor,
 ) -> MapReference:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -76,18 +75,3 @@ class Predictor(Protocol):
 
 PredictorFactory = Callable[[Campaign, ModelReference, InferenceConfig, str], Predictor]
 """Builds a predictor from (campaign, model, settings, device)."""
-
-
-def window_key(seed: int, volume_id: str, index: int) -> int:
-    """Return the 63-bit key from which every random number of one window derives.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the campaign.
-    volume_id : str
-        Volume the window lies in.
-    index : int
-        Index in the volume's global window grid.
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed}/{volume_id}/{index}".encode()).digest()[:8], "big") >> 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,8 @@ from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
+from rescueseg.progress import StepProgress
 from rescueseg.records import Snapshot
-
-Progress = Callable[[int, Mapping[str, float]], None]
-"""Called once per optimiser step with the step (from 1) and at least `loss` and `learning_rate`."""
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -156,7 +154,7 @@ class Trainer(Protocol):
     def capabilities(self) -> TrainerCapabilities:
         """What it can do."""
 
-    def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
+    def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit the model as the last act.
 
         The same request gives the same digest, killed and rerun any number of times, where `capabilities.exact_on`

@@ -14,10 +14,11 @@ from rescueseg.annotation.label_files import read_version
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError
 from rescueseg.labels import PatchLabels
+from rescueseg.progress import Progress
 from rescueseg.queue.records import Comparison
 from rescueseg.queue.store import QueueStore
 from rescueseg.reports import agreement_table as report
-from rescueseg.reports.agreement_table import NO_PROGRESS, Measured, Progress
+from rescueseg.reports.agreement_table import NO_PROGRESS, Measured
 from rescueseg.reports.figures import CLASS_COLOURS, GREY, png
 from rescueseg.reports.gallery import disagreeing_patch
 from rescueseg.reports.html import inline, render_page

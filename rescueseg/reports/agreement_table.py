@@ -14,10 +14,10 @@ from rescueseg.annotation.label_files import read_version
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.labels import IGNORE
+from rescueseg.progress import Progress
 from rescueseg.queue.records import AnnotationRecord, Comparison
 from rescueseg.queue.store import QueueStore
 
-Progress = Callable[[str, int, int], None]
 NO_PROGRESS: Progress = lambda _what, _done, _total: None  # noqa: E731
 
 

@@ -14,10 +14,10 @@ from matplotlib.patches import Rectangle
 
 from rescueseg.campaign import Campaign
 from rescueseg.geometry import Box, Spacing
+from rescueseg.progress import Progress
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.reports.figures import BLUE, GREEN, GREY, ORANGE, PINK, png
 from rescueseg.sampling.patches import volume_reader
-from rescueseg.sampling.strata import Progress
 from rescueseg.volumes.normalise import normalise
 
 SHEET = "reports/sampling.png"

@@ -8,9 +8,10 @@ from rescueseg.campaign import Campaign
 from rescueseg.evaluation.calibration import kept_calibration
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.pooled import METRICS, Group
-from rescueseg.evaluation.scan import Progress, UncertainBox, most_uncertain
+from rescueseg.evaluation.scan import UncertainBox, most_uncertain
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.progress import Progress
 from rescueseg.records import Part
 from rescueseg.reports.campaign_report import SHOWN, explain_box
 from rescueseg.reports.figures import differences

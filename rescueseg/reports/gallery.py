@@ -25,7 +25,7 @@ from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
 from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.maps import most_likely, open_map
-from rescueseg.labels import IGNORE, PatchLabels, continued
+from rescueseg.labels import IGNORE, PatchLabels, predecessors
 from rescueseg.reports.figures import (
     CLASS_COLOURS,
     INVENTED,
@@ -177,7 +177,7 @@ def disagreement(first: PatchLabels, second: PatchLabels) -> Labels:
     one, two = known & (first.classes > 0), known & (second.classes > 0)
     other = one & two & (first.classes != second.classes)
     if first.instances is not None and second.instances is not None:
-        other |= one & two & (continued(second.instances, first.instances) != first.instances)
+        other |= one & two & (predecessors(second.instances, first.instances) != first.instances)
     return np.asarray((one & ~two) + 2 * (two & ~one) + 3 * other, np.uint8)
 
 

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.learning_curve import advise
+from rescueseg.progress import Progress
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.reports.contact_sheet import SHEET, contact_sheet
 from rescueseg.sampling.patches import patch_shape
-from rescueseg.sampling.strata import Progress
 
 
 def table(holdout: Holdout, starting: Sequence[QueriedPatch]) -> Table:

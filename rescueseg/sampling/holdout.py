@@ -16,6 +16,7 @@ from typing import TypeVar
 from rescueseg.campaign import Campaign
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import ZYX, Box, Patch, zyx
+from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.sampling.patches import (
@@ -31,7 +32,7 @@ from rescueseg.sampling.patches import (
     suggested_shapes,
     volume_turns,
 )
-from rescueseg.sampling.strata import HOLDOUT_STRATA, Features, Progress
+from rescueseg.sampling.strata import HOLDOUT_STRATA, Features
 
 _SMALLER = (
     *((1.0, 8), (0.7, 8), (0.5, 8), (0.7, 6), (0.5, 6), (0.35, 8), (0.35, 6)),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig
 from rescueseg.geometry import ZYX, Box, axis_starts, box_bounds, choose_non_overlapping, isotropic_shape, zyx
+from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
 from rescueseg.volumes import open_image
@@ -331,7 +332,7 @@ def look(
     campaign: Campaign,
     volumes: Sequence[VolumeRecord],
     places: dict[str, list[Box]],
-    progress: strata.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, strata.Features]:
     """Measure the boxes at all places, by volume; see `strata.measure`."""
     return {v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v, progress) for v in volumes}

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from rescueseg.campaign import Campaign
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch
+from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, QueriedPatch
 from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
 from rescueseg.sampling.patches import Drawing, candidates, look, patch_shape, places_to_look, volume_turns
-from rescueseg.sampling.strata import STARTING_STRATA, Progress
+from rescueseg.sampling.strata import STARTING_STRATA
 
 __all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches", "undrawn_volumes"]
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from scipy import ndimage, stats
 
 from rescueseg.geometry import ZYX, Box
+from rescueseg.progress import Progress
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import imaging_artefacts
 from rescueseg.volumes.normalise import normalise
@@ -36,7 +37,6 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Reader = Callable[[Box], npt.NDArray[Any]]
 """Returns a box as acquired, czyx."""
-Progress = Callable[[str, int, int], None]
 
 HOLDOUT_STRATA = (
     *("dense", "worst_case", "typical", "low_snr", "best_case"),

@@ -26,6 +26,7 @@ from rescueseg.annotation.local_client import LocalDesk
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError, QueueError, TicketNotFoundError, storage_errors
 from rescueseg.server.monai_users import Seats
+from rescueseg.storage import write_atomically
 
 EXPIRY_SECONDS = 3600
 MOST_SECONDS = 24 * 3600
@@ -72,9 +73,7 @@ def session_routes(router: APIRouter, seats: Seats) -> None:
             except LabelError:
                 shutil.rmtree(folder)
                 raise
-            part = folder / "session.part"
-            part.write_text(json.dumps(about))
-            part.replace(folder / "session.json")
+            write_atomically(folder / "session.json", json.dumps(about).encode())
         return {"session_id": session, "session_info": about}
 
     @router.get("/session/{session}", summary="What is known of a session")

@@ -34,6 +34,7 @@ import psutil
 from rescueseg.config import ANNOTATION_PORT
 from rescueseg.errors import ServiceError, storage_errors
 from rescueseg.services.processes import stop_tree
+from rescueseg.storage import write_atomically
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -281,11 +282,7 @@ class Servers:
         pids = {OWNER: os.getpid()} | {name: process.pid for name, process in self._processes.items()}
         started = {name: _create_time(pid) for name, pid in pids.items()}
         state = ServiceState(self.prefect_api_url, self.mlflow_uri, pids, started, self.annotation_url)
-        path = self.folder / "services.json"
-        part = path.with_suffix(".part")
-        with storage_errors(str(path)):
-            part.write_text(json.dumps(asdict(state), indent=1) + "\n")
-            part.replace(path)
+        write_atomically(self.folder / "services.json", (json.dumps(asdict(state), indent=1) + "\n").encode())
 
 
 @contextmanager

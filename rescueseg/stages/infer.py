@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rescueseg.campaign import Campaign
 from rescueseg.errors import TrainingError
 from rescueseg.inference import engine
+from rescueseg.progress import Progress
 from rescueseg.records import ModelReference
-from rescueseg.stages.stage import Progress, run_stage
+from rescueseg.stages.stage import run_stage
 
 if TYPE_CHECKING:
     from distributed import Client

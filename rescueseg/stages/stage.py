@@ -21,9 +21,6 @@ from rescueseg.campaign import Campaign
 NOTE_EVERY = 10
 """Training steps between two notes of progress."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is counted, how many are done and how many there are."""
-
 
 def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[], Any]) -> Any:
     """Do the work of a stage unless it is done, note its seconds, commit."""

@@ -21,6 +21,7 @@ from rescueseg.geometry import Box, Patch
 from rescueseg.inference.maps import most_likely, open_map
 from rescueseg.labels import class_names
 from rescueseg.postprocessing.clean import clean
+from rescueseg.progress import Progress
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore
@@ -28,7 +29,7 @@ from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
 from rescueseg.sampling.holdout import plan_holdout
-from rescueseg.stages.stage import Progress, run_stage
+from rescueseg.stages.stage import run_stage
 
 
 def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = None) -> int:

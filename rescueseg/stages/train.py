@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import trainer_name
 from rescueseg.errors import TrainingError
-from rescueseg.models.files import committed_files, write_atomically
+from rescueseg.models.files import committed_files
 from rescueseg.models.registry import get_trainer, resolve_device
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, TrainingRequest
+from rescueseg.progress import StepProgress
 from rescueseg.randomness import random_generator
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.stages.stage import NOTE_EVERY, commit
+from rescueseg.storage import write_atomically
 
 
-def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> Any:
+def train(campaign: Campaign, generation: int, progress: StepProgress) -> Any:
     """Train the generation's model, or go on training it from its last checkpoint.
 
     The stage's seconds are the trainer's: those before a kill count, setting up does not.
@@ -45,7 +47,7 @@ def train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[
     return result
 
 
-def _train(campaign: Campaign, generation: int, progress: Callable[[int, Mapping[str, float]], None]) -> dict[str, Any]:
+def _train(campaign: Campaign, generation: int, progress: StepProgress) -> dict[str, Any]:
     training_set = campaign.snapshot(generation)
     if training_set is None:
         raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
@@ -68,7 +70,7 @@ def train_snapshot(
     seed: int,
     work_dir: Path,
     folder: str,
-    progress: Callable[[int, Mapping[str, float]], None],
+    progress: StepProgress,
 ) -> dict[str, Any]:
     """Train on a snapshot and store the model in the campaign.
 
@@ -126,7 +128,7 @@ def train_snapshot(
 def _note_step(
     campaign: Campaign,
     generation: int,
-    progress: Callable[[int, Mapping[str, float]], None],
+    progress: StepProgress,
     step: int,
     metrics: Mapping[str, float],
 ) -> None:

@@ -6,7 +6,7 @@ finds the model once it is finished. No generation, champion or query depends on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rescueseg.campaign.route import trainer_name
 from rescueseg.errors import TrainingError
 from rescueseg.models.registry import outline
 from rescueseg.models.trainer import Outline
+from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.stages.stage import NOTE_EVERY
@@ -77,9 +78,7 @@ def look(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float 
     return told, None
 
 
-def run(
-    campaign: Campaign, training: OutsideTraining, progress: Callable[[int, Mapping[str, float]], None]
-) -> dict[str, Any]:
+def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -> dict[str, Any]:
     """Train, or go on training, and commit ``training.json`` as the last act; a finished training is not repeated.
 
     Parameters

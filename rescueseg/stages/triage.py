@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from rescueseg.campaign import Campaign
+from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.reports.triage_picture import draw_decision
 from rescueseg.triage import triage
 from rescueseg.triage.records import Triage
 from rescueseg.triage.rough_masks import Mask
 from rescueseg.triage.tree import Structure
-from rescueseg.triage.triage import Progress
 
 PICTURE = "triage.png"
 

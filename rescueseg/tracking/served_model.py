@@ -18,8 +18,8 @@ from rescueseg.errors import InferenceError
 from rescueseg.evaluation.calibration import temper
 from rescueseg.geometry import Box, zyx
 from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import window_key
 from rescueseg.models.registry import load_predictor
+from rescueseg.randomness import window_key
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
 from rescueseg.volumes.normalise import measure, normalise, read_box

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import CampaignError, ConfigError
 from rescueseg.geometry import Box
 from rescueseg.models.registry import TRAINERS
+from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
 from rescueseg.triage.evidence import VolumeNoise, image_evidence, look_at_chunks, structure_evidence
@@ -19,9 +19,6 @@ from rescueseg.triage.rough_masks import MASKS, Mask, rough_patches, with_labels
 from rescueseg.triage.tree import STRUCTURES, Route, Structure, decide
 from rescueseg.volumes import open_image
 from rescueseg.volumes.subsample import sample_boxes
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is counted, how many are done and how many there are."""
 
 SAMPLE_VOXELS = 24_000_000
 """Voxels that are looked at, over all volumes."""

@@ -15,13 +15,12 @@ from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.progress import Progress
 from rescueseg.records import LabelType, VolumeRecord
 from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.volume_import import check_truth_shape, checked_spacing, default_id, import_volume
 
 Say = Callable[[str], object]
-Progress = Callable[[str, int, int], None]
-"""Called with what is counted, how many are done and how many there are."""
 
 
 def start_campaign(

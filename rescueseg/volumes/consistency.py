@@ -9,13 +9,14 @@ alike. Domains that people named, or that a model was trained on, stay as they a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Spacing
+from rescueseg.progress import Progress
 from rescueseg.records import Domains, Record
 from rescueseg.volumes import domains as grouping
 from rescueseg.volumes import ome_zarr, spacing_tags
@@ -24,8 +25,6 @@ from rescueseg.volumes.domains import Group
 from rescueseg.volumes.limits import LIMITS, limit
 
 Verdict = Literal["accept", "normalise", "separate domain", "refuse"]
-Progress = Callable[[str, int, int], None]
-"""Called with a volume, boxes done and boxes in all."""
 
 
 class VolumeVerdict(Record):

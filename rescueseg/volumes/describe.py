@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.progress import CountProgress
 from rescueseg.records import Record, VolumeRecord
 from rescueseg.volumes import texture
 from rescueseg.volumes.normalise import Array
@@ -29,8 +30,6 @@ _NOISE_ALONE = 0.95
 """Share of noise above which edges are chance."""
 _SPIKE = 4.0
 """Times as many voxels as at the neighbouring values make a spike of the histogram."""
-
-Progress = Callable[[int, int], None]
 
 
 class Levels(Record):
@@ -125,7 +124,7 @@ class Measured:
 
 
 def measure_volume(
-    record: VolumeRecord, image: Array, chunk_zyx: Sequence[int], progress: Progress | None = None
+    record: VolumeRecord, image: Array, chunk_zyx: Sequence[int], progress: CountProgress | None = None
 ) -> Measured:
     """Measure a volume by a deterministic subsample of its chunks.
 

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from rescueseg.campaign import Campaign, check_id
 from rescueseg.errors import InvalidVolumeError, LabelError, MissingSpacingError, VolumeError, storage_errors
 from rescueseg.geometry import Box, Spacing, partition, zyx
 from rescueseg.labels import IGNORE
+from rescueseg.progress import CountProgress
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
@@ -28,7 +29,6 @@ from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import measure
 from rescueseg.volumes.source import Source
 
-Progress = Callable[[int, int], None]
 _SLAB_BYTES = 128 * 2**20
 _STORED = {"bool": "uint8", "float16": "float32", "float64": "float32"}
 
@@ -42,7 +42,7 @@ def import_volume(
     spacing: Sequence[float] | None = None,
     truth: str | None = None,
     truth_type: LabelType | None = "semantic",
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> VolumeRecord:
     """Copy an image, and its ground truth if there is any, into a campaign as OME-Zarr 0.5.
 
@@ -127,7 +127,7 @@ class _Import:
     image: Source
     truth: Source | None
     truth_type: LabelType
-    progress: Progress
+    progress: CountProgress
     done: int = 0
 
     @property

@@ -12,8 +12,9 @@ from rescueseg.errors import WeakLabelError
 from rescueseg.evaluation.champion import champion
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import Predictor, window_key
+from rescueseg.models.predictor import Predictor
 from rescueseg.models.registry import load_predictor
+from rescueseg.randomness import window_key
 from rescueseg.volumes.normalise import read_box
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 

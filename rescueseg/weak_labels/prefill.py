@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from rescueseg import volumes
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, WeakLabelError
 from rescueseg.labels import class_names
+from rescueseg.progress import Progress
 from rescueseg.queue.records import TicketRecord
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation, VolumeRecord
@@ -25,8 +26,6 @@ from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, l
 from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
 from rescueseg.weak_labels.methods import FITTED, METHODS, agreements, best_method, method_for, polarity, train_patches
 from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scribbled_volumes
-
-Progress = Callable[[str, int, int], None]
 
 FIT_VOXELS = 1_000_000
 """Voxels of a volume that a method is fitted to."""

@@ -22,13 +22,13 @@ from rescueseg.models.nnunet.plan import FORMAT, NAME, Job
 from rescueseg.models.predictor import Predictor
 from rescueseg.models.survey import survey
 from rescueseg.models.trainer import (
-    Progress,
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
     check_gpus,
     check_request,
 )
+from rescueseg.progress import StepProgress
 from rescueseg.records import ModelReference
 from rescueseg.storage import digest_json
 
@@ -58,7 +58,7 @@ class NnUNetTrainer:
         exact_on=("cpu",),
     )
 
-    def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
+    def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit `work_dir/model` as the last act.
 
         Parameters
@@ -133,7 +133,7 @@ def _make_job(request: TrainingRequest) -> Job:
     )
 
 
-def _run_worker(job: Job, progress: Progress) -> None:
+def _run_worker(job: Job, progress: StepProgress) -> None:
     """Run the worker to its end; it ends with this process, or when `progress` raises."""
     folder = Path(job.work_dir)
     log = folder / LOG_FILE

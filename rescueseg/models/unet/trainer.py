@@ -17,7 +17,6 @@ from rescueseg.models.files import model_errors, read_finished, read_start
 from rescueseg.models.survey import survey
 from rescueseg.models.trainer import (
     WEIGHTS_FILE,
-    Progress,
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
@@ -29,6 +28,7 @@ from rescueseg.models.unet.loop import Run, learning_rate
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, start_from
 from rescueseg.models.unet.predictor import load_predictor
 from rescueseg.models.weights import join_members, split_members
+from rescueseg.progress import StepProgress
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot
 from rescueseg.storage import digest_json
@@ -47,7 +47,7 @@ class MonaiUNetTrainer:
     """Whether the loss minds topology."""
     capabilities = TrainerCapabilities(partial_labels=True)
 
-    def train(self, request: TrainingRequest, progress: Progress) -> TrainedModel:
+    def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit `work_dir/model` as the last act.
 
         Parameters
@@ -85,7 +85,7 @@ class MonaiUNetTrainer:
         return model
 
     def _train(
-        self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: Progress
+        self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: StepProgress
     ) -> None:
         """Train the networks one after the other, then commit the model."""
         every = request.campaign.config.training.checkpoint_every

@@ -20,7 +20,6 @@ from rescueseg.geometry import Box
 from rescueseg.inference import engine, maps
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import QUANTITIES, map_blocks, map_reference, open_map
-from rescueseg.models.predictor import window_key
 from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
@@ -335,13 +334,6 @@ def test_relocated_maps_stay_valid(tmp_path: Path) -> None:
     seen: list[int] = []
     assert infer(moved, progress=lambda done, total: seen.append(done)) == first
     assert seen == [first.blocks]
-
-
-def test_window_keys_are_stable_and_distinct() -> None:
-    assert window_key(5, "v", 0) == window_key(5, "v", 0)
-    keys = {window_key(seed, volume, index) for seed in (0, 1) for volume in "ab" for index in range(100)}
-    assert len(keys) == 400
-    assert all(0 <= key < 2**63 for key in keys)
 
 
 def test_an_unknown_trainer_is_refused(tmp_path: Path) -> None:

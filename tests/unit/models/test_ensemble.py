@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import open_map
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.trainer import TrainedModel, TrainingRequest, ignore_progress
+from rescueseg.progress import StepProgress
 from rescueseg.records import ModelReference, Snapshot
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
@@ -26,14 +27,14 @@ def train(
     campaign: Campaign,
     snapshot: Snapshot,
     work_dir: Path,
-    progress: Callable[[int, Mapping[str, float]], None] = ignore_progress,
+    progress: StepProgress = ignore_progress,
     warm_start: Path | None = None,
 ) -> TrainedModel:
     request = TrainingRequest(campaign, snapshot, work_dir, seed=3, warm_start=warm_start)
     return get_trainer("monai_unet").train(request, progress)
 
 
-def kill_at(step: int, seen: list[int]) -> Callable[[int, Mapping[str, float]], None]:
+def kill_at(step: int, seen: list[int]) -> StepProgress:
     def progress(now: int, metrics: Mapping[str, float]) -> None:
         seen.append(now)
         if now == step:

@@ -18,7 +18,7 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
 from rescueseg.models.registry import TRAINERS, outline
-from rescueseg.models.trainer import Progress
+from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Holdout, HoldoutBox, ModelReference
 from rescueseg.stages import train_outside
@@ -138,7 +138,7 @@ def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign)
     assert result["warnings"] == ["trained from scratch: generation 0 was made by another trainer, nnunet"]
 
 
-def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[Progress], object]) -> None:
+def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[StepProgress], object]) -> None:
     """Break a training off behind its second checkpoint, and let it have taken an hour up to there."""
 
     def stop(step: int, _: Mapping[str, float]) -> None:
