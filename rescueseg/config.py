@@ -1,15 +1,12 @@
-"""The campaign file: one TOML document, checked by pydantic, unknown keys refused."""
+"""The settings of a campaign, as the campaign file states them: checked by pydantic, unknown keys refused."""
 
 from __future__ import annotations
 
 import difflib
-import tomllib
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
-import tomli_w
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
@@ -17,8 +14,6 @@ from rescueseg.errors import ConfigError
 
 ANNOTATION_PORT = 8642
 """Of the annotation server, unless another is asked for."""
-FORMAT = 1
-"""Of the campaign file; raised when an earlier version would misread one."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -328,36 +323,31 @@ class CampaignConfig(Section):
         return len(self.classes)
 
 
-def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
-    """Read a campaign file.
+def check_config(data: dict[str, Any], where: str = "campaign.toml") -> CampaignConfig:
+    """Return a campaign's settings from nested dictionaries, checked.
 
     Parameters
     ----------
-    text : str
-        TOML.
+    data : dict
+        Settings by name, sections as dictionaries.
     where : str
-        Its path, for the error message.
+        Where they stand, for the error message.
 
     Raises
     ------
     ConfigError
-        If it is no TOML, holds an unknown key (the nearest known one is suggested) or a value out of range.
+        If a key is unknown (the nearest known one is suggested) or a value out of range.
+
+    Examples
+    --------
+    >>> config = check_config({"name": "liver", "classes": ["nucleus"], "holdout": {"guard_zyx": [1, 4, 4]}})
+    >>> config.n_classes, config.holdout.guard_zyx
+    (1, (1, 4, 4))
+    >>> check_config({"name": "liver", "classes": ["nucleus"], "holdot": {}})
+    Traceback (most recent call last):
+    ...
+    rescueseg.errors.ConfigError: campaign.toml: unknown key 'holdot'. Did you mean 'holdout'?
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", where=where, todo="Mend the file and run again") from error
-    if isinstance(found := data.get("format"), int) and found > FORMAT:
-        raise ConfigError(
-            f"a later version of rescueseg wrote this file: its format is {found}, this version reads up to {FORMAT}",
-            where=where,
-            todo="Install that version or a later one, and run again",
-        )
-    return check_config(data, where)
-
-
-def check_config(data: dict[str, Any], where: str = "campaign.toml") -> CampaignConfig:
-    """Check a campaign's settings given as nested dictionaries; see `parse_config`."""
     try:
         return CampaignConfig.model_validate(data)
     except ValidationError as error:
@@ -378,11 +368,11 @@ def _suggest(location: tuple[int | str, ...]) -> str:
             break
         model = annotation
     section = "".join(f"{part}." for part in location[:-1])
-    known = {name: f"{section}{name}" for name in model.model_fields}
+    paths = {name: f"{section}{name}" for name in model.model_fields}
     if model is CampaignConfig:
-        known |= {key: f"{section}.{key}" for section, key in _all_keys() if key not in known}
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return f"Did you mean '{known[near[0]]}'?" if near else f"Known keys here: {', '.join(sorted(model.model_fields))}"
+        paths |= {key: f"{section}.{key}" for section, key in _all_keys() if key not in paths}
+    near = difflib.get_close_matches(str(location[-1]), paths, n=1, cutoff=0.5)
+    return f"Did you mean '{paths[near[0]]}'?" if near else f"Known keys here: {', '.join(sorted(model.model_fields))}"
 
 
 def _all_keys() -> list[tuple[str, str]]:
@@ -392,34 +382,3 @@ def _all_keys() -> list[tuple[str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
         for key in field.annotation.model_fields
     ]
-
-
-def dump_config(config: CampaignConfig) -> str:
-    """Write a campaign file; settings that are None (chosen by the program) are left out."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def settings_of(name: str, classes: Sequence[str], pairs: Sequence[str] = ()) -> CampaignConfig:
-    """Return the settings of a new campaign from ``section.key=value`` pairs.
-
-    Raises
-    ------
-    ConfigError
-        If a pair is malformed, a key unknown or a value out of range.
-    """
-    data: dict[str, Any] = {"name": name, "classes": [c.strip() for c in classes if c.strip()]}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"'{pair}' is no KEY=VALUE", where="--set", todo="E.g. --set training.iterations=300")
-        *sections, last = key.strip().split(".")
-        table = data
-        for section in sections:
-            table = table.setdefault(section, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"'{section}' is no section", where="--set", todo="E.g. training.iterations=300")
-        try:
-            table[last] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            table[last] = value
-    return check_config(data, "--set")

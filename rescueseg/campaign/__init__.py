@@ -1,5 +1,6 @@
 """What a campaign's folder holds, its immutable snapshots, and which route it follows."""
 
-from rescueseg.campaign.campaign import STAGES, Campaign, check_id
+from rescueseg.campaign.campaign import Campaign
+from rescueseg.campaign.folder import STAGES, check_id
 
 __all__ = ["STAGES", "Campaign", "check_id"]

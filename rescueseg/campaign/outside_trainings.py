@@ -1,4 +1,4 @@
-"""What is known of trainings outside the loop: what was asked for, how far they are, what they left."""
+"""The records of trainings outside the loop: their request, how far they are, their result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class OutsideTraining(Record):
     snapshot: Snapshot
 
 
-def requested(campaign: Campaign, name: str) -> OutsideTraining:
-    """Return what was asked for when a training began."""
+def read_request(campaign: Campaign, name: str) -> OutsideTraining:
+    """Return the request that a training began with."""
     return OutsideTraining.model_validate(campaign.storage.read_json(campaign.training_path(name, "request.json")))
 
 
-def finished(campaign: Campaign, name: str) -> Any | None:
-    """Return what a training left, None before it has finished."""
+def training_result(campaign: Campaign, name: str) -> Any | None:
+    """Return the result of a training, None before it has finished."""
     path = campaign.training_path(name, "training.json")
     return campaign.storage.read_json(path) if campaign.storage.exists(path) else None
 

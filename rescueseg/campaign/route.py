@@ -39,17 +39,17 @@ def _frozen(campaign: Campaign, generation: int | None, what: str) -> str:
 
 
 def _trainer_now(campaign: Campaign) -> str:
-    chosen = campaign.config.training.trainer
-    if chosen != "auto":
-        return chosen
+    trainer = campaign.config.training.trainer
+    if trainer != "auto":
+        return trainer
     result = campaign.triage_result()
     return str(result["trainer"]) if result else DEFAULT_TRAINER
 
 
 def _strategy_now(campaign: Campaign) -> str:
-    chosen = campaign.config.query.strategy
-    if chosen != "auto":
-        return chosen
+    strategy = campaign.config.query.strategy
+    if strategy != "auto":
+        return strategy
     result = campaign.triage_result()
     return str(result["route"]["query"]) if result else DEFAULT_STRATEGY
 
@@ -63,8 +63,8 @@ def profile_of(campaign: Campaign) -> tuple[Profile, float]:
     A person's choice goes first, then the triage's route; nothing is done where no triage measured the thickness.
     """
     result: Any = campaign.triage_result()
-    chosen = campaign.config.annotation.postprocessing
+    profile = campaign.config.annotation.postprocessing
     thickness = next((e["value"] for e in result["evidence"] if e["name"] == "thickness"), None) if result else None
     if thickness is None:
         return "none", 0.0
-    return (result["route"]["postprocessing"] if chosen == "auto" else chosen), float(thickness)
+    return (result["route"]["postprocessing"] if profile == "auto" else profile), float(thickness)

@@ -105,7 +105,7 @@ def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box]
     shape_zyx : tuple of int
         Shape of the volume.
     context_zyx : tuple of int
-        Wanted context in voxels on both sides of each axis.
+        Context in voxels on both sides of each axis, where there is room for it.
     holdout : iterable of Box
         Holdout boxes in the same volume and its copies, without their guard.
     name : str
@@ -121,30 +121,38 @@ def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box]
     ------
     LeakError
         If `box` itself overlaps a holdout box.
+
+    Examples
+    --------
+    The context of 4 voxels would reach into the holdout box on the right; that side is moved back:
+
+    >>> patch, holdout_box = Box((0, 8, 8), (8, 16, 16)), Box((0, 8, 26), (8, 16, 16))
+    >>> print(clear_box(patch, (8, 64, 64), (0, 4, 4), [holdout_box]))
+    [0:8, 4:28, 4:26]
     """
     read = box.expand(context_zyx).clip(shape_zyx)
-    for held in sorted(holdout):
-        if box.intersects(held):
+    for holdout_box in sorted(holdout):
+        if box.intersects(holdout_box):
             raise LeakError(
-                f"the annotated box {box} overlaps the holdout box {held}",
+                f"the annotated box {box} overlaps the holdout box {holdout_box}",
                 where=name,
                 todo="Skip this ticket; holdout boxes are never trained on",
             )
-        if read.intersects(held):
-            read = max(_cuts(read, box, held), key=lambda cut: cut.size)
+        if read.intersects(holdout_box):
+            read = max(_cuts(read, box, holdout_box), key=lambda cut: cut.size)
     return read
 
 
-def _cuts(read: Box, box: Box, held: Box) -> list[Box]:
-    """Return `read` cut back along each side on which `held` lies beyond `box`."""
+def _cuts(read: Box, box: Box, holdout_box: Box) -> list[Box]:
+    """Return `read` cut back along each side on which the holdout box lies beyond `box`."""
     cuts = []
     for axis in range(3):
         start, stop = list(read.offset_zyx), list(read.stop_zyx)
-        if held.offset_zyx[axis] >= box.stop_zyx[axis]:
-            stop[axis] = held.offset_zyx[axis]
+        if holdout_box.offset_zyx[axis] >= box.stop_zyx[axis]:
+            stop[axis] = holdout_box.offset_zyx[axis]
             cuts.append(Box.from_bounds(start, stop))
-        elif held.stop_zyx[axis] <= box.offset_zyx[axis]:
-            start[axis] = held.stop_zyx[axis]
+        elif holdout_box.stop_zyx[axis] <= box.offset_zyx[axis]:
+            start[axis] = holdout_box.stop_zyx[axis]
             cuts.append(Box.from_bounds(start, stop))
     return cuts
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from rich.console import Console
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.flows import watch_flow
-from rescueseg.config import CampaignConfig, settings_of
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import ExampleUnavailable
 from rescueseg.reports.generation_table import table
 from rescueseg.services.local_servers import Servers, exit_on_sigterm

@@ -23,7 +23,7 @@ def train(
 
     Killed and given again, it goes on from its last checkpoint.
     """
-    from rescueseg.campaign.outside_trainings import finished, step_of
+    from rescueseg.campaign.outside_trainings import step_of, training_result
     from rescueseg.cli.flows import run_flow
     from rescueseg.models.registry import get_trainer
     from rescueseg.models.trainer import check_settings
@@ -53,7 +53,7 @@ def train(
         console,
         progress=lambda: step_of(opened, planned.name),
     )
-    result = finished(opened, planned.name)
+    result = training_result(opened, planned.name)
     assert result is not None, "the flow ends with it"
     for warning in result["warnings"]:
         say(f"Warning: {warning}")

@@ -11,9 +11,9 @@ from typing import Annotated, cast
 import typer
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument, SetOption
-from rescueseg.config import settings_of
 from rescueseg.errors import ConfigError
 from rescueseg.records import LabelType
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.outside_trainings import finished, requested
+from rescueseg.campaign.outside_trainings import read_request, training_result
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import Calibration, VoxelSample
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
@@ -38,7 +38,7 @@ def require_trained(campaign: Campaign, name: str) -> ModelReference:
             where=campaign.url,
             todo=f"Train with 'rescueseg train'; known: {', '.join(known) or 'none yet'}",
         )
-    done = finished(campaign, name)
+    done = training_result(campaign, name)
     if done is None:
         raise EvaluationError(
             f"the training '{name}' has not finished", where=campaign.url, todo="Give 'rescueseg train' again"
@@ -59,7 +59,7 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
     boxes = holdout_boxes(campaign)
     read_truth = open_truths(campaign, boxes)
     model = require_trained(campaign, name)
-    require_unseen_by_training(campaign, name, requested(campaign, name).snapshot, boxes)
+    require_unseen_by_training(campaign, name, read_request(campaign, name).snapshot, boxes)
     return model, Assignment(model.generation, model.digest, boxes, read_truth)
 
 

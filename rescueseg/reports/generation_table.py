@@ -56,7 +56,7 @@ def _number(value: float | None) -> str:
 
 def row(campaign: Campaign, generation: int) -> Row:
     """Return the row of a generation whose tickets stage is done."""
-    judged = Judgement.model_validate(campaign.finished(generation, "evaluation"))
+    judged = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
     test = judged.evaluation.test
     return Row(
         generation=generation,
@@ -65,11 +65,11 @@ def row(campaign: Campaign, generation: int) -> Row:
         test_dice=test.dice if test else None,
         test_precision=test.precision if test else None,
         test_recall=test.recall if test else None,
-        queried_uncertainty=campaign.finished(generation, "query")["uncertainty"],
-        voxels_corrected=campaign.finished(generation, "effort")["voxels_corrected"],
+        queried_uncertainty=campaign.require_result(generation, "query")["uncertainty"],
+        voxels_corrected=campaign.require_result(generation, "effort")["voxels_corrected"],
         seconds=stage_seconds(campaign, generation),
         champion=judged.champion,
-        stop=campaign.finished(generation, "tickets")["stop"],
+        stop=campaign.require_result(generation, "tickets")["stop"],
     )
 
 
@@ -113,7 +113,7 @@ def to_markdown(campaign: Campaign, generation: int) -> str:
         "",
         "| queried patch | box zyx | score | why |",
         "|---|---|---|---|",
-        *(_patch_line(data) for data in campaign.finished(generation, "query")["patches"]),
+        *(_patch_line(data) for data in campaign.require_result(generation, "query")["patches"]),
         "",
         f"Campaign: `{campaign.url}`",
     ]

@@ -48,7 +48,7 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     following = 0 if last is None else last.generation + 1
     if waiting := _holdout_waiting(campaign):
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
-    if last is not None and (stop := campaign.finished(last.generation, "tickets")["stop"]):
+    if last is not None and (stop := campaign.require_result(last.generation, "tickets")["stop"]):
         return Due(following, False, f"the campaign says stop: {stop}")
     enough, reason = patches_due(campaign, store)
     return Due(following, enough, reason)

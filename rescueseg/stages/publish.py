@@ -44,7 +44,7 @@ def publish(campaign: Campaign, generation: int) -> Any:
 
 def _publish(campaign: Campaign, generation: int) -> Any:
     row = generation_table.row(campaign, generation)
-    judged = Judgement.model_validate(campaign.finished(generation, "evaluation"))
+    judged = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
     snapshot, model = campaign.snapshot(generation), campaign.model(generation)
     if snapshot is None or model is None:
         raise CampaignError(
@@ -55,7 +55,7 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     tracker.log_config(run)
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
-    effort = campaign.finished(generation, "effort")
+    effort = campaign.require_result(generation, "effort")
     tracker.log_judgement(judged, registered, _extra(row) | effort_metrics(effort))
     written = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
     page = campaign.storage.read_bytes(written.path)

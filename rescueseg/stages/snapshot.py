@@ -17,7 +17,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
     """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`."""
 
     def work() -> Any:
-        campaign.settle_domains()
+        campaign.apply_domains()
         accepted = store.accepted("pool")
         previous = campaign.snapshot(generation - 1) if generation else None
         known = {item.annotation_id for item in previous.items} if previous else set()

@@ -161,7 +161,7 @@ def stop_decision(campaign: Campaign, generation: int) -> str:
             generation=judged.generation,
             annotated_patches=judged.annotated_patches,
             validation_dice=judged.evaluation.validation.dice if judged.evaluation.validation else None,
-            candidates_left=campaign.finished(judged.generation, "query")["candidates"],
+            candidates_left=campaign.require_result(judged.generation, "query")["candidates"],
         )
         for judged in judgements(campaign)
         if judged.generation <= generation
@@ -182,7 +182,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     if stop := stop_decision(campaign, generation):
         return {"tickets": [], "stop": stop}
     tickets, profile = [], profile_of(campaign)
-    for data in campaign.finished(generation, "query")["patches"]:
+    for data in campaign.require_result(generation, "query")["patches"]:
         patch = QueriedPatch.model_validate(data)
         ticket = _queried(campaign, generation + 1, patch)
         prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")

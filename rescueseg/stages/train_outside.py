@@ -12,7 +12,7 @@ from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign import snapshot as snapshots
-from rescueseg.campaign.outside_trainings import OutsideTraining, finished
+from rescueseg.campaign.outside_trainings import OutsideTraining, training_result
 from rescueseg.campaign.route import trainer_name
 from rescueseg.errors import TrainingError
 from rescueseg.models.registry import outline
@@ -96,7 +96,7 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
         As `rescueseg.stages.train.train_snapshot`.
     """
     name, storage = training.name, campaign.storage
-    if (done := finished(campaign, name)) is not None:
+    if (done := training_result(campaign, name)) is not None:
         return dict(done)
     storage.write_json(campaign.training_path(name, "request.json"), training.to_json())
     steps = outline(training.trainer, campaign, training.snapshot).steps

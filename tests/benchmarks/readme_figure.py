@@ -48,7 +48,7 @@ def main(url: str, out: str) -> None:
     entropy = np.asarray(open_map(campaign, last, volume.volume_id, "predictive_entropy")[z], dtype=np.float32)
     axes[4].imshow(entropy, cmap="cividis", vmin=0, vmax=np.log(2))
     axes[4].set_title("entropy, next patches")
-    for patch in campaign.finished(last, "query")["patches"]:
+    for patch in campaign.require_result(last, "query")["patches"]:
         (_, y, x), (_, height, width) = patch["box"]["offset_zyx"], patch["box"]["shape_zyx"]
         axes[4].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=2))
     for axis in axes:

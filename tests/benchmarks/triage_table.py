@@ -22,7 +22,7 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import settings_of
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.queue.store import open_queue
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.triage.records import Triage

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 
 from rescueseg.campaign import STAGES, Campaign
-from rescueseg.config import settings_of
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.evaluation.champion import champion
 from rescueseg.queue.store import open_queue
 from rescueseg.reports.generation_table import rows, to_markdown
@@ -92,7 +92,7 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
 def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
     store = open_queue(looped)
     waiting = store.tickets(state="queued")
-    assert {ticket.ticket_id for ticket in waiting} == set(looped.finished(1, "tickets")["tickets"])
+    assert {ticket.ticket_id for ticket in waiting} == set(looped.require_result(1, "tickets")["tickets"])
     for ticket in waiting:
         assert ticket.generation == 2
         assert ticket.prefill is not None
@@ -128,7 +128,7 @@ def test_inference_on_demand_uses_the_champion(looped: Campaign, servers: Server
     number = champion(looped)
     assert number is not None
     assert maps["generation"] == number
-    assert maps in looped.finished(number, "inference")
+    assert maps in looped.require_result(number, "inference")
 
 
 def test_prefect_shows_named_tasks_and_an_artifact_and_holds_no_pickle(looped: Campaign, servers: Servers) -> None:

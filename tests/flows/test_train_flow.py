@@ -30,7 +30,7 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         [line] = [line for line in done.stdout.splitlines() if line.startswith("result: ")]
         planned = train_outside.plan(campaign, store, generation=0)
-        result = outside_trainings.finished(campaign, planned.name)
+        result = outside_trainings.training_result(campaign, planned.name)
         assert result is not None
         assert json.loads(line.removeprefix("result: ")) == result["model"]
         client = MlflowClient(servers.mlflow_uri)

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from mlflow import MlflowClient
 
-from rescueseg.config import settings_of
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
 from rescueseg.volumes.batch_import import start_campaign

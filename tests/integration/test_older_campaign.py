@@ -66,6 +66,7 @@ EXPECTED: dict[str, Any] = (
     json.loads((STORED / "expected.json").read_text()) if (STORED / "expected.json").exists() else {}
 )
 NAMES = ("phantom", "objects")
+CHOICE = "weak_labels/choice.json"
 PLACE = "/the-place-of-the-older-campaigns"
 """What stands in MLflow's database for the folder that holds the campaigns: it keeps absolute paths."""
 OTHER_PROCESSOR = 0.02
@@ -180,7 +181,7 @@ def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
     paths = {ticket.prefill for ticket in store.tickets() if ticket.prefill}
     return {
         "masks": {path: digest_array(campaign.storage.read_array(path)) for path in sorted(paths)},
-        "choice": campaign.weak_label_choice(),
+        "choice": campaign.storage.read_json(CHOICE) if campaign.storage.exists(CHOICE) else None,
     }
 
 
@@ -253,8 +254,8 @@ def _training(campaign: Campaign, name: str) -> Any:
         return kind.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
 
     return {
-        "request": outside_trainings.requested(campaign, name),
-        "finished": outside_trainings.finished(campaign, name),
+        "request": outside_trainings.read_request(campaign, name),
+        "finished": outside_trainings.training_result(campaign, name),
         "step": outside_trainings.step_of(campaign, name),
         "evaluation": kept(EVALUATION, Evaluation),
         "calibration": kept(CALIBRATION, Calibration),
@@ -464,7 +465,7 @@ def test_the_status_is_shown(untouched: dict[str, Campaign], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
     campaign = unpack(tmp_path, name)
-    [expected] = campaign.finished(0, "inference")
+    [expected] = campaign.require_result(0, "inference")
     model, before, seen = campaign.model(0), files_of(maps_folder(campaign, 0)), []
     assert model is not None
     found = infer_volume(campaign, model, expected["volume_id"], progress=lambda *counts: seen.append(counts))
@@ -476,7 +477,7 @@ def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    recorded = unformatted(campaign.finished(0, "evaluation")["evaluation"])
+    recorded = unformatted(campaign.require_result(0, "evaluation")["evaluation"])
     assert same(recorded, unformatted(plain(evaluate_generation(campaign, 0))))
 
 
@@ -525,7 +526,7 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
 
 @pytest.mark.parametrize("generation", [0, 1])
 def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaign, generation: int) -> None:
-    before = phantom.finished(generation, "training")
+    before = phantom.require_result(generation, "training")
     for lost in ("training.json", "training.seconds.json", "model"):
         phantom.storage.remove(phantom.generation_path(generation, lost))
     assert same(before, stage_train.train(phantom, generation, no_training))
@@ -557,12 +558,12 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
     said = EXPECTED["phantom"]
     go_on(phantom, store)
     for stage in ("snapshot", "training"):
-        assert same(said["stages"]["1"][stage], phantom.finished(1, stage))
+        assert same(said["stages"]["1"][stage], phantom.require_result(1, stage))
     judged = judgements(phantom)
     assert same(unformatted(said["judged"]["judgements"][0]), unformatted(plain(judged[0])))
     assert judged[1].comparison is not None
     assert judged[1].comparison.boxes > 0
-    asked, queued = phantom.finished(1, "query")["patches"], phantom.finished(1, "tickets")["tickets"]
+    asked, queued = phantom.require_result(1, "query")["patches"], phantom.require_result(1, "tickets")["tickets"]
     assert len(asked) == len(queued) == phantom.config.sampling.query_patches
     for ticket in store.tickets(generation=2):
         assert ticket.prefill is not None
@@ -592,22 +593,22 @@ def assert_mlflow_went_on(campaign: Campaign) -> None:
 
 def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: QueueStore) -> None:
     [name] = objects.trainings()
-    request = outside_trainings.requested(objects, name)
+    request = outside_trainings.read_request(objects, name)
     planned = train_outside.plan(objects, store, request.trainer, 0)
     assert planned == request
-    assert outside_trainings.finished(objects, name) is None
+    assert outside_trainings.training_result(objects, name) is None
     steps: list[int] = []
     done = train_outside.run(objects, planned, lambda step, _: steps.append(step))
     every, last = objects.config.training.checkpoint_every, done["iterations"]
     assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
     assert len(done["losses"]) == last
     assert all(math.isfinite(entry["loss"]) for entry in done["losses"])
-    assert outside_trainings.finished(objects, name) is not None
+    assert outside_trainings.training_result(objects, name) is not None
 
 
 def test_a_finished_training_outside_the_loop_is_found_again(phantom: Campaign, store: QueueStore) -> None:
     [name] = phantom.trainings()
-    request = outside_trainings.requested(phantom, name)
+    request = outside_trainings.read_request(phantom, name)
     planned = train_outside.plan(phantom, store, request.trainer, 0)
     assert planned == request
     assert same(EXPECTED["phantom"]["outside"][name]["finished"], train_outside.run(phantom, planned, no_training))
@@ -697,5 +698,5 @@ def test_a_moved_campaign_is_the_same(phantom: Campaign, tmp_path: Path) -> None
     shutil.move(phantom.url, tmp_path / "elsewhere")
     moved = Campaign.open(str(tmp_path / "elsewhere"))
     assert champion(moved) == before
-    [expected] = moved.finished(0, "inference")
+    [expected] = moved.require_result(0, "inference")
     assert same(expected, map_reference(moved, 0, expected["volume_id"]))

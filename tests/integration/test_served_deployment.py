@@ -24,7 +24,7 @@ import pytest
 import tifffile
 
 from rescueseg.campaign import STAGES, Campaign
-from rescueseg.config import dump_config, settings_of
+from rescueseg.campaign.campaign_file import dump_config, settings_of
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import WORK_POOL, deploy, wake

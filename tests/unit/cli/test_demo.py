@@ -9,8 +9,8 @@ import tifffile
 from rich.console import Console
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli import demo
-from rescueseg.config import settings_of
 from rescueseg.volumes.examples import Example
 from rescueseg.volumes.phantom import make_phantom
 

@@ -79,7 +79,7 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     assert (written["training"], written["model"]) == (name, "monai_unet")
     assert {group["part"] for group in written["groups"]} == {"validation", "test"}
 
-    result = outside_trainings.finished(campaign, name)
+    result = outside_trainings.training_result(campaign, name)
     assert result is not None
     model = ModelReference.model_validate(result["model"])
     campaign.finish_stage(0, "training", {"model": model.to_json()})

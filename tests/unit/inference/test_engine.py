@@ -14,7 +14,8 @@ import pytest
 from zarr.storage import LocalStore
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import ClusterConfig, check_config, dump_config
+from rescueseg.campaign.campaign_file import dump_config
+from rescueseg.config import ClusterConfig, check_config
 from rescueseg.errors import ConfigError, InferenceError, StorageError
 from rescueseg.geometry import Box
 from rescueseg.inference import engine, maps

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.route import profile_of
-from rescueseg.config import settings_of
 from rescueseg.postprocessing.clean import clean
 from rescueseg.triage.tree import ROUTES
 

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign, outside_trainings
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.route import query_strategy, trainer_name
 from rescueseg.cli.main import app
-from rescueseg.config import settings_of
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
@@ -52,7 +52,7 @@ def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign
     assert outside_trainings.step_of(campaign, planned.name) == ", training step 10 of 12"
     assert campaign.model(0) is None, "no generation has it"
     again = train_outside.run(campaign, planned, lambda step, _: pytest.fail(f"step {step} taken again"))
-    assert again == result == outside_trainings.finished(campaign, planned.name)
+    assert again == result == outside_trainings.training_result(campaign, planned.name)
 
 
 def test_its_name_follows_from_what_decides_the_model(campaign: Campaign, store: QueueStore) -> None:
@@ -160,7 +160,7 @@ def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: Queue
     planned = train_outside.plan(campaign, store, generation=0)
     work = campaign.local_folder(campaign.training_path(planned.name, "training"))
     resume_after_an_hour(campaign, work, lambda progress: train_outside.run(campaign, planned, progress))
-    done = outside_trainings.finished(campaign, planned.name)
+    done = outside_trainings.training_result(campaign, planned.name)
     assert done is not None
     assert 3600 < done["seconds"] < 4000
 
@@ -169,7 +169,7 @@ def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
     campaign: Campaign, store: QueueStore
 ) -> None:
     resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: train(campaign, 0, progress))
-    assert 3600 < campaign.finished(0, "training.seconds") < 4000
-    assert "seconds" not in campaign.finished(0, "training"), "no clock enters a result"
+    assert 3600 < campaign.require_result(0, "training.seconds") < 4000
+    assert "seconds" not in campaign.require_result(0, "training"), "no clock enters a result"
     estimate = train_outside.look(campaign, train_outside.plan(campaign, store, generation=0))[1]
-    assert estimate == pytest.approx(campaign.finished(0, "training.seconds"))
+    assert estimate == pytest.approx(campaign.require_result(0, "training.seconds"))

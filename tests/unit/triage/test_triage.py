@@ -15,9 +15,9 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.route import query_strategy, trainer_name
 from rescueseg.cli.main import app
-from rescueseg.config import settings_of
 from rescueseg.errors import CampaignError, ConfigError, SamplingError
 from rescueseg.queue.store import open_queue
 from rescueseg.simulation.annotator import SimulatedAnnotator

@@ -315,7 +315,7 @@ def test_killed_half_way_it_is_finished_by_whoever_comes_next(
     monkeypatch.undo()
     changed = [v for v in campaign.volumes() if v.normalisation == report.domains.domains[0].volumes[v.volume_id]]
     assert len(changed) == 1
-    campaign.settle_domains()
+    campaign.apply_domains()
     for record in campaign.volumes():
         assert record.normalisation == report.domains.domains[0].volumes[record.volume_id]
 

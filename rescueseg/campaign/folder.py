@@ -1,0 +1,376 @@
+"""What a campaign's folder holds. The only module that knows the folder layout.
+
+::
+
+    campaign.toml                       settings
+    campaign.db                         queue (when no other database is named)
+    volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
+    volumes/<id>.json                   its record: the import's commit point
+    consistency.json                    what the check of the volumes found (see rescueseg.volumes.consistency)
+    domains.json                        domains: spacing, normalisation, volumes
+    triage.json                         problem, evidence, route (see rescueseg.triage)
+    triage.png                          picture of the decision
+    rough.json                          patches of the rough mask: annotated, so never held out
+    holdout.json                        frozen holdout
+    starting.json                       patches that generation 0 is trained on
+    weak_labels/choice.json             method of the first masks, and how well each method agreed
+    weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
+    annotations/<ticket>/<digest>.npz   immutable label arrays
+    generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
+    trainings/<name>/                   request.json, training/ model/, training.json, evaluation.json,
+                                        calibration.json: see outside_trainings.py
+    reports/
+    tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
+    image_key                           what the annotation server signs image addresses with
+    services/                           local servers: URLs, logs, databases (see rescueseg.services)
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL
+
+from rescueseg.config import CampaignConfig
+from rescueseg.errors import CampaignError
+from rescueseg.geometry import Box, Patch, Spacing
+from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
+from rescueseg.storage import Storage, digest_json
+
+STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
+"""The stages of a generation that commit a result, in their order."""
+PARTS = (
+    "campaign.db",
+    "volumes",
+    "consistency.json",
+    "domains.json",
+    "triage.json",
+    "triage.png",
+    "rough.json",
+    "holdout.json",
+    "starting.json",
+    "weak_labels",
+    "annotations",
+    "generations",
+    "trainings",
+    "reports",
+    "tokens",
+    "image_key",
+    "services",
+    "mlflow.db",
+)
+"""What a campaign may write beside its settings: a folder that holds any of it is no free place for a new one."""
+_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+def check_id(value: str, what: str) -> str:
+    """Return an id that is safe as a file name.
+
+    Parameters
+    ----------
+    value : str
+        The id.
+    what : str
+        What it names, for the error message.
+
+    Raises
+    ------
+    CampaignError
+        If it holds anything but letters, digits, dot, dash and underscore.
+
+    Examples
+    --------
+    >>> check_id("liver_01.raw", "volume id")
+    'liver_01.raw'
+    >>> check_id("../liver", "volume id")
+    Traceback (most recent call last):
+    ...
+    rescueseg.errors.CampaignError: '../liver' is no valid volume id. Use letters, digits, '.', '-' and '_'
+    """
+    if not _ID.fullmatch(value) or ".." in value:
+        raise CampaignError(f"'{value}' is no valid {what}", todo="Use letters, digits, '.', '-' and '_'")
+    return value
+
+
+class CampaignFolder:
+    """Paths and records below a campaign's URL.
+
+    Parameters
+    ----------
+    storage : Storage
+        The campaign's root.
+    config : CampaignConfig
+        Its settings.
+    """
+
+    def __init__(self, storage: Storage, config: CampaignConfig) -> None:
+        self.storage = storage
+        self.config = config
+
+    @property
+    def url(self) -> str:
+        """Where the campaign lives; absolute."""
+        return self.storage.url
+
+    @cached_property
+    def database_url(self) -> str | URL:
+        """SQLAlchemy URL of the queue; an object for the campaign's own file, whose path may hold any character."""
+        return self.config.database_url or URL.create("sqlite", database=self.storage.path("campaign.db"))
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI to use when neither the config nor the environment names one."""
+        return f"sqlite:///{self.storage.path('mlflow.db')}"
+
+    @property
+    def services_folder(self) -> Path:
+        """Folder of the local servers and their logs.
+
+        Raises
+        ------
+        CampaignError
+            If the campaign is not on the local disk.
+        """
+        if not self.storage.is_local:
+            raise CampaignError(
+                "local servers need a campaign on the local disk",
+                where=self.url,
+                todo="Run the servers from infra/compose.yaml, or use a local folder",
+            )
+        return Path(self.storage.path("services"))
+
+    # volumes ------------------------------------------------------------------------------------------------------
+
+    def volumes(self, *, refused: bool = False) -> list[VolumeRecord]:
+        """Return the records of the volumes that may be used, by id; with `refused`, of all."""
+        names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
+        records = [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
+        return [record for record in records if refused or not record.refused]
+
+    def image_digests(self) -> dict[str, str]:
+        """Return the digest of the voxels by volume id, refused volumes included; copies share it."""
+        return {volume.volume_id: volume.digest for volume in self.volumes(refused=True)}
+
+    def volume(self, volume_id: str) -> VolumeRecord:
+        """Return the record of one volume.
+
+        Raises
+        ------
+        CampaignError
+            If the campaign has no such volume.
+        """
+        path = f"volumes/{check_id(volume_id, 'volume id')}.json"
+        if not self.storage.exists(path):
+            names = ", ".join(v.volume_id for v in self.volumes(refused=True)) or "none yet"
+            raise CampaignError(f"no volume '{volume_id}'", where=self.url, todo=f"Volumes: {names}")
+        return VolumeRecord.model_validate(self.storage.read_json(path))
+
+    def save_volume(self, record: VolumeRecord) -> None:
+        """Write a volume's record; from then on it belongs to the campaign."""
+        self.storage.write_json(f"volumes/{check_id(record.volume_id, 'volume id')}.json", record.to_json())
+
+    def image_url(self, volume_id: str) -> str:
+        """Return the URL of a volume's OME-Zarr image."""
+        return self.storage.url_of(f"volumes/{check_id(volume_id, 'volume id')}.ome.zarr")
+
+    # domains ------------------------------------------------------------------------------------------------------
+
+    def save_consistency(self, result: Any) -> None:
+        """Write what the check of the volumes found."""
+        self.storage.write_json("consistency.json", result)
+
+    def domains(self) -> Domains:
+        """Return the recorded domains; none before the first check was applied."""
+        if not self.storage.exists("domains.json"):
+            return Domains()
+        return Domains.model_validate(self.storage.read_json("domains.json"))
+
+    def save_domains(self, domains: Domains) -> None:
+        """Record the domains, then bring the volumes' records into line with them."""
+        self.storage.write_json("domains.json", domains.to_json())
+        self.apply_domains()
+
+    def apply_domains(self) -> None:
+        """Rewrite the volume records that differ from the recorded domains: those a killed `save_domains` left."""
+        domains = self.domains()
+        for record in self.volumes(refused=True):
+            domain, reason = domains.of(record.volume_id), domains.refused.get(record.volume_id, "")
+            fields: dict[str, Any] = {"refused": reason} if domain or reason else {}
+            if domain is not None:
+                fields |= {"domain": domain.name, "normalisation": domain.volumes[record.volume_id]}
+            if (updated := record.model_copy(update=fields)) != record:
+                self.save_volume(updated)
+
+    def working_spacing(self, record: VolumeRecord) -> Spacing:
+        """Return the spacing a volume is resampled to: its domain's, its own where no domain is recorded."""
+        domain = self.domains().of(record.volume_id)
+        return domain.spacing_um_zyx if domain else record.spacing_um_zyx
+
+    # triage -------------------------------------------------------------------------------------------------------
+
+    def triage_result(self) -> Any | None:
+        """Return what the triage wrote, None before it; see `rescueseg.triage`."""
+        return self.storage.read_json("triage.json") if self.storage.exists("triage.json") else None
+
+    def save_triage(self, result: Any) -> None:
+        """Write the triage's result."""
+        self.storage.write_json("triage.json", result)
+
+    def rough_patches(self) -> list[Patch]:
+        """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""
+        if not self.storage.exists("rough.json"):
+            return []
+        return [Patch(d["volume_id"], Box.from_dict(d["box"])) for d in self.storage.read_json("rough.json")]
+
+    def save_rough_patches(self, patches: Sequence[Patch]) -> None:
+        """Write the patches whose labels the triage looks at, before it looks."""
+        self.storage.write_json("rough.json", [{"volume_id": p.volume_id, "box": p.box.to_dict()} for p in patches])
+
+    # holdout ------------------------------------------------------------------------------------------------------
+
+    def holdout(self) -> Holdout | None:
+        """Return the frozen holdout, None before the first sampling."""
+        if not self.storage.exists("holdout.json"):
+            return None
+        return Holdout.model_validate(self.storage.read_json("holdout.json"))
+
+    def freeze_holdout(self, holdout: Holdout) -> None:
+        """Write the holdout; a later one may only add boxes.
+
+        Raises
+        ------
+        CampaignError
+            If a frozen box would change or vanish.
+        """
+        frozen = self.holdout()
+        if frozen is not None and (
+            frozen.guard_zyx != holdout.guard_zyx or not set(frozen.boxes) <= set(holdout.boxes)
+        ):
+            raise CampaignError(
+                "the holdout is frozen and may only grow", where=self.url, todo="Add boxes, keep the others as they are"
+            )
+        self.storage.write_json("holdout.json", holdout.to_json())
+
+    def holdout_digest(self) -> str:
+        """Return the digest of the frozen holdout, empty when there is none."""
+        holdout = self.holdout()
+        return digest_json(holdout.to_json()) if holdout else ""
+
+    def starting_patches(self) -> list[QueriedPatch] | None:
+        """Return the patches that generation 0 is trained on, None before they were drawn."""
+        if not self.storage.exists("starting.json"):
+            return None
+        return [QueriedPatch.model_validate(data) for data in self.storage.read_json("starting.json")]
+
+    def save_starting_patches(self, patches: Sequence[QueriedPatch]) -> None:
+        """Write the starting patches."""
+        self.storage.write_json("starting.json", [patch.to_json() for patch in patches])
+
+    # weak labels --------------------------------------------------------------------------------------------------
+
+    def weak_label_path(self, method: str, name: str) -> str:
+        """Return where something that a weak-label method made lies below the campaign."""
+        return f"weak_labels/{check_id(method, 'method')}/{check_id(name, 'file name')}"
+
+    def save_weak_label_choice(self, choice: Any) -> None:
+        """Write how the method of the first masks was chosen, for people to read."""
+        self.storage.write_json("weak_labels/choice.json", choice)
+
+    # annotations --------------------------------------------------------------------------------------------------
+
+    def annotation_path(self, ticket_id: str, digest: str) -> str:
+        """Return where a label array of a ticket lies below the campaign."""
+        return f"annotations/{check_id(ticket_id, 'ticket id')}/{check_id(digest, 'digest')}.npz"
+
+    # annotation server --------------------------------------------------------------------------------------------
+
+    def token_path(self, token_id: str = "") -> str:
+        """Return where a token of the annotation server is described below the campaign, or the folder of all."""
+        return f"tokens/{check_id(token_id, 'token id')}.json" if token_id else "tokens"
+
+    @property
+    def image_key_path(self) -> str:
+        """Where the key lies that the annotation server signs image addresses with."""
+        return "image_key"
+
+    # generations --------------------------------------------------------------------------------------------------
+
+    def generation_path(self, generation: int, *parts: str) -> str:
+        """Return a path inside a generation's folder, below the campaign."""
+        return "/".join((f"generations/{generation:04d}", *parts))
+
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations begun."""
+        return [int(name) for name in self.storage.list("generations") if name.isdigit()]
+
+    def trainings(self) -> list[str]:
+        """Return the names of the trainings outside the loop."""
+        return [name for name in self.storage.list("trainings") if not name.startswith(".")]
+
+    def training_path(self, name: str, *parts: str) -> str:
+        """Return a path inside the folder of a training outside the loop, below the campaign."""
+        return "/".join(("trainings", check_id(name, "training"), *parts))
+
+    def work_folder(self, generation: int) -> Path:
+        """Return the local folder of a generation's training; see `local_folder`."""
+        return self.local_folder(self.generation_path(generation, "training"))
+
+    def local_folder(self, relative: str) -> Path:
+        """Return a local folder for a path below the campaign; beside the system's temporary files for a remote one."""
+        if self.storage.is_local:
+            return Path(self.storage.path(relative))
+        return Path(tempfile.gettempdir(), f"rescueseg-{digest_json(self.url)[:16]}", relative)
+
+    def stage_result(self, generation: int, stage: str) -> Any | None:
+        """Return what a finished stage wrote, None when it has not finished."""
+        path = self.generation_path(generation, f"{stage}.json")
+        return self.storage.read_json(path) if self.storage.exists(path) else None
+
+    def require_result(self, generation: int, stage: str) -> Any:
+        """Return what a finished stage wrote.
+
+        Raises
+        ------
+        CampaignError
+            If it has not finished.
+        """
+        result = self.stage_result(generation, stage)
+        if result is None:
+            raise CampaignError(
+                f"the stage '{stage}' of generation {generation} has not finished",
+                where=self.url,
+                todo="Run 'rescueseg generation CAMPAIGN'; it goes on where it stopped",
+            )
+        return result
+
+    def finish_stage(self, generation: int, stage: str, result: Any) -> None:
+        """Write a stage's result: its commit point, after which a rerun skips it."""
+        self.storage.write_json(self.generation_path(generation, f"{stage}.json"), result)
+
+    def note_progress(self, generation: int, what: str, done: int, total: int) -> None:
+        """Write how far a running stage is, to be shown to people; nothing depends on it."""
+        self.storage.write_json(self.generation_path(generation, "progress.json"), [what, done, total])
+
+    def progress(self, generation: int) -> tuple[str, int, int] | None:
+        """Return what `note_progress` wrote last."""
+        note = self.stage_result(generation, "progress")
+        return None if note is None else (str(note[0]), int(note[1]), int(note[2]))
+
+    def snapshot(self, generation: int) -> Snapshot | None:
+        """Return a generation's training set, None before it was made."""
+        data = self.stage_result(generation, "snapshot")
+        return None if data is None else Snapshot.model_validate(data)
+
+    def model(self, generation: int) -> ModelReference | None:
+        """Return a generation's model, None before it was trained."""
+        data = self.stage_result(generation, "training")
+        return None if data is None else ModelReference.model_validate(data["model"])
+
+    def map_url(self, generation: int, volume_id: str) -> str:
+        """Return the URL of the OME-Zarr maps of a volume in one generation."""
+        return self.storage.url_of(self.generation_path(generation, "maps", f"{check_id(volume_id, 'volume id')}.zarr"))
