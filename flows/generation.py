@@ -12,7 +12,7 @@ from prefect.states import Completed
 
 from rescueseg.campaign import Campaign
 from rescueseg.queue.due import campaign_lock
-from rescueseg.queue.ledger import HeldLock
+from rescueseg.queue.ledger import Lock
 from rescueseg.services import dask_cluster
 from rescueseg.services.prefect_api import wake
 from rescueseg.stages.due import begin, count_due
@@ -64,7 +64,7 @@ def _nothing(reason: str) -> State[Any]:
     return Completed(name="NotDue", message=reason, data={"generation": None, "reason": reason})
 
 
-def _run_stages(campaign: Campaign, number: int, scheduler: str, lock: HeldLock) -> dict[str, Any]:
+def _run_stages(campaign: Campaign, number: int, scheduler: str, lock: Lock) -> dict[str, Any]:
     url = campaign.url
     make_snapshot(url, number)
     train(url, number)

@@ -103,7 +103,7 @@ class LocalDesk:
                 todo="Look at a patch of your own",
             )
         if lease.ended == "submitted":
-            made = read_version(self.campaign, self.store.handed_in(lease_id))
+            made = read_version(self.campaign, self.store.submission(lease_id))
             return self._view(lease.ticket, made, with_model=False)
         if lease.ended is not None:
             raise LeaseExpiredError(

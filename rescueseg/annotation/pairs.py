@@ -34,7 +34,7 @@ def annotators_of(campaign: Campaign, ticket_id: str) -> int:
 def settle_all(campaign: Campaign, store: QueueStore) -> None:
     """Settle the pairs that a killed process left."""
     review = campaign.config.annotation.review
-    for ticket_id in store.unsettled(2.0 if review else campaign.config.annotation.agreement_dice):
+    for ticket_id in store.undecided_pairs(2.0 if review else campaign.config.annotation.agreement_dice):
         try_to_settle(campaign, store, ticket_id)
 
 
@@ -65,7 +65,7 @@ def settle(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
         "objects": found.objects,
     }
     with suppress(QueueError):  # somebody settled it, or sent it back, just now
-        store.compared(ticket_id, (pair[0].annotation_id, pair[1].annotation_id), found.value, details)
+        store.record_agreement(ticket_id, (pair[0].annotation_id, pair[1].annotation_id), found.value, details)
         if found.value >= config.annotation.agreement_dice and not config.annotation.review:
             if config.annotation.consensus == "staple":
                 accept_consensus(campaign, store, ticket, pair, labels, SETTLED_BY)

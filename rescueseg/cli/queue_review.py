@@ -161,7 +161,7 @@ def effort(
     from rescueseg.queue.effort import effort_by, effort_table, generation_label
 
     _, store = _open(campaign)
-    work, console = store.work(), plain_console()
+    work, console = store.efforts(), plain_console()
     console.print(effort_table("by generation", effort_by(work, generation_label)))
     console.print(effort_table("by person", effort_by(work, lambda done: done.annotator)))
     if patches:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError
-from rescueseg.queue.ledger import HeldLock
+from rescueseg.queue.ledger import Lock
 from rescueseg.queue.store import QueueStore
 
 
@@ -16,19 +16,19 @@ def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
 
     Enough are ``trigger.accepted_patches``, or all that were asked for when those are fewer.
     """
-    accepted, wanted = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
-    reason = f"{accepted} of {wanted} patches accepted since the last generation"
-    if 0 < accepted < wanted:
+    accepted, threshold = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
+    reason = f"{accepted} of {threshold} patches accepted since the last generation"
+    if 0 < accepted < threshold:
         states = {ticket.status for ticket in store.tickets(purpose="pool")}
         if states <= {"accepted", "skipped"}:
             return True, f"{reason}, and no more were asked for"
-    return accepted >= wanted, reason
+    return accepted >= threshold, reason
 
 
 @contextmanager
 def campaign_lock(
     campaign: Campaign, store: QueueStore, *, name: str = "generation", refuse: bool = True
-) -> Iterator[HeldLock | None]:
+) -> Iterator[Lock | None]:
     """Hold one of the campaign's locks during the block.
 
     Parameters
@@ -49,10 +49,10 @@ def campaign_lock(
     """
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(store.lock(name, f"{name} of {campaign.config.name}"))
+            lock = stack.enter_context(store.lock(name, f"{name} of {campaign.config.name}"))
         except QueueError:
             if refuse:
                 raise
             yield None
             return
-        yield held
+        yield lock

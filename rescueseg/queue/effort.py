@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rescueseg.queue.records import WorkDone
+from rescueseg.queue.records import Effort
 from rescueseg.records import Record
 
 
 class EffortRow(Record):
-    """Work together: of a person, a generation, a patch."""
+    """Effort summed over a person, a generation or a patch."""
 
     label: str
     patches: int
@@ -31,29 +31,29 @@ class EffortRow(Record):
         return self.minutes / self.patches
 
 
-def effort_by(work: Iterable[WorkDone], label: Callable[[WorkDone], str]) -> list[EffortRow]:
+def effort_by(efforts: Iterable[Effort], label: Callable[[Effort], str]) -> list[EffortRow]:
     """Return one row per label, by label."""
-    groups: dict[str, list[WorkDone]] = defaultdict(list)
-    for done in work:
-        groups[label(done)].append(done)
+    groups: dict[str, list[Effort]] = defaultdict(list)
+    for effort in efforts:
+        groups[label(effort)].append(effort)
     return [
         EffortRow(
             label=name,
-            patches=len({done.ticket_id for done in found}),
-            people=len({done.annotator for done in found}),
-            minutes=sum(done.seconds for done in found) / 60,
-            voxels_corrected=sum(done.voxels_corrected for done in found),
-            versions=sum(done.versions for done in found),
-            accepted=sum(done.accepted for done in found),
-            rejected=sum(done.rejected for done in found),
+            patches=len({effort.ticket_id for effort in group}),
+            people=len({effort.annotator for effort in group}),
+            minutes=sum(effort.seconds for effort in group) / 60,
+            voxels_corrected=sum(effort.voxels_corrected for effort in group),
+            versions=sum(effort.versions for effort in group),
+            accepted=sum(effort.accepted for effort in group),
+            rejected=sum(effort.rejected for effort in group),
         )
-        for name, found in sorted(groups.items())
+        for name, group in sorted(groups.items())
     ]
 
 
-def generation_label(done: WorkDone) -> str:
-    """Return for which generation work was done; holdout boxes come first."""
-    return "holdout boxes" if done.purpose != "pool" else f"generation {done.generation:>3}"
+def generation_label(effort: Effort) -> str:
+    """Return the generation that the effort was for; holdout boxes come first."""
+    return "holdout boxes" if effort.purpose != "pool" else f"generation {effort.generation:>3}"
 
 
 def effort_table(title: str, rows: Sequence[EffortRow]) -> Table:

@@ -1,4 +1,4 @@
-"""The words of the ticket's state machine: what happens to a ticket, and what the store is told to do."""
+"""The events of the ticket's state machine, and the instructions that it answers with for the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rescueseg.queue.records import LeaseEnd, Origin, TicketStatus, Verdict
 
 IDLE_SECONDS = 300.0
-"""Longest gap between two signs of life that counts as work, where the campaign says nothing else."""
+"""Longest gap between two heartbeats that counts as work, where the campaign says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The annotator is still at it, and has worked so long since the last sign of life; 0 when the tool does not know."""
+    """The annotator is still at work, and has worked so long since the last heartbeat; 0 when the tool does not know."""
 
     lease_id: str
     annotator: str
@@ -85,7 +85,7 @@ class Heartbeat:
 class Submit:
     """The annotator hands in labels; `accept` when no review is wanted.
 
-    `seconds` is the whole working time where a person told it, `active_seconds` as in a heartbeat. `overridden` names
+    `seconds` is the whole working time where a person stated it, `active_seconds` as in a heartbeat. `overridden` names
     the warnings that were seen and overruled.
     """
 
@@ -193,7 +193,7 @@ class GrantLease:
 
 @dataclass(frozen=True)
 class ExtendLease:
-    """Move the expiry of a lease and add to its account."""
+    """Move the expiry of a lease and write its working time."""
 
     lease_id: str
     expires_at: datetime
@@ -203,7 +203,7 @@ class ExtendLease:
 
 @dataclass(frozen=True)
 class EndLease:
-    """Close a lease and its account."""
+    """End a lease and write its working time."""
 
     lease_id: str
     ended: LeaseEnd

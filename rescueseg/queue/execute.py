@@ -38,12 +38,12 @@ Clock = Callable[[], datetime]
 
 
 class Scope(NamedTuple):
-    """Where instructions are executed: connection, ticket, time, and what a submit brings along."""
+    """Where instructions are executed: connection, ticket, time, and the columns of the labels that are handed in."""
 
     connection: Connection
     ticket_id: str
     now: datetime
-    submitted: Mapping[str, Any]
+    label_columns: Mapping[str, Any]
 
 
 def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
@@ -108,10 +108,10 @@ def labels_digest(classes: str, instances: str | None) -> str:
 
 
 def execute(
-    connection: Connection, instructions: Instructions, now: datetime, submitted: Mapping[str, Any] | None = None
+    connection: Connection, instructions: Instructions, now: datetime, label_columns: Mapping[str, Any] | None = None
 ) -> None:
     """Carry out instructions in the open transaction."""
-    scope = Scope(connection, instructions.ticket.ticket_id, now, submitted or {})
+    scope = Scope(connection, instructions.ticket.ticket_id, now, label_columns or {})
     for step in instructions.steps:
         _carry_out(step, scope)
 
@@ -144,16 +144,16 @@ def _changes(step: ExtendLease | EndLease) -> dict[str, Any]:
 
 @_carry_out.register
 def _(step: StoreAnnotation, scope: Scope) -> None:
-    made = asdict(step.annotation)
-    del made["digest"]
+    columns = asdict(step.annotation)
+    del columns["digest"]
     scope.connection.execute(
         sa.insert(annotation_table).values(
             ticket_id=scope.ticket_id,
             seconds=step.seconds,
             created_at=scope.now,
             comment="",
-            **made,
-            **scope.submitted,
+            **columns,
+            **scope.label_columns,
         )
     )
 
@@ -169,11 +169,11 @@ def _(step: Decide, scope: Scope) -> None:
 
 @_carry_out.register
 def _(step: Reserve, scope: Scope) -> None:
-    kept = step.reservation
+    reservation = step.reservation
     scope.connection.execute(
         sa.update(assignments)
-        .where(assignments.c.assignment_id == kept.assignment_id)
-        .values(reserved_for=kept.annotator, reserved_until=kept.until)
+        .where(assignments.c.assignment_id == reservation.assignment_id)
+        .values(reserved_for=reservation.annotator, reserved_until=reservation.until)
     )
 
 
@@ -209,7 +209,14 @@ def _(step: Audit, scope: Scope) -> None:
 
 
 def box_columns(box: Box) -> dict[str, int]:
-    """Return a box as the columns of a ticket."""
+    """Return a box as the columns of a ticket.
+
+    Examples
+    --------
+    >>> columns = box_columns(Box((2, 0, 0), (4, 8, 8)))
+    >>> columns["offset_z"], columns["shape_x"]
+    (2, 8)
+    """
     parts = {"offset": box.offset_zyx, "shape": box.shape_zyx}
     return {
         f"{part}_{axis}": value for part, values in parts.items() for axis, value in zip("zyx", values, strict=True)
@@ -222,7 +229,7 @@ def box_of(row: RowMapping) -> Box:
 
 
 def classes_text(names: Sequence[str]) -> str:
-    """Return class names as a ticket's column: a line each, so that one can be searched for."""
+    """Return class names as a ticket's column: each between line breaks, so that one name can be searched for."""
     return "".join(f"\n{name}\n" for name in names)
 
 

@@ -23,8 +23,8 @@ from rescueseg.queue.records import GenerationRow
 from rescueseg.queue.tables import generations, locks, tickets
 
 
-class HeldLock:
-    """A lock that this process holds.
+class Lock:
+    """A named lock of the database that this process holds.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class HeldLock:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lost = threading.Event()
-        """Set when the lock could not be kept up and another may have it."""
+        """Set when the lock could not be renewed and another may have it."""
 
     def check(self) -> None:
         """Raise if the lock was lost; call before writing what the lock protects.
@@ -68,8 +68,8 @@ class Ledger:
     # locks --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, name: str, owner: str, ttl_seconds: float = 60.0) -> Iterator[HeldLock]:
-        """Hold a named lock; a thread keeps it up while the block runs.
+    def lock(self, name: str, owner: str, ttl_seconds: float = 60.0) -> Iterator[Lock]:
+        """Hold a named lock; a thread renews it while the block runs.
 
         Parameters
         ----------
@@ -87,22 +87,22 @@ class Ledger:
             If somebody else holds it.
         """
         token = uuid.uuid4().hex
-        self._take_lock(name, owner, token, ttl_seconds)
-        held, done = HeldLock(name), threading.Event()
-        keeper = threading.Thread(
-            target=self._keep_lock, args=(held, token, ttl_seconds, done), name=f"lock-{name}", daemon=True
+        self._acquire_lock(name, owner, token, ttl_seconds)
+        lock, stop = Lock(name), threading.Event()
+        renewer = threading.Thread(
+            target=self._renew_lock, args=(lock, token, ttl_seconds, stop), name=f"lock-{name}", daemon=True
         )
-        keeper.start()
+        renewer.start()
         try:
-            yield held
+            yield lock
         finally:
-            done.set()
-            keeper.join()
-            # out of reach, the lock runs out by itself
+            stop.set()
+            renewer.join()
+            # where the database is out of reach, the lock expires by itself
             with suppress(StorageError), self._database.write() as connection:
                 connection.execute(sa.delete(locks).where(locks.c.name == name, locks.c.token == token))
 
-    def _take_lock(self, name: str, owner: str, token: str, ttl_seconds: float) -> None:
+    def _acquire_lock(self, name: str, owner: str, token: str, ttl_seconds: float) -> None:
         now = self._clock()
         process = psutil.Process()
         values = {
@@ -130,27 +130,27 @@ class Ledger:
                 )
             connection.execute(sa.update(locks).where(locks.c.name == name).values(**values))
 
-    def _keep_lock(self, held: HeldLock, token: str, ttl_seconds: float, done: threading.Event) -> None:
-        mine = (locks.c.name == held.name, locks.c.token == token)
+    def _renew_lock(self, lock: Lock, token: str, ttl_seconds: float, stop: threading.Event) -> None:
+        mine = (locks.c.name == lock.name, locks.c.token == token)
         expires_at = self._clock() + timedelta(seconds=ttl_seconds)
-        lost = True  # unless we are told to stop: whatever ends this thread otherwise, nobody keeps the lock up
+        lost = True  # whatever ends this thread but `stop`, nobody renews the lock any more
         try:
-            while not done.wait(ttl_seconds / 4):
+            while not stop.wait(ttl_seconds / 4):
                 until = self._clock() + timedelta(seconds=ttl_seconds)
                 try:
                     with self._database.write() as connection:
-                        kept = connection.execute(sa.update(locks).where(*mine).values(expires_at=until)).rowcount
+                        renewal = connection.execute(sa.update(locks).where(*mine).values(expires_at=until))
                 except StorageError:
                     if self._clock() < expires_at:
                         continue
                     return
-                if not kept:
+                if not renewal.rowcount:
                     return
                 expires_at = until
             lost = False
         finally:
             if lost:
-                held.lost.set()
+                lock.lost.set()
 
     # generations --------------------------------------------------------------------------------------------------
 
@@ -170,9 +170,9 @@ class Ledger:
             If the generation before has not finished, or a number was left out.
         """
         with self._database.write() as connection:
-            there = self._generation(connection, generation)
-            if there is not None:
-                return there
+            existing = self._generation(connection, generation)
+            if existing is not None:
+                return existing
             last = self._last(connection)
             expected = 0 if last is None else last.generation + 1
             if generation != expected or (last is not None and last.finished_at is None):

@@ -48,6 +48,17 @@ def choose(candidates: Sequence[Candidate], strata: Mapping[str, int], volumes: 
         At least one.
     strata, volumes : mapping of str to int
         Tickets that are leased, submitted or accepted, by stratum and by volume.
+
+    Examples
+    --------
+    Two scores are nearly equal; of their strata, nobody has worked on "sparse" yet:
+
+    >>> from datetime import UTC, datetime
+    >>> at = datetime(2026, 1, 1, tzinfo=UTC)
+    >>> scores = {"dense": 0.91, "sparse": 0.90, "edge": 0.10}
+    >>> candidates = [Candidate(name, (0,), score, name, "liver", at) for name, score in scores.items()]
+    >>> choose(candidates, strata={"dense": 2}, volumes={"liver": 2}).ticket_id
+    'sparse'
     """
     first = min(c.rank for c in candidates)
     tier = [c for c in candidates if c.rank == first]
@@ -72,9 +83,9 @@ def next_ticket(connection: Connection, annotator: str, now: datetime, filters: 
     """
     query = _claimable(annotator, now, filters)
     strata, volumes = _worked_on(connection)
-    passed: list[str] = []
+    excluded: list[str] = []
     while True:
-        rows = connection.execute(query.where(tickets.c.ticket_id.not_in(passed))).all()
+        rows = connection.execute(query.where(tickets.c.ticket_id.not_in(excluded))).all()
         if not rows:
             return None
         window = [
@@ -82,24 +93,24 @@ def next_ticket(connection: Connection, annotator: str, now: datetime, filters: 
             for r in rows
         ]
         while window:
-            chosen = choose(window, strata, volumes)
-            if _take(connection, chosen.ticket_id, annotator, now):
-                return chosen.ticket_id
-            passed.append(chosen.ticket_id)
-            window.remove(chosen)
+            candidate = choose(window, strata, volumes)
+            if _lock_if_claimable(connection, candidate.ticket_id, annotator, now):
+                return candidate.ticket_id
+            excluded.append(candidate.ticket_id)
+            window.remove(candidate)
 
 
-def _take(connection: Connection, ticket_id: str, annotator: str, now: datetime) -> bool:
-    """Lock a ticket, and look again: it may have changed since it was found."""
-    locked = sa.select(tickets.c.ticket_id).where(tickets.c.ticket_id == ticket_id).with_for_update(skip_locked=True)
-    if connection.execute(locked).scalar() is None:
+def _lock_if_claimable(connection: Connection, ticket_id: str, annotator: str, now: datetime) -> bool:
+    """Lock a ticket and check it again: it may have changed since the query that returned it."""
+    lock = sa.select(tickets.c.ticket_id).where(tickets.c.ticket_id == ticket_id).with_for_update(skip_locked=True)
+    if connection.execute(lock).scalar() is None:
         return False
     ticket = load(connection, ticket_id, lock=True)
     return ticket.status in ("queued", "leased") and bool(ticket.open_assignments(annotator, now))
 
 
 def _worked_on(connection: Connection) -> tuple[Counter[str], Counter[str]]:
-    """Count the tickets that people work on or have done, by stratum and by volume."""
+    """Count the pool tickets that are leased, submitted or accepted, by stratum and by volume."""
     query = (
         sa.select(tickets.c.stratum, tickets.c.volume_id, sa.func.count().label("number"))
         .where(tickets.c.status.in_(("leased", "submitted", "accepted")), tickets.c.purpose == "pool")
@@ -151,7 +162,7 @@ def _claimable(annotator: str, now: datetime, filters: Filters) -> sa.Select[Any
 
 
 def due_tickets(connection: Connection, now: datetime) -> Sequence[str]:
-    """Return the tickets with a lease that ran out; those that another transaction holds are its to sweep."""
+    """Return the tickets with a lease that ran out; those that another transaction holds are left to it."""
     due = sa.exists().where(leases.c.ticket_id == tickets.c.ticket_id, _RUNNING, leases.c.expires_at <= now)
     query = sa.select(tickets.c.ticket_id).where(due).order_by(tickets.c.ticket_id)
     return connection.execute(query.with_for_update(skip_locked=True, of=tickets)).scalars().all()

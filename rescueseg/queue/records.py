@@ -1,4 +1,4 @@
-"""What the queue takes and gives: frozen records that go to JSON and back."""
+"""Tickets, leases, annotations and what else the queue knows, as frozen records that go to JSON and back."""
 
 from __future__ import annotations
 
@@ -55,11 +55,6 @@ class TicketRecord(NewTicket):
     updated_at: datetime
     agreement: float | None = None
     """Of the two annotators, where they were compared; see `rescueseg.annotation.agreement`."""
-
-    @property
-    def state(self) -> TicketStatus:
-        """Another name of `status`."""
-        return self.status
 
 
 class Filters(Record):
@@ -150,8 +145,8 @@ class Comparison(Record):
     """F1 of the objects, in campaigns that annotate instances."""
 
 
-class WorkDone(Record):
-    """What one person put into one ticket."""
+class Effort(Record):
+    """Working time and versions of one person on one ticket."""
 
     annotator: str
     ticket_id: str

@@ -1,4 +1,4 @@
-"""What a reviewer's events do to a ticket, and those that settle a blind pair; part of `rescueseg.queue.states`."""
+"""Handlers of a reviewer's events, and of those that decide a blind pair; part of `rescueseg.queue.states`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compare(ticket: TicketState, event: Compare) -> Instructions:
     if ticket.status == "accepted" or ticket.agreement is not None:
         return Instructions(ticket)
     _demand_submitted(ticket, "compared")
-    if set(event.annotation_ids) != {a.annotation_id for a in ticket.standing}:
+    if set(event.annotation_ids) != {a.annotation_id for a in ticket.standing_annotations}:
         raise QueueError(
             "other labels were handed in meanwhile", where=f"ticket {ticket.ticket_id}", todo="Compare those"
         )
@@ -56,52 +56,53 @@ def compare(ticket: TicketState, event: Compare) -> Instructions:
 
 
 def accept(ticket: TicketState, event: Accept) -> Instructions:
-    """Take a version."""
-    taken_before = [a.version for a in ticket.annotations if a.verdict == "accepted"]
-    if ticket.status == "accepted" and event.version in (None, *taken_before):
+    """Accept a version."""
+    accepted_versions = [a.version for a in ticket.annotations if a.verdict == "accepted"]
+    if ticket.status == "accepted" and event.version in (None, *accepted_versions):
         return Instructions(ticket)
     _demand_submitted(ticket, "accepted")
-    if event.version is not None and event.version not in [a.version for a in ticket.standing]:
+    if event.version is not None and event.version not in [a.version for a in ticket.standing_annotations]:
         raise QueueError(
             f"there is no version {event.version} that was not sent back",
             where=f"ticket {ticket.ticket_id}",
-            todo=f"Versions: {', '.join(str(a.version) for a in ticket.standing)}",
+            todo=f"Versions: {', '.join(str(a.version) for a in ticket.standing_annotations)}",
         )
-    taken = max((a for a in ticket.standing if event.version in (None, a.version)), key=lambda a: a.version)
+    versions = [a for a in ticket.standing_annotations if event.version in (None, a.version)]
+    latest = max(versions, key=lambda a: a.version)
     audit = Audit(
         "accepted",
         event.actor,
         ticket.status,
         "accepted",
-        taken.lease_id or "",
-        {"annotation_id": taken.annotation_id, "version": taken.version},
+        latest.lease_id or "",
+        {"annotation_id": latest.annotation_id, "version": latest.version},
     )
-    judged = _judge(ticket, "accepted", taken.annotation_id)
-    return move(judged, "accepted", audit, Decide(taken.annotation_id, "accepted", event.actor))
+    after = _judge(ticket, "accepted", latest.annotation_id)
+    return move(after, "accepted", audit, Decide(latest.annotation_id, "accepted", event.actor))
 
 
 def reject(ticket: TicketState, event: Reject) -> Instructions:
     """Send the work back."""
-    if ticket.status == "queued" and ticket.annotations and not ticket.standing:
+    if ticket.status == "queued" and ticket.annotations and not ticket.standing_annotations:
         return Instructions(ticket)
     _demand_submitted(ticket, "rejected")
-    undecided = [a.annotation_id for a in ticket.standing]
-    kept = tuple(
+    undecided = [a.annotation_id for a in ticket.standing_annotations]
+    reservations = tuple(
         Reservation(a.assignment_id, a.annotator, event.until)
-        for a in ticket.standing
+        for a in ticket.standing_annotations
         if a.assignment_id is not None and event.until is not None
     )
     details = {"comment": event.comment, "annotation_ids": undecided}
     if event.until is not None:
         details["until"] = event.until.isoformat()
-    forgotten = () if ticket.agreement is None else (SetAgreement(None),)
+    reset_agreement = () if ticket.agreement is None else (SetAgreement(None),)
     rejected = move(
-        replace(_judge(ticket, "rejected"), reservations=kept, agreement=None),
+        replace(_judge(ticket, "rejected"), reservations=reservations, agreement=None),
         "rejected",
         Audit("rejected", event.actor, ticket.status, "rejected", details=details),
         *(Decide(number, "rejected", event.actor, event.comment) for number in undecided),
-        *map(Reserve, kept),
-        *forgotten,
+        *map(Reserve, reservations),
+        *reset_agreement,
     )
     audit = Audit("requeued", event.actor, "rejected", "queued")
     return chain(rejected, move(rejected.ticket, "queued", audit))
@@ -109,9 +110,9 @@ def reject(ticket: TicketState, event: Reject) -> Instructions:
 
 def fix(ticket: TicketState, event: Fix) -> Instructions:
     """Add a version that no annotator handed in, and accept it."""
-    for done in ticket.annotations:
-        made = (done.digest, done.annotator, done.origin)
-        if done.verdict == "accepted" and made == (event.digest, event.actor, event.origin):
+    for previous in ticket.annotations:
+        identity = (previous.digest, previous.annotator, previous.origin)
+        if previous.verdict == "accepted" and identity == (event.digest, event.actor, event.origin):
             return Instructions(ticket)
     _demand_submitted(ticket, "fixed")
     version = 1 + max(a.version for a in ticket.annotations)
@@ -132,6 +133,6 @@ def fix(ticket: TicketState, event: Fix) -> Instructions:
         "submitted",
         details=details,
     )
-    added = replace(ticket, annotations=(*ticket.annotations, annotation))
-    stored = Instructions(added, (StoreAnnotation(annotation, event.seconds), audit))
-    return chain(stored, accept(added, Accept(event.actor, version)))
+    after = replace(ticket, annotations=(*ticket.annotations, annotation))
+    addition = Instructions(after, (StoreAnnotation(annotation, event.seconds), audit))
+    return chain(addition, accept(after, Accept(event.actor, version)))

@@ -1,4 +1,4 @@
-"""The reviewing half of the `QueueStore`: verdicts, a reviewer's own versions, settled pairs."""
+"""The reviewing half of the `QueueStore`: verdicts, a reviewer's own versions, agreement of blind pairs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReviewStore(QueueViews):
     def reject(self, ticket_id: str, actor: str, comment: str, return_seconds: float = 0.0) -> None:
         """Send a submitted ticket back to the queue; the next annotator goes on from the rejected labels.
 
-        For `return_seconds` it is kept for who handed it in, each half of a pair for its own annotator. Errors as in
+        For `return_seconds` it is reserved for who handed it in, each half of a pair for its own annotator. Errors as in
         `accept`.
         """
         now = self._clock()
@@ -67,14 +67,14 @@ class ReviewStore(QueueViews):
         """
         check_seconds(seconds)
         digest = labels_digest(label.digest, instances.digest if instances else None)
-        columns = stored(label, instances, tool, voxels_corrected) | {"provenance": provenance}
+        columns = annotation_columns(label, instances, tool, voxels_corrected) | {"provenance": provenance}
         with self._database.write() as connection:
             state = load(connection, ticket_id, lock=True)
             instructions = transition(state, Fix(actor, digest, origin, float(seconds)))
             execute(connection, instructions, self._clock(), columns)
             return self._accepted(connection, ticket_id)
 
-    def compared(
+    def record_agreement(
         self, ticket_id: str, annotation_ids: tuple[str, str], agreement: float, details: Mapping[str, Any]
     ) -> None:
         """Write down how well the halves of a submitted blind pair agree; again is no error.
@@ -82,7 +82,7 @@ class ReviewStore(QueueViews):
         Raises
         ------
         QueueError
-            If the ticket is not submitted, or these are not the labels that wait there.
+            If the ticket is not submitted, or other labels wait there.
         """
         with self._database.write() as connection:
             self._apply(connection, ticket_id, Compare(annotation_ids, agreement, details), self._clock())
@@ -97,8 +97,10 @@ class ReviewStore(QueueViews):
         return self._annotation(connection, is_it)
 
 
-def stored(label: LabelReference, instances: LabelReference | None, tool: str, corrected: int) -> dict[str, Any]:
-    """Return the columns of a version that whoever hands it in knows."""
+def annotation_columns(
+    label: LabelReference, instances: LabelReference | None, tool: str, corrected: int
+) -> dict[str, Any]:
+    """Return the columns of a version that come with its labels."""
     return {
         "labels": label.path,
         "labels_digest": label.digest,
@@ -110,6 +112,12 @@ def stored(label: LabelReference, instances: LabelReference | None, tool: str, c
 
 
 def check_seconds(seconds: float) -> None:
-    """Refuse what is no working time."""
+    """Make sure that a working time is a number of seconds from 0 on.
+
+    Raises
+    ------
+    QueueError
+        If it is not.
+    """
     if not 0 <= seconds < math.inf:
         raise QueueError(f"{seconds} is no working time in seconds", todo="Give a number from 0 on")

@@ -17,8 +17,8 @@ and is done when it has an annotation that was not rejected; the ticket's status
 reviewer decides. Work that was sent back is kept for who did it for a while. A reviewer's own version, or a consensus
 of a pair, belongs to no assignment.
 
-Each lease has an account of work: what the tool says was active, else the gaps between signs of life, the long ones
-cut. A tool that gives none (a file that is handed in) is credited the whole time, which the lease's length limits.
+Each lease counts its working time: what the tool reports as active, else the gaps between heartbeats, the long ones
+cut. For a tool without heartbeats (a file that is handed in) the whole time counts, which the lease's length limits.
 """
 
 from __future__ import annotations
@@ -84,6 +84,19 @@ def transition(ticket: TicketState, event: Event) -> Instructions:
         If the ticket has no such lease.
     QueueError
         If the ticket's status does not allow the event.
+
+    Examples
+    --------
+    >>> from datetime import UTC, datetime
+    >>> ticket = TicketState("ticket-1", "queued", assignments=(1,))
+    >>> claim = Claim("lease-1", "anna", now=datetime(2026, 1, 1, tzinfo=UTC), seconds=7200)
+    >>> result = transition(ticket, claim)
+    >>> result.ticket.status
+    'leased'
+    >>> [type(step).__name__ for step in result.steps]
+    ['GrantLease', 'SetStatus', 'Audit']
+    >>> transition(result.ticket, Release("lease-1", "anna", claim.now)).ticket.status
+    'queued'
     """
     return _HANDLERS[type(event)](ticket, event)
 
@@ -118,11 +131,11 @@ def _claim(ticket: TicketState, event: Claim) -> Instructions:
     takeable = ("queued", "leased", "skipped") if event.by_id else ("queued", "leased")
     free = ticket.open_assignments(event.annotator, event.now) if ticket.status in takeable else []
     if not free:
-        holders = ", ".join(sorted(f"'{lease.annotator}'" for lease in ticket.running))
-        kept = ", ".join(f"'{r.annotator}' until {r.until:%Y-%m-%d %H:%M} UTC" for r in ticket.reservations)
+        holders = ", ".join(sorted(f"'{lease.annotator}'" for lease in ticket.running_leases))
+        recipients = ", ".join(f"'{r.annotator}' until {r.until:%Y-%m-%d %H:%M} UTC" for r in ticket.reservations)
         raise QueueError(
             f"the ticket is {ticket.status}{f' by {holders}' if holders else ''}"
-            f"{f', was sent back to {kept}' if kept and not holders else ''} and cannot be claimed by "
+            f"{f', was sent back to {recipients}' if recipients and not holders else ''} and cannot be claimed by "
             f"'{event.annotator}'",
             where=f"ticket {ticket.ticket_id}",
             todo="Claim another one",
@@ -169,21 +182,21 @@ def _heartbeat(ticket: TicketState, event: Heartbeat) -> Instructions:
 
 
 def _gap(lease: LeaseState, now: datetime) -> float:
-    """Return the seconds since a lease's last sign of life."""
+    """Return the seconds since a lease's last heartbeat, or since it was granted."""
     return max(0.0, (now - (lease.seen_at or lease.granted_at)).total_seconds())
 
 
-def _end(lease: LeaseState, ended: LeaseEnd, now: datetime, told: float = 0.0) -> LeaseState:
-    """Close a lease and its account."""
+def _end(lease: LeaseState, ended: LeaseEnd, now: datetime, active_seconds: float = 0.0) -> LeaseState:
+    """End a lease and add the working time since the last heartbeat; `active_seconds` is what the tool reports of it."""
     gap = _gap(lease, now)
-    last = gap if lease.seen_at is None and not told else min(gap, told or lease.idle_seconds)
+    last = gap if lease.seen_at is None and not active_seconds else min(gap, active_seconds or lease.idle_seconds)
     return replace(lease, ended=ended, active_seconds=lease.active_seconds + last)
 
 
 def _submit(ticket: TicketState, event: Submit) -> Instructions:
     lease = ticket.lease(event.lease_id)
-    for done in ticket.annotations:
-        if (done.lease_id, done.digest, done.annotator) == (lease.lease_id, event.digest, event.annotator):
+    for previous in ticket.annotations:
+        if (previous.lease_id, previous.digest, previous.annotator) == (lease.lease_id, event.digest, event.annotator):
             return Instructions(ticket)
     lease = _running_lease(ticket, event.lease_id, event.annotator, event.now)
     version = 1 + max((a.version for a in ticket.annotations), default=0)
@@ -195,56 +208,55 @@ def _submit(ticket: TicketState, event: Submit) -> Instructions:
         event.annotator,
         event.digest,
     )
-    closed = _end(lease, "submitted", event.now, event.active_seconds)
+    ended_lease = _end(lease, "submitted", event.now, event.active_seconds)
     if event.seconds is not None:
-        closed = replace(closed, active_seconds=event.seconds)
-    done_ticket = replace(ticket.with_lease(closed), annotations=(*ticket.annotations, annotation))
+        ended_lease = replace(ended_lease, active_seconds=event.seconds)
+    after = replace(ticket.with_lease(ended_lease), annotations=(*ticket.annotations, annotation))
     details: dict[str, Any] = {"annotation_id": annotation.annotation_id, "version": version, "digest": event.digest}
     if event.overridden:
         details["overridden"] = list(event.overridden)
-    audit = Audit("submitted", event.annotator, ticket.status, done_ticket.following(), lease.lease_id, details)
+    audit = Audit("submitted", event.annotator, ticket.status, after.next_status(), lease.lease_id, details)
     submitted = move(
-        done_ticket,
-        done_ticket.following(),
+        after,
+        after.next_status(),
         audit,
-        EndLease(lease.lease_id, "submitted", closed.active_seconds),
-        StoreAnnotation(annotation, closed.active_seconds),
+        EndLease(lease.lease_id, "submitted", ended_lease.active_seconds),
+        StoreAnnotation(annotation, ended_lease.active_seconds),
     )
     if event.accept and submitted.ticket.status == "submitted" and len(ticket.assignments) == 1:
         return chain(submitted, accept(submitted.ticket, Accept(event.annotator)))
     return submitted
 
 
-def _give_back(ticket: TicketState, event: Release | Skip, ended: LeaseEnd) -> Instructions:
-    """End a lease without labels."""
-    held = ticket.lease(event.lease_id)
-    if held.annotator == event.annotator and held.ended == ended:
+def _end_without_labels(ticket: TicketState, event: Release | Skip, ended: LeaseEnd) -> Instructions:
+    lease = ticket.lease(event.lease_id)
+    if lease.annotator == event.annotator and lease.ended == ended:
         return Instructions(ticket)
     lease = _running_lease(ticket, event.lease_id, event.annotator, event.now)
-    closed = _end(lease, ended, event.now)
-    given = ticket.with_lease(closed)
-    end = EndLease(lease.lease_id, ended, closed.active_seconds)
+    ended_lease = _end(lease, ended, event.now)
+    after = ticket.with_lease(ended_lease)
+    end = EndLease(lease.lease_id, ended, ended_lease.active_seconds)
     if isinstance(event, Skip):
-        others = [other for other in given.running if other.lease_id != lease.lease_id]
-        if others or given.standing:
+        others = [other for other in after.running_leases if other.lease_id != lease.lease_id]
+        if others or after.standing_annotations:
             raise QueueError(
                 "somebody else works on the ticket or has handed it in",
                 where=f"ticket {ticket.ticket_id}",
                 todo="Release it instead of skipping it",
             )
         audit = Audit("skipped", event.annotator, ticket.status, "skipped", lease.lease_id, {"reason": event.reason})
-        return move(given, "skipped", audit, end)
-    audit = Audit("released", event.annotator, ticket.status, given.following(), lease.lease_id)
-    return move(given, given.following(), audit, end)
+        return move(after, "skipped", audit, end)
+    audit = Audit("released", event.annotator, ticket.status, after.next_status(), lease.lease_id)
+    return move(after, after.next_status(), audit, end)
 
 
 def _expire(ticket: TicketState, event: Expire) -> Instructions:
     result = Instructions(ticket)
-    for lease in ticket.running:
+    for lease in ticket.running_leases:
         if lease.expires_at <= event.now:
             after = result.ticket.with_lease(replace(lease, ended="expired"))
-            audit = Audit("expired", lease.annotator, result.ticket.status, after.following(), lease.lease_id)
-            step = move(after, after.following(), audit, EndLease(lease.lease_id, "expired", lease.active_seconds))
+            audit = Audit("expired", lease.annotator, result.ticket.status, after.next_status(), lease.lease_id)
+            step = move(after, after.next_status(), audit, EndLease(lease.lease_id, "expired", lease.active_seconds))
             result = chain(result, step)
     return result
 
@@ -252,7 +264,7 @@ def _expire(ticket: TicketState, event: Expire) -> Instructions:
 def _withdraw(ticket: TicketState, event: Withdraw) -> Instructions:
     if ticket.status == "skipped":
         return Instructions(ticket)
-    if ticket.status != "queued" or ticket.standing:
+    if ticket.status != "queued" or ticket.standing_annotations:
         raise QueueError(
             f"the ticket is {ticket.status}; only one that nobody works on can be withdrawn",
             where=f"ticket {ticket.ticket_id}",
@@ -270,9 +282,9 @@ def _prefill(ticket: TicketState, event: Prefill) -> Instructions:
             where=f"ticket {ticket.ticket_id}",
             todo="Prefill pool tickets only",
         )
-    if ticket.status != "queued" or ticket.standing:
+    if ticket.status != "queued" or ticket.standing_annotations:
         raise QueueError(
-            f"the ticket is {'half done' if ticket.standing else ticket.status}; only a queued one can be given a "
+            f"the ticket is {'half done' if ticket.standing_annotations else ticket.status}; only a queued one can be given a "
             "first mask",
             where=f"ticket {ticket.ticket_id}",
             todo="Leave it to its annotator",
@@ -287,8 +299,8 @@ _HANDLERS: dict[type, Callable[[TicketState, Any], Instructions]] = {
     Claim: _claim,
     Heartbeat: _heartbeat,
     Submit: _submit,
-    Release: lambda ticket, event: _give_back(ticket, event, "released"),
-    Skip: lambda ticket, event: _give_back(ticket, event, "skipped"),
+    Release: lambda ticket, event: _end_without_labels(ticket, event, "released"),
+    Skip: lambda ticket, event: _end_without_labels(ticket, event, "skipped"),
     Expire: _expire,
     Withdraw: _withdraw,
     Compare: compare,

@@ -12,13 +12,14 @@ from sqlalchemy.engine import Connection
 
 from rescueseg.errors import QueueError, TicketNotFoundError
 from rescueseg.queue.database import Database
-from rescueseg.queue.events import IDLE_SECONDS, Claim, Expire, Heartbeat, Prefill, Release, Skip, Submit, Withdraw
-from rescueseg.queue.execute import Clock, box_columns, classes_text, execute, labels_digest, load
+from rescueseg.queue.events import IDLE_SECONDS, Claim, Expire, Heartbeat, Release, Skip, Submit
+from rescueseg.queue.execute import Clock, execute, labels_digest, load
 from rescueseg.queue.next_ticket import due_tickets, next_ticket
-from rescueseg.queue.records import AnnotationRecord, Filters, Lease, NewTicket
-from rescueseg.queue.review_store import ReviewStore, check_seconds, stored
+from rescueseg.queue.records import AnnotationRecord, Filters, Lease
+from rescueseg.queue.review_store import annotation_columns, check_seconds
 from rescueseg.queue.states import transition
-from rescueseg.queue.tables import annotation_table, assignments, audit, leases, owner, tickets
+from rescueseg.queue.tables import annotation_table, leases, owner, tickets
+from rescueseg.queue.ticket_store import TicketStore
 from rescueseg.records import LabelReference, Purpose
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def open_queue(campaign: Campaign) -> QueueStore:
     return store
 
 
-class QueueStore(ReviewStore):
+class QueueStore(TicketStore):
     """The queue of one campaign. Safe to use from many processes and threads at once.
 
     Parameters
@@ -72,7 +73,7 @@ class QueueStore(ReviewStore):
         self._database.migrate()
 
     def close(self) -> None:
-        """Let go of the database connections; the store can be used again."""
+        """Close the database connections; the store can be used again."""
         self._database.engine.dispose()
 
     def belong_to(self, campaign: str) -> None:
@@ -99,94 +100,6 @@ class QueueStore(ReviewStore):
                 where=self._database.where,
                 todo="Give each campaign a database (or PostgreSQL schema) of its own: database_url in campaign.toml",
             )
-
-    # tickets ------------------------------------------------------------------------------------------------------
-
-    def add_tickets(self, new: Sequence[NewTicket]) -> int:
-        """Put patches in the queue; a ticket already there (by id) stays as it is.
-
-        Returns
-        -------
-        int
-            How many were new.
-
-        Raises
-        ------
-        QueueError
-            If a ticket of that id is there for another patch or purpose.
-        """
-        added = 0
-        now = self._clock()
-        with self._database.write() as connection:
-            for ticket in sorted(new, key=lambda t: t.ticket_id):
-                added += self._add_ticket(connection, ticket, now)
-        return added
-
-    def _add_ticket(self, connection: Connection, ticket: NewTicket, now: datetime) -> bool:
-        plain = ticket.model_dump(exclude={"box"}) | {"classes": classes_text(ticket.classes)}
-        values = plain | box_columns(ticket.box) | {"status": "queued", "created_at": now, "updated_at": now}
-        insert = self._insert_if_new(tickets).values(values)
-        if connection.execute(insert).rowcount == 0:
-            there = self._ticket(connection, ticket.ticket_id)
-            if (there.patch, there.purpose) != (ticket.patch, ticket.purpose):
-                raise QueueError(
-                    f"there is a ticket of that id for {there.purpose} patch {there.box} of '{there.volume_id}'",
-                    where=f"ticket {ticket.ticket_id}",
-                    todo="Give the new ticket another id",
-                )
-            return False
-        parts = [{"ticket_id": ticket.ticket_id, "number": n + 1} for n in range(ticket.annotators)]
-        connection.execute(sa.insert(assignments), parts)
-        connection.execute(
-            sa.insert(audit).values(
-                at=now,
-                ticket_id=ticket.ticket_id,
-                event="created",
-                actor="rescueseg",
-                before="",
-                after="queued",
-                lease_id="",
-                details={"generation": ticket.generation, "reason": ticket.reason},
-            )
-        )
-        return True
-
-    def prefill(self, ticket_id: str, path: str, method: str, classes: Sequence[str] = ()) -> None:
-        """Give a queued pool ticket the mask that its annotator starts from; the same one again changes nothing.
-
-        Parameters
-        ----------
-        ticket_id : str
-            The ticket.
-        path : str
-            Path of the mask below the campaign (npz, uint8 zyx).
-        method : str
-            What made it, for the audit trail.
-        classes : sequence of str
-            Names of the classes it holds.
-
-        Raises
-        ------
-        QueueError
-            If the ticket is not queued, or is one of the holdout.
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        with self._database.write() as connection:
-            self._apply(connection, ticket_id, Prefill(path, method, tuple(classes)), self._clock())
-
-    def withdraw(self, ticket_id: str, actor: str, reason: str) -> None:
-        """Take a ticket that nobody works on out of the queue; again is no error.
-
-        Raises
-        ------
-        QueueError
-            If somebody works on it or has handed it in.
-        TicketNotFoundError
-            If there is none of that id.
-        """
-        with self._database.write() as connection:
-            self._apply(connection, ticket_id, Withdraw(actor, reason), self._clock())
 
     # leases -------------------------------------------------------------------------------------------------------
 
@@ -238,29 +151,29 @@ class QueueStore(ReviewStore):
         if not annotator or len(annotator) > 128 or not lease_seconds > 0:
             raise QueueError("a claim needs a name of up to 128 letters and a lease of more than 0 seconds")
         now = self._clock()
-        wanted = filters or Filters(purpose=purpose)
+        filters = filters or Filters(purpose=purpose)
         with self._database.write() as connection:
-            self._sweep(connection, now)
+            self._expire(connection, now)
             if resume:
-                held = self._held(connection, annotator, wanted.purpose, ticket_id)
-                if held:
-                    return self._lease(connection, held)
+                lease_id = self._oldest_lease(connection, annotator, filters.purpose, ticket_id)
+                if lease_id:
+                    return self._lease(connection, lease_id)
             by_id = ticket_id is not None
             claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id, float(idle_seconds))
-            chosen = ticket_id or next_ticket(connection, annotator, now, wanted)
-            if chosen is None:
+            ticket_id = ticket_id or next_ticket(connection, annotator, now, filters)
+            if ticket_id is None:
                 return None
-            self._apply(connection, chosen, claim, now)
+            self._apply(connection, ticket_id, claim, now)
             return self._lease(connection, claim.lease_id)
 
-    def _sweep(self, connection: Connection, now: datetime) -> int:
-        """End leases that ran out; tickets locked by others are theirs to sweep."""
-        found = due_tickets(connection, now)
-        for ticket_id in found:
+    def _expire(self, connection: Connection, now: datetime) -> int:
+        """End leases that ran out; tickets that another transaction holds are left to it."""
+        ticket_ids = due_tickets(connection, now)
+        for ticket_id in ticket_ids:
             self._apply(connection, ticket_id, Expire(now), now)
-        return len(found)
+        return len(ticket_ids)
 
-    def _held(
+    def _oldest_lease(
         self, connection: Connection, annotator: str, purpose: Purpose | None = None, ticket_id: str | None = None
     ) -> str | None:
         query = (
@@ -273,19 +186,19 @@ class QueueStore(ReviewStore):
             query = query.where(tickets.c.purpose == purpose)
         if ticket_id is not None:
             query = query.where(tickets.c.ticket_id == ticket_id)
-        found = connection.execute(query).scalars().first()
-        return None if found is None else str(found)
+        lease_id = connection.execute(query).scalars().first()
+        return None if lease_id is None else str(lease_id)
 
     def heartbeat(self, lease_id: str, annotator: str, active_seconds: float = 0.0) -> Lease:
-        """Move a lease's expiry to its full length from now, and add to its account of work.
+        """Move a lease's expiry to its full length from now, and add to its working time.
 
         Parameters
         ----------
         lease_id, annotator : str
             The lease and its holder.
         active_seconds : float
-            Work since the last sign of life, at most the time since then; 0 when the tool does not know: then the
-            time since then counts, at most the lease's `idle_seconds`.
+            Working time since the last heartbeat, at most the time since then; 0 when the tool does not know: then
+            the time since then counts, at most the lease's `idle_seconds`.
 
         Raises
         ------
@@ -317,7 +230,7 @@ class QueueStore(ReviewStore):
         """End the leases that ran out; return how many tickets that touched."""
         moment = now or self._clock()
         with self._database.write() as connection:
-            return self._sweep(connection, moment)
+            return self._expire(connection, moment)
 
     # labels -------------------------------------------------------------------------------------------------------
 
@@ -352,13 +265,13 @@ class QueueStore(ReviewStore):
         tool : str
             What they were made with.
         seconds : float or None
-            Time the annotator took, where a person told it; else the lease's account says it.
+            Working time, where a person states it; else the one counted under the lease.
         voxels_corrected : int
             Voxels that differ from the mask they started from.
         accept : bool
             Accept in the same transaction, when no review is wanted; the halves of a blind pair never are.
         active_seconds : float
-            Work since the last sign of life, as in `heartbeat`.
+            Work since the last heartbeat, as in `heartbeat`.
         instances : LabelReference, optional
             Where the objects were stored.
         overridden : sequence of str
@@ -371,8 +284,8 @@ class QueueStore(ReviewStore):
         QueueError
             If the lease ended otherwise, or was handed in with other labels.
         """
-        for given in (seconds or 0.0, active_seconds):
-            check_seconds(given)
+        for duration in (seconds or 0.0, active_seconds):
+            check_seconds(duration)
         event = Submit(
             lease_id,
             annotator,
@@ -386,7 +299,7 @@ class QueueStore(ReviewStore):
         with self._database.write() as connection:
             ticket_id = self._ticket_of(connection, lease_id)
             instructions = transition(load(connection, ticket_id, lock=True), event)
-            execute(connection, instructions, event.now, stored(label, instances, tool, voxels_corrected))
+            execute(connection, instructions, event.now, annotation_columns(label, instances, tool, voxels_corrected))
             return self._annotation(connection, annotation_table.c.lease_id == lease_id)
 
     # common -------------------------------------------------------------------------------------------------------
@@ -397,7 +310,7 @@ class QueueStore(ReviewStore):
             return self._lease(connection, event.lease_id)
 
     def _ticket_of(self, connection: Connection, lease_id: str) -> str:
-        found = connection.execute(sa.select(leases.c.ticket_id).where(leases.c.lease_id == lease_id)).scalar()
-        if found is None:
+        ticket_id = connection.execute(sa.select(leases.c.ticket_id).where(leases.c.lease_id == lease_id)).scalar()
+        if ticket_id is None:
             raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
-        return str(found)
+        return str(ticket_id)

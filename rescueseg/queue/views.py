@@ -1,4 +1,4 @@
-"""What can be read from the queue; nothing here changes it."""
+"""The reading half of the queue's store: nothing here changes the database."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rescueseg.queue.records import (
     AnnotationRecord,
     AuditEntry,
     Comparison,
+    Effort,
     Lease,
     TicketRecord,
     TicketStatus,
-    WorkDone,
 )
 from rescueseg.queue.tables import annotation_table, audit, leases, tickets
 from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
@@ -45,15 +45,15 @@ class QueueViews(Ledger):
         """Return how many tickets are in each status; every status is named."""
         query = sa.select(tickets.c.status, sa.func.count()).group_by(tickets.c.status)
         with self._database.read() as connection:
-            found = {str(status): int(number) for status, number in connection.execute(query).tuples()}
-        return {status: found.get(status, 0) for status in STATUSES}
+            numbers = {str(status): int(number) for status, number in connection.execute(query).tuples()}
+        return {status: numbers.get(status, 0) for status in STATUSES}
 
     def tickets(
-        self, state: TicketStatus | None = None, purpose: Purpose | None = None, generation: int | None = None
+        self, status: TicketStatus | None = None, purpose: Purpose | None = None, generation: int | None = None
     ) -> list[TicketRecord]:
         """Return tickets, by id; all, or those of a status, a purpose, a generation."""
         query = sa.select(tickets).order_by(tickets.c.ticket_id)
-        for column, value in ((tickets.c.status, state), (tickets.c.purpose, purpose)):
+        for column, value in ((tickets.c.status, status), (tickets.c.purpose, purpose)):
             query = query if value is None else query.where(column == value)
         if generation is not None:
             query = query.where(tickets.c.generation == generation)
@@ -118,8 +118,8 @@ class QueueViews(Ledger):
             rows = connection.execute(query).mappings().all()
         return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
 
-    def unsettled(self, threshold: float) -> list[str]:
-        """Return the tickets whose two annotators were not compared yet, or agree so well that nobody need look."""
+    def undecided_pairs(self, threshold: float) -> list[str]:
+        """Return the submitted blind pairs that were not compared yet, or agree well enough to need no reviewer."""
         query = sa.select(tickets.c.ticket_id).where(
             tickets.c.status == "submitted",
             tickets.c.annotators > 1,
@@ -143,21 +143,21 @@ class QueueViews(Ledger):
                 for row in connection.execute(query).mappings()
             ]
 
-    def work(self) -> list[WorkDone]:
-        """Return what each person put into each ticket, by ticket and name."""
+    def efforts(self) -> list[Effort]:
+        """Return each person's effort on each ticket, by ticket and name."""
         key = (leases.c.ticket_id, leases.c.annotator)
         leased = sa.select(*key, sa.func.sum(leases.c.active_seconds).label("seconds")).group_by(*key)
-        made = sa.select(annotation_table).where(annotation_table.c.origin != "consensus")
+        by_people = sa.select(annotation_table).where(annotation_table.c.origin != "consensus")
         with self._database.read() as connection:
             seconds = {(r.ticket_id, r.annotator): float(r.seconds) for r in connection.execute(leased)}
             versions: dict[tuple[str, str], list[RowMapping]] = defaultdict(list)
-            for row in connection.execute(made).mappings():
+            for row in connection.execute(by_people).mappings():
                 versions[row["ticket_id"], row["annotator"]].append(row)
             records = {
                 row["ticket_id"]: ticket_record(row) for row in connection.execute(sa.select(tickets)).mappings()
             }
         return [
-            _work_done(records[name], who, seconds.get((name, who), 0.0), versions[name, who])
+            _effort(records[name], who, seconds.get((name, who), 0.0), versions[name, who])
             for name, who in sorted({*seconds, *versions})
         ]
 
@@ -217,7 +217,7 @@ class QueueViews(Ledger):
         with self._database.read() as connection:
             return self._lease(connection, lease_id)
 
-    def handed_in(self, lease_id: str) -> AnnotationRecord:
+    def submission(self, lease_id: str) -> AnnotationRecord:
         """Return the version that was handed in under a lease.
 
         Raises
@@ -234,8 +234,8 @@ class QueueViews(Ledger):
         if annotator is not None:
             query = query.where(leases.c.annotator == annotator)
         with self._database.read() as connection:
-            found = connection.execute(query.order_by(leases.c.granted_at, leases.c.lease_id)).scalars().all()
-            return [self._lease(connection, lease_id) for lease_id in found]
+            ids = connection.execute(query.order_by(leases.c.granted_at, leases.c.lease_id)).scalars().all()
+            return [self._lease(connection, lease_id) for lease_id in ids]
 
     # rows ---
 
@@ -255,18 +255,18 @@ class QueueViews(Ledger):
         return AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields})
 
 
-def _work_done(ticket: TicketRecord, annotator: str, leased: float, made: Sequence[RowMapping]) -> WorkDone:
-    verdicts = [row["verdict"] for row in made]
-    return WorkDone(
+def _effort(ticket: TicketRecord, annotator: str, lease_seconds: float, versions: Sequence[RowMapping]) -> Effort:
+    verdicts = [row["verdict"] for row in versions]
+    return Effort(
         annotator=annotator,
         ticket_id=ticket.ticket_id,
         purpose=ticket.purpose,
         generation=ticket.generation,
         status=ticket.status,
         voxels=ticket.box.size,
-        seconds=leased + sum(row["seconds"] for row in made if row["lease_id"] is None),
-        voxels_corrected=sum(row["voxels_corrected"] for row in made),
-        versions=len(made),
+        seconds=lease_seconds + sum(row["seconds"] for row in versions if row["lease_id"] is None),
+        voxels_corrected=sum(row["voxels_corrected"] for row in versions),
+        versions=len(versions),
         accepted=verdicts.count("accepted"),
         rejected=verdicts.count("rejected"),
     )

@@ -227,7 +227,7 @@ def efforts(campaign: Campaign) -> list[Effort]:
 def people(campaign: Campaign) -> list[EffortRow]:
     """Return what each person put in, by name: all leases, and reviewing."""
     with closing(open_queue(campaign)) as store:
-        return effort_by(store.work(), lambda done: done.annotator)
+        return effort_by(store.efforts(), lambda done: done.annotator)
 
 
 def _part_shown(evaluation: Evaluation) -> Part:

@@ -136,7 +136,7 @@ def main() -> None:
     classes, threshold = campaign.config.classes, campaign.config.annotation.agreement_dice
     console.print(report.table("pairs", report.by_pair(measured, threshold), classes))
     console.print(report.table("annotators", report.by_annotator(measured, threshold), classes))
-    console.print(effort_table("effort", effort_by(store.work(), lambda done: done.annotator)))
+    console.print(effort_table("effort", effort_by(store.efforts(), lambda done: done.annotator)))
     console.print(f"tickets: {store.counts()}")
     for who, values in quality(campaign, store).items():
         console.print(

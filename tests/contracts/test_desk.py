@@ -331,7 +331,7 @@ def test_work_is_counted_under_the_lease(sit: Callable[[str], Desk], filled: Cam
     assert desk.heartbeat(lease.lease_id, 1e-3).active_seconds == pytest.approx(1e-3)
     done = desk.submit(lease.lease_id, PatchLabels(np.ones((2, 3, 4), np.uint8)), "test", active_seconds=2e-3)
     assert done.seconds == pytest.approx(3e-3)
-    (work,) = open_queue(filled).work()
+    (work,) = open_queue(filled).efforts()
     assert (work.annotator, work.voxels_corrected, work.accepted) == ("anna", 24, 1)
     assert work.seconds == pytest.approx(3e-3)
 

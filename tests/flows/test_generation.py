@@ -91,7 +91,7 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
 
 def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
     store = open_queue(looped)
-    waiting = store.tickets(state="queued")
+    waiting = store.tickets(status="queued")
     assert {ticket.ticket_id for ticket in waiting} == set(looped.require_result(1, "tickets")["tickets"])
     for ticket in waiting:
         assert ticket.generation == 2

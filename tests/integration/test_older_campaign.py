@@ -165,7 +165,7 @@ def _queue(campaign: Campaign, store: QueueStore) -> Any:
         "accepted": store.accepted(None),
         "leases": store.leases(),
         "history": {ticket.ticket_id: store.history(ticket.ticket_id) for ticket in store.tickets()},
-        "work": store.work(),
+        "work": store.efforts(),
         "comparisons": store.comparisons(),
         "last_generation": store.last_generation(),
         "accepted_since": store.accepted_since_last_generation(),

@@ -140,7 +140,7 @@ def test_a_reviewers_day(tmp_path: Path) -> None:
     found = quality(campaign, store)
     assert found["lead"] == [1.0]
     assert np.mean(found["accepted"]) > np.mean(found["anna"])
-    for done in store.work():
+    for done in store.efforts():
         assert done.seconds > 0
     settle_all(campaign, store)
     page = tmp_path / "agreement.html"

@@ -69,7 +69,7 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(database_url: str) -
     store.migrate()
     assert store.ticket("t").annotators == 1
     assert [(a.version, a.origin, a.seconds) for a in store.annotations("t")] == [(1, "annotator", 42.0)]
-    assert [(w.seconds, w.voxels_corrected, w.accepted) for w in store.work()] == [(42.0, 7, 1)]
+    assert [(w.seconds, w.voxels_corrected, w.accepted) for w in store.efforts()] == [(42.0, 7, 1)]
     assert [a.ticket_id for a in store.accepted()] == ["t"]
     store.close()
     database.engine.dispose()

@@ -92,10 +92,10 @@ def _check_claim(before: TicketState, event: Claim) -> None:
 
 
 def _check_step(before: TicketState, after: TicketState, steps: tuple[Any, ...]) -> None:
-    holders = [lease.assignment_id for lease in after.running]
+    holders = [lease.assignment_id for lease in after.running_leases]
     assert len(holders) == len(set(holders)), "one lease per assignment"
-    done = [a for a in after.standing if a.assignment_id is not None]
-    parts = [part.annotator for part in (*after.running, *done)]
+    done = [a for a in after.standing_annotations if a.assignment_id is not None]
+    parts = [part.annotator for part in (*after.running_leases, *done)]
     assert len(parts) == len(set(parts)), "nobody has two parts of a ticket"
     made = {(a.assignment_id, a.annotator) for a in after.annotations if a.assignment_id is not None}
     assert len({who for _, who in made}) == len(made), "nobody ever makes two parts of a ticket"
@@ -111,7 +111,7 @@ def _check_step(before: TicketState, after: TicketState, steps: tuple[Any, ...])
     assert trail[0::2] == trail[1::2], "the audit trail leads from status to status without a gap"
     if after != before:
         assert audits, "every change is in the trail"
-    assert (after.status == "leased") == bool(after.running) or after.status in ("accepted", "skipped")
+    assert (after.status == "leased") == bool(after.running_leases) or after.status in ("accepted", "skipped")
     _check_instructions(before, after, steps)
 
 
@@ -122,7 +122,9 @@ def _check_instructions(before: TicketState, after: TicketState, steps: tuple[An
     granted = {step.lease.lease_id for step in steps if isinstance(step, GrantLease)}
     assert granted == {lease.lease_id for lease in after.leases} - {lease.lease_id for lease in before.leases}
     ended = {step.lease_id for step in steps if isinstance(step, EndLease)}
-    assert ended == {lease.lease_id for lease in before.running} - {lease.lease_id for lease in after.running}
+    assert ended == {lease.lease_id for lease in before.running_leases} - {
+        lease.lease_id for lease in after.running_leases
+    }
     stored = {step.annotation.annotation_id for step in steps if isinstance(step, StoreAnnotation)}
     old = {a.annotation_id: a.verdict for a in before.annotations}
     assert stored == {a.annotation_id for a in after.annotations} - set(old)
@@ -245,14 +247,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def compare(self) -> None:
-        for ticket_id in self.store.unsettled(2.0):
+        for ticket_id in self.store.undecided_pairs(2.0):
             pair = [v for v in self.store.annotations(ticket_id) if v.verdict == "submitted"]
             assert len(pair) == 2, "a pair waits for both halves"
             details = {"versions": [v.version for v in pair], "annotators": [v.annotator for v in pair]}
             ids = (pair[0].annotation_id, pair[1].annotation_id)
-            self.store.compared(ticket_id, ids, 0.5, details | {"agreement": 0.5, "dice": {}})
+            self.store.record_agreement(ticket_id, ids, 0.5, details | {"agreement": 0.5, "dice": {}})
             assert self.store.ticket(ticket_id).agreement == 0.5
-        assert self.store.unsettled(2.0) == []
+        assert self.store.undecided_pairs(2.0) == []
         assert all(len(set(c.annotators)) == 2 for c in self.store.comparisons())
 
     @invariant()

@@ -149,7 +149,7 @@ def test_other_labels_under_a_used_lease_are_refused() -> None:
 
 def test_a_claim_ends_the_lease_that_ran_out_before() -> None:
     result = transition(LEASED, Claim("M", "bob", at(60), 60))
-    assert [lease.annotator for lease in result.ticket.running] == ["bob"]
+    assert [lease.annotator for lease in result.ticket.running_leases] == ["bob"]
     assert [s.event for s in result.steps if isinstance(s, Audit)] == ["expired", "claimed"]
 
 
@@ -162,7 +162,7 @@ def test_a_skipped_ticket_is_taken_up_again_only_by_its_id() -> None:
 def test_two_assignments_go_to_two_people_and_the_ticket_waits_for_both() -> None:
     pair = TicketState("t", "queued", (1, 2))
     both = after(Claim("A", "anna", T0, 60), Claim("B", "bob", T0, 60), ticket=pair)
-    assert {lease.assignment_id for lease in both.running} == {1, 2}
+    assert {lease.assignment_id for lease in both.running_leases} == {1, 2}
     with pytest.raises(QueueError):
         transition(after(Claim("A", "anna", T0, 60), ticket=pair), Claim("C", "anna", T0, 60))
     one = after(Submit("A", "anna", at(1), "d", accept=True), ticket=both)
@@ -174,7 +174,7 @@ def test_two_assignments_go_to_two_people_and_the_ticket_waits_for_both() -> Non
 
 def test_a_heartbeat_never_shortens_a_lease() -> None:
     longer = after(Heartbeat("L", "anna", at(30)), ticket=LEASED)
-    assert longer.running[0].expires_at == at(90)
+    assert longer.running_leases[0].expires_at == at(90)
     assert transition(longer, Heartbeat("L", "anna", at(20))).steps == ()
 
 

@@ -219,7 +219,7 @@ def test_skip_and_release(store: QueueStore) -> None:
 def test_filters(store: QueueStore) -> None:
     store.add_tickets([ticket("a", generation=1), ticket("b", generation=2), ticket("c", purpose="test", generation=1)])
     claim(store, ticket_id="a")
-    assert [t.ticket_id for t in store.tickets(state="queued")] == ["b", "c"]
+    assert [t.ticket_id for t in store.tickets(status="queued")] == ["b", "c"]
     assert [t.ticket_id for t in store.tickets(purpose="pool", generation=1)] == ["a"]
     with pytest.raises(TicketNotFoundError):
         store.history("nope")
