@@ -1,4 +1,4 @@
-"""Triage of a campaign, with its evidence and picture kept as artifacts."""
+"""Triage of a campaign; its evidence and picture become artifacts in Prefect and MLflow."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from rescueseg.tracking.tracker import Tracker
 
 
 def is_storage_error(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
-    """Tell whether a failed run may succeed when tried again: only the storage can change its mind."""
+    """Tell whether a failed run may succeed when tried again: only storage errors pass."""
     return isinstance(state.result(raise_on_failure=False), StorageError)
 
 
@@ -29,7 +29,7 @@ STAGE: dict[str, Any] = {
     "result_serializer": "json",
     "cache_policy": NO_CACHE,
 }
-"""Options of every stage task. What makes a stage idempotent is its commit file in the campaign, so nothing is cached."""
+"""Options of every stage task. A stage is idempotent by its commit file in the campaign, so nothing is cached."""
 
 
 def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:

@@ -17,7 +17,7 @@ from tasks.options import STAGE, open_campaign
 
 @task(task_run_name="triage", **STAGE)
 def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
-    """Return what the triage found; see `rescueseg.stages.triage`. Kept as artifacts in Prefect and MLflow."""
+    """Return the triage's record; see `rescueseg.stages.triage`. Evidence and picture become artifacts in Prefect and MLflow."""
     campaign, store = open_campaign(campaign_url)
     store.migrate()
     result = triage_campaign(
@@ -34,8 +34,8 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
         "",
         *(f"- {a}" for a in result.advice),
     ]
-    said = {True: "yes", False: "no", None: "not known"}
-    lines += ["", *(f"1. {s.question} {said[s.answer]}: {s.detail}" for s in result.steps)]
+    answers = {True: "yes", False: "no", None: "not known"}
+    lines += ["", *(f"1. {s.question} {answers[s.answer]}: {s.detail}" for s in result.steps)]
     create_markdown_artifact("\n".join(lines), key=key)
     picture = campaign.storage.url_of(PICTURE)
     url = f"file://{picture}" if campaign.storage.is_local else picture

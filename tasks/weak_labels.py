@@ -13,6 +13,6 @@ from tasks.options import STAGE, open_campaign
 
 @task(task_run_name="weak-labels", **STAGE)
 def label(campaign_url: str, method: str = "auto") -> dict[str, Any]:
-    """Return what was done; see `rescueseg.weak_labels.prefill.weak_label`."""
+    """Return method, reason and numbers of tickets; see `rescueseg.weak_labels.prefill.weak_label`."""
     campaign, store = open_campaign(campaign_url)
     return asdict(weak_label(campaign, store, method))

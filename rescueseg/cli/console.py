@@ -34,9 +34,9 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(1) from error
 
 
-def say_line(line: str) -> None:
+def say_line(line: str, style: str = "") -> None:
     """Print a line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -77,11 +77,11 @@ def run_demo(
 
 def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
     """Return the campaign in `out`, made when there is none, with its volume; parameters as `run_demo`."""
-    begun = Campaign.open(str(out)) if (out / "campaign.toml").exists() else None
-    if begun is not None:
-        console.print(f"Going on with campaign '{begun.config.name}' in {begun.url}", highlight=False)
-        if begun.volumes():
-            return begun
+    existing = Campaign.open(str(out)) if (out / "campaign.toml").exists() else None
+    if existing is not None:
+        console.print(f"Going on with campaign '{existing.config.name}' in {existing.url}", highlight=False)
+        if existing.volumes():
+            return existing
     try:
         example = load_example(dataset or DEFAULT_DATASET, data_dir or None)
     except ExampleUnavailable as error:
@@ -91,18 +91,18 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
             console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
         example = make_phantom_example(out.parent / f"{out.name}-phantom")
         settings = tuple(PHANTOM_QUICK if setting == QUICK else setting for setting in settings)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "spacing": example.spacing,
         "truths": [example.truth_path],
         "truth_type": example.truth_type,
         "names": [example.name],
         "say": lambda line: console.print(line, highlight=False, soft_wrap=True),
     }
-    if begun is not None:  # killed before its volume was in
-        add_volumes(begun, [example.raw_path], **given)
-        return begun
+    if existing is not None:  # killed before its volume was in
+        add_volumes(existing, [example.raw_path], **options)
+        return existing
     config: CampaignConfig = settings_of(example.name, example.classes, settings)
-    return start_campaign(str(out), config, [example.raw_path], **given)
+    return start_campaign(str(out), config, [example.raw_path], **options)
 
 
 def make_phantom_example(folder: Path) -> Example:
@@ -124,12 +124,12 @@ def show_table(campaign: Campaign, console: Console) -> None:
     """Print one row per generation, and what a tuned threshold reaches."""
     from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
 
-    shown = table(campaign)
+    rows = table(campaign)
     baseline = ThresholdBaseline.model_validate(threshold_baseline(campaign))
     scores = (baseline.test_dice, baseline.test_precision, baseline.test_recall)
-    shown.add_section()
-    shown.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
-    console.print(shown)
+    rows.add_section()
+    rows.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
+    console.print(rows)
 
 
 def _where_to_look(campaign: Campaign, mlflow_uri: str, console: Console) -> None:

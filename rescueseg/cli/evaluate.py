@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.console import console, shown_progress
+from rescueseg.cli.console import console, say_line, shown_progress
+from rescueseg.cli.options import CampaignArgument
 from rescueseg.errors import ConfigError, EvaluationError, storage_errors
 from rescueseg.progress import Progress
 from rescueseg.records import HoldoutBox, Part, Record
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rescueseg.evaluation.scores import Evaluation
 
 
-CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
 PartOption = Annotated[str, typer.Option(metavar="test|validation", help="Boxes to show; the files hold both parts.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write every score with its interval there.")
@@ -66,30 +66,32 @@ def evaluate(
             todo="Run 'rescueseg generation', or name a generation that has maps: --generation 0",
         )
     assignment = check_evaluation(opened, number)
-    if _announced(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
+    if _announce(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
         evaluation = evaluate_and_keep(opened, number, lambda done, total: progress("boxes", done, total))
         before = kept_calibration(opened, number)
         calibration = settled_calibration(opened, number, lambda done, total: progress("temperature", done, total))
-        found = _groups(opened, evaluation, first)
-        page = write_evaluation_page(opened, evaluation, found, progress)
-    show_groups(console, found[first])
-    say(calibration.sentence())
+        groups = _groups(opened, evaluation, first)
+        page = write_evaluation_page(opened, evaluation, groups, progress)
+    show_groups(console, groups[first])
+    say_line(calibration.sentence())
     if before is not None and before != calibration:
-        say(f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one")
+        say_line(
+            f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one"
+        )
     if json_file is not None:
-        _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(found)})
-    say(f"Page: {opened.storage.url_of(page)}")
+        _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(groups)})
+    say_line(f"Page: {opened.storage.url_of(page)}")
 
 
-def _announced(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
-    """Say what is to be evaluated; return whether that was all that is wanted."""
+def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
+    """Print what is to be evaluated; return whether the command ends with that."""
     from rescueseg.evaluation.truth import PARTS
 
     counted = ", ".join(f"{sum(b.part == p for b in boxes)} {p}" for p in PARTS)
     voxels = sum(b.box.size for b in boxes)
-    say(f"{who}: {counted} boxes, {voxels:,} voxels; no training has read any of them")
+    say_line(f"{who}: {counted} boxes, {voxels:,} voxels; no training has read any of them")
     if dry_run:
         console.print("Nothing was changed; run again without --dry-run", style="dim")
     return dry_run
@@ -100,16 +102,16 @@ def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path
     from rescueseg.reports.evaluation_tables import show_groups
 
     model, assignment = check_training(opened, name)
-    if _announced(f"Training {name}", assignment.boxes, dry_run=dry_run):
+    if _announce(f"Training {name}", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
         evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
-        found = _groups(opened, evaluation, first)
-    show_groups(console, found[first])
-    say(calibration.sentence())
+        groups = _groups(opened, evaluation, first)
+    show_groups(console, groups[first])
+    say_line(calibration.sentence())
     if json_file is not None:
-        _write(json_file, {"training": name, "model": model.trainer, "groups": _json(found)})
-    say(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")
+        _write(json_file, {"training": name, "model": model.trainer, "groups": _json(groups)})
+    say_line(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")
 
 
 def compare(
@@ -134,56 +136,57 @@ def compare(
     from rescueseg.reports.evaluation_pages import headline, write_comparison_page
     from rescueseg.reports.evaluation_tables import show_differences
 
-    opened, shown = Campaign.open(campaign), _part(part)
+    opened, first_part = Campaign.open(campaign), _part(part)
     if first == second:
         raise ConfigError("both generations are the same", where=first, todo="Name two of them")
     if dry_run:
-        _rehearse_comparison(opened, (first, second))
+        _preview_comparison(opened, (first, second))
         return
     generations = first.isdecimal() and second.isdecimal()
     with shown_progress(console) as progress:
-        a, b = (_settled(opened, which, progress) for which in (first, second))
+        a, b = (_evaluation(opened, which, progress) for which in (first, second))
         classes = opened.config.classes
-        found = {
-            p: compare_generations(a, b, p, classes) for p in _order(shown) if p == shown or (a.known(p) and b.known(p))
-        }
-        page = write_comparison_page(opened, a, b, found) if generations else ""
+        parts = [p for p in _order(first_part) if p == first_part or (a.known(p) and b.known(p))]
+        differences = {p: compare_generations(a, b, p, classes) for p in parts}
+        page = write_comparison_page(opened, a, b, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
-    names = [f"{_named(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
-    say(headline(found[shown][0], names))
-    show_differences(console, found[shown], names)
+    names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
+    say_line(headline(differences[first_part][0], names))
+    show_differences(console, differences[first_part], names)
     if json_file is not None:
-        compared = [int(which) if which.isdecimal() else which for which in (first, second)]
-        _write(json_file, {"generations": compared, "models": models, "groups": _json(found)})
+        both = [int(which) if which.isdecimal() else which for which in (first, second)]
+        _write(json_file, {"generations": both, "models": models, "groups": _json(differences)})
     if page:
-        say(f"Page: {opened.storage.url_of(page)}")
+        say_line(f"Page: {opened.storage.url_of(page)}")
 
 
-def _rehearse_comparison(campaign: Campaign, both: Sequence[str]) -> None:
-    """Say which evaluations a comparison would make first, and over how many boxes it would be."""
+def _preview_comparison(campaign: Campaign, both: Sequence[str]) -> None:
+    """Print which evaluations a comparison would make first, and how many boxes it would be over."""
     from rescueseg.evaluation.holdout_scores import check_evaluation
     from rescueseg.evaluation.kept import judged_keys, kept_evaluation
     from rescueseg.evaluation.outside import kept_training_evaluation
     from rescueseg.evaluation.scores import Evaluation
     from rescueseg.evaluation.truth import PARTS
 
-    judged: list[Evaluation | Assignment] = []
+    evaluations: list[Evaluation | Assignment] = []
     for which in both:
         if which.isdecimal():
-            found = kept_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
+            evaluation = kept_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
         else:
-            kept, assignment = kept_training_evaluation(campaign, which)
-            found = kept or assignment
-        judged.append(found)
-        done = isinstance(found, Evaluation)
-        todo = "evaluated already" if done else f"to be evaluated first, on {len(found.boxes)} boxes"
-        say(f"{_named(which).capitalize()} ({_family(campaign, which)}): {todo}")
-    common = {part: len(set.intersection(*(judged_keys(found, part) for found in judged))) for part in PARTS}
-    say(f"Boxes in common: {', '.join(f'{count} {part}' for part, count in common.items())}")
+            previous, assignment = kept_training_evaluation(campaign, which)
+            evaluation = previous or assignment
+        evaluations.append(evaluation)
+        is_evaluated = isinstance(evaluation, Evaluation)
+        todo = "evaluated already" if is_evaluated else f"to be evaluated first, on {len(evaluation.boxes)} boxes"
+        say_line(f"{_name(which).capitalize()} ({_family(campaign, which)}): {todo}")
+    common = {
+        part: len(set.intersection(*(judged_keys(evaluation, part) for evaluation in evaluations))) for part in PARTS
+    }
+    say_line(f"Boxes in common: {', '.join(f'{count} {part}' for part, count in common.items())}")
     console.print("Nothing was changed; run again without --dry-run", style="dim")
 
 
-def _named(which: str) -> str:
+def _name(which: str) -> str:
     return f"{'generation' if which.isdecimal() else 'training'} {which}"
 
 
@@ -194,21 +197,17 @@ def _family(campaign: Campaign, which: str) -> str:
     return family(campaign, int(which)) if which.isdecimal() else require_trained(campaign, which).trainer
 
 
-def _settled(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
+def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
+    """Return the evaluation of a generation or a training, which is made where there is none yet."""
     from rescueseg.evaluation.kept import settled_evaluation
     from rescueseg.evaluation.outside import settled_training
 
-    def tell(done: int, total: int) -> None:
-        progress(f"{_named(which)}: boxes", done, total)
+    def count(done: int, total: int) -> None:
+        progress(f"{_name(which)}: boxes", done, total)
 
     if which.isdecimal():
-        return settled_evaluation(campaign, int(which), tell)
-    return settled_training(campaign, which, tell)
-
-
-def say(line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return settled_evaluation(campaign, int(which), count)
+    return settled_training(campaign, which, count)
 
 
 def _part(text: str) -> Part:
@@ -230,11 +229,11 @@ def _groups(campaign: Campaign, evaluation: Evaluation, first: Part) -> dict[Par
     return {part: group_scores(evaluation, part, classes) for part in _order(first)}
 
 
-def _json(found: Mapping[Part, Sequence[Record]]) -> list[Any]:
-    return [group.to_json() for groups in found.values() for group in groups]
+def _json(records: Mapping[Part, Sequence[Record]]) -> list[Any]:
+    return [record.to_json() for of_part in records.values() for record in of_part]
 
 
 def _write(path: Path, content: Any) -> None:
     with storage_errors(str(path)):
         path.write_text(json.dumps(content, indent=1) + "\n")
-    say(f"Scores: {path}")
+    say_line(f"Scores: {path}")

@@ -20,7 +20,7 @@ from rescueseg.services.processes import stop_tree
 from rescueseg.stages.due import count_due
 
 SPEAK_SECONDS = 20.0
-"""How often progress is told where no terminal shows it live."""
+"""Between two lines of progress where no terminal shows it live."""
 
 
 def run_flow(
@@ -74,8 +74,8 @@ def watch_flow(
     """Run a flow against servers that run already; see `run_flow`."""
     log = campaign.services_folder / f"{flow}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    begin = log.stat().st_size if log.exists() else 0
-    seen = set(_finished(campaign))
+    log_start = log.stat().st_size if log.exists() else 0
+    printed = set(_finished_stages(campaign))
     with log.open("ab") as file:
         process = subprocess.Popen(
             flow_command(flow, parameters),
@@ -87,45 +87,45 @@ def watch_flow(
             start_new_session=True,
         )
     try:
-        with console.status("") as shown:
-            spoken = time.monotonic()
+        with console.status("") as status:
+            line_time = time.monotonic()
             while process.poll() is None:
                 time.sleep(0.5)
-                for generation, stage, seconds in _finished(campaign):
-                    if (generation, stage, seconds) not in seen:
-                        seen.add((generation, stage, seconds))
+                for generation, stage, seconds in _finished_stages(campaign):
+                    if (generation, stage, seconds) not in printed:
+                        printed.add((generation, stage, seconds))
                         console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
                 now = progress() if progress else _progress(campaign)
-                shown.update(f"running {flow}{now}; log: {log}")
-                if not console.is_terminal and now and time.monotonic() - spoken > SPEAK_SECONDS:
-                    spoken = time.monotonic()
+                status.update(f"running {flow}{now}; log: {log}")
+                if not console.is_terminal and now and time.monotonic() - line_time > SPEAK_SECONDS:
+                    line_time = time.monotonic()
                     console.print(f"…{now.removeprefix(',')}", highlight=False)
     finally:
         stop_tree(process.pid)
         process.wait()
-    return _result(log, begin, process.returncode)
+    return _result(log, log_start, process.returncode)
 
 
 def _progress(campaign: Campaign) -> str:
     """Say how far the running stage is."""
     generation = max(campaign.generations(), default=None)
-    noted = campaign.progress(generation) if generation is not None else None
-    if generation is None or noted is None or campaign.stage_result(generation, "report") is not None:
+    note = campaign.progress(generation) if generation is not None else None
+    if generation is None or note is None or campaign.stage_result(generation, "report") is not None:
         return ""
-    what, done, total = noted
+    what, done, total = note
     return f", generation {generation}: {what} {done}" + (f" of {total}" if total else "")
 
 
-def _finished(campaign: Campaign) -> Iterator[tuple[int, str, float]]:
+def _finished_stages(campaign: Campaign) -> Iterator[tuple[int, str, float]]:
     for generation in campaign.generations():
         for stage in STAGES:
             if campaign.stage_result(generation, stage) is not None:
                 yield generation, stage, float(campaign.stage_result(generation, f"{stage}.seconds") or 0.0)
 
 
-def _result(log: Path, begin: int, code: int) -> Any:
+def _result(log: Path, start: int, code: int) -> Any:
     with log.open("rb") as file:
-        file.seek(begin)
+        file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
     if code == 0:
         return next((json.loads(line[8:]) for line in reversed(lines) if line.startswith("result: ")), None)
@@ -163,7 +163,7 @@ def serve(campaign: Campaign, console: Console) -> None:
         console.print(f"Campaign {campaign.url}", highlight=False)
         console.print("Generations start by themselves; Ctrl-C stops everything.", style="dim")
         try:
-            while not (name := servers.died()):
+            while not (name := servers.dead_process()):
                 time.sleep(1.0)
         except KeyboardInterrupt:
             console.print("Stopping…", style="dim")

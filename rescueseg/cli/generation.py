@@ -20,6 +20,7 @@ def generation(
     """Run the next generation, or go on with the one that was interrupted."""
     from rescueseg.cli.flows import run_flow
     from rescueseg.queue.store import open_queue
+    from rescueseg.services.prefect_api import GENERATION_FLOW
     from rescueseg.stages.due import check_ready, count_due
 
     opened = Campaign.open(campaign)
@@ -29,13 +30,13 @@ def generation(
     if dry_run:
         console.print(f"Generation {due.generation}: {due.reason} ({'due' if due.due else 'not due'})")
         for stage in STAGES:
-            done = opened.stage_result(due.generation, stage) is not None
-            console.print(f"  {stage}: {'done, would be skipped' if done else 'would run'}")
+            is_done = opened.stage_result(due.generation, stage) is not None
+            console.print(f"  {stage}: {'done, would be skipped' if is_done else 'would run'}")
         return
     if only_if_due and not due.due:
         console.print(f"Nothing to do: {due.reason}")
         return
-    run_flow(opened, "generation", {"campaign_url": opened.url, "only_if_due": only_if_due}, console)
+    run_flow(opened, GENERATION_FLOW, {"campaign_url": opened.url, "only_if_due": only_if_due}, console)
     show_generations(opened)
 
 
@@ -47,11 +48,12 @@ def infer(
     """Predict one volume with the champion."""
     from rescueseg.cli.flows import run_flow
     from rescueseg.evaluation.champion import champion
+    from rescueseg.services.prefect_api import INFER_FLOW
 
     opened = Campaign.open(campaign)
     opened.volume(volume)
     number = generation if generation >= 0 else champion(opened)
-    run_flow(opened, "infer-volume", {"campaign_url": opened.url, "volume_id": volume, "generation": number}, console)
+    run_flow(opened, INFER_FLOW, {"campaign_url": opened.url, "volume_id": volume, "generation": number}, console)
     assert number is not None, "the flow refuses without a champion"
     console.print(f"Maps: {opened.map_url(number, volume)}")
 
@@ -72,7 +74,7 @@ def status(campaign: CampaignArgument) -> None:
             f"  {volume.volume_id}: {'×'.join(map(str, volume.shape_zyx))} voxels (zyx), "
             f"{' × '.join(f'{s:g}' for s in volume.spacing_um_zyx)} µm{truth}"
         )
-    console.print("Queue: " + (", ".join(f"{n} {state}" for state, n in store.counts().items() if n) or "empty"))
+    console.print("Queue: " + (", ".join(f"{n} {status}" for status, n in store.counts().items() if n) or "empty"))
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
     show_generations(opened)

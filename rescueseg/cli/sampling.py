@@ -22,8 +22,8 @@ def sample(
 ) -> None:
     """Freeze the holdout and queue the first tickets.
 
-    Patches are drawn by strata: best and worst case, low SNR, dense, sparse, edge of volume, artifact. What they were
-    chosen for is shown with the measured numbers.
+    Patches are drawn by strata: best and worst case, low SNR, dense, sparse, edge of volume, imaging artefact. The
+    measured numbers that decided are shown with each.
     """
     from rescueseg.queue.store import open_queue
     from rescueseg.reports import sampling_table
@@ -32,7 +32,7 @@ def sample(
     opened = Campaign.open(campaign)
     with shown_progress(console) as progress:
         new = 0 if dry_run else tickets.prepare(opened, open_queue(opened), progress)
-        holdout, starting = tickets.rehearse(opened, lambda: open_queue(opened), progress)
+        holdout, starting = tickets.preview_sampling(opened, lambda: open_queue(opened), progress)
         sheet = sampling_table.write_sheet(opened, holdout, starting, progress) if preview else ""
     console.print(sampling_table.table(holdout, starting))
     for line in sampling_table.remarks(opened, holdout, starting):

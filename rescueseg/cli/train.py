@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.console import console
+from rescueseg.cli.console import console, say_line
+from rescueseg.cli.options import CampaignArgument
 
 
 def train(
-    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    campaign: CampaignArgument,
     generation: Annotated[
         int,
         typer.Option(min=-1, help="Generation whose snapshot is trained on; all that is accepted now when omitted."),
@@ -28,41 +29,38 @@ def train(
     from rescueseg.models.registry import get_trainer
     from rescueseg.models.trainer import check_settings
     from rescueseg.queue.store import open_queue
+    from rescueseg.services.prefect_api import TRAIN_FLOW
     from rescueseg.stages import train_outside
 
     opened = Campaign.open(campaign)
     number = None if generation < 0 else generation
     planned = train_outside.plan(opened, open_queue(opened), trainer, number)
-    told, seconds = train_outside.look(opened, planned)
+    expected, seconds = train_outside.estimate(opened, planned)
     with console.status("Asking the trainer…"):  # which may take ten seconds to import
         check_settings(planned.trainer, get_trainer(planned.trainer).capabilities, opened.config.training)
-    window = (
-        "chosen by the trainer" if told.window_zyx is None else f"{'×'.join(map(str, told.window_zyx))} voxels (zyx)"
-    )
+    size = expected.window_zyx
+    window = "chosen by the trainer" if size is None else f"{'×'.join(map(str, size))} voxels (zyx)"
     time = "expected time not known before its first training" if seconds is None else f"about {seconds / 60:.1f} min"
-    networks = "" if told.networks == 1 else f" over {told.networks} networks"
-    say(f"{planned.trainer} on {told.cases} patches, window {window}, {told.steps:,} steps{networks}: {time}")
-    say(f"Folds: {told.folds}")
+    networks = "" if expected.networks == 1 else f" over {expected.networks} networks"
+    say_line(
+        f"{planned.trainer} on {expected.cases} patches, window {window}, {expected.steps:,} steps{networks}: {time}"
+    )
+    say_line(f"Folds: {expected.folds}")
     if dry_run:
-        say("Nothing was changed; run again without --dry-run")
+        say_line("Nothing was changed; run again without --dry-run")
         return
     run_flow(
         opened,
-        "train",
+        TRAIN_FLOW,
         {"campaign_url": opened.url, "trainer": planned.trainer, "generation": number},
         console,
         progress=lambda: step_of(opened, planned.name),
     )
     result = training_result(opened, planned.name)
-    assert result is not None, "the flow ends with it"
+    assert result is not None, "the flow writes it as its last act"
     for warning in result["warnings"]:
-        say(f"Warning: {warning}")
+        say_line(f"Warning: {warning}")
     losses = [entry["loss"] for entry in result["losses"]]
-    say(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    say(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
-    say(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")
-
-
-def say(line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say_line(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say_line(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
+    say_line(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")

@@ -8,14 +8,15 @@ import typer
 from rich.table import Table
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.console import console, shown_progress
+from rescueseg.cli.console import console, say_line, shown_progress
+from rescueseg.cli.options import CampaignArgument
 
 if TYPE_CHECKING:
     from rescueseg.triage.records import Triage
 
 
 def triage(
-    campaign: Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")],
+    campaign: CampaignArgument,
     structure: Annotated[
         str, typer.Option(help="What it is, in your word: star-convex, blob, network, membrane, fibre or other.")
     ] = "",
@@ -52,7 +53,7 @@ def triage(
             progress=progress,
         )
     show(result)
-    say(f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}")
+    say_line(f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}")
     console.print(f"Next: rescueseg check {campaign}", style="dim")
 
 
@@ -67,25 +68,22 @@ def show(result: Triage) -> None:
         table.add_row(item.name, "unknown" if item.value is None else f"{item.value:.4g}", item.unit, item.how)
     console.print(table)
     console.print()
-    seen = {item.name: item.value for item in result.evidence}
-    counted = f", {seen['objects']:.0f} objects, {seen['whole_objects']:.0f} of them whole" if "objects" in seen else ""
-    say(f"Rough mask from: {result.mask}{counted}")
+    values = {item.name: item.value for item in result.evidence}
+    counted = (
+        f", {values['objects']:.0f} objects, {values['whole_objects']:.0f} of them whole" if "objects" in values else ""
+    )
+    say_line(f"Rough mask from: {result.mask}{counted}")
     for step in result.steps:
         mark = {True: "yes", False: "no", None: "not known"}[step.answer]
         if step.measured is not None and step.answer != (step.measured >= 1):
             mark += f", by your word (measured: {'yes' if step.measured >= 1 else 'no'})"
         distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
-        say(f"{step.question} {mark}{distance}: {step.detail}")
+        say_line(f"{step.question} {mark}{distance}: {step.detail}")
     console.print()
-    say(f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}", style="bold")
+    say_line(f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}", style="bold")
     if result.disagreement:
-        say(f"Word and measurement disagree: {result.disagreement}", style="yellow")
+        say_line(f"Word and measurement disagree: {result.disagreement}", style="yellow")
     for line in result.advice:
-        say(line)
+        say_line(line)
     shapes = ", ".join(f"{v} {'×'.join(map(str, s))}" for v, s in result.patch_zyx.items())
-    say(f"Suggested patch (zyx, voxels): {shapes}")
-
-
-def say(line: str, style: str = "") -> None:
-    """Print a line as it is, however long."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    say_line(f"Suggested patch (zyx, voxels): {shapes}")

@@ -67,7 +67,7 @@ def init(
         say_looks(look(volumes, spacing=size, truths=truth, names=ids))
         return
     with shown_progress(console) as progress:
-        made = start_campaign(
+        created = start_campaign(
             campaign,
             config,
             volumes,
@@ -79,7 +79,7 @@ def init(
             say=say_line,
             progress=progress,
         )
-    console.print(f"Campaign '{made.config.name}' in {made.url}")
+    console.print(f"Campaign '{created.config.name}' in {created.url}")
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
@@ -134,11 +134,11 @@ def check(
     from rescueseg.volumes import consistency
 
     opened = Campaign.open(campaign)
-    with ExitStack() as held:
-        if apply:  # no generation may train meanwhile on what is judged as untrained
+    with ExitStack() as stack:
+        if apply:  # no generation may train meanwhile on patches that are judged as untrained
             store = open_queue(opened)
             store.migrate()
-            held.enter_context(campaign_lock(opened, store))
+            stack.enter_context(campaign_lock(opened, store))
         with shown_progress(console) as progress:
             report = consistency.check(opened, progress)
         changes = consistency.changes(opened, report)
@@ -155,14 +155,20 @@ def check(
 
 
 def say_looks(looks: Iterable[object]) -> None:
-    """Print what a dry run found."""
+    """Print the lines of a dry run, one per volume."""
     for line in looks:
         say_line(str(line))
     console.print("Nothing was changed; run again without --dry-run", style="dim")
 
 
 def default_name(campaign: str) -> str:
-    """Return a campaign's name made from its folder's, whatever that is."""
+    """Return a campaign's name made from its folder's, whatever that is.
+
+    Examples
+    --------
+    >>> default_name("s3://bucket/Liver, stack (2)/")
+    'Liver-stack-2'
+    """
     folder = campaign.rstrip("/").rsplit("/", 1)[-1] if "://" in campaign else Path(campaign).resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:63] or "campaign"
 
@@ -174,6 +180,11 @@ def parse_spacing(text: str) -> tuple[float, float, float] | None:
     ------
     ConfigError
         If it is not three positive numbers.
+
+    Examples
+    --------
+    >>> parse_spacing("0.3,0.1,0.1")
+    (0.3, 0.1, 0.1)
     """
     if not text:
         return None

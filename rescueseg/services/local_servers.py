@@ -175,9 +175,9 @@ class Servers:
     def __enter__(self) -> Servers:
         with storage_errors(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
-        old = stop_left_over(self.folder)
+        previous = stop_stale_servers(self.folder)
         try:
-            self._start(old)
+            self._start(previous)
         except BaseException:
             self.stop()
             raise
@@ -188,21 +188,21 @@ class Servers:
     ) -> None:
         self.stop()
 
-    def _start(self, old: ServiceState | None) -> None:
-        port = _free_port(_port_of(old.prefect_api_url if old else ""))
+    def _start(self, previous: ServiceState | None) -> None:
+        port = _free_port(_port_of(previous.prefect_api_url if previous else ""))
         self.prefect_api_url = f"http://{HOST}:{port}/api"
         health = {"prefect": f"{self.prefect_api_url}/health"}
         commands = {"prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(port)]}
         if self._owns_mlflow:
-            other = _free_port(_port_of(old.mlflow_uri if old else ""), avoid=port)
-            self.mlflow_uri = f"http://{HOST}:{other}"
+            mlflow_port = _free_port(_port_of(previous.mlflow_uri if previous else ""), avoid=port)
+            self.mlflow_uri = f"http://{HOST}:{mlflow_port}"
             health["mlflow"] = f"{self.mlflow_uri}/health"
-            commands["mlflow"] = mlflow_command(self._backend, self.folder, other)
+            commands["mlflow"] = mlflow_command(self._backend, self.folder, mlflow_port)
         for name, command in commands.items():
             self.spawn(name, [sys.executable, "-m", *command])
         for name, url in health.items():
             self._wait(name, url)
-        self._last_annotation_url = old.annotation_url if old else ""
+        self._last_annotation_url = previous.annotation_url if previous else ""
 
     def serve_annotation(self, campaign_url: str) -> None:
         """Start a campaign's annotation server too, at its last address if that is free; errors as on entering."""
@@ -240,7 +240,7 @@ class Servers:
         self._write_state()
         return process
 
-    def died(self) -> str:
+    def dead_process(self) -> str:
         """Return the name of a process that has ended, empty while all are alive."""
         return next((name for name, process in self._processes.items() if process.poll() is not None), "")
 
@@ -317,8 +317,8 @@ def mlflow_command(backend: str, folder: Path, port: int) -> list[str]:
     ]
 
 
-def stop_left_over(folder: Path) -> ServiceState | None:
-    """Stop servers that a killed session left running in `folder`; return what ``services.json`` said of them.
+def stop_stale_servers(folder: Path) -> ServiceState | None:
+    """Stop servers that a killed session left running in `folder`; return their state from ``services.json``.
 
     Raises
     ------
@@ -379,14 +379,14 @@ def _port_of(url: str) -> int:
 
 def _free_port(preferred: int = 0, avoid: int = 0) -> int:
     """Return a free loopback port: the one used last time when it is free, so that bookmarks stay valid."""
-    for port in (preferred, 0, 0):
+    for candidate in (preferred, 0, 0):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                sock.bind((HOST, port))
+                sock.bind((HOST, candidate))
             except OSError:
                 continue
-            chosen = int(sock.getsockname()[1])
-            if chosen != avoid:
-                return chosen
+            port = int(sock.getsockname()[1])
+            if port != avoid:
+                return port
     raise ServiceError("no free port on the loopback interface", todo="Stop some servers and run again")

@@ -1,7 +1,7 @@
-"""The only module that talks to Prefect, by HTTP: emit an event, start a deployment, ask its state.
+"""The only module that talks to Prefect, by HTTP: emit an event, start a deployment, read its state.
 
-Events only wake. What is due is recounted in the queue's database under the campaign's lock, so a lost or doubled event
-changes nothing; that is why a server that does not answer costs a warning and no more.
+Events only start a recount. What is due is recounted in the queue's database under the campaign's lock, so a lost or doubled event
+changes nothing; so a server that does not answer is worth a warning only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PATCHES_ACCEPTED = "rescueseg.patches.accepted"
 GENERATION_FLOW = "generation"
 INFER_FLOW = "infer-volume"
 LOOP_FLOW = "active-learning"
+TRAIN_FLOW = "train"
 WORK_POOL = "rescueseg"
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     """Emit `PATCHES_ACCEPTED` if enough patches were accepted since the last generation, see `patches_due`.
 
     Call it after a submission or an acceptance. A server that does not answer costs a warning only: the schedule makes
-    a lost event good.
+    up for a lost event.
 
     Returns
     -------
@@ -120,7 +121,7 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
 
 
 def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
-    """Ask for a run of a deployment.
+    """Start a run of a deployment.
 
     Parameters
     ----------
@@ -142,9 +143,9 @@ def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
         If there is no such deployment or no server.
     """
     flow, _, deployment = name.partition("/")
-    found = _request(url, "GET", f"/deployments/name/{flow}/{deployment}")
+    deployed = _request(url, "GET", f"/deployments/name/{flow}/{deployment}")
     body = {"parameters": dict(parameters), "idempotency_key": str(uuid.uuid4())}
-    run = _request(url, "POST", f"/deployments/{found['id']}/create_flow_run", body)
+    run = _request(url, "POST", f"/deployments/{deployed['id']}/create_flow_run", body)
     return str(run["id"])
 
 
@@ -157,6 +158,11 @@ def run_state(url: str, flow_run_id: str) -> RunState:
         If there is no such run or no server.
     """
     state = _request(url, "GET", f"/flow_runs/{flow_run_id}").get("state") or {}
+    return _run_state(state)
+
+
+def _run_state(state: Mapping[str, Any]) -> RunState:
+    """Return a state from Prefect's JSON; a run without one is pending."""
     return RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
 
 
@@ -171,9 +177,9 @@ class FlowRun:
 
 
 def latest_run(url: str, name: str) -> FlowRun | None:
-    """Return the latest run of a deployment that has begun or was asked for, None when there is none.
+    """Return the latest run of a deployment that has begun or was requested, None when there is none.
 
-    Runs that the schedule has laid out for later do not count.
+    Runs that are only scheduled for later do not count.
 
     Parameters
     ----------
@@ -188,18 +194,17 @@ def latest_run(url: str, name: str) -> FlowRun | None:
         If there is no server.
     """
     flow, _, deployment = name.partition("/")
-    wanted = {
+    runs = {
         "flows": {"name": {"any_": [flow]}},
         "deployments": {"name": {"any_": [deployment]}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": 200,
     }
-    for run in _request(url, "POST", "/flow_runs/filter", wanted):
+    for run in _request(url, "POST", "/flow_runs/filter", runs):
         state = run.get("state") or {}
         if run.get("auto_scheduled") and state.get("type") == "SCHEDULED":
             continue
-        found = RunState(state.get("type", "PENDING"), state.get("name", "Pending"), state.get("message") or "")
-        return FlowRun(str(run["id"]), found, run.get("created") or "", run.get("end_time") or "")
+        return FlowRun(str(run["id"]), _run_state(state), run.get("created") or "", run.get("end_time") or "")
     return None
 
 
@@ -229,7 +234,7 @@ def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
     Raises
     ------
     ServiceError
-        If Prefect's command line fails; the message ends with what it said.
+        If Prefect's command line fails; the message ends with its output.
     """
     trigger = campaign.config.trigger
     values = {
@@ -248,18 +253,18 @@ def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=checkout(), env=dict(environment), capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
+    if process.returncode:
+        lines = (process.stdout + process.stderr).strip().splitlines()
         raise ServiceError(
-            "deploying failed", where=" ".join(command[2:6]), todo="Prefect said:\n" + "\n".join(said[-12:])
+            "deploying failed", where=" ".join(command[2:6]), todo="Prefect said:\n" + "\n".join(lines[-12:])
         )
 
 
 def _request(url: str, method: str, path: str, body: Any = None) -> Any:
-    """Ask the API; a busy server is asked again (events and runs carry an id of ours, so nothing happens twice)."""
+    """Send a request to the API, again to a busy server: events and runs carry an id of ours, so nothing happens twice."""
     loopback = httpx.URL(url).host in {"127.0.0.1", "localhost"}
     try:
         with httpx.Client(timeout=30.0, trust_env=not loopback) as client:

@@ -1,4 +1,4 @@
-"""Whether a generation is due, and its beginning."""
+"""Tells whether a generation is due, and begins it."""
 
 from __future__ import annotations
 

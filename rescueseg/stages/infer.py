@@ -41,7 +41,7 @@ def infer(campaign: Campaign, generation: int, client: Client | None, progress: 
 def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress) -> Any:
     """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
 
-    def report(done: int, total: int) -> None:
+    def note(done: int, total: int) -> None:
         campaign.note_progress(generation, f"{volume_id}: block", done, total)
         progress(volume_id, done, total)
 
@@ -50,7 +50,7 @@ def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Cl
         _model(campaign, generation),
         volume_id,
         client=client,
-        progress=report,
+        progress=note,
     )
     return maps.to_json()
 

@@ -44,7 +44,7 @@ def publish(campaign: Campaign, generation: int) -> Any:
 
 def _publish(campaign: Campaign, generation: int) -> Any:
     row = generation_table.row(campaign, generation)
-    judged = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
+    judgement = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
     snapshot, model = campaign.snapshot(generation), campaign.model(generation)
     if snapshot is None or model is None:
         raise CampaignError(
@@ -56,26 +56,33 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
     effort = campaign.require_result(generation, "effort")
-    tracker.log_judgement(judged, registered, _extra(row) | effort_metrics(effort))
-    written = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
-    page = campaign.storage.read_bytes(written.path)
+    tracker.log_judgement(judgement, registered, _extra(row) | effort_metrics(effort))
+    report = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
+    page = campaign.storage.read_bytes(report.path)
     files = {"report.html": page, "effort.json": canonical_json(effort).encode()}
-    figures = {f"figures/{name}": data for name, data in written.figures.items()}
+    figures = {f"figures/{name}": data for name, data in report.figures.items()}
     tracker.log_files(run, {**files, **figures, **triage_files(campaign)})
     tracker.finish_generation(generation)
     return row.to_json()
 
 
 def triage_files(campaign: Campaign) -> dict[str, bytes]:
-    """Return what the triage wrote, by the path under which MLflow keeps it; empty before a triage."""
+    """Return the files of the triage by their path in MLflow; empty before a triage."""
     names = ("triage.json", "triage.png")
     return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
 
 
 def effort_metrics(effort: Any) -> dict[str, float]:
-    """Return what the labels new in a generation cost, for the curves: in all, and per person under their name.
+    """Return the effort of the labels new in a generation as metrics for MLflow: in all, and per person.
 
     MLflow allows no other signs in a name than letters, digits, spaces and ``_-./``; others become ``_``.
+
+    Examples
+    --------
+    >>> anna = {"annotation_seconds": 90.0, "voxels_corrected": 512}
+    >>> metrics = effort_metrics({"annotation_seconds": 90.0, "annotators": {"anna": anna}})
+    >>> metrics["annotation_minutes"], metrics["annotator_voxels_corrected/anna"]
+    (1.5, 512.0)
     """
     people = effort.get("annotators", {})
     metrics = {"annotation_minutes": effort["annotation_seconds"] / 60, "annotators": float(len(people))}
@@ -87,7 +94,7 @@ def effort_metrics(effort: Any) -> dict[str, float]:
 
 
 def _extra(row: generation_table.Row) -> dict[str, float]:
-    """Return what the judgement does not know, for the curves."""
+    """Return further metrics of a generation, which the judgement does not hold."""
     extra = {"voxels_corrected": float(row.voxels_corrected)}
     if row.queried_uncertainty is not None:
         extra["queried_uncertainty"] = row.queried_uncertainty

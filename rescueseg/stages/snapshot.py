@@ -1,4 +1,4 @@
-"""The snapshot stage: the training set of a generation, and what its labels cost."""
+"""The snapshot stage: the training set of a generation, and the effort of its labels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
         campaign.apply_domains()
         accepted = store.accepted("pool")
         previous = campaign.snapshot(generation - 1) if generation else None
-        known = {item.annotation_id for item in previous.items} if previous else set()
-        new = [a for a in accepted if a.annotation_id not in known]
+        earlier = {item.annotation_id for item in previous.items} if previous else set()
+        new = [a for a in accepted if a.annotation_id not in earlier]
         names = sorted({a.annotator for a in new})
         effort = {
-            **_cost(new),
-            "annotators": {who: _cost([a for a in new if a.annotator == who]) for who in names},
-            "patches": {a.ticket_id: {"annotator": a.annotator, **_cost([a])} for a in new},
+            **_effort(new),
+            "annotators": {who: _effort([a for a in new if a.annotator == who]) for who in names},
+            "patches": {a.ticket_id: {"annotator": a.annotator, **_effort([a])} for a in new},
         }
         campaign.finish_stage(generation, "effort", effort)
         freeze_choice(campaign, generation)
@@ -37,8 +37,8 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
     return result
 
 
-def _cost(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
-    """Return what accepted labels cost."""
+def _effort(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
+    """Return the effort of accepted labels: corrected voxels and working time in seconds."""
     return {
         "voxels_corrected": sum(a.voxels_corrected for a in accepted),
         "annotation_seconds": round(sum(a.seconds for a in accepted), 1),

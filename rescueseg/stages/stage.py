@@ -23,10 +23,10 @@ NOTE_EVERY = 10
 
 
 def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[], Any]) -> Any:
-    """Do the work of a stage unless it is done, note its seconds, commit."""
-    done = campaign.stage_result(generation, stage)
-    if done is not None:
-        return done
+    """Return a stage's result; its work is done, timed and committed only where there is none yet."""
+    previous = campaign.stage_result(generation, stage)
+    if previous is not None:
+        return previous
     started = time.perf_counter()
     result = work()
     commit(campaign, generation, stage, result, time.perf_counter() - started)
@@ -34,6 +34,6 @@ def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[]
 
 
 def commit(campaign: Campaign, generation: int, stage: str, result: Any, seconds: float) -> None:
-    """Write what a stage gave, after the seconds it took."""
+    """Write the seconds that a stage took, then its result."""
     campaign.finish_stage(generation, f"{stage}.seconds", round(seconds, 3))
     campaign.finish_stage(generation, stage, result)

@@ -66,12 +66,12 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
     return store.add_tickets(first_tickets(campaign, holdout, campaign.starting_patches() or []))
 
 
-def rehearse(
+def preview_sampling(
     campaign: Campaign, open_store: Callable[[], QueueStore], progress: Progress | None = None
 ) -> tuple[Holdout, list[QueriedPatch]]:
     """Return the holdout and the starting patches that `prepare` would leave; nothing is written. Raises as it does.
 
-    The queue is opened only when the holdout would grow: it says what was trained on.
+    The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
     """
     trained: list[Patch] = []
     if campaign.holdout() is not None and (new := starting_patches.undrawn_volumes(campaign)):
@@ -86,15 +86,15 @@ def rehearse(
 def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[NewTicket]:
     """Return the tickets of a sampling, none in refused volumes; the queue takes those that it does not have."""
     usable = {volume.volume_id for volume in campaign.volumes()}
-    held = [
+    holdout_tickets = [
         _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
         for b in starting_patches.holdout_tickets(campaign, holdout)
     ]
-    return held + [_queried(campaign, 0, patch) for patch in starting if patch.volume_id in usable]
+    return holdout_tickets + [_queried(campaign, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
 def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
-    """Draw the holdout. It grows between generations only: one that has made its maps would miss those of the new boxes."""
+    """Draw the holdout. It grows between generations only: an unfinished one may have no maps of the new boxes."""
     if campaign.holdout() is None or not (new := starting_patches.undrawn_volumes(campaign)):
         return starting_patches.draw_holdout(campaign, progress=progress)
     with campaign_lock(campaign, store):
@@ -118,7 +118,7 @@ def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
     refused = {v.volume_id for v in campaign.volumes(refused=True) if v.refused}
     waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
     for ticket in waiting:
-        with suppress(QueueError):  # somebody took it just now
+        with suppress(QueueError):  # leased to somebody in the meantime
             store.withdraw(ticket.ticket_id, "rescueseg check", "the volume was refused")
     return len(waiting)
 
@@ -158,13 +158,13 @@ def stop_decision(campaign: Campaign, generation: int) -> str:
     """Return why the campaign should stop after a generation, empty when it should go on."""
     history = [
         GenerationResult(
-            generation=judged.generation,
-            annotated_patches=judged.annotated_patches,
-            validation_dice=judged.evaluation.validation.dice if judged.evaluation.validation else None,
-            candidates_left=campaign.require_result(judged.generation, "query")["candidates"],
+            generation=judgement.generation,
+            annotated_patches=judgement.annotated_patches,
+            validation_dice=judgement.evaluation.validation.dice if judgement.evaluation.validation else None,
+            candidates_left=campaign.require_result(judgement.generation, "query")["candidates"],
         )
-        for judged in judgements(campaign)
-        if judged.generation <= generation
+        for judgement in judgements(campaign)
+        if judgement.generation <= generation
     ]
     decision = should_stop(history, campaign.config.stopping)
     return decision.reason if decision.stop else ""

@@ -39,9 +39,9 @@ def train(campaign: Campaign, generation: int, progress: StepProgress) -> Any:
     TrainingError
         If the snapshot is missing or holds nothing to learn from.
     """
-    done = campaign.stage_result(generation, "training")
-    if done is not None:
-        return done
+    previous = campaign.stage_result(generation, "training")
+    if previous is not None:
+        return previous
     result = _train(campaign, generation, progress)
     commit(campaign, generation, "training", result, result.pop("seconds"))
     return result

@@ -1,7 +1,7 @@
 """Trainings outside the loop: another trainer or setting on accepted annotations, beside the generations.
 
-Such a training has a name made from what decides its model, so that the same command goes on where it was killed, and
-finds the model once it is finished. No generation, champion or query depends on it.
+Such a training is named by the digest of all that decides its model, so that the same command goes on where it was
+killed, and finds the model once it is finished. No generation, champion or query depends on it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from rescueseg.models.trainer import Outline
 from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
+from rescueseg.records import Snapshot
 from rescueseg.stages.stage import NOTE_EVERY
 from rescueseg.stages.train import train_snapshot
 from rescueseg.storage import digest_json
 
 
 def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: int | None = None) -> OutsideTraining:
-    """Return the training that is asked for; nothing is written.
+    """Return the training to be run; nothing is written.
 
     Parameters
     ----------
@@ -47,35 +48,35 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
         If nothing is accepted yet, or the holdout is not frozen.
     """
     name = trainer or trainer_name(campaign)
-    if generation is None:
-        last = store.last_generation()
-        number = 0 if last is None else last.generation + 1
-        chosen = snapshots.make_snapshot(campaign, number, store.accepted("pool"))
-    else:
-        found = campaign.snapshot(generation)
-        if found is None:
-            raise TrainingError(
-                f"generation {generation} has no snapshot",
-                where=campaign.url,
-                todo="Leave --generation out to train on what is accepted now",
-            )
-        chosen = found
+    snapshot = _new_snapshot(campaign, store) if generation is None else campaign.snapshot(generation)
+    if snapshot is None:
+        raise TrainingError(
+            f"generation {generation} has no snapshot",
+            where=campaign.url,
+            todo="Leave --generation out to train on what is accepted now",
+        )
     settings = campaign.config.training.model_dump(mode="json", exclude={"trainer"})
-    identity = digest_json([name, chosen.digest, chosen.generation, settings, campaign.config.seed])
-    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=chosen)
+    identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
+    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot)
 
 
-def look(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
-    """Return what the training would be, and the seconds it would take.
+def _new_snapshot(campaign: Campaign, store: QueueStore) -> Snapshot:
+    """Return the snapshot that the next generation would have now."""
+    last = store.last_generation()
+    return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.accepted("pool"))
+
+
+def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
+    """Return the outline of a training, and the seconds it would take.
 
     The seconds are those of a step in the latest generation of the same trainer; None where there is none.
     """
-    told = outline(training.trainer, campaign, training.snapshot)
+    expected = outline(training.trainer, campaign, training.snapshot)
     for generation in reversed(campaign.generations()):
-        done, seconds = (campaign.stage_result(generation, stage) for stage in ("training", "training.seconds"))
-        if done and seconds and done["model"]["trainer"] == training.trainer:
-            return told, told.steps * float(seconds) / done["iterations"]
-    return told, None
+        result, seconds = (campaign.stage_result(generation, stage) for stage in ("training", "training.seconds"))
+        if result and seconds and result["model"]["trainer"] == training.trainer:
+            return expected, expected.steps * float(seconds) / result["iterations"]
+    return expected, None
 
 
 def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -> dict[str, Any]:
@@ -96,8 +97,8 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
         As `rescueseg.stages.train.train_snapshot`.
     """
     name, storage = training.name, campaign.storage
-    if (done := training_result(campaign, name)) is not None:
-        return dict(done)
+    if (previous := training_result(campaign, name)) is not None:
+        return dict(previous)
     storage.write_json(campaign.training_path(name, "request.json"), training.to_json())
     steps = outline(training.trainer, campaign, training.snapshot).steps
 

@@ -19,7 +19,7 @@ def check(campaign_url: str, apply: bool = False) -> Any:
     if not apply:
         return consistency.summary(consistency.check(campaign))
     store.migrate()
-    with campaign_lock(campaign, store):  # no generation trains on what is judged as untrained
+    with campaign_lock(campaign, store):  # no generation trains meanwhile on patches that are judged as untrained
         report = consistency.check(campaign)
         consistency.apply(campaign, report)
         tickets.withdraw_refused(campaign, store)

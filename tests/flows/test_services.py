@@ -14,7 +14,7 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
-from rescueseg.services.local_servers import OWNER, Servers, environment, read_state, stop_left_over
+from rescueseg.services.local_servers import OWNER, Servers, environment, read_state, stop_stale_servers
 
 
 def test_all_servers_answer_on_loopback_and_stop_with_the_block(tmp_path: Path, campaign: Campaign) -> None:
@@ -50,7 +50,7 @@ def test_what_a_killed_session_left_is_stopped(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     state = read_state(tmp_path)
     assert state is not None
-    stop_left_over(tmp_path)
+    stop_stale_servers(tmp_path)
     assert not psutil.pid_exists(state.pids["prefect"])
 
 
@@ -68,12 +68,12 @@ def test_servers_in_use_are_not_taken_for_left_overs(tmp_path: Path) -> None:
     assert session.stdout is not None
     assert session.stdout.readline() == b"up\n"
     with pytest.raises(ServiceError, match=f"process {session.pid} serves this campaign already"):
-        stop_left_over(tmp_path)
+        stop_stale_servers(tmp_path)
     state = read_state(tmp_path)
     assert state is not None
     assert psutil.pid_exists(state.pids["prefect"])
     session.communicate()
-    assert stop_left_over(tmp_path) is not None
+    assert stop_stale_servers(tmp_path) is not None
 
 
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
         f'{{"prefect_api_url": "x", "mlflow_uri": "y", "pids": {{"prefect": {os.getpid()}}}, "started": {{"prefect": 1.0}}}}'
     )
     assert read_state(tmp_path) is None
-    stop_left_over(tmp_path)
+    stop_stale_servers(tmp_path)
     assert psutil.pid_exists(os.getpid())
 
 

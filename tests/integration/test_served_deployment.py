@@ -118,7 +118,7 @@ class Served:
             assert time.monotonic() < deadline, (
                 f"not within {seconds:.0f} s: {what}\n{self.servers.log_tail('worker', 60)}"
             )
-            assert not self.servers.died()
+            assert not self.servers.dead_process()
             time.sleep(0.5)
 
 

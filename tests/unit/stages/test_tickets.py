@@ -92,7 +92,7 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     def no_queue() -> QueueStore:
         raise AssertionError("the first sampling asks nothing of the queue")
 
-    holdout, starting = tickets.rehearse(campaign, no_queue)
+    holdout, starting = tickets.preview_sampling(campaign, no_queue)
     assert campaign.holdout() is None
     assert campaign.starting_patches() is None
     assert not Path(campaign.storage.path("campaign.db")).exists()
@@ -104,5 +104,5 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     assert len(starting) == campaign.config.sampling.starting_patches
     first = next(t for t in opened.tickets(purpose="pool") if t.box == starting[0].box)
     assert (first.stratum, first.reason) == ("rough_mask", "rough mask of the triage")
-    assert tickets.rehearse(campaign, no_queue) == (holdout, starting)
+    assert tickets.preview_sampling(campaign, no_queue) == (holdout, starting)
     opened.close()

@@ -93,8 +93,8 @@ def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Cam
     model = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
     campaign.finish_stage(0, "training", {"model": model.to_json(), "iterations": 6})
     campaign.finish_stage(0, "training.seconds", 30.0)
-    assert train_outside.look(campaign, train_outside.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
-    assert train_outside.look(campaign, train_outside.plan(campaign, store, "monai_unet", 0))[1] is None
+    assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
+    assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "monai_unet", 0))[1] is None
 
 
 def test_the_outline_of_an_ensemble_says_how_its_networks_share_the_patches(tmp_path: Path) -> None:
@@ -171,5 +171,5 @@ def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
     resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: train(campaign, 0, progress))
     assert 3600 < campaign.require_result(0, "training.seconds") < 4000
     assert "seconds" not in campaign.require_result(0, "training"), "no clock enters a result"
-    estimate = train_outside.look(campaign, train_outside.plan(campaign, store, generation=0))[1]
+    estimate = train_outside.estimate(campaign, train_outside.plan(campaign, store, generation=0))[1]
     assert estimate == pytest.approx(campaign.require_result(0, "training.seconds"))
