@@ -1,8 +1,7 @@
-"""From score maps to patch scores: box sums that may be gathered block by block.
+"""Acquisition functions: the entropy of a class, voxel by voxel, and the noise of a stochastic batch.
 
-A patch score is the mean of a voxel score over the patch; how voxels are aggregated matters more than which
-uncertainty they carry (Kahl et al., ValUES, arXiv 2401.08501). Sums over the parts of a box that lie in
-different blocks add up to the sum over the box, so no map is ever in memory as a whole.
+A patch score is the mean of a voxel score over the patch (`rescueseg.inference.box_means`); how voxels are aggregated
+matters more than which uncertainty they carry (Kahl et al., ValUES, arXiv 2401.08501).
 """
 
 from __future__ import annotations
@@ -28,6 +27,13 @@ def class_entropy(entropy: npt.NDArray[Any], probability: npt.NDArray[Any]) -> n
     References
     ----------
     ClaSP PE, arXiv 2601.13677.
+
+    Examples
+    --------
+    Two voxels of the same entropy, 0.5 nat; only the second may belong to the class:
+
+    >>> class_entropy(np.full((1, 1, 2), 0.5), np.array([[[0.0, 0.5]]])).tolist()
+    [[[0.0, 0.25]]]
     """
     product: npt.NDArray[np.float32] = np.asarray(entropy, np.float32) * np.asarray(probability, np.float32)
     return product
@@ -48,6 +54,14 @@ def power_noise(score: Floats, beta: float, rng: np.random.Generator) -> Floats:
     References
     ----------
     Kirsch et al., Stochastic Batch Acquisition, TMLR 2023 (openreview vcHwQyNBjW).
+
+    Examples
+    --------
+    A score of 0 comes last; a large beta leaves the others in their order:
+
+    >>> noisy = power_noise(np.array([0.0, 0.2, 0.8]), 100.0, np.random.default_rng(0))
+    >>> np.argsort(-noisy).tolist(), bool(np.isneginf(noisy[0]))
+    ([2, 1, 0], True)
     """
     with np.errstate(divide="ignore"):
         logarithm = np.log(np.maximum(score, 0.0))

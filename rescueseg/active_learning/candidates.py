@@ -69,8 +69,8 @@ def score_candidates(
     Returns
     -------
     CandidateTable
-        Candidates by volume id, in the order given. Blocks are read in a fixed order: the same maps give the
-        same scores to the last bit.
+        Candidates by volume id, those of a volume in the order of `boxes`. Blocks are read in a fixed order: the same
+        maps give the same scores to the last bit.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def score_candidates(
     """
     volumes = [v for v in sorted(boxes) if boxes[v]]
     blocks = {volume_id: map_pieces(campaign, generation, volume_id) for volume_id in volumes}
-    done, total = 0, sum(map(len, blocks.values()))
+    done_count, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
     for volume_id in volumes:
         maps = {name: open_map(campaign, generation, volume_id, name) for name in (*SCORES, "probability")}
@@ -88,9 +88,9 @@ def score_candidates(
         for block in blocks[volume_id]:
             part = _block_sums(maps, block, starts, stops, volume_id)
             sums = part if sums is None else sums + part
-            done += 1
+            done_count += 1
             if progress is not None:
-                progress(done, total)
+                progress(done_count, total)
         assert sums is not None, "a volume has at least one block"
         rows.append(sums / np.prod(stops - starts, axis=1)[:, None])
     columns = len(SCORES) + 1 + campaign.config.n_classes

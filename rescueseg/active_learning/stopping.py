@@ -9,7 +9,7 @@ from rescueseg.records import Record
 
 
 class GenerationResult(Record):
-    """What one generation reached, and what it had to learn from."""
+    """What one generation reached, and on how many patches it was trained."""
 
     generation: int
     annotated_patches: int
@@ -17,7 +17,7 @@ class GenerationResult(Record):
     validation_dice: float | None
     """Mean over classes on the validation boxes; None where it is not defined."""
     candidates_left: int | None = None
-    """Patches its query could still choose; None when nobody counted."""
+    """Patches its query could still choose; None when they were not counted."""
 
 
 class StopDecision(Record):
@@ -42,19 +42,28 @@ def should_stop(history: Sequence[GenerationResult], config: StoppingConfig) -> 
     StopDecision
         Stop when the generations or the annotated patches are used up, nothing is left to choose, or none of
         the last `patience` generations gained `min_gain` over the best before it.
+
+    Examples
+    --------
+    >>> dice = (0.70, 0.82, 0.82, 0.81)
+    >>> history = [
+    ...     GenerationResult(generation=g, annotated_patches=10 * (g + 1), validation_dice=d) for g, d in enumerate(dice)
+    ... ]
+    >>> should_stop(history, StoppingConfig(patience=2, min_gain=0.01)).reason
+    'no gain of 0.01 in validation Dice for 2 generations'
     """
     if not history:
         return StopDecision(stop=False, reason="no generation has finished yet")
-    done = sorted(history, key=lambda result: result.generation)
-    last = done[-1]
-    if len(done) >= config.max_generations:
+    results = sorted(history, key=lambda result: result.generation)
+    last = results[-1]
+    if len(results) >= config.max_generations:
         return StopDecision(stop=True, reason=f"all {config.max_generations} generations are done")
     most = config.max_annotated_patches
     if most is not None and last.annotated_patches >= most:
         return StopDecision(stop=True, reason=f"{last.annotated_patches} patches are annotated, {most} are the limit")
     if last.candidates_left == 0:
         return StopDecision(stop=True, reason="no patch is left to choose")
-    idle = _generations_without_gain([r.validation_dice for r in done], config.min_gain)
+    idle = _generations_without_gain([r.validation_dice for r in results], config.min_gain)
     if idle >= config.patience:
         return StopDecision(
             stop=True, reason=f"no gain of {config.min_gain:g} in validation Dice for {idle} generations"

@@ -1,7 +1,7 @@
 """Which patches to annotate next: strategies that pick a batch from a table of scored candidates.
 
-A strategy orders the candidates; the batch is then taken greedily, so that no two of its patches overlap, across
-all volumes. Every strategy only sees predictions: a live campaign has no truth to look at.
+A strategy orders the candidates; the batch is then filled greedily in that order, across all volumes, so that no two of
+its patches overlap. Every strategy sees predictions only: a live campaign has no truth.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.active_learning.acquisition import power_noise
-from rescueseg.active_learning.candidates import CandidateTable, score_candidates
+from rescueseg.active_learning.candidates import CandidateTable
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import Floats, box_bounds
 from rescueseg.records import QueriedPatch
-
-__all__ = ["STRATEGIES", "CandidateTable", "Loop", "choose", "choose_patches", "score_candidates"]
 
 CLASS_SHARE = 0.66
 """Share of a ClaSP batch that goes to the foreground classes."""
@@ -31,7 +29,13 @@ BETA_FIRST, BETA_LAST = 1.0, 100.0
 
 @dataclass(frozen=True)
 class Loop:
-    """Where the campaign stands: query `index` (from 0) of about `total`."""
+    """Where the campaign stands: query `index` (from 0) of about `total`.
+
+    Examples
+    --------
+    >>> [round(Loop(index, 3).beta, 6) for index in range(3)]
+    [1.0, 10.0, 100.0]
+    """
 
     index: int
     total: int
@@ -45,7 +49,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Pick:
-    """One chosen candidate: its row, the score that spoke for it, without noise, and why."""
+    """One candidate of a batch: its row in the table, its score without noise, and the reason in words."""
 
     index: int
     score: float
@@ -53,7 +57,7 @@ class Pick:
 
 
 class Batch:
-    """Patches chosen so far; takes no patch that overlaps one of them."""
+    """A batch of patches that is filled in order; no two of its patches overlap."""
 
     def __init__(self, table: CandidateTable) -> None:
         self.picks: list[Pick] = []
@@ -61,19 +65,17 @@ class Batch:
         _, self._volumes = np.unique(np.array(table.volume_ids, dtype=str), return_inverse=True)
         self._free = np.ones(len(table), dtype=bool)
 
-    def take(self, order: npt.NDArray[np.int64], count: int, scores: Floats, reason: str) -> int:
-        """Take up to `count` patches in the order given; return how many were taken."""
-        taken = 0
+    def add(self, order: npt.NDArray[np.int64], count: int, scores: Floats, reason: str) -> None:
+        """Add up to `count` patches that are still free, in the order of their rows."""
+        size = len(self.picks) + count
         for index in order:
-            if taken == count:
+            if len(self.picks) == size:
                 break
             if not self._free[index]:
                 continue
             overlap = np.all((self._starts < self._stops[index]) & (self._stops > self._starts[index]), axis=1)
             self._free &= ~(overlap & (self._volumes == self._volumes[index]))
             self.picks.append(Pick(int(index), float(scores[index]), reason))
-            taken += 1
-        return taken
 
 
 Strategy = Callable[[CandidateTable, int, np.random.Generator, Loop], list[Pick]]
@@ -83,12 +85,12 @@ def random(table: CandidateTable, count: int, rng: np.random.Generator, loop: Lo
     """Every candidate with the same chance."""
     del loop
     batch = Batch(table)
-    batch.take(rng.permutation(len(table)), count, np.ones(len(table)), "random")
+    batch.add(rng.permutation(len(table)), count, np.ones(len(table)), "random")
     return batch.picks
 
 
 def foreground_random(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
-    """Two thirds by predicted foreground, the rest at random: nnActive's baseline without its look at the truth.
+    """Two thirds by predicted foreground, the rest at random: nnActive's baseline, which uses the truth, on predictions.
 
     A patch is drawn with a chance proportional to its mean foreground probability, as a patch around a random
     foreground voxel would be; that is power noise with β = 1.
@@ -100,8 +102,8 @@ def foreground_random(table: CandidateTable, count: int, rng: np.random.Generato
     del loop
     batch = Batch(table)
     noisy = power_noise(table.foreground, 1.0, rng)
-    batch.take(descending(noisy, rng), round(FOREGROUND_SHARE * count), table.foreground, "random foreground")
-    batch.take(rng.permutation(len(table)), count - len(batch.picks), table.foreground, "random")
+    batch.add(descending(noisy, rng), round(FOREGROUND_SHARE * count), table.foreground, "random foreground")
+    batch.add(rng.permutation(len(table)), count - len(batch.picks), table.foreground, "random")
     return batch.picks
 
 
@@ -111,7 +113,7 @@ def highest(score: str) -> Strategy:
     def strategy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
         del loop
         batch, values = Batch(table), table.scores[score]
-        batch.take(descending(values, rng), count, values, f"highest {score}")
+        batch.add(descending(values, rng), count, values, f"highest {score}")
         return batch.picks
 
     strategy.__doc__ = f"Highest box means of {score}."
@@ -127,7 +129,7 @@ def power_bald(table: CandidateTable, count: int, rng: np.random.Generator, loop
     """
     del loop
     batch, values = Batch(table), table.scores["mutual_information"]
-    batch.take(descending(power_noise(values, 1.0, rng), rng), count, values, "mutual_information, power noise")
+    batch.add(descending(power_noise(values, 1.0, rng), rng), count, values, "mutual_information, power noise")
     return batch.picks
 
 
@@ -150,9 +152,9 @@ def clasp_entropy(table: CandidateTable, count: int, rng: np.random.Generator, l
     for index in classes:
         values = table.class_entropy[:, index]
         order = descending(power_noise(values, loop.beta, rng), rng)
-        batch.take(order, int(shares[index]), values, f"class {index + 1}: predictive_entropy × probability")
+        batch.add(order, int(shares[index]), values, f"class {index + 1}: predictive_entropy × probability")
     order = descending(power_noise(entropy, loop.beta, rng), rng)
-    batch.take(order, count - len(batch.picks), entropy, "predictive_entropy, power noise")
+    batch.add(order, count - len(batch.picks), entropy, "predictive_entropy, power noise")
     return batch.picks
 
 
@@ -170,7 +172,13 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def descending(score: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return the indices from the highest score to the lowest; ties in random order."""
+    """Return the indices from the highest score to the lowest; ties in random order.
+
+    Examples
+    --------
+    >>> descending(np.array([0.2, 0.9, 0.5]), np.random.default_rng(0)).tolist()
+    [1, 2, 0]
+    """
     return np.lexsort((rng.random(len(score)), -score))
 
 
@@ -187,35 +195,6 @@ def find_strategy(name: str) -> Strategy:
             f"unknown query strategy '{name}'", where="query.strategy", todo=f"Choose one of {', '.join(STRATEGIES)}"
         )
     return STRATEGIES[name]
-
-
-def choose(strategy: str, table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[int]:
-    """Choose a batch of candidates.
-
-    Parameters
-    ----------
-    strategy : str
-        One of `STRATEGIES`.
-    table : CandidateTable
-        Scored candidates.
-    count : int
-        Patches wanted.
-    rng : numpy.random.Generator
-        Only source of chance.
-    loop : Loop
-        Which query of how many this is.
-
-    Returns
-    -------
-    list of int
-        Rows of `table`, in the order of choice; fewer than `count` where no more fit without overlap.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such strategy.
-    """
-    return [pick.index for pick in find_strategy(strategy)(table, count, rng, loop)]
 
 
 def choose_patches(

@@ -49,10 +49,10 @@ def evaluate(
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
         _evaluate_training(Campaign.open(campaign), training, _part(part), json_file, dry_run=dry_run)
         return
-    from rescueseg.evaluation.calibration import kept_calibration, settled_calibration
+    from rescueseg.evaluation.calibration import current_calibration, stored_calibration
     from rescueseg.evaluation.champion import champion
     from rescueseg.evaluation.holdout_scores import check_evaluation
-    from rescueseg.evaluation.kept import evaluate_and_keep
+    from rescueseg.evaluation.stored_scores import evaluate_and_store
     from rescueseg.reports.evaluation_pages import write_evaluation_page
     from rescueseg.reports.evaluation_tables import show_groups
     from rescueseg.reports.html import family
@@ -69,9 +69,9 @@ def evaluate(
     if _announce(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
-        evaluation = evaluate_and_keep(opened, number, lambda done, total: progress("boxes", done, total))
-        before = kept_calibration(opened, number)
-        calibration = settled_calibration(opened, number, lambda done, total: progress("temperature", done, total))
+        evaluation = evaluate_and_store(opened, number, lambda done, total: progress("boxes", done, total))
+        before = stored_calibration(opened, number)
+        calibration = current_calibration(opened, number, lambda done, total: progress("temperature", done, total))
         groups = _groups(opened, evaluation, first)
         page = write_evaluation_page(opened, evaluation, groups, progress)
     show_groups(console, groups[first])
@@ -98,7 +98,7 @@ def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
 
 
 def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path | None, *, dry_run: bool) -> None:
-    from rescueseg.evaluation.outside import EVALUATION, check_training, evaluate_training
+    from rescueseg.evaluation.training_scores import EVALUATION, check_training, evaluate_training
     from rescueseg.reports.evaluation_tables import show_groups
 
     model, assignment = check_training(opened, name)
@@ -146,7 +146,7 @@ def compare(
     with shown_progress(console) as progress:
         a, b = (_evaluation(opened, which, progress) for which in (first, second))
         classes = opened.config.classes
-        parts = [p for p in _order(first_part) if p == first_part or (a.known(p) and b.known(p))]
+        parts = [p for p in _order(first_part) if p == first_part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
         page = write_comparison_page(opened, a, b, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
@@ -163,24 +163,24 @@ def compare(
 def _preview_comparison(campaign: Campaign, both: Sequence[str]) -> None:
     """Print which evaluations a comparison would make first, and how many boxes it would be over."""
     from rescueseg.evaluation.holdout_scores import check_evaluation
-    from rescueseg.evaluation.kept import judged_keys, kept_evaluation
-    from rescueseg.evaluation.outside import kept_training_evaluation
     from rescueseg.evaluation.scores import Evaluation
+    from rescueseg.evaluation.stored_scores import box_keys, stored_evaluation
+    from rescueseg.evaluation.training_scores import stored_training_evaluation
     from rescueseg.evaluation.truth import PARTS
 
     evaluations: list[Evaluation | Assignment] = []
     for which in both:
         if which.isdecimal():
-            evaluation = kept_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
+            evaluation = stored_evaluation(campaign, int(which)) or check_evaluation(campaign, int(which))
         else:
-            previous, assignment = kept_training_evaluation(campaign, which)
+            previous, assignment = stored_training_evaluation(campaign, which)
             evaluation = previous or assignment
         evaluations.append(evaluation)
         is_evaluated = isinstance(evaluation, Evaluation)
         todo = "evaluated already" if is_evaluated else f"to be evaluated first, on {len(evaluation.boxes)} boxes"
         say_line(f"{_name(which).capitalize()} ({_family(campaign, which)}): {todo}")
     common = {
-        part: len(set.intersection(*(judged_keys(evaluation, part) for evaluation in evaluations))) for part in PARTS
+        part: len(set.intersection(*(box_keys(evaluation, part) for evaluation in evaluations))) for part in PARTS
     }
     say_line(f"Boxes in common: {', '.join(f'{count} {part}' for part, count in common.items())}")
     console.print("Nothing was changed; run again without --dry-run", style="dim")
@@ -191,23 +191,23 @@ def _name(which: str) -> str:
 
 
 def _family(campaign: Campaign, which: str) -> str:
-    from rescueseg.evaluation.outside import require_trained
+    from rescueseg.evaluation.training_scores import require_training_model
     from rescueseg.reports.html import family
 
-    return family(campaign, int(which)) if which.isdecimal() else require_trained(campaign, which).trainer
+    return family(campaign, int(which)) if which.isdecimal() else require_training_model(campaign, which).trainer
 
 
 def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
     """Return the evaluation of a generation or a training, which is made where there is none yet."""
-    from rescueseg.evaluation.kept import settled_evaluation
-    from rescueseg.evaluation.outside import settled_training
+    from rescueseg.evaluation.stored_scores import current_evaluation
+    from rescueseg.evaluation.training_scores import current_training_evaluation
 
     def count(done: int, total: int) -> None:
         progress(f"{_name(which)}: boxes", done, total)
 
     if which.isdecimal():
-        return settled_evaluation(campaign, int(which), count)
-    return settled_training(campaign, which, count)
+        return current_evaluation(campaign, int(which), count)
+    return current_training_evaluation(campaign, which, count)
 
 
 def _part(text: str) -> Part:

@@ -55,12 +55,12 @@ def review(
 
 
 def _draw(url: str, ticket_id: str, picture: Path) -> None:
-    from rescueseg.reports.agreement_page import disagreement_view, lone_view
+    from rescueseg.reports.agreement_page import disagreement_view, single_version_view
 
     campaign, store = _open(url)
     found = [c for c in store.comparisons() if c.ticket_id == ticket_id]
     if not found:
-        picture.write_bytes(lone_view(campaign, store, ticket_id))
+        picture.write_bytes(single_version_view(campaign, store, ticket_id))
         plain_console().print(f"{picture}: what changed from the first mask")
         return
     picture.write_bytes(disagreement_view(campaign, store, found[-1]))

@@ -1,9 +1,9 @@
-"""How far a generation's probabilities can be trusted, and the temperature that mends them.
+"""The calibration of a generation's probabilities: its error, and the temperature that corrects it.
 
 Maps hold the mean probability of the members as it is. Its logarithm, divided by a temperature and normalised again, has
 the same most probable class; the temperature is the one that minimises the negative log-likelihood of the truth on the
-validation boxes (Guo et al. 2017, arXiv:1706.04599). It is found once, kept with the generation and its model in MLflow,
-and found anew when model or truth are others; the test boxes only report what it does.
+validation boxes (Guo et al. 2017, arXiv:1706.04599). It is fitted once, stored with the generation and its model in
+MLflow, and fitted anew when model or truth have changed; the test boxes only report what it does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Calibration(Record):
     generation: int
     model_digest: str
     truth_digest: str = ""
-    """Of the holdout boxes and their truth; empty in those kept before it was noted, which are fitted anew."""
+    """Of the holdout boxes and their truth; empty in files of versions that did not write it, which are fitted anew."""
     temperature: float
     """1 leaves the probabilities as they are, more makes them less sure; 1 where no validation voxel has a known truth."""
     validation: PartCalibration | None
@@ -60,16 +60,16 @@ class Calibration(Record):
 
     def metrics(self) -> dict[str, float]:
         """Return the temperature and the tempered scores as flat names such as `test_ece_tempered`."""
-        found = {"temperature": self.temperature}
+        scores = {"temperature": self.temperature}
         for part in (self.validation, self.test):
             if part is not None:
-                found |= {f"{part.part}_nll_tempered": part.nll[1], f"{part.part}_ece_tempered": part.ece[1]}
-        return found
+                scores |= {f"{part.part}_nll_tempered": part.nll[1], f"{part.part}_ece_tempered": part.ece[1]}
+        return scores
 
     def sentence(self) -> str:
         """Say for people what the temperature does."""
-        shown = [p for p in (self.validation, self.test) if p is not None]
-        changes = ", ".join(f"{p.part} calibration error {p.ece[0]:.3f} → {p.ece[1]:.3f}" for p in shown)
+        parts = [p for p in (self.validation, self.test) if p is not None]
+        changes = ", ".join(f"{p.part} calibration error {p.ece[0]:.3f} → {p.ece[1]:.3f}" for p in parts)
         return f"Temperature {self.temperature:.2f}, fitted on the validation boxes: {changes}"
 
 
@@ -81,7 +81,14 @@ def temper(probabilities: Float32, temperature: float) -> Float32:
     probabilities : ndarray of float32, shape (K + 1, …)
         Class probabilities along the first axis.
     temperature : float
-        Above 0.
+        Above 0; more than 1 makes the probabilities less sure.
+
+    Examples
+    --------
+    Background and one class of a single voxel, at a temperature of 2:
+
+    >>> temper(np.array([[0.9], [0.1]], np.float32), 2.0).round(2).tolist()
+    [[0.75], [0.25]]
     """
     logs = np.log(np.maximum(probabilities, np.float32(_TINY))) / np.float32(temperature)
     logs -= logs.max(axis=0)
@@ -107,13 +114,13 @@ def fit_temperature(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> flo
         Their classes, 0…K.
     """
     low, high = np.log(_RANGE)
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda t: negative_log_likelihood(temper(probabilities, float(np.exp(t))), truth),
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-3},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def calibrate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
@@ -135,29 +142,29 @@ def calibrate_generation(campaign: Campaign, generation: int, progress: CountPro
     """
     assignment = check_evaluation(campaign, generation)
     sample = VoxelSample(assignment)
-    for done, box in enumerate(assignment.boxes, start=1):
+    for number, box in enumerate(assignment.boxes, start=1):
         probability, _ = read_maps(campaign, generation, box)
         sample.add(box, probability)
         if progress is not None:
-            progress(done, len(assignment.boxes))
+            progress(number, len(assignment.boxes))
     return sample.calibration()
 
 
-def settled_calibration(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
-    """Return the calibration that is kept where model and truth are still the same, else fit and keep a new one.
+def current_calibration(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
+    """Return the stored calibration where model and truth are still the same, else fit and store a new one.
 
     Parameters and errors as `calibrate_generation`.
     """
-    kept = kept_calibration(campaign, generation)
-    if kept is not None and kept.fits(check_evaluation(campaign, generation)):
-        return kept
-    found = calibrate_generation(campaign, generation, progress)
-    campaign.finish_stage(generation, STAGE, found.to_json())
-    return found
+    earlier = stored_calibration(campaign, generation)
+    if earlier is not None and earlier.fits(check_evaluation(campaign, generation)):
+        return earlier
+    calibration = calibrate_generation(campaign, generation, progress)
+    campaign.finish_stage(generation, STAGE, calibration.to_json())
+    return calibration
 
 
-def kept_calibration(campaign: Campaign, generation: int) -> Calibration | None:
-    """Return the calibration that is kept with a generation, None where there is none."""
+def stored_calibration(campaign: Campaign, generation: int) -> Calibration | None:
+    """Return the calibration that is stored with a generation, None where there is none."""
     data: Any = campaign.stage_result(generation, STAGE)
     return None if data is None else Calibration.model_validate(data)
 
@@ -178,21 +185,21 @@ class VoxelSample:
         self._voxels: dict[Part, list[tuple[Float32, Labels]]] = {part: [] for part in PARTS}
 
     def add(self, box: HoldoutBox, probability: Float32) -> None:
-        """Take every so many voxels of a box with a known truth; probability (K + 1, z, y, x)."""
+        """Take every so many of a box's voxels that have a truth; probability (K + 1, z, y, x)."""
         truth = self._assignment.read_truth(box)
-        known, step = truth != IGNORE, self._steps[box.part]
-        if known.any():
-            self._voxels[box.part].append((probability[:, known][:, ::step], truth[known][::step]))
+        has_truth, step = truth != IGNORE, self._steps[box.part]
+        if has_truth.any():
+            self._voxels[box.part].append((probability[:, has_truth][:, ::step], truth[has_truth][::step]))
 
     def calibration(self) -> Calibration:
-        """Return the temperature that the validation voxels want, and what it does to both parts."""
-        joined = {
-            part: (np.concatenate([p for p, _ in found], axis=1), np.concatenate([t for _, t in found]))
-            for part, found in self._voxels.items()
-            if found
+        """Return the temperature that fits the validation voxels best, and what it does to both parts."""
+        voxels_of_part = {
+            part: (np.concatenate([p for p, _ in pairs], axis=1), np.concatenate([t for _, t in pairs]))
+            for part, pairs in self._voxels.items()
+            if pairs
         }
-        temperature = fit_temperature(*joined["validation"]) if "validation" in joined else 1.0
-        parts = {part: _measure(part, *voxels, temperature) for part, voxels in joined.items()}
+        temperature = fit_temperature(*voxels_of_part["validation"]) if "validation" in voxels_of_part else 1.0
+        parts = {part: _measure(part, *voxels, temperature) for part, voxels in voxels_of_part.items()}
         return Calibration(
             generation=self._assignment.generation,
             model_digest=self._assignment.model_digest,

@@ -46,7 +46,7 @@ class Judgement(Record):
     champion: int
     """Generation of the champion from now on."""
     comparison: Comparison | None
-    """With the champion before; None for the first generation, which becomes champion for want of another."""
+    """With the champion before; None for the first generation, which becomes champion without one."""
     annotated_patches: int
     annotated_voxels: int
     """Size of the generation's training set."""
@@ -64,8 +64,8 @@ class Judgement(Record):
 
 def judgements(campaign: Campaign) -> list[Judgement]:
     """Return what the evaluation stages of all generations wrote, by generation."""
-    found = ((campaign.stage_result(g, STAGE)) for g in campaign.generations())
-    return [Judgement.model_validate(data) for data in found if data is not None]
+    results = (campaign.stage_result(g, STAGE) for g in campaign.generations())
+    return [Judgement.model_validate(data) for data in results if data is not None]
 
 
 def judge(campaign: Campaign, evaluation: Evaluation) -> Judgement:
@@ -118,10 +118,17 @@ def pooled_dice(counts: npt.NDArray[Any], classes: npt.NDArray[np.bool_] | None 
         TP, FP, FN per class.
     classes : ndarray of bool (…, K), optional
         Which classes count; those that occur when omitted. Without any the result is 1.
+
+    Examples
+    --------
+    Two classes; the second occurs in neither truth nor prediction and does not count:
+
+    >>> float(pooled_dice(np.array([[6, 2, 2], [0, 0, 0]])))
+    0.75
     """
-    wanted = counts.sum(axis=-1) > 0 if classes is None else classes
-    number = wanted.sum(axis=-1)
-    total = np.where(wanted, dice_of(counts.astype(np.float64)), 0.0).sum(axis=-1)
+    counted = counts.sum(axis=-1) > 0 if classes is None else classes
+    number = counted.sum(axis=-1)
+    total = np.where(counted, dice_of(counts.astype(np.float64)), 0.0).sum(axis=-1)
     return np.where(number > 0, total / np.maximum(number, 1), 1.0)
 
 
@@ -136,7 +143,7 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     Boxes are drawn with replacement, the same ones for both, counts are pooled and Dice recomputed; the 2.5 and 97.5
     percentiles of the difference are the interval (Efron & Tibshirani, doi:10.1201/9780429246593). The candidate is
     better when all of the interval lies above 0, worse when all of it lies below, and otherwise, or with fewer
-    than 8 boxes that hold known voxels, it is undecided. A class counts in a resample when truth or either prediction
+    than 8 boxes with truth, it is undecided. A class counts in a resample when truth or either prediction
     holds it.
 
     Parameters
@@ -148,12 +155,12 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     resamples : int
         How often the boxes are drawn.
     """
-    mine = {b.key: b for b in candidate.known("validation")}
-    other = {b.key: b for b in champion.known("validation")}
-    common = sorted(set(mine) & set(other))
+    new = {b.key: b for b in candidate.boxes_with_truth("validation")}
+    old = {b.key: b for b in champion.boxes_with_truth("validation")}
+    common = sorted(set(new) & set(old))
     if not common:
         return _undecided(candidate, champion, 0.0, 0, "no validation box was judged for both")
-    both = np.stack([box_counts([scores[key] for key in common]) for scores in (mine, other)])
+    both = np.stack([box_counts([scores[key] for key in common]) for scores in (new, old)])
     difference = float(_difference(both.sum(axis=1)))
     if len(common) < MINIMUM_BOXES:
         return _undecided(
@@ -181,7 +188,7 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
 
 def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 4 boxes."""
-    boxes = evaluation.known(part)
+    boxes = evaluation.boxes_with_truth(part)
     times = resampling(len(boxes))
     if times is None:
         return None
@@ -209,5 +216,5 @@ def _undecided(candidate: Evaluation, champion: Evaluation, difference: float, b
 
 def champion(campaign: Campaign) -> int | None:
     """Return the generation whose model is champion; None before the first evaluation."""
-    judged = judgements(campaign)
-    return judged[-1].champion if judged else None
+    history = judgements(campaign)
+    return history[-1].champion if history else None

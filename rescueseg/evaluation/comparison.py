@@ -9,28 +9,25 @@ import numpy as np
 
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.champion import MINIMUM_BOXES
+from rescueseg.evaluation.metric_table import METRICS, Metric, Tables, occurs
 from rescueseg.evaluation.pooled import (
     LEAST_BOXES,
-    METRICS,
     RESAMPLES,
-    Floats,
     Interval,
     Kind,
-    Metric,
     PoolShare,
-    Tables,
     box_tables,
-    choose,
     effective_boxes,
     interval,
-    occurs,
     pool,
     pool_weights,
     resampling,
+    selected_rows,
     selections,
     weighting,
 )
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.geometry import Floats
 from rescueseg.records import Part, Record
 
 
@@ -39,7 +36,7 @@ class Difference(Record):
 
     first: float | None
     second: float | None
-    """None where the score says nothing: no class is there or was found."""
+    """None where the score says nothing: neither truth nor prediction holds a class."""
     difference: float | None
     """Second minus first."""
     interval: Interval | None
@@ -94,54 +91,55 @@ def compare_generations(
     EvaluationError
         If no box of the part was judged for both with the same truth.
     """
-    mine = {b.key: b for b in first.known(part)}
-    other = {b.key: b for b in second.known(part)}
-    common = [key for key in mine if key in other]
+    firsts = {b.key: b for b in first.boxes_with_truth(part)}
+    seconds = {b.key: b for b in second.boxes_with_truth(part)}
+    common = [key for key in firsts if key in seconds]
     if not common:
         raise EvaluationError(
             f"no {part} box was judged with the same truth for generations {first.generation} and {second.generation}",
             todo="Evaluate both again: 'rescueseg evaluate CAMPAIGN --generation G'",
         )
-    boxes = [mine[key] for key in common]
-    tables = box_tables(boxes), box_tables([other[key] for key in common])
+    boxes = [firsts[key] for key in common]
+    tables = box_tables(boxes), box_tables([seconds[key] for key in common])
     shares = pool_weights(boxes)
-    found = []
-    for chosen in selections(boxes, classes):
-        both = choose(tables[0], chosen), choose(tables[1], chosen)
-        times = resampling(len(chosen.index), seed, resamples)
-        weights, share = weighting(shares, chosen)
-        found.append(
+    groups = []
+    for selection in selections(boxes, classes):
+        both = selected_rows(tables[0], selection), selected_rows(tables[1], selection)
+        times = resampling(len(selection.index), seed, resamples)
+        weights, share = weighting(shares, selection)
+        groups.append(
             GroupComparison(
                 part=part,
-                kind=chosen.kind,
-                name=chosen.name,
-                boxes=len(chosen.index),
-                plain=_differences(both, times, np.ones(len(chosen.index))),
+                kind=selection.kind,
+                name=selection.name,
+                boxes=len(selection.index),
+                plain=_differences(both, times, np.ones(len(selection.index))),
                 weighted={} if weights is None else _differences(both, times, weights),
                 pool=share,
             )
         )
-    return found
+    return groups
 
 
 def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Floats) -> dict[str, Difference]:
     pooled = [pool(tables, weights) for tables in both]
-    counted = effective_boxes(weights)
-    drawn = None if times is None or counted < LEAST_BOXES else [pool(t, times * weights) for t in both]
+    boxes = effective_boxes(weights)
+    resamples = None if times is None or boxes < LEAST_BOXES else [pool(t, times * weights) for t in both]
     nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
-    found = {}
+    differences = {}
     for metric in METRICS:
         values = [float(v) for v in _values(metric, pooled)]
         if np.isnan(values).all():
             continue
         change = None
-        if drawn is not None:
-            a, b = _values(metric, drawn)
+        if resamples is not None:
+            a, b = _values(metric, resamples)
             change = interval(b - a)
-        found[metric.name] = _difference(metric, values, change, counted)
+        difference = _difference(metric, values, change, boxes)
         if nothing and not np.isnan(metric.empty):
-            found[metric.name] = found[metric.name].model_copy(update={"first": None, "second": None})
-    return found
+            difference = difference.model_copy(update={"first": None, "second": None})
+        differences[metric.name] = difference
+    return differences
 
 
 def _values(metric: Metric, pooled: Sequence[Tables]) -> list[Floats]:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import profile_of
-from rescueseg.evaluation.instances import Instances, compare_instances, pieces, separate
+from rescueseg.evaluation.instances import Instances, compare_instances, connected_components, renumber_objects
+from rescueseg.evaluation.leak_check import require_model, require_own_maps, require_unseen
 from rescueseg.evaluation.metrics import (
     CALIBRATION_BINS,
     UNCERTAINTY_BINS,
@@ -25,7 +26,6 @@ from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluatio
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
-from rescueseg.evaluation.unseen import require_model, require_own_maps, require_unseen
 from rescueseg.geometry import Spacing
 from rescueseg.inference.maps import open_map
 from rescueseg.labels import IGNORE
@@ -68,7 +68,7 @@ def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
     InferenceError
         If the maps are not complete.
     LeakError
-        If a box was read by a training; see `rescueseg.evaluation.unseen`.
+        If a box was read by a training; see `rescueseg.evaluation.leak_check`.
     """
     boxes = holdout_boxes(campaign)
     read_truth = open_truths(campaign, boxes)
@@ -84,8 +84,8 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: CountProg
     Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
     counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
     out of means over classes. Surface Dice and HD95 are means over the boxes in which the class occurs (see
-    `rescueseg.evaluation.surface.surface_scores`). Objects are the connected pieces of the predicted class after the route's clean-up
-    (`rescueseg.postprocessing.clean`).
+    `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
+    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`).
 
     Parameters
     ----------
@@ -173,12 +173,13 @@ def score_box(
     k = campaign.config.n_classes
     volume, truth, numbered = campaign.volume(box.volume_id), read_truth(box), read_truth.objects(box)
     prediction = probability.argmax(axis=0).astype(np.uint8)
-    known = truth != IGNORE
-    right = (prediction == truth)[known]
+    has_truth = truth != IGNORE
+    right = (prediction == truth)[has_truth]
     counts = count_voxels(prediction, truth, k)
     objects = (None,) * k if numbered is None else _objects(campaign, box, prediction, truth, numbered)
     details = tuple(_detail(prediction, truth, c, volume.spacing_um_zyx, objects[c - 1]) for c in range(1, k + 1))
-    surface = mean_pairs([None if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0) for d in details])
+    pairs = [None if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0) for d in details]
+    surface_dice, hd95_um = mean_pairs(pairs) or (None, None)
     return BoxScore(
         volume_id=box.volume_id,
         box=box.box,
@@ -188,27 +189,27 @@ def score_box(
         errors=int((~right).sum()),
         counts=counts,
         dice=mean_over_classes(counts, "dice"),
-        surface_dice=surface and surface[0],
-        hd95_um=surface and surface[1],
-        uncertainty=float(entropy[known].mean()) if right.size else 0.0,
+        surface_dice=surface_dice,
+        hd95_um=hd95_um,
+        uncertainty=float(entropy[has_truth].mean()) if right.size else 0.0,
         truth_digest=read_truth.digest(box),
         domain=volume.domain,
         share=box.share,
         details=details,
-        calibration=_binned(Bins(CALIBRATION_BINS, 1.0), probability.max(axis=0)[known], right),
-        entropies=_binned(Bins(UNCERTAINTY_BINS, math.log(k + 1), "logit"), entropy[known], right),
+        calibration=_count_in_bins(Bins(CALIBRATION_BINS, 1.0), probability.max(axis=0)[has_truth], right),
+        entropies=_count_in_bins(Bins(UNCERTAINTY_BINS, math.log(k + 1), "logit"), entropy[has_truth], right),
     )
 
 
 def _detail(
     prediction: Labels, truth: Labels, class_index: int, spacing: Spacing, instances: Instances | None
 ) -> ClassDetail:
-    surface = surface_scores(prediction, truth, class_index, spacing)
-    known = truth != IGNORE
+    surface_dice, hd95_um = surface_scores(prediction, truth, class_index, spacing) or (None, None)
+    has_truth = truth != IGNORE
     return ClassDetail(
-        surface_dice=surface and surface[0],
-        hd95_um=surface and surface[1],
-        topology=compare_topology((prediction == class_index) & known, truth == class_index),
+        surface_dice=surface_dice,
+        hd95_um=hd95_um,
+        topology=compare_topology((prediction == class_index) & has_truth, truth == class_index),
         instances=instances,
     )
 
@@ -217,14 +218,17 @@ def _objects(
     campaign: Campaign, box: HoldoutBox, prediction: Labels, truth: Labels, numbered: npt.NDArray[Any]
 ) -> Sequence[Instances]:
     """Compare the objects of each class with the numbered ones of the truth."""
-    cleaned = clean(prediction, campaign.volume(box.volume_id).spacing_um_zyx, *profile_of(campaign))
-    known = truth != IGNORE
+    clean_prediction = clean(prediction, campaign.volume(box.volume_id).spacing_um_zyx, *profile_of(campaign))
+    has_truth = truth != IGNORE
     return [
-        compare_instances(pieces((cleaned == c) & known), separate(np.where(truth == c, numbered, 0)))
+        compare_instances(
+            connected_components((clean_prediction == c) & has_truth),
+            renumber_objects(np.where(truth == c, numbered, 0)),
+        )
         for c in range(1, campaign.config.n_classes + 1)
     ]
 
 
-def _binned(bins: Bins, values: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> BinnedCounts:
+def _count_in_bins(bins: Bins, values: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> BinnedCounts:
     bins.add(values, right)
     return bins.result()

@@ -22,7 +22,7 @@ SIZES = {
 LEAST_POINTS = 3
 """Evaluated generations: as many as the curve has parameters."""
 _FARTHEST = 3.0
-"""Times the annotated patches: no forecast goes beyond."""
+"""A forecast reaches at most so many times the annotated patches."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class Curve:
         Per patch.
     first : float
         Annotated patches of the first generation.
+
+    Examples
+    --------
+    From Dice 0.6 after 10 patches towards 0.9, with a tenth of the remaining rise per patch:
+
+    >>> curve = Curve(ceiling=0.9, rise=0.3, rate=0.1, first=10)
+    >>> round(curve.at(20), 2), round(curve.patches_within(0.03))
+    (0.79, 33)
     """
 
     ceiling: float
@@ -97,8 +105,8 @@ def fit_curve(patches: Sequence[float], dice: Sequence[float]) -> Curve | str:
         return "no learning curve fits"
     curve = Curve(float(ceiling), float(rise), float(rate), first)
     scatter = float(np.sqrt(np.mean((form(x, *(float(p) for p in (ceiling, rise, rate))) - y) ** 2)))
-    seen = rise * (1 - math.exp(-rate * reach))
-    if scatter > seen / 3:
+    gain = rise * (1 - math.exp(-rate * reach))  # along the curve, from the first budget to the last
+    if scatter > gain / 3:
         return "the generations scatter too much around any learning curve"
     if rate * reach < 1:
         return "the learning curve has not bent yet: more patches still pay"
@@ -134,8 +142,8 @@ def advise(campaign: Campaign) -> str:
         Its triage's complexity grade counts, until three of its generations were evaluated; then their validation
         Dice does. The distance to the ceiling is `stopping.min_gain`, the smallest gain that counts.
     """
-    judged = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign)]
-    points = [(n, part.dice) for n, part in judged if part is not None and part.dice is not None]
+    scores = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign)]
+    points = [(n, part.dice) for n, part in scores if part is not None and part.dice is not None]
     if len({n for n, _ in points}) >= LEAST_POINTS:
         distance = campaign.config.stopping.min_gain or 0.005
         return curve_advice([n for n, _ in points], [d for _, d in points], distance)

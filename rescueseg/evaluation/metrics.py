@@ -26,7 +26,7 @@ BinSpacing = Literal["equal", "logit"]
 
 
 class Counts(Record):
-    """Voxels of one class: found, invented, missed."""
+    """Voxels of one class: true positives, false positives, false negatives."""
 
     tp: int = 0
     fp: int = 0
@@ -62,7 +62,13 @@ class Counts(Record):
 
 
 def dice_of(counts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the Dice of counts (…, 3) ordered TP, FP, FN; 1 where all three are 0."""
+    """Return the Dice of counts (…, 3) ordered TP, FP, FN; 1 where all three are 0.
+
+    Examples
+    --------
+    >>> dice_of(np.array([[6.0, 2, 2], [0, 0, 0]])).tolist()
+    [0.75, 1.0]
+    """
     tp, wrong = counts[..., 0], counts[..., 1] + counts[..., 2]
     total = 2 * tp + wrong
     return np.where(total > 0, 2 * tp / np.where(total > 0, total, 1), 1.0)
@@ -77,10 +83,18 @@ def count_voxels(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n_classe
         Class indices; where the truth is 255 nothing is counted.
     n_classes : int
         K, foreground classes.
+
+    Examples
+    --------
+    Five voxels, the last of which was not annotated (255):
+
+    >>> counts = count_voxels(np.array([1, 1, 0, 0, 1]), np.array([1, 0, 1, 0, 255]), n_classes=1)
+    >>> counts[0].tp, counts[0].fp, counts[0].fn
+    (1, 1, 1)
     """
-    known = truth != IGNORE
+    has_truth = truth != IGNORE
     confusion = np.bincount(
-        truth[known].astype(np.int64) * (n_classes + 1) + prediction[known], minlength=(n_classes + 1) ** 2
+        truth[has_truth].astype(np.int64) * (n_classes + 1) + prediction[has_truth], minlength=(n_classes + 1) ** 2
     ).reshape(n_classes + 1, n_classes + 1)
     return tuple(
         Counts(
@@ -103,8 +117,13 @@ def bin_edges(count: int, high: float, spacing: BinSpacing = "equal") -> npt.NDA
 
     Bins of equal width, or equal on the scale ln(v / (high − v)): those grow finer by the octave towards both ends, where
     a model that is too sure, or never sure, has all its voxels. 192 of them keep the error-detection AUROC within 0.002
-    and AURC within 0.0005 of the ranks of what the maps hold. float16 maps know nothing between 0 and 6e-8 nats (a
+    and AURC within 0.0005 of the ranks of what the maps hold. float16 maps hold nothing between 0 and 6e-8 nats (a
     probability of 3e-9 for the other class): voxels surer than that tie, whatever the bins; float32 maps tell them apart.
+
+    Examples
+    --------
+    >>> bin_edges(4, 1.0).tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if spacing == "equal":
         return np.linspace(0, high, count + 1)
@@ -178,16 +197,16 @@ class BinnedCounts(Record):
 
     def equal_width(self, count: int) -> BinnedCounts:
         """Return the counts in bins of equal width, what a bin holds spread evenly over it; for drawing."""
-        edges, wanted = bin_edges(len(self.voxels), self.high, self.spacing), bin_edges(count, self.high)
+        edges, equal_edges = bin_edges(len(self.voxels), self.high, self.spacing), bin_edges(count, self.high)
         voxels, right = (
-            np.diff(np.rint(np.interp(wanted, edges, np.concatenate([[0], np.cumsum(n)]))).astype(np.int64))
+            np.diff(np.rint(np.interp(equal_edges, edges, np.concatenate([[0], np.cumsum(n)]))).astype(np.int64))
             for n in (self.voxels, self.right)
         )
         return BinnedCounts(
             high=self.high,
             voxels=tuple(voxels.tolist()),
             right=tuple(np.minimum(right, voxels).tolist()),
-            mean=tuple(((wanted[1:] + wanted[:-1]) / 2).tolist()),
+            mean=tuple(((equal_edges[1:] + equal_edges[:-1]) / 2).tolist()),
         )
 
     def calibration_error(self) -> float:
@@ -203,19 +222,37 @@ class BinnedCounts(Record):
 
         None when all voxels are right or all are wrong. 0.5: the quantity says nothing about errors; 1: it finds all.
         """
-        found = float(error_auroc(self.table()))
-        return None if math.isnan(found) else found
+        auroc = float(error_auroc(self.table()))
+        return None if math.isnan(auroc) else auroc
 
 
 def calibration_error(bins: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the expected calibration error of bins (…, n, 3) as `BinnedCounts.table` gives them; nan without voxels."""
+    """Return the expected calibration error of bins (…, n, 3) as `BinnedCounts.table` gives them; nan without voxels.
+
+    Examples
+    --------
+    One bin of 10 voxels, of which 7 are right, with a mean confidence of 0.9:
+
+    >>> round(float(calibration_error(np.array([[10.0, 7, 9]]))), 3)
+    0.2
+    """
     voxels = bins[..., 0].sum(axis=-1)
     gaps = np.abs(bins[..., 2] - bins[..., 1]).sum(axis=-1)
     return np.where(voxels > 0, gaps / np.where(voxels > 0, voxels, 1), np.nan)
 
 
 def error_auroc(bins: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the error-detection AUROC of bins (…, n, 3); nan where all voxels are right or all are wrong."""
+    """Return the error-detection AUROC of bins (…, n, 3); nan where all voxels are right or all are wrong.
+
+    Examples
+    --------
+    Two bins of 4 voxels, the more uncertain last; columns are voxels, right voxels and the sum of the uncertainty:
+
+    >>> float(error_auroc(np.array([[4.0, 4, 0.4], [4, 0, 2.0]])))
+    1.0
+    >>> float(error_auroc(np.array([[4.0, 2, 0.4], [4, 2, 2.0]])))
+    0.5
+    """
     right, wrong = bins[..., 1], bins[..., 0] - bins[..., 1]
     pairs = right.sum(axis=-1) * wrong.sum(axis=-1)
     ordered = ((np.cumsum(right, axis=-1) - 0.5 * right) * wrong).sum(axis=-1)
@@ -243,6 +280,15 @@ def risk_coverage_area(bins: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.fl
     References
     ----------
     .. [1] Geifman and El-Yaniv, Selective classification for deep neural networks, NeurIPS 2017, arXiv:1705.08500.
+
+    Examples
+    --------
+    Half of the voxels are wrong, and the uncertainty names each of them, then none of them:
+
+    >>> float(risk_coverage_area(np.array([[4.0, 4, 0.4], [4, 0, 2.0]])).round(3))
+    0.153
+    >>> float(risk_coverage_area(np.array([[8.0, 4, 2.4]])))
+    0.5
     """
     voxels, wrong = bins[..., 0], bins[..., 0] - bins[..., 1]
     after, errors = np.cumsum(voxels, axis=-1), np.cumsum(wrong, axis=-1)

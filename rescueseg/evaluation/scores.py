@@ -59,7 +59,7 @@ class BoxScore(Record):
     share: float | None = None
     """Share of the pool that the box's stratum stands for; None where the holdout does not say."""
     details: tuple[ClassDetail, ...] = ()
-    """Per class 1…K; empty in evaluations made before they were kept."""
+    """Per class 1…K; empty in evaluations of versions that did not store them."""
     calibration: BinnedCounts | None = None
     """Voxels by probability of the predicted class."""
     entropies: BinnedCounts | None = None
@@ -114,12 +114,12 @@ class PartScore(Record):
     def metrics(self) -> dict[str, float]:
         """Return the scores as flat names, those without a value left out."""
         names = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um", "ece")
-        found = {f"{self.part}_{name}": getattr(self, name) for name in names}
-        found[f"{self.part}_error_auroc"] = self.uncertainty.error_auroc()
+        scores = {f"{self.part}_{name}": getattr(self, name) for name in names}
+        scores[f"{self.part}_error_auroc"] = self.uncertainty.error_auroc()
         if len(self.classes) > 1:
             for score in self.classes:
-                found |= {f"{self.part}_{n}.{score.name}": getattr(score, n) for n in names[:6]}
-        return {name: float(value) for name, value in found.items() if value is not None}
+                scores |= {f"{self.part}_{n}.{score.name}": getattr(score, n) for n in names[:6]}
+        return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 class Evaluation(Record):
@@ -152,18 +152,18 @@ class Evaluation(Record):
         """Return the scores of one part, None when the holdout has no box in it."""
         return self.validation if part == "validation" else self.test
 
-    def known(self, part: Part) -> list[BoxScore]:
+    def boxes_with_truth(self, part: Part) -> list[BoxScore]:
         """Return the boxes of a part that hold voxels with known truth."""
         return [b for b in self.boxes if b.part == part and b.voxels]
 
     def worst(self, count: int, part: Part = "validation") -> list[BoxScore]:
         """Return the boxes of a part with the largest share of wrong voxels, worst first."""
-        return sorted(self.known(part), key=lambda b: (-b.errors / b.voxels, b.volume_id, b.box))[:count]
+        return sorted(self.boxes_with_truth(part), key=lambda b: (-b.errors / b.voxels, b.volume_id, b.box))[:count]
 
     def metrics(self) -> dict[str, float]:
         """Return all scores as flat names such as `test_dice`."""
-        found = self.validation.metrics() if self.validation else {}
-        return found | (self.test.metrics() if self.test else {})
+        validation = self.validation.metrics() if self.validation else {}
+        return validation | (self.test.metrics() if self.test else {})
 
 
 def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) -> PartScore | None:
@@ -178,50 +178,52 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
     classes : sequence of str
         Names of the classes 1…K.
     """
-    known = [b for b in boxes if b.part == part and b.voxels]
-    if not known:
+    boxes = [b for b in boxes if b.part == part and b.voxels]
+    if not boxes:
         return None
-    counts = [reduce(add, (b.counts[c] for b in known)) for c in range(len(classes))]
-    surfaces = [mean_pairs([_surface(b.details[c]) for b in known]) for c in range(len(classes))]
-    overall = mean_pairs(surfaces)
-    calibration = reduce(add, (b.calibration for b in known if b.calibration))
+    counts = [reduce(add, (b.counts[c] for b in boxes)) for c in range(len(classes))]
+    surfaces = [mean_pairs([_surface(b.details[c]) for b in boxes]) for c in range(len(classes))]
+    surface_dice, hd95_um = mean_pairs(surfaces) or (None, None)
+    calibration = reduce(add, (b.calibration for b in boxes if b.calibration))
     return PartScore(
         part=part,
-        boxes=len(known),
-        voxels=sum(b.voxels for b in known),
+        boxes=len(boxes),
+        voxels=sum(b.voxels for b in boxes),
         **_ratios(counts),
-        surface_dice=overall and overall[0],
-        hd95_um=overall and overall[1],
+        surface_dice=surface_dice,
+        hd95_um=hd95_um,
         ece=calibration.calibration_error(),
-        classes=tuple(
-            ClassScore(
-                name=name,
-                counts=c,
-                **_ratios([c]),
-                surface_dice=s and s[0],
-                hd95_um=s and s[1],
-            )
-            for name, c, s in zip(classes, counts, surfaces, strict=True)
-        ),
+        classes=tuple(_class_score(*row) for row in zip(classes, counts, surfaces, strict=True)),
         calibration=calibration,
-        uncertainty=reduce(add, (b.entropies for b in known if b.entropies)),
+        uncertainty=reduce(add, (b.entropies for b in boxes if b.entropies)),
     )
+
+
+def _class_score(name: str, counts: Counts, surface: tuple[float, float] | None) -> ClassScore:
+    surface_dice, hd95_um = surface or (None, None)
+    return ClassScore(name=name, counts=counts, **_ratios([counts]), surface_dice=surface_dice, hd95_um=hd95_um)
 
 
 def _ratios(counts: Sequence[Counts]) -> dict[str, float | None]:
     """Return the means over the classes that occur, None when none does."""
-    known = any(c.occurs for c in counts)
-    return {n: mean_over_classes(counts, n) if known else None for n in ("dice", "iou", "precision", "recall")}
+    any_occurs = any(c.occurs for c in counts)
+    return {n: mean_over_classes(counts, n) if any_occurs else None for n in ("dice", "iou", "precision", "recall")}
 
 
 def _surface(detail: ClassDetail) -> tuple[float, float] | None:
-    found = (detail.surface_dice, detail.hd95_um)
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
+    surface_dice, hd95_um = detail.surface_dice, detail.hd95_um
+    return None if surface_dice is None or hd95_um is None else (surface_dice, hd95_um)
 
 
 def mean_pairs(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """Return the means of the pairs that are there, None when none is."""
-    known = [pair for pair in pairs if pair is not None]
-    if not known:
+    """Return the means of the pairs that are there, None when none is.
+
+    Examples
+    --------
+    >>> mean_pairs([(0.5, 2.0), None, (1.0, 4.0)])
+    (0.75, 3.0)
+    """
+    values = [pair for pair in pairs if pair is not None]
+    if not values:
         return None
-    return sum(a for a, _ in known) / len(known), sum(b for _, b in known) / len(known)
+    return sum(a for a, _ in values) / len(values), sum(b for _, b in values) / len(values)

@@ -23,8 +23,8 @@ def surface_scores(
     Parameters
     ----------
     prediction, truth : ndarray, zyx
-        Class indices. Where the truth is 255 nobody knows the class: the surface voxels that touch such a voxel are left
-        out, for the border of what is not known is no surface.
+        Class indices. Where the truth is 255 the class is unknown: surface voxels that touch such a voxel do not count,
+        for the border of what was annotated is no surface.
     class_index : int
         The class, 1…K.
     spacing_um_zyx : tuple of float
@@ -34,16 +34,26 @@ def surface_scores(
     -------
     (surface Dice, HD95) or None
         The share of both surfaces closer than `tolerance_um` to the other one [1]_, and the larger of the two 95th
-        percentiles of the distances between them in micrometre. None when neither holds the class, or no surface is
-        clear of the unknown: such a box says nothing about surfaces. When only one does, (0, diagonal of the box). Where an object is cut by the face of
-        the box, the cut counts as surface in both. Surfaces and distances are MONAI's.
+        percentiles of the distances between them in micrometre. None when neither holds the class, or when every surface
+        touches voxels without truth: such a box says nothing about surfaces. When only one holds the class, (0, diagonal
+        of the box). Where an object is cut by the face of the box, the cut counts as surface in both. Surfaces and
+        distances are MONAI's.
 
     References
     ----------
     .. [1] Nikolov et al., arXiv:1809.04430; Seidlitz et al., doi:10.1016/j.media.2022.102488.
+
+    Examples
+    --------
+    A slab of 4 planes, and the same moved by 1 plane of 0.5 µm, which is within the tolerance of 2 voxels:
+
+    >>> truth = np.zeros((12, 8, 8), np.uint8)
+    >>> truth[4:8] = 1
+    >>> surface_scores(np.roll(truth, 1, axis=0), truth, 1, (0.5, 0.5, 0.5))
+    (1.0, 0.5)
     """
-    known = truth != IGNORE
-    predicted, true = (prediction == class_index) & known, (truth == class_index) & known
+    has_truth = truth != IGNORE
+    predicted, true = (prediction == class_index) & has_truth, (truth == class_index) & has_truth
     if not predicted.any() and not true.any():
         return None
     diagonal = math.hypot(*(n * s for n, s in zip(truth.shape, spacing_um_zyx, strict=True)))
@@ -52,7 +62,7 @@ def surface_scores(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        clear = ~ndimage.binary_dilation(~known, ndimage.generate_binary_structure(3, 1))
+        clear = ~ndimage.binary_dilation(~has_truth, ndimage.generate_binary_structure(3, 1))
         surfaces = [np.asarray(edges, dtype=bool) & clear for edges in get_mask_edges(predicted, true, crop=False)]
         distances = [
             np.minimum(get_surface_distance(mine, other, spacing=list(spacing_um_zyx)), diagonal)
@@ -66,5 +76,11 @@ def surface_scores(
 
 
 def tolerance_um(spacing_um_zyx: Spacing) -> float:
-    """Return how far two surfaces may lie apart and still agree: two voxels of the finest axis, in micrometre."""
+    """Return how far two surfaces may lie apart and still agree: two voxels of the finest axis, in micrometre.
+
+    Examples
+    --------
+    >>> tolerance_um((2.0, 0.5, 0.5))
+    1.0
+    """
     return 2 * min(spacing_um_zyx)

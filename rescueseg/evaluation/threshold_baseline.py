@@ -1,4 +1,4 @@
-"""The bar to beat: a global threshold with clean-up, tuned on the validation boxes."""
+"""The baseline: a global threshold with clean-up, tuned on the validation boxes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ThresholdBaseline(Record):
     test_iou: float | None
     test_precision: float | None
     test_recall: float | None
-    """None when the holdout has no test boxes, or nothing is in them and nothing was found."""
+    """None when the holdout has no test boxes, or neither truth nor prediction holds a foreground voxel."""
     key: str
     """Digest of the boxes and their truth; another one calls for tuning again."""
 
@@ -60,13 +60,13 @@ class _Setting:
 
     def segment(self, smoothed: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """Return the foreground (1) of a smoothed image, zyx."""
-        found = smoothed >= self.threshold if self.bright else smoothed < self.threshold
-        if self.min_voxels > 0 and found.any():
-            labels, count = ndimage.label(found)
+        mask = smoothed >= self.threshold if self.bright else smoothed < self.threshold
+        if self.min_voxels > 0 and mask.any():
+            labels, count = ndimage.label(mask)
             sizes = np.bincount(labels.ravel(), minlength=count + 1)
             sizes[0] = 0
-            found = (sizes >= self.min_voxels)[labels]
-        return found.astype(np.uint8)
+            mask = (sizes >= self.min_voxels)[labels]
+        return mask.astype(np.uint8)
 
 
 def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
 
     Every channel, smoothing of 0, 1 and 2 (in multiples of the finest voxel size), both polarities and all
     thresholds are tried; the best of each are tried again with every minimum component size. All foreground classes are
-    merged into one. Boxes are smoothed with a margin, so that the box face leaves no trace. The result is kept
+    merged into one. Boxes are smoothed with a margin, so that the box face leaves no trace. The result is stored
     below `reports/` and computed again only when the holdout or its truth changed.
 
     Returns
@@ -92,9 +92,9 @@ def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
     volumes = [campaign.volume(v) for v in sorted({b.volume_id for b in boxes})]
     key = digest_json([truth_digest(campaign), [[v.digest, v.normalisation.to_json()] for v in volumes]])
     if campaign.storage.exists(_FILE):
-        kept = ThresholdBaseline.model_validate(campaign.storage.read_json(_FILE))
-        if kept.key == key:
-            return dict(kept.to_json())
+        earlier = ThresholdBaseline.model_validate(campaign.storage.read_json(_FILE))
+        if earlier.key == key:
+            return dict(earlier.to_json())
     validation = [b for b in boxes if b.part == "validation"]
     if not validation:
         raise EvaluationError(
@@ -128,13 +128,12 @@ def _tune(campaign: Campaign, boxes: list[HoldoutBox], read_truth: TruthReader) 
     best, best_dice = _Setting(0, 0.0, True, 0.0), -1.0
     for channel in range(channels):
         for sigma in SIGMAS:
-            found = _shortlist(campaign, boxes, read_truth, channel, sigma)
-            tried = [
+            settings = [
                 _Setting(channel, sigma, bright, threshold, size)
-                for bright, threshold in found
+                for bright, threshold in _shortlist(campaign, boxes, read_truth, channel, sigma)
                 for size in MINIMUM_VOXELS
             ]
-            for setting, counts in zip(tried, _pooled(campaign, boxes, read_truth, tried), strict=True):
+            for setting, counts in zip(settings, _pooled(campaign, boxes, read_truth, settings), strict=True):
                 if counts.dice > best_dice:
                     best, best_dice = setting, counts.dice
     return best, best_dice
@@ -149,22 +148,22 @@ def _shortlist(
     low = min((n.low - n.mean) / n.std for n in limits)
     high = max((n.high - n.mean) / n.std for n in limits)
     edges = np.linspace(low, high, BINS + 1)
-    inside = np.zeros((2, BINS))
+    histograms = np.zeros((2, BINS))  # of background and of foreground voxels
     for box, smoothed in _smoothed(campaign, boxes, channel, sigma):
         truth = read_truth(box)
-        for wanted in (0, 1):
-            chosen = smoothed[(truth != IGNORE) & ((truth > 0) == bool(wanted))]
-            inside[wanted] += np.histogram(np.clip(chosen, low, high), bins=edges)[0]
-    found: list[tuple[bool, float]] = []
+        for is_foreground in (0, 1):
+            values = smoothed[(truth != IGNORE) & ((truth > 0) == bool(is_foreground))]
+            histograms[is_foreground] += np.histogram(np.clip(values, low, high), bins=edges)[0]
+    shortlist: list[tuple[bool, float]] = []
     for bright in (True, False):
         # voxels on the foreground side of each inner edge
-        side = inside[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] if bright else inside.cumsum(axis=1)[:, :-1]
-        dice = 2 * side[1] / np.maximum(side.sum(axis=0) + inside[1].sum(), 1)
+        side = histograms[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] if bright else histograms.cumsum(axis=1)[:, :-1]
+        dice = 2 * side[1] / np.maximum(side.sum(axis=0) + histograms[1].sum(), 1)
         best = int(dice.argmax())
-        # clean-up moves the optimum towards looser thresholds: look around it
+        # clean-up moves the optimum towards looser thresholds: take others near it
         near = sorted({min(max(best + d, 0), BINS - 2) for d in _steps(dice, best)})
-        found += [(bright, float(edges[i + 1])) for i in near]
-    return found
+        shortlist += [(bright, float(edges[i + 1])) for i in near]
+    return shortlist
 
 
 def _steps(dice: npt.NDArray[np.float64], best: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Whether a mask hangs together as the truth does: centreline Dice and Betti numbers. Pure functions on masks."""
+"""Connectivity of a mask against that of the truth: centreline Dice and Betti numbers. Pure functions on masks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Topology(Record):
     true_betti: tuple[int, int, int]
 
 
-def compare_topology(found: Mask, wanted: Mask) -> Topology:
+def compare_topology(prediction: Mask, truth: Mask) -> Topology:
     """Compare the topology of two masks.
 
     Parameters
     ----------
-    found, wanted : ndarray of bool, zyx
-        Prediction and truth of one class.
+    prediction, truth : ndarray of bool, zyx
+        Masks of one class.
 
     Returns
     -------
@@ -46,21 +46,21 @@ def compare_topology(found: Mask, wanted: Mask) -> Topology:
     ----------
     .. [1] Shit et al., clDice, CVPR 2021, arXiv:2003.07311.
     """
-    found_skeleton, true_skeleton = _skeleton(found), _skeleton(wanted)
+    predicted_skeleton, true_skeleton = _skeleton(prediction), _skeleton(truth)
     return Topology(
-        found_skeleton=int(found_skeleton.sum()),
-        found_inside=int((found_skeleton & wanted).sum()),
+        found_skeleton=int(predicted_skeleton.sum()),
+        found_inside=int((predicted_skeleton & truth).sum()),
         true_skeleton=int(true_skeleton.sum()),
-        true_inside=int((true_skeleton & found).sum()),
-        found_betti=betti_numbers(found),
-        true_betti=betti_numbers(wanted),
+        true_inside=int((true_skeleton & prediction).sum()),
+        found_betti=betti_numbers(prediction),
+        true_betti=betti_numbers(truth),
     )
 
 
 def betti_numbers(mask: Mask) -> tuple[int, int, int]:
     """Count the pieces, tunnels and cavities of a mask.
 
-    Voxels that share a face, an edge or a corner hang together; what is beyond the box counts as background, so that an
+    Voxels that share a face, an edge or a corner are connected; what is beyond the box counts as background, so that an
     object cut by the box's face is closed there.
 
     Parameters
@@ -72,6 +72,15 @@ def betti_numbers(mask: Mask) -> tuple[int, int, int]:
     -------
     tuple of int
         b0 pieces, b1 tunnels, b2 cavities; b1 follows from the Euler number b0 − b1 + b2.
+
+    Examples
+    --------
+    A ring: one piece with one tunnel.
+
+    >>> ring = np.ones((1, 3, 3), bool)
+    >>> ring[0, 1, 1] = False
+    >>> betti_numbers(ring)
+    (1, 1, 0)
     """
     if not mask.any():
         return 0, 0, 0
@@ -83,5 +92,5 @@ def betti_numbers(mask: Mask) -> tuple[int, int, int]:
 
 
 def _skeleton(mask: Mask) -> Mask:
-    """Return the skeleton; scikit-image wants at least one voxel."""
+    """Return the skeleton; scikit-image needs at least one voxel."""
     return np.asarray(skeletonize(mask), dtype=bool) if mask.any() else np.zeros_like(mask)

@@ -49,9 +49,9 @@ class TruthReader:
             accepted = self.annotated[box.volume_id, box.box]
             if accepted is None:
                 return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
-            return _checked(self.campaign.storage.read_array(accepted.labels), box, self.campaign)
+            return _check_labels(self.campaign.storage.read_array(accepted.labels), box, self.campaign)
 
-        return _checked(np.asarray(open_truth(self.campaign, box.volume_id)[box.box.slices]), box, self.campaign)
+        return _check_labels(np.asarray(open_truth(self.campaign, box.volume_id)[box.box.slices]), box, self.campaign)
 
     def objects(self, box: HoldoutBox) -> npt.NDArray[Any] | None:
         """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
@@ -66,7 +66,7 @@ class TruthReader:
         )
 
     def digest(self, box: HoldoutBox) -> str:
-        """Return what tells one truth of a box from another: the labels', and that of the objects people numbered."""
+        """Return the digest of a box's truth: of its labels, and of the objects where people numbered them."""
         labels = digest_array(self(box))
         accepted = self.annotated.get((box.volume_id, box.box))
         numbered = self.campaign.volume(box.volume_id).truth is None and accepted and accepted.instances_digest
@@ -135,15 +135,16 @@ def _without_truth(campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: A
 
 
 def _annotated_holdout(campaign: Campaign) -> Annotated:
-    found: Annotated = {}
+    annotated: Annotated = {}
     with closing(open_queue(campaign)) as store:
         for part in PARTS:
-            found |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
-            found |= {(a.volume_id, a.box): a for a in store.accepted(part)}
-    return found
+            annotated |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
+            annotated |= {(a.volume_id, a.box): a for a in store.accepted(part)}
+    return annotated
 
 
-def _checked(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> Labels:
+def _check_labels(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> Labels:
+    """Return labels as uint8; refuse another shape than the box's, and classes that the campaign does not have."""
     k = campaign.config.n_classes
     if labels.shape != box.box.shape_zyx or ((labels > k) & (labels != IGNORE)).any():
         raise EvaluationError(

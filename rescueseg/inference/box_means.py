@@ -28,6 +28,14 @@ def box_sums(array: npt.NDArray[Any], offset_zyx: ZYX, starts: Integers, stops: 
     -------
     ndarray of float64, shape (n,)
         0 for a box that does not touch the block.
+
+    Examples
+    --------
+    A block of ones, 2×2×2 voxels, that begins at z = 4; the first box lies half outside it:
+
+    >>> starts, stops = np.array([[3, 0, 0], [4, 0, 0]]), np.array([[5, 2, 2], [5, 1, 1]])
+    >>> box_sums(np.ones((2, 2, 2)), (4, 0, 0), starts, stops).tolist()
+    [4.0, 1.0]
     """
     table = np.zeros([n + 1 for n in array.shape], dtype=np.float64)
     inner = table[1:, 1:, 1:]
@@ -44,7 +52,14 @@ def box_sums(array: npt.NDArray[Any], offset_zyx: ZYX, starts: Integers, stops: 
 
 
 def touching(block: Box, starts: Integers, stops: Integers) -> npt.NDArray[np.int64]:
-    """Return the indices of the boxes that share a voxel with a block."""
+    """Return the indices of the boxes that share a voxel with a block.
+
+    Examples
+    --------
+    >>> starts = np.array([[0, 0, 0], [0, 0, 8]])
+    >>> touching(Box((0, 0, 0), (8, 8, 8)), starts, starts + 8).tolist()
+    [0]
+    """
     return np.flatnonzero(np.all((starts < block.stop_zyx) & (stops > block.offset_zyx), axis=1))
 
 

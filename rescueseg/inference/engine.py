@@ -109,23 +109,23 @@ def infer_volume(
         If the Dask cluster goes away.
     """
     generation = model.generation
-    wanted = _call(client, make_plan, campaign.url, model, volume_id, load, device)
-    plan = prepare_maps(campaign, generation, wanted)
-    done = finished_blocks(campaign, generation, plan)
+    new_plan = _call(client, make_plan, campaign.url, model, volume_id, load, device)
+    plan = prepare_maps(campaign, generation, new_plan)
+    digests = finished_blocks(campaign, generation, plan)
     total = len(plan.blocks)
-    todo = [index for index in range(total) if index not in done]
+    todo = [index for index in range(total) if index not in digests]
     report = progress or _ignore
-    report(len(done), total)
+    report(len(digests), total)
     for index, digest in _run_blocks(client, (campaign.url, generation, volume_id, plan.digest, load, device), todo):
-        done[index] = digest
-        report(len(done), total)
+        digests[index] = digest
+        report(len(digests), total)
     reference = MapReference(
         generation=generation,
         volume_id=volume_id,
         model_digest=model.digest,
         quantities=plan.quantities,
         blocks=total,
-        digest=digest_json([plan.digest, [done[index] for index in range(total)]]),
+        digest=digest_json([plan.digest, [digests[index] for index in range(total)]]),
     )
     if map_reference(campaign, generation, volume_id) != reference:
         campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
@@ -198,7 +198,7 @@ def _predictor(
 def make_plan(
     campaign_url: str, model: ModelReference, volume_id: str, load: PredictorFactory, device: str
 ) -> InferencePlan:
-    """Settle what the maps of a volume are made with: window, blocks, chunks.
+    """Return what the maps of a volume are to be made with: window, blocks, chunks.
 
     Raises
     ------
@@ -293,9 +293,9 @@ def run_block(
         for quantity in plan.quantities:
             values = maps.pop(quantity)
             np.clip(values, 0, 1 if quantity == PROBABILITY else np.finfo(dtype).max, out=values)
-            stored = values.astype(dtype, copy=False)
-            digest.update(stored.data)
-            open_array(campaign, generation, volume_id, quantity, "r+")[(..., *block.slices)] = stored
+            voxels = values.astype(dtype, copy=False)
+            digest.update(voxels.data)
+            open_array(campaign, generation, volume_id, quantity, "r+")[(..., *block.slices)] = voxels
     write_marker(campaign, generation, plan, index, digest.hexdigest())
     return digest.hexdigest()
 
@@ -313,7 +313,7 @@ class _Part:
     def of(cls, grid: WindowGrid, index: int, block: Box) -> _Part:
         window = grid.box(index)
         inside = window.intersection(block)
-        assert inside is not None, "only windows that touch the block are asked for"
+        assert inside is not None, "every window of a block touches it"
         first = [max(0, o) for o in window.offset_zyx]
         z, y, x = (
             weights[o - f : o - f + s]
@@ -367,7 +367,7 @@ def _statistics(
     plan: InferencePlan, predictor: Predictor, windows: Float32, parts: Sequence[_Part]
 ) -> Iterator[dict[str, Float32]]:
     """Yield the statistics over all members, for each window its part inside the block."""
-    collected = [MemberStatistics() for _ in parts]
+    accumulators = [MemberStatistics() for _ in parts]
     cuts = [(slice(None), *part.inside.relative_to(part.window).slices) for part in parts]
     keys = [window_key(plan.seed, plan.volume_id, part.index) for part in parts]
     expected = (len(parts), plan.n_classes + 1, *plan.window_zyx)
@@ -379,9 +379,9 @@ def _statistics(
                 todo="Mend the predictor of this trainer",
             )
         with np.errstate(invalid="ignore"):
-            for statistics, member, cut in zip(collected, probabilities, cuts, strict=True):
+            for statistics, member, cut in zip(accumulators, probabilities, cuts, strict=True):
                 statistics.add(group.symmetry, member[cut], group.network)
-    for part, statistics in zip(parts, collected, strict=True):
+    for part, statistics in zip(parts, accumulators, strict=True):
         with np.errstate(invalid="ignore"):
             result = statistics.result()
             finite = np.isfinite(result[PROBABILITY].sum(dtype=np.float64))

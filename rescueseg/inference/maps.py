@@ -210,9 +210,9 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
         If there is no such map or the maps are not complete.
     """
     reference = map_reference(campaign, generation, volume_id)
-    known = reference.quantities if reference else (*QUANTITIES, ENSEMBLE_VARIANCE)
-    if quantity not in known:
-        raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(known)}")
+    quantities = reference.quantities if reference else (*QUANTITIES, ENSEMBLE_VARIANCE)
+    if quantity not in quantities:
+        raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(quantities)}")
     if reference is None:
         raise _incomplete(generation, volume_id)
     return open_array(campaign, generation, volume_id, quantity, mode="r")
@@ -235,5 +235,13 @@ def _incomplete(generation: int, volume_id: str) -> InferenceError:
 
 
 def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return the most likely class of each voxel: uint8 zyx from probabilities (K + 1, z, y, x)."""
+    """Return the most likely class of each voxel: uint8 zyx from probabilities (K + 1, z, y, x).
+
+    Examples
+    --------
+    One class in two voxels:
+
+    >>> most_likely(np.array([[[[0.9, 0.2]]], [[[0.1, 0.8]]]])).tolist()
+    [[[0, 1]]]
+    """
     return np.asarray(probability.argmax(axis=0), np.uint8)

@@ -30,12 +30,24 @@ Weights = npt.NDArray[np.float32]
 
 
 def stride_of(window: int, overlap: float) -> int:
-    """Return the step between windows that overlap by at least the fraction `overlap`."""
+    """Return the step between windows that overlap by at least the fraction `overlap`.
+
+    Examples
+    --------
+    >>> stride_of(96, 0.25), stride_of(96, 0.0)
+    (72, 96)
+    """
     return max(1, math.floor(window * (1 - overlap) + 1e-9))
 
 
 def gaussian(window: int) -> npt.NDArray[np.float64]:
-    """Return the weight along one axis: a Gaussian with its peak of 1 in the centre and a floor above zero."""
+    """Return the weight along one axis: a Gaussian with its peak of 1 in the centre and a floor above zero.
+
+    Examples
+    --------
+    >>> gaussian(5).round(3).tolist()
+    [0.006, 0.278, 1.0, 0.278, 0.006]
+    """
     distance = np.arange(window) - (window - 1) / 2
     bell: npt.NDArray[np.float64] = np.exp(-0.5 * (distance / (SIGMA * window)) ** 2)
     return np.maximum(bell, FLOOR, out=bell)
@@ -51,6 +63,14 @@ class Axis:
         In voxels. A window longer than the axis is centred on it and reaches beyond both ends.
     overlap : float
         Overlap of neighbours as a fraction of the window.
+
+    Examples
+    --------
+    >>> axis = Axis(length=10, window=4, overlap=0.25)
+    >>> axis.starts
+    (0, 3, 6)
+    >>> list(axis.touching(0, 4))
+    [0, 1]
     """
 
     length: int
@@ -142,7 +162,7 @@ class WindowGrid:
 
 
 def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int, workers: int) -> ZYX:
-    """Return the block shape with which `workers` workers are done first.
+    """Return the block shape with which `workers` workers finish first.
 
     A window at the border of a block is computed once by each block that it touches. More blocks than the workers can
     use, or thinner ones, cost windows; fewer leave workers idle.
@@ -162,10 +182,18 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
     -------
     tuple of int
         Shape in voxels; it may reach beyond the volume, up to a whole chunk.
+
+    Examples
+    --------
+    Two workers share a volume along x:
+
+    >>> grid = WindowGrid((32, 32, 64), (32, 32, 32), 0.0)
+    >>> choose_blocks(grid, (32, 32, 32), block_voxels=100_000, workers=2)
+    (32, 32, 32)
     """
     options = [_axis_options(axis, chunk) for axis, chunk in zip(grid.axes, chunk_zyx, strict=True)]
-    best: tuple[float, int, int] | None = None
-    chosen = zyx(chunk_zyx)
+    best_cost: tuple[float, int, int] | None = None
+    best_shape = zyx(chunk_zyx)
     for combination in itertools.product(*options):
         shape = zyx(option[0] for option in combination)
         inside = math.prod(min(s, n) for s, n in zip(shape, grid.volume_zyx, strict=True))
@@ -176,9 +204,9 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
         largest = math.prod(option[3] for option in combination)
         rounds = math.ceil(count / workers)
         cost = (max(largest, rounds * total / count), total, -count)
-        if best is None or cost < best:
-            best, chosen = cost, shape
-    return chosen
+        if best_cost is None or cost < best_cost:
+            best_cost, best_shape = cost, shape
+    return best_shape
 
 
 def _axis_options(axis: Axis, chunk: int) -> list[tuple[int, int, int, int]]:

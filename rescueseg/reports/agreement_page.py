@@ -18,7 +18,7 @@ from rescueseg.progress import Progress
 from rescueseg.queue.records import Comparison
 from rescueseg.queue.store import QueueStore
 from rescueseg.reports import agreement_table as report
-from rescueseg.reports.agreement_table import NO_PROGRESS, Measured
+from rescueseg.reports.agreement_table import MaskComparison, no_progress
 from rescueseg.reports.figures import CLASS_COLOURS, GREY, png
 from rescueseg.reports.gallery import disagreeing_patch
 from rescueseg.reports.html import inline, render_page
@@ -27,9 +27,9 @@ from rescueseg.reports.html import inline, render_page
 def agreement_page(
     campaign: Campaign,
     store: QueueStore,
-    measured: Sequence[Measured],
+    comparisons: Sequence[MaskComparison],
     pictures: int = 6,
-    progress: Progress = NO_PROGRESS,
+    progress: Progress = no_progress,
 ) -> str:
     """Return a page that stands alone.
 
@@ -39,50 +39,50 @@ def agreement_page(
         The campaign.
     store : QueueStore
         Its queue.
-    measured : sequence of Measured
+    comparisons : sequence of MaskComparison
         At least one comparison.
     pictures : int
         How many of the patches with the least agreement are drawn.
     progress : callable, optional
-        Called with what is counted, how many are done and how many there are.
+        Called with (what is counted, how many are done, how many there are).
     """
     config = campaign.config
     threshold, classes = config.annotation.agreement_dice, config.classes
     objects = config.annotation.labels == "instance"
-    worst = sorted(measured, key=lambda m: (m.comparison.agreement, m.comparison.ticket_id))[:pictures]
-    shown = []
-    for done, one in enumerate(worst):
-        progress("patches drawn", done, len(worst))
-        shown.append((one.comparison, inline(disagreement_view(campaign, store, one.comparison))))
+    worst = sorted(comparisons, key=lambda m: (m.comparison.agreement, m.comparison.ticket_id))[:pictures]
+    views = []
+    for index, one in enumerate(worst):
+        progress("patches drawn", index, len(worst))
+        views.append((one.comparison, inline(disagreement_view(campaign, store, one.comparison))))
     tables = [
-        ("Pairs", report.by_pair(measured, threshold)),
-        ("Annotators, each against all others", report.by_annotator(measured, threshold)),
-        ("Over time", report.over_time(measured, threshold)),
+        ("Pairs", report.by_pair(comparisons, threshold)),
+        ("Annotators, each against all others", report.by_annotator(comparisons, threshold)),
+        ("Over time", report.over_time(comparisons, threshold)),
     ]
     return render_page(
         "agreement.html",
         name=config.name,
-        measured=measured,
+        comparisons=comparisons,
         threshold=threshold,
         headings=report.columns(classes, objects),
         tables=[(title, [(row.who, report.cells(row, classes, objects)) for row in rows]) for title, rows in tables],
         legend=report.LEGEND,
-        curve=inline(curve(measured, threshold)),
-        shown=shown,
+        curve=inline(curve(comparisons, threshold)),
+        worst=views,
     )
 
 
 def disagreement_view(campaign: Campaign, store: QueueStore, comparison: Comparison) -> bytes:
     """Draw both masks of a compared pair, where they differ, and what was accepted where that is neither."""
-    found = store.annotations(comparison.ticket_id)
+    versions = store.annotations(comparison.ticket_id)
     pair = report.versions_of(store, comparison)
-    settled = next((v for v in found if v.verdict == "accepted" and v not in pair), None)
-    drawn = [(v.annotator, read_version(campaign, v)) for v in pair]
-    accepted = read_version(campaign, settled) if settled else None
-    return disagreeing_patch(campaign, comparison.volume_id, comparison.box, drawn, accepted)
+    accepted = next((v for v in versions if v.verdict == "accepted" and v not in pair), None)
+    masks = [(v.annotator, read_version(campaign, v)) for v in pair]
+    third_mask = read_version(campaign, accepted) if accepted else None
+    return disagreeing_patch(campaign, comparison.volume_id, comparison.box, masks, third_mask)
 
 
-def lone_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
+def single_version_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
     """Draw the latest version of a ticket that one person annotated, beside the mask that it started from.
 
     Raises
@@ -90,29 +90,29 @@ def lone_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
     QueueError
         If nothing was handed in for it.
     """
-    ticket, found = store.ticket(ticket_id), store.annotations(ticket_id)
-    if not found:
+    ticket, versions = store.ticket(ticket_id), store.annotations(ticket_id)
+    if not versions:
         raise QueueError("nothing was handed in for it", where=ticket_id, todo="See 'rescueseg queue review'")
     empty = np.zeros(ticket.box.shape_zyx, np.uint8)
     start = campaign.storage.read_array(ticket.prefill) if ticket.prefill else empty
-    drawn = [("the first mask", PatchLabels(start)), (found[-1].annotator, read_version(campaign, found[-1]))]
-    return disagreeing_patch(campaign, ticket.volume_id, ticket.box, drawn, None)
+    masks = [("the first mask", PatchLabels(start)), (versions[-1].annotator, read_version(campaign, versions[-1]))]
+    return disagreeing_patch(campaign, ticket.volume_id, ticket.box, masks, None)
 
 
-def curve(measured: Sequence[Measured], threshold: float) -> bytes:
+def curve(comparisons: Sequence[MaskComparison], threshold: float) -> bytes:
     """Draw the agreement of each pair of people over time."""
     points: dict[str, list[tuple[datetime, float]]] = defaultdict(list)
-    for one in measured:
+    for one in comparisons:
         comparison = one.comparison
         points[" and ".join(sorted(comparison.annotators))].append((comparison.at, comparison.agreement))
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     axes = figure.subplots()
-    for n, (pair, found) in enumerate(sorted(points.items())):
-        times, values = zip(*found, strict=True)
+    for n, (pair, pair_points) in enumerate(sorted(points.items())):
+        times, values = zip(*pair_points, strict=True)
         axes.plot(
             times,
             values,
-            "o-" if len(found) < 50 else "-",
+            "o-" if len(pair_points) < 50 else "-",
             label=pair,
             color=CLASS_COLOURS[n % len(CLASS_COLOURS)],
             linewidth=1,

@@ -1,4 +1,4 @@
-"""How well people agree, per pair and per annotator, over time, and where they do not: tables, a curve, pictures."""
+"""How well people agree, per pair, per annotator and over time: what is counted, as rows and as tables."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from rescueseg.labels import IGNORE
 from rescueseg.progress import Progress
 from rescueseg.queue.records import AnnotationRecord, Comparison
 from rescueseg.queue.store import QueueStore
+from rescueseg.reports.cells import number
 
-NO_PROGRESS: Progress = lambda _what, _done, _total: None  # noqa: E731
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A comparison with what only the label arrays tell.
+class MaskComparison:
+    """A comparison of two versions, with what is computed from their label arrays.
 
     Parameters
     ----------
@@ -32,7 +35,7 @@ class Measured:
     surface_dice : dict
         By class name; see `rescueseg.evaluation.surface.surface_scores`.
     voxels : tuple of int
-        Drawn by each of the two, of what both annotated.
+        Foreground voxels of each of the two, of what both annotated.
     """
 
     comparison: Comparison
@@ -55,11 +58,11 @@ class Row:
     objects: float | None
     disputed: int
     """Patches below the campaign's threshold."""
-    drawn: float | None
+    voxel_ratio: float | None
     """Voxels drawn, over those that the others drew in the same patches; of a pair, the first's over the second's."""
 
 
-def measure(campaign: Campaign, store: QueueStore, progress: Progress = NO_PROGRESS) -> list[Measured]:
+def measure(campaign: Campaign, store: QueueStore, progress: Progress = no_progress) -> list[MaskComparison]:
     """Return every comparison of the campaign, oldest first, with surface Dice and voxels drawn.
 
     Parameters
@@ -69,23 +72,24 @@ def measure(campaign: Campaign, store: QueueStore, progress: Progress = NO_PROGR
     store : QueueStore
         Its queue.
     progress : callable, optional
-        Called with what is counted, how many are done and how many there are.
+        Called with (what is counted, how many are done, how many there are).
     """
-    found, comparisons = [], store.comparisons()
-    for done, comparison in enumerate(comparisons):
-        progress("patches compared", done, len(comparisons))
+    records = store.comparisons()
+    comparisons = []
+    for index, comparison in enumerate(records):
+        progress("patches compared", index, len(records))
         one, two = (read_version(campaign, v) for v in versions_of(store, comparison))
         spacing = campaign.volume(comparison.volume_id).spacing_um_zyx
-        known = ~(one.ignore | two.ignore)
-        truth = np.where(known, two.classes, np.uint8(IGNORE))
+        annotated = ~(one.ignore | two.ignore)
+        truth = np.where(annotated, two.classes, np.uint8(IGNORE))
         surfaces = {}
         for value, name in enumerate(campaign.config.classes, start=1):
             scores = surface_scores(one.classes, truth, value, spacing)
             if scores is not None:
                 surfaces[name] = scores[0]
-        drawn = [int(np.count_nonzero((labels.classes > 0) & known)) for labels in (one, two)]
-        found.append(Measured(comparison, surfaces, (drawn[0], drawn[1])))
-    return found
+        first, second = (int(np.count_nonzero((labels.classes > 0) & annotated)) for labels in (one, two))
+        comparisons.append(MaskComparison(comparison, surfaces, (first, second)))
+    return comparisons
 
 
 def versions_of(store: QueueStore, comparison: Comparison) -> list[AnnotationRecord]:
@@ -94,52 +98,53 @@ def versions_of(store: QueueStore, comparison: Comparison) -> list[AnnotationRec
     return [versions[number] for number in comparison.versions]
 
 
-def by_pair(measured: Iterable[Measured], threshold: float) -> list[Row]:
+def by_pair(comparisons: Iterable[MaskComparison], threshold: float) -> list[Row]:
     """Return one row per pair of people, by name."""
-    groups: dict[tuple[str, ...], list[tuple[Measured, int]]] = defaultdict(list)
-    for one in measured:
+    groups: dict[tuple[str, ...], list[tuple[MaskComparison, int]]] = defaultdict(list)
+    for one in comparisons:
         names = one.comparison.annotators
         groups[tuple(sorted(names))].append((one, int(names[0] > names[1])))
-    return [_row(" and ".join(names), found, threshold) for names, found in sorted(groups.items())]
+    return [_row(" and ".join(names), group, threshold) for names, group in sorted(groups.items())]
 
 
-def by_annotator(measured: Iterable[Measured], threshold: float) -> list[Row]:
+def by_annotator(comparisons: Iterable[MaskComparison], threshold: float) -> list[Row]:
     """Return one row per person, by name: agreement with all others."""
-    return [_row(name, found, threshold) for (name, _), found in _of_person(measured, lambda _: 0)]
+    return [_row(name, group, threshold) for (name, _), group in _of_person(comparisons, lambda _: 0)]
 
 
-def over_time(measured: Iterable[Measured], threshold: float) -> list[Row]:
+def over_time(comparisons: Iterable[MaskComparison], threshold: float) -> list[Row]:
     """Return one row per person and month, by name and month: agreement with all others."""
-    months = _of_person(measured, lambda one: 12 * one.comparison.at.year + one.comparison.at.month - 1)
-    return [_row(f"{name}, {n // 12}-{n % 12 + 1:02d}", found, threshold) for (name, n), found in months]
+    months = _of_person(comparisons, lambda one: 12 * one.comparison.at.year + one.comparison.at.month - 1)
+    return [_row(f"{name}, {n // 12}-{n % 12 + 1:02d}", group, threshold) for (name, n), group in months]
 
 
 def _of_person(
-    measured: Iterable[Measured], key: Callable[[Measured], int]
-) -> list[tuple[tuple[str, int], list[tuple[Measured, int]]]]:
-    groups: dict[tuple[str, int], list[tuple[Measured, int]]] = defaultdict(list)
-    for one in measured:
+    comparisons: Iterable[MaskComparison], key: Callable[[MaskComparison], int]
+) -> list[tuple[tuple[str, int], list[tuple[MaskComparison, int]]]]:
+    groups: dict[tuple[str, int], list[tuple[MaskComparison, int]]] = defaultdict(list)
+    for one in comparisons:
         for side, name in enumerate(one.comparison.annotators):
             groups[name, key(one)].append((one, side))
     return sorted(groups.items())
 
 
-def _row(who: str, found: Sequence[tuple[Measured, int]], threshold: float) -> Row:
-    comparisons = [one.comparison for one, _ in found]
-    values = [c.agreement for c in comparisons]
-    objects = [c.objects for c in comparisons if c.objects is not None]
-    mine = sum(one.voxels[side] for one, side in found)
-    theirs = sum(one.voxels[1 - side] for one, side in found)
+def _row(who: str, group: Sequence[tuple[MaskComparison, int]], threshold: float) -> Row:
+    """Return the row of some comparisons, each with the side (0 or 1) whose voxels count as one's own."""
+    records = [one.comparison for one, _ in group]
+    values = [c.agreement for c in records]
+    objects = [c.objects for c in records if c.objects is not None]
+    mine = sum(one.voxels[side] for one, side in group)
+    theirs = sum(one.voxels[1 - side] for one, side in group)
     return Row(
         who=who,
-        patches=len(found),
+        patches=len(group),
         agreement=_mean(values),
         lowest=min(values),
-        dice=_means([c.dice for c in comparisons]),
-        surface_dice=_means([one.surface_dice for one, _ in found]),
+        dice=_means([c.dice for c in records]),
+        surface_dice=_means([one.surface_dice for one, _ in group]),
         objects=_mean(objects) if objects else None,
         disputed=sum(value < threshold for value in values),
-        drawn=mine / theirs if theirs else None,
+        voxel_ratio=mine / theirs if theirs else None,
     )
 
 
@@ -162,11 +167,7 @@ def cells(row: Row, classes: Sequence[str], objects: bool) -> list[str]:
     """Return a row as text, in the order of `columns`."""
     per_class = [table.get(name) for name in classes for table in (row.dice, row.surface_dice)]
     scores = [row.agreement, row.lowest, *per_class, *([row.objects] if objects else [])]
-    return [str(row.patches), *map(_number, scores), str(row.disputed), _number(row.drawn)]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return [str(row.patches), *map(number, scores), str(row.disputed), number(row.voxel_ratio)]
 
 
 def table(title: str, rows: Sequence[Row], classes: Sequence[str]) -> Table:

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.calibration import stored_calibration
 from rescueseg.evaluation.champion import Judgement, dice_interval, headline, judgements
 from rescueseg.evaluation.comparison import GroupComparison, compare_generations
-from rescueseg.evaluation.pooled import METRICS, Group, group_scores
-from rescueseg.evaluation.scan import UncertainBox, most_uncertain
+from rescueseg.evaluation.metric_table import METRICS
+from rescueseg.evaluation.pooled import Group, group_scores
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
+from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.queue.effort import EffortRow, effort_by
 from rescueseg.queue.store import open_queue
 from rescueseg.records import AcceptedAnnotation, Part
 from rescueseg.reports.gallery import generation_figures
-from rescueseg.reports.html import family, inline, pictured, render_page, shown_metrics
+from rescueseg.reports.html import family, inline, render_page, shown_metrics, with_pictures
 
 REPORT = "reports/report.html"
 SHOWN = 3
@@ -92,26 +93,27 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    judged = judgements(campaign)
-    if not judged:
+    history = judgements(campaign)
+    if not history:
         raise EvaluationError(
             "there is nothing to report yet",
             where=campaign.url,
             todo="Run a generation: 'rescueseg generation CAMPAIGN'",
         )
     baseline = (
-        ThresholdBaseline.model_validate(threshold_baseline(campaign)) if judged[-1].evaluation.validation else None
+        ThresholdBaseline.model_validate(threshold_baseline(campaign)) if history[-1].evaluation.validation else None
     )
-    places = most_uncertain(campaign, judged[-1].generation, SHOWN)
-    figures = generation_figures(campaign, judged, baseline.test_dice if baseline else None, places)
-    page = render(campaign, judged, baseline, efforts(campaign), figures, links, places, people(campaign))
+    places = most_uncertain(campaign, history[-1].generation, SHOWN)
+    figures = generation_figures(campaign, history, baseline.test_dice if baseline else None, places)
+    effort, workers = effort_by_generation(campaign), effort_by_person(campaign)
+    page = render(campaign, history, baseline, effort, figures, links, places, workers)
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
 
 
 def render(
     campaign: Campaign,
-    judged: Sequence[Judgement],
+    history: Sequence[Judgement],
     baseline: ThresholdBaseline | None,
     effort: Sequence[Effort],
     figures: dict[str, bytes],
@@ -125,10 +127,10 @@ def render(
     ----------
     campaign : Campaign
         Named in the page.
-    judged : sequence of Judgement
+    history : sequence of Judgement
         By generation, at least one.
     baseline : ThresholdBaseline, optional
-        The bar to beat.
+        The tuned threshold.
     effort : sequence of Effort
         Rows of the effort table.
     figures : dict of bytes
@@ -140,10 +142,10 @@ def render(
     workers : sequence of EffortRow
         What each person put in.
     """
-    last = judged[-1]
-    champion = next(j for j in judged if j.generation == last.champion)
+    last = history[-1]
+    champion = next(j for j in history if j.generation == last.champion)
     volumes = campaign.volumes()
-    before = next((j for j in judged if last.comparison and j.generation == last.comparison.champion), None)
+    before = next((j for j in history if last.comparison and j.generation == last.comparison.champion), None)
     groups = _groups(campaign, last.evaluation)
     return render_page(
         "report.html",
@@ -155,25 +157,25 @@ def render(
         last=last,
         champion=champion,
         before=before,
-        models={j.generation: family(campaign, j.generation) for j in judged},
+        models={j.generation: family(campaign, j.generation) for j in history},
         groups=groups,
         group_metrics=shown_metrics(groups),
         pooled_dice=_pooled_dice(campaign, champion.evaluation),
-        compared=_compared(campaign, before, last),
+        compared=_comparison_with(campaign, before, last),
         metrics=METRICS,
         headline=headline(last),
         against=against_threshold(champion, baseline),
-        intervals={j.generation: dice_interval(j.evaluation, "test") for j in judged},
-        judged=judged,
+        intervals={j.generation: dice_interval(j.evaluation, "test") for j in history},
+        history=history,
         baseline=baseline,
         effort=effort,
         workers=workers,
         learning_curve=inline(figures["learning_curve.png"]),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
-        calibration=kept_calibration(campaign, last.generation),
+        calibration=stored_calibration(campaign, last.generation),
         shown_part=last.evaluation.test or last.evaluation.validation,
-        worst=pictured(last.evaluation.worst(SHOWN), "worst", figures),
-        places=pictured(places, "uncertain", figures),
+        worst=with_pictures(last.evaluation.worst(SHOWN), "worst", figures),
+        places=with_pictures(places, "uncertain", figures),
         explain=explain_box,
         links=links,
     )
@@ -203,8 +205,8 @@ def explain_box(score: BoxScore) -> str:
     return "missed and invented alike"
 
 
-def efforts(campaign: Campaign) -> list[Effort]:
-    """Return what people did, by the generation the accepted patches were asked for; holdout boxes come first."""
+def effort_by_generation(campaign: Campaign) -> list[Effort]:
+    """Return what people did, by the generation that queried the accepted patches; holdout boxes come first."""
     with closing(open_queue(campaign)) as store:
         accepted = store.accepted(purpose=None)
     groups: dict[tuple[bool, int], list[AcceptedAnnotation]] = defaultdict(list)
@@ -214,48 +216,50 @@ def efforts(campaign: Campaign) -> list[Effort]:
     return [
         Effort(
             label=f"generation {generation}" if pool else "holdout boxes",
-            patches=len(found),
-            voxels=sum(a.box.size for a in found),
-            voxels_corrected=sum(a.voxels_corrected for a in found),
-            minutes=sum(a.seconds for a in found) / 60,
-            annotators=len({a.annotator for a in found}),
+            patches=len(annotations),
+            voxels=sum(a.box.size for a in annotations),
+            voxels_corrected=sum(a.voxels_corrected for a in annotations),
+            minutes=sum(a.seconds for a in annotations) / 60,
+            annotators=len({a.annotator for a in annotations}),
         )
-        for (pool, generation), found in sorted(groups.items())
+        for (pool, generation), annotations in sorted(groups.items())
     ]
 
 
-def people(campaign: Campaign) -> list[EffortRow]:
+def effort_by_person(campaign: Campaign) -> list[EffortRow]:
     """Return what each person put in, by name: all leases, and reviewing."""
     with closing(open_queue(campaign)) as store:
-        return effort_by(store.efforts(), lambda done: done.annotator)
+        return effort_by(store.efforts(), lambda work: work.annotator)
 
 
-def _part_shown(evaluation: Evaluation) -> Part:
+def _shown_part(evaluation: Evaluation) -> Part:
     return "test" if evaluation.test else "validation"
 
 
 def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
-    """Return the scores of the shown part by class, stratum and domain; none where they were not kept."""
+    """Return the scores of the shown part by class, stratum and domain; none where the boxes' details were not stored."""
     if not evaluation.complete:
         return []
     classes = campaign.config.classes
-    return group_scores(evaluation, _part_shown(evaluation), classes)
+    return group_scores(evaluation, _shown_part(evaluation), classes)
 
 
 def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> tuple[float, float] | None:
     """Return the Dice weighted to the pool and the effective number of boxes it rests on."""
     groups = _groups(campaign, evaluation)
-    found = groups[0].weighted.get("dice") if groups else None
+    dice = groups[0].weighted.get("dice") if groups else None
     share = groups[0].pool if groups else None
-    return None if found is None or found.value is None or share is None else (found.value, share.effective)
+    return None if dice is None or dice.value is None or share is None else (dice.value, share.effective)
 
 
-def _compared(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:
+def _comparison_with(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:
     """Compare the last generation with the champion before it; None where that cannot be done box by box."""
     if before is None or not (before.evaluation.complete and last.evaluation.complete):
         return None
-    part = _part_shown(last.evaluation)
-    if not {b.key for b in before.evaluation.known(part)} & {b.key for b in last.evaluation.known(part)}:
+    part = _shown_part(last.evaluation)
+    if not {b.key for b in before.evaluation.boxes_with_truth(part)} & {
+        b.key for b in last.evaluation.boxes_with_truth(part)
+    }:
         return None
     classes = campaign.config.classes
     return compare_generations(before.evaluation, last.evaluation, part, classes)[0]

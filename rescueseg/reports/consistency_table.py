@@ -28,8 +28,8 @@ def page(report: ConsistencyReport) -> Iterator[RenderableType]:
         for warning in v.warnings:
             line.append(f"\n  look at it: {warning}", style="yellow")
         if v.hints:
-            said = "; ".join(f"{key}: {value}" for key, value in sorted(v.hints.items()))
-            line.append(f"\n  metadata: {said}", style="dim")
+            metadata = "; ".join(f"{key}: {value}" for key, value in sorted(v.hints.items()))
+            line.append(f"\n  metadata: {metadata}", style="dim")
         yield line
     yield Text()
     for domain in report.domains.domains:

@@ -68,7 +68,7 @@ class Entry:
 
 def entries(holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[Entry]:
     """Return what is on the sheet: starting patches first, then the holdout, strata in the order of appearance."""
-    found = [
+    sheet = [
         Entry(
             "rough" if p.stratum == "rough_mask" else "starting",
             p.volume_id,
@@ -78,9 +78,9 @@ def entries(holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[Entry]:
         )
         for p in starting
     ]
-    found += [Entry(b.part, b.volume_id, b.box, b.stratum, b.reason or "") for b in holdout.boxes]
-    order = list(dict.fromkeys(entry.stratum for entry in found))
-    return sorted(found, key=lambda entry: order.index(entry.stratum))
+    sheet += [Entry(b.part, b.volume_id, b.box, b.stratum, b.reason or "") for b in holdout.boxes]
+    order = list(dict.fromkeys(entry.stratum for entry in sheet))
+    return sorted(sheet, key=lambda entry: order.index(entry.stratum))
 
 
 def three_planes(image: npt.NDArray[np.float32], spacing_um_zyx: Spacing) -> Picture:
@@ -97,6 +97,13 @@ def three_planes(image: npt.NDArray[np.float32], spacing_um_zyx: Spacing) -> Pic
     -------
     ndarray of float32, (row, column)
         The finest spacing is one pixel, unless the picture would have more than 240; nan between the planes.
+
+    Examples
+    --------
+    Planes twice as far apart in z as pixels in y and x, and 3 pixels between the pictures:
+
+    >>> three_planes(np.zeros((4, 10, 20), np.float32), (0.2, 0.1, 0.1)).shape
+    (21, 31)
     """
     lengths = [n * s for n, s in zip(image.shape, spacing_um_zyx, strict=True)]
     pixel = max(min(spacing_um_zyx), max(lengths) / _LONGEST)
@@ -144,25 +151,31 @@ def contact_sheet(
     height = 0.7 + rows * _ROW
     figure = Figure(figsize=(width, height))
     figure.text(_MARGIN / width, 1 - 0.2 / height, f"{campaign.config.name}: sampled patches", fontsize=14, va="top")
-    used = [kind for kind in KINDS if any(entry.kind == kind for entry in shown)]
-    swatches = [Swatch(facecolor="none", edgecolor=KINDS[k][1], linewidth=2.5, label=KINDS[k][0]) for k in used]
-    figure.legend(handles=swatches, loc="upper right", ncols=len(used), frameon=False, fontsize=9)
+    kinds = [kind for kind in KINDS if any(entry.kind == kind for entry in shown)]
+    swatches = [Swatch(facecolor="none", edgecolor=KINDS[k][1], linewidth=2.5, label=KINDS[k][0]) for k in kinds]
+    figure.legend(handles=swatches, loc="upper right", ncols=len(kinds), frameon=False, fontsize=9)
     stratum = ""
-    for done, (entry, (row, column)) in enumerate(zip(shown, places, strict=True), 1):
-        left, top = _MARGIN + column * (_CELL + _MARGIN), height - 0.6 - row * _ROW - _HEAD
+    for number, (entry, (row, column)) in enumerate(zip(shown, places, strict=True), 1):
+        x, top = _MARGIN + column * (_CELL + _MARGIN), height - 0.6 - row * _ROW - _HEAD
         if entry.stratum != stratum:
             stratum = entry.stratum
             words = stratum.replace("_", " ")
-            figure.text(left / width, (top + 0.07) / height, words, fontsize=11, weight="bold", va="bottom")
-        _draw(figure, campaign, entry, (left / width, top / height, _CELL / width, _CELL / height))
+            figure.text(x / width, (top + 0.07) / height, words, fontsize=11, weight="bold", va="bottom")
+        _draw(figure, campaign, entry, (x / width, top / height, _CELL / width, _CELL / height))
         if progress is not None:
-            progress("patches drawn", done, len(shown))
+            progress("patches drawn", number, len(shown))
     return png(figure)
 
 
 def layout(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return row and column of each picture of groups of these sizes; a group that fits in a row is not broken."""
-    found: list[tuple[int, int]] = []
+    """Return row and column of each picture of groups of these sizes; a group that fits in a row of 6 is not broken.
+
+    Examples
+    --------
+    >>> layout([4, 3])
+    [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
+    """
+    places: list[tuple[int, int]] = []
     row = column = 0
     for size in sizes:
         if column and column + min(size, _COLUMNS) > _COLUMNS:
@@ -170,19 +183,19 @@ def layout(sizes: Sequence[int]) -> list[tuple[int, int]]:
         for _ in range(size):
             if column == _COLUMNS:
                 row, column = row + 1, 0
-            found.append((row, column))
+            places.append((row, column))
             column += 1
-    return found
+    return places
 
 
 def _draw(figure: Figure, campaign: Campaign, entry: Entry, place: tuple[float, float, float, float]) -> None:
-    """Draw one patch with its upper left corner at a place (left, top, width, height in shares of the figure)."""
+    """Draw one patch with its upper left corner at a place (x, top, width, height in shares of the figure)."""
     volume = campaign.volume(entry.volume_id)
     voxels = normalise(volume_reader(campaign, volume)(entry.box), volume.normalisation).mean(axis=0, dtype=np.float32)
     picture = three_planes(voxels, volume.spacing_um_zyx)
     part = volume.normalisation
-    left, top, width, height = place
-    axes = figure.add_axes((left, top - height, width, height), anchor="NW")
+    x, top, width, height = place
+    axes = figure.add_axes((x, top - height, width, height), anchor="NW")
     axes.imshow(
         picture,
         cmap="gray",

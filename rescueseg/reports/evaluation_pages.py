@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.calibration import stored_calibration
 from rescueseg.evaluation.comparison import Difference, GroupComparison
-from rescueseg.evaluation.pooled import METRICS, Group
-from rescueseg.evaluation.scan import UncertainBox, most_uncertain
+from rescueseg.evaluation.metric_table import METRICS
+from rescueseg.evaluation.pooled import Group
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.progress import Progress
 from rescueseg.records import Part
 from rescueseg.reports.campaign_report import SHOWN, explain_box
 from rescueseg.reports.figures import differences
 from rescueseg.reports.gallery import changed_patch, evaluation_figures
-from rescueseg.reports.html import family, inline, pictured, render_page, shown_metrics
+from rescueseg.reports.html import family, inline, render_page, shown_metrics, with_pictures
 
 
 def write_evaluation_page(
@@ -36,7 +37,7 @@ def write_evaluation_page(
     groups : mapping of str to sequence of Group
         Scores by part, the part to show first in front.
     progress : callable, optional
-        Told what is counted, how many are done and how many there are, while whole maps are read.
+        Called with (what is counted, how many are done, how many there are) while whole maps are read.
     """
     g = evaluation.generation
     places: list[UncertainBox] = most_uncertain(campaign, g, SHOWN, progress)
@@ -46,13 +47,13 @@ def write_evaluation_page(
         name=campaign.config.name,
         generation=g,
         model=family(campaign, g),
-        parts=[(part, found, shown_metrics(found)) for part, found in groups.items() if found],
+        parts=[(part, part_groups, shown_metrics(part_groups)) for part, part_groups in groups.items() if part_groups],
         metrics=METRICS,
         shown_part=evaluation.test or evaluation.validation,
-        worst=pictured(evaluation.worst(SHOWN), "worst", figures),
-        places=pictured(places, "uncertain", figures),
+        worst=with_pictures(evaluation.worst(SHOWN), "worst", figures),
+        places=with_pictures(places, "uncertain", figures),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
-        calibration=kept_calibration(campaign, g),
+        calibration=stored_calibration(campaign, g),
         explain=explain_box,
         url=campaign.url,
     )
@@ -86,7 +87,7 @@ def write_comparison_page(
         )
         for n, pair in enumerate(pairs, start=1)
     }
-    parts = [(part, found) for part, found in groups.items() if found]
+    parts = [(part, part_groups) for part, part_groups in groups.items() if part_groups]
     page = render_page(
         "comparison.html",
         name=campaign.config.name,
@@ -96,7 +97,7 @@ def write_comparison_page(
         verdict=parts[0][1][0].plain["dice"].verdict,
         parts=parts,
         forest=inline(differences(parts[0][1], names)),
-        changed=pictured(pairs, "changed", figures),
+        changed=with_pictures(pairs, "changed", figures),
         metrics=METRICS,
         url=campaign.url,
     )
@@ -119,6 +120,6 @@ def headline(group: GroupComparison, names: Sequence[str]) -> str:
 
 def most_changed(first: Evaluation, second: Evaluation, count: int = SHOWN) -> list[tuple[BoxScore, BoxScore]]:
     """Return the validation boxes whose share of wrong voxels differs most between two evaluations."""
-    other = {b.key: b for b in second.known("validation")}
-    pairs = [(b, other[b.key]) for b in first.known("validation") if b.key in other]
+    other = {b.key: b for b in second.boxes_with_truth("validation")}
+    pairs = [(b, other[b.key]) for b in first.boxes_with_truth("validation") if b.key in other]
     return sorted(pairs, key=lambda p: (-abs(p[0].errors - p[1].errors) / p[0].voxels, p[0].key))[:count]

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rescueseg.evaluation.comparison import Difference, GroupComparison
-from rescueseg.evaluation.pooled import METRICS, Figure, Group, Metric
+from rescueseg.evaluation.metric_table import METRICS, Metric
+from rescueseg.evaluation.pooled import Figure, Group, Interval
+from rescueseg.reports.cells import number
 from rescueseg.reports.html import shown_metrics
 
 
@@ -21,7 +23,7 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
     whole = groups[0]
     table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "plain", "95 %", "weighted to the pool", "95 %"))
     for metric in (m for m in METRICS if m.name in whole.plain):
-        cells = [_figure(metric, found.get(metric.name)) for found in (whole.plain, whole.weighted)]
+        cells = [_figure(metric, figures.get(metric.name)) for figures in (whole.plain, whole.weighted)]
         table.add_row(_label(metric), *(cell for pair in cells for cell in pair))
     console.print(table)
     _pool_note(console, whole)
@@ -74,17 +76,19 @@ def _label(metric: Metric) -> str:
 def _figure(metric: Metric, figure: Figure | None) -> tuple[str, str]:
     if figure is None or figure.value is None:
         return "–", "–"
-    ends = figure.interval
-    value = f"{figure.value:.{metric.digits}f}"
-    return value, "–" if ends is None else f"{ends[0]:.{metric.digits}f} to {ends[1]:.{metric.digits}f}"
+    return number(figure.value, metric.digits), _range(figure.interval, metric.digits)
 
 
-def _difference(metric: Metric, found: Difference) -> tuple[str, ...]:
-    digits, ends = metric.digits, found.interval
-    values = ["–" if v is None else f"{v:.{digits}f}" for v in (found.first, found.second)]
+def _difference(metric: Metric, difference: Difference) -> tuple[str, ...]:
+    digits = metric.digits
     return (
-        *values,
-        "–" if found.difference is None else f"{found.difference:+.{digits}f}",
-        "–" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}",
-        found.verdict,
+        number(difference.first, digits),
+        number(difference.second, digits),
+        number(difference.difference, digits, signed=True),
+        _range(difference.interval, digits, signed=True),
+        difference.verdict,
     )
+
+
+def _range(ends: Interval | None, digits: int, *, signed: bool = False) -> str:
+    return "–" if ends is None else " to ".join(number(end, digits, signed=signed) for end in ends)

@@ -34,7 +34,6 @@ CLASS_COLOURS = (SKY, ORANGE, GREEN, PINK, YELLOW, BLUE, RED)
 MISSED, INVENTED = ORANGE, BLUE
 GREY = "#6b7280"
 _BARS = 30
-_PLANES = (("xy", 0), ("xz", 1), ("yz", 2))
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
@@ -45,16 +44,16 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def learning_curve(
-    judged: Sequence[Judgement], threshold_dice: float | None = None, families: Mapping[int, str] | None = None
+    history: Sequence[Judgement], threshold_dice: float | None = None, families: Mapping[int, str] | None = None
 ) -> bytes:
     """Draw Dice against annotated voxels, with 95 % bootstrap intervals over the boxes.
 
     Parameters
     ----------
-    judged : sequence of Judgement
+    history : sequence of Judgement
         By generation.
     threshold_dice : float, optional
-        Test Dice of the tuned threshold, drawn as the bar to beat.
+        Test Dice of the tuned threshold, drawn as a line.
     families : mapping of int to str, optional
         Model family by generation; named where there are several.
     """
@@ -77,13 +76,11 @@ def learning_curve(
         ("test", BLUE, "o", "test boxes (only reported)"),
     )
     for part, colour, marker, label in curves:
-        _draw_curve(axes, judged, part, colour, marker, label)
-    for judgement in judged:
-        crowned = " ★" if judged and judgement.generation == judged[-1].champion else ""
+        _draw_curve(axes, history, part, colour, marker, label)
+    for judgement in history:
+        star = " ★" if judgement.generation == history[-1].champion else ""
         axes.annotate(
-            "\n".join(
-                filter(None, (f"generation {judgement.generation}{crowned}", families.get(judgement.generation)))
-            ),
+            "\n".join(filter(None, (f"generation {judgement.generation}{star}", families.get(judgement.generation)))),
             (judgement.annotated_voxels, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -91,7 +88,7 @@ def learning_curve(
             color=GREY,
         )
     axes.set(xlabel="annotated voxels", ylabel="Dice (1 = perfect)", ylim=(0, 1.02))
-    axes.set_xlim(0, 1.12 * max((j.annotated_voxels for j in judged), default=1))
+    axes.set_xlim(0, 1.12 * max((j.annotated_voxels for j in history), default=1))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
@@ -99,18 +96,18 @@ def learning_curve(
     return png(figure)
 
 
-def _draw_curve(axes: Axes, judged: Sequence[Judgement], part: Part, colour: str, marker: str, label: str) -> None:
+def _draw_curve(axes: Axes, history: Sequence[Judgement], part: Part, colour: str, marker: str, label: str) -> None:
     """Draw the Dice of one part with its intervals; the parts are set apart a little so that both stay visible."""
-    shift = (0.004 if part == "test" else -0.004) * max(j.annotated_voxels for j in judged)
-    scores = ((j, j.evaluation.part(part)) for j in judged)
-    known = [(j, score.dice) for j, score in scores if score is not None and score.dice is not None]
-    if not known:
+    shift = (0.004 if part == "test" else -0.004) * max(j.annotated_voxels for j in history)
+    scores = ((j, j.evaluation.part(part)) for j in history)
+    points = [(j, score.dice) for j, score in scores if score is not None and score.dice is not None]
+    if not points:
         return
-    dice = np.array([value for _, value in known])
-    intervals = [dice_interval(j.evaluation, part) or (value, value) for j, value in known]
+    dice = np.array([value for _, value in points])
+    intervals = [dice_interval(j.evaluation, part) or (value, value) for j, value in points]
     errors = np.abs(np.array(intervals).T - dice)
     axes.errorbar(
-        [j.annotated_voxels + shift for j, _ in known],
+        [j.annotated_voxels + shift for j, _ in points],
         dice,
         yerr=errors,
         markersize=6,
@@ -127,9 +124,9 @@ def _draw_curve(axes: Axes, judged: Sequence[Judgement], part: Part, colour: str
 def uncertainty_against_error(score: PartScore) -> bytes:
     """Draw how often the model is wrong by how uncertain it is, and by how confident it is."""
     figure = Figure(figsize=(9.4, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _error_by_uncertainty(left, score.uncertainty)
-    _calibration(right, score.calibration, score.ece)
+    error_axes, calibration_axes = figure.subplots(1, 2)
+    _error_by_uncertainty(error_axes, score.uncertainty)
+    _calibration(calibration_axes, score.calibration, score.ece)
     return png(figure)
 
 
@@ -180,6 +177,13 @@ def _shares(bins: BinnedCounts, wrong: bool) -> tuple[list[float], list[float], 
 
 
 def _thousands(value: float, _position: int | None = None) -> str:
+    """Return a count with its unit, as matplotlib asks for the label of a tick.
+
+    Examples
+    --------
+    >>> _thousands(950), _thousands(131072)
+    ('950', '131 k')
+    """
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"
@@ -205,11 +209,11 @@ def differences(groups: Sequence[GroupComparison], names: Sequence[str]) -> byte
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1)
     colours = {"better": GREEN, "worse": RED, "undecided": GREY}
-    for row, (_, found) in enumerate(lines):
-        colour = colours[found.verdict]
-        if found.interval:
-            axes.plot(found.interval, (row, row), color=colour, linewidth=2)
-        axes.plot([found.difference or 0.0], [row], color=colour, marker="o", markersize=6)
+    for row, (_, difference) in enumerate(lines):
+        colour = colours[difference.verdict]
+        if difference.interval:
+            axes.plot(difference.interval, (row, row), color=colour, linewidth=2)
+        axes.plot([difference.difference or 0.0], [row], color=colour, marker="o", markersize=6)
     axes.set_yticks(range(len(lines)), [label for label, _ in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlabel(f"Dice of {names[1]} minus Dice of {names[0]}; boxes in brackets")

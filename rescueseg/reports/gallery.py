@@ -20,9 +20,9 @@ from matplotlib.patheffects import withStroke
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.champion import Judgement
-from rescueseg.evaluation.scan import UncertainBox
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
+from rescueseg.evaluation.uncertain_boxes import UncertainBox
 from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.maps import most_likely, open_map
 from rescueseg.labels import IGNORE, PatchLabels, predecessors
@@ -132,7 +132,7 @@ def changed_patch(
 
 
 def disagreeing_patch(
-    campaign: Campaign, volume_id: str, box: Box, drawn: Sequence[tuple[str, PatchLabels]], settled: PatchLabels | None
+    campaign: Campaign, volume_id: str, box: Box, masks: Sequence[tuple[str, PatchLabels]], accepted: PatchLabels | None
 ) -> bytes:
     """Draw what two people drew in a box, and what only one of them did; planes through the most of that.
 
@@ -142,18 +142,17 @@ def disagreeing_patch(
         With the volume.
     volume_id, box
         The patch.
-    drawn : sequence of (str, PatchLabels)
-        The two, with their names.
-    settled : PatchLabels, optional
+    masks : sequence of (str, PatchLabels)
+        The two, with the names of who drew them.
+    accepted : PatchLabels, optional
         What was accepted in the end, where that is neither.
     """
-    (_, first), (_, second) = drawn
+    (one, first), (two, second) = masks
     apart = disagreement(first, second)
-    columns = [Column(name, "labels", _countable(labels)) for name, labels in drawn]
+    columns = [Column(name, "labels", _countable(labels)) for name, labels in masks]
     columns.append(Column("they differ", "error", apart))
-    if settled is not None:
-        columns.append(Column("accepted", "labels", _countable(settled)))
-    (one, _), (two, _) = drawn
+    if accepted is not None:
+        columns.append(Column("accepted", "labels", _countable(accepted)))
     legend = {f"only {one}": MISSED, f"only {two}": INVENTED}
     if (apart == 3).any():
         legend["both, as something else"] = PINK
@@ -171,10 +170,16 @@ def _countable(labels: PatchLabels) -> npt.NDArray[np.uint8]:
 def disagreement(first: PatchLabels, second: PatchLabels) -> Labels:
     """Return 1 where only the first drew something, 2 where only the second did, 3 where both drew something else.
 
-    Something else is another class, or another object. What either left out is 0.
+    Something else is another class, or another object. What either did not annotate is 0.
+
+    Examples
+    --------
+    >>> one, two = (PatchLabels(np.array([[row]], np.uint8)) for row in ([1, 1, 0, 0, 2], [1, 0, 1, 0, 1]))
+    >>> disagreement(one, two).tolist()
+    [[[0, 1, 2, 0, 3]]]
     """
-    known = ~(first.ignore | second.ignore)
-    one, two = known & (first.classes > 0), known & (second.classes > 0)
+    annotated = ~(first.ignore | second.ignore)
+    one, two = annotated & (first.classes > 0), annotated & (second.classes > 0)
     other = one & two & (first.classes != second.classes)
     if first.instances is not None and second.instances is not None:
         other |= one & two & (predecessors(second.instances, first.instances) != first.instances)
@@ -182,10 +187,18 @@ def disagreement(first: PatchLabels, second: PatchLabels) -> Labels:
 
 
 def errors(prediction: Labels, truth: Labels) -> Labels:
-    """Return 1 where the truth's class is missed, 2 where something is invented, 0 elsewhere and where nobody knows."""
-    known = truth != IGNORE
-    missed = known & (truth > 0) & (prediction != truth)
-    invented = known & (truth == 0) & (prediction > 0)
+    """Return 1 where the truth's class is missed, 2 where something is invented, 0 elsewhere and without truth.
+
+    Examples
+    --------
+    The last voxel was not annotated (255):
+
+    >>> errors(np.array([1, 0, 1, 1]), np.array([1, 1, 0, 255])).tolist()
+    [0, 1, 2, 0]
+    """
+    has_truth = truth != IGNORE
+    missed = has_truth & (truth > 0) & (prediction != truth)
+    invented = has_truth & (truth == 0) & (prediction > 0)
     return np.asarray(missed + 2 * invented, np.uint8)
 
 
@@ -280,7 +293,13 @@ def _scale_bar(axes: Axes, width_um: float) -> None:
 
 
 def round_length(longest_um: float) -> float:
-    """Return the largest of 1, 2 and 5 times a power of ten that is not longer."""
+    """Return the largest of 1, 2 and 5 times a power of ten that is not longer.
+
+    Examples
+    --------
+    >>> round_length(37.0), round_length(0.6)
+    (20.0, 0.5)
+    """
     power = 10.0 ** math.floor(math.log10(longest_um))
     return max(n * power for n in (1, 2, 5) if n * power <= longest_um * (1 + 1e-9))
 
@@ -320,23 +339,23 @@ def evaluation_figures(
     dict
         `uncertainty_against_error.png`, `worst_1.png` and so on, `uncertain_1.png` and so on.
     """
-    found = {}
+    figures = {}
     part = evaluation.test or evaluation.validation
     if part is not None:
-        found["uncertainty_against_error.png"] = uncertainty_against_error(part)
+        figures["uncertainty_against_error.png"] = uncertainty_against_error(part)
     if boxes := evaluation.worst(worst):
         read_truth = open_truths(campaign, holdout_boxes(campaign))
     for number, score in enumerate(boxes, start=1):
-        found[f"worst_{number}.png"] = worst_patch(campaign, evaluation.generation, score, read_truth)
+        figures[f"worst_{number}.png"] = worst_patch(campaign, evaluation.generation, score, read_truth)
     for number, place in enumerate(places, start=1):
-        found[f"uncertain_{number}.png"] = uncertain_patch(campaign, evaluation.generation, place)
-    return found
+        figures[f"uncertain_{number}.png"] = uncertain_patch(campaign, evaluation.generation, place)
+    return figures
 
 
 def generation_figures(
-    campaign: Campaign, judged: Sequence[Judgement], threshold_dice: float | None, places: Sequence[UncertainBox] = ()
+    campaign: Campaign, history: Sequence[Judgement], threshold_dice: float | None, places: Sequence[UncertainBox] = ()
 ) -> dict[str, bytes]:
-    """Return the figures of the last judged generation by file name: `learning_curve.png` and `evaluation_figures`."""
-    families = {j.generation: family(campaign, j.generation) for j in judged}
-    curve = {"learning_curve.png": learning_curve(judged, threshold_dice, families)}
-    return curve | evaluation_figures(campaign, judged[-1].evaluation, places)
+    """Return the figures of the last evaluated generation by file name: `learning_curve.png` and `evaluation_figures`."""
+    families = {j.generation: family(campaign, j.generation) for j in history}
+    curve = {"learning_curve.png": learning_curve(history, threshold_dice, families)}
+    return curve | evaluation_figures(campaign, history[-1].evaluation, places)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rescueseg.campaign import STAGES, Campaign
 from rescueseg.evaluation.champion import Judgement
 from rescueseg.records import QueriedPatch, Record
+from rescueseg.reports.cells import number
 
 COLUMNS = ("gen", "patches", "voxels", "test Dice", "precision", "recall", "uncertainty", "corrected", *STAGES)
 LEGEND = (
@@ -44,60 +45,56 @@ class Row(Record):
             str(self.generation),
             str(self.patches),
             f"{self.voxels:,}",
-            *(_number(v) for v in (self.test_dice, self.test_precision, self.test_recall, self.queried_uncertainty)),
+            *(number(v) for v in (self.test_dice, self.test_precision, self.test_recall, self.queried_uncertainty)),
             f"{self.voxels_corrected:,}",
             *(f"{self.seconds[stage]:.0f}" if stage in self.seconds else "–" for stage in STAGES),
         ]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def row(campaign: Campaign, generation: int) -> Row:
     """Return the row of a generation whose tickets stage is done."""
-    judged = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
-    test = judged.evaluation.test
+    judgement = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
+    test = judgement.evaluation.test
     return Row(
         generation=generation,
-        patches=judged.annotated_patches,
-        voxels=judged.annotated_voxels,
+        patches=judgement.annotated_patches,
+        voxels=judgement.annotated_voxels,
         test_dice=test.dice if test else None,
         test_precision=test.precision if test else None,
         test_recall=test.recall if test else None,
         queried_uncertainty=campaign.require_result(generation, "query")["uncertainty"],
         voxels_corrected=campaign.require_result(generation, "effort")["voxels_corrected"],
         seconds=stage_seconds(campaign, generation),
-        champion=judged.champion,
+        champion=judgement.champion,
         stop=campaign.require_result(generation, "tickets")["stop"],
     )
 
 
 def rows(campaign: Campaign) -> list[Row]:
-    """Return the rows of all generations that have asked for their next patches, in order."""
+    """Return the rows of all generations that have queried their next patches, in order."""
     return [row(campaign, g) for g in campaign.generations() if campaign.stage_result(g, "tickets") is not None]
 
 
 def table(campaign: Campaign) -> Table:
     """Return the rows of all generations as a table for the terminal."""
-    found = rows(campaign)
-    title = f"{campaign.config.name}: champion is generation {found[-1].champion}"
+    lines = rows(campaign)
+    title = f"{campaign.config.name}: champion is generation {lines[-1].champion}"
     result = Table(title=title, caption=LEGEND, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for name in COLUMNS:
         result.add_column(name, justify="right", overflow="fold")
-    for line in found:
+    for line in lines:
         result.add_row(*line.cells())
     return result
 
 
 def stage_seconds(campaign: Campaign, generation: int) -> dict[str, float]:
     """Return how long the last attempt at each finished stage took."""
-    found = {stage: campaign.stage_result(generation, f"{stage}.seconds") for stage in STAGES}
-    return {stage: float(seconds) for stage, seconds in found.items() if seconds is not None}
+    results = {stage: campaign.stage_result(generation, f"{stage}.seconds") for stage in STAGES}
+    return {stage: float(seconds) for stage, seconds in results.items() if seconds is not None}
 
 
 def to_markdown(campaign: Campaign, generation: int) -> str:
-    """Return a page on one generation: the table up to it, and the patches it asks for."""
+    """Return a page on one generation: the table up to it, and the patches it queried."""
     table = [r for r in rows(campaign) if r.generation <= generation]
     lines = [
         f"# {campaign.config.name}, generation {generation}",

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import jinja2
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.pooled import METRICS, Group, Metric
+from rescueseg.evaluation.metric_table import METRICS, Metric
+from rescueseg.evaluation.pooled import Group
 
 T = TypeVar("T")
 
@@ -29,12 +30,24 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def inline(data: bytes) -> str:
-    """Return a PNG as a data URL, empty for none."""
+    """Return a PNG as a data URL, empty for none.
+
+    Examples
+    --------
+    >>> inline(b"png"), inline(b"")
+    ('data:image/png;base64,cG5n', '')
+    """
     return f"data:image/png;base64,{base64.b64encode(data).decode()}" if data else ""
 
 
-def pictured(things: Sequence[T], name: str, figures: Mapping[str, bytes]) -> list[tuple[T, str]]:
-    """Return things with their pictures `name_1.png` and so on; those without one are left out."""
+def with_pictures(things: Sequence[T], name: str, figures: Mapping[str, bytes]) -> list[tuple[T, str]]:
+    """Return things with their pictures `name_1.png` and so on; those without one are left out.
+
+    Examples
+    --------
+    >>> with_pictures(["a", "b"], "worst", {"worst_2.png": b"png"})
+    [('b', 'data:image/png;base64,cG5n')]
+    """
     pictures = ((thing, figures.get(f"{name}_{n}.png", b"")) for n, thing in enumerate(things, start=1))
     return [(thing, inline(data)) for thing, data in pictures if data]
 

@@ -1,4 +1,4 @@
-"""What `rescueseg sample` shows: the chosen patches with their reasons, remarks, the contact sheet."""
+"""What `rescueseg sample` shows: the sampled patches with their reasons, remarks, the contact sheet."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatc
         shape = patch_shape(campaign.config, volume, holdout)
         lengths = " × ".join(f"{n * s:.3g}" for n, s in zip(shape, volume.spacing_um_zyx, strict=True))
         lines.append(f"Patches of {volume.volume_id}: {'×'.join(map(str, shape))} voxels (zyx), {lengths} µm")
-    measured = [box for box in holdout.boxes if box.reason is not None]
-    if measured and "artifact" not in {b.stratum for b in measured} | {p.stratum for p in starting}:
+    with_reason = [box for box in holdout.boxes if box.reason is not None]
+    if with_reason and "artifact" not in {b.stratum for b in with_reason} | {p.stratum for p in starting}:
         lines.append("No imaging artefact was found where the holdout was drawn; other strata took its turns")
-    wanted = campaign.config.sampling.starting_patches
-    if len(starting) < wanted:
-        lines.append(f"Only {len(starting)} of {wanted} starting patches fit beside the holdout")
+    target = campaign.config.sampling.starting_patches
+    if len(starting) < target:
+        lines.append(f"Only {len(starting)} of {target} starting patches fit beside the holdout")
     if advice := advise(campaign):
         lines.append(f"How much to annotate: {advice}")
     return lines

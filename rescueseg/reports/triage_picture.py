@@ -26,7 +26,7 @@ _OCTAVES = 3.0
 def draw_decision(result: Triage) -> bytes:
     """Return the path through the tree as PNG.
 
-    The taken path is orange; a bar shows by what factor the evidence lies on the side of yes (right) or no (left) of its
+    The path that was followed is orange; a bar shows by what factor the evidence lies on the side of yes (right) or no (left) of its
     threshold, on a logarithmic scale of 1/8 to 8.
 
     Parameters
@@ -40,10 +40,11 @@ def draw_decision(result: Triage) -> bytes:
     axes.set_axis_off()
     axes.set_xlim(-0.2, 13.3)
     axes.set_ylim(-1.9, rows + 0.35)
-    taken = next((i for i, step in enumerate(result.steps) if step.answer), rows)
+    decision = next((i for i, step in enumerate(result.steps) if step.answer), rows)
     for index, step in enumerate(result.steps):
-        _question(axes, rows - 1 - index, step, asked=index <= taken, taken=index == taken, last=index == rows - 1)
-    _box(axes, _LEFT, -0.82, _WIDTH, 0.5, ROUTES["custom"].title, active=taken == rows, dim=taken < rows)
+        y, last = rows - 1 - index, index == rows - 1
+        _question(axes, y, step, on_path=index <= decision, decides=index == decision, last=last)
+    _box(axes, _LEFT, -0.82, _WIDTH, 0.5, ROUTES["custom"].title, active=decision == rows, dim=decision < rows)
     axes.text(_SCALE[0], rows + 0.1, "no", color=BLUE, ha="left", fontsize=9)
     axes.text(_SCALE[1], rows + 0.1, "yes", color=ORANGE, ha="right", fontsize=9)
     axes.text(sum(_SCALE) / 2, rows + 0.1, "threshold", color=GREY, ha="center", fontsize=9)
@@ -62,8 +63,9 @@ def draw_decision(result: Triage) -> bytes:
     return png(figure)
 
 
-def _question(axes: Axes, y: float, step: Step, *, asked: bool, taken: bool, last: bool) -> None:
-    _box(axes, _LEFT, y + 0.1, _WIDTH, 0.75, step.question, step.detail, active=taken, dim=not asked)
+def _question(axes: Axes, y: float, step: Step, *, on_path: bool, decides: bool, last: bool) -> None:
+    """Draw one question; those up to the one that decides are on the path."""
+    _box(axes, _LEFT, y + 0.1, _WIDTH, 0.75, step.question, step.detail, active=decides, dim=not on_path)
     route = ROUTES[step.route]
     _box(
         axes,
@@ -73,11 +75,11 @@ def _question(axes: Axes, y: float, step: Step, *, asked: bool, taken: bool, las
         0.75,
         route.title,
         route.trainers[0],
-        active=taken,
-        dim=not taken,
+        active=decides,
+        dim=not decides,
     )
-    if not taken:
-        colour = ORANGE if asked else "#d1d5db"
+    if not decides:
+        colour = ORANGE if on_path else "#d1d5db"
         axes.annotate(
             "",
             (0.6, y - (0.32 if last else 0.15)),
@@ -94,9 +96,11 @@ def _question(axes: Axes, y: float, step: Step, *, asked: bool, taken: bool, las
         return
     octaves = max(-_OCTAVES, min(_OCTAVES, math.log2(max(step.measured, 1e-9))))
     length = half * octaves / _OCTAVES
-    axes.barh(y + 0.48, length, 0.26, left=middle, color=ORANGE if octaves >= 0 else BLUE, alpha=1.0 if asked else 0.35)
+    axes.barh(
+        y + 0.48, length, 0.26, left=middle, color=ORANGE if octaves >= 0 else BLUE, alpha=1.0 if on_path else 0.35
+    )
     axes.text(middle + length + (0.08 if length >= 0 else -0.08), y + 0.48, f"{step.measured:.2g}×", fontsize=8.5, va="center",
-              ha="left" if length >= 0 else "right", color="black" if asked else GREY)  # fmt: skip
+              ha="left" if length >= 0 else "right", color="black" if on_path else GREY)  # fmt: skip
 
 
 def _box(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import settled_calibration
+from rescueseg.evaluation.calibration import current_calibration
 from rescueseg.evaluation.champion import judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.stages.stage import run_stage
@@ -18,7 +18,7 @@ def evaluate(campaign: Campaign, generation: int) -> Any:
     """
 
     def work() -> Any:
-        settled_calibration(campaign, generation)
+        current_calibration(campaign, generation)
         return judge(campaign, evaluate_generation(campaign, generation)).to_json()
 
     return run_stage(campaign, generation, "evaluation", work)

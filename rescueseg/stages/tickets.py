@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rescueseg.active_learning.candidates import score_candidates
 from rescueseg.active_learning.stopping import GenerationResult, should_stop
-from rescueseg.active_learning.strategies import choose_patches, score_candidates
+from rescueseg.active_learning.strategies import choose_patches
 from rescueseg.annotation.label_files import ticket_id
 from rescueseg.annotation.pairs import annotators_of
 from rescueseg.campaign import Campaign

@@ -1,4 +1,7 @@
-"""The curves and the last checkpoint of a training while it goes on, sent from a thread of their own: no server can hold the training up."""
+"""Sends the curves and the last checkpoint of a training while it runs, from a thread of its own.
+
+No server can hold the training up.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class Point(NamedTuple):
 
 
 class RunLog(Protocol):
-    """What a live run asks of the tracking server; `rescueseg.tracking.Tracker` is one."""
+    """What a live run needs of the tracking server; `rescueseg.tracking.tracker.Tracker` is one."""
 
     def check_server(self) -> None:
         """Raise a `ServiceError` where the server does not answer."""
@@ -54,7 +57,7 @@ class LiveRun:
     the training breaks off. Each replaces the one before.
 
     A server that does not answer is asked again after a while, and the points wait. What cannot be sent within
-    `FLUSH_SECONDS` of the end is missing from the curves, which is said as a warning; the training never fails for it.
+    `FLUSH_SECONDS` of the end is missing from the curves, and a warning says so; the training never fails for it.
 
     Parameters
     ----------
@@ -68,20 +71,20 @@ class LiveRun:
 
     def __init__(self, log: RunLog, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> None:
         self._log, self._run, self._checkpoints = log, run, checkpoints
-        self._stored: dict[str, tuple[int, int]] = {}
-        self._stored_at = -math.inf
+        self._uploads: dict[str, tuple[int, int]] = {}
+        self._last_upload = -math.inf
         self._points: deque[Point] = deque()
         self._ended = threading.Event()
         self._failure = ""
-        self.said = False
-        """Whether it was said that points wait."""
+        self.has_warned = False
+        """Whether a warning said that points wait."""
         self._thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
 
     def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Queue what a step measured."""
         self._points.append(Point(int(time.time() * 1000), step, dict(values)))
-        if self._failure and not self.said:
-            self.said = True
+        if self._failure and not self.has_warned:
+            self.has_warned = True
             warnings.warn(f"the training goes on, its points wait for MLflow: {self._failure}", stacklevel=2)
 
     def __enter__(self) -> Self:
@@ -105,7 +108,7 @@ class LiveRun:
             ended = self._ended.wait(pause)
             try:
                 self._send()
-                if ended or time.monotonic() - self._stored_at >= CHECKPOINT_SECONDS:
+                if ended or time.monotonic() - self._last_upload >= CHECKPOINT_SECONDS:
                     self._store_checkpoints()
                 pause, self._failure = EVERY, ""
             except Exception as error:  # whatever it is, the training goes on
@@ -127,10 +130,10 @@ class LiveRun:
             try:
                 state = path.stat()
                 version = (state.st_mtime_ns, state.st_ino)
-                if self._stored.get(name) != version:
-                    self._stored_at = time.monotonic()  # a try that fails counts: points go first
+                if self._uploads.get(name) != version:
+                    self._last_upload = time.monotonic()  # a try that fails counts: points go first
                     self._log.check_server()
                     self._log.log_file(self._run(), name, path)
-                    self._stored[name] = version
+                    self._uploads[name] = version
             except FileNotFoundError:
                 continue  # the model is finished: its checkpoints are gone

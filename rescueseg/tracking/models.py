@@ -17,7 +17,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import rescueseg
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import kept_calibration
+from rescueseg.evaluation.calibration import stored_calibration
 from rescueseg.records import ModelReference, Record
 
 if TYPE_CHECKING:
@@ -114,12 +114,11 @@ class ModelRegistry:
     def store(self, name: str, model: ModelReference, run_id: str) -> str:
         """Return the id of the LoggedModel with the model's digest; a half-written one is thrown away."""
         alike = f"tags.`{DIGEST}` = '{model.digest}' AND tags.`{CODE}` = '{LOADER}'"
-        found = self._client.search_logged_models([self._experiment_id], alike)
-        for old in found:
-            if str(old.status) == "READY":
-                return str(old.model_id)
-            self._client.delete_logged_model(old.model_id)
-        made = self._client.create_logged_model(
+        for model_of_digest in self._client.search_logged_models([self._experiment_id], alike):
+            if str(model_of_digest.status) == "READY":
+                return str(model_of_digest.model_id)
+            self._client.delete_logged_model(model_of_digest.model_id)
+        logged = self._client.create_logged_model(
             self._experiment_id,
             name=name,
             source_run_id=run_id,
@@ -129,12 +128,12 @@ class ModelRegistry:
         )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model")
-            self._save_pyfunc(path, model, made.model_id, run_id)
-            self._client.log_model_artifacts(made.model_id, str(path))
+            self._save_pyfunc(path, model, logged.model_id, run_id)
+            self._client.log_model_artifacts(logged.model_id, str(path))
 
-        self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=model.generation)])
-        self._client.finalize_logged_model(made.model_id, "READY")
-        return str(made.model_id)
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=model.generation)])
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
 
     def _save_pyfunc(self, path: Path, model: ModelReference, model_id: str, run_id: str) -> None:
         """Write the pyfunc model of a trained model to a local folder."""
@@ -151,9 +150,9 @@ class ModelRegistry:
                 ]
             ),
         )
-        calibration = kept_calibration(self._campaign, model.generation)
-        known = calibration is not None and calibration.model_digest == model.digest
-        temperature = calibration.temperature if calibration and known else None
+        calibration = stored_calibration(self._campaign, model.generation)
+        is_current = calibration is not None and calibration.model_digest == model.digest
+        temperature = calibration.temperature if calibration and is_current else None
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             for name in self._campaign.storage.list(model.path):
                 Path(folder, name).write_bytes(self._campaign.storage.read_bytes(f"{model.path}/{name}"))

@@ -66,7 +66,7 @@ class SegmentationModel(PythonModel):
         Raises
         ------
         InferenceError
-            If tempered probabilities are wanted of a model that was stored before it had a temperature.
+            If tempered probabilities are asked of a model that was stored before it had a temperature.
         """
         tempered = bool((params or {}).get("tempered", False))
         if tempered and self._temperature is None:

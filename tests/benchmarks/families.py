@@ -28,11 +28,11 @@ from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.holdout_scores import Assignment, score_boxes
-from rescueseg.evaluation.outside import predicted
+from rescueseg.evaluation.leak_check import require_unseen
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.training_scores import predict_holdout
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
-from rescueseg.evaluation.unseen import require_unseen
 from rescueseg.models.registry import TRAINERS, get_trainer
 from rescueseg.models.trainer import TrainingRequest
 from rescueseg.queue.store import open_queue
@@ -134,7 +134,7 @@ def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluati
     boxes = holdout_boxes(campaign)
     require_unseen(campaign, 0, boxes)
     assignment = Assignment(number, model.digest, boxes, open_truths(campaign, boxes))
-    return score_boxes(campaign, assignment, predicted(campaign, model, boxes))
+    return score_boxes(campaign, assignment, predict_holdout(campaign, model, boxes))
 
 
 def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: float) -> dict[str, Any]:

@@ -52,11 +52,11 @@ from rescueseg import generation as stages
 from rescueseg import tickets, trainings
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
-from rescueseg.evaluation.kept import evaluate_and_keep
-from rescueseg.evaluation.outside import evaluate_training
+from rescueseg.evaluation.stored_scores import evaluate_and_store
+from rescueseg.evaluation.training_scores import evaluate_training
 from rescueseg.geometry import Box, Patch
 from rescueseg.simulation.annotator import AnnotatorOptions, SimulatedAnnotator
-from rescueseg.tracking import Tracker
+from rescueseg.tracking.tracker import Tracker
 from rescueseg.volumes import consistency
 from rescueseg.weak_labels import classifier
 
@@ -176,7 +176,7 @@ def make_phantom_campaign(folder: Path) -> None:
         tickets.prepare(campaign, store)
         annotate_all(campaign, store)
         run_generation(campaign, store)
-        evaluate_and_keep(campaign, 0)
+        evaluate_and_store(campaign, 0)
         planned = trainings.plan(campaign, store, "monai_unet", 0)
         trainings.run_tracked(campaign, planned)
         evaluate_training(campaign, planned.name)

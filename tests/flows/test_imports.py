@@ -19,7 +19,9 @@ FORBIDDEN = {
     "flows": set(),
 }
 ONLY = {
-    "mlflow": {f"rescueseg/tracking/{name}.py" for name in ("tracker", "models", "pyfunc_model", "served_model")},
+    "mlflow": {
+        f"rescueseg/tracking/{name}.py" for name in ("runs", "tracker", "models", "pyfunc_model", "served_model")
+    },
     "prefect": set(),
     "dask_jobqueue": {"rescueseg/services/dask_cluster.py"},
     "dask_cuda": {"rescueseg/services/dask_cluster.py"},

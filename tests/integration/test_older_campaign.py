@@ -30,12 +30,12 @@ from rescueseg.annotation.label_files import read_version, starting_patch
 from rescueseg.annotation.local_client import LocalDesk
 from rescueseg.campaign import STAGES, Campaign, outside_trainings, snapshot
 from rescueseg.cli.main import app
-from rescueseg.evaluation.calibration import Calibration, calibrate_generation, kept_calibration
+from rescueseg.evaluation.calibration import Calibration, calibrate_generation, stored_calibration
 from rescueseg.evaluation.champion import champion, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
-from rescueseg.evaluation.kept import kept_evaluation
-from rescueseg.evaluation.outside import CALIBRATION, EVALUATION, kept_training_evaluation
 from rescueseg.evaluation.scores import FORMAT, Evaluation
+from rescueseg.evaluation.stored_scores import stored_evaluation
+from rescueseg.evaluation.training_scores import CALIBRATION, EVALUATION, stored_training_evaluation
 from rescueseg.evaluation.truth import truth_digest
 from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume, predict_boxes
@@ -234,7 +234,7 @@ def _judged(campaign: Campaign, _: QueueStore) -> Any:
     return {
         "judgements": judgements(campaign),
         "champion": champion(campaign),
-        "calibrations": {g: kept_calibration(campaign, g) for g in campaign.generations()},
+        "calibrations": {g: stored_calibration(campaign, g) for g in campaign.generations()},
         "metrics": [judgement.evaluation.metrics() for judgement in judgements(campaign)],
     }
 
@@ -484,7 +484,7 @@ def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Camp
 @pytest.mark.parametrize("name", NAMES)
 def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    kept, found = kept_calibration(campaign, 0), calibrate_generation(campaign, 0)
+    kept, found = stored_calibration(campaign, 0), calibrate_generation(campaign, 0)
     assert kept is not None
     assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
     assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)
@@ -494,9 +494,9 @@ def test_kept_evaluations_are_still_valid(untouched: dict[str, Campaign]) -> Non
     campaign = untouched["phantom"]
     if EXPECTED["phantom"]["judged"]["judgements"][0]["evaluation"]["format"] != FORMAT:
         pytest.skip("they were scored otherwise then")
-    assert kept_evaluation(campaign, 0) is not None
+    assert stored_evaluation(campaign, 0) is not None
     [training] = campaign.trainings()
-    assert kept_training_evaluation(campaign, training)[0] is not None
+    assert stored_training_evaluation(campaign, training)[0] is not None
 
 
 @pytest.mark.parametrize("name", NAMES)

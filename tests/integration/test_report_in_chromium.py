@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from rescueseg.evaluation.comparison import compare_generations
-from rescueseg.evaluation.kept import settled_evaluation
 from rescueseg.evaluation.pooled import group_scores
+from rescueseg.evaluation.stored_scores import current_evaluation
 from rescueseg.reports.campaign_report import write_report
 from rescueseg.reports.evaluation_pages import write_comparison_page, write_evaluation_page
 from tests.evaluated_campaign import make_campaign, write_generation
@@ -23,7 +23,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     campaign = make_campaign(tmp_path_factory.mktemp("shown"))
     write_generation(campaign, 0, 2.4)
     write_generation(campaign, 1, 1.2, trainer="nnunet")
-    both = [settled_evaluation(campaign, g) for g in (0, 1)]
+    both = [current_evaluation(campaign, g) for g in (0, 1)]
     written = [
         write_report(campaign, []).path,
         write_evaluation_page(campaign, both[1], {"test": group_scores(both[1], "test", ("a",))}),

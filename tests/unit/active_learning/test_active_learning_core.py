@@ -10,7 +10,8 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.active_learning.strategies import choose_patches, score_candidates
+from rescueseg.active_learning.candidates import score_candidates
+from rescueseg.active_learning.strategies import choose_patches
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.active_learning.candidates import CandidateTable
-from rescueseg.active_learning.strategies import STRATEGIES, Loop, choose, choose_patches
+from rescueseg.active_learning.strategies import STRATEGIES, Loop, choose_patches, find_strategy
 from rescueseg.config import check_config
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import Box
@@ -28,7 +28,7 @@ def make_table(n: int, n_classes: int = 1, **columns: object) -> CandidateTable:
 
 
 def pick(strategy: str, table: CandidateTable, k: int, seed: int = 0, loop: Loop = LAST) -> list[int]:
-    return choose(strategy, table, k, np.random.default_rng(seed), loop)
+    return [p.index for p in find_strategy(strategy)(table, k, np.random.default_rng(seed), loop)]
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,9 @@ def test_a_reviewers_day(tmp_path: Path) -> None:
     assert len(measured) == 5, "one was done twice"
     anna, bob = report.by_annotator(measured, 0.8)
     assert (anna.who, bob.who) == tuple(HABITS)
-    assert anna.drawn is not None
-    assert bob.drawn is not None
-    assert anna.drawn > 1 > bob.drawn, "one draws too much, the other too little"
+    assert anna.voxel_ratio is not None
+    assert bob.voxel_ratio is not None
+    assert anna.voxel_ratio > 1 > bob.voxel_ratio, "one draws too much, the other too little"
     (pair,) = report.by_pair(measured, 0.8)
     assert pair.agreement == pytest.approx(np.mean([m.comparison.agreement for m in measured]))
     assert (pair.patches, pair.lowest) == (5, min(m.comparison.agreement for m in measured))

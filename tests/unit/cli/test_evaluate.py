@@ -16,10 +16,10 @@ from typer.testing import CliRunner, Result
 from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
 from rescueseg.evaluation.champion import judgements
-from rescueseg.evaluation.kept import SCORES, settled_evaluation
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.evaluation.scan import apart, most_uncertain
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
+from rescueseg.evaluation.uncertain_boxes import most_uncertain, non_overlapping
 from rescueseg.geometry import Box, zyx
 from rescueseg.inference.maps import map_path
 from rescueseg.reports.evaluation_pages import write_evaluation_page
@@ -142,29 +142,29 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
     def count(done: int, total: int) -> None:
         calls.append(done)
 
-    first = settled_evaluation(campaign, 0, count)
+    first = current_evaluation(campaign, 0, count)
     assert calls == []
     old = campaign.stage_result(0, "evaluation")
     for box in old["evaluation"]["boxes"]:
         box["details"] = []
     campaign.finish_stage(0, "evaluation", old)  # as an older version wrote it
-    assert settled_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
-    assert settled_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
     stale = campaign.stage_result(0, SCORES)
     campaign.finish_stage(0, SCORES, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
-    assert settled_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 32
     stale["boxes"][3]["truth_digest"] = "older"
     campaign.finish_stage(0, SCORES, stale)
-    assert settled_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 48
     holdout = campaign.holdout()
     assert holdout is not None
     grown = holdout.boxes[0].model_copy(update={"box": Box((12, 60, 30), (8, 24, 24))})
     campaign.freeze_holdout(holdout.model_copy(update={"boxes": (*holdout.boxes, grown)}))
-    assert settled_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 48, "generations are compared on the boxes they share"
 
 
@@ -226,12 +226,12 @@ def test_the_highest_that_do_not_overlap_are_those_of_going_down_the_list(seed: 
             Box(zyx(starts[i]), shape).intersects(Box(zyx(starts[j]), shape)) for j in taken
         ):
             taken.append(int(i))
-    assert apart(values, starts, shape, count) == taken
+    assert non_overlapping(values, starts, shape, count) == taken
 
 
 def test_the_page_tells_how_far_it_is_with_the_maps(two_families: Campaign) -> None:
     told: list[tuple[str, int, int]] = []
-    evaluation = settled_evaluation(two_families, 0)
+    evaluation = current_evaluation(two_families, 0)
     groups = {"test": group_scores(evaluation, "test", ("organelle",), resamples=0)}
     write_evaluation_page(two_families, evaluation, groups, lambda *now: told.append(now))  # type: ignore[arg-type]
     assert told[-1] == ("phantom: uncertainty map", 1, 1)

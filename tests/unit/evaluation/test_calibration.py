@@ -15,9 +15,9 @@ from rescueseg.cli.main import app
 from rescueseg.evaluation.calibration import (
     Calibration,
     calibrate_generation,
+    current_calibration,
     fit_temperature,
-    kept_calibration,
-    settled_calibration,
+    stored_calibration,
     temper,
 )
 from rescueseg.evaluation.champion import STAGE as JUDGED
@@ -60,7 +60,7 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
     found = calibrate_generation(campaign, 0)
-    assert kept_calibration(campaign, 0) is None, "nothing was written"
+    assert stored_calibration(campaign, 0) is None, "nothing was written"
     assert found.temperature > 1.2, "its logits are doubled, so it is too sure"
     assert found.validation is not None
     assert found.test is not None
@@ -70,30 +70,30 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
 
     assert f"test calibration error {found.test.ece[0]:.3f} → {found.test.ece[1]:.3f}" in found.sentence()
     judgement = evaluate(campaign, 0)
-    assert kept_calibration(campaign, 0) == found
+    assert stored_calibration(campaign, 0) == found
     assert judgement["evaluation"]["test"]["ece"] == pytest.approx(found.test.ece[0], abs=1e-6)
     campaign.storage.remove(campaign.generation_path(0, f"{JUDGED}.json"))
     changed = found.model_copy(update={"temperature": 9.0})
     campaign.finish_stage(0, "calibration", changed.to_json())
     evaluate(campaign, 0)
-    assert kept_calibration(campaign, 0) == changed, "what is kept is not fitted again"
+    assert stored_calibration(campaign, 0) == changed, "what is kept is not fitted again"
     assert Calibration.model_validate(found.to_json()).metrics().keys() >= {"temperature", "test_ece_tempered"}
 
 
 def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
-    found = settled_calibration(campaign, 0)
-    assert kept_calibration(campaign, 0) == found == calibrate_generation(campaign, 0)
+    found = current_calibration(campaign, 0)
+    assert stored_calibration(campaign, 0) == found == calibrate_generation(campaign, 0)
     for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
         campaign.finish_stage(0, "calibration", found.model_copy(update={**stale, "temperature": 9.0}).to_json())
-        assert settled_calibration(campaign, 0) == found == kept_calibration(campaign, 0)
+        assert current_calibration(campaign, 0) == found == stored_calibration(campaign, 0)
 
     truth = zarr.open_array(f"{campaign.image_url('phantom')}/labels/truth/0", mode="r+")
     box = next(b.box for b in holdout_boxes().boxes if b.part == "validation")
     corrected = np.asarray(truth[box.slices])
     truth[box.slices] = 1 - corrected
-    assert settled_calibration(campaign, 0).temperature > found.temperature, "it is wrong more often than was thought"
+    assert current_calibration(campaign, 0).temperature > found.temperature, "it is wrong more often than was thought"
     shown = CliRunner().invoke(app, ["evaluate", campaign.url, "--generation", "0"])
     assert shown.exit_code == 0, shown.output
     assert "for another model or truth" not in shown.output

@@ -11,8 +11,9 @@ from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.champion import dice_interval
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.instances import Instances
+from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.metrics import UNCERTAINTY_BINS, Bins, Counts
-from rescueseg.evaluation.pooled import METRICS, effective_boxes, flat_scores, group_scores, pool_weights
+from rescueseg.evaluation.pooled import effective_boxes, flat_scores, group_scores, pool_weights
 from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, part_score
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import Box

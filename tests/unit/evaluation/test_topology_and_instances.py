@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from rescueseg.evaluation.instances import compare_instances, pieces, separate
+from rescueseg.evaluation.instances import compare_instances, connected_components, renumber_objects
 from rescueseg.evaluation.metrics import Bins, calibration_error, error_auroc, risk_coverage_area
 from rescueseg.evaluation.topology import betti_numbers, compare_topology
 
@@ -85,15 +85,15 @@ def two_halves() -> np.ndarray:
 
 
 def test_objects_run_together_match_nothing_and_lose_one_bit() -> None:
-    merged = pieces(two_halves() > 0)
-    found = compare_instances(merged, separate(two_halves()))
+    merged = connected_components(two_halves() > 0)
+    found = compare_instances(merged, renumber_objects(two_halves()))
     assert (found.found, found.true, found.matched, found.iou) == (1, 2, (0, 0), 0.0)
     assert (found.splits, found.merges) == (pytest.approx(0.0), pytest.approx(1.0))
 
 
 def test_an_object_in_halves_is_split_by_one_bit() -> None:
-    halves = separate(two_halves())
-    found = compare_instances(halves, pieces(halves > 0))
+    halves = renumber_objects(two_halves())
+    found = compare_instances(halves, connected_components(halves > 0))
     assert (found.splits, found.merges) == (pytest.approx(1.0), pytest.approx(0.0))
 
 
@@ -118,7 +118,7 @@ def test_objects_of_nothing() -> None:
 def test_an_object_that_the_box_cuts_counts_as_its_pieces() -> None:
     numbered = np.zeros((1, 5, 9), np.int64)
     numbered[0, 0, :], numbered[0, 4, :] = 3, 3  # joined beyond the box
-    assert compare_instances(pieces(numbered > 0), separate(numbered)).matched == (2, 2)
+    assert compare_instances(connected_components(numbered > 0), renumber_objects(numbered)).matched == (2, 2)
 
 
 @given(st.integers(0, 10_000))
@@ -129,8 +129,8 @@ def test_panoptic_quality_is_monais(seed: int) -> None:
 
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.normal(size=(6, 16, 16)), 1.5)
-    wanted = pieces(field > 0.03)
-    predicted = pieces(np.roll(field, 1, axis=2) + 0.03 * rng.normal(size=field.shape) > 0.03)
+    wanted = connected_components(field > 0.03)
+    predicted = connected_components(np.roll(field, 1, axis=2) + 0.03 * rng.normal(size=field.shape) > 0.03)
     found = compare_instances(predicted, wanted)
     tp, fp, fn, iou = compute_panoptic_quality(
         torch.from_numpy(predicted), torch.from_numpy(wanted), output_confusion_matrix=True

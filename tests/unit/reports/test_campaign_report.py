@@ -19,7 +19,7 @@ from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.geometry import Box
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
-from rescueseg.reports.campaign_report import efforts, explain_box, people, write_report
+from rescueseg.reports.campaign_report import effort_by_generation, effort_by_person, explain_box, write_report
 from rescueseg.reports.gallery import worst_patch
 from rescueseg.stages.publish import effort_metrics
 from rescueseg.stages.tickets import stop_decision
@@ -169,11 +169,11 @@ def test_efforts_count_what_people_did(tmp_path: Path) -> None:
         assert lease is not None
         submit_labels(campaign, store, lease, annotator, np.ones((4, 4, 4), np.uint8), "test", 30.0)
     store.close()
-    holdout, first, second = efforts(campaign)
+    holdout, first, second = effort_by_generation(campaign)
     assert (holdout.label, holdout.patches, holdout.minutes) == ("holdout boxes", 1, 0.5)
     assert (first.label, first.patches, first.voxels, first.voxels_corrected) == ("generation 0", 2, 128, 128)
     assert (first.annotators, first.corrected_share, second.patches) == (2, 1.0, 1)
-    ann, bob = people(campaign)
+    ann, bob = effort_by_person(campaign)
     assert (ann.label, ann.patches, ann.minutes, ann.accepted) == ("ann", 3, 1.5, 3)
     assert (bob.label, bob.minutes_per_patch, bob.voxels_corrected) == ("bob", 0.5, 64)
 

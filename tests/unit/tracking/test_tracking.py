@@ -34,7 +34,8 @@ from rescueseg.stages import train_outside
 from rescueseg.stages.publish import run_tracked
 from rescueseg.tracking.live import LiveRun
 from rescueseg.tracking.models import CODE
-from rescueseg.tracking.tracker import Tracker, tracking_uri
+from rescueseg.tracking.runs import tracking_uri
+from rescueseg.tracking.tracker import Tracker
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 from tests.unit.evaluation.test_pooled import box_score, evaluation
 
@@ -321,17 +322,17 @@ def test_points_wait_for_a_server_that_comes_back(tracked: Campaign, monkeypatch
         live(1, {"loss": 3.0})
         assert tried.wait(60)
         with pytest.warns(UserWarning, match="the training goes on, its points wait for MLflow: .*away"):
-            live_until_said(live)
+            live_until_warned(live)
         away.clear()
     points = tracker.client.get_metric_history(run, "loss")
     assert [(p.step, p.value) for p in points if p.step < 3] == [(1, 3.0), (2, 2.0)]
 
 
-def live_until_said(live: LiveRun) -> None:
-    """Go on with a training until it has said that points wait."""
+def live_until_warned(live: LiveRun) -> None:
+    """Go on with a training until it has warned that points wait."""
     for step in itertools.count(2):
         live(step, {"loss": 4.0 - step})
-        if live.said:
+        if live.has_warned:
             return
         time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""The most uncertain places of whole volumes: where nobody knows the truth, this is where the model doubts itself."""
+"""The boxes of whole volumes in which the model is most uncertain; found without any truth."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def most_uncertain(
     count : int
         How many boxes at most; no two overlap.
     progress : callable, optional
-        Told what is counted, how many are done and how many there are.
+        Called with (what is counted, how many are done, how many there are).
     """
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
     annotated = _annotated(campaign)
@@ -53,12 +53,12 @@ def most_uncertain(
     for volume in campaign.volumes():
         if map_reference(campaign, generation, volume.volume_id) is None:
             continue
-        known = [*holdout.of(volume.volume_id), *(p.box for p in annotated if p.volume_id == volume.volume_id)]
+        occupied = [*holdout.of(volume.volume_id), *(p.box for p in annotated if p.volume_id == volume.volume_id)]
         shape = patch_shape(campaign.config, volume, holdout)
-        starts = grid_starts(volume.shape_zyx, shape, half(shape), known)
+        starts = grid_starts(volume.shape_zyx, shape, half(shape), occupied)
         if len(starts):
             means.append(_mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress))
-            best = apart(means[-1], starts, shape, count)
+            best = non_overlapping(means[-1], starts, shape, count)
             places += [(float(means[-1][i]), Patch(volume.volume_id, Box(zyx(starts[i]), shape))) for i in best]
     typical = float(np.median(np.concatenate(means))) if means else 0.0
     places.sort(key=lambda place: (-place[0], place[1]))
@@ -85,18 +85,18 @@ def _mean_entropy(
     entropy = open_map(campaign, generation, volume.volume_id, "predictive_entropy")
     sums = np.zeros(len(starts))
     pieces = map_pieces(campaign, generation, volume.volume_id)
-    for done, piece in enumerate(pieces, start=1):
+    for number, piece in enumerate(pieces, start=1):
         index = touching(piece, starts, stops)
         if len(index):
             block = np.asarray(entropy[piece.slices], np.float32)
             sums[index] += box_sums(block, piece.offset_zyx, starts[index], stops[index])
         if progress is not None:
-            progress(f"{volume.volume_id}: uncertainty map", done, len(pieces))
+            progress(f"{volume.volume_id}: uncertainty map", number, len(pieces))
     means: Floats = sums / np.prod(stops - starts, axis=1)
     return means
 
 
-def apart(values: Floats, starts: Integers, shape_zyx: ZYX, count: int) -> list[int]:
+def non_overlapping(values: Floats, starts: Integers, shape_zyx: ZYX, count: int) -> list[int]:
     """Return the boxes with the highest values of which no two overlap, highest first, by index.
 
     Parameters
@@ -109,10 +109,19 @@ def apart(values: Floats, starts: Integers, shape_zyx: ZYX, count: int) -> list[
         Their shape.
     count : int
         How many at most.
+
+    Examples
+    --------
+    Boxes of 4×4×4 voxels; the second overlaps the first, which has a higher value:
+
+    >>> starts = np.array([[0, 0, 0], [0, 0, 2], [0, 0, 8]])
+    >>> non_overlapping(np.array([0.9, 0.8, 0.1]), starts, (4, 4, 4), 2)
+    [0, 2]
     """
-    left = values.copy()
-    taken: list[int] = []
-    while len(taken) < count and len(left) and np.isfinite(left.max()):
-        taken.append(int(left.argmax()))
-        left[np.all(np.abs(starts - starts[taken[-1]]) < np.array(shape_zyx), axis=1)] = -np.inf
-    return taken
+    remaining = values.copy()
+    indices: list[int] = []
+    while len(indices) < count and len(remaining) and np.isfinite(remaining.max()):
+        best = int(remaining.argmax())
+        indices.append(best)
+        remaining[np.all(np.abs(starts - starts[best]) < np.array(shape_zyx), axis=1)] = -np.inf
+    return indices

@@ -1,4 +1,4 @@
-"""A model from a training outside the loop on the holdout: it predicts the boxes alone, and its scores lie beside it."""
+"""The scores of a training outside the loop: its model predicts the holdout boxes alone, the scores lie beside it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from rescueseg.campaign.outside_trainings import read_request, training_result
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import Calibration, VoxelSample
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
-from rescueseg.evaluation.kept import still_valid
+from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.stored_scores import first_valid
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
-from rescueseg.evaluation.unseen import require_unseen_by_training
 from rescueseg.inference.engine import predict_boxes
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
 EVALUATION, CALIBRATION = "evaluation.json", "calibration.json"
+_MAPS = ("probability", "predictive_entropy")
 
 
-def require_trained(campaign: Campaign, name: str) -> ModelReference:
+def require_training_model(campaign: Campaign, name: str) -> ModelReference:
     """Return the model of a finished training.
 
     Raises
@@ -31,19 +32,19 @@ def require_trained(campaign: Campaign, name: str) -> ModelReference:
     EvaluationError
         If there is no such training, or it has not finished.
     """
-    known = campaign.trainings()
-    if name not in known:
+    names = campaign.trainings()
+    if name not in names:
         raise EvaluationError(
             f"no training '{name}'",
             where=campaign.url,
-            todo=f"Train with 'rescueseg train'; known: {', '.join(known) or 'none yet'}",
+            todo=f"Train with 'rescueseg train'; known: {', '.join(names) or 'none yet'}",
         )
-    done = training_result(campaign, name)
-    if done is None:
+    result = training_result(campaign, name)
+    if result is None:
         raise EvaluationError(
             f"the training '{name}' has not finished", where=campaign.url, todo="Give 'rescueseg train' again"
         )
-    return ModelReference.model_validate(done["model"])
+    return ModelReference.model_validate(result["model"])
 
 
 def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assignment]:
@@ -58,7 +59,7 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
     """
     boxes = holdout_boxes(campaign)
     read_truth = open_truths(campaign, boxes)
-    model = require_trained(campaign, name)
+    model = require_training_model(campaign, name)
     require_unseen_by_training(campaign, name, read_request(campaign, name).snapshot, boxes)
     return model, Assignment(model.generation, model.digest, boxes, read_truth)
 
@@ -66,7 +67,7 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
 def evaluate_training(
     campaign: Campaign, name: str, progress: CountProgress | None = None
 ) -> tuple[Evaluation, Calibration]:
-    """Let a training's model predict the holdout boxes and score them; keep the scores and a temperature beside it.
+    """Let a training's model predict the holdout boxes and score them; store the scores and a temperature beside it.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def evaluate_training(
     sample = VoxelSample(assignment)
 
     def maps() -> Iterator[BoxMaps]:
-        for box, probability, entropy in predicted(campaign, model, assignment.boxes):
+        for box, probability, entropy in predict_holdout(campaign, model, assignment.boxes):
             sample.add(box, probability)
             yield box, probability, entropy
 
@@ -97,28 +98,25 @@ def evaluate_training(
     return evaluation, calibration
 
 
-def settled_training(campaign: Campaign, name: str, progress: CountProgress | None = None) -> Evaluation:
-    """Return a training's evaluation: the kept one where model and truth are still the same, else a new one."""
-    return kept_training_evaluation(campaign, name)[0] or evaluate_training(campaign, name, progress)[0]
+def current_training_evaluation(campaign: Campaign, name: str, progress: CountProgress | None = None) -> Evaluation:
+    """Return a training's evaluation: the stored one where model and truth are still the same, else a new one."""
+    return stored_training_evaluation(campaign, name)[0] or evaluate_training(campaign, name, progress)[0]
 
 
-def kept_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
-    """Return a training's kept evaluation, None where model, truth or scoring have changed, and what would be judged."""
+def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
+    """Return a training's stored evaluation, None where model, truth or scoring have changed, and its assignment."""
     model, assignment = check_training(campaign, name)
     path = campaign.training_path(name, EVALUATION)
-    kept = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
-    return still_valid([kept], model.digest, assignment.boxes, assignment.read_truth), assignment
+    data = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
+    return first_valid([data], model.digest, assignment.boxes, assignment.read_truth), assignment
 
 
-def predicted(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
-    """Yield each box with the probability and entropy that a model gives, to the precision that maps are stored with."""
-    stored = np.dtype(campaign.config.inference.map_dtype)
+def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
+    """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in."""
+    dtype = np.dtype(campaign.config.inference.map_dtype)
     for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
-        ours = list(group)
-        found = predict_boxes(campaign, model, volume_id, (box.box for box in ours))
-        for box, maps in zip(ours, found, strict=True):
-            probability, entropy = (maps[name].astype(stored).astype(np.float32) for name in _MAPS)
+        volume_boxes = list(group)
+        predictions = predict_boxes(campaign, model, volume_id, (box.box for box in volume_boxes))
+        for box, maps in zip(volume_boxes, predictions, strict=True):
+            probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
             yield box, probability, entropy
-
-
-_MAPS = ("probability", "predictive_entropy")

@@ -14,8 +14,8 @@ from rescueseg.cli.main import app
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.evaluation.calibration import Calibration, calibrate_generation
 from rescueseg.evaluation.holdout_scores import evaluate_generation
-from rescueseg.evaluation.outside import check_training, evaluate_training, settled_training
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.training_scores import check_training, current_training_evaluation, evaluate_training
 from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume
 from rescueseg.models.trainer import ignore_progress
@@ -107,10 +107,10 @@ def test_a_dry_run_changes_nothing(campaign: Campaign, name: str) -> None:
 
 def test_what_was_kept_is_taken_while_model_and_truth_are_the_same(campaign: Campaign, name: str) -> None:
     found, _ = evaluate_training(campaign, name)
-    assert settled_training(campaign, name, lambda *_: pytest.fail("predicted again")) == found
+    assert current_training_evaluation(campaign, name, lambda *_: pytest.fail("predicted again")) == found
     path = campaign.training_path(name, "evaluation.json")
     campaign.storage.write_json(path, found.model_copy(update={"model_digest": "another"}).to_json())
-    assert settled_training(campaign, name) == found
+    assert current_training_evaluation(campaign, name) == found
 
 
 def test_what_it_has_read_is_refused(campaign: Campaign, name: str, request_file: str) -> None:

@@ -1,4 +1,4 @@
-"""A model is evaluated on what it has never read, with the maps it made itself; anything else is refused."""
+"""Refuses an evaluation on what the model's training has read, and one with the maps of another model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutB
     LeakError
         At the first box that was trained on, or that touches what a training has read.
     EvaluationError
-        If the generation's own snapshot is gone, so that nobody can tell.
+        If the generation's own snapshot is gone, so that what its model has read is unknown.
     """
     if campaign.snapshot(generation) is None:
         raise EvaluationError(
@@ -107,35 +107,38 @@ def require_unseen_by_training(campaign: Campaign, name: str, snapshot: Snapshot
 
 
 def _read_by_generations(campaign: Campaign, last: int) -> dict[str, Snapshot]:
-    found = {f"generation {g}": campaign.snapshot(g) for g in campaign.generations() if g <= last}
-    return {name: snapshot for name, snapshot in found.items() if snapshot is not None}
+    snapshots = {f"generation {g}": campaign.snapshot(g) for g in campaign.generations() if g <= last}
+    return {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
 
 
-def _require_clear(campaign: Campaign, judged: str, read: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]) -> None:
+def _require_clear(
+    campaign: Campaign, subject: str, snapshots: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]
+) -> None:
+    """Refuse when an item of a snapshot touches a box; `subject` is the evaluated model, for the message."""
     images = campaign.image_digests()
-    for trained, snapshot in read.items():
+    for owner, snapshot in snapshots.items():
         for item in snapshot.items:
             for box in boxes:
                 if same_image(images, item.volume_id, box.volume_id):
-                    _refuse_overlap(item, box, judged, trained)
+                    _refuse_overlap(item, box, subject, owner)
 
 
-def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, judged: str, trained: str) -> None:
-    """Raise when an item of a snapshot touches an evaluated box."""
-    copied = f", a copy of {box.volume_id}," if item.volume_id != box.volume_id else ""
+def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, subject: str, owner: str) -> None:
+    """Raise when an item of the snapshot of `owner`, a generation or training, touches an evaluated box."""
+    copy = f", a copy of {box.volume_id}," if item.volume_id != box.volume_id else ""
     where = f"{box.part} box {box.volume_id} {box.box}"
     todo = f"Train again without ticket {item.ticket_id}; holdout boxes are never trained on"
     if item.box.contains(box.box):
         raise LeakError(
-            f"{judged} would be evaluated on its own snapshot: {trained} was trained on "
-            f"{item.volume_id}{copied} {item.box}",
+            f"{subject} would be evaluated on its own snapshot: {owner} was trained on "
+            f"{item.volume_id}{copy} {item.box}",
             where=where,
             todo=todo,
         )
     if item.read_box.intersects(box.box) or item.box.intersects(box.box):
         raise LeakError(
-            f"the training of {trained.removeprefix('training ')} has read {item.volume_id}{copied} {item.read_box}, which touches this "
-            f"box: {judged} cannot be evaluated on it",
+            f"the training of {owner.removeprefix('training ')} has read {item.volume_id}{copy} {item.read_box}, "
+            f"which touches this box: {subject} cannot be evaluated on it",
             where=where,
             todo=todo,
         )

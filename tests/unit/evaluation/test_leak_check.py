@@ -12,9 +12,9 @@ from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
-from rescueseg.evaluation.kept import settled_evaluation
+from rescueseg.evaluation.leak_check import require_unseen
+from rescueseg.evaluation.stored_scores import current_evaluation
 from rescueseg.evaluation.truth import holdout_boxes
-from rescueseg.evaluation.unseen import require_unseen
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import map_path
 from tests.evaluated_campaign import make_campaign, write_generation
@@ -91,10 +91,10 @@ def test_a_copy_of_the_volume_hides_nothing(judged: Campaign, train_on: Rewrite)
 
 
 def test_a_kept_evaluation_is_refused_all_the_same(judged: Campaign, train_on: Rewrite) -> None:
-    assert settled_evaluation(judged, 1).generation == 1
+    assert current_evaluation(judged, 1).generation == 1
     train_on(1, TEST_BOX)
     with pytest.raises(LeakError):
-        settled_evaluation(judged, 1)
+        current_evaluation(judged, 1)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
