@@ -58,13 +58,13 @@ def init(
     dry_run: DryRunOption = False,
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
-    from rescueseg.volumes.batch_import import look, start_campaign
+    from rescueseg.volumes.batch_import import preview_volumes, start_campaign
 
     config = settings_of(name or default_name(campaign), classes.split(","), settings)
     size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
     if dry_run:
         Campaign.free_place(campaign, config)
-        say_looks(look(volumes, spacing=size, truths=truth, names=ids))
+        say_looks(preview_volumes(volumes, spacing=size, truths=truth, names=ids))
         return
     with shown_progress(console) as progress:
         created = start_campaign(
@@ -94,12 +94,12 @@ def add(
     dry_run: DryRunOption = False,
 ) -> None:
     """Add volumes to a campaign; the next sampling lets the holdout grow into them."""
-    from rescueseg.volumes.batch_import import add_volumes, look
+    from rescueseg.volumes.batch_import import add_volumes, preview_volumes
 
     opened = Campaign.open(campaign)
     size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
     if dry_run:
-        say_looks(look(volumes, spacing=size, truths=truth, names=ids))
+        say_looks(preview_volumes(volumes, spacing=size, truths=truth, names=ids))
         return
     with shown_progress(console) as progress:
         add_volumes(
@@ -124,7 +124,7 @@ def check(
 ) -> None:
     """Check that volumes fit together: accept, normalise, separate domain or refuse, each with its reason.
 
-    Spacing, bit depth, clipping, intensities, noise, sharpness and texture are measured on a sample of each volume.
+    Spacing, bit depth, clipping, intensities, variogram noise, sharpness and texture are measured on a sample of each volume.
     Everything measured goes to consistency.json in the campaign.
     """
     from rescueseg.queue.due import campaign_lock

@@ -12,7 +12,7 @@ from rescueseg.inference.box_means import box_sums, map_pieces, touching
 from rescueseg.inference.maps import map_reference, open_map
 from rescueseg.progress import Progress
 from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
-from rescueseg.sampling.patches import grid_starts, half, patch_shape
+from rescueseg.sampling.patches import grid_starts, half_stride, patch_shape
 
 
 class UncertainBox(Record):
@@ -55,7 +55,7 @@ def most_uncertain(
             continue
         occupied = [*holdout.of(volume.volume_id), *(p.box for p in annotated if p.volume_id == volume.volume_id)]
         shape = patch_shape(campaign.config, volume, holdout)
-        starts = grid_starts(volume.shape_zyx, shape, half(shape), occupied)
+        starts = grid_starts(volume.shape_zyx, shape, half_stride(shape), occupied)
         if len(starts):
             means.append(_mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress))
             best = non_overlapping(means[-1], starts, shape, count)

@@ -31,7 +31,7 @@ def clean(
     profile : {"none", "specks", "filled", "connected"}
         ``specks`` drops pieces smaller than a ball of half the structure's thickness; ``filled`` also fills the cavities
         of what remains with its class; ``connected`` keeps a small piece that lies within one thickness of another: a
-        broken branch, not a speck. Pieces at the border of the mask are kept: nobody knows how large they are.
+        broken branch, not a speck. Pieces at the border of the mask are kept: how large they are cannot be measured.
     thickness_um : float
         Of the structure.
 
@@ -39,10 +39,20 @@ def clean(
     -------
     ndarray of uint8, zyx
         A new array.
+
+    Examples
+    --------
+    A cube of 5³ voxels with a cavity of two, and a single voxel near it. The structure is 4 µm thick, so that a speck is
+    what is smaller than a ball of 2 µm:
+
+    >>> labels = np.zeros((9, 9, 12), np.uint8)
+    >>> labels[2:7, 2:7, 2:7], labels[4, 4, 4:6], labels[4, 4, 9] = 1, 0, 1
+    >>> {p: int(clean(labels, (1, 1, 1), p, 4.0).sum()) for p in ("none", "specks", "filled", "connected")}
+    {'none': 124, 'specks': 123, 'filled': 125, 'connected': 124}
     """
-    cleaned = labels.copy()
+    result = labels.copy()
     if profile == "none":
-        return cleaned
+        return result
     speck = math.pi / 6 * (_SPECK * thickness_um) ** 3 / math.prod(spacing_um_zyx)
     for value in np.unique(labels[labels > 0]).tolist():
         mask = labels == value
@@ -54,11 +64,11 @@ def clean(
         small[0] = False
         if profile == "connected":
             small[_near_another(pieces, small, spacing_um_zyx, thickness_um)] = False
-        cleaned[small[pieces]] = 0
+        result[small[pieces]] = 0
     if profile == "filled":  # after all specks are gone: one class may have been a speck inside another
-        for value in np.unique(cleaned[cleaned > 0]).tolist():
-            cleaned[ndimage.binary_fill_holes(cleaned == value) & (cleaned == 0)] = value
-    return cleaned
+        for value in np.unique(result[result > 0]).tolist():
+            result[ndimage.binary_fill_holes(result == value) & (result == 0)] = value
+    return result
 
 
 def _near_another(pieces: npt.NDArray[Any], small: npt.NDArray[np.bool_], spacing: Spacing, reach: float) -> list[int]:

@@ -12,7 +12,17 @@ from rich.text import Text
 from rescueseg.volumes.consistency import Changes, ConsistencyReport, VolumeVerdict
 
 _COLOURS = {"accept": "green", "normalise": "cyan", "separate domain": "yellow", "refuse": "red"}
-_COLUMNS = ("volume", "verdict", "spacing µm", "values", "clipped", "noise", "blur µm", "structure µm", "chunks read")
+_COLUMNS = (
+    "volume",
+    "verdict",
+    "spacing µm",
+    "values",
+    "clipped",
+    "variogram noise",
+    "blur µm",
+    "structure µm",
+    "chunks read",
+)
 
 
 def page(report: ConsistencyReport) -> Iterator[RenderableType]:
@@ -45,7 +55,7 @@ def page(report: ConsistencyReport) -> Iterator[RenderableType]:
 
 _LEGEND = (
     "values: effective bit depth, stored as; clipped: share at the lowest and the highest value, where that is a spike; "
-    "noise: share of the variance; blur: of the strongest edges in the plane; structure: z y x, half of its correlation lost"
+    "variogram noise: share of the variance; blur: of the strongest edges in the plane; structure: z y x, half of its correlation lost"
 )
 
 

@@ -13,6 +13,7 @@ from rescueseg.progress import Progress
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.reports.contact_sheet import SHEET, contact_sheet
 from rescueseg.sampling.patches import patch_shape
+from rescueseg.sampling.strata import ARTEFACT
 
 
 def table(holdout: Holdout, starting: Sequence[QueriedPatch]) -> Table:
@@ -37,8 +38,8 @@ def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatc
         shape = patch_shape(campaign.config, volume, holdout)
         lengths = " × ".join(f"{n * s:.3g}" for n, s in zip(shape, volume.spacing_um_zyx, strict=True))
         lines.append(f"Patches of {volume.volume_id}: {'×'.join(map(str, shape))} voxels (zyx), {lengths} µm")
-    with_reason = [box for box in holdout.boxes if box.reason is not None]
-    if with_reason and "artifact" not in {b.stratum for b in with_reason} | {p.stratum for p in starting}:
+    measured = [box for box in holdout.boxes if box.reason is not None]
+    if measured and ARTEFACT not in {b.stratum for b in measured} | {p.stratum for p in starting}:
         lines.append("No imaging artefact was found where the holdout was drawn; other strata took its turns")
     target = campaign.config.sampling.starting_patches
     if len(starting) < target:

@@ -21,14 +21,14 @@ from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.sampling.patches import (
     LEAST_PLACES,
-    Drawing,
+    BoxSampler,
     boxes_on_grid,
-    look,
+    count_places,
+    measure_places,
     patch_shape,
-    places,
-    places_to_look,
     reference_shape,
     scaled_shape,
+    subsample_places,
     suggested_shapes,
     volume_turns,
 )
@@ -57,12 +57,12 @@ T = TypeVar("T")
 def undrawn_volumes(campaign: Campaign) -> list[VolumeRecord]:
     """Return the volumes that the holdout was not drawn from yet: all before the first drawing."""
     frozen = campaign.holdout()
-    seen = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
-    return [v for v in campaign.volumes() if v.volume_id not in seen]
+    drawn_ids = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
+    return [v for v in campaign.volumes() if v.volume_id not in drawn_ids]
 
 
 def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
-    """Return the holdout that `sampling.draw_holdout` would freeze; nothing is written. Parameters as there."""
+    """Return the holdout that `starting_patches.draw_holdout` would freeze; nothing is written. Parameters as there."""
     frozen, everything = campaign.holdout(), campaign.volumes()
     if not everything:
         raise SamplingError(
@@ -75,14 +75,14 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
         return frozen
     blocked = _trained_boxes(campaign, trained)
     plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
-    drawn = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, progress))), None)
-    if frozen is None and drawn is None:
+    layout = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, progress))), None)
+    if frozen is None and layout is None:
         raise SamplingError(
             "there is no room for a holdout and patches beside it",
             where=campaign.url,
             todo="Add a volume, or set holdout.box_zyx, holdout.guard_zyx and sampling.patch_zyx smaller",
         )
-    boxes, guard_zyx = drawn or ((), (0, 0, 0))
+    boxes, guard_zyx = layout or ((), (0, 0, 0))
     holdout = Holdout(
         boxes=(*(frozen.boxes if frozen else ()), *boxes),
         guard_zyx=frozen.guard_zyx if frozen else guard_zyx,
@@ -184,9 +184,9 @@ def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Pl
     if config.holdout.box_zyx is not None:
         return zyx(min(b, n) for b, n in zip(config.holdout.box_zyx, volume.shape_zyx, strict=True))
     shape = reference_shape(config, volume)
-    wanted = (1.0 if volume.truth is None else 2.0) * plan.scale
+    factor = (1.0 if volume.truth is None else 2.0) * plan.scale
     most = min(share, config.holdout.fraction * math.prod(volume.shape_zyx))
-    return scaled_shape(volume, shape, min(wanted, most / math.prod(shape)))
+    return scaled_shape(volume, shape, min(factor, most / math.prod(shape)))
 
 
 def _draw_boxes(
@@ -221,38 +221,40 @@ def _try_boxes(
     free = {}
     for volume in volumes:
         shape = shapes[volume.volume_id]
-        taken = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
-        boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
-        free[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
-    features = None if rehearsal else look(campaign, volumes, free, progress)
-    drawing = Drawing(volumes, free, rng, features, plan.guard_zyx if plan.apart else (0, 0, 0))
-    turns = [volume_turns(drawing.volumes, n, rng) for n in (plan.validation, plan.test)]
+        guarded_boxes = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
+        boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, guarded_boxes))
+        free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
+    features = None if rehearsal else measure_places(campaign, volumes, free, progress)
+    sampler = BoxSampler(volumes, free, rng, features, plan.guard_zyx if plan.apart else (0, 0, 0))
+    turns = [volume_turns(sampler.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
-    present = [s for s in HOLDOUT_STRATA if s not in drawing.absent(HOLDOUT_STRATA)]
+    present = [s for s in HOLDOUT_STRATA if s not in sampler.absent(HOLDOUT_STRATA)]
     order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
-    drawn = drawing.draw(interleave(*turns), order)
+    samples = sampler.draw(interleave(*turns), order)
     shares = {} if features is None else _shares(volumes, features)
-    held = tuple(
+    holdout_boxes = tuple(
         HoldoutBox(
-            volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.measured, share=shares.get(d.stratum)
+            volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.reason, share=shares.get(d.stratum)
         )
-        for d, p in zip(drawn, parts, strict=False)
+        for d, p in zip(samples, parts, strict=False)
     )
-    if len(held) < count or sum(b.box.size for b in held) > allowed:
+    if len(holdout_boxes) < count or sum(b.box.size for b in holdout_boxes) > allowed:
         return None
-    holdout = Holdout(boxes=held, guard_zyx=plan.guard_zyx)
+    holdout = Holdout(boxes=holdout_boxes, guard_zyx=plan.guard_zyx)
     enough = plan.pool + (_SPARE if rehearsal else 0)
     guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
     references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in volumes}
-    return held if places(volumes, references, guarded, enough) >= enough else None
+    return holdout_boxes if count_places(volumes, references, guarded, enough) >= enough else None
 
 
 def _shares(volumes: Sequence[VolumeRecord], features: dict[str, Features]) -> dict[str, float]:
     """Return the share of all places that each stratum stands for, volumes weighted by their voxels."""
-    seen = [(math.prod(v.shape_zyx), features[v.volume_id].shares()) for v in volumes if len(features[v.volume_id])]
-    total = sum(voxels for voxels, _ in seen)
+    shares_by_size = [
+        (math.prod(v.shape_zyx), features[v.volume_id].shares()) for v in volumes if len(features[v.volume_id])
+    ]
+    total = sum(voxels for voxels, _ in shares_by_size)
     return {
-        stratum: round(sum(voxels * shares[stratum] for voxels, shares in seen) / total, 4)
+        stratum: round(sum(voxels * shares[stratum] for voxels, shares in shares_by_size) / total, 4)
         for stratum in dict.fromkeys(HOLDOUT_STRATA)
     }
 
@@ -270,7 +272,7 @@ def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Pla
 
 
 def _trained_boxes(campaign: Campaign, trained: Sequence[Patch]) -> dict[str, list[Box]]:
-    """Return what no box may touch, by volume: what was trained on, and what the triage saw the labels of."""
+    """Return what no box may touch, by volume: what was trained on, and what the triage read the labels of."""
     boxes: dict[str, list[Box]] = {}
     for patch in (*trained, *campaign.rough_patches()):
         boxes.setdefault(patch.volume_id, []).append(patch.box)
@@ -281,6 +283,6 @@ def _trained_boxes(campaign: Campaign, trained: Sequence[Patch]) -> dict[str, li
     return boxes
 
 
-def interleave(one: Sequence[T], other: Sequence[T]) -> list[T]:
+def interleave(first: Sequence[T], second: Sequence[T]) -> list[T]:
     """Return the elements of two sequences by turns; what is left of the longer one comes last."""
-    return [item for pair in zip_longest(one, other) for item in pair if item is not None]
+    return [item for pair in zip_longest(first, second) for item in pair if item is not None]

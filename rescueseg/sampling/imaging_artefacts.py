@@ -1,4 +1,4 @@
-"""Imaging artefacts in a box, told from the voxels alone.
+"""Imaging artefacts in a box, measured on the voxels alone.
 
 ==============  =======================================================  =======================================
 kind            measured                                                 present from
@@ -12,7 +12,7 @@ seam            change between rows or columns against those beside      1.5 tim
 ==============  =======================================================  =======================================
 
 All are ratios: they do not change with the intensity scale. A strength is the measured number over its threshold (or
-the other way round where small is bad): from 1 on the artefact is there. It ends at 10.
+the other way round where small is bad): from 1 on the imaging artefact is there. It ends at 10.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SATURATED = 1e-3
 _AGREEMENT, _AMPLITUDE = 0.4, 0.5
 """Correlation of two sides, and amplitude in units of the noise: fainter stripes drown in it."""
 _SIGNIFICANT = 5.0
-"""Standard errors: hundreds of boxes are looked at."""
+"""Standard errors: hundreds of boxes are measured, so that chance would reach fewer somewhere."""
 _TILES = 4
 """Tiles along each axis of a face."""
 _REACH = 3
@@ -54,7 +54,7 @@ _STRONGEST = 10.0
 
 @dataclass(frozen=True)
 class TopValues:
-    """The two highest values of a box and how often each occurs; what `saturated` needs.
+    """The two highest values of a box and how often each occurs; what `saturated_shares` needs.
 
     Parameters
     ----------
@@ -74,15 +74,15 @@ def top_values(voxels: npt.NDArray[Any]) -> TopValues:
     flat = voxels.ravel()
     first = flat.max()
     below = flat[flat < first]
-    found = [(first, flat.size - below.size)]
+    highest = [(first, flat.size - below.size)]
     if below.size:
         second = below.max()
-        found.append((second, int(np.count_nonzero(below == second))))
-    values, counts = zip(*found, strict=True)
+        highest.append((second, int(np.count_nonzero(below == second))))
+    values, counts = zip(*highest, strict=True)
     return TopValues(tuple(float(v) for v in values), tuple(int(c) for c in counts), flat.size)
 
 
-def saturated(boxes: Iterable[TopValues]) -> Floats:
+def saturated_shares(boxes: Iterable[TopValues]) -> Floats:
     """Return the share of each box at the saturation level of their volume; 0 everywhere where nothing saturates.
 
     The tail of a distribution thins out towards its end. Where it does the contrary, the highest value standing for
@@ -97,6 +97,14 @@ def saturated(boxes: Iterable[TopValues]) -> Floats:
     -------
     ndarray of float64, shape (n,)
         Between 0 and 1.
+
+    Examples
+    --------
+    Of four voxels that two boxes hold each, three and none are at the end of the range:
+
+    >>> boxes = [top_values(np.uint8(v)) for v in ([255, 255, 255, 254], [7, 8, 9, 9])]
+    >>> saturated_shares(boxes).tolist()
+    [0.75, 0.0]
     """
     boxes = list(boxes)
     counts: dict[float, int] = {}
@@ -110,11 +118,11 @@ def saturated(boxes: Iterable[TopValues]) -> Floats:
 
 
 def saturation_strength(share: Floats) -> Floats:
-    """Return the strength of the shares that `saturated` found."""
+    """Return the strength of the shares that `saturated_shares` returned."""
     return np.minimum(share / _SATURATED, _STRONGEST)
 
 
-def structural(image: Image, smooth: Image, noise: float) -> Floats:
+def structural_strengths(image: Image, smooth: Image, noise: float) -> Floats:
     """Return the strengths of every kind but saturation, in the order of `KINDS[1:]`.
 
     Parameters
@@ -166,7 +174,7 @@ def _tile_means(planes: npt.NDArray[Any]) -> Floats:
     return np.asarray(planes, dtype=np.float64)
 
 
-def around(profile: Floats) -> Floats:
+def neighbour_median(profile: Floats) -> Floats:
     """Return the median over the up to six neighbours of each entry of the first axis, the entry itself left out."""
     n = len(profile)
     result = np.empty_like(profile)
@@ -191,7 +199,7 @@ def blank_ratio(smooth: Image) -> float:
     spread = tile_spread(smooth)
     if len(spread) < 4:
         return 1.0
-    near = around(spread)
+    near = neighbour_median(spread)
     ratio = np.divide(spread, near, out=np.ones_like(spread), where=near > 0).reshape(len(spread), -1)
     return float(np.quantile(ratio, 0.75, axis=1).min())
 
@@ -201,7 +209,7 @@ def repeated_ratio(change: Floats) -> float:
     if len(change) < 4:
         return 1.0
     profile = change.mean(axis=(1, 2))
-    near = around(profile)
+    near = neighbour_median(profile)
     ratio = np.divide(profile, near, out=np.ones_like(profile), where=near > 0)
     return float(ratio.min())
 
@@ -259,18 +267,18 @@ def gain_steps(first_planes: Sequence[int], levels: Sequence[Floats], depth: int
     ndarray of float64, shape (depth - 1,)
         0 where fewer than 8 boxes lie across an interface.
     """
-    found = np.zeros(max(0, depth - 1))
+    strengths = np.zeros(max(0, depth - 1))
     for quantity in range(2):
-        changes: list[list[float]] = [[] for _ in found]
+        changes: list[list[float]] = [[] for _ in strengths]
         for first, level in zip(first_planes, levels, strict=True):
             for k, change in enumerate(np.diff(level[quantity])):
                 if np.isfinite(change):
                     changes[first + k].append(float(change))
-        found = np.maximum(found, _lasting(changes, faces))
-    return found
+        strengths = np.maximum(strengths, _gain_step_strengths(changes, faces))
+    return strengths
 
 
-def _lasting(changes: Sequence[Sequence[float]], faces: float) -> Floats:
+def _gain_step_strengths(changes: Sequence[Sequence[float]], faces: float) -> Floats:
     median = np.array([np.median(c) if len(c) >= 8 else np.nan for c in changes])
     strength = np.zeros(len(changes))
     for k in np.flatnonzero(np.isfinite(median)).tolist():

@@ -1,4 +1,4 @@
-"""Boxes for sampling: how large, where they may lie, and the drawing of them by strata."""
+"""Boxes for sampling: how large they are, where they may lie, and how they are drawn by strata."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _LAYERS = 2.5
 """Below this many patches along the shortest axis, they divide it without rest."""
 _MOST_CANDIDATES = 100_000
 """Candidates per volume; the grid gets coarser on huge volumes."""
-_MOST_LOOKED_AT = 160
-"""Boxes looked at for their strata, over all volumes."""
+_MOST_MEASURED = 160
+"""Boxes measured for their strata, over all volumes."""
 
 
 def reference_shape(config: CampaignConfig, volume: VolumeRecord) -> ZYX:
@@ -102,18 +102,18 @@ def suggested_shapes(
     dict of str to tuple of int
         By volume. The smallest size where not even that leaves enough.
     """
-    found: dict[str, ZYX] = {}
+    fallback: dict[str, ZYX] = {}
     voxels = min(largest, sum(math.prod(v.shape_zyx) for v in volumes) // least)
     last = SMALLEST_PATCH
     while voxels > last:
         shapes = {v.volume_id: _tiling(v, advised_shape(v, min(voxels, _most(v)))) for v in volumes}
         isotropic = all(_isotropic(v, shapes[v.volume_id]) for v in volumes)
-        if (isotropic or not found) and places(volumes, shapes, guarded, least) >= least:
+        if (isotropic or not fallback) and count_places(volumes, shapes, guarded, least) >= least:
             if isotropic:
                 return shapes
-            found, last = shapes, voxels // 2
+            fallback, last = shapes, voxels // 2
         voxels = min(voxels - 1, int(voxels / _STEP))
-    return found or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, _most(v))) for v in volumes}
+    return fallback or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, _most(v))) for v in volumes}
 
 
 def _isotropic(volume: VolumeRecord, shape_zyx: ZYX) -> bool:
@@ -135,7 +135,9 @@ def _most(volume: VolumeRecord) -> int:
     return math.prod(volume.shape_zyx) // _LARGEST_SHARE
 
 
-def places(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], guarded: dict[str, list[Box]], enough: int) -> int:
+def count_places(
+    volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], guarded: dict[str, list[Box]], enough: int
+) -> int:
     """Count the patches that fit outside a guarded holdout without overlap, up to `enough`."""
     count = 0
     for volume in volumes:
@@ -172,6 +174,11 @@ def grid_starts(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequence
     """Return where the boxes of a grid begin that overlap none of `blocked`, int64 (n, 3) in z, y, x order.
 
     Where the grid has more than 100000 boxes, its stride is doubled until it has not: bounded work on any volume.
+
+    Examples
+    --------
+    >>> grid_starts((8, 8, 16), (8, 8, 8), (4, 4, 4), [Box((0, 0, 14), (8, 8, 2))]).tolist()
+    [[0, 0, 0], [0, 0, 4]]
     """
     stride = stride_zyx
     while True:
@@ -191,30 +198,36 @@ def boxes_on_grid(shape_zyx: ZYX, box_zyx: ZYX, stride_zyx: ZYX, blocked: Sequen
     return (Box(zyx(start), box_zyx) for start in grid_starts(shape_zyx, box_zyx, stride_zyx, blocked))
 
 
-def half(patch_zyx: ZYX) -> ZYX:
-    """Return the stride of a grid of half a patch."""
+def half_stride(patch_zyx: ZYX) -> ZYX:
+    """Return the stride of a grid of half a patch.
+
+    Examples
+    --------
+    >>> half_stride((1, 64, 65))
+    (1, 32, 32)
+    """
     return zyx(max(1, n // 2) for n in patch_zyx)
 
 
 def candidates(volume: VolumeRecord, patch_zyx: ZYX, blocked: Sequence[Box]) -> Iterator[Box]:
     """Yield the patches on a grid of half a patch that overlap none of `blocked`; see `boxes_on_grid`."""
-    return boxes_on_grid(volume.shape_zyx, patch_zyx, half(patch_zyx), blocked)
+    return boxes_on_grid(volume.shape_zyx, patch_zyx, half_stride(patch_zyx), blocked)
 
 
-def places_to_look(
+def subsample_places(
     boxes: Sequence[Box], volume: VolumeRecord, volumes: Sequence[VolumeRecord], rng: np.random.Generator
 ) -> list[Box]:
-    """Thin out boxes at random, so that about 160 over all volumes are looked at; their order is kept."""
+    """Thin out boxes at random, so that about 160 over all volumes are measured; their order stays."""
     total = sum(math.prod(v.shape_zyx) for v in volumes)
-    count = max(16, round(_MOST_LOOKED_AT * math.prod(volume.shape_zyx) / total))
+    count = max(16, round(_MOST_MEASURED * math.prod(volume.shape_zyx) / total))
     if len(boxes) <= count:
         return list(boxes)
     return [boxes[i] for i in np.sort(rng.choice(len(boxes), count, replace=False))]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One drawn box.
+class SampledBox:
+    """A box that was drawn.
 
     Parameters
     ----------
@@ -224,17 +237,17 @@ class Drawn:
         Where.
     stratum : str
         What it stands for.
-    measured : str
-        The numbers that speak for that; empty in a rehearsal.
+    reason : str
+        The measurements behind that; empty in a rehearsal of the layout.
     """
 
     volume_id: str
     box: Box
     stratum: str
-    measured: str
+    reason: str
 
 
-class Drawing:
+class BoxSampler:
     """Draws boxes stratum by stratum, volumes by turns; no two drawn boxes overlap.
 
     Parameters
@@ -246,8 +259,7 @@ class Drawing:
     rng : numpy.random.Generator
         Decides among equals.
     features : dict of str to Features, optional
-        What is known of the places, by volume; without it all boxes are alike and the drawing is a rehearsal of the
-        layout.
+        Measurements of the places, by volume; without them all boxes are alike, and the layout is only rehearsed.
     gap_zyx : tuple of int
         Distance from boxes already drawn that is kept where there is a choice.
     """
@@ -264,13 +276,13 @@ class Drawing:
         self.places, self.rng, self.gap_zyx, self.features = places, rng, gap_zyx, features
         self.bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
         self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
-        self.roomy = {v: free.copy() for v, free in self.free.items()}
+        self.spaced = {v: free.copy() for v, free in self.free.items()}
 
-    def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[Drawn]:
+    def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[SampledBox]:
         """Draw one box for each turn of a volume, fewer when all is full.
 
         A stratum takes the first turn whose volume has a box for it, else any volume that has one. One that no
-        volume has, such as artefacts in clean data, gives its turns to those that follow.
+        volume has, such as imaging artefacts in clean data, gives its turns to those that follow.
 
         Parameters
         ----------
@@ -281,28 +293,28 @@ class Drawing:
 
         Returns
         -------
-        list of Drawn
+        list of SampledBox
             In the order of drawing.
         """
-        left, drawn, missed = list(turns), list[Drawn](), 0
-        strata_left = itertools.cycle(order)
-        while left and missed < len(order):
-            stratum = next(strata_left)
-            volume_id = self._volume_for(stratum, left)
+        open_turns, samples, n_missed = list(turns), list[SampledBox](), 0
+        strata_cycle = itertools.cycle(order)
+        while open_turns and n_missed < len(order):
+            stratum = next(strata_cycle)
+            volume_id = self._volume_for(stratum, open_turns)
             if volume_id is None:
-                missed += 1
+                n_missed += 1
                 continue
-            missed = 0
-            left.remove(volume_id if volume_id in left else left[0])
-            drawn.append(self._draw_in(volume_id, stratum))
-        return drawn
+            n_missed = 0
+            open_turns.remove(volume_id if volume_id in open_turns else open_turns[0])
+            samples.append(self._draw_in(volume_id, stratum))
+        return samples
 
     def absent(self, order: Sequence[str]) -> list[str]:
         """Return the strata that no place of any volume stands for."""
         if self.features is None:
             return []
-        known = list(self.features.values())
-        return [s for s in dict.fromkeys(order) if not any(f.eligible(s).any() for f in known)]
+        features = list(self.features.values())
+        return [s for s in dict.fromkeys(order) if not any(f.eligible(s).any() for f in features)]
 
     def _volume_for(self, stratum: str, turns: Sequence[str]) -> str | None:
         anywhere = [*dict.fromkeys(turns), *(v.volume_id for v in self.volumes if v.volume_id not in turns)]
@@ -313,22 +325,22 @@ class Drawing:
             return np.ones(len(self.free[volume_id]), dtype=bool)
         return self.features[volume_id].eligible(stratum)
 
-    def _draw_in(self, volume_id: str, stratum: str) -> Drawn:
+    def _draw_in(self, volume_id: str, stratum: str) -> SampledBox:
         eligible = self._eligible(volume_id, stratum)
-        free, roomy = self.free[volume_id], self.roomy[volume_id]
+        free, spaced = self.free[volume_id], self.spaced[volume_id]
         features = self.features[volume_id] if self.features else None
         score = np.zeros(len(free)) if features is None else features.score(stratum)
-        open_to = roomy & eligible
-        index = strata.draw(score, open_to if open_to.any() else free & eligible, self.rng)
+        preferred = spaced & eligible
+        index = strata.draw(score, preferred if preferred.any() else free & eligible, self.rng)
         assert index is not None, "the volume was chosen because it has a free box"
         box = self.places[volume_id][index]
         starts, stops = self.bounds[volume_id]
         free &= ~overlapping(starts, stops, box)
-        roomy &= ~overlapping(starts, stops, box.expand(self.gap_zyx))
-        return Drawn(volume_id, box, stratum, features.measured(stratum, index) if features else "")
+        spaced &= ~overlapping(starts, stops, box.expand(self.gap_zyx))
+        return SampledBox(volume_id, box, stratum, features.reason(stratum, index) if features else "")
 
 
-def look(
+def measure_places(
     campaign: Campaign,
     volumes: Sequence[VolumeRecord],
     places: dict[str, list[Box]],

@@ -1,6 +1,6 @@
-"""Phase 1: which boxes are held out, and where annotation starts.
+"""Which boxes are held out, and where annotation starts.
 
-Volumes are never read whole: boxes are drawn on a grid, at most a few hundred of them are looked at, one by one
+Volumes are never read whole: boxes are drawn on a grid, at most a few hundred of them are measured, one by one
 (see `strata`). Everything follows from the campaign's seed.
 """
 
@@ -14,11 +14,16 @@ from rescueseg.geometry import Box, Patch
 from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, QueriedPatch
-from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
-from rescueseg.sampling.patches import Drawing, candidates, look, patch_shape, places_to_look, volume_turns
+from rescueseg.sampling.holdout import plan_holdout
+from rescueseg.sampling.patches import (
+    BoxSampler,
+    candidates,
+    measure_places,
+    patch_shape,
+    subsample_places,
+    volume_turns,
+)
 from rescueseg.sampling.strata import STARTING_STRATA
-
-__all__ = ["candidate_boxes", "draw_holdout", "holdout_tickets", "patch_shape", "starting_patches", "undrawn_volumes"]
 
 ROUGH_REASON = "rough mask of the triage"
 
@@ -92,7 +97,7 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
     -------
     list of Box
         Patches on a grid of half a patch (coarser where that gives more than 100000), clear of every holdout
-        box and its guard band, and of `occupied`. They overlap each other; `query.choose` takes none that do.
+        box and its guard band, and of `occupied`. They overlap each other; a query strategy takes none that do.
         None in a volume added since the holdout was last drawn: it has to grow first.
 
     Raises
@@ -118,7 +123,7 @@ def starting_patches(
 
     The patches of the rough mask come first: they are annotated. Then strata take turns, those that promise objects
     first (see `strata.STARTING_STRATA`), and so do the domains and their volumes, by their size. A stratum that the
-    data do not have is left out. No label is looked at: a live campaign has none.
+    data do not have is left out. No label is read: a live campaign has none.
 
     Parameters
     ----------
@@ -147,15 +152,15 @@ def starting_patches(
     """
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign)
-    taken = set(occupied)
+    occupied_set = set(occupied)
     usable = {v.volume_id for v in campaign.volumes()}
-    rough = [p for p in campaign.rough_patches() if p not in taken and p.volume_id in usable]
+    rough = [p for p in campaign.rough_patches() if p not in occupied_set and p.volume_id in usable]
     rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
     if len(rows) < count:
-        drawing = _starting_places(campaign, holdout, [*occupied, *rough], progress)
-        turns = volume_turns(drawing.volumes, count - len(rows), drawing.rng)
-        drawn = drawing.draw(turns, STARTING_STRATA)
-        rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.measured}") for d in drawn]
+        sampler = _starting_sampler(campaign, holdout, [*occupied, *rough], progress)
+        turns = volume_turns(sampler.volumes, count - len(rows), sampler.rng)
+        samples = sampler.draw(turns, STARTING_STRATA)
+        rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
     if not rows:
         raise SamplingError(
             "no patch fits beside the holdout",
@@ -169,20 +174,20 @@ def starting_patches(
     ]
 
 
-def _starting_places(
+def _starting_sampler(
     campaign: Campaign, holdout: Holdout, occupied: Sequence[Patch], progress: Progress | None
-) -> Drawing:
-    """Look at places for starting patches, clear of the guarded holdout and of what is occupied."""
+) -> BoxSampler:
+    """Return what draws starting patches: places measured, clear of the guarded holdout and of what is occupied."""
     volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
     rng = random_generator(campaign.config.seed, "starting patches")
     free: dict[str, list[Box]] = {}
     images = campaign.image_digests()
     for volume in volumes:
-        held = holdout.guarded(volume.volume_id, images)
-        blocked = [*held, *(p.box for p in occupied if p.volume_id == volume.volume_id)]
+        guarded = holdout.guarded(volume.volume_id, images)
+        blocked = [*guarded, *(p.box for p in occupied if p.volume_id == volume.volume_id)]
         boxes = list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
-        free[volume.volume_id] = places_to_look(boxes, volume, volumes, rng)
-    return Drawing(volumes, free, rng, look(campaign, volumes, free, progress))
+        free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
+    return BoxSampler(volumes, free, rng, measure_places(campaign, volumes, free, progress))
 
 
 def _frozen(campaign: Campaign) -> Holdout:

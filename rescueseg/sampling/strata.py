@@ -1,4 +1,4 @@
-"""Strata: what a patch stands for, told from intensity, edges, noise and artefacts alone, without any label.
+"""Strata: what a patch stands for, measured on intensity, edges, noise and imaging artefacts, without any label.
 
 ============  =================================================================================================
 stratum       boxes with
@@ -9,11 +9,12 @@ low_snr       the least contrast against the noise; not the sparsest third
 dense         the strongest edges: many objects, touching objects
 sparse        the weakest edges: empty space, where false positives show
 volume_edge   the most faces in common with the volume
-artifact      saturation, stripes, drift steps, blank or repeated planes, seams: see `artifacts`
+artifact      an imaging artefact: saturation, stripes, drift steps, blank or repeated planes, seams
 typical       anything: drawn at random, so that the holdout stays representative
 ============  =================================================================================================
 
-Campaigns frozen earlier also know `bright` and `dim`. `rough_mask` marks patches that the triage looked at.
+Campaigns frozen earlier also have `bright` and `dim`. `rough_mask` marks patches that the triage read the labels of.
+The noise in `low_snr`, `best_case` and `worst_case` is `residual_noise`.
 """
 
 from __future__ import annotations
@@ -38,26 +39,29 @@ Flags = npt.NDArray[np.bool_]
 Reader = Callable[[Box], npt.NDArray[Any]]
 """Returns a box as acquired, czyx."""
 
+ARTEFACT = "artifact"
+"""Stratum of boxes with an imaging artefact; holdouts and tickets store this spelling, so it stays."""
+
 HOLDOUT_STRATA = (
     *("dense", "worst_case", "typical", "low_snr", "best_case"),
-    *("artifact", "volume_edge", "sparse", "typical"),
+    *(ARTEFACT, "volume_edge", "sparse", "typical"),
 )
 """Order in which the boxes of each part of the holdout are drawn. Boxes that promise objects are among them: where all are
 empty, nothing is judged but false finds."""
-STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", "artifact", "volume_edge")
+STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", ARTEFACT, "volume_edge")
 """Order in which the starting patches are drawn: those that promise objects first."""
 TOP = 0.15
 """Share of the boxes with the highest scores that stand for a stratum."""
 
 _LONGEST = 96
-"""Voxels along an axis that are looked at, in the middle of a longer box."""
+"""Voxels along an axis that are measured, in the middle of a longer box."""
 _SPARSEST = 1 / 3
 """Share of the boxes that hold too little to be difficult."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is known of each box of one volume: arrays of shape (n,).
+    """Measurements of each box of one volume: arrays of shape (n,).
 
     Parameters
     ----------
@@ -65,22 +69,22 @@ class Features:
         Mean in-plane gradient magnitude of the normalised image after smoothing over 3×3 pixels, per pixel.
     contrast : ndarray of float64
         Distance of the 5th and 95th percentile of the smoothed image, in normalised units.
-    snr : ndarray of float64
-        Contrast over noise; the noise is robust, and at least that of the quantisation.
+    residual_snr : ndarray of float64
+        Contrast over `residual_noise`, or over the noise of the quantisation where that is more.
     faces : ndarray of float64
         Faces shared with the volume, along the axes that the box does not fill.
-    artifact : ndarray of float64
-        Strength of the strongest artefact; present from 1 on.
-    kind : tuple of str
-        Which artefact that is, one of `artifacts.KINDS`.
+    artefact_strength : ndarray of float64
+        Of the strongest imaging artefact; present from 1 on.
+    artefact_kind : tuple of str
+        Which one that is, of `imaging_artefacts.KINDS`.
     """
 
     edge: Floats
     contrast: Floats
-    snr: Floats
+    residual_snr: Floats
     faces: Floats
-    artifact: Floats
-    kind: tuple[str, ...]
+    artefact_strength: Floats
+    artefact_kind: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -90,34 +94,34 @@ class Features:
         return Features(
             self.edge[index],
             self.contrast[index],
-            self.snr[index],
+            self.residual_snr[index],
             self.faces[index],
-            self.artifact[index],
-            tuple(self.kind[i] for i in index),
+            self.artefact_strength[index],
+            tuple(self.artefact_kind[i] for i in index),
         )
 
     def score(self, stratum: str) -> Floats:
         """Return how much each box belongs to a stratum; shape (n,), higher is more."""
         clutter = self.edge / (self.contrast + 1e-6)
         zero = np.zeros_like(self.edge)
-        best, worst = (self.contrast, self.snr, self.edge), (clutter, -self.contrast, -self.snr)
+        best, worst = (self.contrast, self.residual_snr, self.edge), (clutter, -self.contrast, -self.residual_snr)
         parts: dict[str, tuple[Floats, ...]] = {"best_case": best, "worst_case": worst}
         if stratum in parts:
             return sum((_ranks(values) for values in parts[stratum]), zero)
         scores = {
-            "low_snr": -self.snr,
+            "low_snr": -self.residual_snr,
             "dense": self.edge,
             "sparse": -self.edge,
             "volume_edge": self.faces,
-            "artifact": self.artifact,
+            ARTEFACT: self.artefact_strength,
             "typical": zero,
         }
         return scores[stratum]
 
     def eligible(self, stratum: str) -> Flags:
         """Tell which boxes may stand for a stratum at all; shape (n,)."""
-        if stratum == "artifact":
-            return self.artifact >= 1
+        if stratum == ARTEFACT:
+            return self.artefact_strength >= 1
         if stratum == "volume_edge":
             return self.faces > 0
         if stratum in ("worst_case", "low_snr") and len(self):
@@ -127,7 +131,7 @@ class Features:
     def members(self, stratum: str) -> Flags:
         """Tell which boxes stand for a stratum: the best of those that may; shape (n,)."""
         score, eligible = self.score(stratum), self.eligible(stratum)
-        if stratum in ("artifact", "typical") or not eligible.any():
+        if stratum in (ARTEFACT, "typical") or not eligible.any():
             return eligible
         return eligible & (score >= np.quantile(score[eligible], 1 - TOP))
 
@@ -137,35 +141,40 @@ class Features:
         A box belongs to the first stratum of `HOLDOUT_STRATA`, the difficult ones first, that it is a member of, and
         to `typical` when to none.
         """
-        left = np.ones(len(self), dtype=bool)
+        unassigned = np.ones(len(self), dtype=bool)
         shares = {}
         for stratum in (s for s in dict.fromkeys(HOLDOUT_STRATA) if s != "typical"):
-            mine = left & self.members(stratum)
+            mine = unassigned & self.members(stratum)
             shares[stratum] = float(mine.mean()) if len(self) else 0.0
-            left &= ~mine
-        return {**shares, "typical": float(left.mean()) if len(self) else 0.0}
+            unassigned &= ~mine
+        return {**shares, "typical": float(unassigned.mean()) if len(self) else 0.0}
 
-    def measured(self, stratum: str, index: int) -> str:
-        """Return the numbers that speak for a box, against the median of the volume."""
+    def reason(self, stratum: str, index: int) -> str:
+        """Return the measurements behind a box in words, against the median of the volume.
+
+        Holdouts store and digest these words, so they stay as they are; "SNR" is `residual_snr`.
+        """
 
         def against(name: str, values: Floats) -> str:
             return f"{name} {values[index]:.2g} (median {np.median(values):.2g})"
 
-        if stratum == "artifact":
-            return f"{self.kind[index]}, {self.artifact[index]:.1f} times its threshold"
+        if stratum == ARTEFACT:
+            return f"{self.artefact_kind[index]}, {self.artefact_strength[index]:.1f} times its threshold"
         if stratum == "volume_edge":
             return f"{self.faces[index]:.0f} of the volume's faces"
         if stratum in ("dense", "sparse"):
             return against("edges", self.edge)
         if stratum == "low_snr":
-            return against("SNR", self.snr)
+            return against("SNR", self.residual_snr)
         if stratum == "typical":
             return "drawn at random"
-        return ", ".join((against("contrast", self.contrast), against("SNR", self.snr), against("edges", self.edge)))
+        return ", ".join(
+            (against("contrast", self.contrast), against("SNR", self.residual_snr), against("edges", self.edge))
+        )
 
 
 def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: Progress | None = None) -> Features:
-    """Look at boxes of a volume one by one; memory holds one of them at a time.
+    """Measure boxes of a volume one by one; memory holds one of them at a time.
 
     Parameters
     ----------
@@ -179,17 +188,17 @@ def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: 
         Called after each box.
     """
     rows = []
-    for done, box in enumerate(boxes, 1):
-        rows.append(_describe(read(_middle(box)), volume))
+    for count, box in enumerate(boxes, 1):
+        rows.append(_measure_box(read(_central_part(box)), volume))
         if progress is not None:
-            progress(f"{volume.volume_id}: boxes looked at", done, len(boxes))
+            progress(f"{volume.volume_id}: boxes looked at", count, len(boxes))
     if not rows:
         none = np.zeros(0)
         return Features(none, none, none, none, none, ())
     edge, contrast, snr = np.array([row.numbers for row in rows]).T
-    strength = np.array([row.structural for row in rows])
-    starts = [_middle(box).offset_zyx[0] for box in boxes]
-    face = np.median([math.prod(_middle(box).shape_zyx[1:]) for box in boxes])
+    strength = np.array([row.structural_strengths for row in rows])
+    starts = [_central_part(box).offset_zyx[0] for box in boxes]
+    face = np.median([math.prod(_central_part(box).shape_zyx[1:]) for box in boxes])
     steps = imaging_artefacts.gain_steps(
         starts, [row.levels for row in rows], volume.shape_zyx[0], math.prod(volume.shape_zyx[1:]) / face
     )
@@ -197,7 +206,7 @@ def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: 
     inside = [steps[z : z + row.levels.shape[1] - 1] for z, row in zip(starts, rows, strict=True)]
     strength[:, drift] = np.maximum(strength[:, drift], [float(s.max()) if len(s) else 0.0 for s in inside])
     channels = zip(*(row.tops for row in rows), strict=True)
-    share = np.max([imaging_artefacts.saturated(tops) for tops in channels], axis=0)
+    share = np.max([imaging_artefacts.saturated_shares(tops) for tops in channels], axis=0)
     strength = np.column_stack([imaging_artefacts.saturation_strength(share), strength])
     faces = np.array([_faces(box, volume.shape_zyx) for box in boxes], dtype=np.float64)
     kind = tuple(imaging_artefacts.KINDS[i] for i in strength.argmax(axis=1))
@@ -216,8 +225,8 @@ def draw(score: Floats, free: npt.NDArray[np.bool_], rng: np.random.Generator, t
     rng : numpy.random.Generator
         Advanced by the same amount whatever is free.
     top : float
-        Share of the free boxes to draw from: one of at least three, so that a single artefact does not stand
-        for the stratum.
+        Share of the free boxes to draw from: one of at least three, so that a single imaging artefact does
+        not stand for the stratum.
 
     Returns
     -------
@@ -234,33 +243,53 @@ def draw(score: Floats, free: npt.NDArray[np.bool_], rng: np.random.Generator, t
 
 
 @dataclass(frozen=True)
-class _Row:
-    """What was seen in one box."""
+class _BoxMeasurement:
+    """Measurements of one box."""
 
     numbers: tuple[float, float, float]
-    structural: Floats
+    structural_strengths: Floats
     levels: Floats
     tops: tuple[imaging_artefacts.TopValues, ...]
 
 
-def _describe(voxels: npt.NDArray[Any], volume: VolumeRecord) -> _Row:
+def _measure_box(voxels: npt.NDArray[Any], volume: VolumeRecord) -> _BoxMeasurement:
     image: npt.NDArray[np.float32] = normalise(voxels, volume.normalisation).mean(axis=0, dtype=np.float32)
     smooth = ndimage.uniform_filter(image, size=(1, 3, 3), mode="nearest")
-    noise = max(noise_of(image, smooth), _quantisation(volume))
+    noise = max(residual_noise(image, smooth), _quantisation(volume))
     steps = [np.gradient(smooth, axis=axis) for axis in (1, 2) if smooth.shape[axis] > 1]
     edge = float(np.sqrt(sum(step**2 for step in steps)).mean(dtype=np.float64)) if steps else 0.0
     low, high = np.percentile(smooth, (5, 95))
     contrast = float(high - low)
-    return _Row(
+    return _BoxMeasurement(
         (edge, contrast, contrast / noise),
-        imaging_artefacts.structural(image, smooth, noise),
+        imaging_artefacts.structural_strengths(image, smooth, noise),
         imaging_artefacts.plane_levels(image, smooth),
         tuple(imaging_artefacts.top_values(channel) for channel in voxels),
     )
 
 
-def noise_of(image: npt.NDArray[np.float32], smooth: npt.NDArray[np.float32]) -> float:
-    """Return the robust standard deviation of what smoothing over 3×3 pixels removed, scaled to white noise."""
+def residual_noise(image: npt.NDArray[np.float32], smooth: npt.NDArray[np.float32]) -> float:
+    """Return the standard deviation of the noise by what smoothing over 3×3 pixels removed.
+
+    1.4826 times the median absolute value of that residual, scaled to white noise. Fine structure counts as noise. It
+    is one of three estimates: the triage measures `haar_noise` plane by plane, the consistency check `variogram_noise`.
+
+    Parameters
+    ----------
+    image, smooth : ndarray of float32, zyx
+        A box and the same smoothed in plane.
+
+    Returns
+    -------
+    float
+        In the units of `image`.
+
+    Examples
+    --------
+    >>> image = np.float32([[[1, -1, 1, -1]]])
+    >>> round(residual_noise(image, np.zeros_like(image)), 3)
+    1.573
+    """
     return float(1.4826 * np.median(np.abs(image - smooth)) * math.sqrt(9 / 8))
 
 
@@ -273,7 +302,7 @@ def _ranks(values: Floats) -> Floats:
     return np.asarray(stats.rankdata(values), dtype=np.float64) / max(1, len(values))
 
 
-def _middle(box: Box) -> Box:
+def _central_part(box: Box) -> Box:
     shape = [min(n, _LONGEST) for n in box.shape_zyx]
     start = [o + (n - m) // 2 for o, n, m in zip(box.offset_zyx, box.shape_zyx, shape, strict=True)]
     return Box.from_bounds(start, [a + m for a, m in zip(start, shape, strict=True)])

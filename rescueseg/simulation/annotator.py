@@ -1,4 +1,4 @@
-"""An annotator made of ground truth: it takes tickets from the queue like a person, and errs like one on request."""
+"""An annotator that draws ground truth: it takes tickets from the queue like a person, and errs like one on request."""
 
 from __future__ import annotations
 
@@ -94,21 +94,21 @@ class SimulatedAnnotator:
         LabelError
             If a ticket lies in a volume without truth.
         """
-        done = 0
+        n_submitted = 0
         seconds = self.campaign.config.annotation.lease_minutes * 60
         while (lease := self.store.claim(self.name, seconds, resume=True)) is not None:
             if self._abandons(lease):
                 self.store.expire(lease.expires_at + timedelta(seconds=1))
                 continue
             self.annotate(lease)
-            done += 1
-        return done
+            n_submitted += 1
+        return n_submitted
 
     def annotate(self, lease: Lease) -> None:
         """Draw the labels of one leased ticket and hand them in."""
-        drawn = self.draw(lease.ticket)
+        classes = self.draw(lease.ticket)
         numbered = self.campaign.config.annotation.labels == "instance"
-        labels = PatchLabels.of_components(drawn) if numbered else PatchLabels(drawn)
+        labels = PatchLabels.of_components(classes) if numbered else PatchLabels(classes)
         corrected = corrected_voxels(labels, starting_patch(self.campaign, lease))
         seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
         submit_labels(self.campaign, self.store, lease, self.name, labels, "simulated", seconds)
@@ -161,14 +161,14 @@ def miss_objects(labels: Labels, probability: float, rng: np.random.Generator) -
     rng : numpy.random.Generator
         Decides.
     """
-    kept = labels.copy()
+    result = labels.copy()
     for value in np.unique(labels):
         if value in (0, IGNORE):
             continue
         objects, count = ndimage.label(labels == value)
-        missed = np.concatenate([[False], rng.random(count) < probability])
-        kept[missed[objects]] = 0
-    return kept
+        is_missed = np.concatenate([[False], rng.random(count) < probability])
+        result[is_missed[objects]] = 0
+    return result
 
 
 def overlook_small(labels: Labels, voxels: int) -> Labels:
@@ -179,15 +179,20 @@ def overlook_small(labels: Labels, voxels: int) -> Labels:
     labels : ndarray of uint8, shape (z, y, x)
         Not changed.
     voxels : int
-        The smallest size that is seen.
+        The smallest size that is drawn.
+
+    Examples
+    --------
+    >>> overlook_small(np.array([[[1, 0, 1, 1, 0, 255]]], np.uint8), 2).tolist()
+    [[[0, 0, 1, 1, 0, 255]]]
     """
-    kept = labels.copy()
+    result = labels.copy()
     for value in np.unique(labels[(labels > 0) & (labels != IGNORE)]):
         objects, _ = ndimage.label(labels == value)
-        small = np.bincount(objects.ravel()) < voxels
-        small[0] = False
-        kept[small[objects]] = 0
-    return kept
+        is_small = np.bincount(objects.ravel()) < voxels
+        is_small[0] = False
+        result[is_small[objects]] = 0
+    return result
 
 
 def grow(labels: Labels, voxels: int) -> Labels:
@@ -199,11 +204,16 @@ def grow(labels: Labels, voxels: int) -> Labels:
         Not changed; what is 255 stays, and of two classes that meet the nearer one gets a voxel.
     voxels : int
         How far, in voxels along each axis and diagonal.
+
+    Examples
+    --------
+    >>> grow(np.array([[[0, 0, 0, 1, 0, 255]]], np.uint8), 2).tolist()
+    [[[0, 1, 1, 1, 1, 255]]]
     """
-    drawn = (labels > 0) & (labels != IGNORE)
-    if not drawn.any():
+    is_object = (labels > 0) & (labels != IGNORE)
+    if not is_object.any():
         return labels.copy()
-    distance, nearest = ndimage.distance_transform_cdt(~drawn, "chessboard", return_indices=True)
+    distance, nearest = ndimage.distance_transform_cdt(~is_object, "chessboard", return_indices=True)
     return np.where((labels == 0) & (distance <= voxels), labels[tuple(nearest)], labels)
 
 

@@ -29,7 +29,7 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
-from rescueseg.sampling.holdout import plan_holdout
+from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
 from rescueseg.stages.stage import run_stage
 
 
@@ -75,7 +75,7 @@ def preview_sampling(
     The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
     """
     trained: list[Patch] = []
-    if campaign.holdout() is not None and (new := starting_patches.undrawn_volumes(campaign)):
+    if campaign.holdout() is not None and (new := undrawn_volumes(campaign)):
         trained = _trained(open_store(), new)
     holdout = plan_holdout(campaign, trained, progress)
     starting = campaign.starting_patches()
@@ -96,7 +96,7 @@ def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[Queri
 
 def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
     """Draw the holdout. It grows between generations only: an unfinished one may have no maps of the new boxes."""
-    if campaign.holdout() is None or not (new := starting_patches.undrawn_volumes(campaign)):
+    if campaign.holdout() is None or not (new := undrawn_volumes(campaign)):
         return starting_patches.draw_holdout(campaign, progress=progress)
     with campaign_lock(campaign, store):
         return starting_patches.draw_holdout(campaign, _trained(store, new), progress)

@@ -32,13 +32,14 @@ def quantisation_step(values: npt.NDArray[Any]) -> float:
     return float(steps.min()) if len(steps) else 0.0
 
 
-def plane_noise(planes: npt.NDArray[Any], step: float) -> Floats:
-    """Return the standard deviation of the noise in each plane.
+def haar_noise(planes: npt.NDArray[Any], step: float) -> Floats:
+    """Return the standard deviation of the noise in each plane, by its finest Haar coefficients.
 
     The median absolute deviation of the finest diagonal Haar coefficients (Donoho & Johnstone 1994,
     doi:10.1093/biomet/81.3.425): smooth structure and straight edges cancel in them. Never below step/√12, the noise of
     rounding: a denoised image would come out as free of noise. Noise that is correlated between pixels (interpolated or
-    denoised images) is underestimated.
+    denoised images) is underestimated. It is one of three estimates: strata are measured with `residual_noise`, the
+    consistency check with `variogram_noise`.
 
     Parameters
     ----------
@@ -51,6 +52,14 @@ def plane_noise(planes: npt.NDArray[Any], step: float) -> Floats:
     -------
     ndarray of float64, (z,)
         In intensity units.
+
+    Examples
+    --------
+    One plane without noise, where the floor of rounding remains, and one of noise with standard deviation 5:
+
+    >>> noise = np.random.default_rng(0).normal(0, 5, (64, 64))
+    >>> haar_noise(np.stack([np.full((64, 64), 100.0), 100 + noise]), step=1.0).round(1).tolist()
+    [0.3, 5.0]
     """
     image = np.asarray(planes, np.float64)[:, : planes.shape[1] // 2 * 2, : planes.shape[2] // 2 * 2]
     detail = image[:, ::2, ::2] - image[:, 1::2, ::2] - image[:, ::2, 1::2] + image[:, 1::2, 1::2]
@@ -129,8 +138,8 @@ def background_texture(image: npt.NDArray[Any], background: Mask, spacing_um_zyx
     """Return how the background fluctuates at the scale of the structure.
 
     The background is smoothed to a quarter of the structure's thickness less smoothed to a whole one, both normalised by
-    how much background they saw (Knutsson & Westin 1993, doi:10.1109/CVPR.1993.341081): noise is averaged out, drift is
-    taken away, and the structure itself takes no part.
+    how much background they covered (Knutsson & Westin 1993, doi:10.1109/CVPR.1993.341081): noise is averaged out, drift
+    is taken away, and the structure itself takes no part.
 
     Returns
     -------
@@ -143,8 +152,8 @@ def background_texture(image: npt.NDArray[Any], background: Mask, spacing_um_zyx
     smooth = []
     for width in (thickness / 4, thickness):
         sigmas = [width / s for s in spacing_um_zyx]
-        seen = ndimage.gaussian_filter(weight, sigmas, truncate=3.0)
-        smooth.append(ndimage.gaussian_filter(values, sigmas, truncate=3.0)[background] / seen[background])
+        coverage = ndimage.gaussian_filter(weight, sigmas, truncate=3.0)
+        smooth.append(ndimage.gaussian_filter(values, sigmas, truncate=3.0)[background] / coverage[background])
     texture: Floats = smooth[0] - smooth[1]
     return texture
 
@@ -205,11 +214,17 @@ def plane_steps(image: npt.NDArray[Any]) -> Floats:
 
 
 def weighted_median(values: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:
-    """Return the value at which half of the weight is reached; nan values are left out, nan when none remains."""
+    """Return the value at which half of the weight is reached; nan values are left out, nan when none remains.
+
+    Examples
+    --------
+    >>> weighted_median([1.0, 2.0, 30.0], [1.0, 1.0, 5.0])
+    30.0
+    """
     pairs = sorted((v, w) for v, w in zip(values, weights, strict=True) if not math.isnan(v) and w > 0)
-    half, seen = sum(w for _, w in pairs) / 2, 0.0
+    half, reached = sum(w for _, w in pairs) / 2, 0.0
     for value, weight in pairs:
-        seen += weight
-        if seen >= half:
+        reached += weight
+        if reached >= half:
             return float(value)
     return math.nan

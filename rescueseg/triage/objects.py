@@ -78,7 +78,7 @@ class ObjectShape:
     cut: bool
 
 
-def coarsened(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spacing]:
+def coarsen(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spacing]:
     """Thin out numbered objects of more than `MOST_VOXELS` voxels, the finest axes first.
 
     Parameters
@@ -94,6 +94,14 @@ def coarsened(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spaci
         Every n-th voxel along each axis.
     spacing : tuple of float
         Its voxel size.
+
+    Examples
+    --------
+    Of two million voxels every second one along x stays, the finest axis:
+
+    >>> numbers, spacing = coarsen(np.zeros((20, 100, 1000), np.int32), (0.5, 0.2, 0.1))
+    >>> numbers.shape, spacing
+    ((20, 100, 500), (0.5, 0.2, 0.2))
     """
     step = [1, 1, 1]
     while numbers.size / math.prod(step) > MOST_VOXELS:
@@ -138,7 +146,7 @@ def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
 
 def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
     """Return the parts of those connected objects whose parts are round by volume, the others whole."""
-    numbers, following = np.zeros(whole.shape, np.int32), 0
+    numbers, count = np.zeros(whole.shape, np.int32), 0
     for index, place in enumerate(ndimage.find_objects(whole), start=1):
         mine = whole[place] == index
         inside = np.where(mine, parts[place], 0)
@@ -147,10 +155,10 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
         slender = sum(
             n for v, n in zip(values, sizes, strict=True) if v in main and not _is_round(inside == v, spacing)
         )
-        kept = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
-        for value in kept:
-            following += 1
-            numbers[place][mine if len(kept) == 1 else inside == value] = following
+        part_values = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
+        for value in part_values:
+            count += 1
+            numbers[place][mine if len(part_values) == 1 else inside == value] = count
     return numbers
 
 
@@ -181,7 +189,7 @@ def describe_objects(
     list of ObjectShape
         Largest first; objects of fewer than 27 cubic voxels are left out.
     """
-    thin, spacing = coarsened(numbers, spacing_um_zyx)
+    thin, spacing = coarsen(numbers, spacing_um_zyx)
     slices = ndimage.find_objects(thin)
     sizes = np.bincount(thin.ravel(), minlength=len(slices) + 1)[1:]
     order = sorted((i for i, n in enumerate(sizes) if n >= SMALLEST), key=lambda i: (-sizes[i], i))
@@ -210,13 +218,13 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
     cut = any(map(any, cut_sides))
     whole = np.pad(mask, 1)
     # where the object is cut, what lies beyond is taken to be more of it: it must not look thin there
-    going_on = np.pad(mask, [(int(a), int(b)) for a, b in cut_sides], mode="edge")
-    rest = [(1 - int(a), 1 - int(b)) for a, b in cut_sides]
-    depth = ndimage.distance_transform_edt(np.pad(going_on, rest), sampling=spacing) - 0.5 * min(spacing)
+    extended = np.pad(mask, [(int(a), int(b)) for a, b in cut_sides], mode="edge")
+    margins = [(1 - int(a), 1 - int(b)) for a, b in cut_sides]
+    depth = ndimage.distance_transform_edt(np.pad(extended, margins), sampling=spacing) - 0.5 * min(spacing)
     depth = np.where(whole, depth, 0.0)
     radius = typical_radius(depth, min(spacing))
     tube, plate = hessian_shape(whole, spacing, radius, depth >= 0.7 * radius)
-    smooth = smoothed(whole, [0.15 * 2 * radius / s for s in spacing])
+    smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
     branches, length = skeleton_branches(skeletonize(smooth), spacing)
     volume = float(mask.sum()) * math.prod(spacing)
     return ObjectShape(
@@ -273,7 +281,7 @@ def hessian_shape(mask: Mask, spacing: Spacing, radius: float, middle: Mask) -> 
     return float(np.median((1 - a / b) * b / c)), float(np.median(1 - b / c))
 
 
-def smoothed(mask: Mask, sigmas: Sequence[float]) -> Mask:
+def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
     """Return a mask without the roughness of its surface, of which a skeleton would make branches."""
     smooth: Mask = ndimage.gaussian_filter(mask.astype(np.float32), sigmas) > 0.5
     return smooth if smooth.any() else mask
@@ -344,8 +352,8 @@ def star_convexity(mask: Mask, depth: Floats, spacing: Spacing) -> float:
     nearest = np.concatenate(
         [(part @ rays.T).argmax(axis=1) for part in np.array_split(voxels, len(voxels) // 65536 + 1)]
     )
-    described = (np.linalg.norm(voxels, axis=1) < reach[nearest]).reshape(mask.shape)
-    return float((described & mask).sum() / (described | mask).sum())
+    star = (np.linalg.norm(voxels, axis=1) < reach[nearest]).reshape(mask.shape)
+    return float((star & mask).sum() / (star | mask).sum())
 
 
 def touching_fraction(numbers: Numbers) -> float:
@@ -355,6 +363,13 @@ def touching_fraction(numbers: Numbers) -> float:
     ----------
     numbers : ndarray of int32, zyx
         Instances; 0 is background.
+
+    Examples
+    --------
+    Objects 1 and 2 touch, object 3 stands alone:
+
+    >>> round(touching_fraction(np.array([[[1, 1, 2, 2, 0, 0, 3]]], np.int32)), 2)
+    0.67
     """
     high = ndimage.maximum_filter(numbers, size=3)
     big = np.iinfo(np.int32).max

@@ -27,13 +27,13 @@ MASKS: tuple[Mask, ...] = ("auto", "annotations", "truth", "threshold", "none")
 _MOST_PATCHES = 8
 """Patches whose shapes are measured."""
 _MOST_VOXELS = 4_000_000
-"""Voxels of all patches together; of larger ones the middle is looked at."""
+"""Voxels of all patches together; of larger ones the middle is read."""
 _THRESHOLD_PATCHES = 3
 _THRESHOLD_SIDE = 96
 
 
 def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: int) -> tuple[list[RoughPatch], str]:
-    """Return the patches of a rough mask and a word for where they come from.
+    """Return the patches of a rough mask and the name of where they come from.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
         frozen.
     """
     if mask in ("auto", "annotations"):
-        annotated = _annotated(campaign, store, channel)
+        annotated = _from_annotations(campaign, store, channel)
         if annotated:
             return annotated, "annotations"
         if mask == "annotations":
@@ -64,23 +64,23 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
             )
     if mask == "truth" or (mask == "auto" and campaign.rough_patches()):
         return _from_truth(campaign, channel), "truth"
-    return ([], "none") if mask == "none" else (_thresholded(campaign, channel), "threshold")
+    return ([], "none") if mask == "none" else (_from_threshold(campaign, channel), "threshold")
 
 
-def _annotated(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
-    found = []
+def _from_annotations(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
+    patches = []
     usable = {volume.volume_id: volume for volume in campaign.volumes()}
     accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable][:_MOST_PATCHES]
     for annotation in accepted:
         labels = campaign.storage.read_array(annotation.labels)
         spacing = usable[annotation.volume_id].spacing_um_zyx
-        box = middle_of(annotation.box, spacing, _MOST_VOXELS // len(accepted))
+        box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
         labels = labels[box.relative_to(annotation.box).slices]
-        found.append(_patch(campaign, Patch(annotation.volume_id, box), labels, channel))
-    return found
+        patches.append(_patch(campaign, Patch(annotation.volume_id, box), labels, channel))
+    return patches
 
 
-def middle_of(box: Box, spacing_um_zyx: Spacing, voxels: int) -> Box:
+def central_box(box: Box, spacing_um_zyx: Spacing, voxels: int) -> Box:
     """Return the middle of a box, about isotropic in micrometre, that holds about `voxels`; the box where it is smaller."""
     if box.size <= voxels:
         return box
@@ -91,19 +91,19 @@ def middle_of(box: Box, spacing_um_zyx: Spacing, voxels: int) -> Box:
 
 def _from_truth(campaign: Campaign, channel: int) -> list[RoughPatch]:
     """Read the truth in the patches written down; draw and write them at the first call."""
-    patches = campaign.rough_patches()
-    if not patches:
-        patches = _draw(campaign)
-        campaign.save_rough_patches(patches)
-    found, usable = [], {volume.volume_id for volume in campaign.volumes()}
-    for patch in (p for p in patches if p.volume_id in usable):
+    places = campaign.rough_patches()
+    if not places:
+        places = _draw_places(campaign)
+        campaign.save_rough_patches(places)
+    patches, usable = [], {volume.volume_id for volume in campaign.volumes()}
+    for patch in (p for p in places if p.volume_id in usable):
         instances = campaign.volume(patch.volume_id).truth == "instance"
         truth = open_truth(campaign, patch.volume_id, instances)
-        found.append(_patch(campaign, patch, np.asarray(truth[patch.box.slices]), channel, instances))
-    return found
+        patches.append(_patch(campaign, patch, np.asarray(truth[patch.box.slices]), channel, instances))
+    return patches
 
 
-def _draw(campaign: Campaign) -> list[Patch]:
+def _draw_places(campaign: Campaign) -> list[Patch]:
     if campaign.holdout() is not None:
         raise SamplingError(
             "the holdout is frozen, and new patches of truth might lie in it",
@@ -130,11 +130,11 @@ def _draw(campaign: Campaign) -> list[Patch]:
     )
 
 
-def _thresholded(campaign: Campaign, channel: int) -> list[RoughPatch]:
+def _from_threshold(campaign: Campaign, channel: int) -> list[RoughPatch]:
     """Threshold a few seeded boxes; a first guess where nothing is annotated."""
     rng = random_generator(campaign.config.seed, "rough mask by threshold")
     volumes = campaign.volumes()
-    found = []
+    patches = []
     for turn in range(_THRESHOLD_PATCHES):
         volume = volumes[turn % len(volumes)]
         shape = zyx(
@@ -145,8 +145,8 @@ def _thresholded(campaign: Campaign, channel: int) -> list[RoughPatch]:
         box = Box(zyx(start), shape)
         image = np.asarray(open_image(campaign, volume.volume_id)[(slice(None), *box.slices)])
         labels = rough_mask(normalise(image, volume.normalisation), volume.spacing_um_zyx).labels
-        found.append(_patch(campaign, Patch(volume.volume_id, box), labels, channel))
-    return found
+        patches.append(_patch(campaign, Patch(volume.volume_id, box), labels, channel))
+    return patches
 
 
 def _patch(campaign: Campaign, patch: Patch, labels: np.ndarray, channel: int, instances: bool = False) -> RoughPatch:

@@ -2,7 +2,7 @@
 
 For campaigns whose volumes came with truth: benchmarks, demos, tests. Each patch is grown around one seeded object until
 it holds that object whole, until five whole objects are together; a network is never whole: its one patch stops growing
-at 3 % of the volume, or at 4 million voxels. What was looked at is written down: these patches count as annotated.
+at 3 % of the volume, or at 4 million voxels. Which patches were read is written down: they count as annotated.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def rough_boxes(read: Reader, shape_zyx: ZYX, spacing_um_zyx: Spacing, rng: np.r
         seed = _seed_voxel(read, shape_zyx, spacing_um_zyx, rng)
         if seed is None or any(_inside(box, seed) for box in boxes):
             continue
-        grown, whole = _grow(read, seed, shape_zyx, spacing_um_zyx, limit)
-        if not whole:
-            still_cut.append(grown)
+        box_around, is_whole = _grow(read, seed, shape_zyx, spacing_um_zyx, limit)
+        if not is_whole:
+            still_cut.append(box_around)
             if len(still_cut) == _CUT_OBJECTS:
                 return sorted(_merged(boxes, still_cut[0]))
             continue
-        boxes = _merged(boxes, grown)
+        boxes = _merged(boxes, box_around)
         if sum(len(whole_objects(objects_of(read(box)), box, shape_zyx)) for box in boxes) >= WHOLE_OBJECTS:
             return sorted(boxes)
     return sorted(boxes if boxes or not still_cut else still_cut[:1])
@@ -83,7 +83,17 @@ def objects_of(labels: npt.NDArray[Any]) -> Numbers:
 
 
 def whole_objects(numbers: Numbers, box: Box, shape_zyx: ZYX) -> list[int]:
-    """Return the numbers of objects of at least 27 voxels that no face of `box` inside the volume cuts."""
+    """Return the numbers of objects of at least 27 voxels that no face of `box` inside the volume cuts.
+
+    Examples
+    --------
+    Two cubes of 3 voxels in the first half of a volume; the second one reaches the face where the volume goes on:
+
+    >>> numbers = np.zeros((3, 3, 8), np.int32)
+    >>> numbers[..., :3], numbers[..., 5:] = 1, 2
+    >>> whole_objects(numbers, Box((0, 0, 0), (3, 3, 8)), (3, 3, 16))
+    [1]
+    """
     cut: set[int] = set()
     for axis, (near, far) in enumerate(open_faces(box, shape_zyx)):
         for opened, place in ((near, 0), (far, -1)):
@@ -112,9 +122,9 @@ def _seed_voxel(read: Reader, shape_zyx: ZYX, spacing_um_zyx: Spacing, rng: np.r
         return None
     order = np.argsort(-sizes, kind="stable")
     main = order[: int(np.searchsorted(np.cumsum(sizes[order]), _MAIN_SHARE * sizes.sum())) + 1]
-    chosen = numbers == main[rng.integers(len(main))] + 1
-    depth = ndimage.distance_transform_edt(chosen, sampling=spacing_um_zyx)
-    middle = np.flatnonzero(chosen & (depth >= ndimage.maximum_filter(depth, size=3)))
+    is_object = numbers == main[rng.integers(len(main))] + 1
+    depth = ndimage.distance_transform_edt(is_object, sampling=spacing_um_zyx)
+    middle = np.flatnonzero(is_object & (depth >= ndimage.maximum_filter(depth, size=3)))
     place = np.unravel_index(middle[rng.integers(len(middle))], field)
     return zyx(int(s) + int(p) for s, p in zip(start, place, strict=True))
 

@@ -86,7 +86,7 @@ class Step(Record):
     detail: str
     """The numbers behind it."""
     answer: bool | None
-    """None where nothing is known: taken for no."""
+    """None where the evidence is missing, which counts as no."""
     route: str
     """Where a yes leads."""
     reason: str
@@ -163,15 +163,27 @@ def decide(evidence: Numbers, thresholds: TriageConfig, word: Structure | None =
         The first question answered with yes leads to it; ``custom`` when there is none.
     steps : list of Step
         All questions with their answers, those behind the first yes too.
+
+    Examples
+    --------
+    Round objects in an image of little noise; without any evidence there is no route of its own:
+
+    >>> numbers = {"snr": 12.0, "slenderness": 0.1, "length": 1.0, "connected": 0.0}
+    >>> numbers |= {"texture": 0.05, "star_convexity": 0.9}
+    >>> route, steps = decide(numbers, TriageConfig())
+    >>> route.name, [step.answer for step in steps]
+    ('star_convex', [False, False, False, True, None])
+    >>> decide({}, TriageConfig())[0].name
+    'custom'
     """
     steps = [_ask(question, evidence, thresholds, word) for question in QUESTIONS]
-    taken = next((step.route for step in steps if step.answer), "custom")
-    return ROUTES[taken], steps
+    name = next((step.route for step in steps if step.answer), "custom")
+    return ROUTES[name], steps
 
 
 def _ask(question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None) -> Step:
-    known = all(name in evidence for name in question.reads)
-    score = question.score(evidence, thresholds) if known else None
+    is_measured = all(name in evidence for name in question.reads)
+    score = question.score(evidence, thresholds) if is_measured else None
     answer = None if score is None else score >= 1
     about_shape = bool(question.words)
     if about_shape and word is not None:
@@ -180,7 +192,7 @@ def _ask(question: _Question, evidence: Numbers, thresholds: TriageConfig, word:
     return Step(
         question=question.text,
         measured=None if score is None else round(score, 4),
-        detail=question.detail(evidence, thresholds) if known else "not measured",
+        detail=question.detail(evidence, thresholds) if is_measured else "not measured",
         answer=answer,
         route=question.route,
         reason=" ".join(fields[name].description or "" for name in question.thresholds),

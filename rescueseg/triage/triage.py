@@ -13,7 +13,7 @@ from rescueseg.models.registry import TRAINERS
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
-from rescueseg.triage.evidence import VolumeNoise, image_evidence, look_at_chunks, structure_evidence
+from rescueseg.triage.evidence import ImageMeasures, image_evidence, measure_chunks, structure_evidence
 from rescueseg.triage.records import Triage
 from rescueseg.triage.rough_masks import MASKS, Mask, rough_patches, with_labels
 from rescueseg.triage.tree import STRUCTURES, Route, Structure, decide
@@ -64,23 +64,23 @@ def triage(
     SamplingError
         If the mask asked for cannot be had.
     """
-    for value, known, what in ((structure, (None, *STRUCTURES), "structure"), (mask, MASKS, "mask")):
-        if value not in known:
+    for value, choices, what in ((structure, (None, *STRUCTURES), "structure"), (mask, MASKS, "mask")):
+        if value not in choices:
             raise ConfigError(
-                f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in known if k)}"
+                f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in choices if k)}"
             )
-    noise, read, total = look_at_volumes(campaign, channel, progress)
-    found, source = rough_patches(campaign, store, mask, channel)
-    patches = with_labels(found)
+    measures, chunks_read, chunks = measure_volumes(campaign, channel, progress)
+    rough, source = rough_patches(campaign, store, mask, channel)
+    patches = with_labels(rough)
     source = source if patches else "none"
     volumes = campaign.volumes()
     evidence = [
-        *image_evidence(list(noise.values()), [v.spacing_um_zyx for v in volumes]),
-        *structure_evidence(patches, noise),
+        *image_evidence(list(measures.values()), [v.spacing_um_zyx for v in volumes]),
+        *structure_evidence(patches, measures),
     ]
     numbers = {e.name: e.value for e in evidence if e.value is not None}
     route, steps = decide(numbers, campaign.config.triage, structure)
-    trainer, missing = installed(route)
+    trainer, missing = pick_trainer(route)
     return Triage(
         problem=route.problem,
         letter=route.letter,
@@ -96,21 +96,21 @@ def triage(
         patch_zyx=expected_shapes(campaign),
         complexity=route.complexity,
         advice=tuple(_advice(route, trainer, missing, source, all(p.instances for p in patches))),
-        chunks_read=read,
-        chunks=total,
+        chunks_read=chunks_read,
+        chunks=chunks,
     )
 
 
-def look_at_volumes(
+def measure_volumes(
     campaign: Campaign, channel: int, progress: Progress | None = None
-) -> tuple[dict[str, VolumeNoise], int, int]:
+) -> tuple[dict[str, ImageMeasures], int, int]:
     """Measure a bounded sample of every volume's chunks.
 
     Returns
     -------
-    noise : dict of str to VolumeNoise
+    measures : dict of str to ImageMeasures
         By volume.
-    read, total : int
+    n_read, total : int
         Chunks read, and chunks in all.
     """
     volumes = campaign.volumes()
@@ -120,28 +120,28 @@ def look_at_volumes(
         raise CampaignError(
             f"not every volume has a channel {channel}", where=campaign.url, todo="Count channels from 0"
         )
-    chosen: list[tuple[str, Any, list[Box]]] = []
+    samples: list[tuple[str, Any, list[Box]]] = []
     total = 0
     for volume in volumes:
         array = open_image(campaign, volume.volume_id)
         chunk = array.chunks[-3:]
         boxes = sample_boxes(volume.shape_zyx, chunk, SAMPLE_VOXELS // len(volumes), "triage", volume.volume_id)
-        chosen.append((volume.volume_id, array, boxes))
+        samples.append((volume.volume_id, array, boxes))
         total += int(np.prod([-(-n // c) for n, c in zip(volume.shape_zyx, chunk, strict=True)]))
-    read, wanted = 0, sum(len(boxes) for _, _, boxes in chosen)
-    found = {}
-    for volume_id, array, boxes in chosen:
+    n_read, n_boxes = 0, sum(len(boxes) for _, _, boxes in samples)
+    measures = {}
+    for volume_id, array, boxes in samples:
         chunks = []
         for box in boxes:
             chunks.append((box, np.asarray(array[(channel, *box.slices)])))
-            read += 1
+            n_read += 1
             if progress is not None:
-                progress("chunk", read, wanted)
-        found[volume_id] = look_at_chunks(chunks, campaign.volume(volume_id).spacing_um_zyx)
-    return found, read, total
+                progress("chunk", n_read, n_boxes)
+        measures[volume_id] = measure_chunks(chunks, campaign.volume(volume_id).spacing_um_zyx)
+    return measures, n_read, total
 
 
-def installed(route: Route) -> tuple[str, tuple[str, ...]]:
+def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
     """Return the first of a route's trainers that is installed, and the better ones that are not."""
     for index, name in enumerate(route.trainers):
         if name in TRAINERS:

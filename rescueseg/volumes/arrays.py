@@ -37,28 +37,32 @@ def open_hdf5(path: str) -> ArraySource:
         dataset = _dataset(file, match["dataset"], path)
         axes = _hdf5_axes(dataset) or _guess_axes(dataset.shape)
         spacing, note = _hdf5_spacing(dataset)
-        said = hints.of_pairs({**file.attrs, **dataset.attrs})
-        return ArraySource(dataset, axes, spacing, path, spacing_note=note, hints=said, on_close=(file.close,))
+        file_hints = hints.of_pairs({**file.attrs, **dataset.attrs})
+        return ArraySource(dataset, axes, spacing, path, spacing_note=note, hints=file_hints, on_close=(file.close,))
     except BaseException:
         file.close()
         raise
 
 
 def _dataset(file: Any, name: str | None, path: str) -> Any:
-    found: list[str] = []
-    file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) and item.ndim >= 3 else None)
+    datasets: list[str] = []
+    file.visititems(
+        lambda key, item: datasets.append(key) if isinstance(item, h5py.Dataset) and item.ndim >= 3 else None
+    )
     if name is not None:
         item = file.get(name.strip("/"))
         if isinstance(item, h5py.Dataset):
             return item
         raise UnreadableVolumeError(
-            f"there is no dataset '{name}'", where=path, todo=f"Datasets: {', '.join(found) or 'none with 3 axes'}"
+            f"there is no dataset '{name}'", where=path, todo=f"Datasets: {', '.join(datasets) or 'none with 3 axes'}"
         )
-    if len(found) != 1:
+    if len(datasets) != 1:
         raise UnreadableVolumeError(
-            "the dataset is not named", where=path, todo=f"Write file.h5:dataset; it holds {', '.join(found) or 'none'}"
+            "the dataset is not named",
+            where=path,
+            todo=f"Write file.h5:dataset; it holds {', '.join(datasets) or 'none'}",
         )
-    return file[found[0]]
+    return file[datasets[0]]
 
 
 def _hdf5_axes(dataset: Any) -> str:
@@ -127,8 +131,8 @@ def _open_multiscale(group: zarr.Group, multiscale: Any, path: str) -> ArraySour
     array = group[str(dataset["path"])]
     if not isinstance(array, zarr.Array):
         raise InvalidVolumeError("level 0 is no array", where=path, todo="Check the OME-Zarr metadata")
-    described = multiscale.get("axes") or [{"name": a} for a in "tczyx"[-array.ndim :]]
-    axes = [a if isinstance(a, dict) else {"name": a} for a in described]
+    axis_entries = multiscale.get("axes") or [{"name": a} for a in "tczyx"[-array.ndim :]]
+    axes = [a if isinstance(a, dict) else {"name": a} for a in axis_entries]
     names = [str(axis["name"]).lower() for axis in axes]
     if any(len(name) != 1 for name in names):
         raise InvalidVolumeError(f"axes {names} are not known", where=path, todo="Name them t, c, z, y, x")
@@ -142,10 +146,10 @@ def _open_multiscale(group: zarr.Group, multiscale: Any, path: str) -> ArraySour
         for name, axis, value in zip(names, axes, scale.tolist(), strict=True)
         if name in "zyx"
     }
-    told = hints.of_pairs(group.attrs.asdict())
+    image_hints = hints.of_pairs(group.attrs.asdict())
     z, y, x = (size.get(a) for a in "zyx")
     if z is None or y is None or x is None:
-        said = " × ".join(f"{v:.6g}" for v in scale.tolist()[-3:])
-        note = f"the scale is {said} without a unit"
-        return ArraySource(array, "".join(names), None, path, spacing_note=note, hints=told)
-    return ArraySource(array, "".join(names), (z, y, x), path, hints=told)
+        scale_text = " × ".join(f"{v:.6g}" for v in scale.tolist()[-3:])
+        note = f"the scale is {scale_text} without a unit"
+        return ArraySource(array, "".join(names), None, path, spacing_note=note, hints=image_hints)
+    return ArraySource(array, "".join(names), (z, y, x), path, hints=image_hints)

@@ -1,4 +1,4 @@
-"""Volumes on their way into a campaign, from the command line."""
+"""Importing several volumes into a campaign, as the command line does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rescueseg.geometry import ZYX, Spacing
 from rescueseg.progress import Progress
 from rescueseg.records import LabelType, VolumeRecord
 from rescueseg.volumes.importers import open_source
-from rescueseg.volumes.volume_import import check_truth_shape, checked_spacing, default_id, import_volume
+from rescueseg.volumes.volume_import import check_truth_shape, default_id, import_volume, resolve_spacing
 
 Say = Callable[[str], object]
 
@@ -68,7 +68,7 @@ def start_campaign(
     VolumeError, LabelError, StorageError
         If a volume cannot be imported.
     """
-    look(volumes, spacing=spacing, truths=truths, names=names)
+    preview_volumes(volumes, spacing=spacing, truths=truths, names=names)
     campaign = Campaign.create(url, config)
     try:
         add_volumes(
@@ -83,8 +83,8 @@ def start_campaign(
             progress=progress,
         )
     except BaseException:
-        if there := len(campaign.volumes()):
-            say(f"{there} of {len(volumes)} volumes are in the campaign; 'rescueseg add' adds the others")
+        if n_imported := len(campaign.volumes()):
+            say(f"{n_imported} of {len(volumes)} volumes are in the campaign; 'rescueseg add' adds the others")
         else:
             campaign.discard()
         raise
@@ -104,9 +104,9 @@ def add_volumes(
     progress: Progress | None = None,
 ) -> list[VolumeRecord]:
     """Import volumes into a campaign; those before a failing one stay. Parameters as `start_campaign`."""
-    looks = look(volumes, spacing=spacing, truths=truths, names=names)
+    previews = preview_volumes(volumes, spacing=spacing, truths=truths, names=names)
     records = []
-    for index, (path, name) in enumerate(zip(volumes, (seen.volume_id for seen in looks), strict=True)):
+    for index, (path, name) in enumerate(zip(volumes, (preview.volume_id for preview in previews), strict=True)):
         if progress is not None:
             progress(path, 0, 1)
         record = import_volume(
@@ -125,8 +125,8 @@ def add_volumes(
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the metadata of a volume say.
+class VolumePreview:
+    """What the metadata of a file say of the volume that it would become.
 
     Parameters
     ----------
@@ -167,10 +167,10 @@ class Look:
         )
 
 
-def look(
+def preview_volumes(
     volumes: Sequence[str], *, spacing: Spacing | None = None, truths: Sequence[str] = (), names: Sequence[str] = ()
-) -> list[Look]:
-    """Refuse from the metadata alone what would fail after a long import of the volumes before.
+) -> list[VolumePreview]:
+    """Describe volumes from their metadata, and refuse at once what would fail after a long import.
 
     Nothing is written and no voxel is read. Parameters as `start_campaign`.
 
@@ -181,23 +181,25 @@ def look(
     ConfigError
         If there is not one truth or name for each volume, or two would have one name.
     """
-    for option, given in (("--truth", truths), ("--id", names)):
-        if given and len(given) != len(volumes):
+    for option, values in (("--truth", truths), ("--id", names)):
+        if values and len(values) != len(volumes):
             raise ConfigError(
-                f"{len(given)} given for {len(volumes)} volumes", where=option, todo="Give one for each, in their order"
+                f"{len(values)} given for {len(volumes)} volumes",
+                where=option,
+                todo="Give one for each, in their order",
             )
-    looks: list[Look] = []
+    previews: list[VolumePreview] = []
     for index, path in enumerate(volumes):
         name = check_id(names[index] if names else default_id(path), "volume id")
-        if name in (seen.volume_id for seen in looks):
+        if name in (preview.volume_id for preview in previews):
             raise ConfigError(f"two volumes would be called '{name}'", where=path, todo="Name each of them with --id")
         with closing(open_source(path)) as image:
-            size = checked_spacing(image, spacing, path)
+            size = resolve_spacing(image, spacing, path)
             if truths:
                 with closing(open_source(truths[index])) as truth:
                     check_truth_shape(image, truth, truths[index])
-            looks.append(Look(path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths)))
-    return looks
+            previews.append(VolumePreview(path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths)))
+    return previews
 
 
 def _bytes(count: float) -> str:

@@ -20,7 +20,7 @@ from rescueseg.progress import Progress
 from rescueseg.records import Domains, Record
 from rescueseg.volumes import domains as grouping
 from rescueseg.volumes import ome_zarr, spacing_tags
-from rescueseg.volumes.describe import Description, Measured, measure_volume
+from rescueseg.volumes.describe import Description, Measurement, measure_volume
 from rescueseg.volumes.domains import Group
 from rescueseg.volumes.limits import LIMITS, limit
 
@@ -81,12 +81,12 @@ def check(campaign: Campaign, progress: Progress | None = None) -> ConsistencyRe
     records = campaign.volumes(refused=True)
     if not records:
         raise CampaignError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
-    measured = []
+    measurements = []
     for record in records:
         image = ome_zarr.open_level(campaign.image_url(record.volume_id))
-        told = (lambda done, total, name=record.volume_id: progress(name, done, total)) if progress else None
-        measured.append(measure_volume(record, image, image.chunks[-3:], told))
-    report = judge(campaign, measured)
+        report_progress = (lambda done, total, name=record.volume_id: progress(name, done, total)) if progress else None
+        measurements.append(measure_volume(record, image, image.chunks[-3:], report_progress))
+    report = judge(campaign, measurements)
     campaign.save_consistency(report.to_json())
     return report
 
@@ -96,27 +96,27 @@ def apply(campaign: Campaign, report: ConsistencyReport) -> None:
     campaign.save_domains(report.domains)
 
 
-def judge(campaign: Campaign, measured: Sequence[Measured]) -> ConsistencyReport:
-    """Judge volumes that were measured; nothing is written.
+def judge(campaign: Campaign, measurements: Sequence[Measurement]) -> ConsistencyReport:
+    """Judge volumes by their measurements; nothing is written.
 
     Parameters
     ----------
     campaign : Campaign
         Its settings, its recorded domains and what its models were trained on count.
-    measured : sequence of Measured
+    measurements : sequence of Measurement
         All its volumes.
     """
     trained, recorded = grouping.trained_volumes(campaign), campaign.domains()
     config = campaign.config.consistency
     trusted = {*config.checked_spacing, *(v for v in trained if recorded.of(v))}
-    refused = _refused(measured, trusted)
-    used = [m for m in measured if m.volume_id not in refused]
+    refused = _refused(measurements, trusted)
+    used = [m for m in measurements if m.volume_id not in refused]
     groups = grouping.group(used, recorded, trained)
     if config.different_spacing == "refuse":
         refused |= _other_spacing(groups)
-        used = [m for m in measured if m.volume_id not in refused]
+        used = [m for m in measurements if m.volume_id not in refused]
         groups = grouping.group(used, recorded, trained)
-    verdicts = [_refusal(m, refused[m.volume_id]) for m in measured if m.volume_id in refused]
+    verdicts = [_refusal(m, refused[m.volume_id]) for m in measurements if m.volume_id in refused]
     main = groups[0] if groups else None
     verdicts += [_verdict(m, g, main) for g in groups for m in g.members]
     return ConsistencyReport(
@@ -126,48 +126,48 @@ def judge(campaign: Campaign, measured: Sequence[Measured]) -> ConsistencyReport
     )
 
 
-def _refused(measured: Sequence[Measured], trusted: set[str]) -> dict[str, str]:
+def _refused(measurements: Sequence[Measurement], trusted: set[str]) -> dict[str, str]:
     """Return the volumes that cannot be used, with the reason."""
     size: dict[int, int] = {}
-    for m in measured:
+    for m in measurements:
         size[m.record.channels] = size.get(m.record.channels, 0) + m.voxels
     channels = max(size, key=lambda c: (size[c], -c))
-    found: dict[str, str] = {}
-    for m in measured:
+    reasons: dict[str, str] = {}
+    for m in measurements:
         levels = m.description.levels
         if levels.low == levels.high:
-            found[m.volume_id] = f"every voxel read has the value {levels.low:g}: there is no image in it"
+            reasons[m.volume_id] = f"every voxel read has the value {levels.low:g}: there is no image in it"
         elif m.record.channels != channels:
-            found[m.volume_id] = (
+            reasons[m.volume_id] = (
                 f"it has {m.record.channels} channels, the campaign's other volumes {channels}; use one campaign for "
                 "each kind of image"
             )
         elif levels.high_share > limit("saturated"):
-            found[m.volume_id] = (
+            reasons[m.volume_id] = (
                 f"{levels.high_share:.0%} of the voxels are saturated at {levels.high:g} (limit "
                 f"{limit('saturated'):.0%}); acquire it again with less gain"
             )
-    alike = [m for m in measured if m.volume_id not in found]
-    return found | spacing_tags.wrong_tags(alike, trusted)
+    alike = [m for m in measurements if m.volume_id not in reasons]
+    return reasons | spacing_tags.wrong_tags(alike, trusted)
 
 
 def _other_spacing(groups: Sequence[Group]) -> dict[str, str]:
-    found = {}
+    reasons = {}
     for g in groups:
         for m in g.members:
             if not grouping.same_spacing(m.spacing, g.domain.spacing_um_zyx):
-                found[m.volume_id] = (
+                reasons[m.volume_id] = (
                     f"its spacing {_um(m.spacing)} is not that of domain '{g.domain.name}', {_um(g.domain.spacing_um_zyx)}, "
                     'and consistency.different_spacing is "refuse"'
                 )
-    return found
+    return reasons
 
 
-def _refusal(m: Measured, reason: str) -> VolumeVerdict:
-    return _filled(m, "refuse", "", reason, ())
+def _refusal(m: Measurement, reason: str) -> VolumeVerdict:
+    return _volume_verdict(m, "refuse", "", reason, ())
 
 
-def _verdict(m: Measured, group: Group, main: Group | None) -> VolumeVerdict:
+def _verdict(m: Measurement, group: Group, main: Group | None) -> VolumeVerdict:
     """Return the verdict on a volume that is used."""
     domain, maps = group.domain, group.maps[m.volume_id]
     notes = []
@@ -202,11 +202,11 @@ def _verdict(m: Measured, group: Group, main: Group | None) -> VolumeVerdict:
     if group.named and m.volume_id not in group.frozen and not grouping.automatic(m):
         unlike = [o for o in group.members if o is not m and grouping.distance(m, o) > 1]
         warnings += [f"unlike '{o.volume_id}' of its domain: {grouping.difference(m, o)}" for o in unlike[:1]]
-    return _filled(m, verdict, domain.name, "; ".join(notes), maps, tuple(warnings))
+    return _volume_verdict(m, verdict, domain.name, "; ".join(notes), maps, tuple(warnings))
 
 
-def _filled(
-    m: Measured,
+def _volume_verdict(
+    m: Measurement,
     verdict: Verdict,
     domain: str,
     reason: str,
@@ -230,24 +230,26 @@ def _filled(
     )
 
 
-def _warnings(m: Measured) -> list[str]:
+def _warnings(m: Measurement) -> list[str]:
     """Return what a person should look at in a volume that is used."""
-    levels, found = m.description.levels, []
+    levels, warnings = m.description.levels, []
     for share, value, what in ((levels.high_share, levels.high, "top"), (levels.low_share, levels.low, "bottom")):
         if share > limit("clipped"):
-            found.append(f"{share:.1%} of the voxels are clipped at the {what}, {value:g}")
-    found += [
+            warnings.append(f"{share:.1%} of the voxels are clipped at the {what}, {value:g}")
+    warnings += [
         f"{share:.1%} of the voxels have the one value {value:g}" for value, share in levels.spikes if share > 0.02
     ]
     if spacing_tags.is_default(m.spacing):
-        found.append("the spacing 1 × 1 × 1 µm is what programs write where nobody said")
+        warnings.append("the spacing 1 × 1 × 1 µm is what programs write where nobody said")
     z, *plane = m.structure_um
-    known = [v for v in plane if v is not None]
-    if z is not None and known:
-        ratio = z / math.prod(known) ** (1 / len(known))
+    plane_lengths = [v for v in plane if v is not None]
+    if z is not None and plane_lengths:
+        ratio = z / math.prod(plane_lengths) ** (1 / len(plane_lengths))
         if not 1 / limit("squashed") <= ratio <= limit("squashed"):
-            found.append(f"structures are {ratio:.2g} times as long along z as in the plane: is the z spacing right?")
-    return found
+            warnings.append(
+                f"structures are {ratio:.2g} times as long along z as in the plane: is the z spacing right?"
+            )
+    return warnings
 
 
 def _um(spacing: Spacing) -> str:
@@ -255,7 +257,7 @@ def _um(spacing: Spacing) -> str:
 
 
 def summary(report: ConsistencyReport) -> dict[str, Any]:
-    """Return the verdicts alone, by volume id: what goes to logs and artifacts."""
+    """Return the verdicts alone, by volume id: for logs and for the artifact that Prefect keeps."""
     return {v.volume_id: {"verdict": v.verdict, "domain": v.domain, "reason": v.reason} for v in report.volumes}
 
 

@@ -27,7 +27,7 @@ _PLANE_STEP = 8
 _SAMPLE = 500_000
 """Intensities per channel that a volume contributes to the normalisation of its domain."""
 _NOISE_ALONE = 0.95
-"""Share of noise above which edges are chance."""
+"""Share of variogram noise above which edges are chance."""
 _SPIKE = 4.0
 """Times as many voxels as at the neighbouring values make a spike of the histogram."""
 
@@ -62,7 +62,7 @@ class Description(Record):
     quantiles: tuple[tuple[float, ...], ...]
     """For each channel, at `QUANTILES`."""
     noise_share: float
-    """Share of the variance that is white noise."""
+    """Share of the variance that is white noise, by the variogram (`texture.variogram_noise`)."""
     blur_pixels: float | None
     """Standard deviation of the blur of the strongest edges in the planes; None without edges."""
     structure_voxels: tuple[float | None, float | None, float | None]
@@ -72,7 +72,7 @@ class Description(Record):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A volume's record, what was measured of it, and a sample of its intensities.
 
     Parameters
@@ -125,7 +125,7 @@ class Measured:
 
 def measure_volume(
     record: VolumeRecord, image: Array, chunk_zyx: Sequence[int], progress: CountProgress | None = None
-) -> Measured:
+) -> Measurement:
     """Measure a volume by a deterministic subsample of its chunks.
 
     Parameters
@@ -145,16 +145,16 @@ def measure_volume(
     boxes = sample_boxes(record.shape_zyx, box_zyx, max(1, VOXELS // record.channels), "consistency")
     report = progress or (lambda _done, _total: None)
     parts: list[npt.NDArray[Any]] = []
-    for done, box in enumerate(boxes):
-        report(done, 2 * len(boxes))
+    for index, box in enumerate(boxes):
+        report(index, 2 * len(boxes))
         parts.append(np.asarray(image[(slice(None), *box.slices)]))
     samples = tuple(_sample([part[c].ravel() for part in parts]) for c in range(record.channels))
     quantiles = [np.percentile(sample, QUANTILES) for sample in samples]
     variograms, edges = [texture.Variogram() for _ in range(3)], texture.Edges()
     moments = np.zeros(3)
-    for done, part in enumerate(parts):
-        report(len(boxes) + done, 2 * len(boxes))
-        scaled = texture.standardised(part, [q[0] for q in quantiles], [q[-1] for q in quantiles])
+    for index, part in enumerate(parts):
+        report(len(boxes) + index, 2 * len(boxes))
+        scaled = texture.standardise(part, [q[0] for q in quantiles], [q[-1] for q in quantiles])
         for axis, variogram in enumerate(variograms):
             variogram.add(scaled, axis)
         edges.add(scaled[::_PLANE_STEP])
@@ -163,8 +163,8 @@ def measure_volume(
     variance = float(max(0.0, moments[2] / moments[0] - (moments[1] / moments[0]) ** 2))
     curves = [v.values() for v in variograms]
     lengths = [texture.structure_length(c, variance) for c in curves]
-    noise_share = _noise_share(curves, variance)
-    return Measured(
+    noise_share = _variogram_noise_share(curves, variance)
+    return Measurement(
         record,
         Description(
             volume_id=record.volume_id,
@@ -189,6 +189,14 @@ def levels_of(parts: Sequence[npt.NDArray[Any]]) -> Levels:
     ----------
     parts : sequence of ndarray
         Boxes of a volume, any shape, one real dtype.
+
+    Examples
+    --------
+    Values of a 12-bit camera that were shifted into 16 bits:
+
+    >>> levels = levels_of([np.arange(4096, dtype=np.uint16) * 16])
+    >>> levels.bits, levels.step, levels.low, levels.high
+    (12, 16.0, 0.0, 65520.0)
     """
     values, counts = _histogram(parts)
     total = float(counts.sum())
@@ -244,10 +252,10 @@ def _step(values: npt.NDArray[np.float64]) -> float | None:
     return float(np.gcd.reduce(np.diff(values).astype(np.int64)))
 
 
-def _noise_share(curves: Sequence[npt.NDArray[np.float64]], variance: float) -> float:
-    """Return the noise along y and x: along z, structures may be as short as noise."""
-    found = [texture.noise_variance(c) / variance for c in curves[1:] if len(c) > 1 and variance > 0]
-    return min(1.0, float(np.mean(found))) if found else 0.0
+def _variogram_noise_share(curves: Sequence[npt.NDArray[np.float64]], variance: float) -> float:
+    """Return the variogram noise along y and x as a share: along z, structures may be as short as noise."""
+    shares = [texture.variogram_noise(c) / variance for c in curves[1:] if len(c) > 1 and variance > 0]
+    return min(1.0, float(np.mean(shares))) if shares else 0.0
 
 
 def _sample(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:

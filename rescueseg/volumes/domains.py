@@ -13,7 +13,7 @@ from scipy.stats import wasserstein_distance
 from rescueseg.campaign import Campaign
 from rescueseg.geometry import Spacing, same_spacing
 from rescueseg.records import Domain, Domains, Normalisation
-from rescueseg.volumes.describe import Measured
+from rescueseg.volumes.describe import Measurement
 from rescueseg.volumes.limits import limit
 from rescueseg.volumes.normalise import measure_samples, rescaled
 from rescueseg.volumes.spacing_tags import shape_distance, tag_ratio
@@ -35,9 +35,9 @@ class Group:
     ----------
     domain : Domain
         What they are resampled and normalised to.
-    members : tuple of Measured
+    members : tuple of Measurement
         At least one.
-    reference : Measured
+    reference : Measurement
         The member on whose intensity scale the domain is.
     named : bool
         Whether a person named the domain.
@@ -50,8 +50,8 @@ class Group:
     """
 
     domain: Domain
-    members: tuple[Measured, ...]
-    reference: Measured
+    members: tuple[Measurement, ...]
+    reference: Measurement
     named: bool
     frozen: frozenset[str]
     maps: dict[str, Maps]
@@ -64,25 +64,25 @@ def trained_volumes(campaign: Campaign) -> set[str]:
     return {item.volume_id for snapshot in snapshots if snapshot for item in snapshot.items}
 
 
-def automatic(measured: Measured) -> bool:
+def automatic(measurement: Measurement) -> bool:
     """Tell whether nobody named the volume's domain."""
-    return is_default_domain(measured.record.domain)
+    return is_default_domain(measurement.record.domain)
 
 
-def scale_distance(a: Measured, b: Measured) -> float:
+def scale_distance(a: Measurement, b: Measurement) -> float:
     """Return the Wasserstein distance of the raw quantiles over their spread, the largest over the channels."""
-    found = []
+    distances = []
     for p, q in zip(a.quantiles, b.quantiles, strict=True):
         spread = math.sqrt(p.std() * q.std())
         apart = float(wasserstein_distance(p, q))
-        found.append(apart / spread if spread > 0 else (0.0 if apart == 0 else math.inf))
-    return max(found)
+        distances.append(apart / spread if spread > 0 else (0.0 if apart == 0 else math.inf))
+    return max(distances)
 
 
-def differences(a: Measured, b: Measured) -> dict[str, tuple[float, str]]:
+def differences(a: Measurement, b: Measurement) -> dict[str, tuple[float, str]]:
     """Return by how much two volumes differ, for each criterion as a multiple of its limit, with the numbers."""
     ratio, shape = tag_ratio(a.spacing, b.spacing), shape_distance(a, b)
-    found = {
+    criteria = {
         "spacing": (
             math.log(ratio) / math.log(limit("spacing")),
             f"its spacing differs by {ratio:.3g}× (limit {limit('spacing'):g})",
@@ -95,32 +95,32 @@ def differences(a: Measured, b: Measured) -> dict[str, tuple[float, str]]:
     if a.blur_um is not None and b.blur_um is not None:
         floor = limit("edges") * max(math.sqrt(m.spacing[1] * m.spacing[2]) for m in (a, b))
         blurs = [max(floor, m.blur_um or 0.0) for m in (a, b)]
-        found["sharpness"] = (
+        criteria["sharpness"] = (
             abs(math.log(blurs[0] / blurs[1])) / math.log(limit("sharpness")),
             f"its edges are blurred over {blurs[0]:.3g} µm, not {blurs[1]:.3g} (limit {limit('sharpness'):g}×)",
         )
     for key in ("microscope", "objective"):
-        said = [m.record.hints.get(key, "") for m in (a, b)]
-        if all(said) and said[0].casefold() != said[1].casefold():
-            found[key] = (math.inf, f"its {key} is {said[0]}, not {said[1]}")
+        names = [m.record.hints.get(key, "") for m in (a, b)]
+        if all(names) and names[0].casefold() != names[1].casefold():
+            criteria[key] = (math.inf, f"its {key} is {names[0]}, not {names[1]}")
     treated = [{t for t in _CHANGES_TEXTURE if t in m.record.hints.get("preprocessing", "")} for m in (a, b)]
     if treated[0] != treated[1]:
         mine, theirs = (" and ".join(sorted(t)) or "untreated" for t in treated)
-        found["preprocessing"] = (math.inf, f"it is {mine} by its name or metadata, the other {theirs}")
-    return found
+        criteria["preprocessing"] = (math.inf, f"it is {mine} by its name or metadata, the other {theirs}")
+    return criteria
 
 
-def distance(a: Measured, b: Measured) -> float:
+def distance(a: Measurement, b: Measurement) -> float:
     """Return how far two volumes are from sharing a domain: at most 1 when they may."""
     return max(value for value, _ in differences(a, b).values())
 
 
-def difference(a: Measured, b: Measured) -> str:
+def difference(a: Measurement, b: Measurement) -> str:
     """Say what most keeps two volumes from sharing a domain."""
     return max(differences(a, b).values(), key=lambda entry: entry[0])[1]
 
 
-def group(volumes: Sequence[Measured], recorded: Domains, trained: Iterable[str]) -> list[Group]:
+def group(volumes: Sequence[Measurement], recorded: Domains, trained: Iterable[str]) -> list[Group]:
     """Group volumes into domains, the main one first.
 
     Volumes whose domain a person named, or that a model was trained on, keep it. The others join by complete linkage:
@@ -129,35 +129,35 @@ def group(volumes: Sequence[Measured], recorded: Domains, trained: Iterable[str]
 
     Parameters
     ----------
-    volumes : sequence of Measured
+    volumes : sequence of Measurement
         All that may be used.
     recorded : Domains
         As the campaign has them; those with a trained volume are frozen.
     trained : iterable of str
         Ids of the volumes that a model was trained on.
     """
-    known = set(trained)
-    clusters: list[list[Measured]] = []
+    trained_ids = set(trained)
+    clusters: list[list[Measurement]] = []
     names: list[str] = []
     for m in sorted(volumes, key=lambda m: m.volume_id):
-        name = m.record.domain if m.volume_id in known or not automatic(m) else ""
+        name = m.record.domain if m.volume_id in trained_ids or not automatic(m) else ""
         if name and name in names:
             clusters[names.index(name)].append(m)
         else:
             clusters.append([m])
             names.append(name)
     _merge(clusters, names)
-    order = sorted(range(len(clusters)), key=lambda i: _rank(clusters[i], known))
-    taken = {name for name in names if name}
-    found = []
+    order = sorted(range(len(clusters)), key=lambda i: _rank(clusters[i], trained_ids))
+    used_names = {name for name in names if name}
+    groups = []
     for i in order:
-        name = names[i] or _free_name(clusters[i], taken)
-        taken.add(name)
-        found.append(_group(name, clusters[i], recorded, known))
-    return found
+        name = names[i] or _free_name(clusters[i], used_names)
+        used_names.add(name)
+        groups.append(_group(name, clusters[i], recorded, trained_ids))
+    return groups
 
 
-def _merge(clusters: list[list[Measured]], names: list[str]) -> None:
+def _merge(clusters: list[list[Measurement]], names: list[str]) -> None:
     """Merge the closest clusters, at most one of which has a name, while they may."""
     apart: dict[tuple[str, str], float] = {}
     for a, b in itertools.combinations([m for c in clusters for m in c], 2):
@@ -176,32 +176,32 @@ def _merge(clusters: list[list[Measured]], names: list[str]) -> None:
         names.pop(j)
 
 
-def _rank(members: Sequence[Measured], trained: set[str]) -> tuple[bool, int, str]:
+def _rank(members: Sequence[Measurement], trained: set[str]) -> tuple[bool, int, str]:
     """Return the order of the domains: those with a trained volume first, then by voxels, then by name."""
     first = min(m.volume_id for m in members)
     return not any(m.volume_id in trained for m in members), -sum(m.voxels for m in members), first
 
 
-def _free_name(members: Sequence[Measured], taken: set[str]) -> str:
-    chosen = _on_most_voxels(members, lambda a, b: same_spacing(a.spacing, b.spacing))
-    name = default_domain(chosen.record.dtype, chosen.spacing)
+def _free_name(members: Sequence[Measurement], used_names: set[str]) -> str:
+    typical = _on_most_voxels(members, lambda a, b: same_spacing(a.spacing, b.spacing))
+    name = default_domain(typical.record.dtype, typical.spacing)
     numbered = (f"{name}-{i}" for i in itertools.count(2))
-    return next(n for n in itertools.chain([name], numbered) if n not in taken)
+    return next(n for n in itertools.chain([name], numbered) if n not in used_names)
 
 
-def _on_most_voxels(members: Sequence[Measured], same: Callable[[Measured, Measured], bool]) -> Measured:
+def _on_most_voxels(members: Sequence[Measurement], same: Callable[[Measurement, Measurement], bool]) -> Measurement:
     """Return the member with which most voxels agree; of several the largest, then the first by id."""
     support = {m.volume_id: sum(o.voxels for o in members if same(m, o)) for m in members}
     return min(members, key=lambda m: (-support[m.volume_id], -m.voxels, m.volume_id))
 
 
-def _group(name: str, members: Sequence[Measured], recorded: Domains, trained: set[str]) -> Group:
+def _group(name: str, members: Sequence[Measurement], recorded: Domains, trained: set[str]) -> Group:
     frozen = [m for m in members if m.volume_id in trained]
-    known = next((d for d in recorded.domains if d.name == name), None) if frozen else None
+    recorded_domain = next((d for d in recorded.domains if d.name == name), None) if frozen else None
     base = frozen or list(members)
     near = limit("scale")
     reference = _on_most_voxels(
-        [m for m in base if known and m.record.normalisation == known.normalisation] or base,
+        [m for m in base if recorded_domain and m.record.normalisation == recorded_domain.normalisation] or base,
         lambda a, b: scale_distance(a, b) <= near,
     )
     scales = {m.volume_id: scale_distance(m, reference) for m in members}
@@ -213,7 +213,7 @@ def _group(name: str, members: Sequence[Measured], recorded: Domains, trained: s
     normalisation = reference.record.normalisation if frozen else _pooled(members, maps)
     domain = Domain(
         name=name,
-        spacing_um_zyx=known.spacing_um_zyx if known else spacing,
+        spacing_um_zyx=recorded_domain.spacing_um_zyx if recorded_domain else spacing,
         normalisation=normalisation,
         volumes={
             m.volume_id: m.record.normalisation
@@ -233,16 +233,16 @@ def _group(name: str, members: Sequence[Measured], recorded: Domains, trained: s
     )
 
 
-def _maps(measured: Measured, reference: Measured) -> Maps:
+def _maps(measurement: Measurement, reference: Measurement) -> Maps:
     """Return the gain and offset that bring each channel's robust quantiles onto the reference's."""
-    found = []
-    for mine, theirs in zip(measured.quantiles, reference.quantiles, strict=True):
+    maps = []
+    for mine, theirs in zip(measurement.quantiles, reference.quantiles, strict=True):
         gain = float(theirs.std() / mine.std()) if mine.std() > 0 and theirs.std() > 0 else 1.0
-        found.append((gain, float(theirs.mean() - gain * mine.mean())))
-    return tuple(found)
+        maps.append((gain, float(theirs.mean() - gain * mine.mean())))
+    return tuple(maps)
 
 
-def _pooled(members: Sequence[Measured], maps: dict[str, Maps]) -> Normalisation:
+def _pooled(members: Sequence[Measurement], maps: dict[str, Maps]) -> Normalisation:
     """Measure the scaling of a domain over the samples of all its volumes, on the domain's intensity scale."""
     channels = members[0].record.channels
     return measure_samples(

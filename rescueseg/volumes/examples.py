@@ -113,9 +113,9 @@ def load_example(name: str, data_dir: str | None = None) -> Example:
     if data_dir is not None and (Path(data_dir) / name / "raw.tif").is_file():
         return _from_folder(name, Path(data_dir) / name)
     if name not in _RECIPES:
-        known = ", ".join(example_names())
+        choices = ", ".join(example_names())
         where = f" in {data_dir}" if data_dir else ""
-        raise ExampleUnavailable(f"there is no example '{name}'{where}", todo=f"Known: {known}")
+        raise ExampleUnavailable(f"there is no example '{name}'{where}", todo=f"Known: {choices}")
     recipe = _RECIPES[name]
     raw, truth = recipe.convert(_download(name), _cache() / name)
     if recipe.boundaries:
@@ -198,7 +198,6 @@ def _boundary_file(name: str, truth: str) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     def make() -> npt.NDArray[Any]:
-
         source = open_source(truth)
         numbers = source.read(Box((0, 0, 0), source.shape_zyx))[0]
         source.close()

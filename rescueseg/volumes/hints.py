@@ -46,14 +46,19 @@ def of_pairs(pairs: Mapping[str, Any]) -> dict[str, str]:
     ----------
     pairs : mapping
         Keys as the format spells them; values that are no text or number are passed over.
+
+    Examples
+    --------
+    >>> of_pairs({"Microscope Name": "LSM 880", "LensNA": 1.4, "Pixels": 512})
+    {'microscope': 'LSM 880', 'objective': '1.4'}
     """
-    found: dict[str, list[str]] = {}
+    texts_by_name: dict[str, list[str]] = {}
     for key, value in pairs.items():
         text = _text(value)
         name = next((n for n, parts in _NAMES.items() if any(p in key.lower() for p in parts)), None)
         if name is not None and text:
-            found.setdefault(name, []).append(text)
-    return {name: _cut(" ".join(texts)) for name, texts in found.items()}
+            texts_by_name.setdefault(name, []).append(text)
+    return {name: _shorten(" ".join(texts)) for name, texts in texts_by_name.items()}
 
 
 def of_imagej(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -61,7 +66,7 @@ def of_imagej(meta: Mapping[str, Any]) -> dict[str, str]:
     info = str(meta.get("Info", ""))
     lines = dict(re.findall(r"^\s*([^=\n]{2,120}?)\s*=\s*(.+?)\s*$", info, re.MULTILINE))
     free = "" if lines else info.strip()
-    return of_pairs(lines) | ({"description": _cut(free)} if free else {})
+    return of_pairs(lines) | ({"description": _shorten(free)} if free else {})
 
 
 def of_ome(text: str) -> dict[str, str]:
@@ -71,7 +76,7 @@ def of_ome(text: str) -> dict[str, str]:
     except xml.etree.ElementTree.ParseError:
         return {}
     elements = {name: list(_named(root, name)) for name in ("Microscope", "Objective", "Channel", "Image")}
-    first = {name: found[0] if found else None for name, found in elements.items()}
+    first = {name: matches[0] if matches else None for name, matches in elements.items()}
     objective = first["Objective"]
     parts = _attributes(objective, "Manufacturer", "Model")
     if objective is not None:
@@ -90,7 +95,7 @@ def of_ome(text: str) -> dict[str, str]:
         "objective": " ".join(parts),
         "description": (description.text or "") if description is not None else "",
     }
-    return {name: _cut(value) for name, value in hints.items() if value.strip()}
+    return {name: _shorten(value) for name, value in hints.items() if value.strip()}
 
 
 def treatments(*texts: str) -> str:
@@ -100,13 +105,18 @@ def treatments(*texts: str) -> str:
     ----------
     *texts : str
         File names, descriptions.
+
+    Examples
+    --------
+    >>> treatments("brain_BM4D_denoised.tif", "deconvolved with Huygens")
+    'denoised, deconvolved'
     """
     text = " ".join(texts).lower()
-    found = [name for name, words in _TREATMENTS.items() if re.search(rf"(?<![a-z])(?:{words})(?![a-z])", text)]
-    return ", ".join(found)
+    names = [name for name, words in _TREATMENTS.items() if re.search(rf"(?<![a-z])(?:{words})(?![a-z])", text)]
+    return ", ".join(names)
 
 
-def completed(hints: Mapping[str, str], path: str) -> dict[str, str]:
+def add_preprocessing(hints: Mapping[str, str], path: str) -> dict[str, str]:
     """Return the hints with the preprocessing that the file's own name or its description names.
 
     Parameters
@@ -114,7 +124,7 @@ def completed(hints: Mapping[str, str], path: str) -> dict[str, str]:
     hints : mapping
         What the metadata gave.
     path : str
-        The file; only its last part counts, folders are named by people's taste.
+        The file; only its last part counts: how folders are called says nothing of the image.
     """
     named = treatments(PurePosixPath(path).name, hints.get("description", ""))
     return {**hints, **({"preprocessing": named} if named else {})}
@@ -135,6 +145,6 @@ def _text(value: Any) -> str:
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return clean if len(clean) <= _LONGEST else clean[: _LONGEST - 1] + "…"

@@ -30,8 +30,8 @@ def open_nifti(path: str) -> ArraySource:
     axes = "xyztc"[: image.ndim] if image.ndim <= 5 else "?" * image.ndim
     spacing, note = _spacing(zooms, unit, "NIfTI header")
     compressed = path.lower().endswith(".gz")
-    said = hints.of_pairs({"descrip": bytes(header["descrip"]).rstrip(b"\0")} if "descrip" in header else {})
-    return ArraySource(image.dataobj, axes, spacing, path, chunked=not compressed, spacing_note=note, hints=said)
+    file_hints = hints.of_pairs({"descrip": bytes(header["descrip"]).rstrip(b"\0")} if "descrip" in header else {})
+    return ArraySource(image.dataobj, axes, spacing, path, chunked=not compressed, spacing_note=note, hints=file_hints)
 
 
 def is_nrrd(path: str) -> bool:
@@ -53,8 +53,8 @@ def open_nrrd(path: str) -> ArraySource:
             array, chunked = nrrd.read(path, index_order="F")[0], False
     axes, numbers, unit = _nrrd_axes(header)
     spacing, note = _spacing(numbers, unit, "NRRD header") if numbers else (None, "")
-    said = hints.of_pairs(header)
-    return ArraySource(array, axes, spacing, path, chunked=chunked, spacing_note=note, hints=said)
+    file_hints = hints.of_pairs(header)
+    return ArraySource(array, axes, spacing, path, chunked=chunked, spacing_note=note, hints=file_hints)
 
 
 def nrrd_dtype(header: dict[str, Any]) -> np.dtype[Any]:
@@ -79,8 +79,8 @@ def _nrrd_axes(header: dict[str, Any]) -> tuple[str, list[float], str]:
         numbers = [float(np.linalg.norm(row)) for row in rows]
         units = list(header.get("space units", []))
     else:
-        given = header.get("spacings", [])
-        numbers = [float(given[a]) for a in space_axes if a < len(given)]
+        spacings = header.get("spacings", [])
+        numbers = [float(spacings[a]) for a in space_axes if a < len(spacings)]
         units = [u for u in header.get("units", []) if u]
     unit = str(units[-1]).strip('"') if units else ""
     return "".join(letters), numbers if len(numbers) == 3 else [], unit
@@ -89,7 +89,7 @@ def _nrrd_axes(header: dict[str, Any]) -> tuple[str, list[float], str]:
 def _spacing(xyz: list[float], unit: str, what: str) -> tuple[Spacing | None, str]:
     sizes = [to_um(v, unit) for v in xyz]
     if len(sizes) != 3 or any(s is None for s in sizes):
-        said = " × ".join(f"{v:.6g}" for v in reversed(xyz))
-        return None, f"the {what} says {said} (z y x) without a unit of length"
+        sizes_text = " × ".join(f"{v:.6g}" for v in reversed(xyz))
+        return None, f"the {what} says {sizes_text} (z y x) without a unit of length"
     x, y, z = (float(s) for s in sizes if s is not None)
     return (z, y, x), ""

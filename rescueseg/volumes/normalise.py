@@ -49,6 +49,14 @@ def read_box(array: Array, box: Box) -> npt.NDArray[Any]:
     -------
     ndarray
         ``(…, *box.shape_zyx)``, the leading axes kept whole. Mirroring does not repeat the border voxel.
+
+    Examples
+    --------
+    A line of four voxels along x, read from two voxels before it to one behind it:
+
+    >>> line = np.array([[[10, 11, 12, 13]]])
+    >>> read_box(line, Box((0, 0, -2), (1, 1, 7))).tolist()
+    [[[12, 11, 10, 11, 12, 13, 12]]]
     """
     indices = [_mirrored(o, s, n) for o, s, n in zip(box.offset_zyx, box.shape_zyx, array.shape[-3:], strict=True)]
     first = [int(i.min()) for i in indices]
@@ -82,6 +90,14 @@ def normalise(voxels: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDA
     -------
     ndarray
         float32, same shape.
+
+    Examples
+    --------
+    Counts of a camera; what lies beyond the limits 100 and 500 is clipped:
+
+    >>> scaling = Normalisation(low=100, high=500, mean=300, std=100)
+    >>> normalise(np.array([[[[0, 100, 300, 400, 900]]]], np.uint16), scaling).tolist()
+    [[[[-2.0, -2.0, 0.0, 1.0, 2.0]]]]
     """
     parts: Sequence[Normalisation] = normalisation.per_channel or (normalisation,) * len(voxels)
     scaled = np.empty(voxels.shape, np.float32)
@@ -112,8 +128,8 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
     """
     boxes = partition(array.shape[-3:], zyx(chunk_zyx))
     if len(boxes) > _SAMPLE_BOXES:
-        chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(boxes), _SAMPLE_BOXES, replace=False)
-        boxes = [boxes[i] for i in sorted(chosen.tolist())]
+        indices = np.random.default_rng(_SAMPLE_SEED).choice(len(boxes), _SAMPLE_BOXES, replace=False)
+        boxes = [boxes[i] for i in sorted(indices.tolist())]
     samples = [
         np.concatenate([np.ravel(array[(c, *box.slices)])[::_SAMPLE_STEP].astype(np.float32) for box in boxes])
         for c in range(array.shape[0])
@@ -143,6 +159,15 @@ def rescaled(normalisation: Normalisation, maps: Sequence[tuple[float, float]]) 
     -------
     Normalisation
         Gives for ``v`` what `normalisation` gives for the mapped value.
+
+    Examples
+    --------
+    A volume of half the gain: 200 counts there mean what 400 mean in its domain.
+
+    >>> domain = Normalisation(low=0, high=1000, mean=400, std=100)
+    >>> own = rescaled(domain, [(2.0, 0.0)])
+    >>> own.low, own.high, own.mean, own.std
+    (0.0, 500.0, 200.0, 50.0)
     """
     if all(m == (1.0, 0.0) for m in maps):
         return normalisation

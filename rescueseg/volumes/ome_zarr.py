@@ -21,7 +21,7 @@ from ome_zarr_models.v05 import Image, ImageLabel, Labels
 from zarr.codecs import ZstdCodec
 
 from rescueseg.errors import InvalidVolumeError, storage_errors
-from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
+from rescueseg.geometry import ZYX, Box, partition, zyx
 from rescueseg.volumes.zarr_url import zarr_store
 
 CHUNK_ZYX: ZYX = (32, 64, 64)
@@ -65,6 +65,11 @@ def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> 
     -------
     tuple of int or None
         1 or 2 for each axis.
+
+    Examples
+    --------
+    >>> level_factors((64, 512, 512), (0.3, 0.1, 0.1))
+    (1, 2, 2)
     """
     if max(shape_zyx) <= _SMALLEST_LEVEL:
         return None
@@ -122,9 +127,9 @@ def create_image(
     """
     axes = _axes(len(shape))
     size = zyx(shape[-3:])
-    chosen = choose_chunks(size)
-    chunk = zyx(chunks) if chunks is not None else chosen[0]
-    largest = zyx(c * max(1, s // c) for c, s in zip(chunk, chosen[1], strict=True))
+    default_chunk, default_shard = choose_chunks(size)
+    chunk = zyx(chunks) if chunks is not None else default_chunk
+    largest = zyx(c * max(1, s // c) for c, s in zip(chunk, default_shard, strict=True))
     shard = largest if shards is None else zyx(shards)
     lead = (1,) * (len(shape) - 3)
     ome: dict[str, Any] = {
@@ -182,8 +187,8 @@ def create_labels(
     with storage_errors(url):
         image = zarr.open_group(zarr_store(url), mode="r+")
         group = image.require_group("labels")
-        known = _ome(group).get("labels", [])
-        group.attrs["ome"] = {"version": "0.5", "labels": sorted({*known, name})}
+        names = _ome(group).get("labels", [])
+        group.attrs["ome"] = {"version": "0.5", "labels": sorted({*names, name})}
         level = create_image(
             f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx
         )
@@ -215,8 +220,8 @@ def add_pyramid(url: str, *, labels: bool = False) -> int:
         level = _array(group, "0")
         datasets, total = [multiscale["datasets"][0]], (1, 1, 1)
         while True:
-            now = [s * f for s, f in zip(spacing, total, strict=True)]
-            factors = level_factors(level.shape[-3:], now)
+            level_spacing = [s * f for s, f in zip(spacing, total, strict=True)]
+            factors = level_factors(level.shape[-3:], level_spacing)
             if factors is None or factors == (1, 1, 1):
                 break
             total = zyx(t * f for t, f in zip(total, factors, strict=True))
@@ -320,12 +325,6 @@ def levels(url: str) -> list[str]:
     """Return the paths of an image's resolution levels, finest first."""
     group = zarr.open_group(zarr_store(url), mode="r")
     return [str(dataset["path"]) for dataset in _ome(group)["multiscales"][0]["datasets"]]
-
-
-def spacing_um(url: str) -> Spacing:
-    """Return the voxel size of level 0 of an image written here, in micrometre, z y x."""
-    z, y, x = _spacing(_ome(zarr.open_group(zarr_store(url), mode="r"))["multiscales"][0])
-    return z, y, x
 
 
 def validate(url: str) -> None:

@@ -71,19 +71,19 @@ class _Scene:
         self.shape, self.spacing = shape, np.asarray(spacing)
         self.extent = np.asarray(shape) * self.spacing
         self.density: Volume = np.zeros(shape, np.float32)
-        self.taken: Mask = np.zeros(shape, bool)
+        self.occupied: Mask = np.zeros(shape, bool)
 
     def organelles(self, rng: np.random.Generator) -> Mask:
         """Paint tubes until the wanted share of the volume is filled; return where they are."""
         truth: Mask = np.zeros(self.shape, bool)
-        painted, wanted = 0, _FOREGROUND * truth.size
+        painted_voxels, target_voxels = 0, _FOREGROUND * truth.size
         for _ in range(_ATTEMPTS):
-            if painted >= wanted:
+            if painted_voxels >= target_voxels:
                 break
             path, radius = self._tube(rng, _CALIBRE_UM, rng.uniform(2.5, 7.0))
             box, distance = self._to_path(path, radius)
             inside = distance < 1
-            if not inside.any() or (inside & self.taken[box]).any():
+            if not inside.any() or (inside & self.occupied[box]).any():
                 continue
             wall = inside & (distance > 0.6)
             brightness = rng.uniform(0.8, 1.2)
@@ -91,15 +91,15 @@ class _Scene:
             density[wall] = brightness
             density[inside & ~wall] = 0.3 * brightness
             truth[box] |= inside
-            self.taken[box] |= distance < 1.25
-            painted += int(inside.sum())
+            self.occupied[box] |= distance < 1.25
+            painted_voxels += int(inside.sum())
         return truth
 
-    def distractors(self, rng: np.random.Generator, wanted: float) -> None:
-        """Paint look-alikes until they fill `wanted` voxels, clear of the organelles."""
-        painted = 0
+    def distractors(self, rng: np.random.Generator, target_voxels: float) -> None:
+        """Paint look-alikes until they fill `target_voxels`, clear of the organelles."""
+        painted_voxels = 0
         for turn in range(_ATTEMPTS):
-            if painted >= wanted:
+            if painted_voxels >= target_voxels:
                 break
             calibre, length = (
                 ((0.30, 0.50), 0.1),
@@ -108,11 +108,11 @@ class _Scene:
             )[turn % 3]
             box, distance = self._to_path(*self._tube(rng, calibre, length))
             inside = distance < 1
-            if not inside.any() or (inside & self.taken[box]).any():
+            if not inside.any() or (inside & self.occupied[box]).any():
                 continue
             self.density[box][inside] = rng.uniform(0.7, 1.3)
-            self.taken[box] |= inside
-            painted += int(inside.sum())
+            self.occupied[box] |= inside
+            painted_voxels += int(inside.sum())
 
     def _tube(self, rng: np.random.Generator, calibre: tuple[float, float], length: float) -> Tube:
         """Return the centre line of a smoothly bending tube in micrometre, and its varying radius."""

@@ -163,9 +163,9 @@ class ArraySource:
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Read a box that lies inside the volume, as ``czyx``."""
-        wanted: dict[str, slice] = dict(zip("zyx", box.slices, strict=True))
+        selection: dict[str, slice] = dict(zip("zyx", box.slices, strict=True))
         with unreadable(self.where):
-            voxels = np.asarray(self.array[tuple(wanted.get(a, slice(None)) for a in self.axes)])
+            voxels = np.asarray(self.array[tuple(selection.get(a, slice(None)) for a in self.axes)])
         extra = tuple(i for i, a in enumerate(self.axes) if a not in "czyx")
         axes = "".join(a for a in self.axes if a in "czyx")
         voxels = voxels.squeeze(extra)

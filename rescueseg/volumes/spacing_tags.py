@@ -1,4 +1,4 @@
-"""Finds volumes whose stated spacing cannot be true: absurd values, and tags that their peers contradict.
+"""Finds volumes whose stated spacing cannot be true: implausible values, and tags that similar volumes contradict.
 
 Two volumes of one kind (alike in intensities, noise, blur and texture, all counted in voxels) were sampled alike. When
 their tags differ all the same, so that their structures would differ in micrometre, one of the tags is wrong. A volume
@@ -16,7 +16,7 @@ from scipy.stats import wasserstein_distance
 
 from rescueseg.geometry import SAME_SPACING, Spacing
 from rescueseg.volumes import texture
-from rescueseg.volumes.describe import Measured
+from rescueseg.volumes.describe import Measurement
 from rescueseg.volumes.limits import limit
 
 _PRINT_DPI = (72, 96, 150, 300, 600)
@@ -25,16 +25,26 @@ _POINTS = 12
 _ADD = "add the volume again under another name with --spacing Z,Y,X"
 
 
-def absurd(spacing: Spacing) -> str:
-    """Say why a spacing (micrometre, zyx) cannot be that of a microscope's volume; empty when it can."""
-    said = " × ".join(f"{s:.4g}" for s in spacing)
+def implausibility(spacing: Spacing) -> str:
+    """Say why a spacing (micrometre, zyx) cannot be that of a microscope's volume; empty when it can.
+
+    Examples
+    --------
+    >>> implausibility((0.3, 0.1, 0.1))
+    ''
+    >>> implausibility((300.0, 100.0, 100.0)).split("; ")[0]
+    'the spacing 300 × 100 × 100 µm is above 100 µm, as when µm are read as mm'
+    >>> implausibility((1.0, 352.7778, 352.7778)).split("; ")[0]
+    'the spacing 1 × 352.8 × 352.8 µm is a print resolution of 72 dpi'
+    """
+    sizes = " × ".join(f"{s:.4g}" for s in spacing)
     dpi = [d for d in _PRINT_DPI if all(abs(s * d / _UM_PER_INCH - 1) < 1e-3 for s in spacing[1:])]
     if dpi:
-        return f"the spacing {said} µm is a print resolution of {dpi[0]} dpi; {_ADD}"
+        return f"the spacing {sizes} µm is a print resolution of {dpi[0]} dpi; {_ADD}"
     if max(spacing) > limit("coarsest"):
-        return f"the spacing {said} µm is above {limit('coarsest'):g} µm, as when µm are read as mm; {_ADD}"
+        return f"the spacing {sizes} µm is above {limit('coarsest'):g} µm, as when µm are read as mm; {_ADD}"
     if min(spacing) < limit("finest"):
-        return f"the spacing {said} µm is below {limit('finest'):g} µm, as when mm are read as µm; {_ADD}"
+        return f"the spacing {sizes} µm is below {limit('finest'):g} µm, as when mm are read as µm; {_ADD}"
     return ""
 
 
@@ -44,11 +54,17 @@ def is_default(spacing: Spacing) -> bool:
 
 
 def tag_ratio(a: Spacing, b: Spacing) -> float:
-    """Return the largest ratio between two spacings along an axis, at least 1."""
+    """Return the largest ratio between two spacings along an axis, at least 1.
+
+    Examples
+    --------
+    >>> tag_ratio((0.5, 0.1, 0.1), (0.25, 0.1, 0.1))
+    2.0
+    """
     return max(max(p / q, q / p) for p, q in zip(a, b, strict=True))
 
 
-def shape_distance(a: Measured, b: Measured) -> float:
+def shape_distance(a: Measurement, b: Measurement) -> float:
     """Return the Wasserstein distance of the standardised quantiles, the largest over the channels."""
     return max(
         float(wasserstein_distance(_standard(p), _standard(q))) for p, q in zip(a.quantiles, b.quantiles, strict=True)
@@ -60,12 +76,12 @@ def _standard(quantiles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray((quantiles - quantiles.mean()) / spread) if spread > 0 else np.zeros_like(quantiles)
 
 
-def texture_distance(a: Measured, b: Measured, *, in_um: bool, axes: Sequence[int] = (0, 1, 2)) -> float:
+def texture_distance(a: Measurement, b: Measurement, *, in_um: bool, axes: Sequence[int] = (0, 1, 2)) -> float:
     """Return the mean distance of two volumes' variograms along some axes, by lags in voxels or in micrometre.
 
     Infinite where they have no lags in common.
     """
-    found: list[float] = []
+    distances: list[float] = []
     for axis in axes:
         curves = [np.asarray(m.description.variogram[axis]) for m in (a, b)]
         scales = [m.spacing[axis] if in_um else 1.0 for m in (a, b)]
@@ -77,11 +93,11 @@ def texture_distance(a: Measured, b: Measured, *, in_um: bool, axes: Sequence[in
             continue
         at = np.geomspace(low, high, _POINTS)
         first, second = (np.interp(at, lag, curve) for lag, curve in zip(lags, curves, strict=True))
-        found.append(float(np.mean(np.abs(first - second))))
-    return float(np.mean(found)) if found else math.inf
+        distances.append(float(np.mean(np.abs(first - second))))
+    return float(np.mean(distances)) if distances else math.inf
 
 
-def alike_in_voxels(a: Measured, b: Measured) -> bool:
+def alike_in_voxels(a: Measurement, b: Measurement) -> bool:
     """Tell whether two volumes cannot be told apart when lengths are counted in voxels."""
     if a.record.channels != b.record.channels or shape_distance(a, b) > limit("alike_shape"):
         return False
@@ -95,12 +111,12 @@ def alike_in_voxels(a: Measured, b: Measured) -> bool:
     return texture_distance(a, b, in_um=False) <= limit("alike_texture")
 
 
-def _structured(measured: Measured) -> bool:
-    """Tell whether there is structure along some axis that could be measured: noise vouches for nothing."""
-    return any(n is not None for n in measured.description.structure_voxels)
+def _structured(measurement: Measurement) -> bool:
+    """Tell whether there is structure along some axis that could be measured: noise alone is no evidence."""
+    return any(n is not None for n in measurement.description.structure_voxels)
 
 
-def contradict(a: Measured, b: Measured) -> bool:
+def contradict(a: Measurement, b: Measurement) -> bool:
     """Tell whether the tags of two volumes cannot both be true."""
     if tag_ratio(a.spacing, b.spacing) < limit("tag") or not alike_in_voxels(a, b):
         return False
@@ -108,7 +124,7 @@ def contradict(a: Measured, b: Measured) -> bool:
     return lengths >= 2 * voxels and lengths - voxels >= limit("tag_texture")
 
 
-def _distances(a: Measured, b: Measured) -> tuple[float, float]:
+def _distances(a: Measurement, b: Measurement) -> tuple[float, float]:
     """Return the distance in voxels and in micrometre along the axes whose spacings differ."""
     axes = [
         i for i, (p, q) in enumerate(zip(a.spacing, b.spacing, strict=True)) if max(p / q, q / p) > 1 + SAME_SPACING
@@ -117,51 +133,51 @@ def _distances(a: Measured, b: Measured) -> tuple[float, float]:
     return voxels, lengths
 
 
-def wrong_tags(volumes: Sequence[Measured], trusted: Iterable[str] = ()) -> dict[str, str]:
+def wrong_tags(volumes: Sequence[Measurement], trusted: Iterable[str] = ()) -> dict[str, str]:
     """Return the volumes whose spacing is not to be believed, each with the reason.
 
-    Of two that contradict each other the one is doubted that nobody vouches for: 1 × 1 × 1 against a measured spacing,
-    a spacing of few volumes of the campaign against one of many. Where nothing tells them apart, both are.
+    Of two that contradict each other the one with less evidence is doubted: 1 × 1 × 1 against a measured spacing, a
+    spacing of few volumes of the campaign against one of many. Where the evidence is equal, both are.
 
     Parameters
     ----------
-    volumes : sequence of Measured
+    volumes : sequence of Measurement
         All volumes of the campaign.
     trusted : iterable of str
         Ids of volumes whose spacing a person has verified, or that a model was trained with.
     """
-    known = set(trusted)
-    wrong = {m.volume_id: why for m in volumes if m.volume_id not in known and (why := absurd(m.spacing))}
+    trusted_ids = set(trusted)
+    wrong = {m.volume_id: why for m in volumes if m.volume_id not in trusted_ids and (why := implausibility(m.spacing))}
     others = [m for m in volumes if m.volume_id not in wrong]
-    ranks = {m.volume_id: _rank(m, others, known) for m in others}
+    ranks = {m.volume_id: _rank(m, others, trusted_ids) for m in others}
     for m in others:
         against = [o for o in others if o is not m and contradict(m, o)]
         above = [o for o in against if ranks[o.volume_id] > ranks[m.volume_id]]
         equal = [o for o in against if ranks[o.volume_id] == ranks[m.volume_id]]
-        if m.volume_id in known or not (above or equal):
+        if m.volume_id in trusted_ids or not (above or equal):
             continue
         wrong[m.volume_id] = _reason(m, (above or equal)[0], sure=bool(above))
     return wrong
 
 
-def _rank(measured: Measured, volumes: Sequence[Measured], trusted: set[str]) -> tuple[bool, bool, int]:
-    """Return what speaks for a volume's spacing, to be compared."""
-    same = sum(tag_ratio(measured.spacing, o.spacing) <= 1 + SAME_SPACING for o in volumes)
-    return measured.volume_id in trusted, not is_default(measured.spacing), same
+def _rank(measurement: Measurement, volumes: Sequence[Measurement], trusted: set[str]) -> tuple[bool, bool, int]:
+    """Return the evidence for a volume's spacing, to be compared."""
+    same = sum(tag_ratio(measurement.spacing, o.spacing) <= 1 + SAME_SPACING for o in volumes)
+    return measurement.volume_id in trusted, not is_default(measurement.spacing), same
 
 
-def _reason(m: Measured, other: Measured, *, sure: bool) -> str:
+def _reason(m: Measurement, other: Measurement, *, sure: bool) -> str:
     ratio = tag_ratio(m.spacing, other.spacing)
     voxels, lengths = _distances(m, other)
-    said, theirs = (" × ".join(f"{s:.4g}" for s in v.spacing) for v in (m, other))
+    own_spacing, other_spacing = (" × ".join(f"{s:.4g}" for s in v.spacing) for v in (m, other))
     apart = f"{lengths:.2f}" if math.isfinite(lengths) else "beyond comparison"
-    found = (
+    contradiction = (
         f"its texture is that of '{other.volume_id}' in voxels (variograms {voxels:.2f} apart) but not in µm ({apart}): "
-        f"the spacing {said} µm differs from {theirs} by {ratio:.3g}×"
+        f"the spacing {own_spacing} µm differs from {other_spacing} by {ratio:.3g}×"
     )
     if sure:
-        return f"{found} and is most likely wrong; {_ADD}, or list it in consistency.checked_spacing"
+        return f"{contradiction} and is most likely wrong; {_ADD}, or list it in consistency.checked_spacing"
     return (
-        f"{found}, and one of the two is wrong; {_ADD}, and list the right one in consistency.checked_spacing of "
+        f"{contradiction}, and one of the two is wrong; {_ADD}, and list the right one in consistency.checked_spacing of "
         "campaign.toml"
     )

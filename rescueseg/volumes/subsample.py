@@ -30,6 +30,16 @@ def sample_boxes(shape_zyx: Sequence[int], chunk_zyx: Sequence[int], voxels: int
     -------
     list of Box
         In z, y, x order; chunks at the far side of the volume are cut to it. All chunks where they are few.
+
+    Examples
+    --------
+    A volume of 4 layers of 16 chunks; of 4 chunks that may be read, each lies in a layer of its own:
+
+    >>> boxes = sample_boxes((64, 64, 64), (16, 16, 16), 4 * 16**3, "histogram")
+    >>> [box.offset_zyx[0] for box in boxes]
+    [0, 16, 32, 48]
+    >>> boxes == sample_boxes((64, 64, 64), (16, 16, 16), 4 * 16**3, "histogram")
+    True
     """
     boxes = partition(shape_zyx, zyx(chunk_zyx))
     count = max(1, voxels // min(math.prod(chunk_zyx), math.prod(shape_zyx)))

@@ -55,17 +55,37 @@ class Variogram:
 
     def values(self) -> Floats:
         """Return the variogram at the first of `LAGS`, those that were measured."""
-        known = self.counts > 0
-        return np.asarray(0.5 * self.sums[known] / self.counts[known])
+        is_measured = self.counts > 0
+        return np.asarray(0.5 * self.sums[is_measured] / self.counts[is_measured])
 
 
-def noise_variance(variogram: Floats) -> float:
-    """Return the variance of the white noise: what the variogram, a straight line at first, has left at lag 0."""
+def variogram_noise(variogram: Floats) -> float:
+    """Return the variance of the white noise by the variogram.
+
+    The variogram begins as a straight line; where that line meets lag 0 it does not reach 0 but the variance of the noise
+    (the nugget of geostatistics). Smoothed noise counts as structure. It is one of three estimates: `haar_noise` of the
+    triage and `residual_noise` of the strata give standard deviations.
+
+    Parameters
+    ----------
+    variogram : ndarray of float64
+        At the first of `LAGS`.
+
+    Returns
+    -------
+    float
+        In squared units of the image; 0 for fewer than two lags.
+
+    Examples
+    --------
+    >>> variogram_noise(np.array([3.0, 4.0, 5.0]))
+    2.0
+    """
     return float(np.clip(2 * variogram[0] - variogram[1], 0, variogram[0])) if len(variogram) > 1 else 0.0
 
 
 def structure_length(variogram: Floats, variance: float) -> float | None:
-    """Return the lag at which the structure, its noise taken away, has lost half of its correlation.
+    """Return the lag at which the structure, without the noise, has lost half of its correlation.
 
     Parameters
     ----------
@@ -78,19 +98,26 @@ def structure_length(variogram: Floats, variance: float) -> float | None:
     -------
     float or None
         In voxels, interpolated; None for noise alone, and where the boxes are too short to see it.
+
+    Examples
+    --------
+    Without noise, half of a variance of 8 is reached at lag 4, the fourth of `LAGS`:
+
+    >>> structure_length(np.array([1.0, 2.0, 3.0, 4.0]), variance=8.0)
+    4.0
     """
     if len(variogram) < 2 or variance <= 0:
         return None
-    noise = noise_variance(variogram)
+    noise = variogram_noise(variogram)
     signal = variance - noise
     if signal < _LEAST_SIGNAL * variance:
         return None
     lags = np.array((0, *LAGS[: len(variogram)]), dtype=np.float64)
-    lost = np.maximum.accumulate([0.0, *((variogram - noise) / signal)])
-    if lost[-1] < 0.5:
+    decorrelation = np.maximum.accumulate([0.0, *((variogram - noise) / signal)])
+    if decorrelation[-1] < 0.5:
         return None
-    after = int(np.argmax(lost >= 0.5))
-    share = (0.5 - lost[after - 1]) / (lost[after] - lost[after - 1])
+    after = int(np.argmax(decorrelation >= 0.5))
+    share = (0.5 - decorrelation[after - 1]) / (decorrelation[after] - decorrelation[after - 1])
     return float(lags[after - 1] + share * (lags[after] - lags[after - 1]))
 
 
@@ -126,8 +153,8 @@ class Edges:
         if not self.coarse or not sum(map(len, self.coarse)):
             return None
         coarse, fine = np.concatenate(self.coarse), np.concatenate(self.fine)
-        kept = coarse >= np.median(coarse)
-        ratio = float(fine[kept].mean(dtype=np.float64) / coarse[kept].mean(dtype=np.float64))
+        stronger = coarse >= np.median(coarse)
+        ratio = float(fine[stronger].mean(dtype=np.float64) / coarse[stronger].mean(dtype=np.float64))
         a, b = (s**2 for s in _SCALES)
         if ratio <= 1.01:  # as blurred as can be told
             ratio = 1.01
@@ -141,7 +168,7 @@ def _gradient(planes: Image, sigma: float, axis: int) -> Image:
     return result
 
 
-def standardised(voxels: npt.NDArray[np.generic], low: Sequence[float], high: Sequence[float]) -> Image:
+def standardise(voxels: npt.NDArray[np.generic], low: Sequence[float], high: Sequence[float]) -> Image:
     """Return the mean over channels, each clipped to its range and scaled to 0…1: float32 zyx from czyx."""
     parts = [
         np.clip((channel.astype(np.float32) - a) / max(b - a, 1e-12), 0, 1)

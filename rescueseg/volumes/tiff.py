@@ -27,14 +27,14 @@ def is_tiff(path: str) -> bool:
 
 def open_tiff(path: str) -> ArraySource:
     """Open the first series of a TIFF; its planes are read when asked for."""
-    with complaints() as found:
+    with complaints() as open_messages:
         tif = tifffile.TiffFile(path)
     try:
-        with complaints() as more:
+        with complaints() as page_messages:
             series = tif.series[0]
             len(tif.pages)
-        if found or more:
-            raise tifffile.TiffFileError((found + more)[0])
+        if open_messages or page_messages:
+            raise tifffile.TiffFileError((open_messages + page_messages)[0])
         axes = series.axes.lower()
         for unknown in "qi":
             if unknown in axes and "z" not in axes:
@@ -57,18 +57,18 @@ def open_tiff(path: str) -> ArraySource:
 @contextmanager
 def complaints() -> Iterator[list[str]]:
     """Collect what tifffile only logs: a file cut short would otherwise pass for a smaller one."""
-    found: list[str] = []
+    messages: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if _DAMAGE.search(message := record.getMessage()):
-                found.append(message)
+                messages.append(message)
 
     logger, handler = logging.getLogger("tifffile"), Collector(logging.ERROR)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield found
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
@@ -96,15 +96,15 @@ def _ome_spacing(text: str) -> tuple[Spacing | None, str]:
     pixels = next((e for e in xml.etree.ElementTree.fromstring(text).iter() if e.tag.endswith("Pixels")), None)
     if pixels is None:
         return None, ""
-    found = [pixels.get(f"PhysicalSize{a}") for a in "ZYX"]
+    values = [pixels.get(f"PhysicalSize{a}") for a in "ZYX"]
     sizes = [
         None if value is None else to_um(float(value), pixels.get(f"PhysicalSize{a}Unit", "µm"))
-        for value, a in zip(found, "ZYX", strict=True)
+        for value, a in zip(values, "ZYX", strict=True)
     ]
     z, y, x = sizes
     if z is None or y is None or x is None:
-        said = ", ".join(f"{a}={value}" for a, value in zip("zyx", found, strict=True))
-        return None, f"the OME metadata say {said}" if any(found) else ""
+        values_text = ", ".join(f"{a}={value}" for a, value in zip("zyx", values, strict=True))
+        return None, f"the OME metadata say {values_text}" if any(values) else ""
     return (z, y, x), ""
 
 
@@ -119,6 +119,6 @@ def imagej_spacing(tif: tifffile.TiffFile, meta: dict[str, Any]) -> tuple[Spacin
     sizes = [to_um(n, unit) for n in numbers]
     z, y, x = sizes
     if z is None or y is None or x is None:
-        said = " × ".join(f"{n:.6g}" for n in numbers)
-        return None, f"the ImageJ metadata say {said} without a unit of length ('{unit}')"
+        sizes_text = " × ".join(f"{n:.6g}" for n in numbers)
+        return None, f"the ImageJ metadata say {sizes_text} without a unit of length ('{unit}')"
     return (z, y, x), ""

@@ -24,7 +24,7 @@ from rescueseg.progress import CountProgress
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.hints import completed
+from rescueseg.volumes.hints import add_preprocessing
 from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import measure
 from rescueseg.volumes.source import Source
@@ -91,7 +91,7 @@ def import_volume(
     name = check_id(volume_id if volume_id is not None else default_id(path), "volume id")
     work = _Import(campaign, name, open_source(path), None, truth_type or "semantic", progress or _silent)
     try:
-        size = checked_spacing(work.image, spacing, path)
+        size = resolve_spacing(work.image, spacing, path)
         if truth is not None:
             work.truth = open_source(truth)
             check_truth_shape(work.image, work.truth, truth)
@@ -106,7 +106,7 @@ def import_volume(
             digest="",
             truth=work.truth_type if truth is not None else None,
             normalisation=Normalisation(low=0, high=1, mean=0, std=1),
-            hints=completed(work.image.hints, path),
+            hints=add_preprocessing(work.image.hints, path),
         )
         with _one_at_a_time(campaign):
             if campaign.storage.exists(f"volumes/{name}.json"):
@@ -128,7 +128,7 @@ class _Import:
     truth: Source | None
     truth_type: LabelType
     progress: CountProgress
-    done: int = 0
+    steps_done: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -157,8 +157,8 @@ class _Import:
 
     def step(self) -> None:
         """Report one step."""
-        self.done += 1
-        self.progress(self.done, self.total())
+        self.steps_done += 1
+        self.progress(self.steps_done, self.total())
 
     def copy_image(self, array: zarr.Array[Any] | None) -> str:
         """Write the image (unless `array` is None) and return the digest of its voxels."""
@@ -184,12 +184,12 @@ class _Import:
         for slab in self.slabs():
             numbers = self.truth.read(slab)[0]
             if self.truth_type == "instance":
-                numbers = _checked_instances(numbers, self.name)
+                numbers = _as_object_numbers(numbers, self.name)
                 if classes is not None:
                     classes[slab.slices] = (numbers > 0).astype(np.uint8)
                 digests.append(self._write(instances, slab, numbers))
                 continue
-            numbers = checked_classes(numbers, n_classes, self.name)
+            numbers = as_class_labels(numbers, n_classes, self.name)
             ignored |= bool((numbers == IGNORE).any())
             labelled |= bool(((numbers > 0) & (numbers != IGNORE)).any())
             digests.append(self._write(classes, slab, numbers))
@@ -235,15 +235,17 @@ def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRec
             names = [f"channel {i}" for i in range(len(parts))] if len(parts) > 1 else [name]
             ome_zarr.describe_channels(url, names, [(p.low, p.high) for p in parts])
             ome_zarr.validate(url)
-            done = record.model_copy(update={"digest": _content(record, image, truth), "normalisation": normalisation})
+            complete_record = record.model_copy(
+                update={"digest": _content_digest(record, image, truth), "normalisation": normalisation}
+            )
             if part != final:
                 storage.remove(final)
                 Path(storage.path(part)).rename(storage.path(final))
         except BaseException:
             shutil.rmtree(url, ignore_errors=True) if storage.is_local else storage.remove(part)
             raise
-        campaign.save_volume(done)
-    return done
+        campaign.save_volume(complete_record)
+    return complete_record
 
 
 def _write_truth(url: str, work: _Import, record: VolumeRecord) -> str:
@@ -261,13 +263,13 @@ def _write_truth(url: str, work: _Import, record: VolumeRecord) -> str:
 
 def _same_or_refuse(campaign: Campaign, work: _Import, record: VolumeRecord, domain: str | None) -> VolumeRecord:
     """Return the stored record when it is of the same import; nothing is written."""
-    known = campaign.volume(work.name)
-    same = (known.shape_zyx, known.channels, known.dtype) == (record.shape_zyx, record.channels, record.dtype)
-    if same and (domain is None or known.domain == domain):
+    existing = campaign.volume(work.name)
+    same = (existing.shape_zyx, existing.channels, existing.dtype) == (record.shape_zyx, record.channels, record.dtype)
+    if same and (domain is None or existing.domain == domain):
         image = work.copy_image(None)
         truth = "" if work.truth is None else work.copy_truth(None, None)
-        if known.digest == _content(record, image, truth):
-            return known
+        if existing.digest == _content_digest(record, image, truth):
+            return existing
     raise VolumeError(
         f"the campaign has another volume '{work.name}'",
         where=campaign.url,
@@ -275,13 +277,13 @@ def _same_or_refuse(campaign: Campaign, work: _Import, record: VolumeRecord, dom
     )
 
 
-def _content(record: VolumeRecord, image: str, truth: str) -> str:
+def _content_digest(record: VolumeRecord, image: str, truth: str) -> str:
     return digest_json(
         {"image": image, "truth": truth, "truth_type": record.truth, "spacing": list(record.spacing_um_zyx)}
     )
 
 
-def checked_classes(numbers: npt.NDArray[Any], n_classes: int, where: str) -> npt.NDArray[np.uint8]:
+def as_class_labels(numbers: npt.NDArray[Any], n_classes: int, where: str) -> npt.NDArray[np.uint8]:
     """Return semantic labels as uint8.
 
     Parameters
@@ -311,7 +313,7 @@ def checked_classes(numbers: npt.NDArray[Any], n_classes: int, where: str) -> np
     return numbers.astype(np.uint8)
 
 
-def _checked_instances(numbers: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint32]:
+def _as_object_numbers(numbers: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint32]:
     possible = bool(((numbers >= 0) & (numbers < 2**32)).all())
     whole = numbers.astype(np.uint32) if possible else np.zeros(0, np.uint32)
     if not np.array_equal(whole, numbers):
@@ -339,16 +341,16 @@ def check_truth_shape(image: Source, truth: Source, where: str) -> None:
         )
 
 
-def checked_spacing(image: Source, given: Sequence[float] | None, where: str) -> Spacing:
-    """Return the voxel size in micrometre, z y x: the one given, else that of the metadata.
+def resolve_spacing(image: Source, override: Sequence[float] | None, where: str) -> Spacing:
+    """Return the voxel size in micrometre, z y x: `override` where it is given, else that of the metadata.
 
     Raises
     ------
     MissingSpacingError
-        If there is none, or the one given is no voxel size.
+        If there is none, or `override` is no voxel size.
     """
-    if given is not None:
-        values = [float(v) for v in given]
+    if override is not None:
+        values = [float(v) for v in override]
         if len(values) != 3 or not all(np.isfinite(v) and v > 0 for v in values):
             raise MissingSpacingError(
                 f"the spacing {values} is no voxel size", where=where, todo="Give three lengths in micrometre: z y x"

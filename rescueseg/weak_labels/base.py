@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -87,6 +86,14 @@ def from_decision(decision: npt.NDArray[np.floating], width: float) -> WeakLabel
     -------
     WeakLabel
         Its confidence is |2P − 1| with P = 1 / (1 + exp(−decision / width)).
+
+    Examples
+    --------
+    >>> weak = from_decision(np.array([[[-50.0, 0.0, 0.1, 50.0]]]), width=1.0)
+    >>> weak.labels.tolist()
+    [[[0, 0, 1, 1]]]
+    >>> [round(float(c), 2) for c in weak.confidence[0, 0]]
+    [1.0, 0.0, 0.05, 1.0]
     """
     confidence = np.tanh(np.abs(decision, dtype=np.float32) / np.float32(2 * width))
     return WeakLabel((decision > 0).astype(np.uint8), np.asarray(confidence, np.float32))
@@ -99,13 +106,22 @@ def from_probabilities(probabilities: Float32) -> WeakLabel:
     ----------
     probabilities : ndarray of float32, (K + 1, z, y, x)
         Background first.
+
+    Examples
+    --------
+    Three voxels of background and two classes:
+
+    >>> probabilities = np.array([[0.75, 0.25, 0.0], [0.25, 0.5, 0.5], [0.0, 0.25, 0.5]], np.float32)
+    >>> weak = from_probabilities(probabilities.reshape(3, 1, 1, 3))
+    >>> weak.labels.tolist(), weak.confidence.tolist()
+    ([[[0, 1, 1]]], [[[0.5, 0.25, 0.0]]])
     """
     labels = probabilities.argmax(axis=0).astype(np.uint8)
     second, first = np.sort(probabilities, axis=0)[-2:]
     return WeakLabel(labels, np.clip(first - second, 0, 1).astype(np.float32))
 
 
-def nothing(shape_zyx: tuple[int, ...]) -> WeakLabel:
+def empty_label(shape_zyx: tuple[int, ...]) -> WeakLabel:
     """Return the weak label of an image without structure: background, confidence 0."""
     return WeakLabel(np.zeros(shape_zyx, np.uint8), np.zeros(shape_zyx, np.float32))
 
@@ -140,19 +156,14 @@ def label_box(
         Called after each block.
     """
     margin = labeller.margin_zyx(spacing_um_zyx)
-    result = nothing(box.shape_zyx)
+    result = empty_label(box.shape_zyx)
     for block in partition(box.shape_zyx, block_zyx):
         start = zyx(a + b for a, b in zip(box.offset_zyx, block.offset_zyx, strict=True))
         image = normalise(read_box(array, Box(start, block.shape_zyx).expand(margin)), normalisation)
-        made = labeller.label(image, spacing_um_zyx)
+        weak = labeller.label(image, spacing_um_zyx)
         inner = tuple(slice(m, m + n) for m, n in zip(margin, block.shape_zyx, strict=True))
-        result.labels[block.slices] = made.labels[inner]
-        result.confidence[block.slices] = made.confidence[inner]
+        result.labels[block.slices] = weak.labels[inner]
+        result.confidence[block.slices] = weak.confidence[inner]
         if progress is not None:
             progress()
     return result
-
-
-def reach_zyx(reach_um: float, spacing_um_zyx: Spacing) -> ZYX:
-    """Return a length as whole voxels along each axis, rounded up."""
-    return zyx(math.ceil(reach_um / s) for s in spacing_um_zyx)

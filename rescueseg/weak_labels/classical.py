@@ -17,7 +17,7 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries, watershed
 
 from rescueseg.geometry import ZYX, Spacing, zyx
-from rescueseg.weak_labels.base import Float32, WeakLabel, from_decision, nothing
+from rescueseg.weak_labels.base import Float32, WeakLabel, empty_label, from_decision
 from rescueseg.weak_labels.filters import filter_reach, finest, hessian_eigenvalues, laplacian, smooth
 from rescueseg.weak_labels.threshold import ThresholdLabeller, fit_threshold
 
@@ -92,7 +92,7 @@ class BlobLabeller:
         apart = max(1, round(0.5 * self.radius_um / finest(spacing_um_zyx)))
         peaks = peak_local_max(response, min_distance=apart, threshold_abs=self.strong, exclude_border=False)
         if not len(peaks):
-            return nothing(bright.shape)
+            return empty_label(bright.shape)
         numbers = np.arange(1, len(peaks) + 1)
         seeds = np.zeros(bright.shape, np.int32)
         seeds[tuple(peaks.T)] = numbers
@@ -136,12 +136,14 @@ class TubeLabeller:
         response = ridges(bright, self.scales_um, spacing_um_zyx, self.name)
         strong = response > self.strong
         if not strong.any():
-            return nothing(response.shape)
+            return empty_label(response.shape)
         decision = self.rough.decision(image, spacing_um_zyx)
         body, ridge = decision > 0, response > LOW * self.strong
         faint = ridge & (decision > -LOOSER * self.rough.width)
         votes = (decision / self.rough.width, response / np.float32(LOW * self.strong * 2 * CUT_WIDTH) - 5)
-        return _judged(grown(strong & (body | faint), body | faint), [from_decision(vote, 1.0) for vote in votes])
+        return _with_confidence(
+            hysteresis(strong & (body | faint), body | faint), [from_decision(vote, 1.0) for vote in votes]
+        )
 
 
 @dataclass(frozen=True)
@@ -175,18 +177,18 @@ class MembraneLabeller:
     def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
         """Label an image (float32 czyx); see `WeakLabeller`."""
         response = ridges(_signed(image, self.channel, self.bright), self.scales_um, spacing_um_zyx, self.name)
-        found = response > self.strong
-        if not found.any():
-            return nothing(response.shape)
-        walls = closing_walls(response, found, spacing_um_zyx)
+        membranes = response > self.strong
+        if not membranes.any():
+            return empty_label(response.shape)
+        walls = closing_walls(response, membranes, spacing_um_zyx)
         ridge = from_decision(response / np.float32(self.strong) - 1, 2 * CUT_WIDTH)
-        return _judged(found | (walls & (response > LOW * self.strong)), [ridge])
+        return _with_confidence(membranes | (walls & (response > LOW * self.strong)), [ridge])
 
 
-def _judged(found: npt.NDArray[np.bool_], votes: Sequence[WeakLabel]) -> WeakLabel:
+def _with_confidence(mask: npt.NDArray[np.bool_], votes: Sequence[WeakLabel]) -> WeakLabel:
     """Return a mask with the confidence of the votes that agree with it, 0 where none does."""
-    agreeing = [np.where((vote.labels > 0) == found, vote.confidence, 0) for vote in votes]
-    return WeakLabel(found.astype(np.uint8), np.mean(agreeing, axis=0, dtype=np.float32))
+    agreeing = [np.where((vote.labels > 0) == mask, vote.confidence, 0) for vote in votes]
+    return WeakLabel(mask.astype(np.uint8), np.mean(agreeing, axis=0, dtype=np.float32))
 
 
 def ridges(bright: Float32, scales_um: Sequence[float], spacing_um_zyx: Spacing, kind: str) -> Float32:
@@ -217,27 +219,38 @@ def ridges(bright: Float32, scales_um: Sequence[float], spacing_um_zyx: Spacing,
     return best
 
 
-def grown(strong: npt.NDArray[np.bool_], weak: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return hysteresis (Canny, doi:10.1109/TPAMI.1986.4767851) of limited growth: weak voxels within `GROWTH` steps."""
+def hysteresis(strong: npt.NDArray[np.bool_], weak: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return hysteresis (Canny, doi:10.1109/TPAMI.1986.4767851) of limited growth: weak voxels within `GROWTH` steps.
+
+    Examples
+    --------
+    A strong voxel at the start of a line of 12 weak ones:
+
+    >>> weak = np.ones((1, 1, 12), bool)
+    >>> int(hysteresis(np.arange(12).reshape(weak.shape) == 0, weak).sum())
+    9
+    """
     return np.asarray(ndimage.binary_dilation(strong, mask=weak | strong, iterations=GROWTH))
 
 
-def closing_walls(response: Float32, found: npt.NDArray[np.bool_], spacing_um_zyx: Spacing) -> npt.NDArray[np.bool_]:
+def closing_walls(
+    response: Float32, membranes: npt.NDArray[np.bool_], spacing_um_zyx: Spacing
+) -> npt.NDArray[np.bool_]:
     """Return the borders between cells: the watershed of the response from the middle of every cell.
 
     Parameters
     ----------
     response : ndarray of float32, zyx
         High on membranes.
-    found : ndarray of bool, zyx
-        Membranes found so far.
+    membranes : ndarray of bool, zyx
+        Where the response is strong.
     spacing_um_zyx : tuple of float
         Voxel size in micrometre.
     """
-    far = ndimage.distance_transform_edt(~found, sampling=spacing_um_zyx)
+    far = ndimage.distance_transform_edt(~membranes, sampling=spacing_um_zyx)
     cores, count = ndimage.label(far > CORE * finest(spacing_um_zyx))
     if count < 2:
-        return np.zeros(found.shape, np.bool_)
+        return np.zeros(membranes.shape, np.bool_)
     return np.asarray(find_boundaries(watershed(response, cores), mode="thick"), np.bool_)
 
 
@@ -288,8 +301,8 @@ def fit_tubes(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bool |
     radius = object_radius(rough, images, spacing_um_zyx, TUBE, LARGEST)
     largest = max(2 * unit, radius / TUBE_SIGMA)
     scales = (unit, (unit * largest) ** 0.5, largest)
-    found = [ridges(_signed(i, rough.channel, rough.bright), scales, spacing_um_zyx, "tubes") for i in images]
-    return TubeLabeller(rough, scales, float("inf") if rough.rule == "none" else _strong(found))
+    responses = [ridges(_signed(i, rough.channel, rough.bright), scales, spacing_um_zyx, "tubes") for i in images]
+    return TubeLabeller(rough, scales, float("inf") if rough.rule == "none" else _strong(responses))
 
 
 def fit_membranes(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bool | None = None) -> MembraneLabeller:
@@ -302,9 +315,9 @@ def fit_membranes(images: Sequence[Float32], spacing_um_zyx: Spacing, bright: bo
     scales = tuple(s * finest(spacing_um_zyx) for s in MEMBRANE_SCALES)
     best, most = MembraneLabeller(rough.channel, True, scales, float("inf")), 0.0
     for side in ((True, False) if bright is None else (bright,)) if rough.rule != "none" else ():
-        found = [ridges(_signed(i, rough.channel, side), scales, spacing_um_zyx, "membranes") for i in images]
-        strong = _strong(found, power=1.0)
-        contrast = float(sum(f[f > strong].sum() for f in found))
+        responses = [ridges(_signed(i, rough.channel, side), scales, spacing_um_zyx, "membranes") for i in images]
+        strong = _strong(responses, power=1.0)
+        contrast = float(sum(f[f > strong].sum() for f in responses))
         if contrast > most:
             best, most = MembraneLabeller(rough.channel, side, scales, strong), contrast
     return best

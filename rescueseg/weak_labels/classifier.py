@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ from rescueseg.labels import IGNORE
 from rescueseg.randomness import random_generator
 from rescueseg.weak_labels.base import Float32, Labels, WeakLabel, from_probabilities
 from rescueseg.weak_labels.filters import filter_reach, finest, gradient_magnitude, hessian_eigenvalues, smooth
-
-if TYPE_CHECKING:
-    from sklearn.ensemble import RandomForestClassifier
 
 SCALES = (1.0, 2.0, 4.0, 8.0)
 """Standard deviations of the features, in multiples of the finest voxel size."""
@@ -96,14 +93,14 @@ def features(image: Float32, spacing_um_zyx: Spacing, scales_um: Sequence[float]
     ----------
     .. [1] Berg et al., doi:10.1038/s41592-019-0582-9.
     """
-    found: list[Float32] = []
+    stack: list[Float32] = []
     for channel in image:
-        found.append(channel)
+        stack.append(channel)
         for scale in scales_um:
-            found.append(smooth(channel, scale, spacing_um_zyx))
-            found.append(gradient_magnitude(channel, scale, spacing_um_zyx))
-            found.extend(hessian_eigenvalues(channel, scale, spacing_um_zyx))
-    return np.stack(found)
+            stack.append(smooth(channel, scale, spacing_um_zyx))
+            stack.append(gradient_magnitude(channel, scale, spacing_um_zyx))
+            stack.extend(hessian_eigenvalues(channel, scale, spacing_um_zyx))
+    return np.stack(stack)
 
 
 def train_classifier(
@@ -148,15 +145,15 @@ def train_classifier(
             where="pixel classifier",
             todo="Annotate some voxels of at least two of background (0) and the classes",
         )
-    chosen, weights = _sample(values, present, dense, rng)
+    sample, weights = _sample(values, present, dense, rng)
     tables, start = [], 0
     for image, array, spacing in zip(images, labels, spacings, strict=True):
-        here = chosen[(chosen >= start) & (chosen < start + array.size)] - start
+        here = sample[(sample >= start) & (sample < start + array.size)] - start
         if len(here):
             tables.append(features(image, spacing, scales).reshape(-1, array.size)[:, here].T)
         start += array.size
     forest = RandomForestClassifier(TREES, max_depth=DEPTH, min_samples_leaf=LEAF, random_state=seed, n_jobs=1)
-    forest.fit(np.concatenate(tables), values[chosen], sample_weight=weights)
+    forest.fit(np.concatenate(tables), values[sample], sample_weight=weights)
     return PixelClassifier(forest, images[0].shape[0], n_classes, scales)
 
 
@@ -167,10 +164,10 @@ def _sample(
     weights = np.zeros(len(values))
     for label in present:
         places = np.flatnonzero(values == label)
-        taken = places if len(places) <= MOST_PER_CLASS else rng.choice(places, MOST_PER_CLASS, replace=False)
-        weights[taken] = (len(places) if dense else 1.0) / len(taken)
-    chosen = np.flatnonzero(weights)
-    return chosen, weights[chosen] * len(chosen) / weights.sum()
+        subset = places if len(places) <= MOST_PER_CLASS else rng.choice(places, MOST_PER_CLASS, replace=False)
+        weights[subset] = (len(places) if dense else 1.0) / len(subset)
+    sample = np.flatnonzero(weights)
+    return sample, weights[sample] * len(sample) / weights.sum()
 
 
 def dump_classifier(classifier: PixelClassifier) -> bytes:
@@ -208,9 +205,9 @@ def load_classifier(data: bytes, where: str) -> PixelClassifier:
     try:
         if unknown := set(skops.io.get_untrusted_types(data=data)) - TRUSTED:
             raise refused(f"holds {', '.join(sorted(unknown))}, which does not belong in it")
-        held: Any = skops.io.loads(data, trusted=sorted(TRUSTED))
-        forest, channels, n_classes = held["forest"], int(held["channels"]), int(held["n_classes"])
-        scales = tuple(float(s) for s in held["scales_um"])
+        content: Any = skops.io.loads(data, trusted=sorted(TRUSTED))
+        forest, channels, n_classes = content["forest"], int(content["channels"]), int(content["n_classes"])
+        scales = tuple(float(s) for s in content["scales_um"])
     except WeakLabelError:
         raise
     except Exception as error:  # a damaged archive fails in many ways

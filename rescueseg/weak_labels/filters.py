@@ -15,7 +15,7 @@ from rescueseg.weak_labels.base import Float32
 TRUNCATE = 4.0
 """Gaussians are cut at this many standard deviations: cut at 3, a second derivative sees 3 % of a constant."""
 LEAST_SIGMA = 0.5
-"""Least standard deviation in voxels of a Gaussian that is differentiated: below it its samples say nothing."""
+"""Least standard deviation in voxels of a Gaussian that is differentiated: a narrower one falls between the voxels."""
 
 
 def smooth(image: Float32, sigma_um: float, spacing_um_zyx: Spacing, truncate: float = TRUNCATE) -> Float32:
@@ -41,11 +41,20 @@ def derivative(image: Float32, sigma_um: float, spacing_um_zyx: Spacing, order_z
     References
     ----------
     Lindeberg, Feature detection with automatic scale selection, doi:10.1023/A:1008045108935.
+
+    Examples
+    --------
+    A ramp of 2 per micrometre, at a scale of 0.5 µm:
+
+    >>> ramp = np.zeros((9, 9, 99), np.float32) + np.float32(2 * 0.1) * np.arange(99, dtype=np.float32)
+    >>> slope = derivative(ramp, 0.5, (0.5, 0.1, 0.1), (0, 0, 1))
+    >>> round(float(slope[4, 4, 50]), 2)
+    1.0
     """
     widths = [max(LEAST_SIGMA, sigma_um / s) for s in spacing_um_zyx]
     unit = math.prod((sigma_um / s) ** o for s, o in zip(spacing_um_zyx, order_zyx, strict=True))
-    found = ndimage.gaussian_filter(image, widths, order=list(order_zyx), truncate=TRUNCATE, mode="mirror")
-    return np.asarray(found * np.float32(unit), np.float32)
+    response = ndimage.gaussian_filter(image, widths, order=list(order_zyx), truncate=TRUNCATE, mode="mirror")
+    return np.asarray(response * np.float32(unit), np.float32)
 
 
 def gradient_magnitude(image: Float32, sigma_um: float, spacing_um_zyx: Spacing) -> Float32:
@@ -69,7 +78,13 @@ def laplacian(image: Float32, sigma_um: float, spacing_um_zyx: Spacing) -> Float
 
 
 def filter_reach(sigma_um: float, spacing_um_zyx: Spacing, truncate: float = TRUNCATE) -> ZYX:
-    """Return how far these filters look, in voxels."""
+    """Return the reach of these filters in voxels: what lies farther away does not count.
+
+    Examples
+    --------
+    >>> filter_reach(0.5, (0.5, 0.1, 0.1))
+    (5, 21, 21)
+    """
     return zyx(math.ceil(truncate * max(LEAST_SIGMA, sigma_um / s)) + 1 for s in spacing_um_zyx)
 
 

@@ -80,14 +80,18 @@ class IlastikLabeller:
                 file["data"] = np.moveaxis(self._raw(image), 0, -1)
             self._run(source, target)
             with h5py.File(target) as file:
-                found = np.asarray(file["exported_data"], np.float32)
-        if found.shape[:3] != image.shape[1:] or found.ndim != 4 or found.shape[3] <= max(self.order):
+                probabilities = np.asarray(file["exported_data"], np.float32)
+        if (
+            probabilities.shape[:3] != image.shape[1:]
+            or probabilities.ndim != 4
+            or probabilities.shape[3] <= max(self.order)
+        ):
             raise WeakLabelError(
-                f"ilastik wrote probabilities of shape {found.shape} for an image of {image.shape[1:]} (z, y, x)",
+                f"ilastik wrote probabilities of shape {probabilities.shape} for an image of {image.shape[1:]} (z, y, x)",
                 where=self.project,
                 todo="Use a pixel classification project for 3D images (z, y, x, channel)",
             )
-        return from_probabilities(np.ascontiguousarray(np.moveaxis(found, -1, 0)[list(self.order)]))
+        return from_probabilities(np.ascontiguousarray(np.moveaxis(probabilities, -1, 0)[list(self.order)]))
 
     def _raw(self, image: Float32) -> Any:
         parts: Sequence[Normalisation] = self.normalisation.per_channel or (self.normalisation,) * len(image)
@@ -109,11 +113,11 @@ class IlastikLabeller:
             "--input_axes=zyxc",
             f"--raw_data={source}/data",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not target.exists():
-            said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode or not target.exists():
+            lines = [line.strip() for line in (process.stderr or process.stdout).splitlines() if line.strip()]
             raise WeakLabelError(
-                f"ilastik failed with status {done.returncode}: {said[-1] if said else 'it said nothing'}",
+                f"ilastik failed with status {process.returncode}: {lines[-1] if lines else 'it lines nothing'}",
                 where=self.project,
                 todo="Open the project in ilastik, check that it predicts, and save it",
             )
@@ -128,14 +132,14 @@ def find_ilastik() -> str:
         If there is none.
     """
     named = os.environ.get(VARIABLE, "")
-    found = shutil.which(named) if named else next((p for name in PROGRAMS if (p := shutil.which(name))), None)
-    if found is None:
+    program = shutil.which(named) if named else next((p for name in PROGRAMS if (p := shutil.which(name))), None)
+    if program is None:
         raise WeakLabelError(
             f"{named} is no program" if named else "ilastik is not installed",
             where="--method ilastik",
             todo=f"Install it from https://www.ilastik.org, and set {VARIABLE} to its run_ilastik.sh",
         )
-    return found
+    return program
 
 
 def label_order(project: str, classes: Sequence[str]) -> tuple[int, ...]:
@@ -170,8 +174,8 @@ def label_order(project: str, classes: Sequence[str]) -> tuple[int, ...]:
             todo="Train a project with one label for the background and one for each class",
         )
     lower = [name.strip().lower() for name in names]
-    wanted = [name.strip().lower() for name in classes]
-    if set(wanted) <= set(lower) and len(set(lower)) == len(lower):
-        found = [lower.index(name) for name in wanted]
-        return (next(i for i in range(len(names)) if i not in found), *found)
+    class_names = [name.strip().lower() for name in classes]
+    if set(class_names) <= set(lower) and len(set(lower)) == len(lower):
+        order = [lower.index(name) for name in class_names]
+        return (next(i for i in range(len(names)) if i not in order), *order)
     return tuple(range(len(names)))

@@ -81,6 +81,14 @@ def agreement(pairs: Sequence[tuple[WeakLabel, Labels]], n_classes: int) -> floa
     float
         In [0, 1]; 1 when neither holds any class. A voxel of confidence c weighs (1 + c) / 2: a mistake where the method
         was sure misleads an annotator more.
+
+    Examples
+    --------
+    Two voxels, both labelled 1, where the second is background; the method was sure of the first alone:
+
+    >>> weak = WeakLabel(np.ones((1, 1, 2), np.uint8), np.array([[[1.0, 0.0]]], np.float32))
+    >>> agreement([(weak, np.array([[[1, 0]]], np.uint8))], n_classes=1)
+    0.8
     """
     values = []
     for number in range(1, n_classes + 1):
@@ -121,8 +129,8 @@ def classifier_agreement(patches: Sequence[AnnotatedPatch], n_classes: int, seed
     try:
         for left_out in folds:
             others = [p for p in folds if p is not left_out]
-            made = train_patches(others, n_classes, seed)
-            pairs.append((made.label(left_out.image, left_out.spacing_um_zyx), left_out.labels))
+            classifier = train_patches(others, n_classes, seed)
+            pairs.append((classifier.label(left_out.image, left_out.spacing_um_zyx), left_out.labels))
     except WeakLabelError:
         return None
     return agreement(pairs, n_classes)
@@ -179,7 +187,13 @@ def agreements(
 
 
 def best_method(table: Mapping[str, float]) -> str:
-    """Return the method of highest agreement; of equal ones the first by `METHODS`."""
+    """Return the method of highest agreement; of equal ones the first by `METHODS`.
+
+    Examples
+    --------
+    >>> best_method({"classifier": 0.8, "threshold": 0.8, "tubes": 0.3})
+    'threshold'
+    """
     order = list(METHODS)
     return max(table, key=lambda method: (table[method], -order.index(method)))
 

@@ -36,7 +36,7 @@ CLASSIFIER_FILE = "classifier.skops"
 
 @dataclass(frozen=True)
 class Sources:
-    """What a person gave beside the campaign."""
+    """What a person provides beside the campaign."""
 
     scribbles: tuple[str, ...] = ()
     ilp: str = ""
@@ -45,14 +45,14 @@ class Sources:
 
 @dataclass(frozen=True)
 class Result:
-    """What was done, or would be."""
+    """The method, and how many tickets get a first mask by it."""
 
     method: str
     reason: str
     agreements: dict[str, float]
     tickets: int
     """Tickets that got, or would get, a first mask."""
-    taken: int = 0
+    n_claimed: int = 0
     """Tickets that somebody took meanwhile; they stay as they are."""
 
 
@@ -91,29 +91,28 @@ def weak_label(
     WeakLabelError
         If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
     """
-    given = sources or Sources()
-    work = _Work(campaign, store, given, progress or (lambda *_: None))
-    chosen, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
-    if chosen not in METHODS:
+    work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
+    choice, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
+    if choice not in METHODS:
         raise WeakLabelError(
-            f"unknown method '{chosen}'", where="--method", todo=f"Choose one of auto, {', '.join(METHODS)}"
+            f"unknown method '{choice}'", where="--method", todo=f"Choose one of auto, {', '.join(METHODS)}"
         )
-    work.require(chosen)
+    work.require(choice)
     waiting = [
         t
         for t in store.tickets("queued", "pool")
         if t.volume_id in work.volumes and (t.prefill is None or t.prefill.startswith("weak_labels/"))
     ]
-    folder = work.folder(chosen)
+    folder = work.folder(choice)
     due = [t for t in waiting if t.prefill != campaign.weak_label_path(folder, f"{t.ticket_id}.npz")]
     if dry_run or not (due or method == "auto"):
-        return Result(chosen, reason, table, len(due))
+        return Result(choice, reason, table, len(due))
     if method == "auto":
         campaign.save_weak_label_choice(
-            {"method": chosen, "reason": reason, "agreements": table, "compared_on": work.compared_on()}
+            {"method": choice, "reason": reason, "agreements": table, "compared_on": work.compared_on()}
         )
-    taken = work.label(chosen, folder, due)
-    return Result(chosen, reason, table, len(due) - taken, taken)
+    n_claimed = work.label(choice, folder, due)
+    return Result(choice, reason, table, len(due) - n_claimed, n_claimed)
 
 
 def describe(result: Result, dry_run: bool = False) -> list[str]:
@@ -126,12 +125,12 @@ def describe(result: Result, dry_run: bool = False) -> list[str]:
     verb = "would get" if dry_run else "got"
     lines.append(
         f"{result.tickets} tickets {verb} a first mask"
-        + (f", {result.taken} were taken meanwhile" * bool(result.taken))
+        + (f", {result.n_claimed} were taken meanwhile" * bool(result.n_claimed))
     )
     return lines
 
 
-class _Work:
+class _Prefill:
     """One run: what it reads is read once."""
 
     def __init__(self, campaign: Campaign, store: QueueStore, sources: Sources, progress: Progress) -> None:
@@ -139,8 +138,8 @@ class _Work:
         self.config = campaign.config
         self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes()}
         self.accepted: list[AcceptedAnnotation] = [a for a in store.accepted("pool") if a.volume_id in self.volumes]
-        self._made: dict[str, Mapping[str, WeakLabeller]] = {}
-        self._loaded: tuple[WeakLabeller, str] | None = None
+        self._labellers_by_method: dict[str, Mapping[str, WeakLabeller]] = {}
+        self._loaded_champion: tuple[WeakLabeller, str] | None = None
 
     # choosing ---------------------------------------------------------------------------------------------------------
 
@@ -149,9 +148,9 @@ class _Work:
         if not self.accepted:
             if self.sources.scribbles:
                 return "classifier", "scribbles were given", {}
-            for method, given in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)):
-                if given:
-                    return method, f"{given} was given", {}
+            for method, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)):
+                if source:
+                    return method, f"{source} was given", {}
             if self.config.n_classes > 1:
                 raise WeakLabelError(
                     f"no method can tell {self.config.n_classes} classes apart without annotations",
@@ -161,10 +160,12 @@ class _Work:
             return *method_for(self.campaign.triage_result()), {}
         patches = [read_accepted(self.campaign, a) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
-        names += [m for m, given in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if given]
+        names += [
+            m for m, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if source
+        ]
         labellers = {}
-        for done, name in enumerate(names):
-            self.progress("comparing methods", done, len(names) + 1)
+        for index, name in enumerate(names):
+            self.progress("comparing methods", index, len(names) + 1)
             labellers[name] = self._labellers(name)
         self.progress("comparing methods", len(names), len(names) + 1)
         table = agreements(labellers, patches, self.config.n_classes, self.config.seed)
@@ -228,33 +229,33 @@ class _Work:
     def label(self, method: str, folder: str, due: Sequence[TicketRecord]) -> int:
         """Write the masks of tickets and make them their prefill; return how many somebody took meanwhile."""
         labellers = self._labellers(method) if due else {}
-        taken = 0
-        for done, ticket in enumerate(due):
-            self.progress(f"first masks by {method}", done, len(due))
+        n_claimed = 0
+        for index, ticket in enumerate(due):
+            self.progress(f"first masks by {method}", index, len(due))
             path = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.npz")
             if not self.campaign.storage.exists(path):
                 volume = self.volumes[ticket.volume_id]
                 image = volumes.open_image(self.campaign, volume.volume_id)
-                made = label_box(
+                weak = label_box(
                     labellers[volume.volume_id], image, ticket.box, volume.normalisation, volume.spacing_um_zyx
                 )
                 confidence = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.confidence.npz")
-                self.campaign.storage.write_array(confidence, made.confidence.astype(np.float16))
-                self.campaign.storage.write_array(path, made.labels)
+                self.campaign.storage.write_array(confidence, weak.confidence.astype(np.float16))
+                self.campaign.storage.write_array(path, weak.labels)
             try:
-                held = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
-                self.store.prefill(ticket.ticket_id, path, method, held)
+                names = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
+                self.store.prefill(ticket.ticket_id, path, method, names)
             except QueueError:
-                taken += 1
-        return taken
+                n_claimed += 1
+        return n_claimed
 
     def _labellers(self, method: str) -> Mapping[str, WeakLabeller]:
         """Return the labeller of each volume."""
-        if method not in self._made:
-            self._made[method] = self._make(method)
-        return self._made[method]
+        if method not in self._labellers_by_method:
+            self._labellers_by_method[method] = self._build_labellers(method)
+        return self._labellers_by_method[method]
 
-    def _make(self, method: str) -> Mapping[str, WeakLabeller]:
+    def _build_labellers(self, method: str) -> Mapping[str, WeakLabeller]:
         if method == "classifier":
             return dict.fromkeys(self.volumes, self._classifier())
         if method == "champion":
@@ -265,11 +266,11 @@ class _Work:
                 name: IlastikLabeller(program, self.sources.ilp, order, v.normalisation, v.dtype)
                 for name, v in self.volumes.items()
             }
-        wanted = {t.volume_id for t in self.store.tickets(purpose="pool")}
+        pool_volumes = {t.volume_id for t in self.store.tickets(purpose="pool")}
         return {
             name: FITTED[method](self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.triage_result()))
             for name, volume in self.volumes.items()
-            if name in wanted
+            if name in pool_volumes
         }
 
     def _sample(self, volume: VolumeRecord) -> list[Float32]:
@@ -290,11 +291,11 @@ class _Work:
         for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
             patches += read_scribbles(self.campaign, self.volumes[name], file)
         dense = not self.sources.scribbles
-        made = train_patches(patches, self.config.n_classes, self.config.seed, dense=dense)
-        self.campaign.storage.write_bytes(path, dump_classifier(made))
-        return made
+        classifier = train_patches(patches, self.config.n_classes, self.config.seed, dense=dense)
+        self.campaign.storage.write_bytes(path, dump_classifier(classifier))
+        return classifier
 
     def _champion(self) -> tuple[WeakLabeller, str]:
-        if self._loaded is None:
-            self._loaded = load_champion(self.sources.from_campaign, self.campaign)
-        return self._loaded
+        if self._loaded_champion is None:
+            self._loaded_champion = load_champion(self.sources.from_campaign, self.campaign)
+        return self._loaded_champion

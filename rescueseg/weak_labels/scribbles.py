@@ -28,15 +28,22 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> Annotated
         If it lies in a holdout box.
     """
     volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
-    held = holdout.of(accepted.volume_id, images=campaign.image_digests()) if holdout else []
-    clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), held, accepted.ticket_id)
-    stored = campaign.storage.read_array(accepted.labels)
-    labels = check_labels(stored, accepted.box, campaign.config.n_classes, where=accepted.labels)
+    holdout_boxes = holdout.of(accepted.volume_id, images=campaign.image_digests()) if holdout else []
+    clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
+    array = campaign.storage.read_array(accepted.labels)
+    labels = check_labels(array, accepted.box, campaign.config.n_classes, where=accepted.labels)
     return _patch(campaign, volume, accepted.ticket_id, accepted.box, labels)
 
 
-def scribbled_volumes(given: Sequence[str], known: Mapping[str, VolumeRecord]) -> dict[str, str]:
+def scribbled_volumes(texts: Sequence[str], volumes: Mapping[str, VolumeRecord]) -> dict[str, str]:
     """Return the file of each volume, from ``VOLUME=FILE`` or, where there is one volume only, ``FILE``.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        As a person writes them.
+    volumes : mapping of str to VolumeRecord
+        Those of the campaign, by id.
 
     Raises
     ------
@@ -44,15 +51,15 @@ def scribbled_volumes(given: Sequence[str], known: Mapping[str, VolumeRecord]) -
         If a volume is unknown, named twice or not named.
     """
     files: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, equals, file = text.partition("=")
-        if not equals or name not in known:
-            name, file = (next(iter(known)), text) if len(known) == 1 else ("", text)
+        if not equals or name not in volumes:
+            name, file = (next(iter(volumes)), text) if len(volumes) == 1 else ("", text)
         if not name or name in files:
             raise WeakLabelError(
                 "it is not clear which volume this is drawn on" if not name else f"volume '{name}' is named twice",
                 where=text,
-                todo=f"Write VOLUME=FILE, once each; volumes: {', '.join(known)}",
+                todo=f"Write VOLUME=FILE, once each; volumes: {', '.join(volumes)}",
             )
         files[name] = file
     return files
@@ -90,13 +97,13 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
                 todo="Draw on the volume as it was imported, and save all of it",
             )
         holdout = campaign.holdout()
-        held = holdout.guarded(volume.volume_id, campaign.image_digests()) if holdout else []
+        guarded = holdout.guarded(volume.volume_id, campaign.image_digests()) if holdout else []
         for block in partition(volume.shape_zyx, BLOCK_ZYX):
-            drawn = source.read(block)[0]
-            if (drawn == IGNORE).all():
+            strokes = source.read(block)[0]
+            if (strokes == IGNORE).all():
                 continue
-            labels = check_labels(drawn, block, campaign.config.n_classes, where=file).copy()
-            inside = [c.relative_to(block).slices for box in held if (c := box.intersection(block))]
+            labels = check_labels(strokes, block, campaign.config.n_classes, where=file).copy()
+            inside = [c.relative_to(block).slices for box in guarded if (c := box.intersection(block))]
             for slices in inside:
                 labels[slices] = IGNORE
             if (labels != IGNORE).any():
@@ -110,5 +117,5 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
 
 def _patch(campaign: Campaign, volume: VolumeRecord, name: str, box: Box, labels: Labels) -> AnnotatedPatch:
     image = read_box(open_image(campaign, volume.volume_id), box)
-    made = normalise(image, volume.normalisation)
-    return AnnotatedPatch(name, volume.volume_id, made, np.asarray(labels, np.uint8), volume.spacing_um_zyx)
+    scaled = normalise(image, volume.normalisation)
+    return AnnotatedPatch(name, volume.volume_id, scaled, np.asarray(labels, np.uint8), volume.spacing_um_zyx)

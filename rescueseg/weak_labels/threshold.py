@@ -11,7 +11,7 @@ import numpy.typing as npt
 from skimage import filters
 
 from rescueseg.geometry import ZYX, Spacing, zyx
-from rescueseg.weak_labels.base import Float32, WeakLabel, from_decision, nothing
+from rescueseg.weak_labels.base import Float32, WeakLabel, empty_label, from_decision
 from rescueseg.weak_labels.filters import filter_reach, finest, smooth
 
 RULES: dict[str, Callable[[npt.NDArray[np.float32]], float]] = {
@@ -89,7 +89,7 @@ class ThresholdLabeller:
     def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
         """Label an image (float32 czyx); see `WeakLabeller`."""
         if self.rule == "none":
-            return nothing(image.shape[1:])
+            return empty_label(image.shape[1:])
         return from_decision(self.decision(image, spacing_um_zyx), self.width)
 
     def decision(self, image: Float32, spacing_um_zyx: Spacing) -> Float32:

@@ -30,7 +30,7 @@ from rescueseg.geometry import ZYX, Box, choose_non_overlapping, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import starting_patches, strata
-from rescueseg.sampling.patches import Drawing, look, places_to_look, volume_turns
+from rescueseg.sampling.patches import BoxSampler, measure_places, subsample_places, volume_turns
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.volume_import import import_volume
@@ -79,9 +79,9 @@ def measure(
     found: dict[str, list[list[float]]] = {"stratified": [], "random": []}
     for seed in range(seeds):
         rng = random_generator(seed, "starting patches")
-        free = places_to_look(boxes, volume, [volume], rng)
+        free = subsample_places(boxes, volume, [volume], rng)
         known = {"v": features.take(np.array([number[box] for box in free]))}
-        drawn = Drawing([volume], {"v": free}, rng, known).draw(
+        drawn = BoxSampler([volume], {"v": free}, rng, known).draw(
             volume_turns([volume], budget, rng), strata.STARTING_STRATA
         )
         order = random_generator(seed, "random patches").permutation(len(boxes))
@@ -113,7 +113,7 @@ def run(folder: Path, seeds: int, budgets: list[int]) -> None:
         import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
         starting_patches.draw_holdout(campaign)
         volume, boxes = campaign.volume("v"), starting_patches.candidate_boxes(campaign, "v")
-        features = look(campaign, [volume], {"v": boxes})["v"]
+        features = measure_places(campaign, [volume], {"v": boxes})["v"]
         image = normalise(np.asarray(open_image(campaign, "v")[:]), volume.normalisation).mean(axis=0)
         absent = [s for s in STRATA if not features.members(s).any()]
         print(

@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.stats import binomtest
 
 from rescueseg.records import Normalisation, VolumeRecord
-from rescueseg.volumes.describe import Measured, measure_volume
+from rescueseg.volumes.describe import Measurement, measure_volume
 from rescueseg.volumes.ome_zarr import choose_chunks
 from rescueseg.volumes.spacing_tags import contradict
 
@@ -28,7 +28,7 @@ WRONG = ((1.3,) * 3, (1.5,) * 3, (2.0,) * 3, (10.0,) * 3, (1000.0,) * 3, (2.0, 1
 HONEST = ((1, 1.3, 1.3), (1, 1.5, 1.5), (1, 2.0, 2.0), (1, 3.0, 3.0), (1, 1 / 1.5, 1 / 1.5), (2.0, 1, 1))
 
 
-def describe(name: str, voxels: np.ndarray, spacing: np.ndarray) -> Measured:
+def describe(name: str, voxels: np.ndarray, spacing: np.ndarray) -> Measurement:
     """Measure an array as if it were a volume of a campaign."""
     record = VolumeRecord(
         volume_id=name,
@@ -50,7 +50,7 @@ def resampled(voxels: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return ndimage.zoom(ndimage.gaussian_filter(voxels.astype(np.float32), sigma), 1 / factor, order=1)
 
 
-def tagged(measured: Measured, factor: np.ndarray) -> Measured:
+def tagged(measured: Measurement, factor: np.ndarray) -> Measurement:
     """Return a volume with its spacing tag off by a factor."""
     spacing = tuple((np.array(measured.spacing) * factor).tolist())
     return replace(measured, record=measured.record.model_copy(update={"spacing_um_zyx": spacing}))

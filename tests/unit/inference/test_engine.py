@@ -25,6 +25,7 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.importers import open_source
 from tests import trivial_predictors
 
 SHAPE = (20, 40, 200)
@@ -242,7 +243,7 @@ def test_maps_are_valid_ome_zarr_with_one_shard_per_block(tmp_path: Path) -> Non
     assert sum(block.size for block in blocks) == np.prod(SHAPE)
     probability = np.asarray(open_map(campaign, 0, "v", "probability")[:], np.float32)
     np.testing.assert_allclose(probability.sum(axis=0), 1, atol=2e-3)
-    assert ome_zarr.spacing_um(f"{campaign.map_url(0, 'v')}/mc_variance") == (0.2, 0.1, 0.1)
+    assert open_source(f"{campaign.map_url(0, 'v')}/mc_variance").spacing_um_zyx == (0.2, 0.1, 0.1)
 
 
 def test_an_ensemble_has_one_more_map(tmp_path: Path) -> None:

@@ -244,9 +244,9 @@ def test_the_patch_is_about_isotropic_and_as_large_as_leaves_thirty(campaign: Ca
     assert max(lengths) / min(lengths) < 1.35
     assert (math.prod(shape) == pytest.approx(patches.LARGEST_PATCH, rel=0.02)) == (name == "large")
     guarded = {"a": holdout.guarded("a")}
-    assert patches.places([volume], {"a": shape}, guarded, 30) == 30
+    assert patches.count_places([volume], {"a": shape}, guarded, 30) == 30
     larger = patches.advised_shape(volume, round(1.2 * math.prod(shape)))
-    assert name == "large" or patches.places([volume], {"a": larger}, guarded, 30) < 30
+    assert name == "large" or patches.count_places([volume], {"a": larger}, guarded, 30) < 30
 
 
 def test_the_patch_shape_stays_when_volumes_are_added(campaign: Campaign) -> None:

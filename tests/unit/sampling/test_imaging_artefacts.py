@@ -1,4 +1,4 @@
-"""Each artefact is put into a clean synthetic image and found; in the clean one nothing is."""
+"""Each imaging artefact is put into a clean synthetic image and found; in the clean one nothing is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clean(seed: int = 0, noise: float = 5.0, shape: tuple[int, int, int] = SHAPE
 
 def strengths(image: Image) -> dict[str, float]:
     smooth = ndimage.uniform_filter(image, (1, 3, 3), mode="nearest")
-    found = imaging_artefacts.structural(image, smooth, strata.noise_of(image, smooth))
+    found = imaging_artefacts.structural_strengths(image, smooth, strata.residual_noise(image, smooth))
     return dict(zip(STRUCTURAL, found.tolist(), strict=True))
 
 
@@ -86,18 +86,18 @@ def test_nothing_is_found_in_a_clean_image_at_any_scale(seed, noise, shape, scal
 
 def test_a_constant_image_has_no_artefact() -> None:
     image = np.full(SHAPE, 7, np.float32)
-    assert imaging_artefacts.structural(image, image, 1e-6).max() < 1
-    assert imaging_artefacts.saturated([imaging_artefacts.top_values(image)]).tolist() == [0]
+    assert imaging_artefacts.structural_strengths(image, image, 1e-6).max() < 1
+    assert imaging_artefacts.saturated_shares([imaging_artefacts.top_values(image)]).tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_saturation_is_the_share_of_clipped_voxels(dtype) -> None:
     """Any bit depth: the image is cut at 150 of a possible 255, 65535 or more."""
     whole = [clean(seed).astype(dtype) for seed in range(4)]
-    assert imaging_artefacts.saturated(map(imaging_artefacts.top_values, whole)).tolist() == [0, 0, 0, 0]
+    assert imaging_artefacts.saturated_shares(map(imaging_artefacts.top_values, whole)).tolist() == [0, 0, 0, 0]
     cut = [np.minimum(image, 150) for image in whole[:3]]
     dark = np.minimum(whole[3], 120)
-    found = imaging_artefacts.saturated(map(imaging_artefacts.top_values, [*cut, dark]))
+    found = imaging_artefacts.saturated_shares(map(imaging_artefacts.top_values, [*cut, dark]))
     assert found.tolist() == [*(float((image >= 150).mean()) for image in whole[:3]), 0]
     assert imaging_artefacts.saturation_strength(found)[3] == 0
     assert imaging_artefacts.saturation_strength(found)[:3].min() >= 1
@@ -138,20 +138,22 @@ def test_features_are_what_they_say() -> None:
     whole = np.clip(image, 0, 255).astype(np.uint8)[None]
     boxes = [Box((0, 0, 64 * i), SHAPE) for i in range(3)]
     found = strata.measure(lambda box: whole[(slice(None), *box.slices)], boxes, volume((16, 64, 192)))
-    assert found.snr.argmax() == found.contrast.argmax() == found.edge.argmax() == 1
+    assert found.residual_snr.argmax() == found.contrast.argmax() == found.edge.argmax() == 1
     assert found.contrast[1] / found.contrast[2] == pytest.approx(1 / 0.3, rel=0.2)
-    noise = found.contrast / found.snr
+    noise = found.contrast / found.residual_snr
     assert noise == pytest.approx(6 / 40, rel=0.1)
     assert found.faces.tolist() == [1, 0, 1]
     assert found.eligible("volume_edge").tolist() == [True, False, True]
     assert found.score("low_snr")[found.eligible("low_snr")].argmax() == found.eligible("low_snr").sum() - 1
-    assert not found.eligible("artifact").any()
+    assert not found.eligible(strata.ARTEFACT).any()
     assert sum(found.shares().values()) == pytest.approx(1)
-    assert "SNR" in found.measured("low_snr", 2)
+    assert "SNR" in found.reason("low_snr", 2)
 
 
 def test_the_floor_of_the_noise_is_the_quantisation() -> None:
     """A denoised image without noise has the SNR that rounding to whole numbers leaves it."""
     stairs = np.tile(np.repeat(np.arange(100, 108), 8), (16, 64, 1)).astype(np.uint8)[None]
-    [snr] = strata.measure(lambda box: stairs[(slice(None), *box.slices)], [Box((0, 0, 0), SHAPE)], volume(SHAPE)).snr
+    [snr] = strata.measure(
+        lambda box: stairs[(slice(None), *box.slices)], [Box((0, 0, 0), SHAPE)], volume(SHAPE)
+    ).residual_snr
     assert snr == pytest.approx(7 * np.sqrt(12), rel=0.01)

@@ -21,12 +21,12 @@ def test_known_noise_comes_back_over_structure_and_in_any_unit(sigma: float, gai
     rng = np.random.default_rng(seed)
     structure = ndimage.gaussian_filter(rng.normal(0, 1, (3, 128, 128)), (0, 8, 8)) * 2000
     planes = (structure + rng.normal(0, sigma, structure.shape)) * gain
-    np.testing.assert_allclose(im.plane_noise(planes, im.quantisation_step(planes)), sigma * gain, rtol=0.12)
+    np.testing.assert_allclose(im.haar_noise(planes, im.quantisation_step(planes)), sigma * gain, rtol=0.12)
 
 
 def test_noise_never_falls_below_that_of_rounding() -> None:
     flat = np.full((2, 64, 64), 7, np.uint8)
-    np.testing.assert_allclose(im.plane_noise(flat, 1.0), 1 / math.sqrt(12))
+    np.testing.assert_allclose(im.haar_noise(flat, 1.0), 1 / math.sqrt(12))
     assert im.quantisation_step(flat) == 0
     assert im.quantisation_step(np.array([3, 9, 6, 3])) == 3
 
@@ -34,7 +34,7 @@ def test_noise_never_falls_below_that_of_rounding() -> None:
 def test_noise_differs_by_plane() -> None:
     rng = np.random.default_rng(1)
     planes = np.stack([rng.normal(100, s, (200, 200)) for s in (2, 8, 32)])
-    np.testing.assert_allclose(im.plane_noise(planes, 0.0), (2, 8, 32), rtol=0.05)
+    np.testing.assert_allclose(im.haar_noise(planes, 0.0), (2, 8, 32), rtol=0.05)
 
 
 def test_regions_of_a_lone_ball_and_of_crowded_cells() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.geometry import Box
-from rescueseg.triage.rough_masks import middle_of
+from rescueseg.triage.rough_masks import central_box
 from rescueseg.triage.rough_truth import (
     LEAST_LIMIT,
     MOST_LIMIT,
@@ -108,7 +108,7 @@ def test_of_a_large_patch_the_middle_is_looked_at(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], voxels: int
 ) -> None:
     box = Box((5, 0, 9), shape)
-    middle = middle_of(box, spacing, voxels)
+    middle = central_box(box, spacing, voxels)
     assert box.contains(middle)
     assert middle == box or middle.size <= 1.5 * voxels
     assert middle == box or box.size > voxels

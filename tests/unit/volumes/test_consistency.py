@@ -25,7 +25,7 @@ from rescueseg.volumes import consistency, ome_zarr
 from rescueseg.volumes.consistency import ConsistencyReport, VolumeVerdict, apply, changes, check
 from rescueseg.volumes.normalise import measure, normalise, rescaled
 from rescueseg.volumes.phantom import make_phantom
-from rescueseg.volumes.spacing_tags import absurd
+from rescueseg.volumes.spacing_tags import implausibility
 from rescueseg.volumes.volume_import import default_domain
 
 SPACING = (0.25, 0.1, 0.1)
@@ -232,8 +232,8 @@ def test_the_default_of_programs_gives_way(campaign: Campaign, phantom: np.ndarr
     [((1, 25_400 / 72, 25_400 / 72), "72 dpi"), ((500, 120, 120), "mm"), ((2e-5, 1e-5, 1e-5), "mm"), (SPACING, "")],
 )
 def test_absurd_spacings_are_named(spacing: tuple[float, float, float], word: str) -> None:
-    assert word in absurd(spacing)
-    assert bool(word) == bool(absurd(spacing))
+    assert word in implausibility(spacing)
+    assert bool(word) == bool(implausibility(spacing))
 
 
 def test_noise_vouches_for_no_spacing(campaign: Campaign) -> None:

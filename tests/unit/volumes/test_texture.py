@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from rescueseg.volumes.describe import levels_of
-from rescueseg.volumes.texture import LAGS, Edges, Variogram, noise_variance, standardised, structure_length
+from rescueseg.volumes.texture import LAGS, Edges, Variogram, standardise, structure_length, variogram_noise
 
 
 def gaussian_field(sigma: float, seed: int = 0, shape: tuple[int, int, int] = (24, 96, 96)) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_white_noise_is_all_noise_and_no_structure() -> None:
     variogram = Variogram()
     variogram.add(field, 1)
     assert variogram.values() == pytest.approx(np.ones(len(LAGS)), abs=0.05)
-    assert noise_variance(variogram.values()) == pytest.approx(1, abs=0.05)
+    assert variogram_noise(variogram.values()) == pytest.approx(1, abs=0.05)
     assert length(field) is None
 
 
@@ -89,7 +89,7 @@ def test_planes_that_are_too_small_or_flat_have_no_edges() -> None:
 
 def test_channels_are_scaled_each_by_itself() -> None:
     voxels = np.stack([np.full((2, 3, 4), 10), np.full((2, 3, 4), 3000)])
-    assert standardised(voxels, (0, 2000), (20, 4000)) == pytest.approx(np.full((2, 3, 4), 0.5))
+    assert standardise(voxels, (0, 2000), (20, 4000)) == pytest.approx(np.full((2, 3, 4), 0.5))
 
 
 # levels --------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from rescueseg.errors import (
 )
 from rescueseg.volumes import ome_zarr, open_image, open_truth
 from rescueseg.volumes import volume_import as module
+from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.volume_import import default_id, import_volume
 from rescueseg.volumes.zarr_url import zarr_store
 
@@ -77,7 +78,7 @@ def test_voxels_spacing_and_truth_arrive(campaign: Campaign, raw: str, tmp_path:
     np.testing.assert_array_equal(open_truth(campaign, "raw")[:], mask())
     assert seen == [(step, 5) for step in range(1, 6)]
     ome_zarr.validate(campaign.image_url("raw"))
-    assert ome_zarr.spacing_um(campaign.image_url("raw")) == SPACING
+    assert open_source(campaign.image_url("raw")).spacing_um_zyx == SPACING
 
 
 def test_instances_are_kept_and_become_one_class(campaign: Campaign, raw: str, tmp_path: Path) -> None:
