@@ -64,11 +64,11 @@ class Visitor:
     def next(self) -> None:
         """Ask for the next patch and wait until it is open."""
         self.page.click("#next")
-        self.until("page.bench.isOpen && page.work.busy === false")
+        self.until("page.editor.isOpen && page.work.busy === false")
 
     def labels(self, shape: Voxel) -> npt.NDArray[np.uint8]:
         """Return what the page says is drawn."""
-        return np.array(self.page.evaluate("Array.from(page.bench.labels)"), np.uint8).reshape(shape)
+        return np.array(self.page.evaluate("Array.from(page.editor.labels)"), np.uint8).reshape(shape)
 
     def pixel(self, voxel: Voxel, axis: int) -> tuple[float, float]:
         """Show the plane of a voxel across an axis; return where the voxel lies in the window."""
@@ -146,7 +146,7 @@ def browsing(browser: Any, url: str, *, name: str = "anna", ticket: str = "", si
     try:
         visitor.visit(f"?ticket={ticket}" if ticket else "")
         if ticket:
-            visitor.until("page.bench.isOpen")
+            visitor.until("page.editor.isOpen")
         yield visitor
     finally:
         context.close()

@@ -1,4 +1,4 @@
-"""A real napari window with the desk in it, worked with mouse and keyboard; run in a process of its own.
+"""A real napari window with the annotation panel in it, worked with mouse and keyboard; run in a process of its own.
 
 ``python tests/napari_rig.py SCENARIO ARGUMENTS.json RESULT.json`` plays one of the functions below and writes what it
 returns. The tests in tests/integration/test_napari.py start it on a virtual screen.
@@ -35,23 +35,23 @@ class Rig:
     """The window and the hands at it."""
 
     def __init__(self, place: str, name: str, *, review: bool = False) -> None:
-        self.desk = plugin.open_window(place, name, review=review)
-        self.viewer = self.desk.viewer
+        self.widget = plugin.open_window(place, name, review=review)
+        self.viewer = self.widget.viewer
         self.viewer.window.resize(1260, 860)
         self.canvas = self.viewer.window._qt_viewer.canvas.native
         self.asked: list[str] = []
         self.timer = QTimer()
         self.timer.timeout.connect(self.insist)
         self.timer.start(50)
-        self.until(lambda: self.desk.annotate is not None and not self.desk.runner.busy)
+        self.until(lambda: self.widget.annotate is not None and not self.widget.runner.busy)
 
     @property
     def panel(self) -> Any:
-        return self.desk.annotate
+        return self.widget.annotate
 
     @property
     def said(self) -> str:
-        return str(self.desk.line.text())
+        return str(self.widget.line.text())
 
     def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
@@ -70,7 +70,7 @@ class Rig:
             box.buttons()[0].click()
 
     def idle(self) -> None:
-        self.until(lambda: not self.desk.runner.busy)
+        self.until(lambda: not self.widget.runner.busy)
 
     def key(self, letter: str, modifier: Any = Qt.KeyboardModifier.NoModifier) -> None:
         if QApplication.activeWindow() is None:  # without a window manager nobody makes it that after a dialog
@@ -153,7 +153,7 @@ def is_kept(rig: Rig, drawn: PatchLabels) -> bool:
 
 
 def has_left(rig: Rig, work: Work) -> bool:
-    return rig.panel.session.work is not work and not rig.desk.runner.busy
+    return rig.panel.session.work is not work and not rig.widget.runner.busy
 
 
 def annotate(
@@ -163,20 +163,20 @@ def annotate(
     rig = Rig(place, name)
     found: dict[str, Any] = {"seen": {}, "values": {}, "said": [], "restored": []}
     for _ in range(len(strokes)):
-        rig.until(lambda: rig.panel.layers is not None and not rig.desk.runner.busy)
+        rig.until(lambda: rig.panel.layers is not None and not rig.widget.runner.busy)
         work, layers = rig.panel.session.work, rig.panel.layers
         ticket_id = work.lease.ticket_id
-        found["restored"].append(work.restored)
+        found["restored"].append(work.is_restored)
         drawn = strokes[ticket_id]
         found["seen"][ticket_id], found["values"][ticket_id] = paint(rig, drawn)
-        before = layers.drawn()
+        before = layers.labels()
         rig.click(outside[ticket_id], work.view.spacing_um_zyx)
-        assert layers.drawn() == before, "the surroundings cannot be painted"
+        assert layers.labels() == before, "the surroundings cannot be painted"
         rig.panel.choose(0)
         rig.click(drawn[-1][:3], work.view.spacing_um_zyx)
-        assert layers.drawn() != before
+        assert layers.labels() != before
         rig.key("Z", CONTROL)
-        assert layers.drawn() == before, "undone"
+        assert layers.labels() == before, "undone"
         if ticket_id == leave:
             rig.until(partial(is_kept, rig, before))
             break
@@ -190,19 +190,19 @@ def finish(place: str, name: str, reject: str, fix: str, stroke: list[int], **_:
     """Hand in what a killed window left, then review: send one ticket back, correct another, accept the rest."""
     rig = Rig(place, name)
     rig.until(lambda: rig.panel.layers is not None)
-    found: dict[str, Any] = {"restored": rig.panel.session.work.restored, "said": [rig.said]}
+    found: dict[str, Any] = {"restored": rig.panel.session.work.is_restored, "said": [rig.said]}
     rig.key("Return", CONTROL)
-    rig.until(lambda: rig.panel.layers is None and not rig.desk.runner.busy)
+    rig.until(lambda: rig.panel.layers is None and not rig.widget.runner.busy)
     found["said"].append(rig.said)
-    review = rig.desk.review
-    tabs = rig.desk.root.findChild(QTabWidget)
+    review = rig.widget.review
+    tabs = rig.widget.root.findChild(QTabWidget)
     tabs.setCurrentWidget(review.root)
     review.list_waiting()
     rig.idle()
     found["waiting"] = [review.waiting.item(row).text().split()[0] for row in range(review.waiting.count())]
     for ticket_id in found["waiting"]:
         review.open(ticket_id)
-        rig.until(lambda: review.layers is not None and not rig.desk.runner.busy)
+        rig.until(lambda: review.layers is not None and not rig.widget.runner.busy)
         found[ticket_id] = {"layers": [layer.name for layer in rig.viewer.layers]}
         if ticket_id == reject:
             rig.answer(QInputDialog, lambda dialog: (dialog.setTextValue("misses one"), dialog.accept()))
@@ -215,7 +215,7 @@ def finish(place: str, name: str, reject: str, fix: str, stroke: list[int], **_:
             review.accept_fix.click()
         else:
             review.accept_a.click()
-        rig.until(lambda: review.layers is None and not rig.desk.runner.busy)
+        rig.until(lambda: review.layers is None and not rig.widget.runner.busy)
         found["said"].append(rig.said)
     return found
 
@@ -224,11 +224,11 @@ def compare(place: str, name: str, ticket_id: str, shots: str = "", **_: Any) ->
     """Look at two versions in turn, jump to where they differ, read the history, accept B."""
     rig = Rig(place, name, review=True)
     rig.idle()
-    review = rig.desk.review
-    tabs = rig.desk.root.findChild(QTabWidget)
+    review = rig.widget.review
+    tabs = rig.widget.root.findChild(QTabWidget)
     tabs.setCurrentWidget(review.root)
     review.open(ticket_id)
-    rig.until(lambda: review.layers is not None and not rig.desk.runner.busy)
+    rig.until(lambda: review.layers is not None and not rig.widget.runner.busy)
     shown = []
     for _ in range(3):
         shown.append([layer.name for layer in review.versions if layer.visible])
@@ -240,10 +240,10 @@ def compare(place: str, name: str, ticket_id: str, shots: str = "", **_: Any) ->
     texts: list[str] = []
     rig.answer(QDialog, lambda dialog: (texts.append(dialog.windowTitle()), dialog.reject()))
     review.history.click()
-    rig.until(lambda: texts and not rig.desk.runner.busy)
+    rig.until(lambda: texts and not rig.widget.runner.busy)
     about = review.about.text()
     review.accept_b.click()
-    rig.until(lambda: review.layers is None and not rig.desk.runner.busy)
+    rig.until(lambda: review.layers is None and not rig.widget.runner.busy)
     return {"shown": shown, "spot": spot, "about": about, "history": texts, "said": rig.said}
 
 

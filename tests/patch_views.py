@@ -1,4 +1,4 @@
-"""Patches as a desk shows them, made of arrays."""
+"""Patches as a client sees them, made of arrays."""
 
 from __future__ import annotations
 

@@ -13,20 +13,20 @@ from rescueseg.records import Record
 
 
 class Agreement(Record):
-    """Of two annotators on one patch, or on several together."""
+    """Agreement of two annotators, on one patch or on several together."""
 
     dice: dict[int, float]
-    """By class, those that either drew."""
+    """By class, of the classes that at least one of the two drew."""
     objects: float | None = None
     """F1 of the objects, where they are numbered."""
     common: bool = True
-    """Whether both annotated any voxel."""
+    """Whether there is a voxel that both annotated."""
 
     @property
     def value(self) -> float:
         """The mean Dice, 1 where nobody drew anything; where objects are numbered, their F1 if that is lower.
 
-        0 where there is no voxel that both annotated: nothing says that they agree.
+        0 where there is no voxel that both annotated.
         """
         if not self.common:
             return 0.0
@@ -40,17 +40,26 @@ def agreement(first: PatchLabels, second: PatchLabels, n_classes: int) -> Agreem
     Parameters
     ----------
     first, second : PatchLabels, zyx
-        Of the same patch. What either did not annotate is not counted.
+        Of the same patch. A voxel that either did not annotate is not counted.
     n_classes : int
         Number of classes K.
+
+    Examples
+    --------
+    One of two voxels in common, so the Dice of class 1 is 2 · 1 / (2 + 1):
+
+    >>> first = PatchLabels(np.array([[[1, 1, 0, 0]]], np.uint8))
+    >>> second = PatchLabels(np.array([[[1, 0, 0, 0]]], np.uint8))
+    >>> agreement(first, second, n_classes=1).dice
+    {1: 0.666667}
     """
-    unknown = first.ignore | second.ignore
-    counts = count_voxels(first.classes, np.where(unknown, np.uint8(IGNORE), second.classes), n_classes)
+    unannotated = first.ignore | second.ignore
+    counts = count_voxels(first.classes, np.where(unannotated, np.uint8(IGNORE), second.classes), n_classes)
     objects = None
     if first.instances is not None and second.instances is not None:
-        objects = object_f1(np.where(unknown, 0, first.instances), np.where(unknown, 0, second.instances))
+        objects = object_f1(np.where(unannotated, 0, first.instances), np.where(unannotated, 0, second.instances))
     dice = {c: round(n.dice, 6) for c, n in enumerate(counts, start=1) if n.occurs}
-    return Agreement(dice=dice, objects=objects, common=not bool(unknown.all()))
+    return Agreement(dice=dice, objects=objects, common=not bool(unannotated.all()))
 
 
 def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
@@ -65,6 +74,15 @@ def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     -------
     float
         From 0 (no object in common) to 1 (all; also where there is none).
+
+    Examples
+    --------
+    The first person drew two objects, the second one of them, under another number:
+
+    >>> first = np.array([[[1, 1, 1, 0, 2, 2]]])
+    >>> second = np.array([[[7, 7, 0, 0, 0, 0]]])
+    >>> object_f1(first, second)
+    0.666667
     """
     sizes = [dict(zip(*(a.tolist() for a in np.unique(ids[ids > 0], return_counts=True)), strict=True))
              for ids in (first, second)]  # fmt: skip
@@ -72,6 +90,8 @@ def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     both = (first > 0) & (second > 0)
     if not total or not both.any():
         return float(not total)
-    pairs, shared = np.unique(np.stack([first[both], second[both]]), axis=1, return_counts=True)
-    same = sum(2 * n > sizes[0][a] + sizes[1][b] - n for a, b, n in zip(*pairs.tolist(), shared.tolist(), strict=True))
+    pairs, overlaps = np.unique(np.stack([first[both], second[both]]), axis=1, return_counts=True)
+    same = sum(
+        2 * n > sizes[0][a] + sizes[1][b] - n for a, b, n in zip(*pairs.tolist(), overlaps.tolist(), strict=True)
+    )
     return round(2 * int(same) / total, 6)

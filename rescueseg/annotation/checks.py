@@ -1,7 +1,7 @@
-"""What is odd about labels: slips that a person would want to hear of, and can overrule.
+"""Warnings about labels: slips that a person would want to hear of, and can overrule.
 
-Pure functions on arrays. Each looks at one class at a time, or at one object where they are numbered. The thresholds are
-set so that honest labels of real volumes are seldom doubted; ``tests/benchmarks/label_checks.py`` measures how seldom.
+Pure functions on arrays. Each looks at one class at a time, or at one object where objects are numbered. The thresholds are
+set so that correct labels of real volumes seldom get a warning; ``tests/benchmarks/label_checks.py`` measures how seldom.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ Mask = npt.NDArray[np.bool_]
 SURE = 0.2
 """Entropy of a sure model, as a share of the largest possible one: 0.2 of it is a probability of 0.97 with two classes."""
 SURE_VOXELS = 64
-"""Fewer sure voxels may be a speck of the model's: 64 are a ball five voxels across."""
+"""Fewer sure voxels may be an error of the model: 64 are a ball five voxels across."""
 SPECK_VOXELS = 8
 """A speck has at most 2 x 2 x 2 voxels: what one careless click of the smallest brush leaves."""
 SPECK_SHARE = 0.01
-"""And at most a hundredth of the largest object of its class, so that small objects among small ones are none."""
+"""And at most a hundredth of the largest object of its class: small objects among small ones are no specks."""
 GAP_VOXELS = 16
 """A missing plane is seen where at least 4 x 4 voxels continue above and below."""
 GAP_LIKENESS = 0.6
-"""Of what lies above and below a gap, the overlap (intersection over union): one object, not two that meet."""
+"""Overlap (intersection over union) of the planes above and below a gap: one object, not two that touch."""
 HOLE_SHARE = 0.05
-"""A hole holds at most a twentieth of the object around it; larger ones are lumens, drawn as such."""
+"""A hole has at most a twentieth of the size of the object around it; larger ones are lumens, drawn as such."""
 CUT_LIKENESS = 0.9
 """Overlap of the last two planes of what ends one voxel before the border: a straight cut, not a rounded end."""
 CUT_VOXELS = 36
-"""Smallest cut that is looked at: 6 x 6 voxels."""
+"""Smallest cut that is checked: 6 x 6 voxels."""
 IGNORE_VOXELS = 64
-"""What somebody leaves out on purpose is larger than 4 x 4 x 4 voxels, or reaches the border."""
+"""A region that is left out on purpose is larger than 4 x 4 x 4 voxels, or reaches the border."""
 
 _FULL = np.ones((3, 3, 3), np.bool_)
 
 
-def odd_labels(
+def label_warnings(
     labels: PatchLabels,
     start: PatchLabels,
     prediction: npt.NDArray[np.uint8] | None = None,
     uncertainty: npt.NDArray[np.float32] | None = None,
     n_classes: int = 1,
 ) -> list[LabelWarning]:
-    """Return what is odd about the labels of a patch.
+    """Return warnings about the labels of a patch.
 
     Parameters
     ----------
     labels : PatchLabels, zyx
-        What would be handed in.
+        The labels to hand in.
     start : PatchLabels, zyx
         The mask it started from.
     prediction : ndarray of uint8, zyx, optional
@@ -71,22 +71,28 @@ def odd_labels(
     list of LabelWarning
         One per code and class at most.
     """
-    found = [*unchanged(labels, start, prediction), *two_values(labels, start)]
+    warnings = [*unchanged(labels, start, prediction), *two_values(labels, start)]
     if prediction is not None and uncertainty is not None:
-        found += empty(labels.classes, prediction, uncertainty, n_classes)
+        warnings += empty(labels.classes, prediction, uncertainty, n_classes)
     for value in range(1, n_classes + 1):
         mask = labels.classes == value
         if mask.any():
-            objects = numbered(mask) if labels.instances is None else labels.instances
-            found += specks(objects)
-            found += z_gaps(objects, labels.ignore)
-            found += holes(objects, labels.classes == 0)
-            found += cut_at_border(mask, labels.ignore)
-    return found + ignore_holes(labels.ignore)
+            objects = components(mask) if labels.instances is None else labels.instances
+            warnings += specks(objects)
+            warnings += z_gaps(objects, labels.ignore)
+            warnings += holes(objects, labels.classes == 0)
+            warnings += cut_at_border(mask, labels.ignore)
+    return warnings + ignore_holes(labels.ignore)
 
 
-def numbered(mask: Mask) -> npt.NDArray[np.int32]:
-    """Return the connected components of a mask (corners connect), numbered from 1."""
+def components(mask: Mask) -> npt.NDArray[np.int32]:
+    """Return the connected components of a mask (corners connect), numbered from 1.
+
+    Examples
+    --------
+    >>> components(np.array([[[True, True, False, True]]])).tolist()
+    [[[1, 1, 0, 2]]]
+    """
     return np.asarray(ndimage.label(mask, _FULL)[0], np.int32)
 
 
@@ -126,13 +132,13 @@ def empty(
 ) -> list[LabelWarning]:
     """Warn of classes of which nothing is drawn although the model is sure of many voxels."""
     sure = (uncertainty < SURE * math.log(n_classes + 1)) & (classes != IGNORE)
-    found = []
+    warnings = []
     for value in range(1, n_classes + 1):
         missing = sure & (prediction == value)
         if not (classes == value).any() and np.count_nonzero(missing) >= SURE_VOXELS:
             message = f"nothing of class {value} is drawn where the model is sure of it"
-            found.append(_warning("empty", message, missing))
-    return found
+            warnings.append(_warning("empty", message, missing))
+    return warnings
 
 
 def specks(objects: npt.NDArray[Any]) -> list[LabelWarning]:
@@ -146,21 +152,21 @@ def specks(objects: npt.NDArray[Any]) -> list[LabelWarning]:
 
 
 def _bits(objects: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Return the connected parts of all objects, numbered: bits of one object that do not touch are several."""
+    """Return the connected parts of all objects, numbered: an object in two pieces counts as two."""
     parts = np.zeros(objects.shape, np.int32)
     count = 0
     for value, box in _boxes(objects):
-        pieces, found = ndimage.label(objects[box] == value, _FULL)
+        pieces, n_pieces = ndimage.label(objects[box] == value, _FULL)
         parts[box] = np.where(pieces > 0, pieces + count, parts[box])
-        count += found
+        count += n_pieces
     return parts
 
 
 def _boxes(objects: npt.NDArray[Any]) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:
     """Yield each object's number and bounding box."""
-    known, index = np.unique(objects, return_inverse=True)
-    dense = index.reshape(objects.shape) + (0 if known[0] == 0 else 1)
-    numbers = known[known > 0].tolist()
+    values, index = np.unique(objects, return_inverse=True)
+    dense = index.reshape(objects.shape) + (0 if values[0] == 0 else 1)
+    numbers = values[values > 0].tolist()
     for value, box in zip(numbers, ndimage.find_objects(dense), strict=True):
         yield int(value), box
 
@@ -199,8 +205,25 @@ def _gap(above: npt.NDArray[Any], below: npt.NDArray[Any], nothing: npt.NDArray[
 
 
 def holes(objects: npt.NDArray[Any], background: Mask) -> list[LabelWarning]:
-    """Warn of background that an object encloses on all sides, if it is small beside the object."""
-    found = np.zeros(objects.shape, np.bool_)
+    """Warn of background that an object encloses on all sides, if it is small beside the object.
+
+    Parameters
+    ----------
+    objects : ndarray of integers, zyx
+        Object numbers, 0 background.
+    background : ndarray of bool, zyx
+        Where holes count; voxels that were not annotated are no holes.
+
+    Examples
+    --------
+    A cube of 3 × 3 × 3 voxels without its middle voxel:
+
+    >>> cube = np.ones((3, 3, 3), np.uint8)
+    >>> cube[1, 1, 1] = 0
+    >>> [warning.at_zyx for warning in holes(cube, cube == 0)]
+    [(1, 1, 1)]
+    """
+    unfilled = np.zeros(objects.shape, np.bool_)
     count = 0
     for value, box in _boxes(objects):
         mask = objects[box] == value
@@ -209,15 +232,15 @@ def holes(objects: npt.NDArray[Any], background: Mask) -> list[LabelWarning]:
             small = np.bincount(inside.ravel()) <= HOLE_SHARE * np.count_nonzero(mask)
             small[0] = False
             empty_inside = small[inside] & background[box]
-            found[box] |= empty_inside
+            unfilled[box] |= empty_inside
             count += len(np.unique(inside[empty_inside]))
-    return _warnings("holes", "holes inside objects that are not filled: {count}", found, count)
+    return _warnings("holes", "holes inside objects that are not filled: {count}", unfilled, count)
 
 
 def cut_at_border(mask: Mask, ignore: Mask) -> list[LabelWarning]:
     """Warn of labels that end straight, one voxel before a face of the patch."""
     names = ("z", "y", "x")
-    found: list[LabelWarning] = []
+    warnings: list[LabelWarning] = []
     for axis in range(3):
         if mask.shape[axis] < 4:
             continue
@@ -228,8 +251,8 @@ def cut_at_border(mask: Mask, ignore: Mask) -> list[LabelWarning]:
                 where = np.zeros(mask.shape, np.bool_)
                 where[tuple(last if a == axis else slice(None) for a in range(3))] = cut
                 message = f"labels end straight, one voxel before the {side} plane in {names[axis]}"
-                found.append(_warning("cut_at_border", message, where))
-    return found[:1]
+                warnings.append(_warning("cut_at_border", message, where))
+    return warnings[:1]
 
 
 def _cut(
@@ -244,7 +267,7 @@ def _cut(
 
 
 def ignore_holes(ignore: Mask) -> list[LabelWarning]:
-    """Warn of small places inside a patch that were left out: forgotten rather than meant."""
+    """Warn of small places inside a patch that were not annotated: probably forgotten."""
     if not ignore.any():
         return []
     places, _ = ndimage.label(ignore, _FULL)

@@ -1,7 +1,7 @@
-"""The desk of one annotator: take a patch, look at it, hand it in. Every client works at one.
+"""What one annotator can do in a campaign: take a patch, look at it, hand it in. Every annotation tool works through it.
 
-`rescueseg.annotation.local_client` works on a campaign of this machine; a client of the annotation server is the other
-implementation.
+`rescueseg.annotation.local_client` works on a campaign that this machine can read, `rescueseg.annotation.remote_client`
+through an annotation server.
 """
 
 from __future__ import annotations
@@ -18,23 +18,30 @@ from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Filters, Lease, TicketRecord
 from rescueseg.records import Record
 
-__all__ = ["ROLES", "Desk", "DeskInfo", "Filters", "LabelWarning", "PatchView", "Role", "require_role"]
+__all__ = ["ROLES", "AnnotationClient", "CampaignInfo", "Filters", "LabelWarning", "PatchView", "Role", "require_role"]
 
 Role = Literal["annotator", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = ("annotator", "reviewer", "admin")
 """Each may do what those before it may."""
 
 
-def require_role(name: str, role: Role, wanted: Role) -> None:
-    """Refuse what somebody's role does not cover.
+def require_role(name: str, role: Role, minimum: Role) -> None:
+    """Check that somebody's role covers what another role may do.
 
     Raises
     ------
     AccessError
         If it does not.
+
+    Examples
+    --------
+    >>> require_role("lead", "admin", "reviewer")
+    >>> require_role("anna", "annotator", "reviewer")
+    Traceback (most recent call last):
+    rescueseg.errors.AccessError: this needs the role 'reviewer', and 'anna' is 'annotator'. Ask a reviewer
     """
-    if ROLES.index(role) < ROLES.index(wanted):
-        raise AccessError(f"this needs the role '{wanted}', and '{name}' is '{role}'", todo=f"Ask a {wanted}")
+    if ROLES.index(role) < ROLES.index(minimum):
+        raise AccessError(f"this needs the role '{minimum}', and '{name}' is '{role}'", todo=f"Ask a {minimum}")
 
 
 class LabelWarning(Record):
@@ -48,7 +55,7 @@ class LabelWarning(Record):
     """An example, in voxels of the patch."""
 
 
-class DeskInfo(Record):
+class CampaignInfo(Record):
     """What a client needs to know of the campaign."""
 
     campaign: str
@@ -98,22 +105,22 @@ class PatchView:
         return self.ticket.box.relative_to(self.context)
 
 
-class Desk(Protocol):
-    """What an annotator does. Errors are those of the queue and of the labels, wherever the campaign lies."""
+class AnnotationClient(Protocol):
+    """One person in one campaign. Errors are those of the queue and of the labels, wherever the campaign lies."""
 
-    def info(self) -> DeskInfo:
-        """Return what the campaign is and who one is there."""
+    def info(self) -> CampaignInfo:
+        """Return what the campaign is, and this person's name and role."""
 
     def next(
         self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
     ) -> Lease | None:
-        """Go on with the patch one holds, else (or with `another`) lease the next one; None when there is none."""
+        """Return the running lease, else (or with `another`) lease the next patch; None when there is none."""
 
-    def held(self) -> list[Lease]:
-        """Return one's running leases, oldest first."""
+    def leases(self) -> list[Lease]:
+        """Return this person's running leases, oldest first."""
 
     def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
-        """Keep a lease; add to its account the work since the last sign of life, 0 when the tool does not know."""
+        """Extend a lease and add the seconds of work since the last heartbeat to it, 0 when the tool does not know."""
 
     def view(self, lease_id: str) -> PatchView:
         """Return the leased patch with what surrounds it; raise `LeaseExpiredError` where the lease does not run.
@@ -122,7 +129,7 @@ class Desk(Protocol):
         """
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
-        """Return what is odd about labels; raise `LabelError` where they cannot be handed in at all."""
+        """Return warnings about labels; raise `LabelError` where they cannot be handed in at all."""
 
     def submit(
         self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
@@ -145,7 +152,7 @@ class Desk(Protocol):
         """Return a ticket's patch for a reviewer."""
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return the versions handed in that one may see, oldest first: of a blind pair in work only one's own."""
+        """Return the versions that this person may see, oldest first: of an unfinished blind pair only their own."""
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
         """Return the labels of one version."""

@@ -1,29 +1,29 @@
-"""Sits somebody down at a campaign, wherever it is."""
+"""Opens a campaign for an annotator: in a folder, in object storage, or at an annotation server."""
 
 from __future__ import annotations
 
 import os
 
-from rescueseg.annotation.client import Desk
-from rescueseg.annotation.local_client import LocalDesk
-from rescueseg.annotation.remote_client import RemoteDesk
+from rescueseg.annotation.client import AnnotationClient
+from rescueseg.annotation.local_client import LocalClient
+from rescueseg.annotation.remote_client import RemoteClient
 from rescueseg.campaign import Campaign
 from rescueseg.queue.store import open_queue
 
 TOKEN_VARIABLE = "RESCUESEG_TOKEN"
 
 
-def desk_for(place: str, annotator: str, token: str = "") -> Desk:
-    """Return somebody's desk at a campaign.
+def open_client(address: str, annotator: str, token: str = "") -> AnnotationClient:
+    """Return an annotator's client of a campaign.
 
     Parameters
     ----------
-    place : str
+    address : str
         Folder or URL of the campaign, or the ``http(s)://`` address of its annotation server.
     annotator : str
-        Who sits there, where no token says it.
+        Name of the annotator; with a token, the server knows it.
     token : str
-        Says a server who one is; the environment's ``RESCUESEG_TOKEN`` when empty.
+        Of the annotator, for a server; the environment's ``RESCUESEG_TOKEN`` when empty.
 
     Raises
     ------
@@ -32,9 +32,9 @@ def desk_for(place: str, annotator: str, token: str = "") -> Desk:
     ConfigError
         If the address cannot be used.
     """
-    if place.startswith(("http://", "https://")):
+    if address.startswith(("http://", "https://")):
         token = token or os.environ.get(TOKEN_VARIABLE, "")
-        return RemoteDesk(place, token, annotator="" if token else annotator)
+        return RemoteClient(address, token, annotator="" if token else annotator)
 
-    campaign = Campaign.open(place)
-    return LocalDesk(campaign, open_queue(campaign), annotator)
+    campaign = Campaign.open(address)
+    return LocalClient(campaign, open_queue(campaign), annotator)

@@ -15,7 +15,7 @@ DOI = "10.1109/TMI.2004.828354"
 
 
 def staple(versions: Sequence[PatchLabels], n_classes: int) -> tuple[PatchLabels, dict[str, Any]]:
-    """Return the consensus of several annotators, and how much each was trusted.
+    """Return the consensus of several annotators, and how reliable each was.
 
     Parameters
     ----------
@@ -28,14 +28,13 @@ def staple(versions: Sequence[PatchLabels], n_classes: int) -> tuple[PatchLabels
     -------
     (PatchLabels, dict)
         The consensus: of each voxel the class of the highest probability, background where none reaches one half.
-        What one person left out is taken from the others; 255 where nobody annotated. The dict names the method and
+        What one person did not annotate is taken from the others; 255 where nobody annotated. The dict names the method and
         gives, per class, each annotator's estimated sensitivity and specificity.
 
     Notes
     -----
     Expectation maximisation over the annotators' performance [1]_ as in ITK, class by class. Of two annotators it can
-    only decide for each class whether what one alone drew belongs to it, everywhere alike: they are weighed, not the
-    places.
+    only decide for a whole class, not place by place, whether what one alone drew belongs to it.
 
     References
     ----------
@@ -43,42 +42,41 @@ def staple(versions: Sequence[PatchLabels], n_classes: int) -> tuple[PatchLabels
        doi:10.1109/TMI.2004.828354.
     """
     stack = np.stack([v.classes for v in versions])
-    known = (stack != IGNORE).all(axis=0)
-    filled = _first_known(stack)
+    annotated = (stack != IGNORE).all(axis=0)
     performance: dict[str, Any] = {}
-    likely = np.zeros((n_classes + 1, np.count_nonzero(known)), np.float64)
-    likely[0] = 0.5
+    probability = np.zeros((n_classes + 1, np.count_nonzero(annotated)), np.float64)
+    probability[0] = 0.5
     for value in range(1, n_classes + 1):
-        drawn = (stack[:, known] == value).astype(np.uint8)
-        if drawn.any():
-            likely[value], performance[str(value)] = _one_class(drawn)
-    classes = filled.copy()
-    classes[known] = likely.argmax(axis=0).astype(np.uint8)
+        masks = (stack[:, annotated] == value).astype(np.uint8)
+        if masks.any():
+            probability[value], performance[str(value)] = _one_class(masks)
+    classes = _first_annotation(stack)
+    classes[annotated] = probability.argmax(axis=0).astype(np.uint8)
     provenance = {"method": "staple", "doi": DOI, "performance": performance}
     return PatchLabels(classes, _objects(versions, classes)), provenance
 
 
-def _first_known(stack: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return what the first annotator who looked at a voxel saw there."""
-    filled: npt.NDArray[np.uint8] = stack[0].copy()
-    for classes in stack[1:]:
-        filled = np.where(filled == IGNORE, classes, filled)
-    return filled
+def _first_annotation(stack: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return each voxel's class by the first person who annotated it."""
+    classes: npt.NDArray[np.uint8] = stack[0].copy()
+    for other in stack[1:]:
+        classes = np.where(classes == IGNORE, other, classes)
+    return classes
 
 
-def _one_class(drawn: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], list[dict[str, float]]]:
-    """Run STAPLE on what each annotator drew of a class (annotators, voxels); where all agree there is nothing to weigh."""
-    if (drawn == drawn[0]).all():
-        return drawn[0].astype(np.float64), [{"sensitivity": 1.0, "specificity": 1.0}] * len(drawn)
+def _one_class(masks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], list[dict[str, float]]]:
+    """Run STAPLE on the masks of one class, shape (annotators, voxels), unless all are the same."""
+    if (masks == masks[0]).all():
+        return masks[0].astype(np.float64), [{"sensitivity": 1.0, "specificity": 1.0}] * len(masks)
 
-    staple: Any = SimpleITK.STAPLEImageFilter()  # type: ignore[no-untyped-call]
-    staple.SetForegroundValue(1)
-    image = staple.Execute([SimpleITK.GetImageFromArray(mask[None]) for mask in drawn])
-    trusted = [
+    staple_filter: Any = SimpleITK.STAPLEImageFilter()  # type: ignore[no-untyped-call]
+    staple_filter.SetForegroundValue(1)
+    image = staple_filter.Execute([SimpleITK.GetImageFromArray(mask[None]) for mask in masks])
+    performance = [
         {"sensitivity": round(p, 4), "specificity": round(q, 4)}
-        for p, q in zip(staple.GetSensitivity(), staple.GetSpecificity(), strict=True)
+        for p, q in zip(staple_filter.GetSensitivity(), staple_filter.GetSpecificity(), strict=True)
     ]
-    return SimpleITK.GetArrayFromImage(image)[0].astype(np.float64), trusted
+    return SimpleITK.GetArrayFromImage(image)[0].astype(np.float64), performance
 
 
 def _objects(versions: Sequence[PatchLabels], classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32] | None:
@@ -95,7 +93,7 @@ def _objects(versions: Sequence[PatchLabels], classes: npt.NDArray[np.uint8]) ->
         for number in np.unique(version.instances[inside & (ids == 0)]).tolist():
             if number:
                 mask = version.instances == number
-                met = ids[mask & (ids > 0)]
-                joined = int(np.bincount(met).argmax()) if met.size else int(ids.max()) + 1
-                ids[mask & inside & (ids == 0)] = joined
+                overlap = ids[mask & (ids > 0)]
+                target = int(np.bincount(overlap).argmax()) if overlap.size else int(ids.max()) + 1
+                ids[mask & inside & (ids == 0)] = target
     return ids

@@ -20,18 +20,24 @@ FORMAT = "CVAT for images 1.1"
 
 
 def is_task(text: str) -> bool:
-    """Tell the address of a CVAT task, such as https://cvat.example/tasks/12."""
+    """Tell whether a text is the address of a CVAT task.
+
+    Examples
+    --------
+    >>> is_task("https://cvat.example/tasks/12"), is_task("masks/tasks_12.zip")
+    (True, False)
+    """
     parts = urlsplit(text)
     return parts.scheme in ("http", "https") and parts.path.rstrip("/").rpartition("/")[0].endswith("/tasks")
 
 
 def upload(url: str, files: PatchFiles, frame: Frame) -> str:
-    """Make a task of a patch that was written as ``cvat``, its mask as annotations; return its address.
+    """Make a CVAT task of a patch, with its mask as annotations; return the address of the task.
 
     Parameters
     ----------
     url : str
-        Of the server; `CVAT_ACCESS_TOKEN` in the environment says who one is.
+        Of the server; the environment's `CVAT_ACCESS_TOKEN` gives access.
     files : PatchFiles
         What the format ``cvat`` wrote.
     frame : Frame
@@ -44,7 +50,7 @@ def upload(url: str, files: PatchFiles, frame: Frame) -> str:
     ServiceError
         If the server does not answer or refuses.
     """
-    with _client(url) as client:
+    with _cvat_client(url) as client:
         spec = {"name": frame.ticket_id, "labels": label_definitions(frame)}
         task = client.tasks.create_from_data(
             spec,
@@ -61,13 +67,13 @@ def download(task: str, target: Path) -> Path:
     url, _, number = task.rstrip("/").rpartition("/tasks/")
     if not number.isdigit():
         raise ConfigError(f"'{task}' is no task of CVAT", todo="Such as https://cvat.example/tasks/12")
-    with _client(url) as client:
+    with _cvat_client(url) as client:
         client.tasks.retrieve(int(number)).export_dataset(FORMAT, str(target), include_images=False)
     return target
 
 
 @contextmanager
-def _client(url: str) -> Iterator[Any]:
+def _cvat_client(url: str) -> Iterator[Any]:
     try:
         import cvat_sdk
         from cvat_sdk.core.exceptions import CvatSdkException

@@ -1,4 +1,4 @@
-"""Labels handed in: checked, stored, submitted, and accepted where no review is wanted."""
+"""Labels handed in: checked, stored, submitted, and accepted where the campaign asks for no review."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from rescueseg.annotation.label_files import starting_patch, store_labels
-from rescueseg.annotation.pairs import try_to_settle
+from rescueseg.annotation.pairs import try_to_resolve
 from rescueseg.campaign import Campaign
 from rescueseg.labels import PatchLabels, check_patch, corrected_voxels
 from rescueseg.queue.records import AnnotationRecord, Lease
@@ -27,10 +27,10 @@ def submit_labels(
     active_seconds: float = 0.0,
     overridden: Sequence[str] = (),
 ) -> AnnotationRecord:
-    """Check labels, store them, hand them in, and accept them when the campaign wants no review.
+    """Check labels, store them, hand them in, and accept them when the campaign asks for no review.
 
-    The array is stored under its digest before the queue's row is written: killed in between, the same call
-    finishes the work, and killed after, it changes nothing.
+    The array is stored under its digest before the queue's row is written. After a crash in between, the same call
+    finishes the work; once it is finished, the same call changes nothing.
 
     Parameters
     ----------
@@ -39,15 +39,15 @@ def submit_labels(
     store : QueueStore
         Its queue.
     lease : Lease
-        The lease they were made under.
+        The lease under which the patch was annotated.
     annotator : str
-        Who made them.
+        Name of the annotator.
     labels : PatchLabels, or ndarray of classes, zyx
         In the shape of the patch; see `check_patch`.
     tool : str
-        What they were made with.
+        Name of the annotation tool.
     seconds : float or None
-        Time the annotator took, where a person told it; else the lease's account says it.
+        Time that the annotator states; None for the time counted under the lease.
     active_seconds, overridden
         As in `QueueStore.submit`.
 
@@ -61,24 +61,24 @@ def submit_labels(
         If they cannot be stored. In every case nothing was handed in.
     """
     ticket, config = lease.ticket, campaign.config
-    given = labels if isinstance(labels, PatchLabels) else PatchLabels(labels)
-    checked = check_patch(given, ticket.box, config, where=f"ticket {ticket.ticket_id}")
-    store.check_submit(lease.lease_id, annotator, checked.digest)
-    corrected = corrected_voxels(checked, starting_patch(campaign, lease))
-    label, instances = store_labels(campaign, ticket.ticket_id, checked)
-    done = store.submit(
+    patch_labels = labels if isinstance(labels, PatchLabels) else PatchLabels(labels)
+    patch_labels = check_patch(patch_labels, ticket.box, config, where=f"ticket {ticket.ticket_id}")
+    store.check_submit(lease.lease_id, annotator, patch_labels.digest)
+    n_corrected = corrected_voxels(patch_labels, starting_patch(campaign, lease))
+    label, instances = store_labels(campaign, ticket.ticket_id, patch_labels)
+    annotation = store.submit(
         lease.lease_id,
         annotator,
         label,
         tool,
         seconds,
-        corrected,
+        n_corrected,
         accept=not config.annotation.review,
         active_seconds=active_seconds,
         instances=instances,
         overridden=overridden,
     )
     if ticket.annotators > 1:
-        try_to_settle(campaign, store, ticket.ticket_id)
-        return next(v for v in store.annotations(ticket.ticket_id) if v.annotation_id == done.annotation_id)
-    return done
+        try_to_resolve(campaign, store, ticket.ticket_id)
+        return next(v for v in store.annotations(ticket.ticket_id) if v.annotation_id == annotation.annotation_id)
+    return annotation

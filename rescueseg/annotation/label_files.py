@@ -1,4 +1,4 @@
-"""Label arrays on their way into the queue: checked, stored immutable and versioned, then handed in."""
+"""Label arrays of tickets: the mask to start from, and versions stored under their digests."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def ticket_id(campaign_name: str, generation: int, patch: Patch, purpose: Purpos
         The patch.
     purpose : {"pool", "validation", "test"}
         What the labels are for.
+
+    Examples
+    --------
+    >>> from rescueseg.geometry import Box
+    >>> patch = Patch("liver-1", Box((0, 0, 0), (16, 32, 32)))
+    >>> ticket_id("liver", 2, patch, "pool")
+    'pool-0002-3a4a3f20d8f82c44'
     """
     content = [campaign_name, generation, patch.volume_id, patch.box.to_dict(), purpose]
     return f"{purpose}-{generation:04d}-{digest_json(content)[:16]}"
@@ -45,8 +52,8 @@ def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
     """
     if lease.start is None:
         return np.zeros(lease.ticket.box.shape_zyx, np.uint8)
-    stored = campaign.storage.read_array(lease.start)
-    return check_labels(stored, lease.ticket.box, campaign.config.n_classes, where=lease.start)
+    array = campaign.storage.read_array(lease.start)
+    return check_labels(array, lease.ticket.box, campaign.config.n_classes, where=lease.start)
 
 
 def starting_patch(campaign: Campaign, lease: Lease) -> PatchLabels:
@@ -80,13 +87,13 @@ def read_version(campaign: Campaign, record: AnnotationRecord | AcceptedAnnotati
 def store_labels(
     campaign: Campaign, ticket_id: str, labels: PatchLabels
 ) -> tuple[LabelReference, LabelReference | None]:
-    """Store labels under their digests, classes and objects apart; what is there already stays."""
+    """Store labels under their digests, classes and objects in files of their own; an existing file stays."""
 
-    def kept(array: npt.NDArray[Any]) -> LabelReference:
+    def store(array: npt.NDArray[Any]) -> LabelReference:
         digest = digest_array(array)
         reference = LabelReference(path=campaign.annotation_path(ticket_id, digest), digest=digest)
         if not campaign.storage.exists(reference.path):
             campaign.storage.write_array(reference.path, array)
         return reference
 
-    return kept(labels.classes), None if labels.instances is None else kept(labels.instances)
+    return store(labels.classes), None if labels.instances is None else store(labels.instances)

@@ -1,4 +1,4 @@
-"""The desk on a campaign that this machine can read; the annotation server stands on it too."""
+"""The annotation client of a campaign that this machine can read; the annotation server uses it too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg import volumes
-from rescueseg.annotation.checks import odd_labels
-from rescueseg.annotation.client import DeskInfo, Filters, LabelWarning, PatchView, Role, require_role
+from rescueseg.annotation.checks import label_warnings
+from rescueseg.annotation.client import CampaignInfo, Filters, LabelWarning, PatchView, Role, require_role
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.annotation.label_files import read_version, starting_patch, store_labels
-from rescueseg.annotation.pairs import accept_consensus, settle_all
+from rescueseg.annotation.pairs import accept_consensus, resolve_pairs
 from rescueseg.campaign import Campaign
 from rescueseg.errors import (
     AccessError,
@@ -31,8 +31,8 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.services.prefect_api import wake
 
 
-class LocalDesk:
-    """One person's desk; see `rescueseg.annotation.client.Desk`.
+class LocalClient:
+    """One person in a campaign; see `rescueseg.annotation.client.AnnotationClient`.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class LocalDesk:
     store : QueueStore
         Its queue.
     annotator : str
-        Who sits here.
+        Name of the person.
     role : {"annotator", "reviewer", "admin"}
-        What they may do.
+        What the person may do.
     """
 
     def __init__(self, campaign: Campaign, store: QueueStore, annotator: str, role: Role = "admin") -> None:
@@ -52,9 +52,9 @@ class LocalDesk:
     def _require_reviewer(self) -> None:
         require_role(self.annotator, self.role, "reviewer")
 
-    def info(self) -> DeskInfo:
-        """Return what the campaign is and who one is there."""
-        return DeskInfo(
+    def info(self) -> CampaignInfo:
+        """Return what the campaign is, and this person's name and role."""
+        return CampaignInfo(
             campaign=self.campaign.config.name,
             classes=self.campaign.config.classes,
             kind=self.campaign.config.annotation.labels,
@@ -67,7 +67,7 @@ class LocalDesk:
     def next(
         self, filters: Filters | None = None, ticket_id: str | None = None, *, another: bool = False
     ) -> Lease | None:
-        """Go on with the patch one holds, else (or with `another`) lease the next one."""
+        """Return the running lease, else (or with `another`) lease the next patch."""
         config = self.campaign.config
         if filters and filters.class_name not in (None, *config.classes):
             raise QueueError(
@@ -75,7 +75,7 @@ class LocalDesk:
                 where=config.name,
                 todo=f"Classes: {', '.join(config.classes)}",
             )
-        settle_all(self.campaign, self.store)
+        resolve_pairs(self.campaign, self.store)
         return self.store.claim(
             self.annotator,
             config.annotation.lease_minutes * 60,
@@ -85,16 +85,16 @@ class LocalDesk:
             idle_seconds=config.annotation.idle_minutes * 60,
         )
 
-    def held(self) -> list[Lease]:
-        """Return one's running leases, oldest first."""
+    def leases(self) -> list[Lease]:
+        """Return this person's running leases, oldest first."""
         return self.store.leases(self.annotator)
 
     def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
-        """Keep a lease and add to its account."""
+        """Extend a lease and add the seconds of work to it."""
         return self.store.heartbeat(lease_id, self.annotator, active_seconds)
 
     def view(self, lease_id: str) -> PatchView:
-        """Return the leased patch with what surrounds it; of a lease that was handed in, what was handed in."""
+        """Return the leased patch with what surrounds it; of a lease that was handed in, the labels handed in."""
         lease = self.store.lease(lease_id)
         if lease.annotator != self.annotator:
             raise NotYourLeaseError(
@@ -103,8 +103,8 @@ class LocalDesk:
                 todo="Look at a patch of your own",
             )
         if lease.ended == "submitted":
-            made = read_version(self.campaign, self.store.submission(lease_id))
-            return self._view(lease.ticket, made, with_model=False)
+            labels = read_version(self.campaign, self.store.submission(lease_id))
+            return self._view(lease.ticket, labels, with_model=False)
         if lease.ended is not None:
             raise LeaseExpiredError(
                 f"the lease ended: {lease.ended}", where=f"ticket {lease.ticket_id}", todo="Claim the ticket again"
@@ -112,7 +112,7 @@ class LocalDesk:
         return self._view(lease.ticket, starting_patch(self.campaign, lease))
 
     def context(self, ticket: TicketRecord) -> Box:
-        """Return what is shown with a patch: it and its surroundings, within the volume."""
+        """Return the part that is shown with a patch: it and its surroundings, within the volume."""
         share = self.campaign.config.annotation.context
         margin = [math.ceil(n * share) for n in ticket.box.shape_zyx]
         return ticket.box.expand(margin).clip(self.campaign.volume(ticket.volume_id).shape_zyx)
@@ -138,9 +138,9 @@ class LocalDesk:
                 entropy = open_map(self.campaign, generation, ticket.volume_id, "predictive_entropy")[z, y, x]
                 prediction = np.asarray(probability).argmax(axis=0).astype(np.uint8)
                 uncertainty = np.array(entropy, np.float32)
-                for hidden in self._holdout_in(ticket.volume_id, context):
-                    prediction[hidden.slices] = 0
-                    uncertainty[hidden.slices] = 0
+                for box in self._holdout_in(ticket.volume_id, context):
+                    prediction[box.slices] = 0
+                    uncertainty[box.slices] = 0
                 return prediction, uncertainty
         return None, None
 
@@ -151,55 +151,55 @@ class LocalDesk:
         return [box.relative_to(context) for box in common if box is not None]
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
-        """Return what is odd about labels."""
+        """Return warnings about labels."""
         lease = self.store.lease(lease_id)
-        return self._odd(lease, self._checked(lease.ticket, labels))
+        return self._warnings(lease, self._checked_labels(lease.ticket, labels))
 
-    def _checked(self, ticket: TicketRecord, labels: PatchLabels) -> PatchLabels:
+    def _checked_labels(self, ticket: TicketRecord, labels: PatchLabels) -> PatchLabels:
         return check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket.ticket_id}")
 
-    def _odd(self, lease: Lease, checked: PatchLabels) -> list[LabelWarning]:
+    def _warnings(self, lease: Lease, labels: PatchLabels) -> list[LabelWarning]:
         start, model = starting_patch(self.campaign, lease), self._maps(lease.ticket, lease.ticket.box)
-        return odd_labels(checked, start, *model, self.campaign.config.n_classes)
+        return label_warnings(labels, start, *model, self.campaign.config.n_classes)
 
     def submit(
         self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
     ) -> AnnotationRecord:
         """Hand in labels; warnings refuse them unless `override`."""
         lease = self.store.lease(lease_id)
-        checked = self._checked(lease.ticket, labels)  # first: a digest is that of the stored dtype
-        self.store.check_submit(lease_id, self.annotator, checked.digest)
-        odd = tuple(self._odd(lease, checked))
-        if odd and not override and not self._handed_in(lease, checked):
+        labels = self._checked_labels(lease.ticket, labels)  # first: the digest is that of the stored dtype
+        self.store.check_submit(lease_id, self.annotator, labels.digest)
+        warnings = tuple(self._warnings(lease, labels))
+        if warnings and not override and not self._is_replay(lease, labels):
             raise LabelWarningsError(
-                "; ".join(warning.message for warning in odd),
+                "; ".join(warning.message for warning in warnings),
                 where=f"ticket {lease.ticket_id}",
                 todo="Correct the mask, or insist that it is right",
-                warnings=odd,
+                warnings=warnings,
             )
-        done = submit_labels(
+        annotation = submit_labels(
             self.campaign,
             self.store,
             lease,
             self.annotator,
-            checked,
+            labels,
             tool,
             None,
             active_seconds=active_seconds,
-            overridden=[warning.code for warning in odd],
+            overridden=[warning.code for warning in warnings],
         )
         self._wake()
-        return done
+        return annotation
 
-    def _handed_in(self, lease: Lease, labels: PatchLabels) -> bool:
-        """Tell whether these labels were taken already: their replay is never doubted."""
-        made = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == self.annotator]
-        return any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in made)
+    def _is_replay(self, lease: Lease, labels: PatchLabels) -> bool:
+        """Tell whether the person has handed in these labels before; then warnings do not refuse them."""
+        versions = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == self.annotator]
+        return any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in versions)
 
     def skip(self, lease_id: str, reason: str) -> None:
         """Say that nobody can annotate the patch."""
         self.store.skip(lease_id, self.annotator, reason)
-        self._wake()  # the last patch that was waited for may be this one
+        self._wake()  # a generation may have waited for this patch alone
 
     def release(self, lease_id: str) -> None:
         """Give the patch back untouched."""
@@ -208,7 +208,7 @@ class LocalDesk:
     def to_review(self) -> list[TicketRecord]:
         """Return the tickets that wait for a reviewer, oldest first."""
         self._require_reviewer()
-        settle_all(self.campaign, self.store)
+        resolve_pairs(self.campaign, self.store)
         return sorted(self.store.tickets("submitted"), key=lambda t: (t.updated_at, t.ticket_id))
 
     def review_view(self, ticket_id: str) -> PatchView:
@@ -217,24 +217,24 @@ class LocalDesk:
         return self._view(self.store.ticket(ticket_id), self.version_labels(ticket_id, self._latest(ticket_id)))
 
     def _latest(self, ticket_id: str) -> int:
-        found = self.versions(ticket_id)
-        if not found:
+        versions = self.versions(ticket_id)
+        if not versions:
             raise TicketNotFoundError("nothing was handed in for the ticket", where=ticket_id, todo="Wait for it")
-        return found[-1].version
+        return versions[-1].version
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
-        """Return the versions that one may see, oldest first: of a blind pair in work only one's own."""
-        found = self.store.annotations(ticket_id)
+        """Return the versions that this person may see, oldest first: of an unfinished blind pair only their own."""
+        versions = self.store.annotations(ticket_id)
         if self.role == "annotator" or self._is_blind(ticket_id):
-            return [v for v in found if v.annotator == self.annotator]
-        return found
+            return [v for v in versions if v.annotator == self.annotator]
+        return versions
 
     def _is_blind(self, ticket_id: str) -> bool:
         ticket = self.store.ticket(ticket_id)
         return ticket.annotators > 1 and ticket.status in ("queued", "leased")
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
-        """Return the labels of one version that one may see."""
+        """Return the labels of one version that this person may see."""
         for record in self.versions(ticket_id):
             if record.version == version:
                 return read_version(self.campaign, record)
@@ -247,22 +247,23 @@ class LocalDesk:
     def accept(self, ticket_id: str, version: int | None = None) -> AnnotationRecord:
         """Accept a version of a submitted ticket, the latest when None."""
         self._require_reviewer()
-        done = self.store.accept(ticket_id, self.annotator, version)
+        annotation = self.store.accept(ticket_id, self.annotator, version)
         self._wake()
-        return done
+        return annotation
 
     def accept_consensus(self, ticket_id: str) -> AnnotationRecord:
         """Make the STAPLE consensus of the versions of a submitted ticket, and accept it."""
         self._require_reviewer()
-        found = [v for v in self.versions(ticket_id) if v.verdict == "submitted"]
-        if len(found) < 2:
+        versions = [v for v in self.versions(ticket_id) if v.verdict == "submitted"]
+        if len(versions) < 2:
             raise QueueError(
                 "a consensus needs the labels of two people", where=ticket_id, todo="See 'rescueseg queue review'"
             )
-        labels = [read_version(self.campaign, v) for v in found]
-        done = accept_consensus(self.campaign, self.store, self.store.ticket(ticket_id), found, labels, self.annotator)
+        labels = [read_version(self.campaign, v) for v in versions]
+        ticket = self.store.ticket(ticket_id)
+        annotation = accept_consensus(self.campaign, self.store, ticket, versions, labels, self.annotator)
         self._wake()
-        return done
+        return annotation
 
     def reject(self, ticket_id: str, comment: str) -> None:
         """Send a submitted ticket back to who annotated it."""
@@ -273,14 +274,14 @@ class LocalDesk:
         """Hand in a reviewer's own labels of a submitted ticket and accept them."""
         self._require_reviewer()
         ticket = self.store.ticket(ticket_id)
-        checked = self._checked(ticket, labels)
-        corrected = corrected_voxels(checked, self.version_labels(ticket_id, self._latest(ticket_id)))
-        classes, instances = store_labels(self.campaign, ticket_id, checked)
-        done = self.store.fix(
-            ticket_id, self.annotator, classes, tool, corrected, seconds=active_seconds, instances=instances
+        labels = self._checked_labels(ticket, labels)
+        n_corrected = corrected_voxels(labels, self.version_labels(ticket_id, self._latest(ticket_id)))
+        classes, instances = store_labels(self.campaign, ticket_id, labels)
+        annotation = self.store.fix(
+            ticket_id, self.annotator, classes, tool, n_corrected, seconds=active_seconds, instances=instances
         )
         self._wake()
-        return done
+        return annotation
 
     def history(self, ticket_id: str) -> list[AuditEntry]:
         """Return every change of a ticket, oldest first."""

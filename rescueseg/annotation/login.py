@@ -1,4 +1,4 @@
-"""Who works at this machine."""
+"""The name of the person at this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import getpass
 
 
 def login_name() -> str:
-    """Return the name of who runs this."""
+    """Return the login name of this process's user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without that user

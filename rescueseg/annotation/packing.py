@@ -1,4 +1,4 @@
-"""Arrays on the wire as npz, read with bounds: nothing is unpickled, and no more is inflated than was announced."""
+"""Arrays as npz for HTTP. Reading is bounded: nothing is unpickled, and no array is larger than its header says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEAD = re.compile(
 )
 """An npy header of plain numbers: nothing of it is evaluated."""
 _MEMBERS = 16
-DAMAGED: tuple[type[Exception], ...] = (
+DAMAGE_ERRORS: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
@@ -43,12 +43,12 @@ _NOISY = 2
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], about: Any = None) -> bytes:
     """Return arrays as npz, with a JSON-ready description beside them unless it is None."""
-    everything = dict(arrays)
+    contents = dict(arrays)
     if about is not None:
-        everything[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        contents[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, array in everything.items():
+        for name, array in contents.items():
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = zipfile.ZIP_STORED if array.itemsize >= _NOISY else zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as file:
@@ -93,13 +93,19 @@ def unpack(file: IO[bytes], limit: int) -> tuple[dict[str, npt.NDArray[Any]], An
                 arrays[name] = _read_member(archive, member, limit - sum(a.nbytes for a in arrays.values()))
             about = arrays.pop(_ABOUT, None)
             return arrays, None if about is None else json.loads(about.tobytes())
-    except DAMAGED as error:
+    except DAMAGE_ERRORS as error:
         todo = "Save the labels again with numpy.savez"
         raise LabelError(f"the npz cannot be read: {brief(error)}", todo=todo) from error
 
 
 def brief(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind."""
+    r"""Return the first line of an error's message, or the name of its class.
+
+    Examples
+    --------
+    >>> brief(ValueError("the header is cut short\nat byte 12")), brief(EOFError())
+    ('the header is cut short', 'EOFError')
+    """
     return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
@@ -109,11 +115,11 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: int) -
         magic = file.read(8)
         length = file.read(_LENGTHS.get(magic, 0))
         size = int.from_bytes(length, "little")
-        found = _HEAD.fullmatch(file.read(size)) if length and size <= _HEAD_BYTES else None
-        if found is None:
+        head = _HEAD.fullmatch(file.read(size)) if length and size <= _HEAD_BYTES else None
+        if head is None:
             raise ValueError("it holds something else than an array of numbers")
-        dtype, fortran = np.dtype(found[1].decode()), found[2] == b"True"
-        shape = tuple(int(n) for n in found[3].decode().replace(",", " ").split())
+        dtype, fortran = np.dtype(head[1].decode()), head[2] == b"True"
+        shape = tuple(int(n) for n in head[3].decode().replace(",", " ").split())
         expected = math.prod(shape) * dtype.itemsize
         if expected > room:
             raise ValueError(f"an array of shape {shape} and type {dtype.str} is larger than its patch allows")
@@ -148,6 +154,16 @@ def labels_of(arrays: Mapping[str, npt.NDArray[Any]], kind: str, what: str = "np
     ------
     LabelError
         If the names do not tell which is which.
+
+    Examples
+    --------
+    One array alone holds object numbers where the campaign annotates instances, else classes:
+
+    >>> array = np.array([[[0, 3, 3]]], np.uint8)
+    >>> labels_of({"mask": array}, "semantic").classes.tolist()
+    [[[0, 3, 3]]]
+    >>> labels_of({"mask": array}, "instance").classes.tolist()
+    [[[0, 1, 1]]]
     """
     rest = {name: array for name, array in arrays.items() if name != "ignore"}
     if "classes" in rest and len(rest) == len(arrays) and set(rest) <= {"classes", "instances"}:
@@ -159,10 +175,10 @@ def labels_of(arrays: Mapping[str, npt.NDArray[Any]], kind: str, what: str = "np
             todo="Hand in 'classes', with 'instances' where objects are numbered",
         )
     only = next(iter(rest.values()))
-    return PatchLabels(only) if kind == "semantic" else _numbered(only, arrays.get("ignore"), what)
+    return PatchLabels(only) if kind == "semantic" else _object_labels(only, arrays.get("ignore"), what)
 
 
-def _numbered(ids: npt.NDArray[Any], ignore: npt.NDArray[Any] | None, what: str) -> PatchLabels:
+def _object_labels(ids: npt.NDArray[Any], ignore: npt.NDArray[Any] | None, what: str) -> PatchLabels:
     """Return labels from object numbers, which some tools save as floats."""
     if ids.size and not (ids.min() >= 0 and ids.max() < 2**32 and np.array_equal(ids, np.rint(ids))):
         raise LabelError("object numbers must be whole, from 0 to 2³² - 1", where=what, todo="Save them as integers")

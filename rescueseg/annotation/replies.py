@@ -1,4 +1,4 @@
-"""Errors as the annotation server tells them: one JSON shape, and back to the exception that it came from."""
+"""Errors of the annotation server as JSON, and from JSON back to the exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rescueseg.annotation.client import LabelWarning
 
 
 class ErrorReply(BaseModel):
-    """What went wrong."""
+    """An error: what is wrong, where, and what to do about it."""
 
     error: str
     """Kind: the name of the exception in `rescueseg.errors`, or `RequestError`."""
@@ -21,7 +21,13 @@ class ErrorReply(BaseModel):
 
 
 def error_from(body: ErrorReply) -> errors.RescuesegError:
-    """Return the error that a reply came from."""
+    """Return the exception that a reply describes.
+
+    Examples
+    --------
+    >>> error_from(ErrorReply(error="LeaseExpiredError", what="the lease ended"))
+    LeaseExpiredError('the lease ended')
+    """
     kind = getattr(errors, body.error, None)
     if kind is errors.LabelWarningsError:
         return kind(body.what, where=body.where, todo=body.todo, warnings=tuple(body.warnings))

@@ -1,4 +1,4 @@
-"""The terminal: lines, errors as one line, and how far something is (a bar, or now and then a line in a log)."""
+"""The terminal: lines of text, errors as one line, and progress (a bar, or now and then a line in a log)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def say_line(line: str, style: str = "") -> None:
 
 @contextmanager
 def shown_progress(console: Console) -> Iterator[Progress]:
-    """Show how far something is, for as long as the block lasts.
+    """Show the progress of something while the block runs.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def shown_progress(console: Console) -> Iterator[Progress]:
     Yields
     ------
     callable
-        To be called with what is counted, how many are done and how many there are.
+        To be called with the name of what is counted, the number done and the total.
     """
     if not console.is_terminal:
         yield _lines(console)

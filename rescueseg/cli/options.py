@@ -10,7 +10,7 @@ from rich.console import Console
 from rescueseg.annotation.login import login_name
 
 CampaignArgument = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign.")]
-DeskArgument = Annotated[
+CampaignOrServerArgument = Annotated[
     str, typer.Argument(metavar="CAMPAIGN", help="Folder or URL of the campaign, or address of its annotation server.")
 ]
 SetOption = Annotated[

@@ -11,6 +11,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.cli import queue_files, queue_review
 from rescueseg.cli.console import OneLineErrors
 from rescueseg.cli.options import AnnotatorOption, CampaignArgument, LeaseArgument, TicketArgument, plain_console
+from rescueseg.cli.queue_review import open_with_queue
 from rescueseg.queue.records import STATUSES
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ queue_app = typer.Typer(
 )
 
 
-def _open(url: str) -> tuple[Campaign, QueueStore]:
-    from rescueseg.queue.store import open_queue
-
-    campaign = Campaign.open(url)
-    return campaign, open_queue(campaign)
-
-
 def _wake(campaign: Campaign, store: QueueStore) -> None:
     """Tell a served campaign that patches were accepted."""
     from rescueseg.services.prefect_api import wake
@@ -44,21 +38,23 @@ def status(campaign: CampaignArgument) -> None:
     """Show how many tickets are in which state, and who works on what."""
     from rescueseg.queue.store import utc_now
 
-    opened, store = _open(campaign)
+    opened, store = open_with_queue(campaign)
     store.expire()
     console = plain_console()
     table = Table("", *STATUSES, title=f"queue of {opened.config.name}")
     everything = store.tickets()
     for purpose in queue_files.PURPOSES:
-        found = [ticket.status for ticket in everything if ticket.purpose == purpose]
-        if found:
-            table.add_row(purpose, *(str(found.count(name)) for name in STATUSES))
+        statuses = [ticket.status for ticket in everything if ticket.purpose == purpose]
+        if statuses:
+            table.add_row(purpose, *(str(statuses.count(name)) for name in STATUSES))
     console.print(table)
     for lease in store.leases():
         minutes = (lease.expires_at - utc_now()).total_seconds() / 60
         console.print(f"{lease.ticket_id}  {lease.annotator}, {minutes:.0f} min left, lease {lease.lease_id}")
-    wanted = opened.config.trigger.accepted_patches
-    console.print(f"{store.accepted_since_last_generation()} of {wanted} accepted patches towards the next generation")
+    threshold = opened.config.trigger.accepted_patches
+    console.print(
+        f"{store.accepted_since_last_generation()} of {threshold} accepted patches towards the next generation"
+    )
 
 
 queue_app.command("next", epilog="Example: rescueseg queue next ./mito --annotator anna --out patches")(
@@ -81,16 +77,16 @@ def skip(
     reason: Annotated[str, typer.Option(help="Why nobody can annotate it.")],
 ) -> None:
     """Take a patch out of the queue because it cannot be annotated."""
-    opened, store = _open(campaign)
+    opened, store = open_with_queue(campaign)
     store.skip(lease, annotator, reason)
     plain_console().print(f"{store.lease(lease).ticket_id}: skipped")
-    _wake(opened, store)  # the last patch that was waited for may be this one
+    _wake(opened, store)  # a generation may have waited for this patch alone
 
 
 @queue_app.command(epilog="Example: rescueseg queue release ./mito 3f2a… -a anna")
 def release(campaign: CampaignArgument, lease: LeaseArgument, annotator: AnnotatorOption) -> None:
     """Give a patch back to the queue untouched."""
-    _, store = _open(campaign)
+    _, store = open_with_queue(campaign)
     store.release(lease, annotator)
     plain_console().print(f"{store.lease(lease).ticket_id}: back in the queue")
 
@@ -110,7 +106,7 @@ queue_app.command(epilog="Example: rescueseg queue effort ./mito --patches")(que
 @queue_app.command(epilog="Example: rescueseg queue history ./mito pool-0001-ab12")
 def history(campaign: CampaignArgument, ticket: TicketArgument) -> None:
     """Show every change of a ticket."""
-    _, store = _open(campaign)
+    _, store = open_with_queue(campaign)
     console = plain_console()
     for entry in store.history(ticket):
         details = ", ".join(f"{key} {value}" for key, value in entry.details.items() if value not in ("", None))

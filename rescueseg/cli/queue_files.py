@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rescueseg.cli.options import AnnotatorOption, DeskArgument, plain_console
+from rescueseg.cli.options import AnnotatorOption, CampaignOrServerArgument, plain_console
 from rescueseg.errors import ConfigError, LabelError, LabelWarningsError
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.records import Purpose
 
 if TYPE_CHECKING:
-    from rescueseg.annotation.client import Desk
+    from rescueseg.annotation.client import AnnotationClient
 
 FORMAT_EXTENSIONS = {
     "nifti": ".nii.gz",
@@ -37,7 +37,7 @@ TicketOption = Annotated[str | None, typer.Option(help="This ticket; a skipped o
 
 
 def next_(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     annotator: AnnotatorOption,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write image and mask here as NIfTI.", file_okay=False)
@@ -50,7 +50,7 @@ def next_(
 
 
 def export(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     annotator: AnnotatorOption,
     format_: FormatOption = "nifti",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", file_okay=False)] = Path(),
@@ -79,14 +79,14 @@ def _take(
     cvat: str = "",
 ) -> None:
     from rescueseg.annotation.client import Filters
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
     from rescueseg.annotation.cvat_server import upload
     from rescueseg.annotation.formats import format_named
     from rescueseg.annotation.formats.base import Frame
     from rescueseg.annotation.formats.handout import write_patch
 
-    kind, desk = format_named(format_), desk_for(campaign, annotator)
-    lease = desk.next(Filters(purpose=_purpose(purpose)), ticket)
+    kind, client = format_named(format_), open_client(campaign, annotator)
+    lease = client.next(Filters(purpose=_purpose(purpose)), ticket)
     console = plain_console()
     if lease is None:
         console.print("Nothing to annotate now.")
@@ -94,10 +94,10 @@ def _take(
     describe(console, lease)
     hand_in = f"rescueseg queue submit {quote(campaign)} {lease.lease_id} FILE -a {quote(annotator)}"
     if out is not None:
-        view, info = desk.view(lease.lease_id), desk.info()
+        view, info = client.view(lease.lease_id), client.info()
         files = write_patch(kind, out, lease, view, info)
         console.print(f"image     {files.image}", markup=False)
-        console.print(f"mask      {files.labels}" + (" (was there, kept)" if files.kept else ""), markup=False)
+        console.print(f"mask      {files.labels}" + (" (was there, kept)" if files.is_resumed else ""), markup=False)
         for path in (files.ignore, *files.others):
             if path is not None:
                 console.print(f"          {path}", markup=False)
@@ -110,14 +110,14 @@ def _take(
 
 
 def _purpose(name: str | None) -> Purpose | None:
-    chosen = next((known for known in PURPOSES if known == name), None)
-    if name is not None and chosen is None:
+    purpose = next((valid for valid in PURPOSES if valid == name), None)
+    if name is not None and purpose is None:
         raise ConfigError(f"unknown purpose '{name}'", todo=f"Use one of {', '.join(PURPOSES)}")
-    return chosen
+    return purpose
 
 
 def describe(console: Console, lease: Lease) -> None:
-    """Print what somebody holds."""
+    """Print a lease and its patch."""
     ticket = lease.ticket
     console.print(f"lease     {lease.lease_id} until {lease.expires_at:%Y-%m-%d %H:%M} UTC")
     console.print(f"ticket    {ticket.ticket_id}", markup=False)
@@ -129,7 +129,7 @@ def describe(console: Console, lease: Lease) -> None:
 
 
 def submit(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     first: Annotated[
         str,
         typer.Argument(
@@ -152,36 +152,36 @@ def submit(
     override: Annotated[bool, typer.Option("--override", help="Hand in in spite of warnings.")] = False,
 ) -> None:
     """Hand in a mask. Handing in the same mask again changes nothing."""
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
     from rescueseg.annotation.cvat_server import download, is_task
 
-    desk = desk_for(campaign, annotator)
+    client = open_client(campaign, annotator)
     with tempfile.TemporaryDirectory() as folder:
-        named = second or first
-        file = download(named, Path(folder) / "annotations.zip") if is_task(named) else Path(named)
-        confirm(_submit(desk, file, first if second else "", tool, seconds, unchanged, override))
+        source = second or first
+        file = download(source, Path(folder) / "annotations.zip") if is_task(source) else Path(source)
+        confirm(_submit(client, file, first if second else "", tool, seconds, unchanged, override))
 
 
 def _submit(
-    desk: Desk, file: Path, lease_id: str, tool: str, seconds: float, unchanged: bool, override: bool
+    client: AnnotationClient, file: Path, lease_id: str, tool: str, seconds: float, unchanged: bool, override: bool
 ) -> AnnotationRecord:
     from rescueseg.annotation.formats import read_labels
     from rescueseg.annotation.formats.base import Frame
     from rescueseg.annotation.formats.handout import lease_of
 
-    lease_id = lease_id or lease_of(file, desk.held()).lease_id
-    labels = read_labels(file, Frame.of(desk.view(lease_id), desk.info()))
+    lease_id = lease_id or lease_of(file, client.leases()).lease_id
+    labels = read_labels(file, Frame.of(client.view(lease_id), client.info()))
     try:
-        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
+        return client.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
     except LabelWarningsError as error:
         if not unchanged or any(warning.code != "unchanged" for warning in error.warnings):
             todo = "Correct it, or say --override (--unchanged if it is right as it was handed out)"
             raise LabelError(error.what, where=str(file), todo=todo) from error
-        return desk.submit(lease_id, labels, tool, active_seconds=seconds, override=True)
+        return client.submit(lease_id, labels, tool, active_seconds=seconds, override=True)
 
 
 def confirm(annotation: AnnotationRecord) -> None:
-    """Print what became of a mask."""
+    """Print the verdict on a mask."""
     plain_console().print(
         f"{annotation.ticket_id}: version {annotation.version} {annotation.verdict}, "
         f"{annotation.voxels_corrected} voxels corrected"
@@ -189,7 +189,7 @@ def confirm(annotation: AnnotationRecord) -> None:
 
 
 def watch(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the patches.", file_okay=False)],
     annotator: AnnotatorOption,
     count: Annotated[int, typer.Option("-n", help="How many patches lie there at once.", min=1, max=64)] = 3,
@@ -200,24 +200,24 @@ def watch(
     What is wrong with a mask stands in FILE.error.txt beside it; what was handed in lies in DIR/done. Patches that
     nobody touched are given back at the end.
     """
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
     from rescueseg.annotation.formats import format_named
     from rescueseg.annotation.watch import Watcher
 
     console = plain_console()
     watcher = Watcher(
-        desk_for(campaign, annotator),
+        open_client(campaign, annotator),
         folder,
         format_named(format_),
         count,
         lambda line: console.print(line, markup=False),
     )
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a look at the folder is finished first, so no lease gets lost
-        signal.signal(number, lambda *_: stopped.set())
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a step is finished first, so that no lease gets lost
+        signal.signal(number, lambda *_: stop.set())
     try:
-        while not stopped.is_set():
+        while not stop.is_set():
             watcher.step()
-            stopped.wait(1.0)
+            stop.wait(1.0)
     finally:
         watcher.close()

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.options import AnnotatorOption, CampaignArgument, DeskArgument, TicketArgument, plain_console
+from rescueseg.cli.options import (
+    AnnotatorOption,
+    CampaignArgument,
+    CampaignOrServerArgument,
+    TicketArgument,
+    plain_console,
+)
 from rescueseg.cli.queue_files import confirm
 from rescueseg.errors import ConfigError, QueueError
 
@@ -16,7 +22,8 @@ if TYPE_CHECKING:
     from rescueseg.queue.store import QueueStore
 
 
-def _open(url: str) -> tuple[Campaign, QueueStore]:
+def open_with_queue(url: str) -> tuple[Campaign, QueueStore]:
+    """Return a campaign and its queue."""
     from rescueseg.queue.store import open_queue
 
     campaign = Campaign.open(url)
@@ -24,7 +31,7 @@ def _open(url: str) -> tuple[Campaign, QueueStore]:
 
 
 def review(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     annotator: AnnotatorOption,
     ticket: Annotated[str | None, typer.Argument(metavar="[TICKET]", help="Draw what was handed in for it.")] = None,
     picture: Annotated[Path, typer.Option("--picture", "-o", help="Where to draw it.", dir_okay=False)] = Path(
@@ -35,86 +42,92 @@ def review(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
     from rescueseg.queue.store import utc_now
 
     if ticket is not None:
         _draw(campaign, ticket, picture)
         return
-    desk = desk_for(campaign, annotator)
-    waiting = desk.to_review()
+    client = open_client(campaign, annotator)
+    waiting = client.to_review()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("ticket", "volume", "versions", "agreement", "hours"):
         table.add_column(name, overflow="fold")
-    for found in waiting:
-        versions = [f"{v.version} by {v.annotator}" for v in desk.versions(found.ticket_id) if v.verdict == "submitted"]
-        agreement = "" if found.agreement is None else f"{found.agreement:.3f}"
-        hours = (utc_now() - found.updated_at).total_seconds() / 3600
-        table.add_row(found.ticket_id, found.volume_id, ", ".join(versions), agreement, f"{hours:.1f}")
+    for ticket_record in waiting:
+        versions = [
+            f"{v.version} by {v.annotator}"
+            for v in client.versions(ticket_record.ticket_id)
+            if v.verdict == "submitted"
+        ]
+        agreement = "" if ticket_record.agreement is None else f"{ticket_record.agreement:.3f}"
+        hours = (utc_now() - ticket_record.updated_at).total_seconds() / 3600
+        table.add_row(ticket_record.ticket_id, ticket_record.volume_id, ", ".join(versions), agreement, f"{hours:.1f}")
     plain_console().print(table if waiting else "Nothing waits for a reviewer.")
 
 
 def _draw(url: str, ticket_id: str, picture: Path) -> None:
     from rescueseg.reports.agreement_page import disagreement_view, single_version_view
 
-    campaign, store = _open(url)
-    found = [c for c in store.comparisons() if c.ticket_id == ticket_id]
-    if not found:
+    campaign, store = open_with_queue(url)
+    comparisons = [c for c in store.comparisons() if c.ticket_id == ticket_id]
+    if not comparisons:
         picture.write_bytes(single_version_view(campaign, store, ticket_id))
         plain_console().print(f"{picture}: what changed from the first mask")
         return
-    picture.write_bytes(disagreement_view(campaign, store, found[-1]))
-    plain_console().print(f"{picture}: {' and '.join(found[-1].annotators)}, agreement {found[-1].agreement:.3f}")
+    picture.write_bytes(disagreement_view(campaign, store, comparisons[-1]))
+    plain_console().print(
+        f"{picture}: {' and '.join(comparisons[-1].annotators)}, agreement {comparisons[-1].agreement:.3f}"
+    )
 
 
 def accept(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     ticket: TicketArgument,
     annotator: AnnotatorOption,
     version: Annotated[int | None, typer.Option(help="Which.", min=1, show_default="the latest")] = None,
     consensus: Annotated[bool, typer.Option("--consensus", help="The STAPLE consensus of all that wait.")] = False,
 ) -> None:
     """Accept a mask of a submitted ticket."""
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
 
     if consensus and version is not None:
         raise ConfigError("a consensus is no version yet", todo="Give --version or --consensus, not both")
     if consensus:
-        from rescueseg.annotation.local_client import LocalDesk
+        from rescueseg.annotation.local_client import LocalClient
 
-        confirm(LocalDesk(*_open(campaign), annotator).accept_consensus(ticket))
+        confirm(LocalClient(*open_with_queue(campaign), annotator).accept_consensus(ticket))
         return
-    confirm(desk_for(campaign, annotator).accept(ticket, version))
+    confirm(open_client(campaign, annotator).accept(ticket, version))
 
 
 def reject(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     ticket: TicketArgument,
     annotator: AnnotatorOption,
     comment: Annotated[str, typer.Option(help="What should be changed.")],
 ) -> None:
     """Send a submitted ticket back to who annotated it; after annotation.return_hours others get it too."""
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
 
-    desk_for(campaign, annotator).reject(ticket, comment)
+    open_client(campaign, annotator).reject(ticket, comment)
     plain_console().print(f"{ticket}: back in the queue")
 
 
 def fix(
-    campaign: DeskArgument,
+    campaign: CampaignOrServerArgument,
     ticket: TicketArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Mask of the patch, as for 'queue submit'.")],
     annotator: AnnotatorOption,
     seconds: Annotated[float, typer.Option(help="Time you took.", min=0)] = 0.0,
 ) -> None:
     """Hand in your own mask of a submitted ticket and accept it."""
-    from rescueseg.annotation.clients import desk_for
+    from rescueseg.annotation.clients import open_client
     from rescueseg.annotation.formats import read_labels
     from rescueseg.annotation.formats.base import Frame
 
-    desk = desk_for(campaign, annotator)
-    labels = read_labels(file, Frame.of(desk.review_view(ticket), desk.info()))
-    confirm(desk.fix(ticket, labels, "file", active_seconds=seconds))
+    client = open_client(campaign, annotator)
+    labels = read_labels(file, Frame.of(client.review_view(ticket), client.info()))
+    confirm(client.fix(ticket, labels, "file", active_seconds=seconds))
 
 
 def agreement(
@@ -123,16 +136,16 @@ def agreement(
     pictures: Annotated[int, typer.Option(help="Disputed patches on the page.", min=0)] = 6,
 ) -> None:
     """Show how well people agree who annotated the same patches blind."""
-    from rescueseg.annotation.pairs import settle_all
+    from rescueseg.annotation.pairs import resolve_pairs
     from rescueseg.cli.console import shown_progress
     from rescueseg.reports import agreement_table as report
 
-    opened, store = _open(campaign)
-    settle_all(opened, store)
+    opened, store = open_with_queue(campaign)
+    resolve_pairs(opened, store)
     console = plain_console()
     with shown_progress(console) as progress:
-        measured = report.measure(opened, store, progress)
-        if not measured:
+        pairs = report.measure(opened, store, progress)
+        if not pairs:
             raise QueueError(
                 "no patch was annotated by two people yet",
                 where=opened.config.name,
@@ -141,13 +154,11 @@ def agreement(
         if html is not None:
             from rescueseg.reports.agreement_page import agreement_page
 
-            html.write_text(agreement_page(opened, store, measured, pictures, progress))
+            html.write_text(agreement_page(opened, store, pairs, pictures, progress))
     threshold, classes = opened.config.annotation.agreement_dice, opened.config.classes
-    console.print(report.table("pairs", report.by_pair(measured, threshold), classes))
-    console.print(
-        report.table("annotators, each against all others", report.by_annotator(measured, threshold), classes)
-    )
-    console.print(report.table("over time", report.over_time(measured, threshold), classes))
+    console.print(report.table("pairs", report.by_pair(pairs, threshold), classes))
+    console.print(report.table("annotators, each against all others", report.by_annotator(pairs, threshold), classes))
+    console.print(report.table("over time", report.over_time(pairs, threshold), classes))
     console.print(report.LEGEND)
     if html is not None:
         console.print(f"page      {html}", markup=False)
@@ -160,12 +171,12 @@ def effort(
     """Show what annotation costs: working time and corrected voxels per person and generation."""
     from rescueseg.queue.effort import effort_by, effort_table, generation_label
 
-    _, store = _open(campaign)
+    _, store = open_with_queue(campaign)
     work, console = store.efforts(), plain_console()
     console.print(effort_table("by generation", effort_by(work, generation_label)))
-    console.print(effort_table("by person", effort_by(work, lambda done: done.annotator)))
+    console.print(effort_table("by person", effort_by(work, lambda entry: entry.annotator)))
     if patches:
-        console.print(effort_table("by patch", effort_by(work, lambda done: done.ticket_id)))
+        console.print(effort_table("by patch", effort_by(work, lambda entry: entry.ticket_id)))
     console.print(
         "min: minutes under leases, idle time cut out, and in reviewing; work that was given back counts too; "
         "corrected: voxels changed from the mask they started from"

@@ -17,7 +17,7 @@ from rescueseg.config import ANNOTATION_PORT
 from rescueseg.errors import AccessError, ConfigError, ServiceError
 
 STOP_SECONDS = 3
-"""How long running requests may go on when the server is stopped."""
+"""Grace period for running requests when the server stops."""
 
 token_app = typer.Typer(
     name="token",
@@ -67,16 +67,16 @@ def serve(
     from rescueseg.server.app import create_app
 
     app = create_app(opened, is_open=is_open, login=login_name())
-    with _listen(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
+    with _listen(host, port) as listener:
+        address = f"[{host}]" if ":" in host else host
         console = Console(highlight=False, soft_wrap=True)
-        url = f"http://{shown}:{listening.getsockname()[1]}"
+        url = f"http://{address}:{listener.getsockname()[1]}"
         console.print(f"Annotation {url}  (API: {url}/api/v1/openapi.json)")
         console.print("no token is needed on this machine" if is_open else "a token is needed", style="dim")
         settings = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS, proxy_headers=False, server_header=False
         )
-        uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -102,10 +102,10 @@ def add(
     from rescueseg.annotation.client import ROLES
     from rescueseg.server import access
 
-    found = next((known for known in ROLES if known == role), None)
-    if found is None:
+    valid_role = next((valid for valid in ROLES if valid == role), None)
+    if valid_role is None:
         raise ConfigError(f"'{role}' is no role", where="--role", todo=f"One of {', '.join(ROLES)}")
-    typer.echo(access.add_token(Campaign.open(campaign), name, found))
+    typer.echo(access.add_token(Campaign.open(campaign), name, valid_role))
 
 
 @token_app.command("list", epilog="Example: rescueseg token list liver")

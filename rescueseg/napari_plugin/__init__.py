@@ -1,5 +1,5 @@
-"""The napari plugin: one annotator's desk as a dock widget.
+"""The napari plugin: a dock widget for one annotator.
 
-`session` and `review` hold what happens without Qt or napari, `drafts` what survives a crash, `layers` a patch as napari
-layers, `widget` and its panels the window. `command` is `rescueseg annotate`; importing it does not import napari.
+`session` and `review` are the work of an annotator and a reviewer without Qt or napari, `drafts` keeps drawings over a
+crash, `layers` shows a patch as napari layers, `widget` and its panels are the window. `rescueseg annotate` opens it.
 """

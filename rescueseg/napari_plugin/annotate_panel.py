@@ -20,22 +20,28 @@ Say = Callable[[str, bool], None]
 
 
 def clock_text(seconds: float) -> str:
-    """Return seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss.
+
+    Examples
+    --------
+    >>> clock_text(3725.9)
+    '1:02:05'
+    """
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 class AnnotatePanel:
-    """See the module.
+    """The panel.
 
     Parameters
     ----------
     viewer : napari.Viewer
         Where patches are shown.
     session : Session
-        The person's desk.
+        The person's session.
     runner : Runner
-        Where desk calls run.
+        Runs calls of the session in threads.
     say : callable
         Shows a line; the flag tells whether it is an error.
     """
@@ -44,9 +50,9 @@ class AnnotatePanel:
         self.viewer, self.session, self.runner, self.say = viewer, session, runner, say
         self.layers: PatchLayers | None = None
         self._spot = -1
-        self._trouble = ""
+        self._load_error = ""
         self.root = QWidget()
-        self.about = text("Nothing on the desk.")
+        self.about = text("No patch is open.")
         self.clock = text()
         self.go_on = QCheckBox("then take the next one")
         self.go_on.setChecked(True)
@@ -56,12 +62,12 @@ class AnnotatePanel:
         self.release = button("Release", self.release_patch, tip="Give the patch back; your drawing is forgotten")
         self.jump = button("Jump", self.jump_to_spot, key="J", tip="Go to the most uncertain spot, then the next one")
         self.overlay = button("Uncertainty", self.toggle_uncertainty, key="U", tip="Show or hide the uncertainty")
-        self.undo = button("Undo", self.take_back, tip="Ctrl+Z")
-        self.redo = button("Redo", self.make_again, tip="Ctrl+Shift+Z")
+        self.undo = button("Undo", self.undo_stroke, tip="Ctrl+Z")
+        self.redo = button("Redo", self.redo_stroke, tip="Ctrl+Shift+Z")
         self.history = button("History…", self.ask_history, tip="Every change of this ticket")
         self.paint = QGroupBox("Paint with")
         self._lay_out()
-        self._enable()
+        self.update_buttons()
         on_activity(viewer, session.active.touch)
 
     def _lay_out(self) -> None:
@@ -111,7 +117,7 @@ class AnnotatePanel:
     # patches ---
 
     def take(self) -> None:
-        """Take the next patch, or say that one is on the desk."""
+        """Take the next patch, or say that one is open."""
         if self.session.work is not None:
             self.say("Submit, skip or release this patch first.", False)
             return
@@ -119,42 +125,42 @@ class AnnotatePanel:
         self.runner.run(self._load, self._show)
 
     def _load(self) -> Work | None:
-        self._trouble = ""
+        self._load_error = ""
         try:
             work = self.session.take()
             self.session.refresh()
         except Exception as error:
-            self._trouble = as_text(error)
+            self._load_error = as_text(error)
             raise
         return work
 
     def _show(self, work: Work | None) -> None:
         self._clear()
         if work is None:
-            self.about.setText("Nothing on the desk.")
+            self.about.setText("No patch is open.")
             self.say("There is nothing to annotate now.", False)
             return
         info = self.session.info
         self.layers = PatchLayers(self.viewer, work.view, info.classes, numbered=info.kind == "instance")
-        self.layers.draw_on(work.drawn)
+        self.layers.draw_on(work.labels)
         self.layers.look_at_patch()
         self._spot = -1
         if info.kind == "semantic":
             self.choose(1)
-        self.about.setText(about(work))
-        self.say("Your drawing from before is back: it was not handed in." if work.restored else "", False)
-        self._enable()
+        self.about.setText(patch_facts(work))
+        self.say("Your drawing from before is back: it was not handed in." if work.is_restored else "", False)
+        self.update_buttons()
 
     def _clear(self) -> None:
         if self.layers is not None:
             self.layers.clear()
             self.layers = None
-        self._enable()
+        self.update_buttons()
 
-    def _left(self, line: str) -> None:
-        """Go on after a patch left the desk."""
+    def _continue(self, line: str) -> None:
+        """Close the patch, then take the next one if that is ticked."""
         self._clear()
-        self.about.setText("Nothing on the desk.")
+        self.about.setText("No patch is open.")
         if self.go_on.isChecked():
             self.take()
         self.say(line, False)
@@ -163,11 +169,11 @@ class AnnotatePanel:
         """Hand in the drawing; ask when there is something odd about it."""
         if self.layers is None:
             return
-        drawn = self.layers.drawn()
+        labels = self.layers.labels()
 
-        def done(result: AnnotationRecord | list[LabelWarning]) -> None:
+        def show(result: AnnotationRecord | list[LabelWarning]) -> None:
             if isinstance(result, AnnotationRecord):
-                self._left(
+                self._continue(
                     f"Version {result.version} of {result.ticket_id} {result.verdict}: "
                     f"{result.voxels_corrected:,} voxels corrected in {clock_text(result.seconds)}."
                 )
@@ -175,7 +181,7 @@ class AnnotatePanel:
                 self._ask_about(result)
 
         self.say("Handing in…", False)
-        self.runner.run(lambda: self.session.hand_in(drawn, override=override), done)
+        self.runner.run(lambda: self.session.hand_in(labels, override=override), show)
 
     def _ask_about(self, warnings: list[LabelWarning]) -> None:
         if hand_in_anyway(self.root, warnings):
@@ -191,18 +197,18 @@ class AnnotatePanel:
         """Ask why, and take the patch out of the queue."""
         if self.session.lease is None:
             return
-        suggested = f"cannot be loaded: {self._trouble}" if self._trouble else ""
+        suggested = f"cannot be loaded: {self._load_error}" if self._load_error else ""
         if reason := ask_reason(self.root, suggested):
-            self.runner.run(lambda: self.session.skip(reason), lambda _: self._left("Skipped."))
+            self.runner.run(lambda: self.session.skip(reason), lambda _: self._continue("Skipped."))
 
     def release_patch(self) -> None:
         """Give the patch back, after asking where something was drawn."""
         work = self.session.work
-        drew = work is not None and self.layers is not None and self.layers.drawn() != work.view.start
-        if drew and not confirm(self.root, "Give the patch back? Your drawing is forgotten.", "Release"):
+        has_drawing = work is not None and self.layers is not None and self.layers.labels() != work.view.start
+        if has_drawing and not confirm(self.root, "Give the patch back? Your drawing is forgotten.", "Release"):
             return
         self.go_on.setChecked(False)  # the next one would be this one
-        self.runner.run(self.session.release, lambda _: self._left("Back in the queue."))
+        self.runner.run(self.session.release, lambda _: self._continue("Back in the queue."))
 
     def ask_history(self) -> None:
         """Show every change of the ticket."""
@@ -210,7 +216,7 @@ class AnnotatePanel:
         if lease is not None:
             ticket_id = lease.ticket_id
             self.runner.run(
-                lambda: self.session.desk.history(ticket_id),
+                lambda: self.session.client.history(ticket_id),
                 lambda entries: show_history(self.root, ticket_id, entries),
             )
 
@@ -223,13 +229,13 @@ class AnnotatePanel:
         if (brush := self.brushes.button(number)) is not None:
             brush.setChecked(True)
 
-    def take_back(self) -> None:
-        """Take back the last stroke."""
+    def undo_stroke(self) -> None:
+        """Undo the last stroke."""
         if self.layers is not None:
             self.layers.undo()
 
-    def make_again(self) -> None:
-        """Make the last stroke taken back again."""
+    def redo_stroke(self) -> None:
+        """Redo the stroke that was undone last."""
         if self.layers is not None:
             self.layers.redo()
 
@@ -259,31 +265,28 @@ class AnnotatePanel:
         if self.session.work is None:
             self.clock.setText("")
             return
-        left = self.session.seconds_left()
-        lease = f"{clock_text(left)} left" if left else "the lease ran out"
+        seconds = self.session.seconds_left()
+        lease = f"{clock_text(seconds)} left" if seconds else "the lease ran out"
         self.clock.setText(f"{clock_text(self.session.active.total)} at work · {lease}")
 
     def keep(self) -> None:
         """Keep the drawing on this machine; called every few seconds."""
         if self.layers is not None and not self.runner.busy:
-            drawn = self.layers.drawn()
-            self.runner.run_behind("keep", lambda: self.session.keep(drawn))
+            labels = self.layers.labels()
+            self.runner.run_in_background("keep", lambda: self.session.keep(labels))
 
     def keep_now(self) -> None:
-        """Keep the drawing before the window is gone."""
+        """Keep the drawing before the window closes."""
         if self.layers is not None:
-            self.session.keep(self.layers.drawn())
+            self.session.keep(self.layers.labels())
 
     def beat(self) -> None:
         """Send the time worked; called now and then."""
         if self.session.work is not None and not self.runner.busy:
-            self.runner.run_behind("beat", self.session.beat)
+            self.runner.run_in_background("beat", self.session.beat)
 
-    def busy_changed(self, _busy: bool) -> None:
-        """Let nothing be pressed twice."""
-        self._enable()
-
-    def _enable(self) -> None:
+    def update_buttons(self) -> None:
+        """Enable the buttons that make sense now: none while something runs."""
         idle, shown = not self.runner.busy, self.layers is not None
         work = self.session.work
         self.next.setEnabled(idle and not shown)
@@ -296,8 +299,8 @@ class AnnotatePanel:
         self.jump.setEnabled(shown and work is not None and bool(work.spots))
 
 
-def about(work: Work) -> str:
-    """Return what a person should know of a patch before they draw."""
+def patch_facts(work: Work) -> str:
+    """Return the facts of a patch: ticket, place, size, purpose, reason and comment."""
     ticket = work.view.ticket
     size = " × ".join(f"{n * s:.3g}" for n, s in zip(ticket.box.shape_zyx, work.view.spacing_um_zyx, strict=True))
     lines = [ticket.ticket_id, f"{ticket.volume_id} {ticket.box}, {size} µm (z, y, x)"]

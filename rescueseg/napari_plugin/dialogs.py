@@ -1,4 +1,4 @@
-"""Questions to the person at the window, and the small parts that its panels are made of."""
+"""Dialogs, and small Qt widgets that the panels use."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from rescueseg.queue.records import AuditEntry
 SKIP_REASONS = ("out of focus", "artefact", "cannot be decided", "wrong place")
 
 
-def button(text: str, pressed: Callable[[], object], *, key: str = "", tip: str = "") -> Any:
-    """Return a button; its key is pressed anywhere in the window, and the canvas keeps the keyboard."""
-    made = QPushButton(f"{text}  ({key})" if key else text)
-    made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+def button(text: str, on_press: Callable[[], object], *, key: str = "", tip: str = "") -> Any:
+    """Return a button. Its key works everywhere in the window; the button never takes the keyboard from the canvas."""
+    widget = QPushButton(f"{text}  ({key})" if key else text)
+    widget.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     if key:
-        made.setShortcut(QKeySequence(key))
-    made.setToolTip(tip)
-    made.clicked.connect(lambda _checked=False: pressed())
-    return made
+        widget.setShortcut(QKeySequence(key))
+    widget.setToolTip(tip)
+    widget.clicked.connect(lambda _is_checked=False: on_press())
+    return widget
 
 
 def text(line: str = "") -> QLabel:
     """Return a line of text that wraps."""
-    made = QLabel(line)
-    made.setWordWrap(True)
-    return made
+    label = QLabel(line)
+    label.setWordWrap(True)
+    return label
 
 
 def colour_icon(colour: str) -> Any:
@@ -50,20 +50,20 @@ def colour_icon(colour: str) -> Any:
 
 
 def ask_reason(parent: Any, suggested: str = "") -> str:
-    """Ask why nobody can annotate the patch; empty when the person thought better of it."""
+    """Ask why nobody can annotate the patch; empty when the person cancelled."""
     reasons = [*([suggested] if suggested else []), *SKIP_REASONS]
-    reason, agreed = QInputDialog.getItem(parent, "Skip the patch", "Why can nobody annotate it?", reasons, 0, True)
-    return str(reason).strip() if agreed else ""
+    reason, is_ok = QInputDialog.getItem(parent, "Skip the patch", "Why can nobody annotate it?", reasons, 0, True)
+    return str(reason).strip() if is_ok else ""
 
 
 def ask_comment(parent: Any) -> str:
-    """Ask what the annotator should change; empty when the person thought better of it."""
-    comment, agreed = QInputDialog.getMultiLineText(parent, "Send back", "What should be changed?")
-    return str(comment).strip() if agreed else ""
+    """Ask what the annotator should change; empty when the person cancelled."""
+    comment, is_ok = QInputDialog.getMultiLineText(parent, "Send back", "What should be changed?")
+    return str(comment).strip() if is_ok else ""
 
 
 def confirm(parent: Any, question: str, agree: str) -> bool:
-    """Ask before something that cannot be taken back."""
+    """Ask before something that cannot be undone."""
     box = QMessageBox(QMessageBox.Icon.Question, "rescueseg", question, parent=parent)
     yes = box.addButton(agree, QMessageBox.ButtonRole.AcceptRole)
     box.setDefaultButton(box.addButton("Go back", QMessageBox.ButtonRole.RejectRole))
@@ -72,7 +72,7 @@ def confirm(parent: Any, question: str, agree: str) -> bool:
 
 
 def hand_in_anyway(parent: Any, warnings: Sequence[LabelWarning]) -> bool:
-    """Show what is odd about labels; return whether they are meant so."""
+    """Show warnings about labels; return whether the person hands them in all the same."""
     lines = "\n".join(f"•  {warning.message}" for warning in warnings)
     return confirm(parent, f"Before this is handed in:\n\n{lines}", "It is right: hand it in")
 
@@ -81,13 +81,13 @@ def show_history(parent: Any, ticket_id: str, entries: Sequence[AuditEntry]) -> 
     """Show every change of a ticket."""
     dialog = QDialog(parent)
     dialog.setWindowTitle(f"History of {ticket_id}")
-    shown = QTextEdit()
-    shown.setReadOnly(True)
-    shown.setPlainText("\n".join(history_lines(entries)))
+    text_box = QTextEdit()
+    text_box.setReadOnly(True)
+    text_box.setPlainText("\n".join(history_lines(entries)))
     buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
     buttons.rejected.connect(dialog.reject)
     layout = QVBoxLayout(dialog)
-    layout.addWidget(shown)
+    layout.addWidget(text_box)
     layout.addWidget(buttons)
     dialog.resize(640, 320)
     dialog.exec()

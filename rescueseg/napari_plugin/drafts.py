@@ -1,4 +1,4 @@
-"""Drawings that were not handed in yet, kept on this machine: what a crash of the window leaves behind."""
+"""Drafts: drawings that are not handed in yet, kept on this machine so that a crash of the window loses nothing."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from rescueseg.storage import Storage, digest_json
 
 
 def state_folder() -> Path:
-    """Return this user's folder for drawings in work; `XDG_STATE_HOME` moves it on Linux."""
+    """Return this user's folder for drafts; `XDG_STATE_HOME` moves it on Linux."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("rescueseg", appauthor=False)) / "drafts"
 
 
 class Drafts:
-    """One person's drawings in one campaign, at most one per name.
+    """One person's drafts in one campaign, at most one per name.
 
     Parameters
     ----------
     folder : Path
-        Where they lie; see `state_folder`.
-    place : str
+        Folder for the files; see `state_folder`.
+    address : str
         Campaign folder or server URL.
     annotator : str
-        Whose they are.
+        Name of the person.
     """
 
-    def __init__(self, folder: Path, place: str, annotator: str) -> None:
-        self._storage = Storage(str(folder / digest_json([place, annotator])[:16]))
+    def __init__(self, folder: Path, address: str, annotator: str) -> None:
+        self._storage = Storage(str(folder / digest_json([address, annotator])[:16]))
         self._lock = threading.Lock()
-        self._gone: set[str] = set()
+        self._removed: set[str] = set()
 
-    def save(self, name: str, start: PatchLabels, drawn: PatchLabels) -> None:
-        """Keep a drawing; the one kept before is replaced at once or not at all.
+    def save(self, name: str, start: PatchLabels, labels: PatchLabels) -> None:
+        """Keep a drawing; it replaces the one kept before, atomically.
 
         Parameters
         ----------
         name : str
-            The ticket, or another name for the work.
+            The ticket id, or another name of the draft.
         start : PatchLabels
-            What it was drawn over: the drawing is given back for this start only.
-        drawn : PatchLabels
+            The mask it was drawn over: `load` returns the drawing for this start only.
+        labels : PatchLabels
             The drawing.
 
         Raises
@@ -55,20 +55,20 @@ class Drafts:
         StorageError
             If the folder cannot be written.
         """
-        arrays = {"classes": drawn.classes, "start": np.array(start.digest)}
-        if drawn.instances is not None:
-            arrays["instances"] = drawn.instances
+        arrays = {"classes": labels.classes, "start": np.array(start.digest)}
+        if labels.instances is not None:
+            arrays["instances"] = labels.instances
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         with self._lock:
-            if name not in self._gone:
+            if name not in self._removed:
                 self._storage.write_bytes(f"{name}.npz", buffer.getvalue())
 
     def load(self, name: str, start: PatchLabels) -> PatchLabels | None:
         """Return the drawing kept under a name; None where there is none, or it was drawn over something else."""
         path = f"{name}.npz"
         with self._lock:
-            self._gone.discard(name)
+            self._removed.discard(name)
             if not self._storage.exists(path):
                 return None
             try:
@@ -80,7 +80,7 @@ class Drafts:
                 return None
 
     def remove(self, name: str) -> None:
-        """Forget a drawing; a `save` that is still under way brings it back no more."""
+        """Remove a drawing; a `save` that still runs does not bring it back."""
         with self._lock:
-            self._gone.add(name)
+            self._removed.add(name)
             self._storage.remove(f"{name}.npz")

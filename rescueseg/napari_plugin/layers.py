@@ -1,4 +1,4 @@
-"""A patch as napari layers, in micrometre of the volume, and the drawing back as labels."""
+"""A patch as napari layers, in micrometre of the volume, and the drawing as labels."""
 
 from __future__ import annotations
 
@@ -28,19 +28,25 @@ def class_colour(number: int) -> str:
 
 
 def contrast_limits(image: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the range that is shown: without the half per cent darkest and brightest voxels."""
+    """Return the range of grey levels to show: without the half per cent darkest and brightest voxels.
+
+    Examples
+    --------
+    >>> contrast_limits(np.arange(201))
+    (1.0, 199.0)
+    """
     low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
     return (low, high) if high > low else (low, low + 1.0)
 
 
 def on_activity(viewer: Any, act: Callable[[], None]) -> None:
-    """Call a function whenever somebody moves the mouse over the image, or changes what is seen of it."""
+    """Call a function whenever somebody moves the mouse over the image, or changes the view."""
 
-    def acted(_event: object) -> None:
+    def call(_event: object) -> None:
         act()
 
-    for happening in (viewer.cursor.events.position, viewer.dims.events.point, viewer.scene.camera.events):
-        happening.connect(acted)
+    for emitter in (viewer.cursor.events.position, viewer.dims.events.point, viewer.scene.camera.events):
+        emitter.connect(call)
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,10 @@ class PatchLayers:
         self._clearing = False
         for number, channel in enumerate(view.image):
             name = "image" if len(view.image) == 1 else f"image {number + 1}"
-            shown: dict[str, Any] = {"contrast_limits": contrast_limits(channel)}
+            options: dict[str, Any] = {"contrast_limits": contrast_limits(channel)}
             if len(view.image) > 1:
-                shown |= {"colormap": CHANNEL_COLOURS[number % len(CHANNEL_COLOURS)], "blending": "additive"}
-            self._add(viewer.add_image(channel, name=name, **shown, **self.frame.of(view.context)))
+                options |= {"colormap": CHANNEL_COLOURS[number % len(CHANNEL_COLOURS)], "blending": "additive"}
+            self._add(viewer.add_image(channel, name=name, **options, **self.frame.of(view.context)))
         if view.prediction is not None:
             self.add_labels("prediction", PatchLabels(view.prediction), view.context, visible=False)
         if view.uncertainty is not None:
@@ -145,17 +151,22 @@ class PatchLayers:
             return self._add(self.viewer.add_labels(labels.instances.copy(), name=name, **self.frame.of(box)))
         numbers = [*range(1, len(self.classes) + 1), IGNORE]
         colours: dict[int | None, Any] = {number: class_colour(number) for number in numbers}
-        named = pd.DataFrame(
+        class_names = pd.DataFrame(
             {"index": [0, *numbers], "class": [BACKGROUND_NAME, *self.classes, IGNORE_NAME]}  # shown in the status bar
         )
         colormap = DirectLabelColormap(color_dict=colours | {0: "transparent", None: "red"})
         layer = self.viewer.add_labels(
-            labels.classes.copy(), name=name, colormap=colormap, features=named, opacity=0.55, **self.frame.of(box)
+            labels.classes.copy(),
+            name=name,
+            colormap=colormap,
+            features=class_names,
+            opacity=0.55,
+            **self.frame.of(box),
         )
         return self._add(layer)
 
     def draw_on(self, labels: PatchLabels) -> None:
-        """Add the layers that are drawn on; they cover the patch alone, so nothing outside can be changed."""
+        """Add the editable layers; they cover the patch alone, so nothing outside can be changed."""
         box = self.view.ticket.box
         self.drawing = self._labels_layer("labels", labels, box)
         self.drawing.brush_size = 4
@@ -163,16 +174,16 @@ class PatchLayers:
             layers = self.viewer.layers
             layers.move(layers.index(self.uncertainty), len(layers))
         if self.numbered:
-            ignored = PatchLabels(np.where(labels.ignore, np.uint8(IGNORE), np.uint8(0)))
-            self.ignore = self._labels_layer(IGNORE_NAME, ignored, box)
+            ignore = PatchLabels(np.where(labels.ignore, np.uint8(IGNORE), np.uint8(0)))
+            self.ignore = self._labels_layer(IGNORE_NAME, ignore, box)
             self.ignore.selected_label = IGNORE
         if self.numbered:
             self.choose_object(new=False)
         else:
             self.choose(1)
 
-    def drawn(self) -> PatchLabels:
-        """Return a copy of the drawing."""
+    def labels(self) -> PatchLabels:
+        """Return a copy of the drawing as labels."""
         if not self.numbered:
             return PatchLabels(self.drawing.data.copy())
         return PatchLabels.of_instances(self.drawing.data.copy(), self.ignore.data == IGNORE)
@@ -193,11 +204,11 @@ class PatchLayers:
         self.viewer.layers.selection.active = layer
 
     def undo(self) -> None:
-        """Take back the last stroke."""
+        """Undo the last stroke."""
         self._active().undo()
 
     def redo(self) -> None:
-        """Make the last stroke taken back again."""
+        """Redo the stroke that was undone last."""
         self._active().redo()
 
     def _active(self) -> Any:
@@ -219,7 +230,7 @@ class PatchLayers:
         self.viewer.scene.camera.center = world
 
     def _put_back(self, event: Any) -> None:
-        """Put a drawing back that was removed from the list of layers: it is work."""
+        """Add a drawing again that was removed from the list of layers by hand: it is work."""
         layer = event.value
         if not self._clearing and layer in (self.drawing, self.ignore):
             self.viewer.add_layer(layer)

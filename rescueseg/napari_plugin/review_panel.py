@@ -8,7 +8,7 @@ from typing import Any
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
-from rescueseg.annotation.client import DeskInfo
+from rescueseg.annotation.client import CampaignInfo
 from rescueseg.labels import PatchLabels
 from rescueseg.napari_plugin.dialogs import ask_comment, button, show_history, text
 from rescueseg.napari_plugin.layers import PatchLayers, on_activity
@@ -20,23 +20,23 @@ Say = Callable[[str, bool], None]
 
 
 class ReviewPanel:
-    """See the module.
+    """The panel.
 
     Parameters
     ----------
     viewer : napari.Viewer
         Where patches are shown.
     review : Review
-        The reviewer's desk.
-    info : DeskInfo
+        The reviewer's session.
+    info : CampaignInfo
         The campaign.
     runner : Runner
-        Where desk calls run.
+        Runs calls of the session in threads.
     say : callable
         Shows a line; the flag tells whether it is an error.
     """
 
-    def __init__(self, viewer: Any, review: Review, info: DeskInfo, runner: Runner, say: Say) -> None:
+    def __init__(self, viewer: Any, review: Review, info: CampaignInfo, runner: Runner, say: Say) -> None:
         self.viewer, self.review, self.info, self.runner, self.say = viewer, review, info, runner, say
         self.layers: PatchLayers | None = None
         self.versions: list[Any] = []
@@ -67,12 +67,12 @@ class ReviewPanel:
             grid.addWidget(part, place // 2, place % 2)
         layout.addLayout(grid)
         layout.addStretch()
-        self._enable()
+        self.update_buttons()
         on_activity(viewer, review.active.touch)
 
     def list_waiting(self) -> None:
-        """Ask the desk which tickets wait."""
-        self.runner.run(self.review.desk.to_review, self._list)
+        """Fetch the tickets that wait for a reviewer."""
+        self.runner.run(self.review.client.to_review, self._list)
 
     def _list(self, tickets: list[TicketRecord]) -> None:
         self.waiting.clear()
@@ -115,13 +115,13 @@ class ReviewPanel:
             self.say("Your fix from before is back: it was not handed in.", False)
         else:
             self.say("", False)
-        self._enable()
+        self.update_buttons()
 
     def _clear(self) -> None:
         if self.layers is not None:
             self.layers.clear()
         self.layers, self.versions = None, []
-        self._enable()
+        self.update_buttons()
 
     # looking ---
 
@@ -130,14 +130,14 @@ class ReviewPanel:
         for place, layer in enumerate(self.versions):
             layer.visible = place == number
 
-    def shown_version(self) -> int:
-        """Return which version is shown."""
+    def visible_version(self) -> int:
+        """Return the index of the version that is shown."""
         return next((place for place, layer in enumerate(self.versions) if layer.visible), 0)
 
     def toggle_version(self) -> None:
         """Show the other version."""
         if self.versions:
-            self.show_version((self.shown_version() + 1) % len(self.versions))
+            self.show_version((self.visible_version() + 1) % len(self.versions))
 
     def jump_to_spot(self) -> None:
         """Go to the largest disagreement, then to the next."""
@@ -150,7 +150,7 @@ class ReviewPanel:
         """Show every change of the ticket."""
         ticket_id = self.review.ticket_id
         self.runner.run(
-            lambda: self.review.desk.history(ticket_id),
+            lambda: self.review.client.history(ticket_id),
             lambda entries: show_history(self.root, ticket_id, entries),
         )
 
@@ -161,20 +161,20 @@ class ReviewPanel:
         work = self.review.work
         if work is not None and place < len(work.pair):
             version = work.pair[place].version
-            self.runner.run(lambda: self.review.accept(version), self._decided)
+            self.runner.run(lambda: self.review.accept(version), self._show_verdict)
 
     def send_back(self) -> None:
         """Ask for a comment, and send the ticket back."""
         ticket_id = self.review.ticket_id
         if comment := ask_comment(self.root):
-            self.runner.run(lambda: self.review.reject(comment), lambda _: self._left(f"{ticket_id} is sent back."))
+            self.runner.run(lambda: self.review.reject(comment), lambda _: self._continue(f"{ticket_id} is sent back."))
 
     def fix(self) -> None:
         """Begin to correct the version that is shown."""
         work = self.review.work
         if work is not None:
-            self._draw(work.labels[self.shown_version()])
-            self._enable()
+            self._draw(work.labels[self.visible_version()])
+            self.update_buttons()
 
     def _draw(self, labels: PatchLabels) -> None:
         assert self.layers is not None
@@ -184,13 +184,13 @@ class ReviewPanel:
     def hand_in_fix(self) -> None:
         """Hand in the correction, accepted."""
         if self.layers is not None and self.layers.drawing is not None:
-            drawn = self.layers.drawn()
-            self.runner.run(lambda: self.review.fix(drawn), self._decided)
+            labels = self.layers.labels()
+            self.runner.run(lambda: self.review.fix(labels), self._show_verdict)
 
-    def _decided(self, record: AnnotationRecord) -> None:
-        self._left(f"Version {record.version} of {record.ticket_id} is {record.verdict}.")
+    def _show_verdict(self, record: AnnotationRecord) -> None:
+        self._continue(f"Version {record.version} of {record.ticket_id} is {record.verdict}.")
 
-    def _left(self, line: str) -> None:
+    def _continue(self, line: str) -> None:
         self._clear()
         self.about.setText("Open a ticket: double-click.")
         self.list_waiting()
@@ -201,28 +201,25 @@ class ReviewPanel:
     def keep(self) -> None:
         """Keep a correction on this machine; called every few seconds."""
         if self.layers is not None and self.layers.drawing is not None and not self.runner.busy:
-            drawn = self.layers.drawn()
-            self.runner.run_behind("keep the fix", lambda: self.review.keep(drawn))
+            labels = self.layers.labels()
+            self.runner.run_in_background("keep the fix", lambda: self.review.keep(labels))
 
     def keep_now(self) -> None:
-        """Keep a correction before the window is gone."""
+        """Keep a correction before the window closes."""
         if self.layers is not None and self.layers.drawing is not None:
-            self.review.keep(self.layers.drawn())
+            self.review.keep(self.layers.labels())
 
-    def busy_changed(self, _busy: bool) -> None:
-        """Let nothing be pressed twice."""
-        self._enable()
-
-    def _enable(self) -> None:
+    def update_buttons(self) -> None:
+        """Enable the buttons that make sense now: none while something runs."""
         idle, work = not self.runner.busy, self.review.work
-        shown = idle and self.layers is not None and work is not None
-        fixing = self.layers is not None and self.layers.drawing is not None
-        two = shown and len(self.versions) > 1
+        is_open = idle and self.layers is not None and work is not None
+        is_fix = self.layers is not None and self.layers.drawing is not None
+        is_pair = is_open and len(self.versions) > 1
         self.refresh.setEnabled(idle)
         for part in (self.accept_a, self.reject, self.history):
-            part.setEnabled(shown)
+            part.setEnabled(is_open)
         for part in (self.toggle, self.accept_b):
-            part.setEnabled(two)
-        self.jump.setEnabled(two and work is not None and bool(work.spots))
-        self.begin_fix.setEnabled(shown and not fixing)
-        self.accept_fix.setEnabled(shown and fixing)
+            part.setEnabled(is_pair)
+        self.jump.setEnabled(is_pair and work is not None and bool(work.spots))
+        self.begin_fix.setEnabled(is_open and not is_fix)
+        self.accept_fix.setEnabled(is_open and is_fix)

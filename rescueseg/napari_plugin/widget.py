@@ -8,8 +8,8 @@ import napari
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QFormLayout, QLineEdit, QTabWidget, QVBoxLayout, QWidget
 
-from rescueseg.annotation.client import Desk, DeskInfo
-from rescueseg.annotation.clients import desk_for
+from rescueseg.annotation.client import AnnotationClient, CampaignInfo
+from rescueseg.annotation.clients import open_client
 from rescueseg.annotation.login import login_name
 from rescueseg.napari_plugin.annotate_panel import AnnotatePanel
 from rescueseg.napari_plugin.dialogs import button, text
@@ -22,8 +22,8 @@ from rescueseg.napari_plugin.session import Session
 KEEP_MS, BEAT_MS, TICK_MS = 3_000, 30_000, 1_000
 
 
-class DeskWidget:
-    """The desk in a viewer; `root` is its Qt widget.
+class AnnotationWidget:
+    """The dock widget of a viewer; `root` is its Qt widget.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ class DeskWidget:
         self.annotate: AnnotatePanel | None = None
         self.review: ReviewPanel | None = None
         self.root = QWidget()
-        self.root.setProperty("desk", self)  # so that it lives as long as its Qt widget
+        self.root.setProperty("widget", self)  # so that it lives as long as its Qt widget
         self.root.setMinimumWidth(300)
         self.head = text()
         self.line = text()
         self.form = QWidget()
-        self.runner = Runner(self._failed, self._busy_changed)
+        self.runner = Runner(self._show_error, self._set_busy)
         self._timers: list[Any] = []
         self._layout = QVBoxLayout(self.root)
         for part in (self.head, self.form, self.line):
@@ -50,12 +50,12 @@ class DeskWidget:
         self._layout.addStretch()
 
     def _lay_out_form(self) -> None:
-        self.place, self.name, self.token = QLineEdit(), QLineEdit(login_name()), QLineEdit()
-        self.place.setPlaceholderText("folder of the campaign, or address of its server")
+        self.address, self.name, self.token = QLineEdit(), QLineEdit(login_name()), QLineEdit()
+        self.address.setPlaceholderText("folder of the campaign, or address of its server")
         self.token.setEchoMode(QLineEdit.EchoMode.Password)
         self.token.setPlaceholderText("for a server that asks for one")
         rows = QFormLayout(self.form)
-        rows.addRow("Campaign", self.place)
+        rows.addRow("Campaign", self.address)
         rows.addRow("You are", self.name)
         rows.addRow("Token", self.token)
         self.open_button = button("Open", self.open_form)
@@ -63,28 +63,28 @@ class DeskWidget:
 
     def open_form(self) -> None:
         """Open the campaign that the form names."""
-        place, name, token = self.place.text().strip(), self.name.text().strip(), self.token.text().strip()
+        address, name, token = self.address.text().strip(), self.name.text().strip(), self.token.text().strip()
         self.say("Opening…", False)
-        self.open(place, name, token)
+        self.open(address, name, token)
 
-    def open(self, place: str, name: str, token: str = "", *, review: bool = False) -> None:
-        """Sit down at a campaign and take the first patch, or look at what waits for a reviewer."""
+    def open(self, address: str, name: str, token: str = "", *, review: bool = False) -> None:
+        """Open a campaign and take the first patch, or list the tickets that wait for a reviewer."""
 
-        def sit() -> tuple[Desk, DeskInfo]:
-            desk = desk_for(place, name, token)
-            return desk, desk.info()
+        def connect() -> tuple[AnnotationClient, CampaignInfo]:
+            client = open_client(address, name, token)
+            return client, client.info()
 
-        self.runner.run(sit, lambda found: self._seated(place, *found, review=review))
+        self.runner.run(connect, lambda connection: self._show_panels(address, *connection, review=review))
 
-    def _seated(self, place: str, desk: Desk, info: DeskInfo, *, review: bool) -> None:
-        drafts = Drafts(state_folder(), place, info.annotator)
-        session = Session(desk, drafts)
+    def _show_panels(self, address: str, client: AnnotationClient, info: CampaignInfo, *, review: bool) -> None:
+        drafts = Drafts(state_folder(), address, info.annotator)
+        session = Session(client, drafts)
         session.refresh()
         self.annotate = AnnotatePanel(self.viewer, session, self.runner, self.say)
         tabs = QTabWidget()
         tabs.addTab(self.annotate.root, "Annotate")
         if info.role != "annotator":
-            self.review = ReviewPanel(self.viewer, Review(desk, drafts), info, self.runner, self.say)
+            self.review = ReviewPanel(self.viewer, Review(client, drafts), info, self.runner, self.say)
             tabs.addTab(self.review.root, "Review")
         self.form.hide()
         self._layout.insertWidget(1, tabs)
@@ -97,7 +97,7 @@ class DeskWidget:
         else:
             self.annotate.take()
 
-    def _show_head(self, info: DeskInfo) -> None:
+    def _show_head(self, info: CampaignInfo) -> None:
         counts = ", ".join(f"{number} {status}" for status, number in info.counts.items() if number)
         self.head.setText(f"<b>{info.campaign}</b> · {info.annotator} ({info.role})<br>{counts or 'an empty queue'}")
 
@@ -125,35 +125,35 @@ class DeskWidget:
         self.annotate.beat()
 
     def keep_now(self) -> None:
-        """Keep what was drawn before the window is gone."""
+        """Keep the drawings before the window closes."""
         for panel in (self.annotate, self.review):
             if panel is not None:
                 panel.keep_now()
 
-    def say(self, line: str, trouble: bool) -> None:
+    def say(self, line: str, is_error: bool) -> None:
         """Show a line below the panels."""
-        self.line.setStyleSheet("color: #ff8f6b" if trouble else "")
+        self.line.setStyleSheet("color: #ff8f6b" if is_error else "")
         self.line.setText(line)
 
-    def _failed(self, error: Exception) -> None:
+    def _show_error(self, error: Exception) -> None:
         self.say(as_text(error), True)
 
-    def _busy_changed(self, busy: bool) -> None:
+    def _set_busy(self, busy: bool) -> None:
         self.open_button.setEnabled(not busy)
         for panel in (self.annotate, self.review):
             if panel is not None:
-                panel.busy_changed(busy)
+                panel.update_buttons()
 
 
-def desk_widget(viewer: napari.Viewer) -> Any:
+def annotation_widget(viewer: napari.Viewer) -> Any:
     """Return the dock widget of a viewer (napari's Plugins menu calls this)."""
-    return DeskWidget(viewer).root
+    return AnnotationWidget(viewer).root
 
 
-def open_window(place: str, name: str, *, review: bool = False) -> DeskWidget:
-    """Return the desk in a new viewer, which opens a campaign as soon as napari runs."""
-    viewer = napari.Viewer(title=f"rescueseg: {place}")
-    widget = DeskWidget(viewer)
+def open_window(address: str, name: str, *, review: bool = False) -> AnnotationWidget:
+    """Return the dock widget in a new viewer, which opens a campaign as soon as napari runs."""
+    viewer = napari.Viewer(title=f"rescueseg: {address}")
+    widget = AnnotationWidget(viewer)
     viewer.window.add_dock_widget(widget.root, name="rescueseg", area="right")
-    widget.open(place, name, review=review)
+    widget.open(address, name, review=review)
     return widget

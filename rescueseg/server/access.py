@@ -19,13 +19,13 @@ _LEASE_LETTERS = 32
 
 
 class Person(NamedTuple):
-    """Somebody at the server."""
+    """A person who uses the server."""
 
     name: str
     role: Role
 
     def require(self, role: Role) -> None:
-        """Refuse what this person's role does not cover.
+        """Check that this person's role covers what another role may do.
 
         Raises
         ------
@@ -36,7 +36,7 @@ class Person(NamedTuple):
 
 
 class Token(Record):
-    """What the campaign knows of a token: not the secret itself."""
+    """A token as the campaign stores it: without the secret."""
 
     token_id: str
     name: str
@@ -46,13 +46,18 @@ class Token(Record):
     created_at: datetime
 
 
-def checked_name(name: str) -> str:
-    """Return an annotator's name.
+def check_name(name: str) -> str:
+    """Return an annotator's name if it can be used.
 
     Raises
     ------
     AccessError
         If it is empty, longer than 128 letters, or holds control characters.
+
+    Examples
+    --------
+    >>> check_name("Anna B.")
+    'Anna B.'
     """
     if not 0 < len(name) <= 128 or not name.isprintable() or name != name.strip():
         raise AccessError(
@@ -63,7 +68,7 @@ def checked_name(name: str) -> str:
 
 
 def add_token(campaign: Campaign, name: str, role: Role) -> str:
-    """Make a token for somebody and return it: the only time that it can be seen.
+    """Make a token for somebody and return it. Only its digest is stored, so that it cannot be shown again.
 
     Parameters
     ----------
@@ -82,7 +87,7 @@ def add_token(campaign: Campaign, name: str, role: Role) -> str:
     token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     token = Token(
         token_id=token_id,
-        name=checked_name(name),
+        name=check_name(name),
         role=role,
         digest=_digest(secret),
         created_at=datetime.now(UTC).replace(microsecond=0),
@@ -94,12 +99,12 @@ def add_token(campaign: Campaign, name: str, role: Role) -> str:
 def list_tokens(campaign: Campaign) -> list[Token]:
     """Return all tokens, oldest first."""
     names = [name.removesuffix(".json") for name in campaign.storage.list(campaign.token_path())]
-    found = [Token.model_validate(campaign.storage.read_json(campaign.token_path(name))) for name in names]
-    return sorted(found, key=lambda token: (token.created_at, token.token_id))
+    tokens = [Token.model_validate(campaign.storage.read_json(campaign.token_path(name))) for name in names]
+    return sorted(tokens, key=lambda token: (token.created_at, token.token_id))
 
 
 def revoke_token(campaign: Campaign, token_id: str) -> None:
-    """Take a token back; it stops working at once.
+    """Revoke a token; it stops working at once.
 
     Raises
     ------
@@ -111,28 +116,28 @@ def revoke_token(campaign: Campaign, token_id: str) -> None:
     campaign.storage.remove(campaign.token_path(token_id))
 
 
-def holder(campaign: Campaign, presented: str) -> Person:
-    """Return whose token this is.
+def holder(campaign: Campaign, token_text: str) -> Person:
+    """Return the person whose token this is.
 
     Raises
     ------
     UnknownTokenError
-        If it is nobody's.
+        If the campaign has no such token.
     """
-    prefix, _, rest = presented.partition("_")
+    prefix, _, rest = token_text.partition("_")
     token_id, _, secret = rest.partition("_")
     try:
         token = Token.model_validate(campaign.storage.read_json(campaign.token_path(token_id or "-")))
     except (CampaignError, StorageError):
         token = None
-    known = token.digest if token else _digest("")
-    if not hmac.compare_digest(known, _digest(secret)) or token is None or prefix != _PREFIX:
+    digest = token.digest if token else _digest("")
+    if not hmac.compare_digest(digest, _digest(secret)) or token is None or prefix != _PREFIX:
         raise UnknownTokenError("this token is not known here", todo="Ask an admin for one: rescueseg token add")
     return Person(token.name, token.role)
 
 
-def token_needed() -> UnknownTokenError:
-    """Return the refusal of who shows no token."""
+def missing_token() -> UnknownTokenError:
+    """Return the error for a request without a token."""
     return UnknownTokenError(
         "this server needs a token",
         todo="Send it as 'Authorization: Bearer TOKEN', or log in with your name and your token",
@@ -140,7 +145,13 @@ def token_needed() -> UnknownTokenError:
 
 
 def bearer(authorization: str) -> str | None:
-    """Return the token in an Authorization header; None where there is none."""
+    """Return the token in an Authorization header; None where there is none.
+
+    Examples
+    --------
+    >>> bearer("Bearer rescueseg_3f2a91c0_x"), bearer("Basic YW5uYTp4")
+    ('rescueseg_3f2a91c0_x', None)
+    """
     scheme, _, token = authorization.partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
@@ -158,19 +169,25 @@ def image_key(campaign: Campaign) -> bytes:
 
 
 def image_id(key: bytes, lease_id: str) -> str:
-    """Return the part of an address that shows a lease's image to whoever knows it, while the lease runs."""
+    """Return the secret id of a lease's image: whoever knows it can load the image while the lease runs."""
     return lease_id + hmac.new(key, lease_id.encode(), hashlib.sha256).hexdigest()[:_MAC_LETTERS]
 
 
-def lease_of_image(key: bytes, presented: str) -> str:
+def lease_of_image(key: bytes, image: str) -> str:
     """Return the lease of an image id.
 
     Raises
     ------
     UnknownTokenError
-        If the server did not make it.
+        If the server did not make the id.
+
+    Examples
+    --------
+    >>> lease = "3f2a91c0" * 4
+    >>> lease_of_image(b"key", image_id(b"key", lease)) == lease
+    True
     """
-    lease_id = presented[:_LEASE_LETTERS]
-    if not presented.isascii() or not hmac.compare_digest(image_id(key, lease_id), presented):
+    lease_id = image[:_LEASE_LETTERS]
+    if not image.isascii() or not hmac.compare_digest(image_id(key, lease_id), image):
         raise UnknownTokenError("this image address is not valid", todo="Take it from a running lease")
     return lease_id

@@ -1,4 +1,4 @@
-"""The annotation server: a FastAPI application over the desks of one campaign."""
+"""The annotation server: a FastAPI application for one campaign."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import RescuesegError
 from rescueseg.queue.store import open_queue
 from rescueseg.server import access
-from rescueseg.server.clients import Service
+from rescueseg.server.dependencies import Service
 from rescueseg.server.guard import Guard
 from rescueseg.server.monai_label import monai_label_routes
 from rescueseg.server.page import mount_page
@@ -39,85 +39,84 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     campaign : Campaign
         The campaign.
     is_open : bool
-        Whether people say who they are instead of showing a token: on the loopback interface only.
+        Whether people give a name instead of a token: on the loopback interface only.
     login : str
-        Who somebody is who says nothing, on an open server.
+        Name of a person who gives none, on an open server.
 
     Returns
     -------
     FastAPI
-        With the routes of `rescueseg.server.routes`; what works for one person depends on
-        `rescueseg.server.clients`.
+        With the routes of `rescueseg.server.routes`, the page, and the endpoint for clients of MONAI Label.
 
     Raises
     ------
     QueueError, StorageError
         If the queue cannot be opened.
     """
-    office = Service(campaign, open_queue(campaign), is_open, login, access.image_key(campaign))
+    service = Service(campaign, open_queue(campaign), is_open, login, access.image_key(campaign))
     app = FastAPI(
         title="rescueseg annotation server",
         version=__version__,
         summary="Take a patch, correct its mask, hand it in.",
         openapi_url="/api/v1/openapi.json",
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other servers
         redoc_url=None,
     )
-    app.state.service = office
+    app.state.service = service
     app.include_router(router)
     mount_page(app)
-    app.include_router(monai_label_routes(office), prefix="/monai")
+    app.include_router(monai_label_routes(service), prefix="/monai")
     origins = campaign.config.server.allowed_origins
     app.add_middleware(
         Guard,
         holder=None if is_open else partial(access.holder, campaign),
         allowed_origins=origins,
-        limit=office.upload_limit,
+        limit=service.upload_limit,
     )
-    if origins:  # outside of the guard: a page that may ask must be able to read its refusals
+    if origins:  # outside of the guard: a page of an allowed origin must be able to read the guard's errors
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", ANNOTATOR_HEADER],
         )
-    _answer_errors(app)
+    _add_error_handlers(app)
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
-    """Give every error the one JSON shape."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with the same JSON shape."""
 
-    def handle(kind: type[Exception], answer: Callable[[Any], Response]) -> None:
+    def handle(kind: type[Exception], respond: Callable[[Any], Response]) -> None:
         def handler(_request: Request, error: Exception) -> Response:
-            return answer(error)
+            return respond(error)
 
         app.add_exception_handler(kind, handler)
 
-    handle(RescuesegError, _ours)
-    handle(RefusedError, lambda refused: reply_to(refused.error, refused.status))
-    handle(RequestValidationError, _invalid)
-    handle(HTTPException, lambda error: _refused(error.status_code, str(error.detail)))
-    handle(Exception, _unexpected)
+    handle(RescuesegError, _rescueseg_error)
+    handle(RefusedError, lambda refusal: reply_to(refusal.error, refusal.status))
+    handle(RequestValidationError, _validation_error)
+    handle(HTTPException, lambda error: _request_error(error.status_code, str(error.detail)))
+    handle(Exception, _server_error)
 
 
-def _ours(error: RescuesegError) -> Response:
+def _rescueseg_error(error: RescuesegError) -> Response:
     if status_of(error) >= 500:
         _log.error("%s", error)
     return reply_to(error)
 
 
-def _refused(status: int, what: str, where: str = "", todo: str = "") -> Response:
+def _request_error(status: int, what: str, where: str = "", todo: str = "") -> Response:
     return reply(status, ErrorReply(error="RequestError", what=what, where=where, todo=todo))
 
 
-def _invalid(error: RequestValidationError) -> Response:
+def _validation_error(error: RequestValidationError) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _refused(422, str(first["msg"]), where, "See /api/v1/openapi.json")
+    return _request_error(422, str(first["msg"]), where, "See /api/v1/openapi.json")
 
 
-def _unexpected(_error: Exception) -> Response:
+def _server_error(_error: Exception) -> Response:
     return reply(
         500,
         ErrorReply(error="ServerError", what="the server failed", todo="Tell whoever runs it to look at its log"),

@@ -1,6 +1,6 @@
-"""What goes to clients of MONAI Label and comes back: image and labels of a patch with its surroundings, as NIfTI.
+"""Images and labels for clients of MONAI Label: a patch with its surroundings, as NIfTI.
 
-A label file covers what the image shows; outside the patch it is 255, "not annotated".
+A label file has the shape of the image; outside the patch it is 255, "not annotated".
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ from typing import IO
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rescueseg.annotation.client import DeskInfo, PatchView
-from rescueseg.annotation.formats.base import number_array, relabelled
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.client import CampaignInfo, PatchView
+from rescueseg.annotation.formats.base import IGNORE_NAME, MOST_OBJECTS_8_BIT, number_array, relabel
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.packing import labels_of
 from rescueseg.errors import LabelError, TicketNotFoundError
 from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.maps import map_reference
 from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.queue.records import Lease
 from rescueseg.server.uploads import nifti_bytes, read_nifti
 
 EXTENSION = ".nii.gz"
-NOT_ANNOTATED = "not annotated"
-MOST_OBJECTS = 254
 
 
-def label_names(info: DeskInfo) -> dict[str, int]:
-    """Return the number of each label by its name; where objects are numbered, of the first one and of ignore."""
-    return {name: number for number, name in enumerate(info.classes, start=1)} | {NOT_ANNOTATED: IGNORE}
+def label_names(info: CampaignInfo) -> dict[str, int]:
+    """Return the number of each label by its name; where objects are numbered, of the first object and of ignore."""
+    return {name: number for number, name in enumerate(info.classes, start=1)} | {IGNORE_NAME: IGNORE}
 
 
-def has_maps(desk: LocalDesk) -> bool:
-    """Tell whether a generation has predicted a volume."""
-    campaign = desk.campaign
+def has_maps(client: LocalClient) -> bool:
+    """Tell whether any generation has predicted a volume."""
+    campaign = client.campaign
     return any(map_reference(campaign, g, v.volume_id) for g in campaign.generations() for v in campaign.volumes())
 
 
@@ -63,10 +62,10 @@ def prediction_file(view: PatchView) -> bytes:
         If no model has predicted it, or it is a box of the holdout, which a prediction would bias.
     """
     if view.prediction is None:
-        held = view.ticket.purpose != "pool"
+        is_holdout = view.ticket.purpose != "pool"
         raise TicketNotFoundError(
             "a holdout box is annotated without a prediction, which could bias it"
-            if held
+            if is_holdout
             else "no model has predicted it",
             where=f"ticket {view.ticket.ticket_id}",
             todo="Annotate it from what the image shows",
@@ -79,7 +78,7 @@ def prediction_file(view: PatchView) -> bytes:
 def _in_context(labels: PatchLabels, view: PatchView) -> bytes:
     whole = np.full(view.context.shape_zyx, IGNORE, np.uint8)
     try:
-        numbers = number_array(relabelled(labels), MOST_OBJECTS, "an 8-bit label file")
+        numbers = number_array(relabel(labels), MOST_OBJECTS_8_BIT, "an 8-bit label file")
     except LabelError as error:
         todo = "Work on it in napari, or as NIfTI by 'rescueseg queue export'"
         raise LabelError(error.what, where=f"ticket {view.ticket.ticket_id}", todo=todo) from error
@@ -88,7 +87,7 @@ def _in_context(labels: PatchLabels, view: PatchView) -> bytes:
 
 
 class Segment(BaseModel):
-    """What a client says of one of its segments."""
+    """A segment as a client describes it."""
 
     name: str
     idx: int
@@ -96,41 +95,52 @@ class Segment(BaseModel):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a label file must lie: the patch, what its image shows, and the voxel size in micrometre."""
+    """Where a label file must lie: the patch, the patch with its surroundings, and the voxel size in micrometre."""
 
     box: Box
     context: Box
     spacing_um_zyx: Spacing
 
+    @classmethod
+    def of(cls, client: LocalClient, lease: Lease) -> Frame:
+        """Return the frame of a leased patch."""
+        ticket = lease.ticket
+        return cls(ticket.box, client.context(ticket), client.campaign.volume(ticket.volume_id).spacing_um_zyx)
 
-def read_segments(given: object) -> list[Segment]:
-    """Return the segments that a client names.
+
+def read_segments(label_info: object) -> list[Segment]:
+    """Return the segments in a client's `label_info`.
 
     Raises
     ------
     LabelError
-        If they are no list of names and numbers.
+        If it is no list of names and numbers.
+
+    Examples
+    --------
+    >>> read_segments([{"name": "nucleus", "idx": 2}])
+    [Segment(name='nucleus', idx=2)]
     """
     try:
-        return TypeAdapter(list[Segment]).validate_python(given or [])
+        return TypeAdapter(list[Segment]).validate_python(label_info or [])
     except ValidationError as error:
         todo = 'Send [{"name": NAME, "idx": NUMBER}, …]'
         raise LabelError("label_info is no list of segments", where="params", todo=todo) from error
 
 
-def read_label(file: IO[bytes], frame: Frame, info: DeskInfo, segments: Sequence[Segment]) -> PatchLabels:
+def read_label(file: IO[bytes], frame: Frame, info: CampaignInfo, segments: Sequence[Segment]) -> PatchLabels:
     """Read the mask that a client sends.
 
     Parameters
     ----------
     file : binary file
-        NIfTI that covers what the image shows.
+        NIfTI in the shape of the image.
     frame : Frame
         Where it must lie.
-    info : DeskInfo
+    info : CampaignInfo
         Classes and kind of labels.
     segments : sequence of Segment
-        3D Slicer numbers its segments anew, and tells their names.
+        Names and numbers in the file: 3D Slicer gives its segments numbers of its own.
 
     Returns
     -------
@@ -145,16 +155,16 @@ def read_label(file: IO[bytes], frame: Frame, info: DeskInfo, segments: Sequence
     whole = read_nifti(file, frame.context, frame.spacing_um_zyx)
     numbers = whole[frame.box.relative_to(frame.context).slices]
     if info.kind == "instance":
-        ignored = [s.idx for s in segments if s.name == NOT_ANNOTATED] or [IGNORE]
-        ignore = np.isin(numbers, ignored)
+        ignore_numbers = [s.idx for s in segments if s.name == IGNORE_NAME] or [IGNORE]
+        ignore = np.isin(numbers, ignore_numbers)
         return labels_of({"labels": np.where(ignore, 0, numbers), "ignore": ignore}, info.kind)
-    known, out = label_names(info), numbers.copy()
+    names, classes = label_names(info), numbers.copy()
     for segment in segments:
-        if segment.name not in known:
+        if segment.name not in names:
             raise LabelError(
                 f"the segment '{segment.name[:64]}' is no class",
                 where="label_info",
-                todo=f"Name segments {', '.join(known)}",
+                todo=f"Name segments {', '.join(names)}",
             )
-        out[numbers == segment.idx] = known[segment.name]
-    return PatchLabels(out)
+        classes[numbers == segment.idx] = names[segment.name]
+    return PatchLabels(classes)

@@ -1,6 +1,6 @@
-"""Sessions for clients of MONAI Label: an image that somebody brings, kept for a while, and predicted by the champion.
+"""Sessions for clients of MONAI Label: an image that somebody uploads, stored for a while and predicted by the champion.
 
-Below the campaign's services folder: ``monai-sessions/<id>/image.nii`` and ``session.json``, gone after their expiry.
+Below the campaign's services folder: ``monai-sessions/<id>/image.nii`` and ``session.json``, removed after their expiry.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError, QueueError, TicketNotFoundError, storage_errors
-from rescueseg.server.monai_users import Seats
+from rescueseg.server.monai_users import MonaiUsers
 from rescueseg.storage import write_atomically
 
 EXPIRY_SECONDS = 3600
@@ -39,8 +39,8 @@ _ONE_AT_A_TIME = BoundedSemaphore(1)
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-def session_routes(router: APIRouter, seats: Seats) -> None:
-    """Add the routes below ``/session/``; `seats` says who asks."""
+def session_routes(router: APIRouter, users: MonaiUsers) -> None:
+    """Add the routes below ``/session/``; `users` knows who sends a request."""
 
     @router.put("/session/", summary="Bring an image of one's own: NIfTI, gzipped")
     def create(
@@ -49,19 +49,19 @@ def session_routes(router: APIRouter, seats: Seats) -> None:
         client_id: Annotated[str, Form()] = "",
         expiry: int = EXPIRY_SECONDS,
     ) -> dict[str, Any]:
-        desk = seats.of(request, client_id)
+        client = users.client(request, client_id)
         if len(files) != 1 or not str(files[0].filename).lower().endswith(".nii.gz"):
             raise LabelError("a session takes one image as .nii.gz", where="files", todo="Save it so and send it again")
-        sweep(desk.campaign)
-        _room_for(desk)
+        remove_old_sessions(client.campaign)
+        _check_count(client)
         session = uuid.uuid4().hex
-        folder = _root(desk.campaign) / session
+        folder = _root(client.campaign) / session
         now = int(time.time())
         about = {
             "name": session,
             "path": "",
             "image": "image.nii",
-            "meta": {"annotator": desk.annotator},
+            "meta": {"annotator": client.annotator},
             "create_ts": now,
             "last_access_ts": now,
             "expiry": min(max(expiry, 60), MOST_SECONDS),
@@ -78,13 +78,13 @@ def session_routes(router: APIRouter, seats: Seats) -> None:
 
     @router.get("/session/{session}", summary="What is known of a session")
     def read(request: Request, session: str, update_ts: bool = False) -> dict[str, Any]:  # noqa: ARG001
-        desk = seats.of(request)
-        return _about(_folder(desk, session))
+        client = users.client(request)
+        return _read_info(_folder(client, session))
 
     @router.delete("/session/{session}", summary="End a session")
     def end(request: Request, session: str) -> dict[str, str]:
-        desk = seats.of(request)
-        shutil.rmtree(_folder(desk, session))
+        client = users.client(request)
+        shutil.rmtree(_folder(client, session))
         return {"session_id": session}
 
 
@@ -92,14 +92,14 @@ def _root(campaign: Campaign) -> Path:
     return campaign.services_folder / "monai-sessions"
 
 
-def _room_for(desk: LocalDesk) -> None:
-    """Refuse a session more than a person may have."""
+def _check_count(client: LocalClient) -> None:
+    """Refuse another session of a person who has `MOST_SESSIONS`."""
     own = 0
-    for folder in _root(desk.campaign).glob("*"):
+    for folder in _root(client.campaign).glob("*"):
         with suppress(OSError, ValueError, KeyError):
-            own += _about(folder)["meta"]["annotator"] == desk.annotator
+            own += _read_info(folder)["meta"]["annotator"] == client.annotator
     if own >= MOST_SESSIONS:
-        raise QueueError(f"you have {own} sessions", where=desk.annotator, todo="End one, or wait until one runs out")
+        raise QueueError(f"you have {own} sessions", where=client.annotator, todo="End one, or wait until one runs out")
 
 
 def _inflate(file: IO[bytes], out: Path) -> None:
@@ -115,39 +115,39 @@ def _inflate(file: IO[bytes], out: Path) -> None:
     raise LabelError(f"the image is larger than {MOST_BYTES >> 20} MiB", where="files", todo="Bring a smaller part")
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "session.json").read_text())
-    assert isinstance(found, dict)
-    return found
+def _read_info(folder: Path) -> dict[str, Any]:
+    info = json.loads((folder / "session.json").read_text())
+    assert isinstance(info, dict)
+    return info
 
 
-def _folder(desk: LocalDesk, session: str) -> Path:
-    """Return the folder of one's own running session."""
-    sweep(desk.campaign)
-    folder = _root(desk.campaign) / session
-    known = _ID.fullmatch(session) and (folder / "session.json").is_file()
-    if known and (desk.role == "admin" or _about(folder)["meta"]["annotator"] == desk.annotator):
+def _folder(client: LocalClient, session: str) -> Path:
+    """Return the folder of a running session that this person may use."""
+    remove_old_sessions(client.campaign)
+    folder = _root(client.campaign) / session
+    exists = _ID.fullmatch(session) and (folder / "session.json").is_file()
+    if exists and (client.role == "admin" or _read_info(folder)["meta"]["annotator"] == client.annotator):
         return folder
     raise TicketNotFoundError("there is no such session", where=session[:64], todo="Bring the image again")
 
 
-def sweep(campaign: Campaign) -> None:
-    """Remove sessions that ran out, and halves that a killed server left."""
+def remove_old_sessions(campaign: Campaign) -> None:
+    """Remove expired sessions, and incomplete ones that a killed server left."""
     for folder in _root(campaign).glob("*") if _root(campaign).is_dir() else ():
-        over = False
+        is_over = False
         try:
-            about = _about(folder)
-            over = about["create_ts"] + about["expiry"] < time.time()
+            about = _read_info(folder)
+            is_over = about["create_ts"] + about["expiry"] < time.time()
         except (OSError, ValueError, KeyError):
-            with suppress(OSError):  # somebody else removes it just now
-                over = folder.stat().st_mtime + EXPIRY_SECONDS < time.time()
-        if over:
+            with suppress(OSError):  # another request removes it at the same time
+                is_over = folder.stat().st_mtime + EXPIRY_SECONDS < time.time()
+        if is_over:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def predicted(desk: LocalDesk, session: str) -> Iterator[Path]:
-    """Yield the champion's mask of a session's image as NIfTI; it is gone afterwards.
+def prediction(client: LocalClient, session: str) -> Iterator[Path]:
+    """Yield the champion's mask of a session's image as a NIfTI file, which is deleted afterwards.
 
     The model runs in a process of its own, so that the server stays small.
 
@@ -156,19 +156,19 @@ def predicted(desk: LocalDesk, session: str) -> Iterator[Path]:
     LabelError
         If the image cannot be predicted; the message says why.
     """
-    folder = _folder(desk, session)
+    folder = _folder(client, session)
     if not _ONE_AT_A_TIME.acquire(blocking=False):
         raise QueueError("another image is being predicted", where=session, todo="Try again when it is done")
     out = folder / f"{uuid.uuid4().hex}.nii.gz"
-    command = [sys.executable, "-m", "rescueseg.server.predict_file", desk.campaign.url]
+    command = [sys.executable, "-m", "rescueseg.server.predict_file", client.campaign.url]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, str(folder / "image.nii"), str(out)], capture_output=True, text=True, timeout=PREDICT_SECONDS
         )
-        if done.returncode or not out.exists():
-            said = done.stderr.strip().splitlines() or ["it ended without a word"]
+        if process.returncode or not out.exists():
+            lines = process.stderr.strip().splitlines() or ["it ended without a word"]
             raise LabelError(
-                f"the image cannot be predicted: {said[-1]}", where=session, todo="Mend it, bring it again"
+                f"the image cannot be predicted: {lines[-1]}", where=session, todo="Mend it, bring it again"
             )
         yield out
     except subprocess.TimeoutExpired as error:

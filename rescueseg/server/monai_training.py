@@ -1,4 +1,4 @@
-"""Training for clients of MONAI Label: a start is a run of the generation's deployment, its state is Prefect's."""
+"""Training for clients of MONAI Label: a training is a run of the generation's deployment in Prefect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from rescueseg.annotation.client import require_role
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, TicketNotFoundError
-from rescueseg.server.monai_users import Seats
+from rescueseg.server.monai_users import MonaiUsers
 from rescueseg.services import prefect_api
 from rescueseg.services.prefect_api import GENERATION_FLOW, FlowRun, deployment_name
 
@@ -22,37 +22,37 @@ STATUS = {
     "CANCELLED": "STOPPED",
     "CANCELLING": "STOPPED",
 }
-"""MONAI Label's word for each of Prefect's; all others are ERROR."""
+"""MONAI Label's status for each of Prefect's state types; all others are ERROR."""
 
 
-def training_routes(router: APIRouter, seats: Seats) -> None:
-    """Add the routes below ``/train/``; `seats` says who asks."""
+def training_routes(router: APIRouter, users: MonaiUsers) -> None:
+    """Add the routes below ``/train/``; `users` knows who sends a request."""
 
     @router.post("/train/", summary="Start the next generation")
     @router.post("/train/{model}", summary="Start the next generation")
     def start(request: Request, body: dict[str, Any] | None = None, model: str = "champion") -> dict[str, Any]:
-        desk = seats.of(request, (body or {}).get("client_id"))
-        require_role(desk.annotator, desk.role, "admin")
-        url, run = _latest(desk.campaign)
+        client = users.client(request, (body or {}).get("client_id"))
+        require_role(client.annotator, client.role, "admin")
+        url, run = _latest(client.campaign)
         if run is not None and not run.state.is_final:
             raise QueueError("a generation runs already", where=model[:64], todo="Wait for it; see GET /train/")
-        prefect_api.start_deployment(url, deployment_name(GENERATION_FLOW, desk.campaign), {})
-        return _described(_latest(desk.campaign)[1])
+        prefect_api.start_deployment(url, deployment_name(GENERATION_FLOW, client.campaign), {})
+        return _status(_latest(client.campaign)[1])
 
     @router.get("/train/", summary="The latest generation's run; 404 where none is running and that was asked")
     def status(request: Request, check_if_running: bool = False) -> dict[str, Any]:
-        _, run = _latest(seats.of(request).campaign)
-        return _described(None if run is not None and check_if_running and run.state.is_final else run)
+        _, run = _latest(users.client(request).campaign)
+        return _status(None if run is not None and check_if_running and run.state.is_final else run)
 
     @router.delete("/train/", summary="Stop the running generation; started again it goes on from there")
     def stop(request: Request) -> dict[str, Any]:
-        desk = seats.of(request)
-        require_role(desk.annotator, desk.role, "admin")
-        url, run = _latest(desk.campaign)
+        client = users.client(request)
+        require_role(client.annotator, client.role, "admin")
+        url, run = _latest(client.campaign)
         if run is None or run.state.is_final:
-            return _described(None)
+            return _status(None)
         prefect_api.cancel_run(url, run.run_id)
-        return _described(_latest(desk.campaign)[1])
+        return _status(_latest(client.campaign)[1])
 
 
 def _latest(campaign: Campaign) -> tuple[str, FlowRun | None]:
@@ -67,7 +67,7 @@ def _latest(campaign: Campaign) -> tuple[str, FlowRun | None]:
     return url, prefect_api.latest_run(url, deployment_name(GENERATION_FLOW, campaign))
 
 
-def _described(run: FlowRun | None) -> dict[str, Any]:
+def _status(run: FlowRun | None) -> dict[str, Any]:
     if run is None:
         raise TicketNotFoundError("no generation is running", todo="Start one with POST /train/")
     return {

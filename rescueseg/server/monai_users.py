@@ -1,4 +1,4 @@
-"""Who a client of MONAI Label is: the holder of its token, or the name it gives itself on a server without tokens."""
+"""People who work through MONAI Label: known by their token, or by the name in a request to a server without tokens."""
 
 from __future__ import annotations
 
@@ -7,47 +7,48 @@ from typing import Any
 
 from fastapi import Request
 
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.errors import LabelError, NotYourLeaseError, TicketNotFoundError
 from rescueseg.queue.records import Lease
 from rescueseg.server import access
-from rescueseg.server.clients import Service
-from rescueseg.server.monai_images import Frame
+from rescueseg.server.dependencies import Service
 
 
-class Seats:
-    """Seats clients at desks of the server.
+class MonaiUsers:
+    """Finds the annotation client of the person behind a request, or behind an image id.
 
     Parameters
     ----------
-    office : Service
-        What the server works on.
+    service : Service
+        The service of the campaign.
     """
 
-    def __init__(self, office: Service) -> None:
-        self.office = office
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
-    def of(self, request: Request, name: object = None) -> LocalDesk:
-        """Return the desk of who asks; `name` is what the client calls itself.
+    def client(self, request: Request, name: object = None) -> LocalClient:
+        """Return the annotation client of the person who sends a request; `name` is the name in the request.
 
         Raises
         ------
         UnknownTokenError
-            If a token is needed and there is none, or nobody has this one.
+            If a token is needed and the request has none, or an unknown one.
         AccessError
-            If the name cannot be one.
+            If the name cannot be used.
         """
         token = access.bearer(request.headers.get("authorization", ""))
         if token is not None:
-            person = access.holder(self.office.campaign, token)
-        elif not self.office.is_open:
-            raise access.token_needed()
+            person = access.holder(self.service.campaign, token)
+        elif not self.service.is_open:
+            raise access.missing_token()
         else:
-            person = access.Person(access.checked_name(str(name or self.office.login)), "admin")
-        return LocalDesk(self.office.campaign, self.office.store, *person)
+            person = access.Person(access.check_name(str(name or self.service.login)), "admin")
+        return LocalClient(self.service.campaign, self.service.store, *person)
 
-    def of_image(self, image: str) -> tuple[LocalDesk, str]:
-        """Return the desk of who holds the lease of an image id, and the lease; knowing the id is the right to look.
+    def client_of_image(self, image: str) -> tuple[LocalClient, str]:
+        """Return the annotation client of the annotator of an image id, and the id of the lease.
+
+        Whoever knows the image id may see the image.
 
         Raises
         ------
@@ -56,16 +57,16 @@ class Seats:
         TicketNotFoundError
             If its lease does not run any more.
         """
-        lease_id = access.lease_of_image(self.office.key, image)
-        running = {lease.lease_id: lease.annotator for lease in self.office.store.leases()}
-        if lease_id not in running:
+        lease_id = access.lease_of_image(self.service.key, image)
+        annotators = {lease.lease_id: lease.annotator for lease in self.service.store.leases()}
+        if lease_id not in annotators:
             raise TicketNotFoundError("the lease is over", where=image[:64], todo="Ask for the next sample")
-        desk = LocalDesk(self.office.campaign, self.office.store, running[lease_id], "annotator")
-        desk.heartbeat(lease_id)
-        return desk, lease_id
+        client = LocalClient(self.service.campaign, self.service.store, annotators[lease_id], "annotator")
+        client.heartbeat(lease_id)
+        return client, lease_id
 
-    def own_lease(self, desk: LocalDesk, image: str) -> Lease:
-        """Return the lease of an image id, running or over, to its holder.
+    def own_lease(self, client: LocalClient, image: str) -> Lease:
+        """Return the lease of an image id, running or over, to its annotator.
 
         Raises
         ------
@@ -74,33 +75,33 @@ class Seats:
         NotYourLeaseError
             If somebody else holds it.
         """
-        lease = desk.store.lease(access.lease_of_image(self.office.key, image))
-        if lease.annotator != desk.annotator:
+        lease = client.store.lease(access.lease_of_image(self.service.key, image))
+        if lease.annotator != client.annotator:
             raise NotYourLeaseError("somebody else holds the patch", where=image[:64], todo="Ask for the next sample")
         return lease
 
-    def frame(self, desk: LocalDesk, lease: Lease) -> Frame:
-        """Return where the labels of a leased patch lie."""
-        ticket = lease.ticket
-        return Frame(ticket.box, desk.context(ticket), desk.campaign.volume(ticket.volume_id).spacing_um_zyx)
-
-    def image(self, lease_id: str) -> str:
+    def image_id(self, lease_id: str) -> str:
         """Return the image id of a lease."""
-        return access.image_id(self.office.key, lease_id)
+        return access.image_id(self.service.key, lease_id)
 
 
 def read_params(params: str) -> dict[str, Any]:
-    """Return what a client sends beside a file.
+    """Return the parameters that MONAI Label sends beside a file.
 
     Raises
     ------
     LabelError
-        If it is no JSON object.
+        If they are no JSON object.
+
+    Examples
+    --------
+    >>> read_params('{"client_id": "anna"}'), read_params("")
+    ({'client_id': 'anna'}, {})
     """
     try:
-        found = json.loads(params or "{}")
+        fields = json.loads(params or "{}")
     except (ValueError, RecursionError) as error:
         raise LabelError("params is no JSON", where="params", todo="Send an object, or leave it out") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise LabelError("params is no object", where="params", todo="Send an object, or leave it out")
-    return found
+    return fields

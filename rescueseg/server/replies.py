@@ -1,4 +1,4 @@
-"""The HTTP side of errors: their status, and what OpenAPI says of them."""
+"""Errors in HTTP: their status, and their description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -25,25 +25,31 @@ _STATUS: dict[type[errors.RescuesegError], int] = {
 
 
 def status_of(error: errors.RescuesegError) -> int:
-    """Return the HTTP status of an error: that of its nearest known base."""
+    """Return the HTTP status of an error: that of its nearest base class with one.
+
+    Examples
+    --------
+    >>> status_of(errors.LeaseExpiredError("the lease ended")), status_of(errors.LabelWarningsError("a gap"))
+    (410, 422)
+    """
     return next((_STATUS[base] for base in type(error).__mro__ if base in _STATUS), 500)
 
 
 def reply(status: int, body: ErrorReply) -> JSONResponse:
-    """Return an error's reply."""
+    """Return the HTTP response to an error."""
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse(body.model_dump(mode="json"), status_code=status, headers=headers)
 
 
 def reply_to(error: errors.RescuesegError, status: int | None = None) -> JSONResponse:
-    """Return the reply to one of our errors."""
+    """Return the HTTP response to one of our errors."""
     warnings = list(error.warnings) if isinstance(error, errors.LabelWarningsError) else []
     kind = type(error).__name__
     body = ErrorReply(error=kind, what=error.what, where=error.where, todo=error.todo, warnings=warnings)
     return reply(status or status_of(error), body)
 
 
-_MEANING = {
+_DESCRIPTIONS = {
     400: "The body is no JSON",
     401: "A token is needed, or this one is not known",
     403: "Not yours, or not within your role",
@@ -57,6 +63,8 @@ _MEANING = {
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI entries of the errors that a route may answer with, those of every route included."""
-    return {n: {"model": ErrorReply, "description": _MEANING[n]} for n in sorted({400, 401, 403, 413, 422, *statuses})}
+def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI entries of the errors of a route: the given ones and those of every route."""
+    return {
+        n: {"model": ErrorReply, "description": _DESCRIPTIONS[n]} for n in sorted({400, 401, 403, 413, 422, *statuses})
+    }

@@ -1,4 +1,4 @@
-"""Labels that somebody uploads: read with bounds on disk and memory, and checked to be of this very patch."""
+"""Labels that somebody uploads: read with bounds on disk and memory, and checked to be of the right patch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from threading import BoundedSemaphore
 from typing import IO, Any
 
 import anyio
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request
@@ -21,25 +22,24 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from rescueseg.annotation.formats.nifti import (
     has_position,
     image_class,
-    nibabel_module,
     nifti_image,
     parse,
     position_mm,
 )
 from rescueseg.annotation.formats.space import affine_mm
-from rescueseg.annotation.packing import DAMAGED, brief, labels_of, unpack
+from rescueseg.annotation.packing import DAMAGE_ERRORS, brief, labels_of, unpack
 from rescueseg.errors import LabelError, RescuesegError
 from rescueseg.geometry import Box, Spacing
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import TicketRecord
 
 BYTES_PER_VOXEL = 9
-"""Float64 labels with an ignore mask beside them: the most that honest labels take."""
+"""Float64 labels with an ignore mask beside them: the most that labels can need."""
 SLACK_BYTES = 2**20
 IDLE_SECONDS = 30.0
-"""An upload that sends nothing for so long is given up."""
+"""Timeout of an upload that sends nothing."""
 AT_ONCE = BoundedSemaphore(4)
-"""Uploads that are unpacked and checked at the same time: each takes several times its patch in memory."""
+"""Limits the uploads that are unpacked and checked at once: each takes several times its patch in memory."""
 
 _SPOOL_BYTES = 2**20
 _EXTENSION_BYTES = 2**16
@@ -54,17 +54,23 @@ class RefusedError(Exception):
 
 
 def upload_limit(voxels: int) -> int:
-    """Return how many bytes labels of a patch may take."""
+    """Return the largest size in bytes of labels of a patch.
+
+    Examples
+    --------
+    >>> upload_limit(32**3) - SLACK_BYTES
+    294912
+    """
     return voxels * BYTES_PER_VOXEL + SLACK_BYTES
 
 
 def too_large(limit: int, todo: str = "Hand in the labels of this patch alone") -> RefusedError:
-    """Return the refusal of what is larger than allowed."""
+    """Return the error for an upload that is larger than allowed."""
     return RefusedError(413, LabelError(f"the upload is larger than the {limit:,} bytes allowed here", todo=todo))
 
 
 async def receive(request: Request, limit: int) -> AsyncIterator[dict[str, IO[bytes]]]:
-    """Yield the files of a request, by field name, or its raw body as `labels`; they are gone afterwards.
+    """Yield the files of a request, by field name, or its raw body as `labels`; they are deleted afterwards.
 
     Raises
     ------
@@ -118,7 +124,7 @@ def read_upload(files: dict[str, IO[bytes]], ticket: TicketRecord, spacing_um_zy
     files : dict of binary file
         `labels`: NIfTI (gzipped or not) or npz; with NIfTI object numbers optionally `ignore`, a mask of its own.
     ticket : TicketRecord
-        Whose patch they must lie on.
+        The ticket whose patch they must cover.
     spacing_um_zyx : tuple of float
         Of the volume, in micrometre.
     kind : {"semantic", "instance"}
@@ -127,7 +133,7 @@ def read_upload(files: dict[str, IO[bytes]], ticket: TicketRecord, spacing_um_zy
     Raises
     ------
     LabelError
-        If they cannot be read or belong elsewhere. Their values are for the desk to check.
+        If they cannot be read or belong elsewhere. Their values are not checked here.
     """
     if not set(files) <= {"labels", "ignore"} or "labels" not in files:
         raise LabelError("there is no file named 'labels'", todo="Send one file in the field 'labels'")
@@ -165,22 +171,22 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
     LabelError
         If it is damaged, no NIfTI, or of another patch.
     """
-    nibabel = nibabel_module()
-    damaged = (
-        *DAMAGED, nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError,
-        nibabel.orientations.OrientationError,
+    nib: Any = nibabel  # its type annotations are partial
+    damage = (
+        *DAMAGE_ERRORS, nib.spatialimages.HeaderDataError, nib.filebasedimages.ImageFileError,
+        nib.orientations.OrientationError,
     )  # fmt: skip
     try:
-        data = _inflated(file, upload_limit(box.size))
+        data = _inflate(file, upload_limit(box.size))
         _check_head(data, box)
         nifti = parse(data)
         if has_position(nifti.header):
             if not np.isfinite(nifti.affine).all() or not np.linalg.det(nifti.affine[:3, :3]):
                 raise ValueError("they have no place in space")
-            nifti = nibabel.as_closest_canonical(nifti)
+            nifti = nib.as_closest_canonical(nifti)
             _check_place(nifti, box, spacing_um_zyx)
         voxels: npt.NDArray[Any] = np.asarray(nifti.dataobj)
-    except damaged as error:
+    except damage as error:
         raise LabelError(
             f"the labels cannot be read: {brief(error)}", todo="Save them again, as NIfTI or npz"
         ) from error
@@ -190,8 +196,8 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
     return array
 
 
-def _inflated(file: IO[bytes], limit: int) -> bytes:
-    """Return what is in a file, of which no more than `limit` bytes are ever inflated."""
+def _inflate(file: IO[bytes], limit: int) -> bytes:
+    """Return a file's content, gunzipped if it is gzipped; no more than `limit` bytes are ever inflated."""
     head = file.read(2)
     file.seek(0)
     if head != b"\x1f\x8b":
@@ -207,7 +213,7 @@ def _inflated(file: IO[bytes], limit: int) -> bytes:
 
 
 def _check_head(data: bytes, box: Box) -> None:
-    """Refuse another image before its voxels are looked at."""
+    """Refuse another image before its voxels are read."""
     kind = image_class(data).header_class
     length = kind.template_dtype.itemsize
     if len(data) < length:
@@ -221,11 +227,11 @@ def _check_head(data: bytes, box: Box) -> None:
     shape = tuple(reversed(dims[1:4]))
     if sorted(shape) != sorted(box.shape_zyx):
         raise _other_shape(shape, box)
-    stored = header.get_data_dtype()
-    if stored.kind not in "buif" or stored.itemsize > 8:
-        raise ValueError(f"voxels of type {stored} are no labels")
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        raise ValueError(f"voxels of type {dtype} are no labels")
     offset, first = float(header["vox_offset"]), kind.single_vox_offset
-    if not first <= offset <= first + _EXTENSION_BYTES or math.prod(shape) * stored.itemsize + offset > len(data):
+    if not first <= offset <= first + _EXTENSION_BYTES or math.prod(shape) * dtype.itemsize + offset > len(data):
         raise ValueError("it is shorter than its header says")
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from rescueseg.annotation.checks import odd_labels
+from rescueseg.annotation.checks import label_warnings
 from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
 from rescueseg.randomness import random_generator
@@ -114,7 +114,7 @@ PLANTED: dict[str, Callable[[PatchLabels], PatchLabels | None]] = {
 def codes(labels: PatchLabels) -> set[str]:
     """Return the codes of what is odd about labels that started from nothing."""
     start = PatchLabels(np.zeros_like(labels.classes))
-    return {warning.code for warning in odd_labels(labels, start)}
+    return {warning.code for warning in label_warnings(labels, start)}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import tifffile
 from rescueseg import volumes
 from rescueseg.annotation.agreement import agreement
 from rescueseg.annotation.label_files import read_version
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.cli.options import plain_console
 from rescueseg.config import check_config
@@ -81,7 +81,7 @@ def work_through(campaign: Campaign, store: QueueStore) -> None:
     """Let both annotators do their halves, then the reviewer judge what is left."""
     for name, habit in HABITS.items():
         SimulatedAnnotator(campaign, store, name, habit).drain()
-    lead = LocalDesk(campaign, store, "lead", "reviewer")
+    lead = LocalClient(campaign, store, "lead", "reviewer")
     waiting = sorted(lead.to_review(), key=lambda t: t.agreement or 0.0)
     for n, ticket in enumerate(waiting):
         if n == 0:

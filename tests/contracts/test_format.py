@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rescueseg.annotation.formats import FORMATS, format_of, read_labels, stated_by
-from rescueseg.annotation.formats.base import Frame, PatchFormat, relabelled, write_labels_and_ignore
+from rescueseg.annotation.formats import FORMATS, format_of, metadata_of, read_labels
+from rescueseg.annotation.formats.base import Frame, PatchFormat, relabel, write_labels_and_ignore
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
@@ -63,27 +63,27 @@ def test_what_was_drawn_comes_back(kind: PatchFormat, scratch: Path, frame: Fram
     folder = fresh(scratch)
     handed = random_labels(frame, seed + 1)
     margin = frame.box.expand((1, 2, 3)).clip([n + 1 for n in frame.box.stop_zyx])
-    files = kind.write(folder, view_of(frame, relabelled(handed), margin), frame)
-    assert read_labels(files.labels, frame) == relabelled(handed)
+    files = kind.write(folder, view_of(frame, relabel(handed), margin), frame)
+    assert read_labels(files.labels, frame) == relabel(handed)
     assert all(path.exists() for path in files.everything if path != files.ticket)
     drawn = random_labels(frame, seed, kind.largest)
     write_labels_and_ignore(kind, files.labels, drawn, frame)
     assert read_labels(files.labels, frame) == drawn
-    again = kind.write(folder, view_of(frame, relabelled(handed), margin), frame)
-    assert again.kept
+    again = kind.write(folder, view_of(frame, relabel(handed), margin), frame)
+    assert again.is_resumed
     assert read_labels(again.labels, frame) == drawn, "work that is there is kept"
 
 
 def test_files_say_whose_they_are(kind: PatchFormat, tmp_path: Path) -> None:
     files = kind.write(tmp_path, view_of(ONE, random_labels(ONE, 0)), ONE)
     assert format_of(files.labels) is kind
-    stated = kind.stated(files.labels)
-    assert stated.ticket_id == ONE.ticket_id
-    assert stated_by(files.labels) == stated
-    if stated.offset_zyx is not None:
-        assert np.allclose(stated.offset_zyx, ONE.box.offset_zyx, atol=1e-3)
-    if stated.spacing_um_zyx is not None:
-        assert np.allclose(stated.spacing_um_zyx, ONE.spacing_um_zyx, rtol=1e-5)
+    metadata = kind.metadata(files.labels)
+    assert metadata.ticket_id == ONE.ticket_id
+    assert metadata_of(files.labels) == metadata
+    if metadata.offset_zyx is not None:
+        assert np.allclose(metadata.offset_zyx, ONE.box.offset_zyx, atol=1e-3)
+    if metadata.spacing_um_zyx is not None:
+        assert np.allclose(metadata.spacing_um_zyx, ONE.spacing_um_zyx, rtol=1e-5)
 
 
 @pytest.mark.parametrize("frame", [ONE, OBJECTS], ids=["semantic", "instance"])
@@ -116,7 +116,7 @@ def test_another_place_or_spacing_is_refused(
     kind: PatchFormat, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     files = kind.write(tmp_path, view_of(ONE, random_labels(ONE, 0)), ONE)
-    if kind.stated(files.labels).offset_zyx is None:
+    if kind.metadata(files.labels).offset_zyx is None:
         pytest.skip("the format has no place for it; its ticket is checked")
     with pytest.raises(LabelError, match=message):
         read_labels(files.labels, replace(ONE, **change))
@@ -149,7 +149,7 @@ def read_back(kind: PatchFormat, folder: Path, number: int) -> PatchLabels:
 def test_files_cut_short_are_refused(kind: PatchFormat, tmp_path: Path, frame: Frame) -> None:
     """Whatever the length at which a tool was interrupted: never a smaller or emptier mask."""
     large = replace(frame, box=Box((2, 30, 400), (4, 24, 32)))
-    drawn = relabelled(random_labels(large, 3, 99))
+    drawn = relabel(random_labels(large, 3, 99))
     files = kind.write(tmp_path, view_of(large, drawn), large)
     for path in contents(files.labels):
         whole = path.read_bytes()

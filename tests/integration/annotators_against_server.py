@@ -1,6 +1,6 @@
 """Many annotators at one server that is killed again and again: no patch is held by two, none is lost.
 
-Each annotator is a process with a `RemoteDesk`. It takes patches, waits, hands in; sometimes it hands in twice, too late,
+Each annotator is a process with a `RemoteClient`. It takes patches, waits, hands in; sometimes it hands in twice, too late,
 gives back, skips, or is killed and comes again. The server is killed -9 and started again. At the end everything that
 was confirmed to somebody is looked for in the queue and the campaign, voxel by voxel, and the audit trail is replayed.
 Prints the figures and exits with 1 when anything is wrong; then times leases and submits of 128³ patches.
@@ -33,7 +33,7 @@ import tifffile
 from scipy import ndimage
 
 from rescueseg import volumes
-from rescueseg.annotation.remote_client import RemoteDesk
+from rescueseg.annotation.remote_client import RemoteClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LeaseExpiredError, QueueError, ServiceError, StorageError
@@ -91,7 +91,7 @@ class Annotator:
 
     def __init__(self, url: str, name: str, log: Path) -> None:
         self.name, self.random = name, random.Random(f"{name}{os.getpid()}")
-        self.desk = RemoteDesk(url, annotator=name, timeout=60)
+        self.client = RemoteClient(url, annotator=name, timeout=60)
         self.log = log.open("a")
 
     def ask(self, what: str, call: Callable[[], Any]) -> Any:
@@ -115,9 +115,9 @@ class Annotator:
     def work(self) -> None:
         """Take patches until there is none left, nor anybody who might give one back."""
         while True:
-            lease = self.ask("next", self.desk.next)
+            lease = self.ask("next", self.client.next)
             if lease is None:
-                counts = self.ask("info", self.desk.info).counts
+                counts = self.ask("info", self.client.info).counts
                 if not counts["queued"] + counts["leased"]:
                     return
                 time.sleep(self.random.uniform(0.3, 1.0))
@@ -133,9 +133,9 @@ class Annotator:
             os.kill(os.getpid(), signal.SIGKILL)
         elif habit in ("release", "skip"):
             arguments = ["noise"] if habit == "skip" else []
-            self.ask(habit, lambda: getattr(self.desk, habit)(lease.lease_id, *arguments))
+            self.ask(habit, lambda: getattr(self.client, habit)(lease.lease_id, *arguments))
         elif habit == "beat":
-            self.ask("beat", lambda: self.desk.heartbeat(lease.lease_id, 0.1))
+            self.ask("beat", lambda: self.client.heartbeat(lease.lease_id, 0.1))
             self.submit(lease)
         elif habit == "late":
             time.sleep(max(0.0, (lease.expires_at - utc_now()).total_seconds()) + 0.5)
@@ -144,7 +144,7 @@ class Annotator:
                 raise AssertionError("a lease that ran out was taken")
             except LeaseExpiredError:
                 with suppress(QueueError):  # somebody else has it now
-                    again = self.ask("next", lambda: self.desk.next(ticket_id=lease.ticket_id))
+                    again = self.ask("next", lambda: self.client.next(ticket_id=lease.ticket_id))
                     self.submit(again)
         else:
             first = self.submit(lease)
@@ -153,7 +153,7 @@ class Annotator:
     def submit(self, lease: Lease) -> Any:
         """Hand in this person's labels."""
         labels = labels_by(self.name, lease.ticket_id, lease.ticket.box.shape_zyx)
-        return self.ask("submit", lambda: self.desk.submit(lease.lease_id, labels, "load", override=True))
+        return self.ask("submit", lambda: self.client.submit(lease.lease_id, labels, "load", override=True))
 
 
 def _annotate(url: str, name: str, log: Path) -> None:
@@ -314,7 +314,7 @@ def time_large(folder: Path, database_url: str, count: int, annotators: int = 4)
 
 def _time_one(url: str, name: str, blobs: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     """Take and hand in patches until there are none; return how long each call took."""
-    desk, told = RemoteDesk(url, annotator=name), []
+    client, told = RemoteClient(url, annotator=name), []
     rng = np.random.default_rng(list(name.encode()))
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -323,10 +323,10 @@ def _time_one(url: str, name: str, blobs: np.ndarray[Any, Any]) -> list[dict[str
         told.append({"what": what, "seconds": time.perf_counter() - began, "tries": 0})
         return answer
 
-    while (lease := timed("next", desk.next)) is not None:
-        timed("view", lambda lease_id=lease.lease_id: desk.view(lease_id))
+    while (lease := timed("next", client.next)) is not None:
+        timed("view", lambda lease_id=lease.lease_id: client.view(lease_id))
         drawn = PatchLabels(np.roll(blobs, int(rng.integers(128)), axis=int(rng.integers(3))))
-        timed("submit", lambda lease_id=lease.lease_id, d=drawn: desk.submit(lease_id, d, "load", override=True))
+        timed("submit", lambda lease_id=lease.lease_id, d=drawn: client.submit(lease_id, d, "load", override=True))
     return told
 
 

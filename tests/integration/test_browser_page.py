@@ -208,9 +208,9 @@ def test_a_reload_loses_nothing_and_uncertainty_shows_where_to_look(site: Served
         visitor.stroke([(1, 1, 1), (1, 1, 4)], 0)
         drawn = visitor.labels(PATCH)
         assert np.sum(drawn != letter(PATCH)) == 4
-        visitor.until("page.bench.saving === 0")
+        visitor.until("page.editor.saving === 0")
         visitor.visit()
-        visitor.until("page.bench.isOpen")
+        visitor.until("page.editor.isOpen")
         assert "is back" in visitor.message
         assert np.array_equal(visitor.labels(PATCH), drawn)
         visitor.submit()
@@ -226,7 +226,7 @@ def test_a_lease_that_ran_out_while_the_page_was_closed_loses_nothing(site: Serv
         visitor.stroke([(1, 1, 1), (1, 1, 4)], 0)
         drawn = visitor.labels(PATCH)
         assert np.sum(drawn != letter(PATCH)) == 4
-        visitor.until("page.bench.saving === 0")
+        visitor.until("page.editor.saving === 0")
         (lease,) = queue.leases("carl")
         queue.release(lease.lease_id, "carl")
         visitor.visit()
@@ -257,7 +257,7 @@ def test_a_patch_that_cannot_be_loaded_does_not_block(site: Served, browser: Any
         visitor.page.click("text=Skip it")
         visitor.says("Skipped")
         visitor.page.evaluate("page.work.next({ ticket_id: 'after' })")
-        visitor.until("page.bench.isOpen")
+        visitor.until("page.editor.isOpen")
         visitor.page.click("#release")
         visitor.says("Given back")
         visitor.wrong.clear()  # the browser's own line about the 503
@@ -352,7 +352,7 @@ def test_objects_are_numbered_reviewed_and_fixed(guarded: tuple[Served, dict[str
             "what lies under it is hidden"
         )
         rita.page.click("#tickets button")
-        rita.until("page.bench.isOpen")
+        rita.until("page.editor.isOpen")
         assert np.array_equal(rita.labels(PATCH), np.where(classes == IGNORE, IGNORE, ids))
         rita.page.click("#reject")
         rita.page.fill("#text", "the line is noise")
@@ -365,11 +365,11 @@ def test_objects_are_numbered_reviewed_and_fixed(guarded: tuple[Served, dict[str
         anna.submit()
         rita.until("document.querySelector('#tickets button') !== null")  # told by the server
         rita.page.click("#tickets button")
-        rita.until("page.bench.isOpen")
+        rita.until("page.editor.isOpen")
         without = np.where(ids == 2, 0, np.where(classes == IGNORE, IGNORE, ids))
         assert np.array_equal(rita.labels(PATCH), without)
         rita.page.keyboard.press("a")
-        rita.until("page.bench.labels.includes(2)")
+        rita.until("page.editor.labels.includes(2)")
         rita.page.click("#fix")
         rita.says("Fixed")
     found = site.accepted("objects")

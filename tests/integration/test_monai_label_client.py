@@ -20,16 +20,16 @@ import SimpleITK
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue, utc_now
 from rescueseg.server.access import add_token
+from tests import evaluated_campaign
 from tests.annotation_server import served
 from tests.next_snapshot import next_labels
-from tests.unit import evaluated
 
 client_module = pytest.importorskip("monailabel.client.client", reason="MONAI Label's client is not installed")
 
@@ -91,7 +91,7 @@ def test_a_real_patch_goes_out_and_comes_back_in_its_place(name: str, real_data:
         content = fetch(url, sample["id"], tmp_path / sample["name"])
         assert sample["checksum"] == f"SHA256:{hashlib.sha256(content).hexdigest()}"
         seen = SimpleITK.ReadImage(str(tmp_path / sample["name"]))
-        context = LocalDesk(campaign, open_queue(campaign), "anna").view(sample["id"][:32]).context
+        context = LocalClient(campaign, open_queue(campaign), "anna").view(sample["id"][:32]).context
         np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(seen), image[context.slices])
         np.testing.assert_allclose(seen.GetSpacing()[::-1], np.array(spacing) / 1000, rtol=1e-5)
 
@@ -182,7 +182,7 @@ def test_objects_are_numbered_anew_and_ignore_is_kept(tmp_path: Path) -> None:
         lease = client.next_sample("queue", {})["id"]
         start = Path(client.download_label(lease, "original"))
         mask = np.asarray(nib.load(start).dataobj).T.copy()
-        inside = BOX.relative_to(LocalDesk(campaign, open_queue(campaign), "anna").view(lease[:32]).context).slices
+        inside = BOX.relative_to(LocalClient(campaign, open_queue(campaign), "anna").view(lease[:32]).context).slices
         drawn = mask[inside]
         drawn[...] = 0
         drawn[0:3, 2:8, 2:8], drawn[2:5, 12:20, 12:20], drawn[0:2, 18:24, 0:9] = 7, 200, 255
@@ -190,7 +190,7 @@ def test_objects_are_numbered_anew_and_ignore_is_kept(tmp_path: Path) -> None:
             wrong = save(tmp_path / "odd.nii.gz", np.where(mask == 7, odd, mask).astype(np.float64), start)
             assert "must be whole" in refused(client.save_label, lease, str(wrong))
         hand_in(client, lease, save(tmp_path / "objects.nii.gz", mask, start), {})
-    labels = LocalDesk(campaign, open_queue(campaign), "anna").version_labels("a", 1)
+    labels = LocalClient(campaign, open_queue(campaign), "anna").version_labels("a", 1)
     assert labels.instances is not None
     np.testing.assert_array_equal(labels.instances, np.where(drawn == 255, 0, drawn))
     np.testing.assert_array_equal(labels.ignore, drawn == 255)
@@ -235,10 +235,10 @@ def test_a_session_keeps_an_image_for_a_while(phantom: Campaign, tmp_path: Path)
 
 
 def test_the_model_predicts_pool_patches_and_never_the_holdout(tmp_path: Path) -> None:
-    campaign = evaluated.make_campaign(tmp_path / "evaluated")
-    evaluated.write_generation(campaign, 0, noise=0.5, judged=False)
-    inside = np.argwhere(evaluated.phantom_truth() > 0)
-    box = Box(tuple(inside[len(inside) // 2]), (6, 20, 16)).clip(evaluated.SHAPE)
+    campaign = evaluated_campaign.make_campaign(tmp_path / "evaluated")
+    evaluated_campaign.write_generation(campaign, 0, noise=0.5, judged=False)
+    inside = np.argwhere(evaluated_campaign.phantom_truth() > 0)
+    box = Box(tuple(inside[len(inside) // 2]), (6, 20, 16)).clip(evaluated_campaign.SHAPE)
     store = open_queue(campaign)
     store.add_tickets(
         [
@@ -255,7 +255,7 @@ def test_the_model_predicts_pool_patches_and_never_the_holdout(tmp_path: Path) -
         fetch(url, sample["id"], tmp_path / sample["name"])
         found, image = SimpleITK.ReadImage(file), SimpleITK.ReadImage(str(tmp_path / sample["name"]))
         assert (found.GetSize(), found.GetOrigin()) == (image.GetSize(), image.GetOrigin())
-        view = LocalDesk(campaign, store, "anna").view(sample["id"][:32])
+        view = LocalClient(campaign, store, "anna").view(sample["id"][:32])
         assert view.prediction is not None
         expected = np.full(view.context.shape_zyx, 255, np.uint8)
         expected[view.inside.slices] = view.prediction[view.inside.slices]

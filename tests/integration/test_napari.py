@@ -1,4 +1,4 @@
-"""The desk in a real napari under a virtual screen: painted with the mouse, killed, opened again, reviewed."""
+"""A real napari under a virtual screen: painted with the mouse, killed, opened again, reviewed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, Spacing
@@ -99,7 +99,7 @@ BOXES = {
 SPACINGS: dict[str, Spacing] = {"a": (1.0, 0.25, 0.25), "b": (0.2, 0.2, 0.2), "c": (0.5, 0.4, 0.1)}
 
 
-def test_a_day_at_the_desk(play: Play, tmp_path: Path) -> None:
+def test_a_day_of_annotation(play: Play, tmp_path: Path) -> None:
     """Three patches are painted; the window is killed over the third; a new one has the drawing; all are reviewed."""
     settings = {"name": "day", "classes": ["one", "two"], "annotation": {"review": True}}
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
@@ -124,11 +124,11 @@ def test_a_day_at_the_desk(play: Play, tmp_path: Path) -> None:
     assert second["restored"]
     assert "was not handed in" in second["said"][0]
     assert second["waiting"] == ["a", "b", "c"]
-    desk = LocalDesk(campaign, store, "anna")
+    client = LocalClient(campaign, store, "anna")
     for name, box in BOXES.items():
-        record, *_ = desk.versions(name)
+        record, *_ = client.versions(name)
         assert (record.tool, record.annotator) == ("napari", "anna")
-        assert desk.version_labels(name, 1) == PatchLabels(drawn_over(starts[name], box, strokes[name]))
+        assert client.version_labels(name, 1) == PatchLabels(drawn_over(starts[name], box, strokes[name]))
         assert 0 < record.seconds < 120
     assert {ticket.ticket_id: ticket.status for ticket in store.tickets()} == {
         "a": "accepted", "b": "queued", "c": "accepted",
@@ -173,7 +173,7 @@ def test_object_255_is_an_object_and_what_was_not_annotated_another_layer(play: 
     found = play("annotate", place=campaign.url, name="anna", strokes={"v": strokes}, outside={"v": [2, 2, 8]})
 
     assert found["seen"]["v"] == [stroke[:3] for stroke in strokes]
-    labels = LocalDesk(campaign, open_queue(campaign), "anna").version_labels("v", 1)
+    labels = LocalClient(campaign, open_queue(campaign), "anna").version_labels("v", 1)
     assert labels == objects_over(start, box, strokes)
     assert labels.instances is not None
     assert labels.instances[1, 2, 2] == 255
@@ -193,10 +193,10 @@ def test_a_blind_pair_is_compared_and_one_of_it_accepted(play: Play, tmp_path: P
     drawn["anna"][1:3, 4:8, 4:8] = drawn["bob"][1:3, 4:8, 4:8] = 1
     drawn["bob"][2, 10:13, 13:16] = 1
     for name, labels in drawn.items():
-        desk = LocalDesk(campaign, store, name)
-        lease = desk.next()
+        client = LocalClient(campaign, store, name)
+        lease = client.next()
         assert lease is not None
-        desk.submit(lease.lease_id, PatchLabels(labels), "test", override=True)
+        client.submit(lease.lease_id, PatchLabels(labels), "test", override=True)
 
     found = play("compare", place=campaign.url, name="rita", ticket_id="t")
 
@@ -227,11 +227,11 @@ def test_real_objects_come_back_as_painted(play: Play, real_data: Path, tmp_path
 
     found = play("annotate", place=campaign.url, name="anna", strokes=strokes, outside=outside)
 
-    desk = LocalDesk(campaign, open_queue(campaign), "anna")
+    client = LocalClient(campaign, open_queue(campaign), "anna")
     for name, box in REAL_OBJECTS.items():
         assert found["seen"][name] == [stroke[:3] for stroke in strokes[name]]
         expected = objects_over(starts[name], box, strokes[name])
-        assert desk.version_labels(name, 1) == expected
+        assert client.version_labels(name, 1) == expected
         assert np.array_equal(next_labels(campaign, name, name, box), expected.classes)
 
 
@@ -265,10 +265,10 @@ def test_real_patches_come_back_as_painted(play: Play, real_data: Path, tmp_path
     with served(campaign) as url:
         found = play("annotate", place=url, name="anna", strokes=strokes, outside=outside)
 
-    desk = LocalDesk(campaign, open_queue(campaign), "anna")
+    client = LocalClient(campaign, open_queue(campaign), "anna")
     for name, box in REAL.items():
         assert found["seen"][name] == [stroke[:3] for stroke in strokes[name]]
         assert found["values"][name] == [int(raws[name][tuple(stroke[:3])]) for stroke in strokes[name]]
-        [record] = desk.versions(name)
+        [record] = client.versions(name)
         assert record.verdict == "accepted"
         assert np.array_equal(next_labels(campaign, name, name, box), drawn_over(starts[name], box, strokes[name]))

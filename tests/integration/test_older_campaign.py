@@ -24,10 +24,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rescueseg.annotation.formats import FORMATS, read_labels
-from rescueseg.annotation.formats.base import Frame, PatchFormat, relabelled
+from rescueseg.annotation.formats.base import Frame, PatchFormat, relabel
 from rescueseg.annotation.formats.handout import lease_of, write_patch
 from rescueseg.annotation.label_files import read_version, starting_patch
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import STAGES, Campaign, outside_trainings, snapshot
 from rescueseg.cli.main import app
 from rescueseg.evaluation.calibration import Calibration, calibrate_generation, stored_calibration
@@ -630,10 +630,10 @@ def ticket_with(store: QueueStore, event: str) -> str:
 
 def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: QueueStore) -> None:
     before = {annotation.ticket_id for annotation in store.accepted("pool")}
-    desk, reviewer = LocalDesk(objects, store, "ben"), LocalDesk(objects, store, "rita")
-    [lease] = desk.held()
+    client, reviewer = LocalClient(objects, store, "ben"), LocalClient(objects, store, "rita")
+    [lease] = client.leases()
     made = drawn(objects, store, lease.ticket)
-    done = desk.submit(lease.lease_id, made, "test", override=True)
+    done = client.submit(lease.lease_id, made, "test", override=True)
     assert done.verdict == "submitted"
     assert done.instances is not None
     waiting = [ticket.ticket_id for ticket in reviewer.to_review()]
@@ -651,30 +651,30 @@ def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: Qu
 def test_a_patch_sent_back_goes_on_from_the_labels_handed_in(objects: Campaign, store: QueueStore) -> None:
     rejected = ticket_with(store, "rejected")
     [version] = store.annotations(rejected)
-    desk = LocalDesk(objects, store, version.annotator)
-    lease = desk.next(ticket_id=rejected)
+    client = LocalClient(objects, store, version.annotator)
+    lease = client.next(ticket_id=rejected)
     assert lease is not None
     assert lease.comment == version.comment != ""
     assert starting_patch(objects, lease) == read_version(objects, version)
-    done = desk.submit(lease.lease_id, drawn(objects, store, lease.ticket), "test", override=True)
+    done = client.submit(lease.lease_id, drawn(objects, store, lease.ticket), "test", override=True)
     assert done.version == version.version + 1
 
 
 def test_a_skipped_patch_is_taken_up_again(objects: Campaign, store: QueueStore) -> None:
-    lease = LocalDesk(objects, store, "ben").next(ticket_id=ticket_with(store, "skipped"), another=True)
+    lease = LocalClient(objects, store, "ben").next(ticket_id=ticket_with(store, "skipped"), another=True)
     assert lease is not None
     assert store.ticket(lease.ticket_id).status == "leased"
 
 
 @pytest.mark.parametrize("kind", [k for k in FORMATS if "instance" in k.carries], ids=lambda kind: kind.name)
 def test_a_leased_patch_is_exported(objects: Campaign, store: QueueStore, tmp_path: Path, kind: PatchFormat) -> None:
-    desk = LocalDesk(objects, store, "ben")
-    [lease] = desk.held()
-    view, info = desk.view(lease.lease_id), desk.info()
+    client = LocalClient(objects, store, "ben")
+    [lease] = client.leases()
+    view, info = client.view(lease.lease_id), client.info()
     assert view.prediction is not None, "it is shown with the model's maps"
     files = write_patch(kind, tmp_path / "todo", lease, view, info)
-    assert lease_of(files.labels, desk.held()).lease_id == lease.lease_id
-    assert read_labels(files.labels, Frame.of(view, info)) == relabelled(view.start)
+    assert lease_of(files.labels, client.leases()).lease_id == lease.lease_id
+    assert read_labels(files.labels, Frame.of(view, info)) == relabel(view.start)
 
 
 def test_first_masks_are_known_and_made_again_by_the_stored_classifier(objects: Campaign, store: QueueStore) -> None:

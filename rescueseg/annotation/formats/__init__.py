@@ -16,13 +16,13 @@ import numpy.typing as npt
 from rescueseg.annotation.formats.arrays import Npz
 from rescueseg.annotation.formats.base import (
     Frame,
-    Loaded,
+    LabelFile,
     PatchFiles,
     PatchFormat,
-    Stated,
+    PatchMetadata,
     extension_of,
     ignore_path,
-    relabelled,
+    relabel,
 )
 from rescueseg.annotation.formats.cvat import Cvat
 from rescueseg.annotation.formats.imagej import ImageJ
@@ -37,12 +37,12 @@ __all__ = [
     "Frame",
     "PatchFiles",
     "PatchFormat",
-    "Stated",
+    "PatchMetadata",
     "format_named",
     "format_of",
+    "metadata_of",
     "read_labels",
-    "relabelled",
-    "stated_by",
+    "relabel",
 ]
 
 FORMATS: tuple[PatchFormat, ...] = (Nifti(), Nrrd(), ImageJ(), OmeZarr(), Cvat(), Npz())
@@ -59,21 +59,27 @@ def format_named(name: str) -> PatchFormat:
     ConfigError
         If there is none of that name.
     """
-    for known in FORMATS:
-        if known.name == name:
-            return known
+    for kind in FORMATS:
+        if kind.name == name:
+            return kind
     raise ConfigError(f"unknown format '{name}'", todo=f"Use one of {', '.join(f.name for f in FORMATS)}")
 
 
 def format_of(path: Path) -> PatchFormat | None:
-    """Return the format of a label file by its name, None when it is of none."""
-    return next((known for known in FORMATS if extension_of(path, known)), None)
+    """Return the format of a label file by its name; None where no format has that extension.
+
+    Examples
+    --------
+    >>> [kind.name if kind else None for kind in (format_of(Path("a.nii.gz")), format_of(Path("a.png")))]
+    ['nifti', None]
+    """
+    return next((kind for kind in FORMATS if extension_of(path, kind)), None)
 
 
 def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLabels:
     """Read the label file of a patch, whatever tool saved it, and check that it is this patch's.
 
-    Memory is bounded by the patch and nothing is unpickled: files of strangers can be read.
+    Memory is bounded by the patch and nothing is unpickled: files from unknown sources can be read.
 
     Parameters
     ----------
@@ -88,8 +94,7 @@ def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLa
     Returns
     -------
     PatchLabels
-        Over the patch; axes that a tool turned or flipped are turned back, axes of length one that it dropped are put
-        back.
+        Over the patch. Axes that a tool permuted or flipped are restored, as are axes of length one that it dropped.
 
     Raises
     ------
@@ -97,35 +102,35 @@ def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLa
         If the file is missing, damaged, of an unknown format, of another patch, position, spacing or shape, or holds
         numbers that are no labels.
     """
-    kind = _known_format(path)
-    loaded = _load(kind, path, frame)
-    array = _fitting(loaded, path, frame)
+    kind = _format_of_file(path)
+    content = _load(kind, path, frame)
+    array = _array_of_patch(content, path, frame)
     if frame.kind == "semantic":
         return PatchLabels(check_labels(array, frame.box, len(frame.classes), where=str(path)))
-    apart = ignore_path(path, kind) if ignore is None else ignore
-    mask = loaded.ignore
-    if mask is None and kind.ignore_apart and (ignore is not None or apart.exists()):
-        mask = _fitting(_load(_known_format(apart), apart, frame), apart, frame) != 0
+    ignore_file = ignore_path(path, kind) if ignore is None else ignore
+    mask = content.ignore
+    if mask is None and kind.ignore_apart and (ignore is not None or ignore_file.exists()):
+        mask = _array_of_patch(_load(_format_of_file(ignore_file), ignore_file, frame), ignore_file, frame) != 0
     return PatchLabels.of_instances(_object_numbers(array, path), mask)
 
 
-def stated_by(path: Path) -> Stated:
-    """Return what a label file says of its patch, by its content and its name; nothing for a damaged one."""
+def metadata_of(path: Path) -> PatchMetadata:
+    """Return what a label file says about its patch, by its content and its name; for a damaged file by its name alone."""
     kind = format_of(path)
     try:
-        stated = Stated() if kind is None or not path.exists() else kind.stated(path)
+        metadata = PatchMetadata() if kind is None or not path.exists() else kind.metadata(path)
     except Exception:  # the readers of damaged files raise nearly anything; `read_labels` says what is wrong
-        stated = Stated()
-    named = _OWN_NAME.match(path.name)
-    if stated.ticket_id is None and named:
-        return replace(stated, ticket_id=named[1])
-    return stated
+        metadata = PatchMetadata()
+    match = _OWN_NAME.match(path.name)
+    if metadata.ticket_id is None and match:
+        return replace(metadata, ticket_id=match[1])
+    return metadata
 
 
-def _known_format(path: Path) -> PatchFormat:
+def _format_of_file(path: Path) -> PatchFormat:
     kind = format_of(path)
     if kind is None:
-        extensions = ", ".join(e for known in FORMATS for e in known.extensions)
+        extensions = ", ".join(e for other in FORMATS for e in other.extensions)
         raise LabelError(
             "this is no label file that rescueseg reads", where=str(path), todo=f"Save the mask as {extensions}"
         )
@@ -134,8 +139,8 @@ def _known_format(path: Path) -> PatchFormat:
     return kind
 
 
-def _load(kind: PatchFormat, path: Path, frame: Frame) -> Loaded:
-    """Read a file, every fault of which becomes one sentence."""
+def _load(kind: PatchFormat, path: Path, frame: Frame) -> LabelFile:
+    """Read a file; whatever is wrong with it becomes a `LabelError`."""
     try:
         return kind.load(path, frame)
     except LabelError as error:
@@ -147,9 +152,9 @@ def _load(kind: PatchFormat, path: Path, frame: Frame) -> Loaded:
         raise LabelError(f"the file cannot be read: {reason}", where=str(path), todo="Save the mask again") from error
 
 
-def _fitting(loaded: Loaded, path: Path, frame: Frame) -> npt.NDArray[Any]:
-    """Return the array of a file, which must be of this patch as far as the file says."""
-    array, box = loaded.array, frame.box
+def _array_of_patch(content: LabelFile, path: Path, frame: Frame) -> npt.NDArray[Any]:
+    """Return the array of a file; refuse it if its metadata or name says that it is of another patch."""
+    array, box = content.array, frame.box
     if array.shape != box.shape_zyx and _squeezed(array.shape) == _squeezed(box.shape_zyx):
         array = array.reshape(box.shape_zyx)
     if array.shape != box.shape_zyx:
@@ -158,28 +163,30 @@ def _fitting(loaded: Loaded, path: Path, frame: Frame) -> npt.NDArray[Any]:
             where=str(path),
             todo="Hand in the mask of this patch, unresampled and uncropped",
         )
-    stated = loaded.stated
-    named = stated.ticket_id or (match[1] if (match := _OWN_NAME.match(path.name)) else frame.ticket_id)
+    metadata = content.metadata
+    ticket_id = metadata.ticket_id or (match[1] if (match := _OWN_NAME.match(path.name)) else frame.ticket_id)
     wrong = ""
-    if named != frame.ticket_id:
-        wrong = f"the mask is of ticket {named}, not of {frame.ticket_id}"
-    elif stated.spacing_um_zyx and not np.allclose(stated.spacing_um_zyx, frame.spacing_um_zyx, _SPACING_TOLERANCE, 0):
-        wrong = f"the mask has voxels of {_told(stated.spacing_um_zyx)} µm, its patch {_told(frame.spacing_um_zyx)} µm"
-    elif stated.offset_zyx and not _same_place(stated, frame):
-        wrong = f"the mask lies at voxel {_told(stated.offset_zyx)}, its patch at {_told(box.offset_zyx)}"
+    if ticket_id != frame.ticket_id:
+        wrong = f"the mask is of ticket {ticket_id}, not of {frame.ticket_id}"
+    elif metadata.spacing_um_zyx and not np.allclose(
+        metadata.spacing_um_zyx, frame.spacing_um_zyx, _SPACING_TOLERANCE, 0
+    ):
+        wrong = f"the mask has voxels of {_joined(metadata.spacing_um_zyx)} µm, its patch {_joined(frame.spacing_um_zyx)} µm"
+    elif metadata.offset_zyx and not _same_place(metadata, frame):
+        wrong = f"the mask lies at voxel {_joined(metadata.offset_zyx)}, its patch at {_joined(box.offset_zyx)}"
     if wrong:
         raise LabelError(f"{wrong} (z, y, x)", where=str(path), todo="Hand in the mask of this patch")
     return array
 
 
-def _same_place(stated: Stated, frame: Frame) -> bool:
-    """Tell whether a file begins where its patch does; spacing that a tool rounded does not move it."""
-    assert stated.offset_zyx is not None
-    scale = np.divide(stated.spacing_um_zyx or frame.spacing_um_zyx, frame.spacing_um_zyx)
-    return np.allclose(np.multiply(stated.offset_zyx, scale), frame.box.offset_zyx, 0, _OFFSET_TOLERANCE)
+def _same_place(metadata: PatchMetadata, frame: Frame) -> bool:
+    """Tell whether a file begins where its patch does; a spacing that a tool rounded makes no difference."""
+    assert metadata.offset_zyx is not None
+    scale = np.divide(metadata.spacing_um_zyx or frame.spacing_um_zyx, frame.spacing_um_zyx)
+    return np.allclose(np.multiply(metadata.offset_zyx, scale), frame.box.offset_zyx, 0, _OFFSET_TOLERANCE)
 
 
-def _told(values: tuple[float, ...]) -> str:
+def _joined(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
@@ -188,7 +195,7 @@ def _squeezed(shape: tuple[int, ...]) -> list[int]:
 
 
 def _object_numbers(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint32]:
-    """Return object numbers, which must be whole and not negative."""
+    """Return object numbers as uint32; they must be whole and not negative."""
     if array.dtype.kind not in "buif":
         raise LabelError(f"labels of type {array.dtype} are no numbers", where=str(path), todo="Save them as integers")
     with np.errstate(invalid="ignore"):  # what does not fit differs afterwards

@@ -1,4 +1,4 @@
-"""NumPy's npz: labels as scripts and the server's own client hand them in."""
+"""NumPy's npz: labels as scripts and `RemoteClient` hand them in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.annotation.client import PatchView
-from rescueseg.annotation.formats.base import Frame, Kind, Loaded, PatchFiles, Stated, write_file
+from rescueseg.annotation.formats.base import Frame, Kind, LabelFile, PatchFiles, PatchMetadata, write_file
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_stream, too_large
 from rescueseg.errors import LabelError
 from rescueseg.labels import IGNORE, PatchLabels
@@ -33,50 +33,50 @@ class Npz:
         """Write image, uncertainty (one file) and mask."""
         ticket, inside = frame.ticket_id, view.inside.slices
         image, labels = folder / f"{ticket}_image.npz", folder / f"{ticket}_labels.npz"
-        shown: dict[str, Any] = {"image": view.image[(slice(None), *inside)]}
+        arrays: dict[str, Any] = {"image": view.image[(slice(None), *inside)]}
         if view.uncertainty is not None:
-            shown["uncertainty"] = view.uncertainty[inside]
-        _save(image, shown)
-        kept = labels.exists()
-        if not kept:
+            arrays["uncertainty"] = view.uncertainty[inside]
+        _save(image, arrays)
+        is_resumed = labels.exists()
+        if not is_resumed:
             self.write_labels(labels, view.start, frame)
-        return PatchFiles(image, labels, folder / f"{ticket}.json", kept)
+        return PatchFiles(image, labels, folder / f"{ticket}.json", is_resumed)
 
     def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
         """Write classes and object numbers, each in its array."""
-        described = {"ticket": frame.ticket_id, "offset_zyx": frame.box.offset_zyx, "spacing": frame.spacing_um_zyx}
-        text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+        fields = {"ticket": frame.ticket_id, "offset_zyx": frame.box.offset_zyx, "spacing": frame.spacing_um_zyx}
+        text = np.frombuffer(json.dumps(fields).encode(), np.uint8)
         arrays: dict[str, npt.NDArray[Any]] = {_CLASSES: labels.classes, _FRAME: text}
         if labels.instances is not None:
             arrays[_INSTANCES] = labels.instances
         _save(path, arrays)
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
+    def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read a label file; nothing is unpickled."""
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            stated = _stated(archive, names)
-            wanted = _INSTANCES if frame.kind == "instance" and _INSTANCES in names else _CLASSES
-            if wanted not in names:
+            metadata = _metadata(archive, names)
+            name = _INSTANCES if frame.kind == "instance" and _INSTANCES in names else _CLASSES
+            if name not in names:
                 plain = [name for name in names if name != _FRAME]
                 if "array" not in plain and len(plain) != 1:
                     raise ValueError(f"it holds {len(plain)} arrays; one named 'array' is needed")
-                return Loaded(_array(archive, "array" if "array" in plain else plain[0], frame), stated)
-            array = _array(archive, wanted, frame)
-            if wanted == _CLASSES or array.shape != frame.box.shape_zyx:
-                return Loaded(array, stated)
+                return LabelFile(_array(archive, "array" if "array" in plain else plain[0], frame), metadata)
+            array = _array(archive, name, frame)
+            if name == _CLASSES or array.shape != frame.box.shape_zyx:
+                return LabelFile(array, metadata)
             classes = _array(archive, _CLASSES, frame)
             if classes.shape != array.shape or not np.array_equal(classes == 1, array > 0):
                 raise LabelError(
                     "classes and objects do not fit each other",
                     todo="Give class 1 to the voxels of objects and no others",
                 )
-            return Loaded(array, stated, classes == IGNORE)
+            return LabelFile(array, metadata, classes == IGNORE)
 
-    def stated(self, path: Path) -> Stated:
+    def metadata(self, path: Path) -> PatchMetadata:
         """Return what ``frame`` says."""
         with zipfile.ZipFile(path) as archive:
-            return _stated(archive, [name.removesuffix(".npy") for name in archive.namelist()])
+            return _metadata(archive, [name.removesuffix(".npy") for name in archive.namelist()])
 
 
 def _save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -112,12 +112,12 @@ def _refuse() -> npt.NDArray[Any]:
     raise too_large()
 
 
-def _stated(archive: zipfile.ZipFile, names: list[str]) -> Stated:
+def _metadata(archive: zipfile.ZipFile, names: list[str]) -> PatchMetadata:
     if _FRAME not in names:
-        return Stated()
+        return PatchMetadata()
     with archive.open(f"{_FRAME}.npy") as file:
         _head(file)
-        said = json.loads(read_stream(file, HEAD_BYTES))
-    z, y, x = (float(v) for v in said["offset_zyx"])
-    c, b, a = (float(v) for v in said["spacing"])
-    return Stated(str(said["ticket"]), (z, y, x), (c, b, a))
+        fields = json.loads(read_stream(file, HEAD_BYTES))
+    z, y, x = (float(v) for v in fields["offset_zyx"])
+    c, b, a = (float(v) for v in fields["spacing"])
+    return PatchMetadata(str(fields["ticket"]), (z, y, x), (c, b, a))

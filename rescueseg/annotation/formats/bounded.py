@@ -1,4 +1,4 @@
-"""Reading files of strangers: never more than the patch can need."""
+"""Reading files from unknown sources: never more bytes than labels of the patch can need."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import IO
 from rescueseg.errors import LabelError
 
 HEAD_BYTES = 1 << 20
-"""Most that a header with all its extensions may take."""
+"""Most bytes that a header with all its extensions may take."""
 
 
 def most_bytes(voxels: int) -> int:
-    """Return how much an honest, uncompressed label file of a patch can hold: 8 bytes a voxel and a header."""
+    """Return the largest size in bytes of an uncompressed label file of a patch: 8 bytes a voxel and a header.
+
+    Examples
+    --------
+    >>> most_bytes(32**3) - HEAD_BYTES
+    262144
+    """
     return 8 * voxels + HEAD_BYTES
 
 

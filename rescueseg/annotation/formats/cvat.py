@@ -24,9 +24,9 @@ from rescueseg.annotation.formats.base import (
     IGNORE_NAME,
     Frame,
     Kind,
-    Loaded,
+    LabelFile,
     PatchFiles,
-    Stated,
+    PatchMetadata,
     colour,
     number_array,
     write_file,
@@ -36,11 +36,11 @@ from rescueseg.errors import LabelError
 from rescueseg.labels import IGNORE, PatchLabels
 
 OBJECT = "object"
-"""The attribute that holds an object's number."""
+"""Name of the attribute with an object's number."""
 XML_NAME = "annotations.xml"
 _PLANE = re.compile(r"^(?:.*/)?(?P<ticket>[A-Za-z0-9][A-Za-z0-9._-]*)/z(?P<z>\d{1,6})\.png$")
 _BYTES_PER_VOXEL = 16
-_SHOWN = (0.2, 99.8)
+_DISPLAY_PERCENTILES = (0.2, 99.8)
 
 
 class Cvat:
@@ -57,35 +57,41 @@ class Cvat:
         ticket = frame.ticket_id
         image, labels = folder / f"{ticket}_image.zip", folder / f"{ticket}_labels.zip"
         definitions = folder / f"{ticket}_cvat_labels.json"
-        kept = labels.exists()
-        planes = shown_planes(view.image[(slice(None), *view.inside.slices)])
+        is_resumed = labels.exists()
+        planes = display_planes(view.image[(slice(None), *view.inside.slices)])
         _write_zip(image, ((plane_name(ticket, z), _png(plane)) for z, plane in enumerate(planes)))
-        if not kept:
+        if not is_resumed:
             self.write_labels(labels, view.start, frame)
         text = json.dumps(label_definitions(frame), indent=1)
         write_file(definitions, lambda part: part.write_text(text, encoding="utf-8"))
-        return PatchFiles(image, labels, folder / f"{ticket}.json", kept, None, (definitions,))
+        return PatchFiles(image, labels, folder / f"{ticket}.json", is_resumed, None, (definitions,))
 
     def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
         """Write labels as a zip."""
         number_array(labels, self.largest, "CVAT")
         _write_zip(path, [(XML_NAME, annotations_xml(labels, frame))])
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
+    def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read an export of CVAT; every plane of the patch must be in it."""
         return _labels_of(io.BytesIO(_xml_of(path, HEAD_BYTES + _BYTES_PER_VOXEL * frame.box.size)), frame)
 
-    def stated(self, path: Path) -> Stated:
-        """Return the ticket that the names of the images tell."""
-        with _opened(path) as file:
+    def metadata(self, path: Path) -> PatchMetadata:
+        """Return the ticket by the names of the images."""
+        with _open_xml(path) as file:
             head = file.read(HEAD_BYTES)
         names = re.findall(rb'<image\b[^>]*?\bname="([^"]*)"', head)
-        found = {match["ticket"] for name in names if (match := _PLANE.match(name.decode("utf-8", "replace")))}
-        return Stated(found.pop() if len(found) == 1 else None)
+        tickets = {match["ticket"] for name in names if (match := _PLANE.match(name.decode("utf-8", "replace")))}
+        return PatchMetadata(tickets.pop() if len(tickets) == 1 else None)
 
 
 def plane_name(ticket_id: str, z: int) -> str:
-    """Return the name of a z plane's image: it tells whose it is."""
+    """Return the name of a z plane's image, which carries the ticket.
+
+    Examples
+    --------
+    >>> plane_name("pool-0001-3f2a", 7)
+    'pool-0001-3f2a/z0007.png'
+    """
     return f"{ticket_id}/z{z:04d}.png"
 
 
@@ -111,9 +117,9 @@ def label_definitions(frame: Frame) -> list[dict[str, Any]]:
     ]
 
 
-def shown_planes(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def display_planes(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return czyx intensities as 8-bit planes, zyx or (from two channels on) zyx with red, green, blue last."""
-    low, high = np.percentile(image.astype(np.float32), _SHOWN, axis=(1, 2, 3), keepdims=True)
+    low, high = np.percentile(image.astype(np.float32), _DISPLAY_PERCENTILES, axis=(1, 2, 3), keepdims=True)
     scaled = np.clip((image - low) / np.maximum(high - low, 1e-12), 0, 1)
     grey = np.rint(255 * scaled).astype(np.uint8)
     if grey.shape[0] == 1:
@@ -125,7 +131,16 @@ def shown_planes(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def encode_runs(mask: npt.NDArray[np.bool_]) -> tuple[list[int], int, int, int, int]:
-    """Return the run lengths of a yx mask that is not empty, and left, top, width, height of their box."""
+    """Return the run lengths of a yx mask that is not empty, and left, top, width, height of their box.
+
+    Examples
+    --------
+    The box has two rows, "mask, background" and "mask, mask":
+
+    >>> mask = np.array([[False, True, False], [False, True, True]])
+    >>> encode_runs(mask)
+    ([0, 1, 1, 2], 1, 0, 2, 2)
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
@@ -141,6 +156,11 @@ def decode_runs(runs: Sequence[int], width: int, height: int) -> npt.NDArray[np.
     ------
     ValueError
         If they do not fill the box.
+
+    Examples
+    --------
+    >>> decode_runs([0, 1, 1, 2], width=2, height=2).tolist()
+    [[True, False], [True, True]]
     """
     if min(runs, default=-1) < 0 or sum(runs) != width * height:
         raise ValueError(f"the run lengths of a mask do not fill its {width}×{height} pixels")
@@ -153,9 +173,9 @@ def annotations_xml(labels: PatchLabels, frame: Frame) -> bytes:
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
     ET.SubElement(task, "name").text = frame.ticket_id
-    known = ET.SubElement(task, "labels")
+    label_list = ET.SubElement(task, "labels")
     for definition in label_definitions(frame):
-        label = ET.SubElement(known, "label")
+        label = ET.SubElement(label_list, "label")
         for key in ("name", "color", "type"):
             ET.SubElement(label, key).text = definition[key]
     depth, height, width = frame.box.shape_zyx
@@ -189,11 +209,11 @@ def _masks(labels: PatchLabels, frame: Frame, z: int) -> Iterator[tuple[str, int
         yield IGNORE_NAME, 0, plane == IGNORE
 
 
-def _labels_of(file: io.BytesIO, frame: Frame) -> Loaded:
+def _labels_of(file: io.BytesIO, frame: Frame) -> LabelFile:
     depth, height, width = frame.box.shape_zyx
     array = np.zeros(frame.box.shape_zyx, np.uint32)
     ignore = np.zeros(frame.box.shape_zyx, np.bool_)
-    seen: set[int] = set()
+    planes: set[int] = set()
     tickets: set[str] = set()
     for element in _images(file):
         name = element.get("name", "")
@@ -202,22 +222,22 @@ def _labels_of(file: io.BytesIO, frame: Frame) -> Loaded:
             raise LabelError(f"the image '{name[:80]}' is of no ticket", todo="Keep the names of the images in CVAT")
         tickets.add(match["ticket"])
         if tickets != {frame.ticket_id}:
-            return Loaded(array, Stated((tickets - {frame.ticket_id}).pop()))
+            return LabelFile(array, PatchMetadata((tickets - {frame.ticket_id}).pop()))
         z, size = int(match["z"]), (int(element.get("height", 0)), int(element.get("width", 0)))
-        if z in seen:
+        if z in planes:
             raise ValueError(f"the image '{name}' comes twice")
         if z >= depth or size != (height, width):
-            return Loaded(np.broadcast_to(np.uint8(0), (max(depth, z + 1), *size)), Stated(frame.ticket_id))
-        seen.add(z)
+            return LabelFile(np.broadcast_to(np.uint8(0), (max(depth, z + 1), *size)), PatchMetadata(frame.ticket_id))
+        planes.add(z)
         _draw(element, frame, array[z], ignore[z])
-    if len(seen) != depth:
+    if len(planes) != depth:
         raise LabelError(
-            f"{depth - len(seen)} of {depth} planes are missing", todo="Export the whole task, with all its jobs"
+            f"{depth - len(planes)} of {depth} planes are missing", todo="Export the whole task, with all its jobs"
         )
     if frame.kind == "semantic":
         array[ignore] = IGNORE
-        return Loaded(array, Stated(frame.ticket_id))
-    return Loaded(array, Stated(frame.ticket_id), ignore)
+        return LabelFile(array, PatchMetadata(frame.ticket_id))
+    return LabelFile(array, PatchMetadata(frame.ticket_id), ignore)
 
 
 def _images(file: io.BytesIO) -> Iterator[ET.Element]:
@@ -258,14 +278,14 @@ def _draw(image: ET.Element, frame: Frame, array: npt.NDArray[np.uint32], ignore
         ):
             raise ValueError(f"a mask leaves the image '{where}'")
         runs = [int(run) for run in mask.get("rle", "").split(",")]
-        drawn = (slice(top, top + height), slice(left, left + width))
+        region = (slice(top, top + height), slice(left, left + width))
         inside = decode_runs(runs, width, height)
         if label == IGNORE_NAME:
-            ignore[drawn][inside] = True
-            array[drawn][inside] = 0
+            ignore[region][inside] = True
+            array[region][inside] = 0
             continue
-        ignore[drawn][inside] = False
-        array[drawn][inside] = _number(mask, label, frame, numbers, where)
+        ignore[region][inside] = False
+        array[region][inside] = _number(mask, label, frame, numbers, where)
 
 
 def _number(mask: ET.Element, label: str, frame: Frame, numbers: dict[str, int], where: str) -> int:
@@ -276,8 +296,8 @@ def _number(mask: ET.Element, label: str, frame: Frame, numbers: dict[str, int],
         )
     if frame.kind == "semantic":
         return numbers[label]
-    said = next((child.text for child in mask if child.tag == "attribute" and child.get("name") == OBJECT), None)
-    number = int(said or 0)
+    text = next((child.text for child in mask if child.tag == "attribute" and child.get("name") == OBJECT), None)
+    number = int(text or 0)
     if not 0 < number < 2**32:
         raise LabelError(
             f"a mask in '{where}' has no object number",
@@ -295,7 +315,7 @@ def _write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     write_file(path, write)
 
 
-def _opened(path: Path) -> Any:
+def _open_xml(path: Path) -> Any:
     """Open ``annotations.xml``, in its zip or by itself."""
     if not path.name.lower().endswith(".zip"):
         return path.open("rb")

@@ -18,9 +18,9 @@ from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
-    Loaded,
+    LabelFile,
     PatchFiles,
-    Stated,
+    PatchMetadata,
     marked_ticket,
     number_array,
     ticket_mark,
@@ -51,26 +51,26 @@ class ImageJ:
         """Write image, mask and uncertainty."""
         ticket, inside = frame.ticket_id, view.inside.slices
         image, labels = folder / f"{ticket}_image.tif", folder / f"{ticket}_labels.tif"
-        kept, others = labels.exists(), []
+        is_resumed, others = labels.exists(), []
         write_imagej(image, view.image[(slice(None), *inside)], frame.box, frame)
         if view.uncertainty is not None:
             others.append(folder / f"{ticket}_uncertainty.tif")
             write_imagej(others[-1], view.uncertainty[inside], frame.box, frame)
-        ignore = write_labels_and_ignore(self, labels, view.start, frame, keep=kept)
-        return PatchFiles(image, labels, folder / f"{ticket}.json", kept, ignore, tuple(others))
+        ignore = write_labels_and_ignore(self, labels, view.start, frame, keep=is_resumed)
+        return PatchFiles(image, labels, folder / f"{ticket}.json", is_resumed, ignore, tuple(others))
 
     def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
         """Write classes or object numbers."""
         write_imagej(path, number_array(labels, self.largest, "an ImageJ TIFF"), frame.box, frame)
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
+    def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read a label file; planes may be named z, c or t."""
-        with complaints() as found, tifffile.TiffFile(path) as tif:
-            stated, series = _stated(tif), tif.series[0] if tif.series else None
+        with complaints() as messages, tifffile.TiffFile(path) as tif:
+            metadata, series = _metadata(tif), tif.series[0] if tif.series else None
             if series is None:
                 raise ValueError("it holds no image")
             if math.prod(series.shape) != frame.box.size:
-                return Loaded(np.broadcast_to(np.uint8(0), series.shape), stated)
+                return LabelFile(np.broadcast_to(np.uint8(0), series.shape), metadata)
             page: Any = series.keyframe
             if int(page.compression) not in _COMPRESSIONS:
                 raise LabelError(
@@ -79,14 +79,14 @@ class ImageJ:
             if math.prod(page.chunks) * page.dtype.itemsize > most_bytes(frame.box.size):
                 raise too_large()
             array = np.asarray(series.asarray())
-        if found:
-            raise ValueError(found[0])
-        return Loaded(array, stated)
+        if messages:
+            raise ValueError(messages[0])
+        return LabelFile(array, metadata)
 
-    def stated(self, path: Path) -> Stated:
+    def metadata(self, path: Path) -> PatchMetadata:
         """Return ticket, position and spacing from the ImageJ metadata."""
         with complaints(), tifffile.TiffFile(path) as tif:
-            return _stated(tif)
+            return _metadata(tif)
 
 
 def write_imagej(path: Path, voxels: npt.NDArray[Any], box: Box, frame: Frame) -> None:
@@ -116,13 +116,13 @@ def write_imagej(path: Path, voxels: npt.NDArray[Any], box: Box, frame: Frame) -
     write_file(path, lambda part: tifffile.imwrite(part, stack, imagej=True, resolution=(1 / x, 1 / y), metadata=meta))
 
 
-def _stated(tif: Any) -> Stated:
+def _metadata(tif: Any) -> PatchMetadata:
     meta: dict[str, Any] = tif.imagej_metadata or {}
     if not tif.is_imagej:
-        return Stated()
+        return PatchMetadata()
     ticket = marked_ticket(meta.get("Info"))
     spacing, _ = imagej_spacing(tif, meta)
     if not all(name in meta for name in _ORIGINS):
-        return Stated(ticket, None, spacing)
+        return PatchMetadata(ticket, None, spacing)
     z, y, x = (-float(meta[name]) for name in _ORIGINS)
-    return Stated(ticket, (z, y, x), spacing)
+    return PatchMetadata(ticket, (z, y, x), spacing)

@@ -1,4 +1,4 @@
-"""What ITK-SNAP opens beside images: label descriptions, and a workspace that loads everything at once.
+"""Files of ITK-SNAP beside the images: label descriptions, and a workspace that loads everything at once.
 
 Both formats are those that ITK-SNAP itself writes (http://www.itksnap.org); a workspace is its registry as XML.
 """
@@ -42,18 +42,18 @@ def write_with_workspace(kind: ImageFormat, folder: Path, view: PatchView, frame
     kind : ImageFormat
         NIfTI or NRRD.
     folder : Path
-        Where to.
+        Folder for the files.
     view : PatchView
         The patch; its image, uncertainty and mask on one grid, and the image of its surroundings apart.
     frame : Frame
-        What is written into the files.
+        The patch that is written into the files.
     """
     ticket, inside = frame.ticket_id, view.inside.slices
     extension = kind.extensions[0]
     plain = extension.removeprefix(".seg")
     labels = folder / f"{ticket}_labels{extension}"
     image, uncertainty = folder / f"{ticket}_image{plain}", folder / f"{ticket}_uncertainty{plain}"
-    kept, others, overlays = labels.exists(), [], []
+    is_resumed, others, overlays = labels.exists(), [], []
     kind.write_image(image, view.image[(slice(None), *inside)], frame.box, frame)
     if view.context != frame.box:
         context = folder / f"{ticket}_context{plain}"
@@ -63,17 +63,23 @@ def write_with_workspace(kind: ImageFormat, folder: Path, view: PatchView, frame
         kind.write_image(uncertainty, view.uncertainty[inside], frame.box, frame)
         others.append(uncertainty)
         overlays.append(uncertainty)
-    ignore = write_labels_and_ignore(kind, labels, view.start, frame, keep=kept)
-    described, workspace = folder / f"{ticket}_itksnap.txt", folder / f"{ticket}.itksnap"
+    ignore = write_labels_and_ignore(kind, labels, view.start, frame, keep=is_resumed)
+    descriptions, workspace = folder / f"{ticket}_itksnap.txt", folder / f"{ticket}.itksnap"
     names = {n: name for n, name in frame.names(view.start).items() if n <= _MOST_LABELS}
-    write_file(described, lambda part: part.write_text(label_description(names), encoding="utf-8"))
+    write_file(descriptions, lambda part: part.write_text(label_description(names), encoding="utf-8"))
     text = workspace_xml(folder, image, labels, overlays, names)
     write_file(workspace, lambda part: part.write_bytes(text))
-    return PatchFiles(image, labels, folder / f"{ticket}.json", kept, ignore, (*others, described, workspace))
+    return PatchFiles(image, labels, folder / f"{ticket}.json", is_resumed, ignore, (*others, descriptions, workspace))
 
 
 def label_description(names: Mapping[int, str]) -> str:
-    """Return an ITK-SNAP label description file: number, colour, opacity, two visibilities, name."""
+    """Return an ITK-SNAP label description file: number, colour, opacity, two visibilities, name.
+
+    Examples
+    --------
+    >>> print(label_description({1: "nucleus"}).splitlines()[-1])
+        1  255   64   64        1  1  1    "nucleus"
+    """
     lines = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL"]
     lines.append(f'{0:5d} {0:4d} {0:4d} {0:4d} {0:8d} {0:2d} {0:2d}    "Clear Label"')
     for number, name in names.items():

@@ -14,12 +14,12 @@ from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
-    Loaded,
+    LabelFile,
     PatchFiles,
-    Stated,
+    PatchMetadata,
     marked_ticket,
+    medical_dtype,
     number_array,
-    shown_dtype,
     ticket_mark,
     write_file,
 )
@@ -56,30 +56,30 @@ class Nifti:
         affine = affine_mm(frame.spacing_um_zyx, frame.box.offset_zyx)
         write_nifti(path, number_array(labels, self.largest, "NIfTI"), affine, frame.ticket_id)
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
+    def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read a label file; one without a position is taken as it is."""
         gzipped = path.name.lower().endswith(".gz")
         image = parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
         if int(np.prod(image.shape)) != frame.box.size:
-            return Loaded(np.empty(tuple(reversed(image.shape[:16])), np.uint8), Stated())
+            return LabelFile(np.empty(tuple(reversed(image.shape[:16])), np.uint8), PatchMetadata())
         voxels = np.asarray(image.dataobj)
         ticket = marked_ticket(image.header["descrip"].tobytes())
         xyz = voxels.reshape(voxels.shape[:3]) if voxels.ndim > 3 else voxels
         if not has_position(image.header) or xyz.ndim < 3:
-            return Loaded(xyz.T, Stated(ticket))
-        straight, stated = straighten(xyz, position_mm(image))
-        return Loaded(straight, Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx))
+            return LabelFile(xyz.T, PatchMetadata(ticket))
+        straight, metadata = straighten(xyz, position_mm(image))
+        return LabelFile(straight, PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx))
 
-    def stated(self, path: Path) -> Stated:
+    def metadata(self, path: Path) -> PatchMetadata:
         """Return ticket, position and spacing from the header."""
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             image = parse(file.read(HEAD_BYTES))
         ticket = marked_ticket(image.header["descrip"].tobytes())
         if not has_position(image.header) or len(image.shape) < 3:
-            return Stated(ticket)
+            return PatchMetadata(ticket)
         outline = np.broadcast_to(np.uint8(0), image.shape[:3])
-        _, stated = straighten(outline, position_mm(image))
-        return Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx)
+        _, metadata = straighten(outline, position_mm(image))
+        return PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx)
 
 
 def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticket_id: str = "") -> None:
@@ -94,16 +94,16 @@ def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
     affine : ndarray, 4×4
         x, y, z voxel indices to millimetre; see `rescueseg.annotation.formats.space.affine_mm`.
     ticket_id : str
-        Whose labels these are; kept in the header's description.
+        Ticket of the labels; written into the header's description.
     """
     nifti = nifti_image(voxels, affine, ticket_id)
-    write_file(path, lambda part: nibabel_module().save(nifti, part))
+    write_file(path, lambda part: nibabel.save(nifti, part))
 
 
 def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticket_id: str = "") -> Any:
     """Return a zyx or czyx array as a nibabel image; parameters as of `write_nifti`."""
-    nib = nibabel_module()
-    xyz = shown_dtype(voxels.T if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1).transpose(2, 1, 0, 3))
+    nib: Any = nibabel  # its type annotations are partial
+    xyz = medical_dtype(voxels.T if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1).transpose(2, 1, 0, 3))
     nifti = nib.Nifti1Image(xyz, affine, dtype=xyz.dtype)
     nifti.header.set_xyzt_units("mm")
     nifti.set_sform(affine, code="aligned")
@@ -113,16 +113,10 @@ def nifti_image(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], ticke
     return nifti
 
 
-def nibabel_module() -> Any:
-    """Import nibabel, whose annotations are partial, when it is needed."""
-    return nibabel
-
-
 def image_class(data: bytes) -> Any:
     """Return nibabel's class for a NIfTI file's bytes, version 1 or 2."""
-    nib = nibabel_module()
     second = data[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    return nib.Nifti2Image if second else nib.Nifti1Image
+    return nibabel.Nifti2Image if second else nibabel.Nifti1Image
 
 
 def parse(data: bytes) -> Any:

@@ -16,19 +16,19 @@ from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
-    Loaded,
+    LabelFile,
     PatchFiles,
-    Stated,
+    PatchMetadata,
     colour,
     marked_ticket,
+    medical_dtype,
     number_array,
-    shown_dtype,
     ticket_mark,
     write_file,
 )
 from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_file, too_large, unpack
 from rescueseg.annotation.formats.itksnap import write_with_workspace
-from rescueseg.annotation.formats.space import affine_mm, placed, straighten
+from rescueseg.annotation.formats.space import affine_mm, straighten, uncrop
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
@@ -69,27 +69,27 @@ class Nrrd:
         affine = affine_mm(frame.spacing_um_zyx, frame.box.offset_zyx)
         write_nrrd(path, number_array(labels, self.largest, "NRRD"), affine, fields)
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
+    def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read a label file; one without a position is taken as it is.
 
-        Classes are told by their segments' names, in a file without names by their numbers, and layers are merged. A
-        segmentation that 3D Slicer cropped is put back in its place.
+        Classes are identified by the names of their segments, in a file without names by their numbers; layers are
+        merged. A segmentation that 3D Slicer cropped is placed back into the patch.
         """
         header, rest = _split(read_file(path, _MOST_LAYERS * most_bytes(frame.box.size)))
         shape, segments = _sizes(header), _read_segments(header)
         layers = shape[0] if len(shape) == 4 and segments else 1
         size = int(np.prod(shape)) // max(layers, 1)
         if size > frame.box.size or layers > _MOST_LAYERS or (size != frame.box.size and not segments):
-            return Loaded(np.broadcast_to(np.uint8(0), tuple(reversed(shape[:16]))), Stated())
+            return LabelFile(np.broadcast_to(np.uint8(0), tuple(reversed(shape[:16]))), PatchMetadata())
         plain = unpack(rest, str(header["encoding"]), layers * most_bytes(frame.box.size))
         kind = nrrd_dtype(header)
         voxels = np.frombuffer(plain, kind, count=layers * size).reshape(shape, order="F")
         merged = _merge(voxels if layers > 1 or len(shape) == 4 else voxels[np.newaxis], segments, frame)
-        straight, stated = _straighten(merged, header)
-        cropped = segments and stated.ticket_id is None  # only 3D Slicer crops, and it drops our mark
-        return Loaded(*(placed(straight, stated, frame.box) if cropped else (straight, stated)))
+        straight, metadata = _straighten(merged, header)
+        is_cropped = segments and metadata.ticket_id is None  # only 3D Slicer crops, and it drops our mark
+        return LabelFile(*(uncrop(straight, metadata, frame.box) if is_cropped else (straight, metadata)))
 
-    def stated(self, path: Path) -> Stated:
+    def metadata(self, path: Path) -> PatchMetadata:
         """Return ticket, position and spacing from the header."""
         with path.open("rb") as file:
             header, _ = _split(file.read(HEAD_BYTES))
@@ -126,7 +126,7 @@ def write_nrrd(
         "encoding": "gzip",
         **fields,
     }
-    data = np.asfortranarray(shown_dtype(voxels).transpose(order))
+    data = np.asfortranarray(medical_dtype(voxels).transpose(order))
     write_file(path, lambda part: nrrd.write(str(part), data, header, detached_header=False))
 
 
@@ -177,46 +177,46 @@ def _sizes(header: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _read_segments(header: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return label value, layer and name of each segment of a 3D Slicer segmentation; empty for other files."""
-    found: dict[str, dict[str, str]] = {}
+    segments: dict[str, dict[str, str]] = {}
     for key, value in header.items():
         if match := _SEGMENT.match(key):
-            found.setdefault(match[1], {})[match[2]] = str(value)
-    return [found[key] for key in sorted(found, key=int) if "LabelValue" in found[key]]
+            segments.setdefault(match[1], {})[match[2]] = str(value)
+    return [segments[key] for key in sorted(segments, key=int) if "LabelValue" in segments[key]]
 
 
 def _merge(layers: npt.NDArray[Any], segments: Sequence[Mapping[str, str]], frame: Frame) -> npt.NDArray[Any]:
-    """Return one xyz array of the layers of a segmentation, classes told by names where the file has any."""
+    """Return one xyz array of the layers of a segmentation, classes by the names of segments where the file has any."""
     names = {name: number for number, name in frame.names().items()} if frame.kind == "semantic" else {}
-    named = bool(names) and any(segment.get("Name") for segment in segments)
-    meant: dict[int, str] = {}
+    has_names = bool(names) and any(segment.get("Name") for segment in segments)
+    names_by_number: dict[int, str] = {}
     merged = np.zeros(layers.shape[1:], np.result_type(layers.dtype, np.uint8))
     for index, layer in enumerate(layers):
-        renamed = layer.copy()
+        numbers = layer.copy()
         for segment in (s for s in segments if int(s.get("Layer", 0)) == index):
             name, value = segment.get("Name", ""), int(segment["LabelValue"])
-            if named and name not in names:
+            if has_names and name not in names:
                 raise LabelError(f"the segment '{name[:64]}' is no class", todo=f"Name segments {', '.join(names)}")
             number = names.get(name, value)
-            if number in meant:
+            if number in names_by_number:
                 raise LabelError(
-                    f"the segments '{meant[number]}' and '{name}' both mean label {number}",
+                    f"the segments '{names_by_number[number]}' and '{name}' both mean label {number}",
                     todo="Name each segment like its class",
                 )
-            meant[number] = name
-            renamed[layer == value] = number
-        both = int(np.count_nonzero((merged != 0) & (renamed != 0)))
+            names_by_number[number] = name
+            numbers[layer == value] = number
+        both = int(np.count_nonzero((merged != 0) & (numbers != 0)))
         if both:
             raise LabelError(f"segments overlap in {both} voxels", todo="Let each voxel belong to one segment alone")
-        merged[renamed != 0] = renamed[renamed != 0]
+        merged[numbers != 0] = numbers[numbers != 0]
     return merged
 
 
-def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.NDArray[Any], Stated]:
+def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.NDArray[Any], PatchMetadata]:
     """Turn an array into the volume's axes by the header's space; without one, it stays."""
     ticket = marked_ticket(header.get("rescueseg"))
     directions, space = header.get("space directions"), str(header.get("space", ""))
     if directions is None or xyz.ndim != 3:
-        return xyz.T, Stated(ticket)
+        return xyz.T, PatchMetadata(ticket)
     affine = np.eye(4)
     kinds = list(header.get("kinds", []))
     rows = [r for i, r in enumerate(directions) if r is not None and (i >= len(kinds) or kinds[i] in _SPACE_KINDS)]
@@ -224,17 +224,17 @@ def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.N
     affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float)
     units = [str(u).strip('"') for u in header.get("space units", [])] or ["mm"]
     affine[:3] *= (to_um(1.0, units[0]) or 1000.0) / 1000.0
-    straight, stated = straighten(xyz, _to_ras(space) @ affine)
-    return straight, Stated(ticket, stated.offset_zyx, stated.spacing_um_zyx)
+    straight, metadata = straighten(xyz, _to_ras(space) @ affine)
+    return straight, PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx)
 
 
 def _to_ras(space: str) -> npt.NDArray[np.float64]:
     """Return the 4×4 matrix from an NRRD space to RAS; a space that names no directions counts as RAS."""
     words = re.split("-", space.lower()) if "-" in space else list(space.lower())
     turn = np.eye(4)
-    known = [_LETTERS[word] for word in words[:3] if word in _LETTERS]
-    if sorted(axis for axis, _ in known) == [0, 1, 2]:
+    directions = [_LETTERS[word] for word in words[:3] if word in _LETTERS]
+    if sorted(axis for axis, _ in directions) == [0, 1, 2]:
         turn[:3, :3] = 0
-        for position, (axis, sign) in enumerate(known):
+        for position, (axis, sign) in enumerate(directions):
             turn[axis, position] = sign
     return turn

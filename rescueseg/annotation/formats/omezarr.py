@@ -17,12 +17,12 @@ from rescueseg.annotation.client import PatchView
 from rescueseg.annotation.formats.base import (
     Frame,
     Kind,
-    Loaded,
+    LabelFile,
     PatchFiles,
-    Stated,
+    PatchMetadata,
     marked_ticket,
+    medical_dtype,
     number_array,
-    shown_dtype,
     ticket_mark,
 )
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
@@ -51,14 +51,14 @@ class OmeZarr:
         """Write image and mask as one folder, uncertainty as another."""
         ticket, inside = frame.ticket_id, view.inside.slices
         target, others = folder / f"{ticket}.ome.zarr", []
-        kept = target.exists()
-        if not kept:
+        is_resumed = target.exists()
+        if not is_resumed:
             _write(target, view.image[(slice(None), *inside)], frame.box, frame, view.start)
         if view.uncertainty is not None:
             others.append(folder / f"{ticket}_uncertainty.ome.zarr")
             if not others[-1].exists():
                 _write(others[-1], view.uncertainty[inside], frame.box, frame)
-        return PatchFiles(target, target, folder / f"{ticket}.json", kept, None, tuple(others))
+        return PatchFiles(target, target, folder / f"{ticket}.json", is_resumed, None, tuple(others))
 
     def write_labels(self, path: Path, labels: PatchLabels, frame: Frame) -> None:
         """Write labels into an image that is there; where there is none, beside an empty one."""
@@ -68,30 +68,30 @@ class OmeZarr:
         else:
             _write(path, np.zeros(frame.box.shape_zyx, np.uint8), frame.box, frame, labels)
 
-    def load(self, path: Path, frame: Frame) -> Loaded:
-        """Read ``labels/annotation``, or a label image that is named itself."""
+    def load(self, path: Path, frame: Frame) -> LabelFile:
+        """Read ``labels/annotation``, or the label image itself, where its own path is given."""
         if empty := next((p for p in path.rglob("*") if p.is_file() and p.stat().st_size == 0), None):
             raise ValueError(f"{empty.relative_to(path)} is empty")  # Zarr would take it for a chunk of background
         group, labels = _open(path)
-        stated = _stated(group, labels)
+        metadata = _metadata(group, labels)
         array = _array(labels, frame)
-        apart = group.get(f"labels/{IGNORED}") if frame.kind == "instance" else None
-        return Loaded(array, stated, None if apart is None else _array(apart, frame) != 0)
+        ignore = group.get(f"labels/{IGNORED}") if frame.kind == "instance" else None
+        return LabelFile(array, metadata, None if ignore is None else _array(ignore, frame) != 0)
 
-    def stated(self, path: Path) -> Stated:
+    def metadata(self, path: Path) -> PatchMetadata:
         """Return ticket, position and spacing from the metadata."""
-        return _stated(*_open(path))
+        return _metadata(*_open(path))
 
 
 def _write(path: Path, image: npt.NDArray[Any], box: Box, frame: Frame, labels: PatchLabels | None = None) -> None:
     """Write an image that covers `box`, and its labels, beside the target and move it there."""
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    voxels = shown_dtype(image)
+    voxels = medical_dtype(image)
     try:
-        about = {"rescueseg": ticket_mark(frame.ticket_id)}
+        attributes = {"rescueseg": ticket_mark(frame.ticket_id)}
         level = ome_zarr.create_image(
             str(part), voxels.shape, voxels.dtype, frame.spacing_um_zyx,
-            name=frame.ticket_id, attributes=about, origin_um_zyx=_origin(box, frame),
+            name=frame.ticket_id, attributes=attributes, origin_um_zyx=_origin(box, frame),
         )  # fmt: skip
         level[...] = voxels
         if labels is not None:
@@ -117,7 +117,7 @@ def _origin(box: Box, frame: Frame) -> list[float]:
 
 
 def _open(path: Path) -> tuple[Any, Any]:
-    """Return the group of an image and that of its labels: the same, where the labels were named themselves."""
+    """Return the groups of an image and of its labels: twice the same, where the path is that of the labels."""
     group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
     return group, group.get(f"labels/{LABELS}", group)
 
@@ -134,7 +134,7 @@ def _array(labels: Any, frame: Frame) -> npt.NDArray[Any]:
     return np.asarray(level[...])
 
 
-def _stated(group: Any, labels: Any) -> Stated:
+def _metadata(group: Any, labels: Any) -> PatchMetadata:
     """Return what the metadata say; the multiscale's own transformation comes after that of the level."""
     attributes = labels.attrs.asdict()
     multiscale = attributes.get("ome", attributes)["multiscales"][0]
@@ -149,7 +149,7 @@ def _stated(group: Any, labels: Any) -> Stated:
     ticket = marked_ticket(group.attrs.get("rescueseg"))
     units = [to_um(1.0, axis.get("unit")) for axis in axes[-3:]]
     if len(axes) < 3 or any(unit is None for unit in units):
-        return Stated(ticket)
+        return PatchMetadata(ticket)
     z, y, x = (float(s) * float(u or 1) for s, u in zip(scale[-3:], units, strict=True))
     k, j, i = (float(o) / float(s) for o, s in zip(origin[-3:], scale[-3:], strict=True))
-    return Stated(ticket, (k, j, i), (z, y, x))
+    return PatchMetadata(ticket, (k, j, i), (z, y, x))

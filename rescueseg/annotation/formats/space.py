@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.annotation.formats.base import Stated
+from rescueseg.annotation.formats.base import PatchMetadata
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box, Spacing
 
@@ -26,6 +26,13 @@ def affine_mm(spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int] = (0, 0,
         Voxel size in micrometre.
     offset_zyx : tuple of int
         First voxel of the patch.
+
+    Examples
+    --------
+    Voxels of 2 × 0.5 × 0.5 µm, and a patch that begins at z 10, y 0, x 4:
+
+    >>> affine_mm((2.0, 0.5, 0.5), (10, 0, 4)).tolist()[2]
+    [0.0, 0.0, 0.002, 0.02]
     """
     xyz = np.array(spacing_um_zyx[::-1]) / UM_PER_MM
     affine = np.diag([*xyz, 1.0])
@@ -33,8 +40,8 @@ def affine_mm(spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int] = (0, 0,
     return affine
 
 
-def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], Stated]:
-    """Turn an array back into the volume's axes, whatever orientation a tool saved it in.
+def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], PatchMetadata]:
+    """Bring an array back to the volume's axes, whatever orientation a tool saved it in.
 
     Parameters
     ----------
@@ -47,40 +54,40 @@ def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tupl
     -------
     ndarray, zyx
         Axes permuted and flipped so that all grow.
-    Stated
-        Its spacing and, in the spacing the file states, the position of its first voxel.
+    PatchMetadata
+        Its spacing, and the position of its first voxel in units of that spacing.
 
     Raises
     ------
     LabelError
-        If the axes are oblique, or the affine is none: which voxel is which would be a guess.
+        If the axes are oblique, or the affine is not finite: which voxel is which would be a guess.
     """
     orientations: Any = nibabel.orientations
-    turned = np.asarray(affine, float)
-    if np.isfinite(turned).all():
-        order = orientations.io_orientation(turned)
+    matrix = np.asarray(affine, float)
+    if np.isfinite(matrix).all():
+        order = orientations.io_orientation(matrix)
         if np.isfinite(order).all():
-            turned = turned @ orientations.inv_ornt_aff(order, array.shape)
-            scale = np.diag(turned)[:3]
-            if (scale > 0).all() and np.abs(turned[:3, :3] - np.diag(scale)).max() <= _OBLIQUE * scale.min():
+            matrix = matrix @ orientations.inv_ornt_aff(order, array.shape)
+            scale = np.diag(matrix)[:3]
+            if (scale > 0).all() and np.abs(matrix[:3, :3] - np.diag(scale)).max() <= _OBLIQUE * scale.min():
                 x, y, z = (float(v) * UM_PER_MM for v in scale)
-                i, j, k = (float(v) for v in turned[:3, 3] / scale)
+                i, j, k = (float(v) for v in matrix[:3, 3] / scale)
                 straight = np.asarray(orientations.apply_orientation(array, order)).T
-                return straight, Stated(None, (k, j, i), (z, y, x))
+                return straight, PatchMetadata(None, (k, j, i), (z, y, x))
     raise LabelError(
         "the axes are oblique or the position is not valid", todo="Save the mask on the grid of its image, unresampled"
     )
 
 
-def placed(array: npt.NDArray[Any], stated: Stated, box: Box) -> tuple[npt.NDArray[Any], Stated]:
-    """Return a mask that a tool cropped to its segments, put back into the patch, and where it then begins.
+def uncrop(array: npt.NDArray[Any], metadata: PatchMetadata, box: Box) -> tuple[npt.NDArray[Any], PatchMetadata]:
+    """Return a mask that a tool cropped to its segments at its place in the whole patch, and its new metadata.
 
-    Others are returned as they are.
+    A mask that is not cropped is returned as it is.
     """
-    if array.shape == box.shape_zyx or stated.offset_zyx is None:
-        return array, stated
+    if array.shape == box.shape_zyx or metadata.offset_zyx is None:
+        return array, metadata
     inside = Box((0, 0, 0), box.shape_zyx)
-    start = [round(o - b) for o, b in zip(stated.offset_zyx, box.offset_zyx, strict=True)]
+    start = [round(o - b) for o, b in zip(metadata.offset_zyx, box.offset_zyx, strict=True)]
     cropped = Box.from_bounds(start, [a + n for a, n in zip(start, array.shape, strict=True)])
     if not inside.contains(cropped):
         raise LabelError(
@@ -89,5 +96,5 @@ def placed(array: npt.NDArray[Any], stated: Stated, box: Box) -> tuple[npt.NDArr
         )
     whole = np.zeros(box.shape_zyx, array.dtype)
     whole[cropped.slices] = array
-    z, y, x = (o - s for o, s in zip(stated.offset_zyx, start, strict=True))
-    return whole, replace(stated, offset_zyx=(z, y, x))
+    z, y, x = (o - s for o, s in zip(metadata.offset_zyx, start, strict=True))
+    return whole, replace(metadata, offset_zyx=(z, y, x))

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rescueseg.annotation.agreement import agreement, object_f1
 from rescueseg.annotation.consensus import staple
-from rescueseg.annotation.pairs import annotators_of, more_complete, settle_all
+from rescueseg.annotation.pairs import annotators_of, more_complete, resolve_pairs
 from rescueseg.campaign import Campaign
 from rescueseg.cli.queue import queue_app
 from rescueseg.config import check_config
@@ -142,7 +142,7 @@ def test_a_reviewers_day(tmp_path: Path) -> None:
     assert np.mean(found["accepted"]) > np.mean(found["anna"])
     for done in store.efforts():
         assert done.seconds > 0
-    settle_all(campaign, store)
+    resolve_pairs(campaign, store)
     page = tmp_path / "agreement.html"
     shown = CliRunner().invoke(queue_app, ["agreement", campaign.url, "--html", str(page), "--pictures", "1"])
     assert shown.exit_code == 0, shown.output

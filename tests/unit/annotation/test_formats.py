@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.annotation.formats import FORMATS, format_named, read_labels
-from rescueseg.annotation.formats.base import EIGHT_BITS, Frame, number_array
+from rescueseg.annotation.formats.base import MOST_OBJECTS_8_BIT, Frame, number_array
 from rescueseg.cli.queue_files import FORMAT_EXTENSIONS
 from rescueseg.errors import ConfigError, LabelError
 from rescueseg.geometry import Box
@@ -250,9 +250,9 @@ def test_an_ome_zarr_obeys_ngff(tmp_path: Path, kind: Any) -> None:
 
 def test_clients_of_8_bits_take_254_objects() -> None:
     ids = np.arange(256, dtype=np.uint32).reshape(4, 8, 8)
-    assert number_array(PatchLabels.of_instances(np.minimum(ids, 254)), EIGHT_BITS, "NiiVue").dtype == np.uint8
+    assert number_array(PatchLabels.of_instances(np.minimum(ids, 254)), MOST_OBJECTS_8_BIT, "NiiVue").dtype == np.uint8
     with pytest.raises(LabelError, match="object number 255 does not fit: NiiVue holds at most 254 objects"):
-        number_array(PatchLabels.of_instances(ids), EIGHT_BITS, "NiiVue")
+        number_array(PatchLabels.of_instances(ids), MOST_OBJECTS_8_BIT, "NiiVue")
 
 
 def test_formats_are_known_by_name() -> None:

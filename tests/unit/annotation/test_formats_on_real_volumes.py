@@ -11,9 +11,9 @@ import tifffile
 
 from rescueseg import volumes
 from rescueseg.annotation.formats import FORMATS, read_labels
-from rescueseg.annotation.formats.base import Frame, PatchFormat, relabelled, write_labels_and_ignore
+from rescueseg.annotation.formats.base import Frame, PatchFormat, relabel, write_labels_and_ignore
 from rescueseg.annotation.formats.handout import lease_of, write_patch
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
@@ -51,7 +51,7 @@ def laid(
     found = truth[box.slices].astype(np.uint32)
     assert found.any()
     if labels == "instance":
-        return campaign, relabelled(PatchLabels.of_instances(found, unseen))
+        return campaign, relabel(PatchLabels.of_instances(found, unseen))
     return campaign, PatchLabels(np.where(unseen, np.uint8(255), (found > 0).astype(np.uint8)))
 
 
@@ -60,14 +60,14 @@ def test_what_was_drawn_is_accepted_voxel_for_voxel(
     laid: tuple[Campaign, PatchLabels], kind: PatchFormat, tmp_path: Path
 ) -> None:
     campaign, truth = laid
-    desk = LocalDesk(campaign, open_queue(campaign), "anna")
-    lease = desk.next(ticket_id=kind.name)
+    client = LocalClient(campaign, open_queue(campaign), "anna")
+    lease = client.next(ticket_id=kind.name)
     assert lease is not None
-    view = desk.view(lease.lease_id)
-    files = write_patch(kind, tmp_path, lease, view, desk.info())
-    frame = Frame.of(view, desk.info())
+    view = client.view(lease.lease_id)
+    files = write_patch(kind, tmp_path, lease, view, client.info())
+    frame = Frame.of(view, client.info())
     write_labels_and_ignore(kind, files.labels, truth, frame)
-    assert lease_of(files.labels, desk.held()).lease_id == lease.lease_id
-    desk.submit(lease.lease_id, read_labels(files.labels, frame), kind.name, override=True)
+    assert lease_of(files.labels, client.leases()).lease_id == lease.lease_id
+    client.submit(lease.lease_id, read_labels(files.labels, frame), kind.name, override=True)
     assert np.array_equal(next_labels(campaign, kind.name, "v", lease.ticket.box), truth.classes)
-    assert desk.version_labels(kind.name, 1) == truth
+    assert client.version_labels(kind.name, 1) == truth

@@ -10,12 +10,12 @@ import pytest
 import tifffile
 
 from rescueseg.annotation.checks import (
+    components,
     cut_at_border,
     empty,
     holes,
     ignore_holes,
-    numbered,
-    odd_labels,
+    label_warnings,
     specks,
     two_values,
     unchanged,
@@ -35,7 +35,7 @@ def ball() -> np.ndarray:
 
 
 def codes(classes: np.ndarray, start: PatchLabels = NOTHING, **model: np.ndarray) -> list[str]:
-    return [warning.code for warning in odd_labels(PatchLabels(classes), start, **model)]
+    return [warning.code for warning in label_warnings(PatchLabels(classes), start, **model)]
 
 
 def test_a_ball_is_not_odd(ball: np.ndarray) -> None:
@@ -77,13 +77,13 @@ def test_a_mask_of_0_and_255_is_doubted(ball: np.ndarray) -> None:
 
 def test_a_stray_voxel_is_found_and_a_small_object_among_small_ones_is_none(ball: np.ndarray) -> None:
     ball[2, 3, 3] = 1
-    (warning,) = specks(numbered(ball == 1))
+    (warning,) = specks(components(ball == 1))
     assert (warning.voxels, warning.at_zyx) == (1, (2, 3, 3))
     ball[2, 3, 3], ball[0, 3, 3] = 0, 1
-    assert specks(numbered(ball == 1)) == [], "the border may have cut it off"
+    assert specks(components(ball == 1)) == [], "the border may have cut it off"
     small = np.zeros(SHAPE, np.uint8)
     small[5:7, 5:7, 5:7] = small[9, 9, 9] = 1
-    assert specks(numbered(small == 1)) == []
+    assert specks(components(small == 1)) == []
 
 
 def test_a_stray_bit_of_a_numbered_object_is_found(ball: np.ndarray) -> None:
@@ -94,13 +94,13 @@ def test_a_stray_bit_of_a_numbered_object_is_found(ball: np.ndarray) -> None:
 
 def test_a_missing_plane_is_found_unless_it_was_left_out(ball: np.ndarray) -> None:
     ball[8] = 0
-    (warning,) = z_gaps(numbered(ball == 1), np.zeros(SHAPE, np.bool_))
+    (warning,) = z_gaps(components(ball == 1), np.zeros(SHAPE, np.bool_))
     assert warning.at_zyx is not None
     assert warning.at_zyx[0] == 8
     assert "plane 8" in warning.message
     left_out = np.zeros(SHAPE, np.bool_)
     left_out[8] = True
-    assert z_gaps(numbered(ball == 1), left_out) == []
+    assert z_gaps(components(ball == 1), left_out) == []
 
 
 def test_two_objects_that_nearly_meet_in_z_are_no_gap() -> None:
@@ -108,18 +108,18 @@ def test_two_objects_that_nearly_meet_in_z_are_no_gap() -> None:
     above, below = (
         ((z - c) / 4.5) ** 2 + ((y - 20 - d) / 12) ** 2 + ((x - 20) / 12) ** 2 < 1 for c, d in ((2, 0), (12, 6))
     )
-    assert z_gaps(numbered(above | below), np.zeros(SHAPE, np.bool_)) == []
+    assert z_gaps(components(above | below), np.zeros(SHAPE, np.bool_)) == []
 
 
 def test_a_hole_is_found_and_a_lumen_is_none(ball: np.ndarray) -> None:
     ball[8, 20:22, 20] = 0
-    (warning,) = holes(numbered(ball == 1), ball == 0)
+    (warning,) = holes(components(ball == 1), ball == 0)
     assert (warning.voxels, warning.at_zyx) == (2, (8, 20, 20))
     ball[8, 20:22, 20] = 255
-    assert holes(numbered(ball == 1), ball == 0) == []
+    assert holes(components(ball == 1), ball == 0) == []
     shell = ball.copy()
     shell[5:12, 14:27, 14:27] = 0
-    assert holes(numbered(shell == 1), shell == 0) == []
+    assert holes(components(shell == 1), shell == 0) == []
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -167,6 +167,6 @@ def test_honest_labels_of_real_volumes_are_seldom_doubted(real_data: Path, name:
         if (part > 0).mean() > 0.01:
             labels = PatchLabels.of_instances(part)
             given = labels if instance else PatchLabels(labels.classes)
-            doubted += bool(odd_labels(given, PatchLabels(np.zeros_like(labels.classes))))
+            doubted += bool(label_warnings(given, PatchLabels(np.zeros_like(labels.classes))))
             seen += 1
     assert doubted <= 2

@@ -19,7 +19,7 @@ import tifffile
 
 from rescueseg import volumes
 from rescueseg.annotation.formats import format_named
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.watch import Watcher
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
@@ -55,8 +55,8 @@ said: list[str] = []
 
 def watch(campaign: Campaign, folder: Path, kind: str = "nifti") -> Watcher:
     said.clear()
-    desk = LocalDesk(campaign, open_queue(campaign), "anna")
-    return Watcher(desk, folder, format_named(kind), 2, said.append, settle=0.0)
+    client = LocalClient(campaign, open_queue(campaign), "anna")
+    return Watcher(client, folder, format_named(kind), 2, said.append, stable_seconds=0.0)
 
 
 def looks(watcher: Watcher, times: int = 2) -> None:
@@ -129,7 +129,7 @@ def test_half_written_and_temporary_files_are_not_handed_in(filled: Campaign, wa
 
 
 def test_a_file_that_is_still_being_written_is_waited_for(filled: Campaign, watcher: Watcher) -> None:
-    watcher.settle = 3600.0
+    watcher.stable_seconds = 3600.0
     looks(watcher, 1)
     save(watcher.folder / "a_labels.nii.gz", mask())
     looks(watcher, 4)
@@ -186,8 +186,8 @@ def lose_leases(campaign: Campaign, watcher: Watcher) -> None:
     """Let all leases run out, and a beat be due."""
     store = open_queue(campaign)
     store.expire(max(lease.expires_at for lease in store.leases()))
-    for held in watcher._held.values():
-        held.beaten = -1e9
+    for patch in watcher._patches.values():
+        patch.beat_at = -1e9
 
 
 def test_a_patch_with_a_refused_mask_is_kept_on_lease(filled: Campaign, watcher: Watcher) -> None:
@@ -259,8 +259,8 @@ def test_the_end_gives_back_what_nobody_touched(filled: Campaign, watcher: Watch
 def test_a_killed_watcher_goes_on(filled: Campaign, tmp_path: Path, kind: str) -> None:
     first = watch(filled, tmp_path / "todo", kind)
     looks(first, 1)
-    held = first._held["a"]
-    format_named(kind).write_labels(held.files.labels, PatchLabels(mask()), held.frame)
+    patch = first._patches["a"]
+    format_named(kind).write_labels(patch.files.labels, PatchLabels(mask()), patch.frame)
     second = watch(filled, tmp_path / "todo", kind)
     assert second.tickets == ["a", "b"]
     looks(second)

@@ -1,4 +1,4 @@
-"""The desk's window without the window: what is taken, kept, handed in, and counted."""
+"""Sessions of napari without its window: what is taken, kept, handed in, and counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rescueseg import volumes
-from rescueseg.annotation.local_client import LocalDesk
+from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LeaseExpiredError, StorageError
@@ -32,7 +32,7 @@ BOX = Box((2, 3, 4), (3, 4, 5))
 
 
 class Hands:
-    """A campaign of two patches, its clock, and desks at it."""
+    """A campaign of two patches, its clock, and clients of it."""
 
     def __init__(self, folder: Path) -> None:
         self.seconds = 0.0
@@ -53,12 +53,12 @@ class Hands:
 
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
-    def desk(self, name: str = "anna") -> LocalDesk:
-        return LocalDesk(self.campaign, self.store, name)
+    def client(self, name: str = "anna") -> LocalClient:
+        return LocalClient(self.campaign, self.store, name)
 
     def session(self, name: str = "anna") -> Session:
         drafts = Drafts(self.folder / "drafts", self.campaign.url, name)
-        return Session(self.desk(name), drafts, lambda: self.seconds)
+        return Session(self.client(name), drafts, lambda: self.seconds)
 
 
 @pytest.fixture
@@ -76,22 +76,22 @@ def test_a_drawing_outlives_its_window_and_is_gone_when_handed_in(hands: Hands) 
     first = hands.session()
     work = first.take()
     assert work is not None
-    assert not first.keep(work.drawn), "nothing was drawn"
+    assert not first.keep(work.labels), "nothing was drawn"
     assert first.keep(drawing(hands))
     assert not first.keep(drawing(hands)), "nothing changed"
 
     second = hands.session()
     again = second.take()
     assert again is not None
-    assert again.restored
-    assert again.drawn == drawing(hands)
-    second.hand_in(again.drawn)
+    assert again.is_restored
+    assert again.labels == drawing(hands)
+    second.hand_in(again.labels)
     assert list((hands.folder / "drafts").rglob("*.npz")) == []
     first.keep(drawing(hands, (0, 0, 0)))
     third = hands.session()
     third.take()
     assert third.work is not None
-    assert not third.work.restored
+    assert not third.work.is_restored
 
 
 def test_a_drawing_is_not_given_back_over_another_start(hands: Hands) -> None:
@@ -135,14 +135,14 @@ def test_a_patch_that_cannot_be_loaded_is_skipped_and_the_next_one_comes(
     hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = hands.session()
-    view = LocalDesk.view
+    view = LocalClient.view
 
-    def broken(desk: LocalDesk, lease_id: str) -> Any:
-        if desk.store.lease(lease_id).ticket_id == "a":
+    def broken(client: LocalClient, lease_id: str) -> Any:
+        if client.store.lease(lease_id).ticket_id == "a":
             raise StorageError("the file is missing", where="image")
-        return view(desk, lease_id)
+        return view(client, lease_id)
 
-    monkeypatch.setattr(LocalDesk, "view", broken)
+    monkeypatch.setattr(LocalClient, "view", broken)
     for _ in range(2):
         with pytest.raises(StorageError):
             session.take()
@@ -175,7 +175,7 @@ def test_a_patch_that_somebody_else_has_by_now_is_not_handed_in_but_kept(hands: 
     session = hands.session()
     session.take()
     hands.seconds = 8000
-    assert hands.desk("bob").next() is not None
+    assert hands.client("bob").next() is not None
     with pytest.raises(LeaseExpiredError, match="stays on this machine"):
         session.hand_in(drawing(hands))
     assert len(list((hands.folder / "drafts").rglob("*.npz"))) == 1
@@ -254,7 +254,7 @@ def test_a_reviewer_sees_the_two_versions_that_wait_else_the_last_two(hands: Han
     session = hands.session()
     session.take()
     session.hand_in(drawing(hands))
-    review = Review(hands.desk("rita"), hands.session("rita").drafts)
+    review = Review(hands.client("rita"), hands.session("rita").drafts)
     work = review.open("a")
     assert [record.version for record in work.pair] == [1]
     assert work.differs is None
@@ -268,7 +268,7 @@ def test_a_reviewer_sees_the_two_versions_that_wait_else_the_last_two(hands: Han
     assert work.spots, "in voxels of the volume"
     assert set(work.spots) <= {(2, 3, 4), (3, 5, 7)}
     assert review.keep(drawing(hands, (2, 2, 2)))
-    again = Review(review.desk, review.drafts).open("a")
+    again = Review(review.client, review.drafts).open("a")
     assert again.fix == drawing(hands, (2, 2, 2))
     done = review.accept(2)
     assert done.verdict == "accepted"

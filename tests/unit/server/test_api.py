@@ -34,9 +34,9 @@ def api(campaign: Campaign) -> Any:
 def answered(case: Any) -> None:
     """Ask, every other time about a lease or ticket that is there, and check the answer."""
     ids = case.path_parameters or {}
-    desk = case.operation.app.state.service.desk(HOLDER, "admin")
+    client = case.operation.app.state.service.client(HOLDER, "admin")
     if re.fullmatch("[0-9a-f]{32}", str(ids.get("lease_id", ""))) and int(ids["lease_id"][0], 16) % 2:
-        lease = desk.next()
+        lease = client.next()
         ids["lease_id"] = ids["lease_id"] if lease is None else lease.lease_id
     if len(str(ids.get("ticket_id", ""))) % 2:
         ids["ticket_id"] = "a"

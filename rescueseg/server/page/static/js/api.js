@@ -1,4 +1,4 @@
-// The server's /api/v1, as the person who sits here.
+// The server's /api/v1, for the person at this page.
 
 import { labelFile } from "./nifti.js";
 import { readNpz } from "./npz.js";
@@ -30,9 +30,9 @@ function headers() {
 async function ask(path, { method = "GET", json, body, query = {}, signal } = {}) {
   const url = new URL(path, ROOT);
   for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
-  const sent = json === undefined ? headers() : { ...headers(), "Content-Type": "application/json" };
+  const allHeaders = json === undefined ? headers() : { ...headers(), "Content-Type": "application/json" };
   const reply = await fetch(url, {
-    method, headers: sent, body: json === undefined ? body : JSON.stringify(json), signal,
+    method, headers: allHeaders, body: json === undefined ? body : JSON.stringify(json), signal,
   }).catch((error) => {
     if (error.name === "AbortError") throw error;
     throw new ServerError(0, { what: "the server cannot be reached", todo: "Your drawing is kept here; try again" });
@@ -41,8 +41,8 @@ async function ask(path, { method = "GET", json, body, query = {}, signal } = {}
   return reply;
 }
 
-const read = async (...given) => {
-  const reply = await ask(...given);
+const read = async (path, options) => {
+  const reply = await ask(path, options);
   return reply.status === 204 ? null : reply.json();
 };
 const post = (path, json = {}) => read(path, { method: "POST", json });
@@ -58,8 +58,8 @@ async function upload(path, labels, frame, query = {}) {
 
 export const api = {
   info: () => read("info"),
-  held: () => read("leases"),
-  next: (wanted) => post("tickets/next", wanted),
+  leases: () => read("leases"),
+  next: (filters) => post("tickets/next", filters),
   beat: (lease, seconds) => post(`leases/${lease}/heartbeat`, { active_seconds: seconds }),
   view: (lease, signal) => arrays(`leases/${lease}/view.npz`, signal),
   check: (lease, labels, frame) => upload(`leases/${lease}/check`, labels, frame),
@@ -78,13 +78,13 @@ export const api = {
     upload(`tickets/${ticket}/fix`, labels, frame, { tool: TOOL, active_seconds: seconds }),
 };
 
-// Calls told() on every change of the queue, for ever; EventSource could not send the token.
-export async function follow(told, signal) {
+// Calls onChange() on every change of the queue, for ever; EventSource could not send the token.
+export async function follow(onChange, signal) {
   let last = null;
   while (!signal.aborted) {
     try {
-      const sent = last === null ? headers() : { ...headers(), "Last-Event-ID": last };
-      const reply = await fetch(new URL("events", ROOT), { headers: sent, signal });
+      const allHeaders = last === null ? headers() : { ...headers(), "Last-Event-ID": last };
+      const reply = await fetch(new URL("events", ROOT), { headers: allHeaders, signal });
       if (!reply.ok) return;
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let text = ""; ;) {
@@ -94,7 +94,7 @@ export async function follow(told, signal) {
         text = events.pop();
         const numbers = events.map((event) => /^id: ?(\d+)/m.exec(event)?.[1]).filter(Boolean);
         last = numbers.at(-1) ?? last;
-        if (numbers.length) told();
+        if (numbers.length) onChange();
       }
     } catch { /* the server went away: ask again */ }
     await new Promise((resolve) => setTimeout(resolve, 3000));

@@ -1,4 +1,4 @@
-// Time of work with idle cut out, the heartbeat that reports it, and how long the lease still runs.
+// Time of work without idle time, the heartbeat that reports it, and the time until the lease ends.
 
 const IDLE_SECONDS = 60;
 const BEAT_SECONDS = 30;
@@ -10,13 +10,13 @@ export class Clock {
     this.show = show;
     this.running = false;
     for (const kind of ["mousemove", "mousedown", "wheel", "keydown", "touchstart"])
-      window.addEventListener(kind, () => { this.touched = Date.now(); }, { passive: true, capture: true });
+      window.addEventListener(kind, () => { this.lastActivity = Date.now(); }, { passive: true, capture: true });
     setInterval(() => this.#tick(), 1000);
   }
 
   start(expires, seconds = 0) {
-    Object.assign(this, { active: seconds, unsent: 0, waited: 0, running: true, expires: Date.parse(expires) });
-    this.touched = this.last = Date.now();
+    Object.assign(this, { active: seconds, unsent: 0, sinceBeat: 0, running: true, expires: Date.parse(expires) });
+    this.lastActivity = this.last = Date.now();
   }
 
   stop() { this.running = false; }
@@ -27,21 +27,21 @@ export class Clock {
   #tick() {
     if (!this.running) return;
     const now = Date.now();
-    const passed = Math.min((now - this.last) / 1000, 5); // a suspended laptop does not work
+    const elapsed = Math.min((now - this.last) / 1000, 5); // a suspended laptop does not work
     this.last = now;
-    if (now - this.touched < IDLE_SECONDS * 1000 && document.visibilityState === "visible") {
-      this.active += passed;
-      this.unsent += passed;
+    if (now - this.lastActivity < IDLE_SECONDS * 1000 && document.visibilityState === "visible") {
+      this.active += elapsed;
+      this.unsent += elapsed;
     }
-    this.waited += passed;
-    if (this.waited >= BEAT_SECONDS && this.unsent > 0) this.send().catch(() => {}); // the beat said what is wrong
+    this.sinceBeat += elapsed;
+    if (this.sinceBeat >= BEAT_SECONDS && this.unsent > 0) this.send().catch(() => {}); // beat() shows the error
     this.show(this.active, (this.expires - now) / 1000);
   }
 
-  // Nobody at work, no heartbeat: a lease left lying runs out.
+  // Without activity there is no heartbeat: an abandoned lease runs out.
   async send() {
     const seconds = this.unsent;
-    [this.unsent, this.waited] = [0, 0];
+    [this.unsent, this.sinceBeat] = [0, 0];
     try { this.expires = Date.parse(await this.beat(seconds)); } catch (error) { this.unsent += seconds; throw error; }
   }
 }

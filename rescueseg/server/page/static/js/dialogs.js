@@ -1,24 +1,24 @@
-// Questions to the person, one at a time, and the line over the image that says what is going on.
+// Dialogs, one at a time, and the message line over the image.
 
 const dialog = document.getElementById("dialog");
 const form = dialog.querySelector("form");
 const message = document.getElementById("message");
 
 export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 }
 
-// Shows content and buttons ({label: value}); resolves to the chosen value, null when it was closed.
+// Shows content and buttons ({label: value}); resolves to the value of the button, null when the dialog was closed.
 export function ask(title, content, buttons) {
-  const made = Object.entries(buttons).map(([label, value], i, all) => {
+  const nodes = Object.entries(buttons).map(([label, value], i, all) => {
     const button = element("button", { textContent: label, value: String(i), className: i === all.length - 1 ? "on" : "" });
     if (value === null) button.formNoValidate = true;
     return button;
   });
-  const last = made.at(-1);
-  form.replaceChildren(element("h2", { textContent: title }), ...content, element("div", { className: "buttons" }, ...made));
+  const last = nodes.at(-1);
+  form.replaceChildren(element("h2", { textContent: title }), ...content, element("div", { className: "buttons" }, ...nodes));
   form.onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.target.tagName === "BUTTON") return;
     event.preventDefault();
@@ -37,8 +37,8 @@ export function ask(title, content, buttons) {
 // A text that must not be empty; null when it was cancelled.
 export async function askText(title, hint, submit) {
   const text = element("textarea", { rows: 3, required: true, placeholder: hint, maxLength: 2000, id: "text" });
-  const done = await ask(title, [text], { Cancel: null, [submit]: true });
-  return done && text.value.trim() ? text.value.trim() : null;
+  const isOk = await ask(title, [text], { Cancel: null, [submit]: true });
+  return isOk && text.value.trim() ? text.value.trim() : null;
 }
 
 export const isOpen = () => dialog.open;

@@ -22,8 +22,8 @@ export class Effort {
 
   #today() {
     const day = new Date().toDateString();
-    const kept = JSON.parse(localStorage.getItem(this.key) ?? "{}");
-    return kept.day === day ? kept : { day, patches: 0, seconds: 0, corrected: 0 };
+    const entry = JSON.parse(localStorage.getItem(this.key) ?? "{}");
+    return entry.day === day ? entry : { day, patches: 0, seconds: 0, corrected: 0 };
   }
 
   #show({ patches, seconds, corrected }) {

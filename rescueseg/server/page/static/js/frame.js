@@ -1,4 +1,4 @@
-// Where a patch lies in the part that is shown, and how that part lies on the screen.
+// Where a patch lies in its context (the part that is shown), and how the context lies on the screen.
 //
 // Arrays are zyx with x running fastest. NiiVue draws y upwards and z upwards; microscopists expect y downwards and
 // the first plane on top. Turning both axes (a rotation, no mirror image) is the same as reversing the order of rows.
@@ -21,7 +21,7 @@ export class Frame {
   }
 
   // Rows reversed within every channel: context order to screen order, and back.
-  turned(voxels) {
+  flipRows(voxels) {
     const width = this.context.shape[2];
     const frame = this.context.shape[0] * this.context.shape[1] * width;
     const out = new voxels.constructor(voxels.length);
@@ -50,7 +50,7 @@ export class Frame {
   }
 
   // An array in screen order that holds the patch, and 0 in the context around it.
-  placed(patch) {
+  inContext(patch) {
     const [z, y, x] = this.context.shape;
     const out = new patch.constructor(z * y * x);
     this.rows((at, to, width) => out.set(patch.subarray(at, at + width), to));

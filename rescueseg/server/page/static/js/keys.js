@@ -8,7 +8,7 @@ export function listen(actions) {
   for (const [keys, , action] of actions) for (const key of keys) table.set(key.toLowerCase(), action);
   window.addEventListener("keydown", (event) => {
     const typing = event.target.matches?.("input:not([type=range], [type=checkbox]), textarea, select");
-    const name = written(event);
+    const name = keyName(event);
     if (isOpen() || (typing && !name.startsWith("ctrl+"))) return;
     const action = table.get(name);
     if (!action) return;
@@ -18,7 +18,7 @@ export function listen(actions) {
   return () => help(actions);
 }
 
-function written(event) {
+function keyName(event) {
   const key = event.key === " " ? "space" : event.key.toLowerCase();
   const shift = event.shiftKey && /^[a-z]$|^.{2,}$/.test(key) ? "shift+" : "";
   return `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${shift}${key}`;

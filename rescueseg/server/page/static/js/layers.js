@@ -1,4 +1,4 @@
-// What is shown and how: planes, opacities, grey levels, channels.
+// Controls of the view: planes, opacities, grey levels, channels.
 
 import { element } from "./dialogs.js";
 import { VIEWS } from "./viewer.js";
@@ -7,8 +7,8 @@ const LAYERS = ["drawing", "prediction", "uncertainty"];
 const $ = (id) => document.getElementById(id);
 
 export class Layers {
-  constructor(bench, viewer) {
-    Object.assign(this, { bench, viewer, hidden: {} });
+  constructor(editor, viewer) {
+    Object.assign(this, { editor, viewer, hidden: {} });
     $("views").replaceChildren(...Object.keys(VIEWS).map((name) =>
       element("button", { textContent: name, id: `view-${name}`, type: "button", onclick: () => this.view(name) })));
     for (const layer of LAYERS) $(`o-${layer}`).oninput = () => this.#opacity(layer);
@@ -16,10 +16,10 @@ export class Layers {
     $("smooth").onchange = () => viewer.smooth($("smooth").checked);
     $("cut").onchange = () => viewer.cut($("cut").checked);
     $("channel").onchange = () => {
-      bench.channel(Number($("channel").value));
+      editor.channel(Number($("channel").value));
       this.#contrast();
     };
-    $("jump").onclick = () => bench.jump();
+    $("jump").onclick = () => editor.jump();
     this.view("all");
   }
 
@@ -34,15 +34,15 @@ export class Layers {
       [["H"], "Hide or show the drawing", () => this.toggle("drawing")],
       [["M"], "Hide or show the model's mask", () => this.toggle("prediction")],
       [["U"], "Hide or show the uncertainty", () => this.toggle("uncertainty")],
-      [["J"], "To the most uncertain spot; again, to the next", () => this.bench.jump()],
+      [["J"], "To the most uncertain spot; again, to the next", () => this.editor.jump()],
     ];
   }
 
-  // To a patch that was just opened.
+  // Adapts the controls to a patch that was just opened.
   fit() {
     const { layers } = this.viewer;
     for (const row of document.querySelectorAll("[data-layer]")) row.hidden = !layers[row.dataset.layer];
-    const { channels } = this.bench.patch;
+    const { channels } = this.editor.patch;
     $("channels").hidden = channels < 2;
     $("channel").replaceChildren(...Array.from({ length: channels }, (_, i) => new Option(i + 1, i)));
     for (const layer of LAYERS) this.#opacity(layer);
@@ -65,7 +65,7 @@ export class Layers {
     this.#opacity(layer);
   }
 
-  #step(axis, way) { if (this.bench.isOpen) this.viewer.step(axis, way); }
-  #opacity(layer) { if (this.bench.isOpen) this.viewer.opacity(layer, Number($(`o-${layer}`).value)); }
+  #step(axis, way) { if (this.editor.isOpen) this.viewer.step(axis, way); }
+  #opacity(layer) { if (this.editor.isOpen) this.viewer.opacity(layer, Number($(`o-${layer}`).value)); }
   #contrast() { this.viewer.contrast(Number($("low").value), Number($("high").value)); }
 }

@@ -8,14 +8,14 @@ const [END, ENTRY, ZIP64] = [0x06054b50, 0x02014b50, 1];
 
 // {name: {voxels, shape}}; a member named `about` is parsed as JSON instead.
 export async function readNpz(buffer) {
-  const found = {};
+  const arrays = {};
   for (const member of members(buffer)) {
     const bytes = await member.bytes();
     const name = member.name.replace(/\.npy$/, "");
     const array = readNpy(bytes);
-    found[name] = name === "about" ? JSON.parse(new TextDecoder().decode(array.voxels)) : array;
+    arrays[name] = name === "about" ? JSON.parse(new TextDecoder().decode(array.voxels)) : array;
   }
-  return found;
+  return arrays;
 }
 
 function* members(buffer) {
@@ -24,7 +24,7 @@ function* members(buffer) {
   while (end >= 0 && view.getUint32(end, true) !== END) end--;
   if (end < 0) throw new Error("the server sent no npz file");
   let at = view.getUint32(end + 16, true);
-  for (let left = view.getUint16(end + 10, true); left > 0; left--) {
+  for (let count = view.getUint16(end + 10, true); count > 0; count--) {
     if (view.getUint32(at, true) !== ENTRY) throw new Error("the npz file is damaged");
     const [nameLength, extraLength] = [view.getUint16(at + 28, true), view.getUint16(at + 30, true)];
     const size = entrySizes(view, at, at + 46 + nameLength, extraLength);
@@ -32,7 +32,7 @@ function* members(buffer) {
     const deflated = view.getUint16(at + 10, true) === 8;
     const data = size.offset + 30 + view.getUint16(size.offset + 26, true) + view.getUint16(size.offset + 28, true);
     const packed = buffer.slice(data, data + size.packed);
-    yield { name, bytes: () => (deflated ? inflated(packed) : Promise.resolve(packed)) };
+    yield { name, bytes: () => (deflated ? inflate(packed) : Promise.resolve(packed)) };
     at += 46 + nameLength + extraLength + view.getUint16(at + 32, true);
   }
 }
@@ -52,7 +52,7 @@ function entrySizes(view, at, extra, length) {
   return { packed: plain[1], offset: plain[2] };
 }
 
-const inflated = (packed) =>
+const inflate = (packed) =>
   new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).arrayBuffer();
 
 function readNpy(buffer) {

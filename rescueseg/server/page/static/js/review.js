@@ -1,4 +1,4 @@
-// A reviewer's work: what waits, its versions against each other, accept, reject, fix.
+// A reviewer's work: list the tickets that wait, compare versions, accept, reject, fix.
 
 import { api } from "./api.js";
 import { Clock } from "./clock.js";
@@ -13,10 +13,10 @@ function facts(ticket) {
 }
 
 export class Review {
-  constructor(bench, opened) {
-    Object.assign(this, { bench, opened, ticket: null, versions: [], shown: null });
+  constructor(editor, onChange) {
+    Object.assign(this, { editor, onChange, ticket: null, versions: [], version: null });
     this.clock = new Clock(async () => null, () => {}); // a review has no lease to keep
-    $("accept").onclick = () => this.#judge(() => api.accept(this.ticket.ticket_id, this.shown), "Accepted.");
+    $("accept").onclick = () => this.#judge(() => api.accept(this.ticket.ticket_id, this.version), "Accepted.");
     $("fix").onclick = () => this.#judge(() => this.#fix(), "Fixed and accepted.");
     $("reject").onclick = () => this.#reject();
   }
@@ -41,37 +41,37 @@ export class Review {
     say("Loading the patch …");
     try {
       const [view, versions] = await Promise.all([api.reviewView(ticket.ticket_id), api.versions(ticket.ticket_id)]);
-      Object.assign(this, { ticket, versions, shown: versions.at(-1).version });
-      await this.bench.open(view, false);
+      Object.assign(this, { ticket, versions, version: versions.at(-1).version });
+      await this.editor.open(view, false);
       this.clock.start(null);
       say();
     } catch (error) {
-      this.leave();
+      this.close();
       complain(error, { "Try again": () => this.open(ticket) });
     }
     this.#buttons();
-    this.opened();
+    this.onChange();
   }
 
   async show(version) {
     try {
-      this.bench.load(await api.versionLabels(this.ticket.ticket_id, version));
-      this.shown = version;
+      this.editor.load(await api.versionLabels(this.ticket.ticket_id, version));
+      this.version = version;
       this.#buttons();
     } catch (error) { complain(error); }
   }
 
   #flip() {
-    const at = this.versions.findIndex((record) => record.version === this.shown);
+    const at = this.versions.findIndex((record) => record.version === this.version);
     const next = this.versions[(at + 1) % this.versions.length];
-    if (next.version !== this.shown) this.show(next.version);
+    if (next.version !== this.version) this.show(next.version);
   }
 
   #buttons() {
     $("judge").disabled = !this.ticket;
     $("versions").replaceChildren(...(this.ticket ? this.versions : []).map((record) => element("button", {
       textContent: `${record.version}: ${record.annotator}`, title: `${record.tool}, ${record.verdict}`,
-      className: record.version === this.shown ? "on" : "", onclick: () => this.show(record.version),
+      className: record.version === this.version ? "on" : "", onclick: () => this.show(record.version),
     })));
   }
 
@@ -80,22 +80,22 @@ export class Review {
     if (comment) await this.#judge(() => api.reject(this.ticket.ticket_id, comment), "Sent back.");
   }
 
-  #fix() { return api.fix(this.ticket.ticket_id, this.bench.files, this.bench.frame, Math.round(this.clock.active)); }
+  #fix() { return api.fix(this.ticket.ticket_id, this.editor.files, this.editor.frame, Math.round(this.clock.active)); }
 
-  async #judge(action, done) {
+  async #judge(action, message) {
     try {
       await action();
-      this.leave();
+      this.close();
       await this.list();
-      say(done);
+      say(message);
     } catch (error) { complain(error); }
   }
 
-  leave() {
-    Object.assign(this, { ticket: null, versions: [], shown: null });
+  close() {
+    Object.assign(this, { ticket: null, versions: [], version: null });
     this.clock.stop();
-    this.bench.close();
+    this.editor.close();
     this.#buttons();
-    this.opened();
+    this.onChange();
   }
 }

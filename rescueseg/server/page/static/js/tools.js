@@ -1,4 +1,4 @@
-// The tool in the hand: which one, with which label, how large; and the buttons that say so.
+// The drawing tool: its kind, label and size, and the buttons for them.
 
 import { colour } from "./colours.js";
 import { element, say } from "./dialogs.js";
@@ -18,8 +18,8 @@ const TOOLS = {
 const $ = (id) => document.getElementById(id);
 
 export class Tools {
-  constructor(bench, viewer, classes, kind) {
-    Object.assign(this, { bench, viewer, classes, kind, tool: "look", value: 1 });
+  constructor(editor, viewer, classes, kind) {
+    Object.assign(this, { editor, viewer, classes, kind, tool: "look", value: 1 });
     $("pens").replaceChildren(...Object.entries(TOOLS).map(([name, [text, key, title]]) => {
       const onclick = () => this.use(name);
       return element("button", { textContent: text, title: `${title} (${key})`, id: `tool-${name}`, type: "button", onclick });
@@ -54,7 +54,7 @@ export class Tools {
   }
 
   fresh() {
-    const value = this.bench.isOpen ? this.bench.patch.objects.free(this.bench.labels) : null;
+    const value = this.editor.isOpen ? this.editor.patch.objects.free(this.editor.labels) : null;
     if (value === null) say(`A patch holds at most ${MOST} objects on this page; use napari for more.`, "bad");
     else this.label(value);
   }
@@ -76,16 +76,16 @@ export class Tools {
   // Labels as buttons: classes, or the objects drawn so far.
   show() {
     const instances = this.kind === "instance";
-    const drawn = this.bench.isOpen ? this.bench.patch.drawing.counts() : new Map();
+    const counts = this.editor.isOpen ? this.editor.patch.drawing.counts() : new Map();
     const values = instances
-      ? [...new Set([...drawn.keys(), this.value])].filter((n) => n && n !== IGNORE).sort((a, b) => a - b)
+      ? [...new Set([...counts.keys(), this.value])].filter((n) => n && n !== IGNORE).sort((a, b) => a - b)
       : this.classes.map((_, i) => i + 1);
     const buttons = values.map((value) => {
       const name = instances ? `object ${value}` : this.classes[value - 1];
-      return this.#button(value, name, value < 10 ? value : "", drawn.get(value));
+      return this.#button(value, name, value < 10 ? value : "", counts.get(value));
     });
     if (instances) buttons.push(element("button", { id: "fresh", type: "button", onclick: () => this.fresh() }, "New object (O)"));
-    buttons.push(this.#button(IGNORE, "not annotated", 0, drawn.get(IGNORE)));
+    buttons.push(this.#button(IGNORE, "not annotated", 0, counts.get(IGNORE)));
     $("labels").replaceChildren(...buttons);
   }
 
@@ -101,10 +101,10 @@ export class Tools {
   #click({ zyx, axis }) {
     if (!zyx || this.tool === "look") return;
     const plane = $("solid").checked ? null : axis;
-    const here = this.bench.labels[this.bench.frame.index(zyx)];
+    const here = this.editor.labels[this.editor.frame.index(zyx)];
     if (this.tool === "pick") { if (here) this.label(here); }
-    else if (this.tool === "fill") this.bench.fill(zyx, this.value, plane);
-    else if (this.tool === "grow") this.bench.grow(zyx, this.value, plane, Number($("tolerance").value) / 100);
-    else if (here) this.bench.fill(zyx, 0, null);
+    else if (this.tool === "fill") this.editor.fill(zyx, this.value, plane);
+    else if (this.tool === "grow") this.editor.grow(zyx, this.value, plane, Number($("tolerance").value) / 100);
+    else if (here) this.editor.fill(zyx, 0, null);
   }
 }

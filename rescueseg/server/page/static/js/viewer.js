@@ -55,18 +55,18 @@ export class Viewer {
       canvas.addEventListener(kind, (event) => event.stopImmediatePropagation(), true);
     for (const kind of ["mouseup", "touchend"]) window.addEventListener(kind, () => this.frame && this.onStroke());
     canvas.addEventListener("mouseleave", () => this.frame && this.onStroke());
-    canvas.addEventListener("click", (event) => this.frame && this.#clicked(event));
+    canvas.addEventListener("click", (event) => this.frame && this.#click(event));
   }
 
   #wrap(name, before, after) {
     const plain = this.nv[name].bind(this.nv);
-    this.nv[name] = (...given) => { before(); const result = plain(...given); after(); return result; };
+    this.nv[name] = (...options) => { before(); const result = plain(...options); after(); return result; };
   }
 
   // What is outside the patch cannot be drawn on.
   #confine() {
     if (!this.frame || !this.nv.drawBitmap) return;
-    this.nv.drawBitmap.set(this.frame.placed(this.frame.cut(this.nv.drawBitmap)));
+    this.nv.drawBitmap.set(this.frame.inContext(this.frame.cut(this.nv.drawBitmap)));
   }
 
   close() {
@@ -83,7 +83,7 @@ export class Viewer {
     for (const name of ["image", "prediction", "uncertainty"]) {
       if (!layers[name]) continue;
       const { voxels, shape } = layers[name];
-      const file = makeNifti(frame.turned(voxels), shape, frame.unitXyz);
+      const file = makeNifti(frame.flipRows(voxels), shape, frame.unitXyz);
       const volume = await this.nv.niftiArray2NVImage(file);
       volume.name = name;
       this.nv.addVolume(volume);
@@ -150,7 +150,7 @@ export class Viewer {
 
   get labels() { return this.frame.cut(this.nv.drawBitmap); }
   set labels(patch) {
-    this.nv.drawBitmap.set(this.frame.placed(patch));
+    this.nv.drawBitmap.set(this.frame.inContext(patch));
     this.nv.refreshDrawing(true);
   }
 
@@ -182,12 +182,12 @@ export class Viewer {
   // Where the patch's [z, y, x] lies in a plane, in pixels of the window; moves there.
   pixel(zyx, axis) {
     this.moveTo(zyx);
-    const found = this.nv.frac2canvasPosWithTile(this.nv.vox2frac(this.frame.toScreen(zyx)), axis);
+    const position = this.nv.frac2canvasPosWithTile(this.nv.vox2frac(this.frame.toScreen(zyx)), axis);
     const box = this.canvas.getBoundingClientRect();
-    return found && found.pos.map((n, i) => n / this.nv.uiData.dpr + (i ? box.top : box.left));
+    return position && position.pos.map((n, i) => n / this.nv.uiData.dpr + (i ? box.top : box.left));
   }
 
-  #clicked(event) {
+  #click(event) {
     const place = this.nv.opts.drawingEnabled ? null : this.place(event);
     if (place) this.onClick(place);
   }
@@ -198,7 +198,7 @@ export class Viewer {
     const here = this.nv.frac2vox(this.nv.scene.crosshairPos);
     const low = this.frame.toScreen([this.frame.box.shape[0] - 1, this.frame.box.shape[1] - 1, 0]);
     const high = low.map((n, i) => n + this.frame.box.shape[2 - i]);
-    const drawn = this.nv.screenSlices.filter((slice) => slice.axCorSag <= SLICE_TYPE.SAGITTAL).map((slice) => {
+    const outlines = this.nv.screenSlices.filter((slice) => slice.axCorSag <= SLICE_TYPE.SAGITTAL).map((slice) => {
       const axis = 2 - slice.axCorSag; // of x, y, z: the one that stands on the plane
       const inside = here[axis] >= low[axis] && here[axis] < high[axis];
       const corner = (at) => {
@@ -209,7 +209,7 @@ export class Viewer {
       const [a, b] = [corner(low), corner(high)];
       return a && b ? tileOutline(slice.leftTopWidthHeight.map((n) => n / dpr), a, b, inside) : null;
     });
-    this.outline.replaceChildren(...drawn.filter(Boolean));
+    this.outline.replaceChildren(...outlines.filter(Boolean));
   }
 }
 

@@ -3,16 +3,16 @@
 import { api } from "./api.js";
 import { ask, askText, complain, element, say } from "./dialogs.js";
 import { Clock } from "./clock.js";
-import { keep } from "./keep.js";
+import { drafts } from "./drafts.js";
 
 const $ = (id) => document.getElementById(id);
 const SOON_SECONDS = 300;
 
 export class Work {
-  constructor(bench, opened, handedIn) {
-    Object.assign(this, { bench, opened, handedIn, lease: null, busy: false });
+  constructor(editor, onChange, onSubmit) {
+    Object.assign(this, { editor, onChange, onSubmit, lease: null, busy: false });
     this.clock = new Clock((seconds) => this.#beat(seconds), (active, left) => this.#time(active, left));
-    bench.seconds = () => this.clock.active ?? 0;
+    editor.seconds = () => this.clock.active ?? 0;
     $("next").onclick = () => this.next();
     $("submit").onclick = () => this.submit();
     $("skip").onclick = () => this.skip();
@@ -27,7 +27,7 @@ export class Work {
     ];
   }
 
-  // One thing at a time; errors are said and leave everything as it was.
+  // Runs one action at a time; an error is shown and leaves everything as it was.
   async #once(action, retry) {
     if (this.busy) return;
     this.busy = true;
@@ -35,9 +35,9 @@ export class Work {
   }
 
   #failed(error, retry) {
-    const gone = ["LeaseExpiredError", "NotYourLeaseError", "TicketNotFoundError"].includes(error.kind);
-    const again = gone && this.lease ? { "Take the patch again": () => this.#retake() } : retry ? { "Try again": retry } : {};
-    complain(error, again);
+    const isGone = ["LeaseExpiredError", "NotYourLeaseError", "TicketNotFoundError"].includes(error.kind);
+    const actions = isGone && this.lease ? { "Take the patch again": () => this.#retake() } : retry ? { "Try again": retry } : {};
+    complain(error, actions);
   }
 
   filters() {
@@ -45,25 +45,25 @@ export class Work {
     return Object.fromEntries(entries.map(([key, value]) => [key, key === "generation" ? Number(value) : value]));
   }
 
-  next(wanted = this.filters()) {
+  next(filters = this.filters()) {
     return this.#once(async () => {
       say("Asking for a patch …");
-      const lease = await api.next(wanted);
+      const lease = await api.next(filters);
       if (lease) await this.#open(lease);
-      else say(Object.keys(wanted).length ? "No patch like that is waiting." : "Nothing is waiting for you now.");
-    }, () => this.next(wanted));
+      else say(Object.keys(filters).length ? "No patch like that is waiting." : "Nothing is waiting for you now.");
+    }, () => this.next(filters));
   }
 
-  // What one holds already, after a reload; else what one drew under a lease that ran out.
+  // Opens the leased patch, after a reload; else offers a draft from under a lease that ran out.
   resume() {
     return this.#once(async () => {
-      const [lease] = await api.held();
+      const [lease] = await api.leases();
       if (lease) { await this.#open(lease); return; }
-      const [kept] = await keep.keys(...this.bench.owner).catch(() => []);
-      if (!kept) { say("Press “Next patch” to begin."); return; }
-      say(`Your drawing on ${kept[2]} was not handed in.`, "", {
-        "Take the patch again": () => this.next({ ticket_id: kept[2] }),
-        "Drop the drawing": () => keep.drop(kept).then(() => this.resume(), complain),
+      const [draft] = await drafts.keys(...this.editor.owner).catch(() => []);
+      if (!draft) { say("Press “Next patch” to begin."); return; }
+      say(`Your drawing on ${draft[2]} was not handed in.`, "", {
+        "Take the patch again": () => this.next({ ticket_id: draft[2] }),
+        "Drop the drawing": () => drafts.drop(draft).then(() => this.resume(), complain),
       });
     });
   }
@@ -75,47 +75,47 @@ export class Work {
     try {
       const view = await api.view(lease.lease_id);
       say();
-      const seconds = await this.bench.open(view, true);
+      const seconds = await this.editor.open(view, true);
       this.clock.start(lease.expires_at, seconds);
     } catch (error) {
-      this.bench.close();
+      this.editor.close();
       complain(error, {
         "Try again": () => this.#once(() => this.#open(lease)),
         "Skip it": () => this.skip(`could not be loaded: ${error.message}`),
         "Give it back": () => this.release(),
       });
     }
-    this.opened();
+    this.onChange();
     this.#buttons();
   }
 
   #buttons() {
     $("hand").disabled = !this.lease;
-    $("submit").disabled = !this.bench.isOpen;
+    $("submit").disabled = !this.editor.isOpen;
     $("next").disabled = this.lease !== null;
   }
 
   submit() {
     return this.#once(async () => {
       const { lease_id: lease } = this.lease;
-      const { files, frame } = this.bench;
+      const { files, frame } = this.editor;
       say("Checking …");
-      const odd = await api.check(lease, files, frame);
+      const warnings = await api.check(lease, files, frame);
       say();
-      if (odd.length && !(await this.#override(odd))) return;
-      const done = await api.submit(lease, files, frame, this.clock.rest, odd.length > 0);
-      this.#over();
-      this.handedIn(done);
-      say(`Handed in: ${done.voxels_corrected.toLocaleString("en")} voxels corrected, ${done.verdict}.`, "",
+      if (warnings.length && !(await this.#override(warnings))) return;
+      const annotation = await api.submit(lease, files, frame, this.clock.rest, warnings.length > 0);
+      this.#finish();
+      this.onSubmit(annotation);
+      say(`Handed in: ${annotation.voxels_corrected.toLocaleString("en")} voxels corrected, ${annotation.verdict}.`, "",
         { "Next patch": () => this.next() });
     });
   }
 
-  async #override(odd) {
-    const rows = odd.map((warning) => {
+  async #override(warnings) {
+    const rows = warnings.map((warning) => {
       const row = element("li", {}, warning.message);
       if (warning.at_zyx) {
-        const show = () => this.bench.viewer.moveTo(warning.at_zyx);
+        const show = () => this.editor.viewer.moveTo(warning.at_zyx);
         row.append(" ", element("button", { type: "button", textContent: "show", onclick: show }));
       }
       return row;
@@ -125,39 +125,39 @@ export class Work {
 
   async skip(reason) {
     const why = reason ?? (await askText("Why can nobody annotate this patch?", "out of focus, damaged, …", "Skip"));
-    if (why) await this.#once(async () => { await api.skip(this.lease.lease_id, why); this.#over(); say("Skipped."); });
+    if (why) await this.#once(async () => { await api.skip(this.lease.lease_id, why); this.#finish(); say("Skipped."); });
   }
 
   async release() {
-    const changed = this.bench.isOpen && this.bench.labels.some((value, at) => value !== this.bench.patch.start[at]);
+    const changed = this.editor.isOpen && this.editor.labels.some((value, at) => value !== this.editor.patch.start[at]);
     const text = "What you drew on it is lost.";
     if (changed && !(await ask("Give the patch back?", [text], { Cancel: null, "Give it back": true }))) return;
-    await this.#once(async () => { await api.release(this.lease.lease_id); this.#over(); say("Given back."); });
+    await this.#once(async () => { await api.release(this.lease.lease_id); this.#finish(); say("Given back."); });
   }
 
-  #over() {
-    this.bench.forget();
-    this.leave();
+  #finish() {
+    this.editor.forget();
+    this.close();
   }
 
-  leave() {
+  close() {
     this.lease = null;
     this.clock.stop();
-    this.bench.close();
+    this.editor.close();
     $("lease").textContent = $("active").textContent = "";
-    this.opened();
+    this.onChange();
     this.#buttons();
   }
 
-  // The lease ran out: the same ticket again, if nobody else has it, with the drawing put back.
+  // After the lease ran out: leases the same ticket again, if nobody else has it, and puts the drawing back.
   #retake() {
     return this.#once(async () => {
-      const { lease, bench } = this;
-      const kept = bench.isOpen ? bench.labels.slice() : null;
+      const { lease, editor } = this;
+      const labels = editor.isOpen ? editor.labels.slice() : null;
       const again = await api.next({ ticket_id: lease.ticket.ticket_id });
       if (!again) throw new Error("somebody else has the patch now");
       await this.#open(again);
-      if (kept && bench.isOpen) { bench.take(kept); bench.viewer.labels = kept; }
+      if (labels && editor.isOpen) { editor.take(labels); editor.viewer.labels = labels; }
     });
   }
 

@@ -1,14 +1,14 @@
-// The patch on the bench: what the viewer shows, what is drawn on it, undo, and the copy that survives a reload.
+// The open patch: its image in the viewer, the drawing on it, undo, and the draft that survives a reload.
 
 import { say } from "./dialogs.js";
 import { Drawing } from "./drawing.js";
 import { Frame } from "./frame.js";
-import { keep } from "./keep.js";
+import { drafts } from "./drafts.js";
 import { Objects } from "./objects.js";
 
 const SPOTS = 50;
 
-export class Bench {
+export class Editor {
   constructor(viewer, info) {
     this.viewer = viewer;
     this.kind = info.kind;
@@ -24,34 +24,35 @@ export class Bench {
   get labels() { return this.patch.drawing.labels; }
   get frame() { return this.patch.frame; }
 
-  // view: what readNpz made of a view.npz; keeps: whether the drawing is kept in this browser
-  async open(view, keeps) {
+  // view: what readNpz read from a view.npz; keepsDraft: whether the drawing is kept in this browser.
+  // Returns the seconds of work in the draft, 0 without one.
+  async open(view, keepsDraft) {
     this.close();
     const { about } = view;
-    const key = keeps ? [...this.owner, about.ticket.ticket_id, about.start] : null;
-    const box = (given) => ({ offset: given.offset_zyx, shape: given.shape_zyx });
+    const key = keepsDraft ? [...this.owner, about.ticket.ticket_id, about.start] : null;
+    const box = ({ offset_zyx: offset, shape_zyx: shape }) => ({ offset, shape });
     const frame = new Frame(box(about.context), box(about.ticket.box), about.spacing_um_zyx);
     const objects = this.kind === "instance" ? new Objects() : null;
-    const drawn = (labels) => (objects ? objects.drawn(labels.classes.voxels, labels.instances.voxels) : labels.classes.voxels);
-    const start = drawn(view);
+    const toDrawing = (labels) => (objects ? objects.toDrawing(labels.classes.voxels, labels.instances.voxels) : labels.classes.voxels);
+    const start = toDrawing(view);
     const layer = (array, channels = 1) => array && { voxels: array.voxels, shape: [...frame.shapeXyz, channels] };
     const channels = view.image.shape[0];
     await this.viewer.show(frame, {
       image: layer(view.image, channels), prediction: layer(view.prediction), uncertainty: layer(view.uncertainty),
     });
     const drawing = new Drawing(frame, start);
-    this.patch = { key, frame, drawing, start, objects, drawn, channels, ticket: about.ticket, view, channel: 0, spot: -1 };
+    this.patch = { key, frame, drawing, start, objects, toDrawing, channels, ticket: about.ticket, view, channel: 0, spot: -1 };
     this.viewer.labels = start;
     this.#levels();
     return (await this.#restore(key)) ?? 0;
   }
 
-  // A drawing that was kept comes back; returns the seconds that went into it.
+  // Puts a draft back; returns the seconds of work in it.
   async #restore(key) {
-    const kept = key && (await keep.load(key).catch(() => null));
-    if (!kept || kept.labels.length !== this.labels.length) return null;
-    if (this.#put(kept.labels)) say("Your drawing from before is back.");
-    return kept.seconds;
+    const draft = key && (await drafts.load(key).catch(() => null));
+    if (!draft || draft.labels.length !== this.labels.length) return null;
+    if (this.#put(draft.labels)) say("Your drawing from before is back.");
+    return draft.seconds;
   }
 
   close() {
@@ -59,7 +60,7 @@ export class Bench {
     this.viewer.close();
   }
 
-  // Takes what was drawn; a stroke that changed nothing is none.
+  // Takes the labels after a stroke; returns whether it changed any.
   take(labels) {
     if (!this.patch.drawing.take(labels)) return false;
     this.#changed();
@@ -68,11 +69,11 @@ export class Bench {
 
   #put(labels) {
     if (!labels || !this.patch.drawing.take(labels)) return false;
-    this.#redrawn();
+    this.#redraw();
     return true;
   }
 
-  #redrawn() {
+  #redraw() {
     this.viewer.labels = this.labels;
     this.#changed();
   }
@@ -85,32 +86,32 @@ export class Bench {
 
   async #save(key) {
     this.saving += 1;
-    await keep.save(key, this.labels, this.seconds()).catch(() => say("This browser keeps no copy of your drawing.", "bad"));
+    await drafts.save(key, this.labels, this.seconds()).catch(() => say("This browser keeps no copy of your drawing.", "bad"));
     this.saving -= 1;
   }
 
-  undo() { if (this.patch?.drawing.undo()) this.#redrawn(); }
-  redo() { if (this.patch?.drawing.redo()) this.#redrawn(); }
+  undo() { if (this.patch?.drawing.undo()) this.#redraw(); }
+  redo() { if (this.patch?.drawing.redo()) this.#redraw(); }
   restart() { if (this.patch) this.#put(this.patch.start); }
-  load(labels) { this.#put(this.patch.drawn(labels)); }
-  forget() { if (this.patch?.key) keep.drop(this.patch.key).catch(() => {}); }
+  load(labels) { this.#put(this.patch.toDrawing(labels)); }
+  forget() { if (this.patch?.key) drafts.drop(this.patch.key).catch(() => {}); }
 
-  fill(at, value, plane) { this.#put(this.patch.drawing.filled(at, value, plane)); }
+  fill(at, value, plane) { this.#put(this.patch.drawing.fill(at, value, plane)); }
 
-  // tolerance as a share of the grey levels on show
+  // share: the tolerance as a share of the visible range of grey levels
   grow(at, value, plane, share) {
     const [low, high] = this.viewer.levels;
-    this.#put(this.patch.drawing.grown(at, value, plane, this.#image(), share * (high - low)));
+    this.#put(this.patch.drawing.grow(at, value, plane, this.#image(), share * (high - low)));
   }
 
-  // The channel on show, over the patch.
+  // The visible channel, over the patch.
   #image() {
     const { frame, view, channel } = this.patch;
     const size = frame.shapeXyz.reduce((product, n) => product * n);
     return frame.inner(view.image.voxels.subarray(channel * size, (channel + 1) * size));
   }
 
-  // Black and white are those of the patch, not of what surrounds it.
+  // Black and white are those of the patch, not of its surroundings.
   #levels() { this.viewer.levels = range(this.#image()); }
 
   channel(number) {
@@ -119,7 +120,7 @@ export class Bench {
     this.#levels();
   }
 
-  // To the most uncertain spot in the patch; again, to the next one that lies elsewhere.
+  // Moves to the most uncertain spot of the patch; called again, to the next one.
   jump() {
     const { frame, view } = this.patch ?? {};
     if (!view?.uncertainty) return;
@@ -129,7 +130,7 @@ export class Bench {
     this.viewer.moveTo(this.patch.spots[this.patch.spot]);
   }
 
-  // What goes to the server.
+  // The labels as the server takes them.
   get files() { return this.patch.objects ? this.patch.objects.files(this.labels) : { classes: this.labels }; }
 }
 
@@ -146,11 +147,11 @@ function range(image) {
 function peaks(frame, values) {
   const order = Uint32Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
   const apart = frame.box.shape.map((n) => Math.max(1, n / 8));
-  const found = [];
+  const spots = [];
   for (const index of order) {
     const here = frame.at(index);
-    if (values[index] <= 0 || found.length >= SPOTS) break;
-    if (found.every((other) => other.some((n, axis) => Math.abs(n - here[axis]) >= apart[axis]))) found.push(here);
+    if (values[index] <= 0 || spots.length >= SPOTS) break;
+    if (spots.every((other) => other.some((n, axis) => Math.abs(n - here[axis]) >= apart[axis]))) spots.push(here);
   }
-  return found;
+  return spots;
 }

@@ -1,4 +1,4 @@
-"""What every desk promises, wherever the campaign lies."""
+"""What every annotation client promises, wherever the campaign lies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import tifffile
 
 from rescueseg import volumes
-from rescueseg.annotation.client import Desk, Filters
-from rescueseg.annotation.local_client import LocalDesk
-from rescueseg.annotation.remote_client import RemoteDesk
+from rescueseg.annotation.client import AnnotationClient, Filters
+from rescueseg.annotation.local_client import LocalClient
+from rescueseg.annotation.remote_client import RemoteClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import (
@@ -51,18 +51,18 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
 
 
 @pytest.fixture(params=["local", "remote"])
-def sit(request: pytest.FixtureRequest, filled: Campaign) -> Iterator[Callable[[str], Desk]]:
-    """Yield a function that seats somebody at a desk."""
-    yield from desks(request.param, filled)
+def open_as(request: pytest.FixtureRequest, filled: Campaign) -> Iterator[Callable[[str], AnnotationClient]]:
+    """Yield a function that returns a client of a person."""
+    yield from clients(request.param, filled)
 
 
-def desks(kind: str, campaign: Campaign) -> Iterator[Callable[[str], Desk]]:
-    """Yield a function that seats somebody at one kind of desk."""
+def clients(kind: str, campaign: Campaign) -> Iterator[Callable[[str], AnnotationClient]]:
+    """Yield a function that returns one kind of client of a person."""
     if kind == "local":
-        yield lambda name: LocalDesk(campaign, open_queue(campaign), name)
+        yield lambda name: LocalClient(campaign, open_queue(campaign), name)
         return
     with served(campaign) as url:
-        yield lambda name: RemoteDesk(url, annotator=name)
+        yield lambda name: RemoteClient(url, annotator=name)
 
 
 @pytest.fixture
@@ -73,15 +73,15 @@ def reviewed(filled: Campaign) -> None:
     filled.config = Campaign.open(filled.url).config
 
 
-def test_a_patch_is_taken_seen_and_handed_in(sit: Callable[[str], Desk]) -> None:
-    desk = sit("anna")
-    lease = desk.next()
+def test_a_patch_is_taken_seen_and_handed_in(open_as: Callable[[str], AnnotationClient]) -> None:
+    client = open_as("anna")
+    lease = client.next()
     assert lease is not None
     assert lease.ticket_id == "a"
-    again = desk.next()
+    again = client.next()
     assert again is not None
     assert again.lease_id == lease.lease_id, "one goes on with the patch one holds"
-    view = desk.view(lease.lease_id)
+    view = client.view(lease.lease_id)
     assert view.context == Box((0, 1, 1), (7, 8, 9))
     assert np.array_equal(view.image[0], IMAGE[view.context.slices])
     assert np.array_equal(view.image[0][view.inside.slices], IMAGE[BOX.slices])
@@ -89,15 +89,15 @@ def test_a_patch_is_taken_seen_and_handed_in(sit: Callable[[str], Desk]) -> None
     assert view.start.classes.sum() == view.start.classes[0, 1, 2] == 1
     drawn = view.start.classes.copy()
     drawn[1, 1, 1] = 1
-    done = desk.submit(lease.lease_id, PatchLabels(drawn), "test")
+    done = client.submit(lease.lease_id, PatchLabels(drawn), "test")
     assert (done.voxels_corrected, done.verdict) == (1, "accepted")
-    assert desk.version_labels("a", 1) == PatchLabels(drawn)
-    assert [entry.event for entry in desk.history("a")][-1] == "accepted"
-    assert desk.info().counts["accepted"] == 1
+    assert client.version_labels("a", 1) == PatchLabels(drawn)
+    assert [entry.event for entry in client.history("a")][-1] == "accepted"
+    assert client.info().counts["accepted"] == 1
 
 
-def test_two_people_never_hold_one_patch(sit: Callable[[str], Desk]) -> None:
-    anna, bob, carl = sit("anna"), sit("bob"), sit("carl")
+def test_two_people_never_hold_one_patch(open_as: Callable[[str], AnnotationClient]) -> None:
+    anna, bob, carl = open_as("anna"), open_as("bob"), open_as("carl")
     first, second = anna.next(), bob.next()
     assert first is not None
     assert second is not None
@@ -113,67 +113,67 @@ def test_two_people_never_hold_one_patch(sit: Callable[[str], Desk]) -> None:
     bob.release(second.lease_id)
     more = carl.next(another=True)
     assert more is not None
-    assert (more.ticket_id, len(carl.held())) == (second.ticket_id, 2)
+    assert (more.ticket_id, len(carl.leases())) == (second.ticket_id, 2)
 
 
-def test_labels_of_another_shape_or_class_are_refused(sit: Callable[[str], Desk]) -> None:
-    desk = sit("anna")
-    lease = desk.next()
+def test_labels_of_another_shape_or_class_are_refused(open_as: Callable[[str], AnnotationClient]) -> None:
+    client = open_as("anna")
+    lease = client.next()
     assert lease is not None
     for wrong in (np.zeros((1, 2, 3), np.uint8), np.full(BOX.shape_zyx, 7, np.uint8)):
         with pytest.raises(LabelError):
-            desk.submit(lease.lease_id, PatchLabels(wrong), "test")
-    assert desk.versions("a") == []
+            client.submit(lease.lease_id, PatchLabels(wrong), "test")
+    assert client.versions("a") == []
 
 
-def handed_in(desk: Desk, ticket_id: str, **options: bool) -> PatchLabels:
+def handed_in(client: AnnotationClient, ticket_id: str, **options: bool) -> PatchLabels:
     """Take a ticket, draw over its mask and hand it in."""
-    lease = desk.next(ticket_id=ticket_id)
+    lease = client.next(ticket_id=ticket_id)
     assert lease is not None
-    drawn = desk.view(lease.lease_id).start.classes.copy()
+    drawn = client.view(lease.lease_id).start.classes.copy()
     drawn[0, 0, 0] = 1
-    desk.submit(lease.lease_id, PatchLabels(drawn), "test", **options)
+    client.submit(lease.lease_id, PatchLabels(drawn), "test", **options)
     return PatchLabels(drawn)
 
 
-def test_odd_labels_are_taken_only_from_who_insists(sit: Callable[[str], Desk]) -> None:
-    desk = sit("anna")
-    lease = desk.next()
+def test_odd_labels_are_taken_only_from_who_insists(open_as: Callable[[str], AnnotationClient]) -> None:
+    client = open_as("anna")
+    lease = client.next()
     assert lease is not None
-    start = desk.view(lease.lease_id).start
-    assert [warning.code for warning in desk.check(lease.lease_id, start)] == ["unchanged"]
+    start = client.view(lease.lease_id).start
+    assert [warning.code for warning in client.check(lease.lease_id, start)] == ["unchanged"]
     with pytest.raises(LabelWarningsError, match="as it was handed out") as caught:
-        desk.submit(lease.lease_id, start, "test")
+        client.submit(lease.lease_id, start, "test")
     assert [warning.code for warning in caught.value.warnings] == ["unchanged"]
-    assert desk.versions("a") == []
-    done = desk.submit(lease.lease_id, start, "test", override=True)
-    assert desk.submit(lease.lease_id, start, "test").annotation_id == done.annotation_id, "a replay is never doubted"
-    submitted = next(entry for entry in desk.history("a") if entry.event == "submitted")
+    assert client.versions("a") == []
+    done = client.submit(lease.lease_id, start, "test", override=True)
+    assert client.submit(lease.lease_id, start, "test").annotation_id == done.annotation_id, "a replay is never doubted"
+    submitted = next(entry for entry in client.history("a") if entry.event == "submitted")
     assert submitted.details["overridden"] == ["unchanged"]
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_the_same_labels_again_change_nothing_whatever_their_type(
-    sit: Callable[[str], Desk], filled: Campaign, dtype: type[np.generic]
+    open_as: Callable[[str], AnnotationClient], filled: Campaign, dtype: type[np.generic]
 ) -> None:
-    desk = sit("anna")
-    lease = desk.next(ticket_id="b")
+    client = open_as("anna")
+    lease = client.next(ticket_id="b")
     assert lease is not None
     drawn = np.ones((2, 3, 4), np.uint8)
     drawn[0, 0, 0] = 0
     given = PatchLabels(drawn.astype(dtype))  # type: ignore[arg-type]
-    first, again = (desk.submit(lease.lease_id, given, "test", override=True) for _ in range(2))
+    first, again = (client.submit(lease.lease_id, given, "test", override=True) for _ in range(2))
     assert again == first
     for other in (np.uint8, np.uint32, np.float64, np.bool_):
         retyped = PatchLabels(drawn.astype(other))  # type: ignore[arg-type]
-        assert desk.submit(lease.lease_id, retyped, "test") == first, "numbers count, not their type"
+        assert client.submit(lease.lease_id, retyped, "test") == first, "numbers count, not their type"
     assert np.array_equal(filled.storage.read_array(first.labels), drawn)
 
 
-def test_a_pair_that_cannot_be_read_stops_nobody(sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_a_pair_that_cannot_be_read_stops_nobody(open_as: Callable[[str], AnnotationClient], filled: Campaign) -> None:
     pairs = [NewTicket(ticket_id=name, volume_id="v", box=BOX, score=9.0, annotators=2) for name in ("p", "q")]
     open_queue(filled).add_tickets(pairs)
-    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    anna, bob, lead = open_as("anna"), open_as("bob"), open_as("lead")
     for name in ("p", "q"):
         handed_in(anna, name)
     damaged, missing = (open_queue(filled).annotations(name)[0].labels for name in ("p", "q"))
@@ -192,29 +192,31 @@ def test_a_pair_that_cannot_be_read_stops_nobody(sit: Callable[[str], Desk], fil
     assert lead.accept("p", 2).annotator == "bob"
 
 
-def test_two_who_looked_at_different_voxels_do_not_agree(sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_two_who_looked_at_different_voxels_do_not_agree(
+    open_as: Callable[[str], AnnotationClient], filled: Campaign
+) -> None:
     open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
     for name, left_out in (("anna", slice(0, 2)), ("bob", slice(2, 3))):
         drawn = np.ones(BOX.shape_zyx, np.uint8)
         drawn[left_out] = 255
-        desk = sit(name)
-        lease = desk.next(ticket_id="p")
+        client = open_as(name)
+        lease = client.next(ticket_id="p")
         assert lease is not None
-        desk.submit(lease.lease_id, PatchLabels(drawn), "test", override=True)
-    (waiting,) = sit("lead").to_review()
+        client.submit(lease.lease_id, PatchLabels(drawn), "test", override=True)
+    (waiting,) = open_as("lead").to_review()
     assert (waiting.ticket_id, waiting.status, waiting.agreement) == ("p", "submitted", 0.0)
 
 
-def test_the_model_is_not_seen_in_the_holdout(sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_the_model_is_not_seen_in_the_holdout(open_as: Callable[[str], AnnotationClient], filled: Campaign) -> None:
     mapped(filled)
     hidden = [Box((0, 0, 0), (1, 9, 10)), Box((6, 8, 0), (2, 1, 10))]
     boxes = [HoldoutBox(volume_id="v", box=box, part="test", stratum="dense") for box in hidden]
     elsewhere = HoldoutBox(volume_id="w", box=BOX, part="test", stratum="dense")
     filled.freeze_holdout(Holdout(boxes=(*boxes, elsewhere), guard_zyx=(1, 1, 1)))
-    desk = sit("anna")
-    lease = desk.next()
+    client = open_as("anna")
+    lease = client.next()
     assert lease is not None
-    view = desk.view(lease.lease_id)
+    view = client.view(lease.lease_id)
     assert view.prediction is not None
     assert view.uncertainty is not None
     shown = np.ones(IMAGE.shape, np.bool_)
@@ -235,9 +237,11 @@ def mapped(campaign: Campaign) -> None:
     write_maps(campaign, 0, np.stack([0.2 * ones, 0.8 * ones]), 0.5 * ones, "v")
 
 
-def test_a_lease_that_ended_shows_nothing_new(reviewed: None, sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_a_lease_that_ended_shows_nothing_new(
+    reviewed: None, open_as: Callable[[str], AnnotationClient], filled: Campaign
+) -> None:
     mapped(filled)
-    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    anna, bob, lead = open_as("anna"), open_as("bob"), open_as("lead")
     released = anna.next(ticket_id="a")
     assert released is not None
     anna.release(released.lease_id)
@@ -260,14 +264,14 @@ def test_a_lease_that_ended_shows_nothing_new(reviewed: None, sit: Callable[[str
     assert lead.version_labels("a", 1) == theirs
 
 
-def test_a_reviewer_rejects_then_fixes(reviewed: None, sit: Callable[[str], Desk]) -> None:
-    anna, lead = sit("anna"), sit("lead")
+def test_a_reviewer_rejects_then_fixes(reviewed: None, open_as: Callable[[str], AnnotationClient]) -> None:
+    anna, lead = open_as("anna"), open_as("lead")
     handed_in(anna, "a")
     assert [t.ticket_id for t in lead.to_review()] == ["a"]
     lead.reject("a", "misses one")
     assert lead.to_review() == []
     with pytest.raises(QueueError, match="sent back to 'anna'"):
-        sit("bob").next(ticket_id="a")
+        open_as("bob").next(ticket_id="a")
     again = anna.next()
     assert again is not None
     assert (again.ticket_id, again.comment) == ("a", "misses one"), "it comes first to who did it"
@@ -282,9 +286,11 @@ def test_a_reviewer_rejects_then_fixes(reviewed: None, sit: Callable[[str], Desk
     assert lead.version_labels("a", 3) == PatchLabels(drawn)
 
 
-def test_a_reviewer_accepts_one_version_of_a_blind_pair(sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_a_reviewer_accepts_one_version_of_a_blind_pair(
+    open_as: Callable[[str], AnnotationClient], filled: Campaign
+) -> None:
     open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
-    anna, bob, lead = sit("anna"), sit("bob"), sit("lead")
+    anna, bob, lead = open_as("anna"), open_as("bob"), open_as("lead")
     first = handed_in(anna, "p")
     assert [v.version for v in anna.versions("p")] == [1]
     assert bob.versions("p") == [], "neither sees the other's labels"
@@ -303,7 +309,7 @@ def test_a_reviewer_accepts_one_version_of_a_blind_pair(sit: Callable[[str], Des
     assert lead.accept("p", 1).version == 1
 
 
-def test_patches_are_asked_for_by_what_they_hold(sit: Callable[[str], Desk], filled: Campaign) -> None:
+def test_patches_are_asked_for_by_what_they_hold(open_as: Callable[[str], AnnotationClient], filled: Campaign) -> None:
     more = NewTicket(
         ticket_id="c",
         volume_id="v",
@@ -314,22 +320,22 @@ def test_patches_are_asked_for_by_what_they_hold(sit: Callable[[str], Desk], fil
     )
     open_queue(filled).add_tickets([more])
     for wanted in (Filters(stratum="dense"), Filters(generation=3), Filters(class_name="organelle")):
-        desk = sit("anna")
-        lease = desk.next(wanted)
+        client = open_as("anna")
+        lease = client.next(wanted)
         assert lease is not None
         assert lease.ticket_id == "c"
-        desk.release(lease.lease_id)
-    assert sit("anna").next(Filters(volume_id="w")) is None
+        client.release(lease.lease_id)
+    assert open_as("anna").next(Filters(volume_id="w")) is None
     with pytest.raises(QueueError, match="no class 'nucleus'"):
-        sit("anna").next(Filters(class_name="nucleus"))
+        open_as("anna").next(Filters(class_name="nucleus"))
 
 
-def test_work_is_counted_under_the_lease(sit: Callable[[str], Desk], filled: Campaign) -> None:
-    desk = sit("anna")
-    lease = desk.next(ticket_id="b")
+def test_work_is_counted_under_the_lease(open_as: Callable[[str], AnnotationClient], filled: Campaign) -> None:
+    client = open_as("anna")
+    lease = client.next(ticket_id="b")
     assert lease is not None
-    assert desk.heartbeat(lease.lease_id, 1e-3).active_seconds == pytest.approx(1e-3)
-    done = desk.submit(lease.lease_id, PatchLabels(np.ones((2, 3, 4), np.uint8)), "test", active_seconds=2e-3)
+    assert client.heartbeat(lease.lease_id, 1e-3).active_seconds == pytest.approx(1e-3)
+    done = client.submit(lease.lease_id, PatchLabels(np.ones((2, 3, 4), np.uint8)), "test", active_seconds=2e-3)
     assert done.seconds == pytest.approx(3e-3)
     (work,) = open_queue(filled).efforts()
     assert (work.annotator, work.voxels_corrected, work.accepted) == ("anna", 24, 1)
@@ -352,17 +358,19 @@ def numbered(tmp_path: Path) -> Campaign:
 
 
 @pytest.fixture(params=["local", "remote"])
-def sit_numbered(request: pytest.FixtureRequest, numbered: Campaign) -> Iterator[Callable[[str], Desk]]:
-    """As `sit`, where objects are numbered."""
-    yield from desks(request.param, numbered)
+def open_numbered(request: pytest.FixtureRequest, numbered: Campaign) -> Iterator[Callable[[str], AnnotationClient]]:
+    """As `open_as`, where objects are numbered."""
+    yield from clients(request.param, numbered)
 
 
-def test_numbered_objects_come_back_as_they_were_drawn(sit_numbered: Callable[[str], Desk], numbered: Campaign) -> None:
-    desk = sit_numbered("anna")
-    assert desk.info().kind == "instance"
-    lease = desk.next()
+def test_numbered_objects_come_back_as_they_were_drawn(
+    open_numbered: Callable[[str], AnnotationClient], numbered: Campaign
+) -> None:
+    client = open_numbered("anna")
+    assert client.info().kind == "instance"
+    lease = client.next()
     assert lease is not None
-    start = desk.view(lease.lease_id).start
+    start = client.view(lease.lease_id).start
     assert start.instances is not None
     assert start.instances.max() == 2, "the parts of the first mask are objects"
     ids = start.instances.astype(np.uint32) * 1000
@@ -370,11 +378,11 @@ def test_numbered_objects_come_back_as_they_were_drawn(sit_numbered: Callable[[s
     ignore[0, 3, :] = True
     drawn = PatchLabels.of_instances(ids, ignore)
     with pytest.raises(LabelError, match="not numbered"):
-        desk.submit(lease.lease_id, PatchLabels(drawn.classes), "test")
-    done = desk.submit(lease.lease_id, drawn, "test")
+        client.submit(lease.lease_id, PatchLabels(drawn.classes), "test")
+    done = client.submit(lease.lease_id, drawn, "test")
     assert done.voxels_corrected == 1, "other numbers for the same objects are no correction"
-    assert desk.version_labels("a", 1) == drawn
-    other = sit_numbered("bob")
+    assert client.version_labels("a", 1) == drawn
+    other = open_numbered("bob")
     second = other.next()
     assert second is not None
     other.submit(second.lease_id, drawn, "test")
