@@ -1,4 +1,4 @@
-"""The process of one trial: ``python -m rescueseg.models.precision_trial``, with a `Trial` as JSON behind it.
+"""The process of one trial: `rescueseg.models.precision.TRIAL_COMMAND`, with a `Trial` as JSON behind it.
 
 The network of the plan computes the same windows in float32 and in bfloat16: outputs and, for a training, the gradients
 of all parameters must be finite and agree as far as rounding lets them. Through a whole network rounding adds up to
@@ -36,7 +36,7 @@ _SCALE = 0.1
 """A parameter's gradient is compared with this share of the usual gradient at least: where it vanishes, rounding is all."""
 _OPTIONAL = (
     *("torchvision", "mlflow", "ignite", "pandas", "scipy", "skimage", "nibabel", "matplotlib", "transformers"),
-    *("h5py", "cv2", "tensorboard", "itk"),
+    *("huggingface_hub", "zarr", "tifffile", "h5py", "cv2", "tensorboard", "itk", "requests", "jsonschema", "tqdm"),
 )
 """What MONAI imports where it is there, which takes three times as long as all the rest, and no network here needs."""
 _RESULTS = {"convolution": ("result",), "convolution_backward": ("input gradient", "weight gradient", "bias gradient")}
