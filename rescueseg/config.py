@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from rescueseg.errors import ConfigError
 
 ANNOTATION_PORT = 8642
-"""Of the annotation server, unless another is asked for."""
+"""Default port of the annotation server."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -36,7 +36,7 @@ class ConsistencyConfig(Section):
 
 
 class TriageConfig(Section):
-    """Thresholds of the decision tree, in the order in which they are asked; see `rescueseg.triage`."""
+    """Thresholds of the decision tree, in the order of its questions; see `rescueseg.triage`."""
 
     snr: Annotated[
         float,
@@ -195,7 +195,7 @@ class InferenceConfig(Section):
 
 
 class QueryConfig(Section):
-    """Which patches are asked for next."""
+    """How the next patches are chosen."""
 
     strategy: str = "auto"
     """One of the strategies in `rescueseg.active_learning.strategies.STRATEGIES`; the triage's route decides when `auto`, `clasp_entropy` without one."""
@@ -205,11 +205,11 @@ class StoppingConfig(Section):
     """When enough is enough."""
 
     max_generations: Positive = 10
-    """Generations after which the campaign says stop; the noise of `clasp_entropy` fades over as many."""
+    """Generations after which the campaign stops asking; the noise of `clasp_entropy` fades over as many."""
     max_annotated_patches: Positive | None = None
-    """Annotated patches after which it says stop; no limit when omitted."""
+    """Annotated patches after which it stops asking; no limit when omitted."""
     patience: Positive = 3
-    """Generations without gain on the validation boxes before the campaign says stop."""
+    """Generations without gain on the validation boxes after which it stops asking."""
     min_gain: Annotated[float, Field(ge=0.0)] = 0.005
     """Smallest gain in validation Dice that counts."""
 

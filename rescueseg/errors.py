@@ -12,15 +12,15 @@
     │   └── ExampleUnavailable     a public example that is neither cached nor within reach
     ├── LabelError             a label array that does not fit: shape, classes, dtype
     │   └── LabelWarningsError     it fits, but looks odd: a person can override
-    ├── QueueError             a ticket cannot do what was asked of it
+    ├── QueueError             a ticket's status does not allow the operation
     │   ├── LeaseExpiredError
     │   ├── NotYourLeaseError
     │   └── TicketNotFoundError
-    ├── AccessError            somebody may not do what they ask for
+    ├── AccessError            a person's role does not allow the operation
     │   └── UnknownTokenError
     ├── LeakError              a training read would touch the holdout
     ├── SamplingError          no room for the holdout or the starting budget
-    ├── WeakLabelError         no first mask can be made as asked
+    ├── WeakLabelError         a first mask cannot be made
     ├── TrainingError
     ├── InferenceError
     ├── EvaluationError
@@ -69,7 +69,7 @@ class ConfigError(RescuesegError):
 
 
 class CampaignError(RescuesegError):
-    """The campaign folder cannot be used as asked."""
+    """The campaign folder cannot be used."""
 
 
 class VolumeError(RescuesegError):
@@ -89,7 +89,7 @@ class InvalidVolumeError(VolumeError):
 
 
 class ExampleUnavailable(VolumeError):  # noqa: N818
-    """A public example volume is neither cached nor within reach: something to fall back from, not to mend."""
+    """A public example volume is neither cached nor within reach; a caller may take another one."""
 
 
 class LabelError(RescuesegError):
@@ -117,7 +117,7 @@ class LabelWarningsError(LabelError):
 
 
 class QueueError(RescuesegError):
-    """A ticket cannot do what was asked of it."""
+    """A ticket's status does not allow the operation."""
 
 
 class LeaseExpiredError(QueueError):
@@ -133,7 +133,7 @@ class TicketNotFoundError(QueueError):
 
 
 class AccessError(RescuesegError):
-    """Who asks may not do this."""
+    """A person's role does not allow the operation."""
 
 
 class UnknownTokenError(AccessError):
@@ -145,23 +145,23 @@ class LeakError(RescuesegError):
 
 
 class SamplingError(RescuesegError):
-    """The volumes leave no room for what was asked."""
+    """The volumes leave no room for the holdout or the starting budget."""
 
 
 class WeakLabelError(RescuesegError):
-    """No first mask can be made as asked."""
+    """A first mask cannot be made with this method and these inputs."""
 
 
 class TrainingError(RescuesegError):
-    """Training cannot run as asked."""
+    """Training cannot run with this request."""
 
 
 class InferenceError(RescuesegError):
-    """Inference cannot run as asked."""
+    """Inference cannot run with this model, volume or settings."""
 
 
 class EvaluationError(RescuesegError):
-    """Evaluation would not be valid as asked."""
+    """An evaluation would not be valid."""
 
 
 class StorageError(RescuesegError):

@@ -204,34 +204,6 @@ def axis_starts(length: int, window: int, stride: int) -> list[int]:
     return [*starts, length - window]
 
 
-def grid(shape_zyx: Sequence[int], box_zyx: Sequence[int], stride_zyx: Sequence[int] | None = None) -> list[Box]:
-    """Cover a volume with boxes of one shape, in z, y, x order.
-
-    Parameters
-    ----------
-    shape_zyx, box_zyx : sequence of int
-        Volume and box shape; a box longer than the volume is cut to it.
-    stride_zyx : sequence of int, optional
-        Step between boxes; the box shape (no overlap but at the far edge) when omitted.
-
-    Returns
-    -------
-    list of Box
-        Every voxel of the volume lies in at least one.
-
-    Examples
-    --------
-    >>> for box in grid((8, 20, 16), (8, 16, 16)):
-    ...     print(box)
-    [0:8, 0:16, 0:16]
-    [0:8, 4:20, 0:16]
-    """
-    box = zyx(min(b, s) for b, s in zip(box_zyx, shape_zyx, strict=True))
-    stride = box if stride_zyx is None else zyx(stride_zyx)
-    starts = [axis_starts(n, b, t) for n, b, t in zip(shape_zyx, box, stride, strict=True)]
-    return [Box(zyx(start), box) for start in itertools.product(*starts)]
-
-
 def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
     """Cut a volume into disjoint blocks, in z, y, x order; the last along an axis may be smaller.
 
@@ -246,8 +218,8 @@ def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
     return [Box(zyx(start), zyx(block_zyx)).clip(shape_zyx) for start in itertools.product(*starts)]
 
 
-def choose_non_overlapping(ordered: Iterable[Box], count: int, occupied: Iterable[Box] = ()) -> list[Box]:
-    """Return the first `count` boxes, in the order of `ordered`, that overlap neither each other nor `occupied`.
+def choose_non_overlapping(ordered: Iterable[Box], count: int) -> list[Box]:
+    """Return the first `count` boxes, in the order of `ordered`, that do not overlap each other.
 
     Examples
     --------
@@ -256,17 +228,15 @@ def choose_non_overlapping(ordered: Iterable[Box], count: int, occupied: Iterabl
     ['[0:8, 0:16, 0:16]', '[0:8, 16:32, 0:16]']
     """
     boxes: list[Box] = []
-    blocked = list(occupied)
     for box in ordered:
         if len(boxes) == count:
             break
-        if not any(box.intersects(b) for b in blocked):
+        if not any(box.intersects(b) for b in boxes):
             boxes.append(box)
-            blocked.append(box)
     return boxes
 
 
-def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Sequence[int], multiple: int = 1) -> ZYX:
+def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Sequence[int]) -> ZYX:
     """Return the box shape that is about isotropic in micrometre, holds about `voxels`, and fits in a volume.
 
     Parameters
@@ -277,8 +247,6 @@ def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Seq
         About how many voxels the box holds; what a thin axis cannot take goes to the others.
     limit_zyx : sequence of int
         Shape of the volume; no axis gets longer.
-    multiple : int
-        Round each axis down to a multiple of this where the limit allows one.
 
     Examples
     --------
@@ -286,8 +254,8 @@ def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Seq
 
     >>> isotropic_shape((0.5, 0.1, 0.1), 102_400, limit_zyx=(100, 1000, 1000))
     (16, 80, 80)
-    >>> isotropic_shape((0.5, 0.1, 0.1), 102_400, limit_zyx=(8, 1000, 1000), multiple=8)
-    (8, 112, 112)
+    >>> isotropic_shape((0.5, 0.1, 0.1), 102_400, limit_zyx=(8, 1000, 1000))
+    (8, 113, 113)
     """
     free = sorted(range(3), key=lambda a: limit_zyx[a] * spacing_um_zyx[a])
     shape = [1, 1, 1]
@@ -296,8 +264,6 @@ def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Seq
         side = (remaining * math.prod(spacing_um_zyx[a] for a in free)) ** (1 / len(free))
         axis = free.pop(0)
         length = max(1, min(limit_zyx[axis], round(side / spacing_um_zyx[axis])))
-        if length >= multiple:
-            length -= length % multiple
         shape[axis] = length
         remaining = max(1.0, remaining / length)
     return zyx(shape)

@@ -97,6 +97,12 @@ def same_image(images: Mapping[str, str], one: str, other: str) -> bool:
         Digest of the voxels by volume id, as `Campaign.image_digests` returns it.
     one, other : str
         Volume ids.
+
+    Examples
+    --------
+    >>> images = {"stack": "a1b2", "copy": "a1b2", "other": "c3d4"}
+    >>> same_image(images, "stack", "copy"), same_image(images, "stack", "other")
+    (True, False)
     """
     return one == other or (bool(images.get(one)) and images[one] == images.get(other))
 

@@ -16,7 +16,7 @@ from tasks.options import STAGE, open_campaign, tracked
 
 @task(task_run_name="training-g{generation}", **STAGE)
 def train(campaign_url: str, generation: int) -> dict[str, Any]:
-    """Return a reference to the model; see `rescueseg.stages.train.train`. The loss is seen live in MLflow."""
+    """Return a reference to the model; see `rescueseg.stages.train.train`. MLflow shows the loss live."""
     campaign, _ = open_campaign(campaign_url)
     with (
         tracked(campaign, generation, "training") as tracker,

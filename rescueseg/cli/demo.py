@@ -23,7 +23,7 @@ from rescueseg.volumes.examples import Example, load_example
 DEFAULT_DATASET = "gonuclear_1135"
 PHANTOM_SEED = 7
 QUICK, PHANTOM_QUICK = "training.iterations=1000", "training.iterations=500"
-"""The demo is to end while somebody watches: a quarter of the default steps, and the phantom is small."""
+"""A quarter of the default steps, so that the demo ends within minutes; fewer still for the small phantom."""
 
 
 def run_demo(
@@ -38,7 +38,7 @@ def run_demo(
     dataset : str
         Name of an example volume; a default, or the phantom when that is out of reach, when empty.
     data_dir : str
-        Folder of example volumes, looked at before the cache and the network.
+        Folder of example volumes, searched before the cache and the network.
     generations : int
         Generations in all.
     settings : sequence of str

@@ -56,11 +56,6 @@ class Judgement(Record):
         """The generation judged."""
         return self.evaluation.generation
 
-    @property
-    def promoted(self) -> bool:
-        """Tell whether the generation became champion."""
-        return self.champion == self.generation
-
 
 def judgements(campaign: Campaign) -> list[Judgement]:
     """Return what the evaluation stages of all generations wrote, by generation."""

@@ -14,7 +14,7 @@ from rescueseg.queue.store import QueueStore
 def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
     """Tell whether enough patches were accepted since the last generation, and in a sentence how many.
 
-    Enough are ``trigger.accepted_patches``, or all that were asked for when those are fewer.
+    Enough are ``trigger.accepted_patches``, or all tickets of the pool when those are fewer.
     """
     accepted, threshold = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
     reason = f"{accepted} of {threshold} patches accepted since the last generation"

@@ -78,8 +78,8 @@ class Ledger:
         owner : str
             Who locks, for people.
         ttl_seconds : float
-            How long the lock outlives a holder that cannot be seen to be dead (another machine). A holder that was
-            killed on this machine is noticed at once.
+            How long the lock outlasts a killed holder on another machine. A holder that was killed on this machine is
+            noticed at once.
 
         Raises
         ------

@@ -31,7 +31,7 @@ class NewTicket(Record):
     reason: str = ""
     """Why this patch was chosen, for the annotator."""
     score: float = 0.0
-    """Higher is asked for earlier."""
+    """The higher goes first."""
     prefill: str | None = None
     """Path below the campaign of the mask to start from (npz, uint8 zyx)."""
     priority: int = 0
@@ -82,7 +82,7 @@ class Lease(Record):
     previous_instances: LabelReference | None = None
     """Their objects, in campaigns that annotate instances."""
     comment: str = ""
-    """What the reviewer said about them."""
+    """The reviewer's comment on them."""
     active_seconds: float = 0.0
     """Work under this lease so far, idle time cut out."""
     ended: LeaseEnd | None = None
@@ -124,7 +124,7 @@ class AnnotationRecord(Record):
     provenance: dict[str, Any] | None = None
     """How a consensus was made."""
     comment: str = ""
-    """What the reviewer said."""
+    """The reviewer's."""
 
 
 class Comparison(Record):

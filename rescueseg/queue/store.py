@@ -108,7 +108,6 @@ class QueueStore(TicketStore):
         annotator: str,
         lease_seconds: float,
         *,
-        purpose: Purpose | None = None,
         ticket_id: str | None = None,
         resume: bool = False,
         filters: Filters | None = None,
@@ -125,8 +124,6 @@ class QueueStore(TicketStore):
             Who will work on it.
         lease_seconds : float
             How long the ticket is theirs without a heartbeat.
-        purpose : {"pool", "validation", "test"}, optional
-            Only tickets of this purpose.
         ticket_id : str, optional
             This ticket and no other; a skipped one is taken up again.
         resume : bool
@@ -151,7 +148,7 @@ class QueueStore(TicketStore):
         if not annotator or len(annotator) > 128 or not lease_seconds > 0:
             raise QueueError("a claim needs a name of up to 128 letters and a lease of more than 0 seconds")
         now = self._clock()
-        filters = filters or Filters(purpose=purpose)
+        filters = filters or Filters()
         with self._database.write() as connection:
             self._expire(connection, now)
             if resume:

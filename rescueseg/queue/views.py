@@ -48,15 +48,11 @@ class QueueViews(Ledger):
             numbers = {str(status): int(number) for status, number in connection.execute(query).tuples()}
         return {status: numbers.get(status, 0) for status in STATUSES}
 
-    def tickets(
-        self, status: TicketStatus | None = None, purpose: Purpose | None = None, generation: int | None = None
-    ) -> list[TicketRecord]:
-        """Return tickets, by id; all, or those of a status, a purpose, a generation."""
+    def tickets(self, status: TicketStatus | None = None, purpose: Purpose | None = None) -> list[TicketRecord]:
+        """Return tickets, by id; all, or those of a status, a purpose."""
         query = sa.select(tickets).order_by(tickets.c.ticket_id)
         for column, value in ((tickets.c.status, status), (tickets.c.purpose, purpose)):
             query = query if value is None else query.where(column == value)
-        if generation is not None:
-            query = query.where(tickets.c.generation == generation)
         with self._database.read() as connection:
             return sorted(map(ticket_record, connection.execute(query).mappings()), key=lambda t: t.ticket_id)
 

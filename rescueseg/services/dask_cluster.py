@@ -21,9 +21,10 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_":
 
 
 def worker_environment(config: ClusterConfig) -> dict[str, str]:
-    """Return the environment of a worker: threads times processes stay within the cores, and memory is kept at hand.
+    """Return the environment of a worker: threads times processes stay within the cores, and freed memory is reused.
 
-    Dask has glibc give every freed array back at once; a convolution then spends half its time on page faults.
+    Dask's default returns every freed array to the system at once; a convolution then spends half its time on page
+    faults.
     """
     return dict.fromkeys(_THREADS, str(config.threads_per_worker)) | _MALLOC
 
@@ -65,9 +66,8 @@ def open_cluster(config: ClusterConfig) -> Iterator[Client]:
     finally:
         try:
             cluster.close()
-        except (
-            TimeoutError
-        ) as error:  # a busy machine: what was computed is safe, and the workers end with this process
+        except TimeoutError as error:
+            # on a busy machine; the results are safe, and the workers end with this process
             _LOG.warning("The Dask cluster took too long to close: %s", error)
 
 

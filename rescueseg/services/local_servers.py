@@ -212,8 +212,8 @@ class Servers:
         self.spawn("annotation", [sys.executable, "-c", program, "serve", campaign_url, "--port", str(port)])
         self._wait("annotation", f"{self.annotation_url}/api/v1/health")
 
-    def spawn(self, name: str, command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a process that is stopped with the servers.
+    def spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a process in the services folder; it is stopped with the servers.
 
         Parameters
         ----------
@@ -221,15 +221,13 @@ class Servers:
             Names its log file and its entry in ``services.json``; a process of that name is stopped first.
         command : sequence of str
             Program and arguments.
-        cwd : Path, optional
-            Working directory; the services folder when omitted.
         """
         self._stop(self._processes.pop(name, None))
         path = self.folder / f"{name}.log"
         with storage_errors(str(path)), path.open("ab") as log:
             process = subprocess.Popen(
                 list(command),
-                cwd=cwd or self.folder,
+                cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

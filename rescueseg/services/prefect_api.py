@@ -219,7 +219,7 @@ def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
     return [sys.executable, "-m", "flows.run", flow, json.dumps(dict(parameters))]
 
 
-def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
+def deploy(campaign: Campaign, servers: Servers) -> None:
     """Make the work pool, deploy the campaign's flows from ``deployments/prefect.yaml`` and start a worker.
 
     Parameters
@@ -228,8 +228,6 @@ def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
         Its trigger settings go into the schedule.
     servers : Servers
         Running; the worker is stopped with them.
-    pool : str
-        Name of the process work pool.
 
     Raises
     ------
@@ -241,15 +239,16 @@ def deploy(campaign: Campaign, servers: Servers, pool: str = WORK_POOL) -> None:
         "RESCUESEG_CAMPAIGN": campaign.url,
         "RESCUESEG_NAME": campaign.config.name,
         "RESCUESEG_CHECKOUT": str(checkout()),
-        "RESCUESEG_WORK_POOL": pool,
+        "RESCUESEG_WORK_POOL": WORK_POOL,
         "RESCUESEG_CRON": trigger.cron,
         "RESCUESEG_TIMEZONE": trigger.timezone,
     }
     environment = servers.environment | values
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    _run([*prefect, "work-pool", "create", pool, "--type", "process", "--overwrite"], environment)
+    _run([*prefect, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], environment)
     _run([*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"], environment)
-    servers.spawn("worker", [*prefect, "worker", "start", "--pool", pool, "--name", f"{campaign.config.name}-worker"])
+    worker = f"{campaign.config.name}-worker"
+    servers.spawn("worker", [*prefect, "worker", "start", "--pool", WORK_POOL, "--name", worker])
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> None:

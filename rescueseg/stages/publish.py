@@ -102,7 +102,7 @@ def _extra(row: generation_table.Row) -> dict[str, float]:
 
 
 def run_tracked(campaign: Campaign, training: OutsideTraining) -> dict[str, Any]:
-    """Train as `run` does, seen in MLflow: settings, training set, curves, the last checkpoint and the model.
+    """Train as `run` does, tracked in MLflow: settings, training set, curves, the last checkpoint and the model.
 
     Its run there ends as finished or failed; the model is stored with it but not registered, which generations are.
 

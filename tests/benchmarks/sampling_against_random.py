@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.evaluation.metrics import Counts, count_voxels
-from rescueseg.geometry import Box, choose_non_overlapping, grid, zyx
+from rescueseg.geometry import Box, axis_starts, choose_non_overlapping, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import AcceptedAnnotation, HoldoutBox, ModelReference, QueriedPatch
 from rescueseg.sampling import starting_patches
@@ -131,7 +132,9 @@ def predict_holdout(
     window = predictor.window_zyx(volume.spacing_um_zyx)
     for held in holdout.boxes:
         prediction = np.zeros(held.box.shape_zyx, np.uint8)
-        for part in grid(held.box.shape_zyx, window):
+        starts = product(*(axis_starts(n, w, w) for n, w in zip(held.box.shape_zyx, window, strict=True)))
+        shape = zyx(min(n, w) for n, w in zip(held.box.shape_zyx, window, strict=True))
+        for part in (Box(zyx(start), shape) for start in starts):
             centre = [
                 o + a + n // 2 for o, a, n in zip(held.box.offset_zyx, part.offset_zyx, part.shape_zyx, strict=True)
             ]

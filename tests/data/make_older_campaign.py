@@ -35,30 +35,30 @@ from typing import Any
 import mlflow
 import numpy as np
 import tifffile
-from scipy import ndimage
-
-from rescueseg import generation as stages
-from rescueseg import tickets, trainings
 from rescueseg.annotation.labels import submit_labels
 from rescueseg.annotation.local_desk import LocalDesk
 from rescueseg.annotation.patch_labels import PatchLabels
 from rescueseg.annotation.records import Lease
 from rescueseg.annotation.server.access import add_token
 from rescueseg.annotation.store import QueueStore, open_queue
-from rescueseg.campaign import Campaign
-from rescueseg.config import check_config
 from rescueseg.evaluation.kept import evaluate_and_keep
 from rescueseg.evaluation.outside import evaluate_training
-from rescueseg.geometry import Box, Patch
 from rescueseg.intake import start_campaign
 from rescueseg.phantom import make_phantom
 from rescueseg.publish import publish
+from rescueseg.triage.run import triage
+from rescueseg.weak_labels.run import weak_label
+from scipy import ndimage
+
+from rescueseg import generation as stages
+from rescueseg import tickets, trainings
+from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
+from rescueseg.geometry import Box, Patch
 from rescueseg.simulation.annotator import AnnotatorOptions, SimulatedAnnotator
 from rescueseg.tracking import Tracker
-from rescueseg.triage.run import triage
 from rescueseg.volumes import consistency
 from rescueseg.weak_labels import classifier
-from rescueseg.weak_labels.run import weak_label
 
 TESTS = Path(__file__).resolve().parents[1]
 STORED = TESTS / "data" / "older_campaign"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rescueseg.active_learning import candidates
 from rescueseg.active_learning.candidates import score_candidates
 from rescueseg.campaign import Campaign
 from rescueseg.errors import InferenceError
-from rescueseg.geometry import Box, grid, partition
+from rescueseg.geometry import Box, axis_starts, partition
 from rescueseg.inference import box_means
 
 SHAPE = (6, 10, 14)
@@ -64,7 +65,8 @@ def two_classes(campaign: Campaign) -> Campaign:
 @given(st.tuples(*[st.integers(2, 14)] * 3), st.integers(30, 900))
 def test_streamed_means_are_the_means(two_classes: Campaign, block: tuple[int, int, int], most: int) -> None:
     maps = make_maps()
-    boxes = {"b": grid(SHAPE, (3, 5, 5), (2, 2, 3)), "a": [Box((1, 2, 3), (4, 6, 7))]}
+    starts = product(*(axis_starts(*axis) for axis in zip(SHAPE, (3, 5, 5), (2, 2, 3), strict=True)))
+    boxes = {"b": [Box(start, (3, 5, 5)) for start in starts], "a": [Box((1, 2, 3), (4, 6, 7))]}
     with pytest.MonkeyPatch.context() as patch:
         serve(patch, maps, block)
         patch.setattr(box_means, "_BLOCK_VOXELS", most)

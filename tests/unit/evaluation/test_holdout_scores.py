@@ -97,7 +97,7 @@ def test_worst_boxes_come_worst_first(evaluated: Campaign) -> None:
 
 def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> None:
     first, second, third = judgements(evaluated)
-    assert (first.champion, first.comparison, first.promoted) == (0, None, True)
+    assert (first.champion, first.comparison) == (0, None)
     assert second.comparison is not None
     assert (second.comparison.verdict, second.champion) == ("better", 1)
     assert third.comparison is not None

@@ -15,6 +15,7 @@ from rescueseg.config import check_config
 from rescueseg.errors import ConfigError, QueueError, SamplingError
 from rescueseg.geometry import Box, Patch
 from rescueseg.queue.due import campaign_lock
+from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.stages import tickets
 from rescueseg.stages.due import begin
@@ -41,7 +42,7 @@ def store(campaign: Campaign, tmp_path: Path) -> Iterator[QueueStore]:
 
 
 def accept_one(campaign: Campaign, store: QueueStore) -> None:
-    lease = store.claim("ann", 60, purpose="pool")
+    lease = store.claim("ann", 60, filters=Filters(purpose="pool"))
     assert lease is not None
     truth = volumes.open_truth(campaign, lease.ticket.volume_id)
     submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)

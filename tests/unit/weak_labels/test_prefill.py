@@ -21,6 +21,7 @@ from rescueseg.config import check_config
 from rescueseg.errors import QueueError, RescuesegError, WeakLabelError
 from rescueseg.geometry import partition
 from rescueseg.labels import IGNORE
+from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.stages import tickets
 from rescueseg.weak_labels.base import BLOCK_ZYX
@@ -59,7 +60,7 @@ def store(made: Campaign) -> Iterator[QueueStore]:
 
 
 def accept_one(campaign: Campaign, store: QueueStore) -> str:
-    lease = store.claim("anna", 60, purpose="pool")
+    lease = store.claim("anna", 60, filters=Filters(purpose="pool"))
     assert lease is not None
     labels = np.asarray(volumes.open_truth(campaign, "v")[lease.ticket.box.slices])
     submit_labels(campaign, store, lease, "anna", labels, "test", 1.0)
