@@ -20,22 +20,9 @@ from rescueseg.models.files import (
     LOSSES_FILE,
     MEMBERS_FOLDER,
     MODEL_FOLDER,
-    member_folder,
-    read_model,
-    write_atomically,
 )
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
-
-__all__ = [
-    "CHECKPOINT_FILE",
-    "LOSSES_FILE",
-    "MODEL_FOLDER",
-    "export_model",
-    "load_checkpoint",
-    "member_folder",
-    "read_model",
-    "save_checkpoint",
-]
+from rescueseg.storage import write_atomically
 
 
 def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
@@ -58,7 +45,7 @@ def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | Non
 
 
 def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:
-    """Commit a finished model: the folder appears whole, in one rename, and the checkpoints go.
+    """Commit a finished model: its folder appears whole, in one rename, and the checkpoints are removed.
 
     Parameters
     ----------
@@ -69,7 +56,8 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
     description : dict
         Goes to `model.json`; no wall-clock value, for it is part of the digest.
     log : dict
-        `losses`, an entry per step, `seconds`, and `notes` on the machine; gets the model's digest, by which `read_finished` knows it again.
+        `losses`, an entry per step, `seconds`, and `notes` on the machine; gets the model's digest, by which
+        `read_trained_model` checks the files.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     weights = safetensors.torch.save(contiguous)

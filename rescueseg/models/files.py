@@ -10,16 +10,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
 from rescueseg.campaign import Campaign
-from rescueseg.errors import InferenceError, RescuesegError, TrainingError, storage_errors
+from rescueseg.errors import InferenceError, RescuesegError, TrainingError
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, TrainedModel, model_digest
 from rescueseg.records import ModelReference
 
@@ -29,6 +28,15 @@ MEMBERS_FOLDER = "members"
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
+class ModelFolder(NamedTuple):
+    """What the folder of a finished model says of it."""
+
+    description: dict[str, Any]
+    """Content of `model.json`."""
+    digest: str
+    """See `rescueseg.models.trainer.model_digest`."""
+
+
 def member_folder(work_dir: Path, member: int) -> Path:
     """Return where one network of an ensemble keeps its checkpoint."""
     return work_dir / MEMBERS_FOLDER / f"{member}"
@@ -36,26 +44,8 @@ def member_folder(work_dir: Path, member: int) -> Path:
 
 def checkpoints(work_dir: Path) -> dict[str, Path]:
     """Return the last checkpoint of each network by its path below the work folder; none once the model is finished."""
-    found = sorted((work_dir / MEMBERS_FOLDER).glob(f"*/{CHECKPOINT_FILE}"))
-    return {str(path.relative_to(work_dir)): path for path in found}
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a rerun after a kill, finds the old or the new one, never a part.
-
-    Raises
-    ------
-    StorageError
-        If the disk is full or not writable.
-    """
-    part = path.with_name(f".{path.name}.part")
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    files = sorted((work_dir / MEMBERS_FOLDER).glob(f"*/{CHECKPOINT_FILE}"))
+    return {str(path.relative_to(work_dir)): path for path in files}
 
 
 @contextmanager
@@ -71,7 +61,7 @@ def model_errors(where: str, kind: type[RescuesegError] = TrainingError) -> Iter
         ) from error
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], str] | None:
+def read_model(folder: Path) -> ModelFolder | None:
     """Return the description and the digest of a finished model, None where there is none.
 
     Raises
@@ -85,11 +75,11 @@ def read_model(folder: Path) -> tuple[dict[str, Any], str] | None:
     text = description.read_bytes()
     with model_errors(str(folder)):
         parsed: dict[str, Any] = json.loads(text)
-    return parsed, model_digest(weights.read_bytes(), text)
+    return ModelFolder(parsed, model_digest(weights.read_bytes(), text))
 
 
-def read_start(folder: Path | None) -> tuple[dict[str, Any], str] | None:
-    """Return the description and the digest of the model to start from, None where none is named.
+def read_warm_start(folder: Path | None) -> ModelFolder | None:
+    """Return the description and the digest of the model to start from, None where no folder is named.
 
     Raises
     ------
@@ -98,33 +88,33 @@ def read_start(folder: Path | None) -> tuple[dict[str, Any], str] | None:
     """
     if folder is None:
         return None
-    found = read_model(folder)
-    if found is None:
+    model = read_model(folder)
+    if model is None:
         raise TrainingError(
             "there is no finished model to start from", where=str(folder), todo="Set training.warm_start to false"
         )
-    return found
+    return model
 
 
-def read_finished(work_dir: Path, identity: str) -> TrainedModel | None:
+def read_trained_model(work_dir: Path, identity: str) -> TrainedModel | None:
     """Return the model that an earlier run of the same request committed.
 
-    None where there is none, and where its files are not those that were committed: the training is then done again.
+    None where there is none, and where its files are not those that were committed: the training then runs again.
     """
     folder = work_dir / MODEL_FOLDER
     try:
-        found = read_model(folder)
+        model = read_model(folder)
         with model_errors(str(folder)):
             log = json.loads((work_dir / LOSSES_FILE).read_bytes())
-            if found is None or (found[0]["request"], found[1]) != (identity, log["digest"]):
+            if model is None or (model.description["request"], model.digest) != (identity, log["digest"]):
                 return None
             return TrainedModel(
                 path=folder,
-                digest=found[1],
+                digest=model.digest,
                 iterations=len(log["losses"]),
                 seconds=float(log["seconds"]),
                 losses=tuple(log["losses"]),
-                warnings=tuple(found[0]["warnings"]),
+                warnings=tuple(model.description["warnings"]),
                 notes=tuple(log.get("notes", ())),
             )
     except (TrainingError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What predictors share: networks outside, then symmetries of the window, dropout samples inside."""
+"""What predictors share: a loop over networks, over symmetries of the window, and over dropout samples."""
 
 from __future__ import annotations
 
@@ -61,14 +61,23 @@ def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
     Parameters
     ----------
     count : int
-        Wanted.
+        Of symmetries; there are no more than 8, or 16 where y and x may be exchanged.
     square : bool
-        Whether y and x may be exchanged; 16 symmetries with it, 8 without.
+        Whether y and x may be exchanged.
+
+    Examples
+    --------
+    Axes 2, 3 and 4 of a tensor (n, c, z, y, x) are z, y and x:
+
+    >>> [symmetry.flipped_axes for symmetry in symmetries(3, square=False)]
+    [(), (3, 4), (2,)]
+    >>> len(symmetries(99, square=False)), len(symmetries(99, square=True))
+    (8, 16)
     """
     flips = [(), (3, 4), (2,), (2, 3, 4), (4,), (3,), (2, 4), (2, 3)]
     exchanges = (False, True) if square else (False,)
-    every = [Symmetry(transposed, axes) for transposed, axes in itertools.product(exchanges, flips)]
-    return tuple(every[:count])
+    group = [Symmetry(transposed, axes) for transposed, axes in itertools.product(exchanges, flips)]
+    return tuple(group[:count])
 
 
 class NetworksPredictor(ABC, Generic[N, P]):
@@ -87,7 +96,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
     spacing_um_zyx : tuple of float
         Working spacing.
     window_zyx : tuple of int
-        What the networks are given, in voxels of the working spacing.
+        Input of the networks, in voxels of the working spacing.
     axes : tuple of int
         Which of z, y, x the networks' first, second and third axis are.
     square : bool
@@ -112,7 +121,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
         self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
         self._spacing, self._window = spacing_um_zyx, window_zyx
         self.symmetries = symmetries(config.tta_symmetries, square)
-        self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout one says it all
+        self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout all samples are the same
 
     @property
     def networks(self) -> int:
@@ -142,8 +151,8 @@ class NetworksPredictor(ABC, Generic[N, P]):
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
                     with self._autocast(precision):
-                        every = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
-                    logits = torch.cat(every) if len(every) > 1 else every[0]
+                        outputs = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
+                    logits = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
                     probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
                     member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
                 yield Group(n, index), member
@@ -190,6 +199,15 @@ def batch_sizes(window: ZYX) -> tuple[int, ...]:
     """Return the numbers of windows that a CPU passes through a network together: powers of two, in ascending order.
 
     Which code computes a convolution can depend on the number; any other is put together of these, which are all tried.
+
+    Examples
+    --------
+    As many windows as hold 250,000 voxels together, and at least one:
+
+    >>> batch_sizes((16, 64, 64))
+    (1, 2)
+    >>> batch_sizes((32, 128, 128))
+    (1,)
     """
     largest = max(1, BATCH_VOXELS // math.prod(window))
     return tuple(2**power for power in range(largest.bit_length()))

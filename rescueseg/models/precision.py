@@ -3,8 +3,8 @@
 oneDNN 3.12 (torch 2.14) returns uninitialised memory as the weight gradient of a bfloat16 3×3×3 convolution over two
 planes on processors with AVX512-BF16, and writes where it must not for windows of one plane on those with AMX. A rule
 about shapes would be wrong again on the next processor, so each plan is tried on each, once, before it is used: see
-`rescueseg.models.precision_trial` for what is compared. The verdict is kept in the cache of the user; one that may be
-due to the moment, such as a want of memory, holds for this process alone.
+`rescueseg.models.precision_trial` for what is compared. The verdict is stored in the cache of the user; one that may be
+due to the moment, such as a lack of memory, holds for this process alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SOURCES = ("trial.py", "precision.py", "precision_trial.py", "unet/network.py",
 _START = "import gc, runpy; gc.disable(); runpy.run_module('rescueseg.models.precision_trial', run_name='__main__')"
 TRIAL_COMMAND = (sys.executable, "-c", _START)
 """The process of a trial; looking for garbage while it imports would take a fifth of its time."""
-_DAMAGED = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_MEMORY_SIGNALS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 """Signals by which a process ends that wrote where it must not; any other came from outside."""
 _FILL = 0x81
 """Freed memory is filled with this byte, fresh memory with its complement 0x7e: 8e37 in bfloat16 and in float32."""
@@ -80,7 +80,7 @@ def choose_precision(device: torch.device, trial: Trial) -> Precision:
     dtype = autocast_dtype(device)
     if dtype is None or device.type != "cpu":
         return Precision(dtype)
-    verdict = bfloat16_holds(trial)
+    verdict = bfloat16_verdict(trial)
     if verdict.holds:
         return Precision(dtype)
     what = "training" if trial.backward else "inference"
@@ -90,21 +90,21 @@ def choose_precision(device: torch.device, trial: Trial) -> Precision:
 
 
 @lru_cache(maxsize=1024)
-def bfloat16_holds(trial: Trial) -> Verdict:
-    """Tell whether this processor computes a trial in bfloat16 as it does in float32, but for rounding.
+def bfloat16_verdict(trial: Trial) -> Verdict:
+    """Return whether this processor computes a trial in bfloat16 as it does in float32, but for rounding.
 
     Any failure, of the trial or of its process, counts as no; nothing is raised.
     """
-    return settle(trial, cache_folder())
+    return find_verdict(trial, cache_folder())
 
 
 def cache_folder() -> Path:
-    """Return where verdicts are kept; the variable `RESCUESEG_CACHE` moves it."""
+    """Return where verdicts are stored; the variable `RESCUESEG_CACHE` moves it."""
     return Path(os.environ.get("RESCUESEG_CACHE") or pooch.os_cache("rescueseg")) / "bfloat16"
 
 
-def settle(trial: Trial, folder: Path, command: Sequence[str] = TRIAL_COMMAND) -> Verdict:
-    """Return the verdict kept in a folder, or try.
+def find_verdict(trial: Trial, folder: Path, command: Sequence[str] = TRIAL_COMMAND) -> Verdict:
+    """Return the verdict stored in a folder, or run the trial.
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ def settle(trial: Trial, folder: Path, command: Sequence[str] = TRIAL_COMMAND) -
         The process; the trial as JSON is its last argument.
     """
     file = folder / f"{verdict_key(trial)}.json"
-    verdict = _read(file)
+    verdict = _read_verdict(file)
     if verdict is None:
         patience = _PATIENCE_SECONDS + trial.voxels / _VOXELS_PER_SECOND
         verdict = run_trial([*command, trial.model_dump_json()], trial.threads, patience)
         if verdict.final:
-            _write(file, verdict)
+            _write_verdict(file, verdict)
     return verdict
 
 
@@ -148,12 +148,14 @@ def processor() -> str:
     except OSError:
         first = ""
     fields = [line.split(":", 1) for line in first.splitlines() if ":" in line]
-    known = [f"{name.strip()}: {value.strip()}" for name, value in fields if name.strip() in _CPU_FIELDS]
-    return "\n".join([platform.machine(), *(known or [platform.processor(), torch.backends.cpu.get_cpu_capability()])])
+    features = [f"{name.strip()}: {value.strip()}" for name, value in fields if name.strip() in _CPU_FIELDS]
+    return "\n".join(
+        [platform.machine(), *(features or [platform.processor(), torch.backends.cpu.get_cpu_capability()])]
+    )
 
 
 def run_trial(command: Sequence[str], threads: int, patience: float) -> Verdict:
-    """Run a trial in its process and return what it says, or what its end does.
+    """Run a trial in its process and return its verdict, or one that follows from how it ended.
 
     Parameters
     ----------
@@ -166,7 +168,7 @@ def run_trial(command: Sequence[str], threads: int, patience: float) -> Verdict:
     """
     reading, writing = os.pipe()
     try:
-        ended = subprocess.run(
+        process = subprocess.run(
             command,
             stdin=reading,
             capture_output=True,
@@ -183,15 +185,15 @@ def run_trial(command: Sequence[str], threads: int, patience: float) -> Verdict:
     finally:
         os.close(reading)
         os.close(writing)
-    return _judge_end(ended.returncode, ended.stdout, ended.stderr)
+    return _verdict_of_end(process.returncode, process.stdout, process.stderr)
 
 
-def _judge_end(code: int, output: str, errors: str) -> Verdict:
-    short = any(sign in errors for sign in OUT_OF_MEMORY)
+def _verdict_of_end(code: int, output: str, errors: str) -> Verdict:
     last = (errors.strip().splitlines() or ["it said nothing"])[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        return Verdict(holds=False, reason=f"the trial died of {name} ({last})", final=-code in _DAMAGED and not short)
+        final = -code in _MEMORY_SIGNALS and not any(sign in errors for sign in OUT_OF_MEMORY)
+        return Verdict(holds=False, reason=f"the trial died of {name} ({last})", final=final)
     if code > 0:
         return Verdict(holds=False, reason=f"the trial ended with {code} ({last})", final=False)
     try:
@@ -201,7 +203,7 @@ def _judge_end(code: int, output: str, errors: str) -> Verdict:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return an environment in which glibc fills memory with huge numbers, small pieces too, so that no luck helps."""
+    """Return an environment in which glibc fills memory, small pieces too, so that uninitialised numbers are huge."""
     tunables = [os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.tcache_count=0"]
     return os.environ | {
         "MALLOC_PERTURB_": str(_FILL),
@@ -212,16 +214,16 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _read(file: Path) -> Verdict | None:
-    """Return a verdict that was kept; a file that cannot be read counts as none."""
+def _read_verdict(file: Path) -> Verdict | None:
+    """Return a stored verdict; a file that cannot be read counts as none."""
     try:
         return Verdict.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _write(file: Path, verdict: Verdict) -> None:
-    """Keep a verdict: whole or not at all, for this user's eyes."""
+def _write_verdict(file: Path, verdict: Verdict) -> None:
+    """Store a verdict, whole or not at all, readable by this user alone."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:

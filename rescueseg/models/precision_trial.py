@@ -1,9 +1,9 @@
-"""The process of one trial: `rescueseg.models.precision.TRIAL_COMMAND`, with a `Trial` as JSON behind it.
+"""The process of one trial: `rescueseg.models.precision.TRIAL_COMMAND`, with a `Trial` as JSON as its last argument.
 
 The network of the plan computes the same windows in float32 and in bfloat16: outputs and, for a training, the gradients
 of all parameters must be finite and agree as far as rounding lets them. Through a whole network rounding adds up to
 tens of per cent of some gradients, and would hide much; so every convolution, forward and backward, is computed again in
-float32 from the very numbers that it was given. There, rounding leaves 0.3 % of a result's norm, and what oneDNN
+float32 from the very numbers that it got. There, rounding leaves 0.3 % of a result's norm, and what oneDNN
 does wrong differs by half of it or more.
 """
 
@@ -31,7 +31,7 @@ _ROUNDS = 2
 """Of a training, with other weights and other windows each; an inference is tried with batches of many sizes anyway."""
 _CONVOLUTION, _OUTPUT, _GRADIENT, _WHOLE_GRADIENT = 0.03, 0.25, 1.0, 0.5
 """Largest difference between bfloat16 and float32 by the norm of the latter: of what a convolution returns, of an output,
-of a parameter's gradient and of all gradients together. Rounding was seen to give 0.003, 0.05, 0.55 and 0.28."""
+of a parameter's gradient and of all gradients together. Rounding was measured at 0.003, 0.05, 0.55 and 0.28."""
 _SCALE = 0.1
 """A parameter's gradient is compared with this share of the usual gradient at least: where it vanishes, rounding is all."""
 _OPTIONAL = (
@@ -62,8 +62,8 @@ class ConvolutionCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         exact = func(*tree_map(lambda a: a.float() if isinstance(a, Tensor) else a, args), **(kwargs or {}))
         pairs = zip(_RESULTS[name], *(r if isinstance(r, tuple) else (r,) for r in (result, exact)), strict=False)
-        for what, got, wanted in pairs:
-            error = 0.0 if got is None else difference(got, wanted)
+        for what, rounded, reference in pairs:
+            error = 0.0 if rounded is None else difference(rounded, reference)
             if not error <= _CONVOLUTION:
                 shapes = " and ".join(str(tuple(t.shape)) for t in tensors)
                 self.reason = f"{name} of {shapes}: its {what} is off by {error:.2g}"
@@ -71,9 +71,17 @@ class ConvolutionCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def difference(got: Tensor, wanted: Tensor, least: float = 0.0) -> float:
-    """Return the norm of a difference by the norm of what is wanted, or by `least` if that is larger; NaN or inf if any is."""
-    gap, scale = got.double() - wanted.double(), max(float(wanted.double().norm()), least)
+def difference(rounded: Tensor, exact: Tensor, least: float = 0.0) -> float:
+    """Return the norm of the difference over the norm of the exact tensor, or over `least` if that is larger.
+
+    NaN or infinite if any number of the two is.
+
+    Examples
+    --------
+    >>> difference(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])) < 0.1
+    True
+    """
+    gap, scale = rounded.double() - exact.double(), max(float(exact.double().norm()), least)
     return float(gap.norm()) / scale if scale > 0 else float(gap.abs().sum())
 
 
@@ -102,7 +110,7 @@ def import_unet() -> Any:
 
 
 def unet_forward(plan: NetworkPlan, seed: int, backward: bool) -> tuple[nn.Module, Callable[[Tensor], Outputs]]:
-    """Return a U-Net and its forward pass, with the supervised stages where gradients are wanted."""
+    """Return a U-Net and its forward pass, with the supervised stages where gradients are computed."""
     network = import_unet().build_network(plan, seed)
 
     def forward(images: Tensor) -> Outputs:
@@ -152,26 +160,26 @@ def compute(
     return [output.detach().clone() for output in outputs], gradients
 
 
-def compare(got: Pass, wanted: Pass) -> str:
+def compare(rounded: Pass, exact: Pass) -> str:
     """Return how a pass in bfloat16 differs from that in float32 beyond rounding; empty where it does not."""
-    for i, (output, exact) in enumerate(zip(got[0], wanted[0], strict=True)):
-        error = difference(output, exact)
+    for i, (output, reference) in enumerate(zip(rounded[0], exact[0], strict=True)):
+        error = difference(output, reference)
         if not error <= _OUTPUT:
             return f"output {i} of {tuple(output.shape)} is off by {error:.2g}"
-    if got[1].keys() != wanted[1].keys():
+    if rounded[1].keys() != exact[1].keys():
         return "some parameters have no gradient"
-    return compare_gradients(got[1], wanted[1]) if wanted[1] else ""
+    return compare_gradients(rounded[1], exact[1]) if exact[1] else ""
 
 
-def compare_gradients(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def compare_gradients(rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> str:
     """Return how gradients differ beyond rounding; empty where they do not."""
-    every, exact = (torch.cat([tensor.flatten() for tensor in g.values()]) for g in (got, wanted))
-    usual = float(exact.double().square().mean().sqrt())
-    for name, gradient in wanted.items():
-        error = difference(got[name], gradient, _SCALE * usual * gradient.numel() ** 0.5)
+    all_rounded, all_exact = (torch.cat([tensor.flatten() for tensor in g.values()]) for g in (rounded, exact))
+    usual = float(all_exact.double().square().mean().sqrt())
+    for name, gradient in exact.items():
+        error = difference(rounded[name], gradient, _SCALE * usual * gradient.numel() ** 0.5)
         if not error <= _GRADIENT:
             return f"the gradient of {name} is off by {error:.2g}"
-    error = difference(every, exact)
+    error = difference(all_rounded, all_exact)
     return "" if error <= _WHOLE_GRADIENT else f"the gradients are off by {error:.2g} of their norm"
 
 
@@ -195,13 +203,13 @@ def judge(trial: Trial) -> Verdict:
             images = windows(trial, batch, seed)
             exact = compute(network, forward, images, trial.backward, bfloat16=False)
             for check in (ConvolutionCheck(), None):  # convolution by convolution, then as it is used
-                reason = differing(network, forward, images, trial.backward, exact, check)
+                reason = failure_reason(network, forward, images, trial.backward, exact, check)
                 if reason:
                     return Verdict(holds=False, reason=reason)
     return Verdict(holds=True)
 
 
-def differing(
+def failure_reason(
     network: nn.Module,
     forward: Callable[[Tensor], Outputs],
     images: Tensor,

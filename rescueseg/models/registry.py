@@ -62,7 +62,7 @@ def get_trainer(name: str) -> Trainer:
 
 
 def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
-    """Say what a training would be, without beginning it and without torch.
+    """Return what a training would be, without starting it and without torch.
 
     Raises
     ------

@@ -11,14 +11,14 @@ from torch.nn import functional
 def resample(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
     """Resample images (n, c, z, y, x) by linear interpolation, to a multiple first that is averaged where they get coarser.
 
-    The field that the tensor covers is kept whatever the two shapes are: a voxel's place is in proportion along each axis.
+    The result covers the same field of view, whatever the two shapes are: a voxel's place is in proportion along each axis.
 
     Parameters
     ----------
     tensor : Tensor
         Floating point.
     shape_zyx : sequence of int
-        Wanted; where it is the tensor's own, the tensor comes back as it is.
+        Shape of the result; where it is the tensor's own, the tensor is returned as it is.
     """
     size = tuple(int(n) for n in shape_zyx)
     if tuple(tensor.shape[2:]) == size:

@@ -1,4 +1,4 @@
-"""What a trainer is asked for and what it gives back. Imports neither torch nor MONAI."""
+"""Requests to a trainer and its results. Imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DESCRIPTION_FILE = "model.json"
 
 @dataclass(frozen=True)
 class TrainerCapabilities:
-    """What a trainer can do beyond training; what is asked of one that cannot is refused by `check_request`.
+    """What a trainer can do beyond training; `check_request` refuses a request for anything else.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ class TrainerCapabilities:
     several_classes, several_channels, several_gpus : bool
         It takes more than one foreground class, image channel or GPU.
     weight_average, class_weights, deep_supervision : bool
-        It can be told to average its weights over the steps, to let rare classes weigh more, and to give coarse stages
-        a loss of their own.
+        Settings make it average its weights over the steps, let rare classes weigh more, and give coarse stages a loss
+        of their own.
     topology_terms : bool
-        Its loss can mind topology.
+        Its loss can have terms for topology.
     nnunet_plans : bool
         It plans by nnU-Net's planners and configurations.
     exact_on : tuple of str
@@ -120,7 +120,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a training would be, told without beginning it.
+    """What a training would be, before it starts.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     capabilities : TrainerCapabilities
         What it can do.
     request : TrainingRequest
-        What is asked for.
+        The training.
 
     Raises
     ------
@@ -198,20 +198,20 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
         guard(holdout, snapshot.items, campaign.image_digests())
     channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
     check_settings(name, capabilities, config)
-    asked = (
+    requirements = (
         (request.warm_start is not None, capabilities.warm_start, "start from another model", "training.warm_start"),
         (snapshot.n_classes > 1, capabilities.several_classes, "learn several classes", "classes"),
         (channels > 1, capabilities.several_channels, "read several channels", "volumes"),
         (config.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
         (
-            not capabilities.partial_labels and _partial(campaign, snapshot),
+            not capabilities.partial_labels and _has_partial_labels(campaign, snapshot),
             False,
             "learn from partial labels",
             "labels",
         ),
     )
-    for wanted, able, what, where in asked:
-        if wanted and not able:
+    for is_required, able, what, where in requirements:
+        if is_required and not able:
             raise _refusal(name, what, where)
 
 
@@ -249,7 +249,7 @@ def _settings(able: TrainerCapabilities) -> tuple[tuple[str, bool, str], ...]:
     )
 
 
-def check_gpus(gpus: int, device: str, present: int, batch_size: int | None) -> None:
+def check_gpus(gpus: int, device: str, available: int, batch_size: int | None) -> None:
     """Refuse a training on several GPUs where it cannot be.
 
     Parameters
@@ -258,7 +258,7 @@ def check_gpus(gpus: int, device: str, present: int, batch_size: int | None) -> 
         Asked for.
     device : str
         Where the training is to run.
-    present : int
+    available : int
         GPUs of this machine.
     batch_size : int, optional
         Windows per step, shared by the GPUs; None while it is not planned yet.
@@ -274,9 +274,9 @@ def check_gpus(gpus: int, device: str, present: int, batch_size: int | None) -> 
         raise TrainingError(
             f"{gpus} GPUs are asked for, and the training runs on '{device}'", where="training.gpus", todo="Set it to 1"
         )
-    if gpus > present:
+    if gpus > available:
         raise TrainingError(
-            f"{gpus} GPUs are asked for, and there are {present}", where="training.gpus", todo="Ask for fewer"
+            f"{gpus} GPUs are asked for, and there are {available}", where="training.gpus", todo="Ask for fewer"
         )
     if batch_size is not None and batch_size < gpus:
         raise TrainingError(
@@ -286,13 +286,26 @@ def check_gpus(gpus: int, device: str, present: int, batch_size: int | None) -> 
         )
 
 
-def _partial(campaign: Campaign, snapshot: Snapshot) -> bool:
+def _has_partial_labels(campaign: Campaign, snapshot: Snapshot) -> bool:
     return any((campaign.storage.read_array(item.labels) == IGNORE).any() for item in snapshot.items)
 
 
-def unseen_warnings(classes: Sequence[str], unseen: Iterable[int]) -> list[str]:
-    """Return a sentence for each class without a labelled voxel."""
-    return [f"class {c} ('{classes[c - 1]}') has no labelled voxel" for c in unseen]
+def unlabelled_warnings(names: Sequence[str], classes: Iterable[int]) -> list[str]:
+    """Return a sentence for each class without a labelled voxel.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of all classes; class 1 is the first.
+    classes : iterable of int
+        Those without a labelled voxel.
+
+    Examples
+    --------
+    >>> unlabelled_warnings(["nucleus", "mitochondrion"], [2])
+    ["class 2 ('mitochondrion') has no labelled voxel"]
+    """
+    return [f"class {c} ('{names[c - 1]}') has no labelled voxel" for c in classes]
 
 
 def model_digest(weights: bytes, description: bytes) -> str:
@@ -301,4 +314,4 @@ def model_digest(weights: bytes, description: bytes) -> str:
 
 
 def ignore_progress(step: int, metrics: Mapping[str, float]) -> None:
-    """Do nothing: the progress callback of a caller who does not watch."""
+    """Do nothing: the progress callback of a caller that shows none."""

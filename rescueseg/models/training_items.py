@@ -27,8 +27,9 @@ from rescueseg.volumes.normalise import normalise, read_box
 
 _CACHE_BYTES = 2 * 1024**3
 _SITES = 20_000
+"""Largest number of window centres per class and item."""
 _FOREGROUND_SHARE = 0.5
-_THICK = 99
+_THICKNESS_PERCENTILE = 99
 """Percentile of the foreground's depth."""
 
 
@@ -56,7 +57,7 @@ def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -
         If the label array is not the one the snapshot names, or does not fit its patch.
     """
     record = campaign.volume(item.volume_id)
-    read = item.read_box
+    context = item.read_box
     labels = campaign.storage.read_array(item.labels)
     if labels.shape != item.box.shape_zyx or digest_array(labels) != item.labels_digest:
         raise TrainingError(
@@ -64,16 +65,16 @@ def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -
             where=item.labels,
             todo="Restore the campaign's annotations folder from a backup",
         )
-    image = normalise(read_box(open_image(campaign, item.volume_id), read), record.normalisation)
-    known = np.full(read.shape_zyx, IGNORE, dtype=np.uint8)
-    inside = item.box.intersection(read)
+    image = normalise(read_box(open_image(campaign, item.volume_id), context), record.normalisation)
+    context_labels = np.full(context.shape_zyx, IGNORE, dtype=np.uint8)
+    inside = item.box.intersection(context)
     if inside is not None:
-        known[inside.relative_to(read).slices] = labels[inside.relative_to(item.box).slices]
-    shape = resampled_shape(read.shape_zyx, record.spacing_um_zyx, spacing_um_zyx)
-    if shape == read.shape_zyx:
-        return Item(image, known)
+        context_labels[inside.relative_to(context).slices] = labels[inside.relative_to(item.box).slices]
+    shape = resampled_shape(context.shape_zyx, record.spacing_um_zyx, spacing_um_zyx)
+    if shape == context.shape_zyx:
+        return Item(image, context_labels)
     resized = resample(torch.from_numpy(np.ascontiguousarray(image))[None], shape)[0].numpy()
-    return Item(resized, _resample_labels(known, shape))
+    return Item(resized, _resample_labels(context_labels, shape))
 
 
 def _resample_labels(labels: npt.NDArray[np.uint8], shape_zyx: ZYX) -> npt.NDArray[np.uint8]:
@@ -119,7 +120,7 @@ class TrainingSet:
                 where=f"snapshot of generation {snapshot.generation}",
                 todo="Annotate at least one patch, and leave some voxels other than 255",
             )
-        self.unseen = [c for c in range(1, snapshot.n_classes + 1) if c not in self._sites]
+        self.unlabelled_classes = [c for c in range(1, snapshot.n_classes + 1) if c not in self._sites]
         """Classes without a labelled voxel."""
 
     def _item(self, index: int) -> Item:
@@ -134,11 +135,11 @@ class TrainingSet:
     def _find_sites(self, index: int, n_classes: int) -> None:
         labels = self._item(index).labels.ravel()
         for value in range(n_classes + 1):
-            found = np.flatnonzero(labels == value)
-            self._voxels[value] += len(found)
-            if len(found):
-                step = -(-len(found) // _SITES)
-                self._sites.setdefault(value, []).append((index, found[::step]))
+            voxels = np.flatnonzero(labels == value)
+            self._voxels[value] += len(voxels)
+            if len(voxels):
+                step = -(-len(voxels) // _SITES)
+                self._sites.setdefault(value, []).append((index, voxels[::step]))
 
     def class_weights(self) -> tuple[float, ...]:
         """Return a weight for each class, background first: one over the root of its share of the labelled voxels.
@@ -151,13 +152,13 @@ class TrainingSet:
         return tuple((weights / (weights * self._voxels).sum() * self._voxels.sum()).tolist())
 
     def half_thickness(self) -> int:
-        """Return the erosions that nearly all of the labelled foreground vanishes after, in voxels of the working spacing."""
+        """Return after how many erosions nearly all of the labelled foreground vanishes, at the working spacing."""
         depths = []
         for index in range(len(self._items)):
             labels = self._item(index).labels
             depths += [_depth(labels == c) for c in range(1, len(self._voxels)) if (labels == c).any()]
-        found = np.concatenate(depths) if depths else np.ones(1)
-        return int(np.percentile(found, _THICK))
+        depth = np.concatenate(depths) if depths else np.ones(1)
+        return int(np.percentile(depth, _THICKNESS_PERCENTILE))
 
     def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
@@ -182,7 +183,7 @@ class TrainingSet:
 
 
 def _depth(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Return how many erosions by the six neighbours each voxel of the mask bears, one after the other."""
+    """Return after how many erosions by the six neighbours each voxel of the mask vanishes."""
     depth: npt.NDArray[np.int32] = ndimage.distance_transform_cdt(mask, metric="taxicab")[mask]
     return depth
 

@@ -1,4 +1,4 @@
-"""What is tried before a CPU computes a network in bfloat16, and what came of it; see `rescueseg.models.precision`."""
+"""The trial before a CPU computes a network in bfloat16, and its verdict; see `rescueseg.models.precision`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT_OF_MEMORY = ("bad_alloc", "can't allocate memory", "Cannot allocate memory",
 
 
 class Trial(Record):
-    """What is tried: a network over batches of windows. Not in it: the seed, the schedule, what no shape depends on."""
+    """A network over batches of windows, without what no shape depends on, such as the seed and the schedule."""
 
     network: NetworkPlan | NnUNetNetwork
     window: ZYX
@@ -25,11 +25,11 @@ class Trial(Record):
     """Windows per pass; each size is tried."""
     threads: int
     backward: bool
-    """Whether gradients are wanted too: with every output that the training of the network supervises."""
+    """Whether gradients are computed too, with every output that the training of the network supervises."""
 
     @field_validator("network")
     @classmethod
-    def _at_any_rate(cls, network: NetworkPlan | NnUNetNetwork) -> NetworkPlan | NnUNetNetwork:
+    def _unify_dropout(cls, network: NetworkPlan | NnUNetNetwork) -> NetworkPlan | NnUNetNetwork:
         """Return the network with one rate of dropout for all: which channels are dropped changes no shape."""
         return network.model_copy(update={"dropout": 0.25 if network.dropout else 0.0})
 
@@ -40,7 +40,7 @@ class Trial(Record):
 
 
 class Verdict(Record):
-    """What a trial showed."""
+    """The result of a trial."""
 
     holds: bool
     reason: str = ""

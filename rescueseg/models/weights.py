@@ -1,4 +1,4 @@
-"""What the weights of networks have in common, whatever family they are of."""
+"""The weights of an ensemble in one file, for every family."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ from torch import Tensor
 
 
 def join_members(weights: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the weights of several networks under one roof; those of a single one keep their names."""
+    """Return the weights of several networks in one mapping; those of a single one keep their names.
+
+    Examples
+    --------
+    >>> import torch
+    >>> first, second = {"head.bias": torch.zeros(2)}, {"head.bias": torch.ones(2)}
+    >>> sorted(join_members([first, second]))
+    ['member0.head.bias', 'member1.head.bias']
+    """
     if len(weights) == 1:
         return weights[0]
     return {f"member{i}.{name}": tensor for i, own in enumerate(weights) for name, tensor in own.items()}
 
 
 def split_members(weights: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
-    """Return what `join_members` joined."""
+    """Return the weights of each network, as `join_members` got them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> weights = join_members([{"head.bias": torch.zeros(2)}, {"head.bias": torch.ones(2)}])
+    >>> [member["head.bias"].tolist() for member in split_members(weights, 2)]
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
     if count == 1:
         return [weights]
     prefixes = [f"member{i}." for i in range(count)]

@@ -23,7 +23,7 @@ class Dataset:
     """What `write_dataset` wrote: the cases, and the classes without a labelled voxel."""
 
     cases: tuple[Case, ...]
-    unseen: tuple[int, ...]
+    unlabelled_classes: tuple[int, ...]
 
 
 def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacing, folder: Path) -> Dataset:
@@ -52,17 +52,17 @@ def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacin
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     cases: list[Case] = []
-    seen: set[int] = set()
+    classes: set[int] = set()
     channels = 0
     for item in snapshot.items:
         loaded = load_item(campaign, item, spacing_um_zyx)
-        known = loaded.labels != IGNORE
-        if not known.any():
+        annotated = loaded.labels != IGNORE
+        if not annotated.any():
             continue
-        seen |= {int(value) for value in np.unique(loaded.labels[known])}
+        classes |= {int(value) for value in np.unique(loaded.labels[annotated])}
         name, channels = f"case_{len(cases):04d}", len(loaded.image)
         _write_case(folder, name, loaded, ignore, spacing_um_zyx)
-        cases.append(Case(name, item.volume_id, item.read_box, int(known.sum())))
+        cases.append(Case(name, item.volume_id, item.read_box, int(annotated.sum())))
     if not cases:
         raise TrainingError(
             "not one voxel is labelled",
@@ -78,7 +78,7 @@ def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacin
         "overwrite_image_reader_writer": "Tiff3DIO",
     }
     (folder / "dataset.json").write_text(json.dumps(description, indent=1))
-    return Dataset(tuple(cases), tuple(c for c in range(1, ignore) if c not in seen))
+    return Dataset(tuple(cases), tuple(c for c in range(1, ignore) if c not in classes))
 
 
 def _write_case(folder: Path, name: str, item: Item, ignore: int, spacing_um_zyx: Spacing) -> None:

@@ -22,14 +22,14 @@ class Case:
         Volume it was cut from.
     box : Box
         What was read of the volume.
-    labelled : int
-        Voxels that are not ignored.
+    voxels : int
+        Labelled voxels.
     """
 
     name: str
     volume_id: str
     box: Box
-    labelled: int
+    voxels: int
 
 
 def group_cases(cases: Sequence[Case]) -> list[list[Case]]:
@@ -37,6 +37,15 @@ def group_cases(cases: Sequence[Case]) -> list[list[Case]]:
 
     With several volumes those of one volume do; with a single volume those whose boxes overlap, context included, or
     are linked by others that do.
+
+    Examples
+    --------
+    In one volume, the first two patches overlap:
+
+    >>> boxes = {"a": Box((0, 0, 0), (8, 64, 64)), "b": Box((4, 0, 0), (8, 64, 64)), "c": Box((0, 200, 0), (8, 64, 64))}
+    >>> groups = group_cases([Case(name, "v", box, 100) for name, box in boxes.items()])
+    >>> [[case.name for case in group] for group in groups]
+    [['a', 'b'], ['c']]
     """
     groups: list[list[Case]] = []
     single = len({case.volume_id for case in cases}) == 1
@@ -65,17 +74,30 @@ def choose_folds(cases: Sequence[Case], count: int) -> list[dict[str, list[str]]
     list of dict
         ``train`` and ``val`` case names of each fold; none, so that every network trains on all cases, for fewer than
         two networks or with fewer than three groups, or fewer groups than networks.
+
+    Examples
+    --------
+    Three volumes of one patch each, for three networks:
+
+    >>> box = Box((0, 0, 0), (8, 64, 64))
+    >>> cases = [Case("a", "v1", box, 500), Case("b", "v2", box, 300), Case("c", "v3", box, 400)]
+    >>> [fold["val"] for fold in choose_folds(cases, 3)]
+    [['a'], ['c'], ['b']]
+    >>> choose_folds(cases, 3)[0]["train"]
+    ['b', 'c']
+    >>> choose_folds(cases[:2], 2)
+    []
     """
     groups = group_cases(cases)
     if count < 2 or len(groups) < max(_LEAST_GROUPS, count):
         return []
-    held: list[list[Case]] = [[] for _ in range(count)]
-    for group in sorted(groups, key=lambda g: (-sum(c.labelled for c in g), g[0].name)):
-        min(held, key=lambda fold: (sum(c.labelled for c in fold), len(fold))).extend(group)
+    validation: list[list[Case]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda g: (-sum(c.voxels for c in g), g[0].name)):
+        min(validation, key=lambda fold: (sum(c.voxels for c in fold), len(fold))).extend(group)
     return [
         {
             "train": [c.name for c in cases if c not in fold],
             "val": [c.name for c in cases if c in fold],
         }
-        for fold in held
+        for fold in validation
     ]

@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with our schedule, checkpoints and progress."""
+"""nnU-Net's trainer with the schedule, checkpoints and progress of rescueseg."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
 from rescueseg.models import checkpoints
+from rescueseg.models.files import member_folder
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.precision import choose_precision
@@ -46,23 +47,23 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     """
 
     def prepare(self, job: Job, config: TrainingConfig, member: int, report: Report) -> None:
-        """Take over a network of a job, before `initialize`: nnU-Net fixes what its constructor is given."""
+        """Take over a network of a job, before `initialize`: nnU-Net fixes the arguments of its constructor."""
         self.job, self.member, self.report = job, member, report
-        self.work_dir, self.identity = checkpoints.member_folder(Path(job.work_dir), member), f"{job.identity}/{member}"
+        self.work_dir, self.identity = member_folder(Path(job.work_dir), member), f"{job.identity}/{member}"
         profile = PROFILES[config.profile]
         self.iterations = config.iterations or profile.iterations
         self.epoch_steps = min(profile.epoch_steps or config.checkpoint_every, self.iterations)
         self.num_epochs = math.ceil(self.iterations / self.epoch_steps)
         self.num_val_iterations_per_epoch = profile.validation_steps or max(1, self.epoch_steps // _VALIDATION_SHARE)
-        self.rest, self._saved = profile.checkpoint_seconds, time.monotonic()
+        self.checkpoint_seconds, self._save_time = profile.checkpoint_seconds, time.monotonic()
         self.peak, self.dropout = peak_rate(config), dropout(config)
         self.history: list[dict[str, float]] = []
-        self._seconds, self._started = 0.0, time.monotonic()
+        self._seconds, self._start_time = 0.0, time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, those before a kill included."""
-        return self._seconds + time.monotonic() - self._started
+        return self._seconds + time.monotonic() - self._start_time
 
     @property
     def step(self) -> int:
@@ -159,7 +160,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.logger.log("lrs", self._set_rate(), self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one step; that of an epoch's end is reported once its pseudo-Dice is known."""
+        """Take one step; the last of an epoch is reported with its pseudo-Dice, after validation."""
         rate = self._set_rate()
         result: dict[str, Any] = super().train_step(batch)
         value = float(result["loss"])
@@ -176,7 +177,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return result
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Note the pseudo-Dice of the epoch, where a class was seen."""
+        """Note the pseudo-Dice of the epoch, where a class occurs."""
         with np.errstate(invalid="ignore"):
             super().on_validation_epoch_end(val_outputs)
         dice = float(self.logger.get_value("mean_fg_dice", step=-1))
@@ -188,9 +189,9 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
         self.current_epoch += 1
         if self.local_rank == 0:
-            if self.step == self.iterations or time.monotonic() - self._saved >= self.rest:
+            if self.step == self.iterations or time.monotonic() - self._save_time >= self.checkpoint_seconds:
                 self._save()
-                self._saved = time.monotonic()
+                self._save_time = time.monotonic()
             self.report(self.step, self.history[-1])
 
     def on_train_end(self) -> None:
@@ -199,7 +200,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         super().on_train_end()
 
     def plot_network_architecture(self) -> None:
-        """Draw nothing."""
+        """Plot nothing: nnU-Net would write a picture of the network."""
 
     # weights --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""nnU-Net's networks from our record of them, with dropout drawn from keys."""
+"""nnU-Net's networks, built from `NnUNetNetwork`, with dropout drawn from keys."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class KeyedDropout(nn.Module):
         if not self.keys:
             return features
         rows = [keyed_generator(*key, "dropout", self.site).random(features.shape[1]) for key in self.keys]
-        kept = torch.from_numpy(np.stack(rows) >= self.rate).to(features)
-        return features * (kept / (1.0 - self.rate))[..., None, None, None]
+        mask = torch.from_numpy(np.stack(rows) >= self.rate).to(features)
+        return features * (mask / (1.0 - self.rate))[..., None, None, None]
 
 
 def build_network(plan: NnUNetNetwork) -> nn.Module:

@@ -12,9 +12,9 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.nnunet.folds import Case, choose_folds, group_cases
-from rescueseg.models.survey import Survey, scratch_reason, survey
+from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
-from rescueseg.models.unet.plan import PROFILES as WINDOWS
+from rescueseg.models.unet.plan import PROFILES as UNET_PROFILES
 from rescueseg.records import Record, Snapshot
 
 NAME = "nnunet"
@@ -91,10 +91,10 @@ class NnUNetNetwork(Record):
     @classmethod
     def read(cls, architecture: Mapping[str, Any], in_channels: int, n_classes: int, dropout: float) -> NnUNetNetwork:
         """Return the network of one configuration of nnU-Net's plans."""
-        named = {path: name for name, path in ARCHITECTURES.items()}
+        names = {path: name for name, path in ARCHITECTURES.items()}
         kwargs = architecture["arch_kwargs"]
         return cls(
-            architecture=named[architecture["network_class_name"]],
+            architecture=names[architecture["network_class_name"]],
             in_channels=in_channels,
             n_classes=n_classes,
             features=tuple(kwargs["features_per_stage"]),
@@ -130,7 +130,7 @@ class NnUNetNetwork(Record):
         """What a window must be a multiple of."""
         return zyx(math.prod(s[a] for s in self.strides) for a in range(3))
 
-    def deepened(self, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]]) -> NnUNetNetwork:
+    def with_levels(self, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]]) -> NnUNetNetwork:
         """Return the network with the levels of another window; features and blocks go on as nnU-Net's planners do."""
         levels = len(strides)
 
@@ -154,11 +154,11 @@ class NnUNetNetwork(Record):
         """
         depth = min(len(channels or self.features), len(self.features) - 1)
         first = int(strided and depth > 2)
-        wanted = tuple(channels) if channels else self.features[first:]
-        levels = min(len(wanted), len(self.features) - first)
+        features = tuple(channels) if channels else self.features[first:]
+        levels = min(len(features), len(self.features) - first)
         return self.model_copy(
             update={
-                "features": wanted[:levels],
+                "features": features[:levels],
                 "strides": self.strides[first : first + levels],
                 "kernels": self.kernels[first : first + levels],
                 "encoder_blocks": self.encoder_blocks[first : first + levels],
@@ -229,76 +229,78 @@ def dropout(config: TrainingConfig) -> float:
     return PROFILES[config.profile].dropout if config.dropout is None else config.dropout
 
 
-def training_window(config: TrainingConfig, found: Survey) -> ZYX | None:
+def training_window(config: TrainingConfig, survey: Survey) -> ZYX | None:
     """Return the window to plan for, zyx; None to leave it to nnU-Net."""
     if config.window_zyx is not None or config.profile == "gpu":
         return config.window_zyx
-    return isotropic_shape(found.spacing_um_zyx, WINDOWS[config.profile].window_voxels, found.field_zyx)
+    return isotropic_shape(survey.spacing_um_zyx, UNET_PROFILES[config.profile].window_voxels, survey.field_zyx)
 
 
-def inference_window(config: TrainingConfig, found: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
+def inference_window(config: TrainingConfig, survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
     """Return the default inference window: larger than the training window, within the smallest volume."""
-    wanted = round(math.prod(window_zyx) * WINDOWS[config.profile].inference_scale)
-    larger = isotropic_shape(found.spacing_um_zyx, wanted, found.volume_zyx)
+    voxels = round(math.prod(window_zyx) * UNET_PROFILES[config.profile].inference_scale)
+    larger = isotropic_shape(survey.spacing_um_zyx, voxels, survey.volume_zyx)
     return round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
 
 
-def start_from(known: NnUNetPlan, wanted: NnUNetPlan, config: TrainingConfig, found: Survey) -> tuple[NnUNetPlan, str]:
+def warm_start_plan(
+    earlier: NnUNetPlan, scratch: NnUNetPlan, config: TrainingConfig, survey: Survey
+) -> tuple[NnUNetPlan, str]:
     """Return the plan of a training that may start from another model, and why it does not; empty where it does.
 
-    What the weights do not depend on follows the settings, such as the windows and the batch. Where nothing fixes how
-    deep a network is, that follows nnU-Net's plan for the images there were, and the earlier one is kept.
+    What the weights do not depend on follows the settings, such as the windows and the batch. Where no setting fixes
+    the depth of the network, it is the earlier one's, which nnU-Net planned for the images of that training.
 
     Parameters
     ----------
-    known, wanted : NnUNetPlan
+    earlier, scratch : NnUNetPlan
         Of the model to start from, and of a training from scratch.
     config : TrainingConfig
-        What is asked for.
-    found : Survey
+        Settings of the training.
+    survey : Survey
         Of the training set.
     """
-    had, new = known.network, wanted.network
+    old, new = earlier.network, scratch.network
     fixed = config.channels is not None or PROFILES[config.profile].channels is not None
-    levels = None if fixed else min(len(had.features), len(new.features))
-    spacings = known.spacing_um_zyx, wanted.spacing_um_zyx
+    levels = None if fixed else min(len(old.features), len(new.features))
+    spacings = earlier.spacing_um_zyx, scratch.spacing_um_zyx
     reason = scratch_reason(
         {
-            "number of image channels": (had.in_channels, new.in_channels),
-            "number of classes": (had.n_classes, new.n_classes),
-            "training.profile": (known.profile, wanted.profile),
-            "training.nnunet_planner": (known.planner, wanted.planner),
-            "training.nnunet_configuration": (known.configuration, wanted.configuration),
-            "training.channels": (had.features[:levels], new.features[:levels]),
-            "working spacing": (wanted.configuration == "3d_lowres" or same_spacing(*spacings), True),
+            "number of image channels": (old.in_channels, new.in_channels),
+            "number of classes": (old.n_classes, new.n_classes),
+            "training.profile": (earlier.profile, scratch.profile),
+            "training.nnunet_planner": (earlier.planner, scratch.planner),
+            "training.nnunet_configuration": (earlier.configuration, scratch.configuration),
+            "training.channels": (old.features[:levels], new.features[:levels]),
+            "working spacing": (scratch.configuration == "3d_lowres" or same_spacing(*spacings), True),
         }
     )
     if not reason and config.window_zyx is not None:
-        reason = scratch_reason({"training.window_zyx": ((had.strides, had.kernels), (new.strides, new.kernels))})
+        reason = scratch_reason({"training.window_zyx": ((old.strides, old.kernels), (new.strides, new.kernels))})
     if reason:
-        return wanted, reason
-    window = round_up(wanted.window_zyx, known.total_stride_zyx)
-    return wanted.model_copy(
+        return scratch, reason
+    window = round_up(scratch.window_zyx, earlier.total_stride_zyx)
+    return scratch.model_copy(
         update={
-            "network": had.model_copy(update={"dropout": new.dropout}),
-            "axes": known.axes,
+            "network": old.model_copy(update={"dropout": new.dropout}),
+            "axes": earlier.axes,
             "window_zyx": window,
-            "inference_window_zyx": inference_window(config, found, window, known.total_stride_zyx),
+            "inference_window_zyx": inference_window(config, survey, window, earlier.total_stride_zyx),
         }
     ), ""
 
 
 def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
-    """Say what a training of nnU-Net on a snapshot would be; no image is read. Raises as `survey` does."""
-    config, found = campaign.config.training, survey(campaign, snapshot)
-    window = training_window(config, found)
+    """Return what a training of nnU-Net on a snapshot would be; no image is read. Raises as `survey_snapshot` does."""
+    config = campaign.config.training
+    window = training_window(config, survey_snapshot(campaign, snapshot))
     steps = (config.iterations or PROFILES[config.profile].iterations) * config.members
     cases = [Case(i.ticket_id, i.volume_id, i.read_box, i.box.size) for i in snapshot.items]
     folds = choose_folds(cases, config.members)
     groups = len(group_cases(cases))
-    told = "every network trains on all patches"
+    text = "every network trains on all patches"
     if folds:
-        told = "cross-validation: " + ", ".join(f"{len(f['train'])} train and {len(f['val'])} validate" for f in folds)
+        text = "cross-validation: " + ", ".join(f"{len(f['train'])} train and {len(f['val'])} validate" for f in folds)
     elif config.members > 1:
-        told += f": {groups} groups that share no voxel are too few for {config.members} folds"
-    return Outline(len(cases), window, steps, config.members, told)
+        text += f": {groups} groups that share no voxel are too few for {config.members} folds"
+    return Outline(len(cases), window, steps, config.members, text)

@@ -30,8 +30,8 @@ from rescueseg.models.nnunet.plan import (
     NnUNetPlan,
     dropout,
     inference_window,
-    start_from,
     training_window,
+    warm_start_plan,
 )
 from rescueseg.models.survey import Survey
 
@@ -42,7 +42,7 @@ _SAMPLES = 100_000
 
 
 def plan_dataset(
-    job: Job, config: TrainingConfig, known: NnUNetPlan | None, preprocessed: Path
+    job: Job, config: TrainingConfig, earlier: NnUNetPlan | None, preprocessed: Path
 ) -> tuple[NnUNetPlan, str]:
     """Take the dataset's fingerprint, plan, adapt the plans to the profile and settings, and preprocess.
 
@@ -52,7 +52,7 @@ def plan_dataset(
         The training; its dataset is written.
     config : TrainingConfig
         Profile, window, features, dropout, planner and configuration.
-    known : NnUNetPlan, optional
+    earlier : NnUNetPlan, optional
         Plan of the model to start from.
     preprocessed : Path
         nnU-Net's folder of the preprocessed dataset.
@@ -60,9 +60,9 @@ def plan_dataset(
     Returns
     -------
     plan : NnUNetPlan
-        What the plans file, adapted, says.
+        As the adapted plans file has it.
     reason : str
-        Why the training does not start from `known`; empty where it does.
+        Why the training does not start from the earlier model; empty where it does.
 
     Raises
     ------
@@ -82,10 +82,10 @@ def plan_dataset(
                 todo="Leave it at 3d_fullres: the patches are too small for another resolution",
             )
         configuration = plans["configurations"][name]
-        found = Survey(job.in_channels, job.spacing_um_zyx, job.volume_zyx, job.field_zyx)
-        plan, reason = _adapt(job, config, found, plans, configuration), ""
-        if known is not None:
-            plan, reason = start_from(known, plan, config, found)
+        survey = Survey(job.in_channels, job.spacing_um_zyx, job.volume_zyx, job.field_zyx)
+        plan, reason = _adapt(job, config, survey, plans, configuration), ""
+        if earlier is not None:
+            plan, reason = warm_start_plan(earlier, plan, config, survey)
         plans["transpose_forward"] = list(plan.axes)
         plans["transpose_backward"] = [plan.axes.index(axis) for axis in range(3)]
         configuration |= {
@@ -113,7 +113,7 @@ def _planner(config: TrainingConfig) -> Any:
 
 
 def _adapt(
-    job: Job, config: TrainingConfig, found: Survey, plans: dict[str, Any], configuration: dict[str, Any]
+    job: Job, config: TrainingConfig, survey: Survey, plans: dict[str, Any], configuration: dict[str, Any]
 ) -> NnUNetPlan:
     """Return nnU-Net's plan with the window, features and dropout of profile and settings."""
     profile, axes = PROFILES[config.profile], zyx(plans["transpose_forward"])
@@ -122,11 +122,11 @@ def _adapt(
     )
     patch = [int(n) for n in configuration["patch_size"]]
     spacing = [float(s) for s in configuration["spacing"]]
-    window = training_window(config, found)
+    window = training_window(config, survey)
     if window is not None:
         _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, [window[axis] for axis in axes], 4, 999999)
         patch = [window[axis] for axis in axes]
-        network = network.deepened(strides, kernels)
+        network = network.with_levels(strides, kernels)
     network = network.cut(config.channels or profile.channels, profile.strided)
     patch = [-(-n // m) * m for n, m in zip(patch, network.total_stride, strict=True)]
     plan = NnUNetPlan(
@@ -142,7 +142,7 @@ def _adapt(
         iterations=config.iterations or profile.iterations,
         members=config.members,
     )
-    larger = inference_window(config, found, plan.window_zyx, plan.total_stride_zyx)
+    larger = inference_window(config, survey, plan.window_zyx, plan.total_stride_zyx)
     return plan.model_copy(update={"inference_window_zyx": larger})
 
 

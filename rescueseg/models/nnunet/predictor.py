@@ -35,7 +35,7 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
     """
 
     def __init__(self, networks: Sequence[nn.Module], plan: NnUNetPlan, config: InferenceConfig, device: str) -> None:
-        wanted = config.window_zyx
+        window = config.window_zyx
         self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
         super().__init__(
             networks,
@@ -43,7 +43,7 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
             config,
             device,
             spacing_um_zyx=plan.spacing_um_zyx,
-            window_zyx=round_up(wanted, plan.total_stride_zyx) if wanted else plan.inference_window_zyx,
+            window_zyx=round_up(window, plan.total_stride_zyx) if window else plan.inference_window_zyx,
             axes=plan.axes,
             square=False,
         )

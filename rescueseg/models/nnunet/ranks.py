@@ -8,24 +8,24 @@ from collections.abc import Callable
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, ProcessRaisedException
 
 
-def watch(others: ProcessContext, failed: Callable[[str], None]) -> threading.Thread:
+def watch(others: ProcessContext, on_failure: Callable[[str], None]) -> threading.Thread:
     """Return a thread that ends with the processes.
 
     Parameters
     ----------
     others : ProcessContext
         What `start_processes` returned; from now on nobody else may join it.
-    failed : callable
-        Gets the last line of what the first process to fail said, once the rest of them are ended.
+    on_failure : callable
+        Called with the last line of the first failure's message, once the other processes have ended.
     """
 
-    def look() -> None:
+    def join() -> None:
         try:
             while not others.join():
                 pass
         except (ProcessRaisedException, ProcessExitedException) as error:
-            failed(str(error).strip().splitlines()[-1])
+            on_failure(str(error).strip().splitlines()[-1])
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=join, daemon=True)
     thread.start()
     return thread

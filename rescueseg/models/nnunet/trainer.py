@@ -16,11 +16,11 @@ from rescueseg import errors
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import RescuesegError, TrainingError, storage_errors
-from rescueseg.models.files import read_finished, read_start
+from rescueseg.models.files import read_trained_model, read_warm_start
 from rescueseg.models.nnunet import predictor
 from rescueseg.models.nnunet.plan import FORMAT, NAME, Job
 from rescueseg.models.predictor import Predictor
-from rescueseg.models.survey import survey
+from rescueseg.models.survey import survey_snapshot
 from rescueseg.models.trainer import (
     TrainedModel,
     TrainerCapabilities,
@@ -35,13 +35,13 @@ from rescueseg.storage import digest_json
 _log = logging.getLogger(__name__)
 
 LOG_FILE = "nnunet.log"
-_DECIDING = {
+_IDENTITY_SETTINGS = {
     *("profile", "iterations", "batch_size", "learning_rate", "window_zyx", "channels", "dropout", "members"),
     *("checkpoint_every", "gpus", "nnunet_planner", "nnunet_configuration"),
 }
 """Settings that decide the weights, beside the working spacing."""
-_KEPT = "nnUNet_compile"
-"""The one variable of nnU-Net's that a person may set: whether it compiles on a GPU."""
+_COMPILE_VARIABLE = "nnUNet_compile"
+"""Whether nnU-Net compiles on a GPU: the one of its variables that the worker inherits."""
 
 
 class NnUNetTrainer:
@@ -88,11 +88,11 @@ class NnUNetTrainer:
         check_request(self.name, self.capabilities, request)
         _check_gpus(request)
         job = _make_job(request)
-        finished = read_finished(request.work_dir, job.identity)
-        if finished is not None:
-            return finished
+        model = read_trained_model(request.work_dir, job.identity)
+        if model is not None:
+            return model
         _run_worker(job, progress)
-        model = read_finished(request.work_dir, job.identity)
+        model = read_trained_model(request.work_dir, job.identity)
         assert model is not None
         return model
 
@@ -104,18 +104,18 @@ def _check_gpus(request: TrainingRequest) -> None:
 
 
 def _make_job(request: TrainingRequest) -> Job:
-    """Settle what the worker needs to know, and the identity: what decides the weights."""
+    """Return what the worker needs, with the identity of the training: the digest of all that its weights depend on."""
     campaign, config = request.campaign, request.campaign.config
-    found = survey(campaign, request.snapshot)
-    warm = read_start(request.warm_start)
-    training = config.training.model_dump(mode="json", include=_DECIDING)
+    survey = survey_snapshot(campaign, request.snapshot)
+    earlier = read_warm_start(request.warm_start)
+    training = config.training.model_dump(mode="json", include=_IDENTITY_SETTINGS)
     identity = {
         "format": FORMAT,
         "training": training,
         "snapshot": request.snapshot.digest,
         "seed": request.seed,
-        "warm_start": warm[1] if warm else "",
-        "spacing": found.spacing_um_zyx,
+        "warm_start": earlier.digest if earlier else "",
+        "spacing": survey.spacing_um_zyx,
     }
     return Job(
         identity=digest_json(identity),
@@ -126,10 +126,10 @@ def _make_job(request: TrainingRequest) -> Job:
         seed=request.seed,
         device=request.device,
         warm_start=str(request.warm_start) if request.warm_start else None,
-        spacing_um_zyx=found.spacing_um_zyx,
-        in_channels=found.in_channels,
-        volume_zyx=found.volume_zyx,
-        field_zyx=found.field_zyx,
+        spacing_um_zyx=survey.spacing_um_zyx,
+        in_channels=survey.in_channels,
+        volume_zyx=survey.volume_zyx,
+        field_zyx=survey.field_zyx,
     )
 
 
@@ -193,8 +193,8 @@ def _environment(job: Job) -> dict[str, str]:
     """Return the worker's environment: nnU-Net's folders are this job's, whatever is set here."""
     threads = str(job.config["training"]["threads"])
     ours = {f"nnUNet_{name}": str(job.folder / name) for name in ("raw", "preprocessed", "results")}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_") or k == _KEPT}
-    return kept | ours | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_") or k == _COMPILE_VARIABLE}
+    return inherited | ours | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:

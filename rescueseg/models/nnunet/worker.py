@@ -1,6 +1,6 @@
 """The process of one training: ``python -m rescueseg.models.nnunet.worker``, a job on the first line of its input.
 
-It tells its progress as lines of JSON, and ends when its input does: with the process that started it.
+It prints its progress as lines of JSON, and ends when its input does: with the process that started it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.models import checkpoints
-from rescueseg.models.files import model_errors, read_start, write_atomically
+from rescueseg.models.files import model_errors, read_warm_start
 from rescueseg.models.nnunet.dataset import Dataset, write_dataset
 from rescueseg.models.nnunet.folds import choose_folds
 from rescueseg.models.nnunet.loop import CampaignTrainer, Report
@@ -36,9 +36,9 @@ from rescueseg.models.nnunet.network import load_weights, own_weights
 from rescueseg.models.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan
 from rescueseg.models.nnunet.planner import PLANS, plan_dataset
 from rescueseg.models.nnunet.ranks import watch
-from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unseen_warnings
+from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unlabelled_warnings
 from rescueseg.models.weights import join_members, split_members
-from rescueseg.storage import Storage
+from rescueseg.storage import Storage, write_atomically
 
 
 class ChannelHandler(logging.Handler):
@@ -60,14 +60,14 @@ class ChannelHandler(logging.Handler):
 
 
 def main() -> int:
-    """Run the job; what goes wrong on purpose is told as JSON."""
+    """Run the job; an error that names its remedy is printed as JSON."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nnU-Net prints: that belongs in the log
     job = Job.model_validate_json(sys.stdin.readline())
     logging.getLogger("rescueseg").addHandler(ChannelHandler(channel))
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
-        with storage_errors(job.work_dir), _alone(Path(job.work_dir), channel):
+        with storage_errors(job.work_dir), _folder_lock(Path(job.work_dir), channel):
             run(job, channel)
     except RescuesegError as error:
         print(json.dumps({"error": [type(error).__name__, error.what, error.where, error.todo]}), file=channel)
@@ -82,7 +82,7 @@ def _end_with_input() -> None:
 
 
 @contextmanager
-def _alone(folder: Path, channel: TextIO) -> Iterator[None]:
+def _folder_lock(folder: Path, channel: TextIO) -> Iterator[None]:
     """Wait until no other training works in a folder, and say so: one whose parent was killed may take a moment to end."""
     with (folder / ".lock").open("w") as file:
         try:
@@ -95,8 +95,8 @@ def _alone(folder: Path, channel: TextIO) -> Iterator[None]:
 
 def run(job: Job, channel: TextIO) -> None:
     """Write the dataset, plan, train, and commit the model as the last act."""
-    begun = datetime.now(UTC).isoformat(timespec="seconds")
-    print(f"=== {begun}: training {job.identity}, process {os.getpid()}", file=sys.stderr, flush=True)
+    start_time = datetime.now(UTC).isoformat(timespec="seconds")
+    print(f"=== {start_time}: training {job.identity}, process {os.getpid()}", file=sys.stderr, flush=True)
     write_atomically(Path(job.work_dir, "job.json"), job.model_dump_json(indent=1).encode())
     config = CampaignConfig.model_validate(job.config)
     campaign, training = Campaign(Storage(job.campaign_url), config), config.training
@@ -105,54 +105,54 @@ def run(job: Job, channel: TextIO) -> None:
     raw, preprocessed = (Path(str(folder), DATASET) for folder in (nnUNet_raw, nnUNet_preprocessed))
     preprocessed.mkdir(parents=True)
     dataset = write_dataset(campaign, job.snapshot, job.spacing_um_zyx, raw)
-    warnings = unseen_warnings(config.classes, dataset.unseen)
-    known = _known_plan(job)
-    plan, reason = plan_dataset(job, training, known, preprocessed)
+    warnings = unlabelled_warnings(config.classes, dataset.unlabelled_classes)
+    earlier = _earlier_plan(job)
+    plan, reason = plan_dataset(job, training, earlier, preprocessed)
     check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
-    start = None if reason else known
+    start = None if reason else earlier
     folds = choose_folds(dataset.cases, training.members)
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
-    trained, seconds = [], 0.0
+    trainers, seconds = [], 0.0
     for member in range(training.members):
-        trained.append(_train(job, training, start, member, bool(folds), channel))
-        seconds += trained[-1].seconds  # now: the clock of a network does not stop while the next one trains
-    _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trained, seconds)
+        trainers.append(_train(job, training, start, member, bool(folds), channel))
+        seconds += trainers[-1].seconds  # now: the clock of a network does not stop while the next one trains
+    _export(job, plan, dataset, [*warnings, *([reason] if reason else [])], trainers, seconds)
     shutil.rmtree(job.folder)
 
 
-def _known_plan(job: Job) -> NnUNetPlan | None:
+def _earlier_plan(job: Job) -> NnUNetPlan | None:
     """Return the plan of the model to start from."""
     if job.warm_start is None:
         return None
-    found = read_start(Path(job.warm_start))
-    assert found is not None, "a folder is named"
+    model = read_warm_start(Path(job.warm_start))
+    assert model is not None, "a folder is named"
     with model_errors(job.warm_start):
-        return NnUNetPlan.model_validate(found[0]["plan"])
+        return NnUNetPlan.model_validate(model.description["plan"])
 
 
 def _train(
-    job: Job, config: TrainingConfig, known: NnUNetPlan | None, member: int, folded: bool, channel: TextIO
+    job: Job, config: TrainingConfig, earlier: NnUNetPlan | None, member: int, folded: bool, channel: TextIO
 ) -> CampaignTrainer:
     """Train a network; on several GPUs this process is the first of nnU-Net's DDP, and the others are started here."""
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
-        done = member * (config.iterations or PROFILES[config.profile].iterations)
-        print(json.dumps({"step": done + step, "metrics": dict(metrics)}), file=channel)
+        first = member * (config.iterations or PROFILES[config.profile].iterations)
+        print(json.dumps({"step": first + step, "metrics": dict(metrics)}), file=channel)
 
-    weights = _known_weights(job, known, member)
+    weights = _earlier_weights(job, earlier, member)
     if config.gpus == 1:
         return _fit(job, config, member, folded, weights, report)
     shared = (job, config, member, folded, weights)
     others = start_processes(_other_rank, shared, config.gpus - 1, join=False)  # type: ignore[no-untyped-call]
 
-    def failed(message: str) -> None:
+    def stop(message: str) -> None:
         print(json.dumps({"error": _lost_rank(job, message)}), file=channel)
         os._exit(1)  # the training here may wait for the lost process for ever
 
-    watching = watch(others, failed)
+    watcher = watch(others, stop)
     _join_ranks(job, config, member, 0)
     trainer = _fit(*shared, report)
-    watching.join()
+    watcher.join()
     torch.distributed.destroy_process_group()
     return trainer
 
@@ -166,13 +166,13 @@ def _lost_rank(job: Job, message: str) -> list[str]:
     ]
 
 
-def _known_weights(job: Job, known: NnUNetPlan | None, member: int) -> dict[str, Tensor] | None:
-    """Return the weights to start from; where there are more networks than in the earlier model, they share."""
-    if known is None:
+def _earlier_weights(job: Job, earlier: NnUNetPlan | None, member: int) -> dict[str, Tensor] | None:
+    """Return the weights to start from; networks beyond the earlier model's begin again with its first."""
+    if earlier is None:
         return None
     with model_errors(str(job.warm_start)):
-        every = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
-    return split_members(every, known.members)[member % known.members]
+        tensors = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
+    return split_members(tensors, earlier.members)[member % earlier.members]
 
 
 def _other_rank(
@@ -185,8 +185,8 @@ def _other_rank(
 
 def _join_ranks(job: Job, config: TrainingConfig, member: int, rank: int) -> None:
     torch.cuda.set_device(rank)
-    meeting = f"file://{job.folder / f'ranks{member}'}"
-    torch.distributed.init_process_group("nccl", init_method=meeting, rank=rank, world_size=config.gpus)
+    url = f"file://{job.folder / f'ranks{member}'}"
+    torch.distributed.init_process_group("nccl", init_method=url, rank=rank, world_size=config.gpus)
 
 
 def _fit(
@@ -214,7 +214,7 @@ def _export(
     plan: NnUNetPlan,
     dataset: Dataset,
     warnings: list[str],
-    trained: Sequence[CampaignTrainer],
+    trainers: Sequence[CampaignTrainer],
     seconds: float,
 ) -> None:
     """Commit the finished model."""
@@ -232,10 +232,10 @@ def _export(
     }
     log = {
         "seconds": seconds,
-        "losses": [entry for trainer in trained for entry in trainer.history],
-        "notes": sorted({trainer.note for trainer in trained if trainer.note}),
+        "losses": [entry for trainer in trainers for entry in trainer.history],
+        "notes": sorted({trainer.note for trainer in trainers if trainer.note}),
     }
-    weights = join_members([own_weights(trainer.bare_network) for trainer in trained])
+    weights = join_members([own_weights(trainer.bare_network) for trainer in trainers])
     checkpoints.export_model(Path(job.work_dir), weights, description, log)
 
 

@@ -77,12 +77,12 @@ class Run:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
         self.step = 0
         self.losses: list[float] = []
-        self._seconds, self._started = 0.0, time.monotonic()
+        self._seconds, self._start_time = 0.0, time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Wall-clock time of the training so far."""
-        return self._seconds + time.monotonic() - self._started
+        return self._seconds + time.monotonic() - self._start_time
 
     def resume(self) -> None:
         """Go back to the last checkpoint of the same request, if there is one."""
@@ -139,13 +139,13 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self._follow()
+        self._update_average()
         self.step += 1
         self.losses.append(value)
         return {"loss": value, "learning_rate": rate}
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         """Move the average towards the weights; at first it forgets faster, so that the first weights do not stay."""
         decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
         for name, tensor in get_weights(self.network).items() if self.plan.ema else ():

@@ -1,4 +1,4 @@
-"""Losses over the labelled voxels alone: Dice with cross-entropy, and what minds topology beside them."""
+"""Losses over the labelled voxels alone: Dice with cross-entropy, and terms for topology."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rescueseg.labels import IGNORE
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.plan import TrainingPlan
 
-MOST_EROSIONS = 8
+MAX_EROSIONS = 8
 BETTI_WINDOW: ZYX = (16, 48, 48)
 """Largest box that the Betti matching loss looks at; it costs as much processor time as two steps of the network."""
 
@@ -49,12 +49,12 @@ class PartialDiceCELoss(nn.Module):
         labels : Tensor of int64, shape (n, z, y, x)
             0…K or 255.
         """
-        target, known = one_hot(labels, logits.shape[1])
+        target, annotated = one_hot(labels, logits.shape[1])
         log_probability = functional.log_softmax(logits, dim=1)
-        dice = self.dice(log_probability.exp(), target, known).flatten()
+        dice = self.dice(log_probability.exp(), target, annotated).flatten()
         present = target[:, 1:].sum(dim=(0, 2, 3, 4)) > 0
-        counted = target * self.weights.view(1, -1, 1, 1, 1) if len(self.weights) else target
-        cross_entropy = -(log_probability * counted).sum() / counted.sum().clamp(min=1.0)
+        weighted = target * self.weights.view(1, -1, 1, 1, 1) if len(self.weights) else target
+        cross_entropy = -(log_probability * weighted).sum() / weighted.sum().clamp(min=1.0)
         loss: Tensor = cross_entropy + (dice * present).sum() / present.sum().clamp(min=1)
         return loss
 
@@ -76,8 +76,8 @@ class SoftTopologyLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, between 0 and 1; parameters as in `PartialDiceCELoss.forward`."""
-        target, known = one_hot(labels, logits.shape[1])
-        loss: Tensor = self.cldice(torch.softmax(logits, dim=1) * known, target)
+        target, annotated = one_hot(labels, logits.shape[1])
+        loss: Tensor = self.cldice(torch.softmax(logits, dim=1) * annotated, target)
         return loss
 
 
@@ -107,24 +107,23 @@ class BettiMatchingLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the first window, at most `BETTI_WINDOW` around its middle; as `PartialDiceCELoss.forward`."""
-        z, y, x = (_middle(n, most) for n, most in zip(labels.shape[1:], BETTI_WINDOW, strict=True))
-        target, known = one_hot(labels[:1, z, y, x], logits.shape[1])
-        probability = torch.softmax(logits[:1, :, z, y, x], dim=1) * known
+        z, y, x = (_middle(n, limit) for n, limit in zip(labels.shape[1:], BETTI_WINDOW, strict=True))
+        target, annotated = one_hot(labels[:1, z, y, x], logits.shape[1])
+        probability = torch.softmax(logits[:1, :, z, y, x], dim=1) * annotated
         loss: Tensor = self.matching(probability, target)
         return loss
 
 
 def one_hot(labels: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Return the labels as (n, channels, z, y, x) float32, zero where 255, and the mask (n, 1, z, y, x) of known voxels."""
-    mask = (labels != IGNORE).unsqueeze(1)
+    """Return the labels as (n, channels, z, y, x) float32, zero where 255, and the mask (n, 1, z, y, x) of annotated voxels."""
+    mask = (labels != IGNORE).unsqueeze(1).float()
     classes = functional.one_hot(labels.masked_fill(labels == IGNORE, 0), channels)
-    known = mask.float()
-    return classes.movedim(-1, 1).float() * known, known
+    return classes.movedim(-1, 1).float() * mask, mask
 
 
-def _middle(length: int, most: int) -> slice:
-    start = max(0, (length - most) // 2)
-    return slice(start, start + most)
+def _middle(length: int, limit: int) -> slice:
+    start = max(0, (length - limit) // 2)
+    return slice(start, start + limit)
 
 
 class Objective(nn.Module):
@@ -133,9 +132,9 @@ class Objective(nn.Module):
     Parameters
     ----------
     data : TrainingSet
-        Gives class weights and thickness where the plan wants them.
+        Gives class weights and thickness where the plan uses them.
     plan : TrainingPlan
-        Says what counts.
+        Weights of the terms.
     """
 
     def __init__(self, data: TrainingSet, plan: TrainingPlan) -> None:
@@ -144,7 +143,7 @@ class Objective(nn.Module):
         self.overlap = PartialDiceCELoss(data.class_weights() if plan.balanced else ())
         self.terms: list[tuple[float, nn.Module]] = []
         if plan.topology is not None and plan.topology.cldice:
-            erosions = min(max(data.half_thickness(), 1), MOST_EROSIONS)
+            erosions = min(max(data.half_thickness(), 1), MAX_EROSIONS)
             self.terms.append((plan.topology.cldice, SoftTopologyLoss(erosions)))
         if plan.topology is not None and plan.topology.betti:
             self.terms.append((plan.topology.betti, BettiMatchingLoss()))

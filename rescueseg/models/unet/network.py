@@ -125,9 +125,9 @@ class StridedUNet(nn.Module):
 
 def _mask_row(key: tuple[int | str, ...], width: int, rate: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     draws = keyed_generator(*key, "dropout").random((2, width))
-    kept = draws >= rate
-    kept[np.arange(2), draws.argmax(axis=1)] = True
-    return (kept / (1.0 - rate)).astype(np.float32)
+    mask = draws >= rate
+    mask[np.arange(2), draws.argmax(axis=1)] = True
+    return (mask / (1.0 - rate)).astype(np.float32)
 
 
 def build_network(plan: NetworkPlan, seed: int) -> StridedUNet:

@@ -1,7 +1,7 @@
 """Chooses window, strides, kernels and working spacing from the physics of the data. Imports neither torch nor MONAI.
 
 The rules are those of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), with a strided first level
-that keeps a CPU in business: an axis is halved at a level only while it is about as fine as the finest one, and is
+that makes a CPU fast enough: an axis is halved at a level only while it is about as fine as the finest one, and is
 convolved over only once it is.
 """
 
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
-from rescueseg.models.survey import scratch_reason, survey
+from rescueseg.models.survey import scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
 from rescueseg.records import Record, Snapshot
 
 _POOL_RATIO = 1.5
 _KERNEL_RATIO = 2.5
 _SMALLEST = 4
-_WARM_UP = 20
 _DROPOUT = 0.2
 _LEARNING_RATE = 5e-3
 
@@ -118,6 +117,16 @@ def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tupl
     -------
     strides, kernels : tuple of tuple of int
         Each stride 1 or 2, each kernel 1 or 3.
+
+    Examples
+    --------
+    Planes four times as far apart as pixels: z is halved, and convolved over, only once y and x are as coarse.
+
+    >>> strides, kernels = choose_strides((0.4, 0.1, 0.1), (32, 128, 128), 3)
+    >>> strides
+    ((1, 2, 2), (1, 2, 2), (2, 2, 2))
+    >>> kernels
+    ((1, 3, 3), (3, 3, 3), (3, 3, 3))
     """
     spacing, size = list(spacing_um_zyx), list(limit_zyx)
     strides, kernels = [], []
@@ -133,25 +142,34 @@ def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tupl
     return tuple(strides), tuple(kernels)
 
 
-def start_from(known: TrainingPlan, wanted: TrainingPlan, config: TrainingConfig) -> tuple[NetworkPlan | None, str]:
+def warm_start_network(
+    earlier: TrainingPlan, scratch: TrainingPlan, config: TrainingConfig
+) -> tuple[NetworkPlan | None, str]:
     """Return the network of a model to start from, or None and why it does not fit.
 
     What its weights do not depend on follows the settings; so does its depth along each axis, if they name a window.
+
+    Parameters
+    ----------
+    earlier, scratch : TrainingPlan
+        Of the model to start from, and of a training from scratch.
+    config : TrainingConfig
+        Settings of the training.
     """
-    had, new = known.network, wanted.network
-    spacings = known.spacing_um_zyx, wanted.spacing_um_zyx
+    old, new = earlier.network, scratch.network
+    spacings = earlier.spacing_um_zyx, scratch.spacing_um_zyx
     reason = scratch_reason(
         {
-            "number of image channels": (had.in_channels, new.in_channels),
-            "number of classes": (had.n_classes, new.n_classes),
-            "training.channels": (had.channels, new.channels),
-            "training.deep_supervision": (had.supervised, new.supervised),
+            "number of image channels": (old.in_channels, new.in_channels),
+            "number of classes": (old.n_classes, new.n_classes),
+            "training.channels": (old.channels, new.channels),
+            "training.deep_supervision": (old.supervised, new.supervised),
             "working spacing": (same_spacing(*spacings), True),
         }
     )
     if not reason and config.window_zyx is not None:
-        reason = scratch_reason({"training.window_zyx": ((had.strides, had.kernels), (new.strides, new.kernels))})
-    return (None, reason) if reason else (had.model_copy(update={"dropout": new.dropout}), "")
+        reason = scratch_reason({"training.window_zyx": ((old.strides, old.kernels), (new.strides, new.kernels))})
+    return (None, reason) if reason else (old.model_copy(update={"dropout": new.dropout}), "")
 
 
 def make_plan(
@@ -170,7 +188,7 @@ def make_plan(
     Parameters
     ----------
     config : TrainingConfig
-        What it leaves open is chosen here.
+        Its settings win over the plan's own choice.
     in_channels, n_classes : int
         Image channels, foreground classes.
     spacing_um_zyx : tuple of float
@@ -180,15 +198,30 @@ def make_plan(
     field_zyx : tuple of int
         Largest extent of what training may read around a patch: a longer window would hold padding alone.
     network : NetworkPlan, optional
-        The network of a model to start from, kept as it is.
+        The network of a model to start from, used as it is.
     topology : bool
-        Whether the loss minds topology.
+        Whether the loss has terms for topology.
+
+    Examples
+    --------
+    Windows are about as long in micrometre along each axis, and multiples of the network's strides:
+
+    >>> plan = make_plan(
+    ...     TrainingConfig(channels=(8, 16, 32)),
+    ...     in_channels=1,
+    ...     n_classes=1,
+    ...     spacing_um_zyx=(0.4, 0.1, 0.1),
+    ...     volume_zyx=(40, 512, 512),
+    ...     field_zyx=(16, 96, 96),
+    ... )
+    >>> plan.window_zyx, plan.inference_window_zyx, plan.network.total_stride_zyx
+    ((14, 56, 56), (28, 112, 112), (2, 8, 8))
     """
     profile = PROFILES[config.profile]
-    wanted_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
+    least_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
     if network is None:
         channels = config.channels or profile.channels
-        strides, kernels = choose_strides(spacing_um_zyx, wanted_window, len(channels))
+        strides, kernels = choose_strides(spacing_um_zyx, least_window, len(channels))
         network = NetworkPlan(
             in_channels=in_channels,
             n_classes=n_classes,
@@ -199,9 +232,9 @@ def make_plan(
             supervised=len(channels) - 2 if config.deep_supervision else 0,
         )
     multiple = network.total_stride_zyx
-    window = round_up(wanted_window, multiple)
-    wanted = round(math.prod(window) * profile.inference_scale)
-    larger = isotropic_shape(spacing_um_zyx, wanted, volume_zyx)
+    window = round_up(least_window, multiple)
+    inference_voxels = round(math.prod(window) * profile.inference_scale)
+    larger = isotropic_shape(spacing_um_zyx, inference_voxels, volume_zyx)
     return TrainingPlan(
         network=network,
         spacing_um_zyx=spacing_um_zyx,
@@ -220,15 +253,15 @@ def make_plan(
 
 
 def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
-    """Say what a training of the U-Net on a snapshot would be; no image is read. Raises as `survey` does."""
-    config, found = campaign.config.training, survey(campaign, snapshot)
+    """Return what a training on a snapshot would be; no image is read. Raises as `survey_snapshot` does."""
+    config, survey = campaign.config.training, survey_snapshot(campaign, snapshot)
     plan = make_plan(
         config,
-        in_channels=found.in_channels,
+        in_channels=survey.in_channels,
         n_classes=snapshot.n_classes,
-        spacing_um_zyx=found.spacing_um_zyx,
-        volume_zyx=found.volume_zyx,
-        field_zyx=found.field_zyx,
+        spacing_um_zyx=survey.spacing_um_zyx,
+        volume_zyx=survey.volume_zyx,
+        field_zyx=survey.field_zyx,
     )
     steps = plan.iterations * plan.members
     return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")

@@ -13,19 +13,19 @@ from torch import Tensor
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError
 from rescueseg.models import checkpoints
-from rescueseg.models.files import model_errors, read_finished, read_start
-from rescueseg.models.survey import survey
+from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
+from rescueseg.models.survey import survey_snapshot
 from rescueseg.models.trainer import (
     WEIGHTS_FILE,
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
     check_request,
-    unseen_warnings,
+    unlabelled_warnings,
 )
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.loop import Run, learning_rate
-from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, start_from
+from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
 from rescueseg.models.weights import join_members, split_members
 from rescueseg.progress import StepProgress
@@ -44,7 +44,7 @@ class MonaiUNetTrainer:
 
     name = "monai_unet"
     topology = False
-    """Whether the loss minds topology."""
+    """Whether the loss has terms for topology."""
     capabilities = TrainerCapabilities(partial_labels=True)
 
     def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
@@ -74,13 +74,13 @@ class MonaiUNetTrainer:
         check_request(self.name, self.capabilities, request)
         plan, start, reason = _plan_request(request, self.topology)
         identity = _request_digest(request, plan, start)
-        finished = read_finished(request.work_dir, identity)
-        if finished is not None:
-            return finished
+        model = read_trained_model(request.work_dir, identity)
+        if model is not None:
+            return model
         config = request.campaign.config.training
         with _fixed_execution(config.threads):
             self._train(request, plan, identity, reason, progress)
-        model = read_finished(request.work_dir, identity)
+        model = read_trained_model(request.work_dir, identity)
         assert model is not None
         return model
 
@@ -95,13 +95,13 @@ class MonaiUNetTrainer:
         seconds = 0.0
         for member in range(plan.members):
             run = Run(
-                checkpoints.member_folder(request.work_dir, member),
+                member_folder(request.work_dir, member),
                 f"{identity}/{member}",
                 data,
                 plan,
                 seed=member_seed(request.seed, member),
                 device=request.device,
-                weights=_known_weights(folder, member),
+                weights=_earlier_weights(folder, member),
             )
             run.resume()
             while run.step < plan.iterations:
@@ -111,7 +111,8 @@ class MonaiUNetTrainer:
                     run.save()
             runs.append(run)
             seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
-        warnings = [*unseen_warnings(request.campaign.config.classes, data.unseen), *([reason] if reason else [])]
+        warnings = unlabelled_warnings(request.campaign.config.classes, data.unlabelled_classes)
+        warnings += [reason] if reason else []
         self._export(request, plan, identity, warnings, runs, seconds)
 
     def _export(
@@ -148,13 +149,13 @@ def member_seed(seed: int, member: int) -> int:
     return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
 
 
-def _known_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
-    """Return the weights to start from; where there are more networks than in the earlier model, they share."""
-    found = read_start(folder)
-    if folder is None or found is None:
+def _earlier_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
+    """Return the weights to start from; networks beyond the earlier model's begin again with its first."""
+    model = read_warm_start(folder)
+    if folder is None or model is None:
         return None
     with model_errors(str(folder)):
-        members = TrainingPlan.model_validate(found[0]["plan"]).members
+        members = TrainingPlan.model_validate(model.description["plan"]).members
         return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
@@ -170,7 +171,7 @@ class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
 def plan_training(
     campaign: Campaign, snapshot: Snapshot, network: NetworkPlan | None = None, *, topology: bool = False
 ) -> TrainingPlan:
-    """Plan the training of a snapshot, with a loss that minds topology or without, for a network or a new one.
+    """Plan the training of a snapshot, with or without terms for topology, for an earlier network or a new one.
 
     Raises
     ------
@@ -182,15 +183,15 @@ def plan_training(
     config = campaign.config.training
     if config.channels is not None and len(config.channels) < 3:
         raise ConfigError("too few levels", where="training.channels", todo="Name at least three, such as [16, 32, 64]")
-    found = survey(campaign, snapshot)
+    survey = survey_snapshot(campaign, snapshot)
     return make_plan(
         config,
-        in_channels=found.in_channels,
+        in_channels=survey.in_channels,
         n_classes=snapshot.n_classes,
         network=network,
-        spacing_um_zyx=found.spacing_um_zyx,
-        volume_zyx=found.volume_zyx,
-        field_zyx=found.field_zyx,
+        spacing_um_zyx=survey.spacing_um_zyx,
+        volume_zyx=survey.volume_zyx,
+        field_zyx=survey.field_zyx,
         topology=topology,
     )
 
@@ -199,13 +200,13 @@ def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPla
     """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
     campaign, snapshot = request.campaign, request.snapshot
     plan = plan_training(campaign, snapshot, topology=topology)
-    found = read_start(request.warm_start)
-    if found is None:
+    model = read_warm_start(request.warm_start)
+    if model is None:
         return plan, "", ""
     with model_errors(str(request.warm_start)):
-        known = TrainingPlan.model_validate(found[0]["plan"])
-    network, reason = start_from(known, plan, campaign.config.training)
-    return plan_training(campaign, snapshot, network, topology=topology), found[1], reason
+        earlier = TrainingPlan.model_validate(model.description["plan"])
+    network, reason = warm_start_network(earlier, plan, campaign.config.training)
+    return plan_training(campaign, snapshot, network, topology=topology), model.digest, reason
 
 
 @contextmanager

@@ -34,9 +34,9 @@ def train(
     return get_trainer("monai_unet").train(request, progress)
 
 
-def kill_at(step: int, seen: list[int]) -> StepProgress:
+def kill_at(step: int, steps: list[int]) -> StepProgress:
     def progress(now: int, metrics: Mapping[str, float]) -> None:
-        seen.append(now)
+        steps.append(now)
         if now == step:
             raise Killed
 
@@ -61,12 +61,12 @@ def test_killed_within_its_second_network_it_resumes_to_the_same_model_with_a_ma
     snapshot = make_snapshot(campaign, BOXES)
     undisturbed = train(campaign, snapshot, tmp_path / "undisturbed")
     assert undisturbed.iterations == len(undisturbed.losses) == 12
-    seen: list[list[int]] = [[], [], []]
-    for step, taken in zip((5, 11), seen, strict=False):
+    steps: list[list[int]] = [[], [], []]
+    for step, run in zip((5, 11), steps, strict=False):
         with pytest.raises(Killed):
-            train(campaign, snapshot, tmp_path / "work", kill_at(step, taken))
-    resumed = train(campaign, snapshot, tmp_path / "work", lambda step, _: seen[2].append(step))
-    assert seen == [[1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10, 11], [11, 12]]
+            train(campaign, snapshot, tmp_path / "work", kill_at(step, run))
+    resumed = train(campaign, snapshot, tmp_path / "work", lambda step, _: steps[2].append(step))
+    assert steps == [[1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10, 11], [11, 12]]
     assert (resumed.digest, resumed.losses) == (undisturbed.digest, undisturbed.losses)
     assert [p.name for p in (tmp_path / "work").iterdir() if p.is_dir()] == ["model"]
 

@@ -24,8 +24,8 @@ from tests.contracts.test_trainer import dice, train
 from tests.training_rig import BOXES, SPACING, make_campaign, make_snapshot
 
 
-def case(name: str, volume_id: str, offset: tuple[int, int, int], labelled: int = 1) -> Case:
-    return Case(name, volume_id, Box(offset, (4, 10, 10)), labelled)
+def case(name: str, volume_id: str, offset: tuple[int, int, int], voxels: int = 1) -> Case:
+    return Case(name, volume_id, Box(offset, (4, 10, 10)), voxels)
 
 
 def test_a_case_is_patch_and_context_with_the_context_ignored(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_case_is_patch_and_context_with_the_context_ignored(tmp_path: Path) ->
     snapshot = make_snapshot(campaign, BOXES, halo=(0, 6, 6))
     dataset = write_dataset(campaign, snapshot, SPACING, tmp_path / "raw")
     assert [c.box for c in dataset.cases] == [item.read_box for item in snapshot.items]
-    assert dataset.unseen == ()
+    assert dataset.unlabelled_classes == ()
     description = json.loads((tmp_path / "raw/dataset.json").read_text())
     assert description["labels"] == {"background": 0, "class_1": 1, "class_2": 2, "ignore": 3}
     assert description["channel_names"] == {"0": "noNorm", "1": "noNorm"}
@@ -143,14 +143,14 @@ def test_it_learns_in_a_process_of_its_own_and_leaves_this_one_alone(
 ) -> None:
     monkeypatch.setenv("nnUNet_raw", "/nowhere")
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=80, checkpoint_every=40)
-    seen: list[dict[str, float]] = []
+    metrics: list[dict[str, float]] = []
     snapshot = make_snapshot(campaign, BOXES)
     before = dict(os.environ)
-    model = train(campaign, snapshot, tmp_path / "work", lambda _, values: seen.append(dict(values)))
+    model = train(campaign, snapshot, tmp_path / "work", lambda _, values: metrics.append(dict(values)))
     assert dict(os.environ) == before
     assert dice(campaign, model) >= 0.8
-    assert list(model.losses) == seen
-    assert [int(e["step"]) for e in seen if "pseudo_dice" in e] == [40, 80]
+    assert list(model.losses) == metrics
+    assert [int(e["step"]) for e in metrics if "pseudo_dice" in e] == [40, 80]
     assert not (tmp_path / "work/nnunet").exists(), "what nnU-Net pickles is not kept"
     again = train(campaign, snapshot, tmp_path / "work", lambda step, _: pytest.fail(f"step {step} taken again"))
     assert again == model

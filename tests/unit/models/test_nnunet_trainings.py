@@ -22,7 +22,7 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.models.trainer import TrainedModel
 from tests.contracts.test_trainer import publish, train
 from tests.training_rig import BOXES, make_campaign, make_snapshot
-from tests.unit.models.test_warm_start import settled
+from tests.unit.models.test_warm_start import with_settings
 
 
 def plan_of(model: TrainedModel) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def test_a_residual_preset_trains_and_folds_of_the_default_start_from_scratch_an
     predictor = load_predictor(residual, publish(residual, first), residual.config.inference, "cpu")
     assert predictor.networks == 1
 
-    folded = settled(residual, nnunet_planner="default", members=3)
+    folded = with_settings(residual, nnunet_planner="default", members=3)
     second = train(folded, snapshot, tmp_path / "second", warm_start=first.path)
     assert second.warnings == ("trained from scratch: the model to start from has another training.nnunet_planner",)
     assert second.iterations == 6
@@ -64,7 +64,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Campaign, TrainedM
 def test_an_ensemble_starts_from_a_single_model_with_the_batch_and_dropout_that_are_asked_for(
     single: tuple[Campaign, TrainedModel], tmp_path: Path
 ) -> None:
-    campaign = settled(single[0], members=2, iterations=3, batch_size=4, dropout=0.3)
+    campaign = with_settings(single[0], members=2, iterations=3, batch_size=4, dropout=0.3)
     snapshot = make_snapshot(campaign, BOXES)
     warm = train(campaign, snapshot, tmp_path / "warm", warm_start=single[1].path)
     cold = train(campaign, snapshot, tmp_path / "cold")
@@ -87,9 +87,9 @@ def test_an_ensemble_starts_from_a_single_model_with_the_batch_and_dropout_that_
 def test_an_incompatible_model_is_no_start_and_the_reason_is_told(
     single: tuple[Campaign, TrainedModel], tmp_path: Path, changed: dict[str, Any], named: str
 ) -> None:
-    campaign = settled(single[0], iterations=2, **changed)
-    told = train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", warm_start=single[1].path)
-    assert told.warnings == (f"trained from scratch: the model to start from has another {named}",)
+    campaign = with_settings(single[0], iterations=2, **changed)
+    model = train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", warm_start=single[1].path)
+    assert model.warnings == (f"trained from scratch: the model to start from has another {named}",)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_truncated_weights_to_start_from_are_one_clear_error(
 
 @pytest.mark.slow
 def test_the_profile_of_a_gpu_has_the_epochs_of_nnunet(single: tuple[Campaign, TrainedModel], tmp_path: Path) -> None:
-    campaign = settled(single[0], profile="gpu", iterations=260, checkpoint_every=4, batch_size=2)
+    campaign = with_settings(single[0], profile="gpu", iterations=260, checkpoint_every=4, batch_size=2)
     steps: list[int] = []
     model = train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", lambda step, _: steps.append(step))
     assert steps == list(range(1, 261))
@@ -120,7 +120,7 @@ def test_the_profile_of_a_gpu_has_the_epochs_of_nnunet(single: tuple[Campaign, T
 def test_a_second_training_in_the_same_folder_says_that_it_waits_and_keeps_the_log(
     single: tuple[Campaign, TrainedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    campaign = settled(single[0], iterations=2)
+    campaign = with_settings(single[0], iterations=2)
     (tmp_path / "work").mkdir()
     (tmp_path / "work/nnunet.log").write_text("of an earlier run\n")
     with (tmp_path / "work/.lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
@@ -149,13 +149,13 @@ def rank(index: int, ends: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "told"),
+    ("ends", "reason"),
     [("raises", "the loss is no longer a number at step 7"), ("dies", "terminated with signal SIGKILL")],
 )
-def test_a_process_that_is_lost_ends_the_others_and_its_reason_is_told(ends: str, told: str) -> None:
-    heard: list[str] = []
+def test_a_process_that_is_lost_ends_the_others_and_its_reason_is_told(ends: str, reason: str) -> None:
+    messages: list[str] = []
     others = start_processes(rank, (ends,), 3, join=False, start_method="fork")
-    watch(others, heard.append).join(timeout=120)
-    assert len(heard) == 1
-    assert told in heard[0]
+    watch(others, messages.append).join(timeout=120)
+    assert len(messages) == 1
+    assert reason in messages[0]
     assert not any(process.is_alive() for process in others.processes)

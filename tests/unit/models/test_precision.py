@@ -23,11 +23,11 @@ from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.precision import (
     TRIAL_COMMAND,
     autocast_dtype,
-    bfloat16_holds,
+    bfloat16_verdict,
     cache_folder,
     choose_precision,
+    find_verdict,
     run_trial,
-    settle,
     verdict_key,
 )
 from rescueseg.models.precision_trial import ConvolutionCheck, compare, difference
@@ -47,10 +47,10 @@ NO = (sys.executable, "-c", """print('{"holds": false, "reason": "it is wrong"}'
 @pytest.fixture(autouse=True)
 def _own_memory() -> Iterator[None]:
     """Forget the verdicts of other tests, and let other tests forget those of this one."""
-    for forget in (bfloat16_holds.cache_clear, members._warn_once.cache_clear):
+    for forget in (bfloat16_verdict.cache_clear, members._warn_once.cache_clear):
         forget()
     yield
-    for forget in (bfloat16_holds.cache_clear, members._warn_once.cache_clear):
+    for forget in (bfloat16_verdict.cache_clear, members._warn_once.cache_clear):
         forget()
 
 
@@ -96,10 +96,10 @@ def a_trial(*window: int, **changes: object) -> Trial:
 def test_a_healthy_plan_holds_and_is_tried_once(family: str, tmp_path: Path) -> None:
     network = FLAT if family == "nnunet" else unet_plan(8, 32, 32).network
     trial, folder = a_trial(network=network), tmp_path / "cache" / "bfloat16"
-    assert settle(trial, folder) == Verdict(holds=True)
+    assert find_verdict(trial, folder) == Verdict(holds=True)
     (file,) = folder.iterdir()
     assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (0o600, 0o700)
-    assert settle(trial, folder, NO) == Verdict(holds=True), "no second process"
+    assert find_verdict(trial, folder, NO) == Verdict(holds=True), "no second process"
 
 
 BRUTE = """
@@ -125,7 +125,7 @@ os._exit(0)
 @BFLOAT16
 def test_two_planes_are_caught_where_they_do_harm(tmp_path: Path) -> None:
     trial = a_trial(2, 32, 32)
-    verdict = settle(trial, tmp_path)
+    verdict = find_verdict(trial, tmp_path)
     tunables = {"MALLOC_PERTURB_": "129", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
     command = [sys.executable, "-c", BRUTE, trial.model_dump_json()]
     brute = subprocess.run(command, env=os.environ | tunables, capture_output=True, text=True, check=False)
@@ -142,7 +142,7 @@ def test_a_trial_ends_with_the_process_that_started_it() -> None:
 
 
 def test_a_trial_that_no_precision_computes_is_no_verdict_on_bfloat16(tmp_path: Path) -> None:
-    verdict = settle(a_trial(3, 7, 9), tmp_path)
+    verdict = find_verdict(a_trial(3, 7, 9), tmp_path)
     assert not verdict.holds
     assert not verdict.final, "float32 fails as well"
     assert not list(tmp_path.iterdir())
@@ -199,30 +199,30 @@ def test_memory_is_filled_with_huge_numbers_in_a_trial_alone() -> None:
 
 def test_a_verdict_is_kept_and_one_of_the_moment_is_not(tmp_path: Path) -> None:
     killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
-    assert "SIGKILL" in settle(a_trial(), tmp_path, killed).reason
-    assert settle(a_trial(), tmp_path, NO).reason == "it is wrong"
-    assert settle(a_trial(), tmp_path, YES).reason == "it is wrong", "the first verdict stays"
-    assert settle(a_trial(threads=2), tmp_path, YES).holds
+    assert "SIGKILL" in find_verdict(a_trial(), tmp_path, killed).reason
+    assert find_verdict(a_trial(), tmp_path, NO).reason == "it is wrong"
+    assert find_verdict(a_trial(), tmp_path, YES).reason == "it is wrong", "the first verdict stays"
+    assert find_verdict(a_trial(threads=2), tmp_path, YES).holds
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"holds": "perhaps"}', b"\xff\xfe\x00"])
 def test_a_damaged_file_counts_as_none_and_is_replaced(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / f"{verdict_key(a_trial())}.json"
     file.write_bytes(content)
-    assert settle(a_trial(), tmp_path, NO).reason == "it is wrong"
+    assert find_verdict(a_trial(), tmp_path, NO).reason == "it is wrong"
     assert json.loads(file.read_bytes()) == {"holds": False, "reason": "it is wrong", "final": True}
 
 
 def test_a_folder_that_cannot_be_written_costs_the_trial_again(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "cache"
-    assert settle(a_trial(), folder, NO) == Verdict(holds=False, reason="it is wrong")
-    assert settle(a_trial(), folder, YES).holds
+    assert find_verdict(a_trial(), folder, NO) == Verdict(holds=False, reason="it is wrong")
+    assert find_verdict(a_trial(), folder, YES).holds
 
 
 def test_processes_at_the_same_time_do_no_harm(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
-        verdicts = list(pool.map(lambda _: settle(a_trial(), tmp_path, NO), range(6)))
+        verdicts = list(pool.map(lambda _: find_verdict(a_trial(), tmp_path, NO), range(6)))
     assert set(verdicts) == {Verdict(holds=False, reason="it is wrong")}
     assert [file.name for file in tmp_path.iterdir()] == [f"{verdict_key(a_trial())}.json"]
 
@@ -330,7 +330,7 @@ def test_an_inference_whose_trial_fails_is_one_in_float32_and_says_so_once(caplo
 def test_in_bfloat16_only_batches_that_were_tried_pass_through_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rescueseg.models.precision.settle", lambda trial, _: settle(trial, tmp_path, YES))
+    monkeypatch.setattr("rescueseg.models.precision.find_verdict", lambda trial, _: find_verdict(trial, tmp_path, YES))
     monkeypatch.setattr(members, "BATCH_VOXELS", 5 * 8 * 32 * 32)
     plan = unet_plan(8, 32, 32)
     network = build_network(plan.network, 1)
@@ -346,7 +346,7 @@ def test_in_bfloat16_only_batches_that_were_tried_pass_through_a_network(
 
 
 def test_without_bfloat16_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rescueseg.models.precision.settle", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("rescueseg.models.precision.find_verdict", lambda *_: pytest.fail("tried"))
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     assert choose_precision(CPU, a_trial()).dtype is None
     assert choose_precision(CPU, a_trial()).note == ""

@@ -8,14 +8,14 @@ import torch
 from rescueseg.models.resample import resample
 
 
-@pytest.mark.parametrize(("length", "wanted"), [(100, 33), (70, 23), (64, 32), (95, 32), (103, 20), (26, 50), (40, 1)])
-def test_a_ramp_stays_in_its_place(length: int, wanted: int) -> None:
+@pytest.mark.parametrize(("length", "target"), [(100, 33), (70, 23), (64, 32), (95, 32), (103, 20), (26, 50), (40, 1)])
+def test_a_ramp_stays_in_its_place(length: int, target: int) -> None:
     places = torch.arange(length, dtype=torch.float32) + 0.5
-    found = resample(places.expand(1, 1, 2, 2, length), (2, 2, wanted))[0, 0, 0, 0]
-    ratio = length / wanted
-    expected = (torch.arange(wanted) + 0.5) * ratio
-    inside = slice(1, -1) if wanted > 2 else slice(None)
-    assert torch.allclose(found[inside], expected[inside], atol=0.05 * ratio)
+    result = resample(places.expand(1, 1, 2, 2, length), (2, 2, target))[0, 0, 0, 0]
+    ratio = length / target
+    expected = (torch.arange(target) + 0.5) * ratio
+    inside = slice(1, -1) if target > 2 else slice(None)
+    assert torch.allclose(result[inside], expected[inside], atol=0.05 * ratio)
 
 
 def test_what_gets_coarser_is_averaged() -> None:

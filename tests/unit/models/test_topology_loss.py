@@ -61,18 +61,18 @@ def tube() -> np.ndarray:
 
 
 def broken(mask: np.ndarray) -> np.ndarray:
-    found = mask.copy()
-    found[:, :, 11:13] = False
-    return found
+    prediction = mask.copy()
+    prediction[:, :, 11:13] = False
+    return prediction
 
 
 def eroded_as_much(mask: np.ndarray, voxels: int) -> np.ndarray:
     """Take voxels off one side of the tube, along its length: the same overlap, and still one piece."""
-    found = mask.copy()
+    prediction = mask.copy()
     side = np.argwhere(mask & (np.indices(SHAPE)[1] == np.argwhere(mask)[:, 1].min()))
-    found[tuple(side[:voxels].T)] = False
-    assert mask.sum() - found.sum() == voxels
-    return found
+    prediction[tuple(side[:voxels].T)] = False
+    assert mask.sum() - prediction.sum() == voxels
+    return prediction
 
 
 def ring(inner: float) -> np.ndarray:
@@ -81,8 +81,8 @@ def ring(inner: float) -> np.ndarray:
     return (abs(z - 6) <= 1) & (radius >= inner) & (radius <= 8)
 
 
-def value(loss: nn.Module, found: np.ndarray, truth: np.ndarray) -> float:
-    return float(loss(logits_of(found), labels_of(truth)).detach())
+def value(loss: nn.Module, prediction: np.ndarray, truth: np.ndarray) -> float:
+    return float(loss(logits_of(prediction), labels_of(truth)).detach())
 
 
 @pytest.mark.parametrize("truth", [tube(), ring(4), np.zeros(SHAPE, bool)], ids=["tube", "ring", "nothing"])
@@ -109,9 +109,9 @@ def test_a_filled_ring_costs_more_than_as_many_voxels_around_it(loss: nn.Module)
 
 def test_descent_closes_the_gap(loss: nn.Module) -> None:
     truth = tube()
-    found = broken(truth)
-    soft = logits_of(found).detach() / SURE
-    gap = truth & ~found
+    prediction = broken(truth)
+    soft = logits_of(prediction).detach() / SURE
+    gap = truth & ~prediction
     soft[:, 0, torch.from_numpy(gap)], soft[:, 1, torch.from_numpy(gap)] = 0.5, -0.5
     soft.requires_grad_(True)
     loss(soft, labels_of(truth)).backward()

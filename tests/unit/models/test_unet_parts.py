@@ -12,8 +12,9 @@ import torch
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
+from rescueseg.models.files import CHECKPOINT_FILE
 from rescueseg.models.members import symmetries
-from rescueseg.models.precision import autocast_dtype, bfloat16_holds
+from rescueseg.models.precision import autocast_dtype, bfloat16_verdict
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
@@ -116,7 +117,7 @@ def test_bfloat16_gradients_are_those_of_float32(window: tuple[int, int, int]) -
     plan = small_plan(window_zyx=window, channels=(16, 32, 64, 64))
     threads = torch.get_num_threads()
     trial = Trial(network=plan.network, window=plan.window_zyx, batches=(2,), threads=threads, backward=True)
-    verdict = bfloat16_holds(trial)
+    verdict = bfloat16_verdict(trial)
     if not verdict.holds:
         assert verdict.final, verdict.reason
         return  # it may write where it must not: not in this process
@@ -236,7 +237,7 @@ def test_a_torn_or_foreign_checkpoint_counts_as_none(tmp_path: Path) -> None:
     checkpoints.save_checkpoint(tmp_path, {"request": "a", "step": 3})
     assert checkpoints.load_checkpoint(tmp_path, "a") == {"request": "a", "step": 3}
     assert checkpoints.load_checkpoint(tmp_path, "b") is None
-    path = tmp_path / checkpoints.CHECKPOINT_FILE
+    path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:100])
     assert checkpoints.load_checkpoint(tmp_path, "a") is None
     torch.save(MonaiUNetTrainer(), path)

@@ -14,8 +14,8 @@ import safetensors.numpy
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import InferenceError, TrainingError
-from rescueseg.models.files import read_finished
-from rescueseg.models.nnunet.plan import NnUNetPlan, start_from
+from rescueseg.models.files import read_trained_model
+from rescueseg.models.nnunet.plan import NnUNetPlan, warm_start_plan
 from rescueseg.models.registry import load_predictor
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainedModel, model_digest
@@ -25,7 +25,7 @@ from tests.contracts.test_trainer import publish, train
 from tests.training_rig import BOXES, SPACING, make_campaign, make_snapshot
 from tests.unit.models.test_nnunet import network
 
-FOUND = Survey(in_channels=1, spacing_um_zyx=SPACING, volume_zyx=(24, 96, 96), field_zyx=(12, 48, 48))
+SURVEY = Survey(in_channels=1, spacing_um_zyx=SPACING, volume_zyx=(24, 96, 96), field_zyx=(12, 48, 48))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Campaign, Snapshot
     return campaign, snapshot, train(campaign, snapshot, root / "work")
 
 
-def settled(campaign: Campaign, **training: Any) -> Campaign:
+def with_settings(campaign: Campaign, **training: Any) -> Campaign:
     """Return a campaign with other settings."""
     changed = campaign.config.training.model_copy(update=training)
     return Campaign(campaign.storage, campaign.config.model_copy(update={"training": changed}))
@@ -65,18 +65,18 @@ def test_a_unet_of_another_plan_is_no_start_and_the_model_says_so(
         snapshot = snapshot.model_copy(update=changed)
         campaign = Campaign(campaign.storage, campaign.config.model_copy(update={"classes": ("one", "two")}))
     else:
-        campaign = settled(campaign, **changed)
+        campaign = with_settings(campaign, **changed)
     warm = train(campaign, snapshot, tmp_path / "warm", warm_start=model.path)
     cold = train(campaign, snapshot, tmp_path / "cold")
-    told = f"trained from scratch: the model to start from has another {named}"
-    assert warm.warnings == (*cold.warnings, told)
+    reason = f"trained from scratch: the model to start from has another {named}"
+    assert warm.warnings == (*cold.warnings, reason)
     assert warm.losses == cold.losses
 
 
 def test_what_the_weights_do_not_depend_on_follows_the_settings(
     before: tuple[Campaign, Snapshot, TrainedModel], tmp_path: Path
 ) -> None:
-    campaign = settled(before[0], batch_size=3, dropout=0.4, window_zyx=(8, 40, 40))
+    campaign = with_settings(before[0], batch_size=3, dropout=0.4, window_zyx=(8, 40, 40))
     warm = train(campaign, before[1], tmp_path / "warm", warm_start=before[2].path)
     assert warm.warnings == ()
     plan = json.loads((warm.path / "model.json").read_text())["plan"]
@@ -100,7 +100,7 @@ def nnunet_plan(**changes: Any) -> NnUNetPlan:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "named"),
+    ("changed", "named"),
     [
         ({"profile": "gpu"}, "training.profile"),
         ({"planner": "resenc_m"}, "training.nnunet_planner"),
@@ -111,20 +111,20 @@ def nnunet_plan(**changes: Any) -> NnUNetPlan:
         ({"network": network().model_copy(update={"strides": ((1, 1, 1),) * 4})}, "training.window_zyx"),
     ],
 )
-def test_an_nnunet_of_another_plan_is_no_start(wanted: dict[str, Any], named: str) -> None:
+def test_an_nnunet_of_another_plan_is_no_start(changed: dict[str, Any], named: str) -> None:
     config = TrainingConfig(window_zyx=(8, 32, 32))
-    plan, reason = start_from(nnunet_plan(), nnunet_plan(**wanted), config, FOUND)
-    assert plan == nnunet_plan(**wanted)
+    plan, reason = warm_start_plan(nnunet_plan(), nnunet_plan(**changed), config, SURVEY)
+    assert plan == nnunet_plan(**changed)
     assert reason == f"trained from scratch: the model to start from has another {named}"
 
 
 def test_an_nnunet_that_a_gpu_planned_for_other_images_is_kept_and_batch_and_windows_follow_the_settings() -> None:
-    deeper = network().deepened([*network().strides, (1, 2, 2)], [*network().kernels, (3, 3, 3)])
-    known = nnunet_plan(profile="gpu", members=1)
-    wanted = nnunet_plan(profile="gpu", network=deeper, batch_size=8, members=3, iterations=20, window_zyx=(9, 30, 30))
-    plan, reason = start_from(known, wanted, TrainingConfig(profile="gpu", batch_size=8), FOUND)
+    deeper = network().with_levels([*network().strides, (1, 2, 2)], [*network().kernels, (3, 3, 3)])
+    earlier = nnunet_plan(profile="gpu", members=1)
+    scratch = nnunet_plan(profile="gpu", network=deeper, batch_size=8, members=3, iterations=20, window_zyx=(9, 30, 30))
+    plan, reason = warm_start_plan(earlier, scratch, TrainingConfig(profile="gpu", batch_size=8), SURVEY)
     assert reason == ""
-    assert (plan.network, plan.batch_size, plan.members, plan.iterations) == (known.network, 8, 3, 20)
+    assert (plan.network, plan.batch_size, plan.members, plan.iterations) == (earlier.network, 8, 3, 20)
     assert plan.window_zyx == (10, 32, 32), "a multiple of the network's strides"
     assert plan.inference_window_zyx >= plan.window_zyx
 
@@ -133,7 +133,7 @@ def test_an_nnunet_that_a_gpu_planned_for_other_images_is_kept_and_batch_and_win
 def test_a_generation_does_not_start_from_a_damaged_model(
     before: tuple[Campaign, Snapshot, TrainedModel], tmp_path: Path, damage: str
 ) -> None:
-    campaign = settled(before[0], warm_start=True)
+    campaign = with_settings(before[0], warm_start=True)
     reference = publish(campaign, before[2])
     campaign.finish_stage(0, "training", {"model": reference.to_json()})
     campaign.finish_stage(1, "snapshot", before[1].model_copy(update={"generation": 1}).to_json())
@@ -151,7 +151,7 @@ def test_a_generation_does_not_start_from_a_damaged_model(
 
 
 @pytest.mark.parametrize(
-    ("trainer", "name", "kept"),
+    ("trainer", "name", "length"),
     [
         ("monai_unet", "model.json", 100),
         ("monai_unet", "model.safetensors", 100),
@@ -160,12 +160,12 @@ def test_a_generation_does_not_start_from_a_damaged_model(
     ],
 )
 def test_a_folder_that_cannot_be_read_is_one_clear_error(
-    before: tuple[Campaign, Snapshot, TrainedModel], tmp_path: Path, trainer: str, name: str, kept: int
+    before: tuple[Campaign, Snapshot, TrainedModel], tmp_path: Path, trainer: str, name: str, length: int
 ) -> None:
     damaged = copied(before[2], tmp_path)
-    (damaged / name).write_bytes((damaged / name).read_bytes()[:kept])
+    (damaged / name).write_bytes((damaged / name).read_bytes()[:length])
     with pytest.raises(TrainingError, match=r"cannot be read .*backup"):
-        train(settled(before[0], trainer=trainer), before[1], tmp_path / "warm", warm_start=damaged)
+        train(with_settings(before[0], trainer=trainer), before[1], tmp_path / "warm", warm_start=damaged)
 
 
 def test_a_model_of_an_unknown_format_is_one_clear_error(
@@ -192,9 +192,9 @@ def test_a_finished_model_that_was_changed_is_trained_again(
     work = Path(shutil.copytree(first.path.parent, tmp_path / "work"))
     first = replace(first, path=work / "model")
     identity = json.loads((first.path / "model.json").read_text())["request"]
-    assert read_finished(work, identity) == first
+    assert read_trained_model(work, identity) == first
     (work / name).write_bytes((work / name).read_bytes()[:-9])
-    assert read_finished(work, identity) is None
+    assert read_trained_model(work, identity) is None
     steps: list[int] = []
     again = train(campaign, snapshot, work, lambda step, _: steps.append(step))
     assert steps == [1, 2]

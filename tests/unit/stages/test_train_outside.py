@@ -17,6 +17,7 @@ from rescueseg.cli.main import app
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
+from rescueseg.models.files import CHECKPOINT_FILE, member_folder
 from rescueseg.models.registry import TRAINERS, outline
 from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore, open_queue
@@ -149,8 +150,8 @@ def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[StepPr
         train(stop)
     import torch
 
-    folder = checkpoints.member_folder(work, 0)
-    state = torch.load(folder / checkpoints.CHECKPOINT_FILE, weights_only=True)
+    folder = member_folder(work, 0)
+    state = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
     assert state["step"] == 8
     checkpoints.save_checkpoint(folder, state | {"seconds": 3600.0})
     train(lambda *_: None)

@@ -27,11 +27,12 @@ from rescueseg.evaluation.calibration import Calibration, temper
 from rescueseg.evaluation.champion import Judgement
 from rescueseg.evaluation.scores import Evaluation, part_score
 from rescueseg.geometry import Box
-from rescueseg.models.files import CHECKPOINT_FILE, checkpoints, member_folder, write_atomically
+from rescueseg.models.files import CHECKPOINT_FILE, MODEL_FOLDER, checkpoints, member_folder, read_model
 from rescueseg.queue.store import open_queue
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.stages import train_outside
 from rescueseg.stages.publish import run_tracked
+from rescueseg.storage import write_atomically
 from rescueseg.tracking.live import LiveRun
 from rescueseg.tracking.models import CODE
 from rescueseg.tracking.runs import tracking_uri
@@ -454,7 +455,7 @@ def test_nothing_but_tracking_imports_mlflow() -> None:
 def test_the_stored_model_predicts(tracked: Campaign) -> None:
     import mlflow
 
-    from rescueseg.models import checkpoints
+    from rescueseg.models.checkpoints import export_model
     from rescueseg.models.unet.network import build_network, get_weights
     from rescueseg.models.unet.plan import make_plan
 
@@ -468,10 +469,10 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     )
     network = build_network(plan.network, seed=0)
     work = Path(tracked.storage.path(tracked.generation_path(0)))
-    checkpoints.export_model(work, get_weights(network), {"plan": plan.to_json(), "warnings": []}, {})
-    found = checkpoints.read_model(work / checkpoints.MODEL_FOLDER)
-    assert found is not None
-    model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=found[1])
+    export_model(work, get_weights(network), {"plan": plan.to_json(), "warnings": []}, {})
+    stored = read_model(work / MODEL_FOLDER)
+    assert stored is not None
+    model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=stored.digest)
     tracker = Tracker(tracked)
     calibration = Calibration(generation=0, model_digest=model.digest, temperature=2.0, validation=None, test=None)
     tracked.finish_stage(0, "calibration", calibration.to_json())
