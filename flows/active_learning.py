@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.generation import generation, scheduler_address
+from flows.generation import generation, scheduler_of
 from tasks.annotation import annotate
 from tasks.ingest.sampling import prepare
 from tasks.options import open_campaign
@@ -33,7 +33,7 @@ def active_learning(campaign_url: str, generations: int, annotator: dict[str, An
     campaign, store = open_campaign(campaign_url)
     prepare(campaign_url)
     rows: list[Any] = []
-    with scheduler_address(campaign) as scheduler:
+    with scheduler_of(campaign) as reached:
         while True:
             last = store.last_generation()
             if last is not None and last.finished_at is not None and last.generation + 1 >= generations:
@@ -43,4 +43,4 @@ def active_learning(campaign_url: str, generations: int, annotator: dict[str, An
                 if last is not None and handed_in == 0 and store.accepted_since_last_generation() == 0:
                     get_run_logger().info("no patch is left to annotate")
                     return rows
-            rows.append(generation(campaign_url, scheduler=scheduler))
+            rows.append(generation(campaign_url, scheduler=reached.address, tls_folder=reached.tls_folder))

@@ -11,9 +11,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from rescueseg.campaign import Campaign
+from rescueseg.config import ClusterConfig
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.ledger import Lock
-from rescueseg.services import dask_cluster
+from rescueseg.services.dask_address import check_address
+from rescueseg.services.dask_cluster import open_cluster, reference
 from rescueseg.services.prefect_api import wake
 from rescueseg.stages.due import begin, count_due
 from tasks.evaluation import evaluate
@@ -26,7 +28,7 @@ from tasks.training import train
 
 
 @flow(name="generation", persist_result=True, result_serializer="json")
-def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = "") -> Any:
+def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = "", tls_folder: str = "") -> Any:
     """Run one generation, or go on with the unfinished one.
 
     Parameters
@@ -37,7 +39,10 @@ def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = ""
         Do nothing unless a recount under the campaign's lock finds enough newly accepted patches: for runs that a
         schedule or an event woke.
     scheduler : str
-        Address of a Dask scheduler to use; one is started as the campaign's settings say when empty.
+        Address of a Dask scheduler to use, ``tls://`` unless it runs on this machine; one is started as the campaign's
+        settings say when empty.
+    tls_folder : str
+        Folder of that scheduler's credentials; the campaign's ``cluster.tls_folder`` when empty.
 
     Returns
     -------
@@ -45,6 +50,7 @@ def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = ""
         The generation's row of the table, or for a generation that is not due the reason.
     """
     campaign, store = open_campaign(campaign_url)
+    cluster = _cluster(campaign, scheduler, tls_folder)
     with campaign_lock(campaign, store, refuse=not only_if_due) as lock:
         if lock is None:
             return _nothing("another run is at work on this campaign")
@@ -52,7 +58,7 @@ def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = ""
         if only_if_due and not due.due:
             return _nothing(due.reason)
         number = begin(campaign, store)
-        row = _run_stages(campaign, number, scheduler, lock)
+        row = _run_stages(campaign, number, cluster, lock)
         store.finish_generation(number)
     if only_if_due:
         wake(campaign, store)
@@ -64,14 +70,14 @@ def _nothing(reason: str) -> State[Any]:
     return Completed(name="NotDue", message=reason, data={"generation": None, "reason": reason})
 
 
-def _run_stages(campaign: Campaign, number: int, scheduler: str, lock: Lock) -> dict[str, Any]:
+def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: Lock) -> dict[str, Any]:
     url = campaign.url
     make_snapshot(url, number)
     train(url, number)
     lock.check()
     if campaign.stage_result(number, "inference") is None:
-        with scheduler_address(campaign, scheduler) as address:
-            infer(url, number, address)
+        with scheduler_of(campaign, cluster) as reached:
+            infer(url, number, reached.address, reached.tls_folder)
     lock.check()
     evaluate(url, number)
     query(url, number)
@@ -81,11 +87,22 @@ def _run_stages(campaign: Campaign, number: int, scheduler: str, lock: Lock) -> 
     return row
 
 
+def _cluster(campaign: Campaign, scheduler: str, tls_folder: str) -> ClusterConfig:
+    """Return where the blocks are computed: at the scheduler that is named, which is checked, else as the campaign says."""
+    own = campaign.config.cluster
+    if not scheduler:
+        return own
+    named = ClusterConfig(kind="address", address=scheduler, tls_folder=tls_folder or own.tls_folder)
+    check_address(named)
+    return named
+
+
 @contextmanager
-def scheduler_address(campaign: Campaign, address: str = "") -> Iterator[str]:
-    """Yield the address of a Dask scheduler: the one given, or one that lives as long as the block."""
-    if address:
-        yield address
+def scheduler_of(campaign: Campaign, cluster: ClusterConfig | None = None) -> Iterator[ClusterConfig]:
+    """Yield how tasks reach a Dask scheduler: the one that has an address, or one that lives as long as the block."""
+    cluster = cluster or campaign.config.cluster
+    if cluster.kind == "address":
+        yield cluster
         return
-    with dask_cluster.open_cluster(campaign.config.cluster) as client:
-        yield dask_cluster.scheduler_address(client)
+    with open_cluster(cluster, campaign.local_folder("services")) as client:
+        yield reference(client)

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.generation import scheduler_address
+from flows.generation import scheduler_of
 from rescueseg.errors import InferenceError
 from rescueseg.evaluation.champion import champion
 from rescueseg.queue.due import campaign_lock
@@ -42,5 +42,5 @@ def infer_volume(campaign_url: str, volume_id: str, generation: int | None = Non
     number = champion(campaign) if generation is None else generation
     if number is None:
         raise InferenceError("there is no champion yet", where=campaign.url, todo="Run a generation first")
-    with campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_address(campaign) as scheduler:
-        return infer(campaign.url, number, scheduler, [volume_id])[0]
+    with campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_of(campaign) as reached:
+        return infer(campaign.url, number, reached.address, reached.tls_folder, [volume_id])[0]

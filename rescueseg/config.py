@@ -251,7 +251,9 @@ class ClusterConfig(Section):
     threads_per_worker: Positive = 1
     """Threads times workers should not exceed the cores."""
     address: str = ""
-    """Of the scheduler, such as tcp://scheduler:8786."""
+    """Of the scheduler, such as tls://scheduler:8786; tcp:// on this machine only."""
+    tls_folder: str = ""
+    """Folder of ca.pem, cert.pem and key.pem, which a tls:// address needs; see `rescueseg.services.dask_credentials`."""
     queue: str = ""
     """Slurm partition."""
     memory: str = "8GiB"

@@ -28,7 +28,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +38,7 @@ from sqlalchemy.engine import URL
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Box, Patch, Spacing
+from rescueseg.private_folder import cache_folder, private_folder
 from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
 from rescueseg.storage import Storage, digest_json
 
@@ -321,10 +321,21 @@ class CampaignFolder:
         return self.local_folder(self.generation_path(generation, "training"))
 
     def local_folder(self, relative: str) -> Path:
-        """Return a local folder for a path below the campaign; beside the system's temporary files for a remote one."""
+        """Return a local folder for a path below the campaign; of a remote campaign, a private one in the user's cache.
+
+        Raises
+        ------
+        CampaignError
+            If the path leaves the campaign, or somebody else could reach into the folder in the cache.
+        """
+        inside = self.storage.path(relative)
         if self.storage.is_local:
-            return Path(self.storage.path(relative))
-        return Path(tempfile.gettempdir(), f"rescueseg-{digest_json(self.url)[:16]}", relative)
+            return Path(inside)
+        return private_folder(
+            cache_folder(),
+            f"rescueseg-work/{digest_json(self.url)[:16]}/{relative}",
+            todo="Remove it after a look at what it holds, or set XDG_CACHE_HOME to a folder of your own",
+        )
 
     def stage_result(self, generation: int, stage: str) -> Any | None:
         """Return what a finished stage wrote, None when it has not finished."""

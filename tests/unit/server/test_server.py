@@ -158,8 +158,17 @@ def test_somebody_elses_lease_is_theirs(client: TestClient) -> None:
         {"Host": "evil.example:8642"},
         {"Host": "127.0.0.1.evil.example"},
         {"Host": "["},
+        {"Host": "127.1"},
+        {"Host": "127.1:8642"},
+        {"Host": "localhost.evil"},
+        {"Host": "127.0.0.1:80@evil"},
+        {"Host": "0.0.0.0:8642"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:8643"},
+        {"Origin": "http://localhost:8642"},
+        {"Origin": "https://127.0.0.1"},
+        {"Origin": "https://localhost:8642"},
         {"X-Forwarded-For": "10.0.0.1"},
     ],
 )
@@ -167,6 +176,24 @@ def test_pages_and_proxies_elsewhere_get_nothing_without_a_token(client: TestCli
     answer = client.get("/api/v1/info", headers=headers)
     assert (answer.status_code, answer.json()["error"]) == (403, "AccessError")
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:8643", "https://localhost:8642"])
+def test_a_page_elsewhere_changes_nothing_by_a_request_that_needs_no_leave(
+    client: TestClient, filled: Campaign, kind: str, origin: str
+) -> None:
+    """Browsers send such a POST without asking first."""
+    before = client.get("/api/v1/info").json()
+    headers = {"Origin": origin, "Content-Type": kind}
+    for path in ("/api/v1/tickets/next", f"/api/v1/leases/{'0' * 32}/submit", "/monai/activelearning/queue"):
+        answer = client.post(path, params={"annotator": "eve"}, headers=headers, content=b"{}")
+        assert (answer.status_code, answer.json()["error"]) == (403, "AccessError"), path
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "Content-Type"}
+    asked = client.options("/api/v1/tickets/next", headers=asks)
+    assert asked.status_code in (400, 403)
+    assert "access-control-allow-origin" not in asked.headers
+    assert client.get("/api/v1/info").json() == before
 
 
 def test_a_page_of_this_server_or_of_an_allowed_one_may_ask(filled: Campaign) -> None:

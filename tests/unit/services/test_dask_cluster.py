@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from distributed import LocalCluster
 
 from rescueseg.config import ClusterConfig
 from rescueseg.errors import ConfigError
-from rescueseg.services.dask_cluster import open_cluster, slurm_cluster
+from rescueseg.services.dask_cluster import open_cluster, reference, slurm_cluster
+from rescueseg.services.dask_credentials import temporary_credentials
 
 
 def test_a_local_cluster_runs_processes_with_one_thread() -> None:
@@ -51,16 +54,19 @@ def test_an_address_must_be_given() -> None:
 def test_the_slurm_job_asks_for_what_the_config_says() -> None:
     pytest.importorskip("dask_jobqueue")
     config = ClusterConfig(kind="slurm", queue="gpu-short", memory="12GiB", walltime="01:30:00", threads_per_worker=3)
-    cluster = slurm_cluster(config)
-    try:
-        script = cluster.job_script()
-    finally:
-        cluster.close()
+    with temporary_credentials() as folder:
+        cluster = slurm_cluster(config, folder)
+        try:
+            script = cluster.job_script()
+        finally:
+            cluster.close()
     assert "#SBATCH -p gpu-short" in script
     assert "#SBATCH -t 01:30:00" in script
     assert "#SBATCH --cpus-per-task=3" in script
     assert "#SBATCH --mem=12" in script
     assert "export OMP_NUM_THREADS=3" in script
+    assert f"export DASK_DISTRIBUTED__COMM__TLS__WORKER__KEY={folder}/key.pem" in script
+    assert "--protocol tls" in script
 
 
 @pytest.mark.parametrize(("kind", "package"), [("slurm", "dask_jobqueue"), ("cuda", "dask_cuda")])
@@ -75,3 +81,24 @@ def test_a_missing_package_is_named(kind: Any, package: str, monkeypatch: pytest
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"not installed.*pip install"), open_cluster(ClusterConfig(kind=kind)):
         pass
+
+
+def test_a_scheduler_of_this_machine_without_tls_is_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=None) as cluster:
+        config = ClusterConfig(kind="address", address=cluster.scheduler_address)
+        with open_cluster(config) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+    assert "works without TLS: every user of this machine can run programs" in caplog.text
+
+
+def test_gpu_workers_are_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for dask-cuda, which hands what it does not know itself to Dask's own LocalCluster, as this does."""
+    package = types.ModuleType("dask_cuda")
+    package.LocalCUDACluster = LocalCluster  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", package)
+    with open_cluster(ClusterConfig(kind="cuda", workers=1)) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+        workers = client.scheduler_info()["workers"]
+        addresses = [client.scheduler.address, *workers, *(w["nanny"] for w in workers.values())]
+        assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+        assert all(w["local_directory"].startswith(reference(client).tls_folder) for w in workers.values())
