@@ -16,6 +16,7 @@ from rescueseg.errors import ServiceError
 from rescueseg.queue.store import open_queue
 from rescueseg.services.local_servers import Servers, connect, exit_on_sigterm
 from rescueseg.services.prefect_api import GENERATION_FLOW, deploy, deployment_name, flow_command, start_deployment
+from rescueseg.services.prefect_server import where_prefect
 from rescueseg.services.processes import stop_tree
 from rescueseg.stages.due import count_due
 
@@ -155,10 +156,10 @@ def serve(campaign: Campaign, console: Console) -> None:
         deploy(campaign, servers)
         servers.serve_annotation(campaign.url)
         if (due := count_due(campaign, open_queue(campaign))).due:  # its event came while nothing was served
-            start_deployment(servers.prefect_api_url, deployment_name(GENERATION_FLOW, campaign), {})
+            start_deployment(servers.prefect, deployment_name(GENERATION_FLOW, campaign), {})
             console.print(f"Generation {due.generation} starts: {due.reason}", highlight=False)
         console.print(f"Annotate {servers.annotation_url}", highlight=False)
-        console.print(f"Prefect  {servers.prefect_api_url.removesuffix('/api')}", highlight=False)
+        console.print(f"Prefect  {where_prefect(servers.prefect, servers.folder)}", highlight=False, soft_wrap=True)
         console.print(f"MLflow   {servers.mlflow_uri}", highlight=False)
         console.print(f"Campaign {campaign.url}", highlight=False)
         console.print("Generations start by themselves; Ctrl-C stops everything.", style="dim")

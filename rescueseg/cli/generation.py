@@ -61,7 +61,8 @@ def infer(
 def status(campaign: CampaignArgument) -> None:
     """Show volumes, queue, generations and servers of a campaign."""
     from rescueseg.queue.store import open_queue
-    from rescueseg.services.local_servers import read_state
+    from rescueseg.services.prefect_server import where_prefect
+    from rescueseg.services.state import read_state
     from rescueseg.stages.due import count_due
 
     opened = Campaign.open(campaign)
@@ -82,7 +83,9 @@ def status(campaign: CampaignArgument) -> None:
     if state:
         if state.annotation_url:
             console.print(f"Annotation: {state.annotation_url}")
-        console.print(f"Prefect: {state.prefect_api_url.removesuffix('/api')}   MLflow: {state.mlflow_uri}")
+        prefect = where_prefect(state.prefect(opened.services_folder), opened.services_folder)
+        console.print(f"Prefect: {prefect}", soft_wrap=True)
+        console.print(f"MLflow: {state.mlflow_uri}")
     else:
         console.print(f"No servers run; start them with: rescueseg up {campaign}", style="dim")
 
@@ -91,7 +94,8 @@ def up(campaign: CampaignArgument) -> None:
     """Serve a campaign until Ctrl-C: annotation, Prefect, MLflow, a worker, and its deployments.
 
     Generations start by themselves, on the schedule and when enough patches were accepted (see [trigger] in
-    campaign.toml). Everything listens on the loopback interface only.
+    campaign.toml). Everything listens on the loopback interface only; beside the address of Prefect's page stands what
+    shows the secret that its login asks for.
     """
     from rescueseg.cli.flows import serve
 

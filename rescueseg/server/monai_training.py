@@ -12,6 +12,7 @@ from rescueseg.errors import QueueError, TicketNotFoundError
 from rescueseg.server.monai_users import MonaiUsers
 from rescueseg.services import prefect_api
 from rescueseg.services.prefect_api import GENERATION_FLOW, FlowRun, deployment_name
+from rescueseg.services.prefect_server import PrefectServer
 
 STATUS = {
     "SCHEDULED": "SUBMITTED",
@@ -33,10 +34,10 @@ def training_routes(router: APIRouter, users: MonaiUsers) -> None:
     def start(request: Request, body: dict[str, Any] | None = None, model: str = "champion") -> dict[str, Any]:
         client = users.client(request, (body or {}).get("client_id"))
         require_role(client.annotator, client.role, "admin")
-        url, run = _latest(client.campaign)
+        prefect, run = _latest(client.campaign)
         if run is not None and not run.state.is_final:
             raise QueueError("a generation runs already", where=model[:64], todo="Wait for it; see GET /train/")
-        prefect_api.start_deployment(url, deployment_name(GENERATION_FLOW, client.campaign), {})
+        prefect_api.start_deployment(prefect, deployment_name(GENERATION_FLOW, client.campaign), {})
         return _status(_latest(client.campaign)[1])
 
     @router.get("/train/", summary="The latest generation's run; 404 where none is running and that was asked")
@@ -48,23 +49,23 @@ def training_routes(router: APIRouter, users: MonaiUsers) -> None:
     def stop(request: Request) -> dict[str, Any]:
         client = users.client(request)
         require_role(client.annotator, client.role, "admin")
-        url, run = _latest(client.campaign)
+        prefect, run = _latest(client.campaign)
         if run is None or run.state.is_final:
             return _status(None)
-        prefect_api.cancel_run(url, run.run_id)
+        prefect_api.cancel_run(prefect, run.run_id)
         return _status(_latest(client.campaign)[1])
 
 
-def _latest(campaign: Campaign) -> tuple[str, FlowRun | None]:
-    """Return Prefect's URL and the latest run of the campaign's generations."""
-    url = prefect_api.prefect_url(campaign)
-    if not url:
+def _latest(campaign: Campaign) -> tuple[PrefectServer, FlowRun | None]:
+    """Return Prefect's server and the latest run of the campaign's generations."""
+    prefect = prefect_api.prefect_server(campaign)
+    if prefect is None:
         raise QueueError(
             "the campaign is not served, so nothing can train",
             where=campaign.config.name,
             todo="Serve it with 'rescueseg up CAMPAIGN', or run 'rescueseg generation CAMPAIGN'",
         )
-    return url, prefect_api.latest_run(url, deployment_name(GENERATION_FLOW, campaign))
+    return prefect, prefect_api.latest_run(prefect, deployment_name(GENERATION_FLOW, campaign))
 
 
 def _status(run: FlowRun | None) -> dict[str, Any]:

@@ -4,17 +4,17 @@
 
     CAMPAIGN/services/
         services.json     URLs and process ids, so that other commands find the servers
+        prefect-secret    what Prefect asks everybody for, made anew at each start; only the owner enters this folder
         prefect/          Prefect's home and SQLite database
         mlflow-artifacts/ what runs log
         *.log             output of every server
 
 A Prefect flow without a server starts an ephemeral one in every process, Dask workers included: five times slower than
-one real server. Everything below a `Servers` block therefore gets the URLs by its environment.
+one real server. Everything below a `Servers` block therefore gets the URLs, and the secret, by its environment.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -23,62 +23,26 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
 import httpx
-import psutil
 
 from rescueseg.config import ANNOTATION_PORT
 from rescueseg.errors import ServiceError, storage_errors
-from rescueseg.services.processes import stop_tree
-from rescueseg.storage import write_atomically
+from rescueseg.services.prefect_server import (
+    SECRET_FILE,
+    PrefectServer,
+    make_private,
+    make_secret,
+    server_of_environment,
+)
+from rescueseg.services.processes import listens, stop_tree
+from rescueseg.services.state import ServiceState, one_at_a_time, read_state, stop_stale_servers, write_state
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-OWNER = "owner"
-"""Entry in ``services.json`` of the process that started the servers."""
-
-
-@dataclass(frozen=True)
-class ServiceState:
-    """Where the servers of a campaign answer, as written to ``services.json``.
-
-    Parameters
-    ----------
-    prefect_api_url, mlflow_uri : str
-        URLs; `mlflow_uri` may belong to a server that somebody else runs.
-    pids : dict
-        Process id by service name.
-    started : dict
-        Start time of each process (seconds since the epoch), which tells a reused process id from ours.
-    annotation_url : str
-        URL of the annotation server; empty where none was started.
-    """
-
-    prefect_api_url: str
-    mlflow_uri: str
-    pids: dict[str, int] = field(default_factory=dict)
-    started: dict[str, float] = field(default_factory=dict)
-    annotation_url: str = ""
-
-    @property
-    def is_served(self) -> bool:
-        """Whether another process that is alive started the servers and they run."""
-        owned = _process(self, OWNER) is not None and self.pids[OWNER] != os.getpid()
-        return owned and any(_process(self, name) is not None for name in self.pids if name != OWNER)
-
-
-def read_state(folder: Path) -> ServiceState | None:
-    """Return the state of the servers that run from `folder`; None when none was started or they are gone."""
-    path = folder / "services.json"
-    try:
-        state = ServiceState(**json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
-    return state if _process(state, "prefect") is not None else None
 
 
 def checkout() -> Path:
@@ -95,15 +59,17 @@ def checkout() -> Path:
     return root
 
 
-def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str, str]:
+def environment(folder: Path, prefect: PrefectServer, mlflow_uri: str) -> dict[str, str]:
     """Return the environment of every process that works with the servers.
 
     Parameters
     ----------
     folder : Path
         The services folder; Prefect keeps its database and results in it.
-    prefect_api_url, mlflow_uri : str
-        URLs of the two servers.
+    prefect : PrefectServer
+        The server that flows report to.
+    mlflow_uri : str
+        URL of the other server.
 
     Returns
     -------
@@ -134,7 +100,7 @@ def environment(folder: Path, prefect_api_url: str, mlflow_uri: str) -> dict[str
         "no_proxy": loopback,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(checkout()), os.environ.get("PYTHONPATH", "")])),
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": prefect_api_url,
+        **prefect.settings,
         "MLFLOW_TRACKING_URI": mlflow_uri,
     }
 
@@ -160,7 +126,7 @@ class Servers:
     def __init__(self, folder: Path, mlflow_backend: str, *, mlflow_uri: str = "") -> None:
         self.folder = folder
         self._backend = mlflow_backend
-        self.prefect_api_url = ""
+        self.prefect = PrefectServer("")
         self.mlflow_uri = mlflow_uri
         self.annotation_url = ""
         self._owns_mlflow = not mlflow_uri
@@ -170,14 +136,15 @@ class Servers:
     @property
     def environment(self) -> dict[str, str]:
         """Environment for processes that use the servers; see `environment`."""
-        return environment(self.folder, self.prefect_api_url, self.mlflow_uri)
+        return environment(self.folder, self.prefect, self.mlflow_uri)
 
     def __enter__(self) -> Servers:
-        with storage_errors(str(self.folder)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        previous = stop_stale_servers(self.folder)
+        make_private(self.folder)
         try:
-            self._start(previous)
+            with one_at_a_time(self.folder):
+                health = self._start(stop_stale_servers(self.folder))
+            for name, url in health.items():
+                self._wait(name, url)
         except BaseException:
             self.stop()
             raise
@@ -188,10 +155,11 @@ class Servers:
     ) -> None:
         self.stop()
 
-    def _start(self, previous: ServiceState | None) -> None:
+    def _start(self, previous: ServiceState | None) -> dict[str, str]:
+        """Start the processes; return the address of each at which it says that it is there."""
         port = _free_port(_port_of(previous.prefect_api_url if previous else ""))
-        self.prefect_api_url = f"http://{HOST}:{port}/api"
-        health = {"prefect": f"{self.prefect_api_url}/health"}
+        self.prefect = PrefectServer(f"http://{HOST}:{port}/api", make_secret(self.folder))
+        health = {"prefect": f"{self.prefect.url}/health"}
         commands = {"prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(port)]}
         if self._owns_mlflow:
             mlflow_port = _free_port(_port_of(previous.mlflow_uri if previous else ""), avoid=port)
@@ -200,9 +168,8 @@ class Servers:
             commands["mlflow"] = mlflow_command(self._backend, self.folder, mlflow_port)
         for name, command in commands.items():
             self.spawn(name, [sys.executable, "-m", *command])
-        for name, url in health.items():
-            self._wait(name, url)
         self._last_annotation_url = previous.annotation_url if previous else ""
+        return health
 
     def serve_annotation(self, campaign_url: str) -> None:
         """Start a campaign's annotation server too, at its last address if that is free; errors as on entering."""
@@ -235,7 +202,8 @@ class Servers:
                 start_new_session=True,
             )
         self._processes[name] = process
-        self._write_state()
+        pids = {name: process.pid for name, process in self._processes.items()}
+        write_state(self.folder, self.prefect.url, self.mlflow_uri, self.annotation_url, pids)
         return process
 
     def dead_process(self) -> str:
@@ -248,9 +216,11 @@ class Servers:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def stop(self) -> None:
-        """End every process started, the youngest first, with all its descendants."""
+        """End every process started, the youngest first, with all its descendants; their secret is worth nothing then."""
         while self._processes:
             self._stop(self._processes.popitem()[1])
+        if self.prefect.secret:
+            (self.folder / SECRET_FILE).unlink(missing_ok=True)
 
     @staticmethod
     def _stop(process: subprocess.Popen[bytes] | None) -> None:
@@ -259,12 +229,13 @@ class Servers:
             process.wait()
 
     def _wait(self, name: str, url: str) -> None:
+        """Wait until the server answers; whoever else took its port meanwhile is not given the secret."""
         process = self._processes[name]
         deadline = time.monotonic() + START_SECONDS
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() < deadline and process.poll() is None:
                 try:
-                    if client.get(url).is_success:
+                    if client.get(url).is_success and listens(process.pid, _port_of(url)):
                         return
                 except httpx.TransportError:
                     pass
@@ -275,12 +246,6 @@ class Servers:
             where=str(self.folder / f"{name}.log"),
             todo=f"Its last lines:\n{self.log_tail(name)}",
         )
-
-    def _write_state(self) -> None:
-        pids = {OWNER: os.getpid()} | {name: process.pid for name, process in self._processes.items()}
-        started = {name: _create_time(pid) for name, pid in pids.items()}
-        state = ServiceState(self.prefect_api_url, self.mlflow_uri, pids, started, self.annotation_url)
-        write_atomically(self.folder / "services.json", (json.dumps(asdict(state), indent=1) + "\n").encode())
 
 
 @contextmanager
@@ -296,12 +261,11 @@ def connect(folder: Path, mlflow_backend: str, mlflow_uri: str = "") -> Iterator
     mlflow_uri : str
         Tracking server to use in any case, unless empty.
     """
-    if url := os.environ.get("PREFECT_API_URL", ""):
-        yield environment(folder, url, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", mlflow_backend))
+    if prefect := server_of_environment():
+        yield environment(folder, prefect, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", mlflow_backend))
         return
-    state = read_state(folder)
-    if state is not None:
-        yield environment(folder, state.prefect_api_url, mlflow_uri or state.mlflow_uri)
+    if state := read_state(folder):
+        yield environment(folder, state.prefect(folder), mlflow_uri or state.mlflow_uri)
         return
     with Servers(folder, mlflow_backend, mlflow_uri=mlflow_uri) as servers:
         yield servers.environment
@@ -313,31 +277,6 @@ def mlflow_command(backend: str, folder: Path, port: int) -> list[str]:
         *["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"],
         *["--backend-store-uri", backend, "--artifacts-destination", str(folder / "mlflow-artifacts")],
     ]
-
-
-def stop_stale_servers(folder: Path) -> ServiceState | None:
-    """Stop servers that a killed session left running in `folder`; return their state from ``services.json``.
-
-    Raises
-    ------
-    ServiceError
-        If the session is not dead: its servers are in use.
-    """
-    path = folder / "services.json"
-    try:
-        state = ServiceState(**json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
-    if state.is_served:
-        raise ServiceError(
-            f"process {state.pids[OWNER]} serves this campaign already",
-            where=str(folder),
-            todo="Use its servers, or stop that process first",
-        )
-    for name in reversed(state.pids):
-        if name != OWNER and _process(state, name) is not None:
-            stop_tree(state.pids[name])
-    return state
 
 
 @contextmanager
@@ -352,23 +291,6 @@ def exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _create_time(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def _process(state: ServiceState, name: str) -> psutil.Process | None:
-    """Return a service's process if it is still the one that was started."""
-    try:
-        process = psutil.Process(state.pids[name])
-        same = abs(process.create_time() - state.started[name]) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (KeyError, psutil.NoSuchProcess):
-        return None
 
 
 def _port_of(url: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -24,7 +23,9 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
 from rescueseg.queue.due import patches_due
 from rescueseg.queue.store import QueueStore
-from rescueseg.services.local_servers import Servers, checkout, read_state
+from rescueseg.services.local_servers import Servers, checkout
+from rescueseg.services.prefect_server import PrefectServer, server_of_environment
+from rescueseg.services.state import read_state
 
 PATCHES_ACCEPTED = "rescueseg.patches.accepted"
 GENERATION_FLOW = "generation"
@@ -50,17 +51,17 @@ class RunState:
         return self.type in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
-def prefect_url(campaign: Campaign | None = None) -> str:
-    """Return the API URL of the Prefect server to use, empty when none is known.
+def prefect_server(campaign: Campaign | None = None) -> PrefectServer | None:
+    """Return the Prefect server to use, None when none is known.
 
-    The environment's ``PREFECT_API_URL`` goes first, then the server that ``rescueseg up`` started for `campaign`.
+    That of the environment goes first, then the server that ``rescueseg up`` started for `campaign`.
     """
-    if url := os.environ.get("PREFECT_API_URL", ""):
-        return url.rstrip("/")
+    if found := server_of_environment():
+        return found
     if campaign is None or not campaign.storage.is_local:
-        return ""
+        return None
     state = read_state(campaign.services_folder)
-    return state.prefect_api_url if state else ""
+    return state.prefect(campaign.services_folder) if state else None
 
 
 def deployment_name(flow: str, campaign: Campaign) -> str:
@@ -68,13 +69,13 @@ def deployment_name(flow: str, campaign: Campaign) -> str:
     return f"{flow}/{campaign.config.name}"
 
 
-def emit_event(url: str, event: str, resource: str, payload: Mapping[str, Any]) -> None:
+def emit_event(prefect: PrefectServer, event: str, resource: str, payload: Mapping[str, Any]) -> None:
     """Send one event.
 
     Parameters
     ----------
-    url : str
-        Prefect's API URL.
+    prefect : PrefectServer
+        Where to ask.
     event, resource : str
         Name of the event, and id of what it happened to.
     payload : mapping
@@ -92,7 +93,7 @@ def emit_event(url: str, event: str, resource: str, payload: Mapping[str, Any]) 
         "resource": {"prefect.resource.id": resource},
         "payload": dict(payload),
     }
-    _request(url, "POST", "/events", [body])
+    _request(prefect, "POST", "/events", [body])
 
 
 def wake(campaign: Campaign, store: QueueStore) -> bool:
@@ -109,24 +110,24 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     due, reason = patches_due(campaign, store)
     if not due:
         return False
-    url = prefect_url(campaign)
-    if not url:
+    prefect = prefect_server(campaign)
+    if prefect is None:
         return False
     try:
-        emit_event(url, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"reason": reason})
+        emit_event(prefect, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"reason": reason})
     except ServiceError as error:
         _log.warning("%s", error)
         return False
     return True
 
 
-def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
+def start_deployment(prefect: PrefectServer, name: str, parameters: Mapping[str, Any]) -> str:
     """Start a run of a deployment.
 
     Parameters
     ----------
-    url : str
-        Prefect's API URL.
+    prefect : PrefectServer
+        Where to ask.
     name : str
         ``flow/deployment``.
     parameters : mapping
@@ -143,13 +144,13 @@ def start_deployment(url: str, name: str, parameters: Mapping[str, Any]) -> str:
         If there is no such deployment or no server.
     """
     flow, _, deployment = name.partition("/")
-    deployed = _request(url, "GET", f"/deployments/name/{flow}/{deployment}")
+    deployed = _request(prefect, "GET", f"/deployments/name/{flow}/{deployment}")
     body = {"parameters": dict(parameters), "idempotency_key": str(uuid.uuid4())}
-    run = _request(url, "POST", f"/deployments/{deployed['id']}/create_flow_run", body)
+    run = _request(prefect, "POST", f"/deployments/{deployed['id']}/create_flow_run", body)
     return str(run["id"])
 
 
-def run_state(url: str, flow_run_id: str) -> RunState:
+def run_state(prefect: PrefectServer, flow_run_id: str) -> RunState:
     """Return the state of a flow run.
 
     Raises
@@ -157,7 +158,7 @@ def run_state(url: str, flow_run_id: str) -> RunState:
     ServiceError
         If there is no such run or no server.
     """
-    state = _request(url, "GET", f"/flow_runs/{flow_run_id}").get("state") or {}
+    state = _request(prefect, "GET", f"/flow_runs/{flow_run_id}").get("state") or {}
     return _run_state(state)
 
 
@@ -176,15 +177,15 @@ class FlowRun:
     ended: str
 
 
-def latest_run(url: str, name: str) -> FlowRun | None:
+def latest_run(prefect: PrefectServer, name: str) -> FlowRun | None:
     """Return the latest run of a deployment that has begun or was requested, None when there is none.
 
     Runs that are only scheduled for later do not count.
 
     Parameters
     ----------
-    url : str
-        Prefect's API URL.
+    prefect : PrefectServer
+        Where to ask.
     name : str
         ``flow/deployment``.
 
@@ -200,7 +201,7 @@ def latest_run(url: str, name: str) -> FlowRun | None:
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": 200,
     }
-    for run in _request(url, "POST", "/flow_runs/filter", runs):
+    for run in _request(prefect, "POST", "/flow_runs/filter", runs):
         state = run.get("state") or {}
         if run.get("auto_scheduled") and state.get("type") == "SCHEDULED":
             continue
@@ -208,10 +209,10 @@ def latest_run(url: str, name: str) -> FlowRun | None:
     return None
 
 
-def cancel_run(url: str, flow_run_id: str) -> None:
+def cancel_run(prefect: PrefectServer, flow_run_id: str) -> None:
     """Ask Prefect to stop a run; its worker does. Errors as in `run_state`."""
     body = {"state": {"type": "CANCELLING", "message": "stopped by an annotator"}}
-    _request(url, "POST", f"/flow_runs/{flow_run_id}/set_state", body)
+    _request(prefect, "POST", f"/flow_runs/{flow_run_id}/set_state", body)
 
 
 def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
@@ -221,6 +222,9 @@ def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
 
 def deploy(campaign: Campaign, servers: Servers) -> None:
     """Make the work pool, deploy the campaign's flows from ``deployments/prefect.yaml`` and start a worker.
+
+    Runs of the pool take no job variables: no command, no environment, no folder. A pool that is there already, such as
+    one that an earlier version made, becomes like that.
 
     Parameters
     ----------
@@ -245,7 +249,8 @@ def deploy(campaign: Campaign, servers: Servers) -> None:
     }
     environment = servers.environment | values
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    _run([*prefect, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], environment)
+    template = ["--base-job-template", "deployments/work_pool.json"]
+    _run([*prefect, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite", *template], environment)
     _run([*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"], environment)
     worker = f"{campaign.config.name}-worker"
     servers.spawn("worker", [*prefect, "worker", "start", "--pool", WORK_POOL, "--name", worker])
@@ -262,27 +267,32 @@ def _run(command: list[str], environment: Mapping[str, str]) -> None:
         )
 
 
-def _request(url: str, method: str, path: str, body: Any = None) -> Any:
-    """Send a request to the API, again to a busy server: events and runs carry an id of ours, so nothing happens twice."""
-    loopback = httpx.URL(url).host in {"127.0.0.1", "localhost"}
+def _request(prefect: PrefectServer, method: str, path: str, body: Any = None) -> Any:
+    """Ask the API; a busy server is asked again (events and runs carry an id of ours, so nothing happens twice)."""
+    where = f"{prefect.url}{path}"
+    loopback = httpx.URL(prefect.url).host in {"127.0.0.1", "localhost"}
     try:
-        with httpx.Client(timeout=30.0, trust_env=not loopback) as client:
+        with httpx.Client(timeout=30.0, trust_env=not loopback, headers=prefect.headers) as client:
             for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
-                response = client.request(method, f"{url}{path}", json=body)
+                response = client.request(method, where, json=body)
                 if response.status_code not in (429, 503):
                     break
                 time.sleep(pause)
             response.raise_for_status()
     except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        todo = "Is the campaign deployed? 'rescueseg up CAMPAIGN' does it"
+        if status == httpx.codes.UNAUTHORIZED:
+            todo = (
+                "Set PREFECT_API_AUTH_STRING to its secret, or unset PREFECT_API_URL to use the campaign's own server"
+            )
         raise ServiceError(
-            f"Prefect refused ({error.response.status_code}): {error.response.text[:200]}",
-            where=f"{url}{path}",
-            todo="Is the campaign deployed? 'rescueseg up CAMPAIGN' does it",
+            f"Prefect refused ({status}): {error.response.text[:200]}", where=where, todo=todo
         ) from error
     except httpx.HTTPError as error:
         raise ServiceError(
             f"the Prefect server does not answer ({error})",
-            where=url,
+            where=prefect.url,
             todo="Start it with 'rescueseg up CAMPAIGN', or mend PREFECT_API_URL",
         ) from error
     return response.json() if response.content else None

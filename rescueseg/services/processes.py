@@ -1,4 +1,4 @@
-"""Ending processes together with everything that they started."""
+"""Processes together with everything that they started: ending them, and which port they listen on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,24 @@ def stop_tree(pid: int) -> None:
         _quietly(process, "kill")
     _signal_group(pid, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=STOP_SECONDS)
+
+
+def listens(pid: int, port: int) -> bool:
+    """Tell whether a process or a descendant of it, and not a stranger, listens on a TCP port."""
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return False
+    return any(port in _listening(process) for process in family)
+
+
+def _listening(process: psutil.Process) -> set[int]:
+    try:
+        found = process.net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {connection.laddr.port for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

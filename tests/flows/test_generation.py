@@ -72,7 +72,9 @@ def _run(servers: Servers, flow: str, **parameters: Any) -> Any:
 
 
 def _post(servers: Servers, path: str, **body: Any) -> list[dict[str, Any]]:
-    return httpx.post(f"{servers.prefect_api_url}{path}", json=body, trust_env=False).json()
+    return httpx.post(
+        f"{servers.prefect.url}{path}", headers=servers.prefect.headers, json=body, trust_env=False
+    ).json()
 
 
 def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:

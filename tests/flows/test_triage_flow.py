@@ -37,7 +37,9 @@ def test_evidence_and_picture_are_artifacts_in_prefect_and_mlflow(tmp_path: Path
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         [line] = [line for line in done.stdout.splitlines() if line.startswith("result: ")]
         assert json.loads(line.removeprefix("result: ")) == campaign.triage_result()
-        response = httpx.post(f"{servers.prefect_api_url}/artifacts/filter", json={}, trust_env=False)
+        response = httpx.post(
+            f"{servers.prefect.url}/artifacts/filter", headers=servers.prefect.headers, json={}, trust_env=False
+        )
         kinds = {artifact["type"] for artifact in response.json() if artifact["key"]}
         assert kinds >= {"markdown", "table", "image"}
         client = MlflowClient(servers.environment["MLFLOW_TRACKING_URI"])

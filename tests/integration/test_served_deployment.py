@@ -62,7 +62,8 @@ class Served:
     servers: Servers
 
     def post(self, path: str, **body: Any) -> list[dict[str, Any]]:
-        response = httpx.post(f"{self.servers.prefect_api_url}{path}", json=body, trust_env=False, timeout=30)
+        prefect = self.servers.prefect
+        response = httpx.post(f"{prefect.url}{path}", headers=prefect.headers, json=body, trust_env=False, timeout=30)
         response.raise_for_status()
         return response.json()
 

@@ -15,7 +15,18 @@ import pytest
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
 from rescueseg.services import prefect_api
-from rescueseg.services.prefect_api import PATCHES_ACCEPTED, emit_event, prefect_url, run_state, start_deployment, wake
+from rescueseg.services.prefect_api import (
+    PATCHES_ACCEPTED,
+    emit_event,
+    prefect_server,
+    run_state,
+    start_deployment,
+    wake,
+)
+from rescueseg.services.prefect_server import PrefectServer
+
+SECRET = "rescueseg:anna's"
+GIVEN = "Basic cmVzY3Vlc2VnOmFubmEncw=="
 
 
 class _Store:
@@ -32,7 +43,7 @@ class _Store:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[PrefectServer, list[tuple[str, str, Any]]]]:
     """A stand-in for Prefect's API that notes what it was asked."""
     asked: list[tuple[str, str, Any]] = []
 
@@ -40,6 +51,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[tuple[st
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             asked.append((self.command, self.path, json.loads(body) if body else None))
+            if self.headers["Authorization"] != GIVEN:
+                self.send_response(401)
+                self.end_headers()
+                return
             answers = {
                 "/api/deployments/name/generation/test": {"id": "d1"},
                 "/api/deployments/d1/create_flow_run": {"id": "r1"},
@@ -59,9 +74,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[tuple[st
 
     httpd = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{httpd.server_port}/api"
-    monkeypatch.setenv("PREFECT_API_URL", url)
-    yield url, asked
+    prefect = PrefectServer(f"http://127.0.0.1:{httpd.server_port}/api", SECRET)
+    monkeypatch.setenv("PREFECT_API_URL", prefect.url)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", SECRET)
+    yield prefect, asked
     httpd.shutdown()
     httpd.server_close()
 
@@ -81,13 +97,13 @@ def test_the_event_is_sent_once_the_threshold_is_reached(server: Any, campaign: 
 
 
 def test_a_deployment_is_started_and_its_state_read(server: Any) -> None:
-    url, asked = server
-    run = start_deployment(url, "generation/test", {"only_if_due": False})
+    prefect, asked = server
+    run = start_deployment(prefect, "generation/test", {"only_if_due": False})
     method, path, body = asked[-1]
     assert (method, path) == ("POST", "/api/deployments/d1/create_flow_run")
     assert body["parameters"] == {"only_if_due": False}
     assert body["idempotency_key"]
-    state = run_state(url, run)
+    state = run_state(prefect, run)
     assert state.is_final
     assert (state.type, state.name, state.message) == ("COMPLETED", "NotDue", "2 of 4")
 
@@ -95,6 +111,19 @@ def test_a_deployment_is_started_and_its_state_read(server: Any) -> None:
 def test_a_missing_deployment_says_what_to_do(server: Any) -> None:
     with pytest.raises(ServiceError, match=r"404.*rescueseg up"):
         start_deployment(server[0], "generation/other", {})
+
+
+def test_without_the_secret_nothing_is_done_and_nobody_reads_it_in_the_message(
+    server: Any, campaign: Campaign, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefect, _ = server
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "rescueseg:another")
+    with caplog.at_level(logging.DEBUG):
+        assert not wake(campaign, _Store(99))  # type: ignore[arg-type]
+    assert "401" in caplog.text
+    with pytest.raises(ServiceError, match=r"401.*PREFECT_API_AUTH_STRING") as refused:
+        start_deployment(PrefectServer(prefect.url, "rescueseg:another"), "generation/test", {})
+    assert not any("another" in text for text in (caplog.text, str(refused.value), repr(PrefectServer("x", "another"))))
 
 
 def test_a_server_that_is_away_costs_a_warning(
@@ -105,12 +134,12 @@ def test_a_server_that_is_away_costs_a_warning(
         assert not wake(campaign, _Store(99))  # type: ignore[arg-type]
     assert "does not answer" in caplog.text
     with pytest.raises(ServiceError, match="does not answer"):
-        emit_event("http://127.0.0.1:9/api", "x", "y", {})
+        emit_event(PrefectServer("http://127.0.0.1:9/api"), "x", "y", {})
 
 
 def test_without_any_server_nothing_is_sent(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert prefect_url(campaign) == ""
+    assert prefect_server(campaign) is None
     assert not wake(campaign, _Store(99))  # type: ignore[arg-type]
 
 
