@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rescueseg.annotation.label_checks import check_patch
 from rescueseg.annotation.label_files import starting_patch, store_labels
 from rescueseg.annotation.pairs import try_to_resolve
 from rescueseg.campaign import Campaign
-from rescueseg.labels import PatchLabels, check_patch, corrected_voxels
+from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.queue.store import QueueStore
 

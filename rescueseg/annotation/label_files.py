@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rescueseg.annotation.label_checks import check_labels, check_patch
 from rescueseg.campaign import Campaign
 from rescueseg.geometry import Patch
-from rescueseg.labels import PatchLabels, check_labels, check_patch
+from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
 from rescueseg.storage import digest_array, digest_json

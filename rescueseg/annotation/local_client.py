@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg import volumes
-from rescueseg.annotation.checks import label_warnings
 from rescueseg.annotation.client import CampaignInfo, Filters, LabelWarning, PatchView, Role, require_role
 from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_checks import check_patch
 from rescueseg.annotation.label_files import read_version, starting_patch, store_labels
+from rescueseg.annotation.label_warnings import label_warnings
 from rescueseg.annotation.pairs import accept_consensus, resolve_pairs
 from rescueseg.campaign import Campaign
 from rescueseg.errors import (
@@ -24,7 +25,7 @@ from rescueseg.errors import (
 )
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import map_reference, open_map
-from rescueseg.labels import PatchLabels, check_patch, corrected_voxels
+from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.execute import labels_digest
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.queue.store import QueueStore

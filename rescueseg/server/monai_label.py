@@ -15,6 +15,7 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from requests_toolbelt import MultipartEncoder
 
 from rescueseg.annotation.client import Filters
+from rescueseg.annotation.label_checks import check_patch
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.errors import (
     LabelError,
@@ -24,7 +25,7 @@ from rescueseg.errors import (
     TicketNotFoundError,
     UnknownTokenError,
 )
-from rescueseg.labels import PatchLabels, check_patch
+from rescueseg.labels import PatchLabels
 from rescueseg.queue.execute import labels_digest
 from rescueseg.queue.records import Lease
 from rescueseg.server import access

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from rescueseg.annotation.label_checks import check_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import clear_box
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import Box, partition
-from rescueseg.labels import IGNORE, check_labels
+from rescueseg.labels import IGNORE
 from rescueseg.records import AcceptedAnnotation, VolumeRecord
 from rescueseg.volumes import open_image
 from rescueseg.volumes.importers import open_source

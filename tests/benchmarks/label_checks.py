@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from rescueseg.annotation.checks import label_warnings
+from rescueseg.annotation.label_warnings import label_warnings
 from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
 from rescueseg.randomness import random_generator

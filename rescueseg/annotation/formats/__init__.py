@@ -29,8 +29,9 @@ from rescueseg.annotation.formats.imagej import ImageJ
 from rescueseg.annotation.formats.nifti import Nifti
 from rescueseg.annotation.formats.nrrd import Nrrd
 from rescueseg.annotation.formats.omezarr import OmeZarr
+from rescueseg.annotation.label_checks import check_labels
 from rescueseg.errors import ConfigError, LabelError, RescuesegError
-from rescueseg.labels import PatchLabels, check_labels
+from rescueseg.labels import PatchLabels
 
 __all__ = [
     "FORMATS",

@@ -21,10 +21,10 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder
+from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.precision import choose_precision
-from rescueseg.models.schedule import cosine_rate
 from rescueseg.models.trial import Trial
 from rescueseg.randomness import keyed_generator
 

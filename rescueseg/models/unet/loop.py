@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rescueseg.errors import TrainingError
 from rescueseg.models import checkpoints
+from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.precision import choose_precision
-from rescueseg.models.schedule import cosine_rate
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation

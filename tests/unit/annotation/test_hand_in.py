@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rescueseg.annotation.hand_in import submit_labels
+from rescueseg.annotation.label_checks import check_labels
 from rescueseg.annotation.label_files import ticket_id
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import LabelError, LeaseExpiredError, NotYourLeaseError, StorageError
 from rescueseg.geometry import Box, Patch
-from rescueseg.labels import check_labels
 from rescueseg.queue.records import Lease, NewTicket
 from rescueseg.queue.store import QueueStore, open_queue
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from rescueseg.annotation.checks import (
+from rescueseg.annotation.label_warnings import (
     components,
     cut_at_border,
     empty,
