@@ -1,4 +1,4 @@
-"""What a campaign's folder holds, its immutable snapshots, and which route it follows."""
+"""What a campaign's folder holds, its immutable snapshots, trainings outside the loop, and which route it follows."""
 
 from rescueseg.campaign.campaign import Campaign
 from rescueseg.campaign.folder import STAGES, check_id

@@ -16,7 +16,7 @@ from rescueseg.errors import ServiceError
 from rescueseg.queue.store import open_queue
 from rescueseg.services.local_servers import Servers, connect, exit_on_sigterm
 from rescueseg.services.prefect_api import GENERATION_FLOW, deploy, deployment_name, flow_command, start_deployment
-from rescueseg.services.prefect_server import where_prefect
+from rescueseg.services.prefect_server import make_private, where_prefect
 from rescueseg.services.processes import stop_tree
 from rescueseg.stages.due import count_due
 
@@ -74,7 +74,7 @@ def watch_flow(
 ) -> Any:
     """Run a flow against servers that run already; see `run_flow`."""
     log = campaign.services_folder / f"{flow}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_private(log.parent)
     log_start = log.stat().st_size if log.exists() else 0
     printed = set(_finished_stages(campaign))
     with log.open("ab") as file:

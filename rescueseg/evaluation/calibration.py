@@ -138,7 +138,7 @@ def calibrate_generation(campaign: Campaign, generation: int, progress: CountPro
     Raises
     ------
     RescuesegError
-        As `rescueseg.evaluation.check_evaluation`.
+        As `rescueseg.evaluation.holdout_scores.check_evaluation`.
     """
     assignment = check_evaluation(campaign, generation)
     sample = VoxelSample(assignment)

@@ -97,7 +97,7 @@ def infer_volume(
     Returns
     -------
     MapReference
-        Reference to the finished maps; `rescueseg.inference.open_map` opens them.
+        Reference to the finished maps; `rescueseg.inference.maps.open_map` opens them.
 
     Raises
     ------

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 from rescueseg.labels import PatchLabels
 from rescueseg.storage import Storage, digest_json
@@ -15,8 +16,6 @@ from rescueseg.storage import Storage, digest_json
 
 def state_folder() -> Path:
     """Return this user's folder for drafts; `XDG_STATE_HOME` moves it on Linux."""
-    import platformdirs
-
     return Path(platformdirs.user_state_dir("rescueseg", appauthor=False)) / "drafts"
 
 

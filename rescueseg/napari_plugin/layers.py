@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from rescueseg.annotation.client import PatchView
 from rescueseg.geometry import ZYX, Box
@@ -144,7 +145,6 @@ class PatchLayers:
         self._add(layer)
 
     def _labels_layer(self, name: str, labels: PatchLabels, box: Box) -> Any:
-        import pandas as pd
         from napari.utils import DirectLabelColormap
 
         if labels.instances is not None:

@@ -80,7 +80,7 @@ def worst_patch(campaign: Campaign, generation: int, score: BoxScore, read_truth
     score : BoxScore
         The box.
     read_truth : callable
-        As returned by `rescueseg.evaluation.open_truths`.
+        As returned by `rescueseg.evaluation.truth.open_truths`.
     """
     truth = _truth(campaign, score, read_truth)
     prediction = _prediction(campaign, generation, score.volume_id, score.box)
@@ -120,7 +120,7 @@ def changed_patch(
     score : BoxScore
         The box.
     read_truth : callable
-        As returned by `rescueseg.evaluation.open_truths`.
+        As returned by `rescueseg.evaluation.truth.open_truths`.
     """
     truth = _truth(campaign, score, read_truth)
     columns, predictions = [Column("truth", "labels", truth)], []

@@ -1,1 +1,1 @@
-"""Servers and processes of one machine, Prefect's API, Dask clusters."""
+"""Servers and processes of one machine and who may use them, Prefect's API, Dask clusters."""

@@ -56,7 +56,7 @@ def temporary_credentials(beside: Path | None = None) -> Iterator[Path]:
     """
     with storage_errors(str(beside or tempfile.gettempdir())):
         if beside is not None:
-            beside.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="rescueseg-dask-", dir=beside))
     try:
         with storage_errors(str(folder)):

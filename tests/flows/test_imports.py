@@ -133,8 +133,8 @@ def test_an_upward_import_is_seen_wherever_it_hides(tmp_path: Path) -> None:
 
 LAZY = ("rescueseg/cli/", "rescueseg/models/registry.py")
 """Where modules are imported only when they are needed: commands and the families of models."""
-EXTRAS = {"napari", "pandas", "platformdirs", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses"}
-"""Packages that not every installation has, or that only one function of an extra needs."""
+EXTRAS = {"napari", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses"}
+"""Packages that not every installation has."""
 
 
 def test_imports_stand_at_the_top() -> None:

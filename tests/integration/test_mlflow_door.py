@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from rescueseg.services.local_servers import environment, mlflow_command
+from rescueseg.services.prefect_server import PrefectServer
 from rescueseg.services.processes import stop_tree
 
 API = "/api/2.0/mlflow"
@@ -30,7 +31,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *mlflow_command(f"sqlite:///{folder}/mlflow.db", Path(folder), port)],
-            env=environment(folder, "http://127.0.0.1:1/api", url),
+            env=environment(folder, PrefectServer("http://127.0.0.1:1/api"), url),
             stdout=log,
             stderr=log,
             start_new_session=True,

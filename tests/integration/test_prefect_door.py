@@ -129,7 +129,7 @@ def before(house: House) -> Iterator[tuple[str, Path]]:
     yield command, written
     assert house.runs() == known
     assert not written.exists()
-    assert not house.servers.died()
+    assert not house.servers.dead_process()
 
 
 @pytest.fixture(scope="module")

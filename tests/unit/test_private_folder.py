@@ -12,9 +12,8 @@ import pytest
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import CampaignError
-from rescueseg.models.files import write_atomically
 from rescueseg.private_folder import cache_folder, private_folder
-from rescueseg.storage import digest_json
+from rescueseg.storage import digest_json, write_atomically
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make folders of another user")

@@ -220,7 +220,7 @@ def test_what_cannot_be_laid_out_is_left_to_others(filled: Campaign, tmp_path: P
     open_queue(filled).add_tickets([ticket])
     watcher = watch(filled, tmp_path / "todo")
     looks(watcher)
-    watcher._asked = -1e9
+    watcher._requested_at = -1e9
     looks(watcher)
     assert watcher.tickets == ["a", "b"]
     assert statuses(filled)["damaged"] == "queued"

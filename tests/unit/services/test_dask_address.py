@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rescueseg.config import ClusterConfig, parse_config
+from rescueseg.campaign.campaign_file import parse_config
+from rescueseg.config import ClusterConfig
 from rescueseg.errors import ConfigError
 from rescueseg.services.dask_address import check_address, is_unprotected
 
