@@ -92,6 +92,16 @@ class HoldoutConfig(Section):
     """Shape of a holdout box in voxels; about isotropic in micrometre when omitted."""
     guard_zyx: tuple[NotNegative, NotNegative, NotNegative] | None = None
     """Guard band in voxels around each holdout box; the training context fits in it."""
+    guard_um: PositiveFloat | None = None
+    """The same as a length in micrometre, in place of `guard_zyx`; about an object's diameter where both are omitted."""
+    volumes: tuple[str, ...] = ()
+    """Ids of volumes held out whole: the boxes are drawn in them alone, and nothing that they show is trained on."""
+
+    @model_validator(mode="after")
+    def _one_guard(self) -> Self:
+        if self.guard_zyx is not None and self.guard_um is not None:
+            raise ValueError("guard_zyx and guard_um say the same twice: leave one out")
+        return self
 
 
 class SamplingConfig(Section):

@@ -10,10 +10,104 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rescueseg.errors import LabelError
 from rescueseg.storage import digest_array, digest_json
 
 IGNORE = 255
 """Label of voxels that were not annotated."""
+_WHOLE = 5e-5
+"""How far from a whole number a label may lie: what a file's scale factor leaves of rounding."""
+
+
+def whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return labels with floats that mean whole numbers rounded to them; all other values stay.
+
+    Examples
+    --------
+    A mask that was stored with a scale factor of 1/127:
+
+    >>> whole_numbers(np.array([0.0, 0.99999, 2.00001, 1.4])).tolist()
+    [0.0, 1.0, 2.0, 1.4]
+    """
+    if labels.dtype.kind != "f":
+        return labels
+    rounded = np.rint(labels)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(np.abs(labels - rounded) <= _WHOLE, rounded, labels))
+
+
+def class_numbers(labels: npt.NDArray[Any], n_classes: int, where: str) -> npt.NDArray[np.uint8]:
+    """Return classes as uint8, checked.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Any shape; integers, bool, or floats that hold whole numbers.
+    n_classes : int
+        K.
+    where : str
+        File, volume or ticket, for the message.
+
+    Returns
+    -------
+    ndarray of uint8
+        0 background, 1…K classes, 255 ignore.
+
+    Raises
+    ------
+    LabelError
+        If a value is another.
+
+    Examples
+    --------
+    >>> class_numbers(np.array([0.0, 2.0, 255.0]), 2, "mask.nii").tolist()
+    [0, 2, 255]
+    """
+    if labels.dtype.kind not in "buif":
+        raise LabelError(f"labels of type {labels.dtype} are no numbers", where=where, todo="Save them as integers")
+    values = whole_numbers(labels)
+    wrong = ~np.isin(values, [*range(n_classes + 1), IGNORE])
+    if wrong.any():
+        found = np.unique(values[wrong])
+        shown = ", ".join(f"{v:g}" for v in found[:5].tolist()) + (" …" if len(found) > 5 else "")
+        classes = "1 for the class" if n_classes == 1 else f"1 to {n_classes} for the classes"
+        raise LabelError(
+            f"the labels hold {shown}, which is no class",
+            where=where,
+            todo=f"Use 0 for background, {classes} and 255 for voxels not annotated; objects with numbers of their own "
+            "are of type 'instance'",
+        )
+    return values.astype(np.uint8)
+
+
+def object_numbers(labels: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint32]:
+    """Return object numbers as uint32, checked.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Any shape; integers, bool, or floats that hold whole numbers.
+    where : str
+        For the message.
+
+    Raises
+    ------
+    LabelError
+        If a value is negative, broken or 2³² and above.
+    """
+    if labels.dtype.kind not in "buif":
+        raise LabelError(f"labels of type {labels.dtype} are no numbers", where=where, todo="Save them as integers")
+    values = whole_numbers(labels)
+    with np.errstate(invalid="ignore"):  # what does not fit differs afterwards
+        numbers = values.astype(np.uint32)
+    wrong = values[numbers != values]
+    if wrong.size:
+        raise LabelError(
+            f"the labels hold {wrong.flat[0]:g}, which is no object number",
+            where=where,
+            todo="Use 0 for background and whole numbers from 1 on for the objects",
+        )
+    return np.ascontiguousarray(numbers)
 
 
 @dataclass(frozen=True, eq=False)

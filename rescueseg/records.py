@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from rescueseg.geometry import ZYX, Box, Patch, Spacing
+from rescueseg.shared_places import IDENTITY, GridMap, SharedPlaces
 
 Part = Literal["validation", "test"]
 Purpose = Literal["pool", "validation", "test"]
@@ -54,12 +55,14 @@ class VolumeRecord(Record):
     source: str
     """File name it came from."""
     digest: str
-    """sha256 of the imported voxels."""
+    """sha256 of what was imported, image, truth and spacing: a rerun of the import is known by it."""
     truth: LabelType | None = None
     """Kind of ground truth stored with the volume, None when there is none."""
     normalisation: Normalisation
     hints: dict[str, str] = {}
-    """What the file's metadata say of microscope, objective and preprocessing; see `rescueseg.volumes.hints`."""
+    """What the file's metadata say of microscope, objective and preprocessing; see `rescueseg.image_files.hints`."""
+    placement: dict[str, Any] | None = None
+    """How its grid lies in the space of its file; see `rescueseg.image_files.placement.Placement`."""
     refused: str = ""
     """Why the volume may not be used, in one sentence; empty for a usable one. See `rescueseg.volumes.consistency`."""
 
@@ -88,23 +91,59 @@ class Domains(Record):
         return next((d for d in self.domains if volume_id in d.volumes), None)
 
 
-def same_image(images: Mapping[str, str], one: str, other: str) -> bool:
-    """Tell whether two volumes hold the same voxels: one volume, or copies under two names.
+class Relation(Record):
+    """Two volumes that show the same piece of the specimen, and how they lie to each other."""
 
-    Parameters
-    ----------
-    images : mapping
-        Digest of the voxels by volume id, as `Campaign.image_digests` returns it.
-    one, other : str
-        Volume ids.
+    one: str
+    other: str
+    axes: ZYX
+    """These four say where `other` lies in `one`: see `rescueseg.shared_places.GridMap`."""
+    steps: tuple[float, float, float]
+    start: tuple[float, float, float]
+    tolerance: tuple[float, float, float]
+    found: Literal["equal voxels", "near copy"]
+    equal_share: float = 0.0
+    """Of the voxels compared, where equal ones were found."""
+    distinct: bool = False
+    """Whether a person declared a near copy to be another specimen; never so where voxels are equal."""
 
-    Examples
-    --------
-    >>> images = {"stack": "a1b2", "copy": "a1b2", "other": "c3d4"}
-    >>> same_image(images, "stack", "copy"), same_image(images, "stack", "other")
-    (True, False)
-    """
-    return one == other or (bool(images.get(one)) and images[one] == images.get(other))
+    @property
+    def grid(self) -> GridMap:
+        """Where `other` lies in `one`."""
+        return GridMap(self.axes, self.steps, self.start, self.tolerance)
+
+
+class Relations(Record):
+    """What the comparison of a campaign's volumes found."""
+
+    compared: dict[str, str] = {}
+    """Digest by volume id: all these were compared with each other."""
+    relations: tuple[Relation, ...] = ()
+
+    def shared_places(self, volumes: Sequence[VolumeRecord]) -> SharedPlaces:
+        """Return which places of these volumes are the same.
+
+        Volumes of one digest count as copies even if they were never compared; what a person declared distinct counts
+        as such, and so does a volume that was compared under another digest.
+
+        Parameters
+        ----------
+        volumes : sequence of VolumeRecord
+            All of the campaign, refused ones too.
+        """
+        digests = {v.volume_id: v.digest for v in volumes}
+        links = [
+            (r.one, r.other, r.grid)
+            for r in self.relations
+            if not r.distinct and all(v in digests and self.compared.get(v) == digests[v] for v in (r.one, r.other))
+        ]
+        first: dict[str, str] = {}
+        links += [
+            (copy_of, v.volume_id, IDENTITY)
+            for v in volumes
+            if v.digest and (copy_of := first.setdefault(v.digest, v.volume_id)) != v.volume_id
+        ]
+        return SharedPlaces({v.volume_id: v.shape_zyx for v in volumes}, links)
 
 
 class HoldoutBox(Record):
@@ -134,18 +173,32 @@ class Holdout(Record):
     """Volumes it was drawn from, whether a box fell into them or not."""
     patch_zyx: dict[str, ZYX] | None = None
     """Patch shape of each volume, fixed when its boxes were; None in holdouts frozen before it was kept."""
+    whole: tuple[str, ...] | None = None
+    """Volumes held out whole: nothing that they show is offered or trained on, inside their boxes or beside them."""
 
     def to_json(self) -> Any:
         """Return a JSON-ready form; what was not kept then is left out, so that old digests stay."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def of(self, volume_id: str, part: Part | None = None, images: Mapping[str, str] = {}) -> list[Box]:
-        """Return the boxes in one volume, and in its copies by `images`, of one part or of both."""
-        return [b.box for b in self.boxes if same_image(images, b.volume_id, volume_id) and part in (None, b.part)]
+    def continues(self, frozen: Holdout) -> bool:
+        """Tell whether this only adds to a frozen holdout: boxes, or volumes held out whole."""
+        added = set(frozen.boxes) <= set(self.boxes) and set(frozen.whole or ()) <= set(self.whole or ())
+        return added and frozen.guard_zyx == self.guard_zyx
 
-    def guarded(self, volume_id: str, images: Mapping[str, str] = {}) -> list[Box]:
-        """Return the boxes in one volume, and in its copies by `images`, with their guard band."""
-        return [box.expand(self.guard_zyx) for box in self.of(volume_id, images=images)]
+    def of(self, volume_id: str, places: SharedPlaces, part: Part | None = None) -> list[Box]:
+        """Return where the boxes of a part lie in a volume, whatever volume they were drawn in.
+
+        Without a part, what must not be read: the boxes of both, and all that volumes held out whole show.
+        """
+        whole = self._whole(places) if part is None else []
+        return places.boxes_in(volume_id, [*whole, *(b.patch for b in self.boxes if part in (None, b.part))])
+
+    def guarded(self, volume_id: str, places: SharedPlaces) -> list[Box]:
+        """Return what must not be read of a volume, with the guard band of the boxes."""
+        return places.boxes_in(volume_id, [*self._whole(places), *(b.patch for b in self.boxes)], self.guard_zyx)
+
+    def _whole(self, places: SharedPlaces) -> list[Patch]:
+        return [Patch(name, Box((0, 0, 0), places.shapes[name])) for name in self.whole or ()]
 
 
 class SnapshotItem(Record):

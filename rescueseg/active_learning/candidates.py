@@ -16,6 +16,7 @@ from rescueseg.geometry import Box, Floats, Integers, box_bounds
 from rescueseg.inference.box_means import SCORES, box_sums, map_pieces, touching
 from rescueseg.inference.maps import open_map
 from rescueseg.progress import CountProgress
+from rescueseg.shared_places import SharedPlaces
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class CandidateTable:
         Box mean of predictive entropy times mean probability, by foreground class.
     foreground : ndarray of float64, shape (n,)
         Box mean of the predicted foreground probability, 1 − p_0.
+    places : SharedPlaces
+        Which places of the volumes are the same: no batch holds one twice.
     """
 
     volume_ids: tuple[str, ...]
@@ -41,6 +44,7 @@ class CandidateTable:
     scores: dict[str, Floats]
     class_entropy: Floats
     foreground: Floats
+    places: SharedPlaces
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -101,6 +105,7 @@ def score_candidates(
         scores={name: table[:, i] for i, name in enumerate(SCORES)},
         foreground=table[:, len(SCORES)],
         class_entropy=table[:, len(SCORES) + 1 :],
+        places=campaign.shared_places(),
     )
 
 

@@ -1,7 +1,7 @@
 """Which patches to annotate next: strategies that pick a batch from a table of scored candidates.
 
 A strategy orders the candidates; the batch is then filled greedily in that order, across all volumes, so that no two of
-its patches overlap. Every strategy sees predictions only: a live campaign has no truth.
+its patches overlap, by whatever name the place goes. Every strategy sees predictions only: a live campaign has no truth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rescueseg.active_learning.acquisition import power_noise
 from rescueseg.active_learning.candidates import CandidateTable
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
-from rescueseg.geometry import Floats, box_bounds
+from rescueseg.geometry import Floats, Patch, box_bounds
 from rescueseg.records import QueriedPatch
 
 CLASS_SHARE = 0.66
@@ -57,12 +57,14 @@ class Pick:
 
 
 class Batch:
-    """A batch of patches that is filled in order; no two of its patches overlap."""
+    """A batch of patches that is filled in order; no two of its patches share a voxel, in whichever volumes."""
 
     def __init__(self, table: CandidateTable) -> None:
         self.picks: list[Pick] = []
+        self._table = table
         self._starts, self._stops = box_bounds(table.boxes)
-        _, self._volumes = np.unique(np.array(table.volume_ids, dtype=str), return_inverse=True)
+        names, self._volumes = np.unique(np.array(table.volume_ids, dtype=str), return_inverse=True)
+        self._numbers = {str(name): number for number, name in enumerate(names)}
         self._free = np.ones(len(table), dtype=bool)
 
     def add(self, order: npt.NDArray[np.int64], count: int, scores: Floats, reason: str) -> None:
@@ -73,9 +75,17 @@ class Batch:
                 break
             if not self._free[index]:
                 continue
-            overlap = np.all((self._starts < self._stops[index]) & (self._stops > self._starts[index]), axis=1)
-            self._free &= ~(overlap & (self._volumes == self._volumes[index]))
+            self._take(Patch(self._table.volume_ids[index], self._table.boxes[index]))
             self.picks.append(Pick(int(index), float(scores[index]), reason))
+
+    def _take(self, patch: Patch) -> None:
+        """Mark the candidates that share a voxel with a patch, in its volume and in all that show the same."""
+        places = self._table.places
+        for name in places.related(patch.volume_id):
+            if name in self._numbers:
+                for box in places.boxes_in(name, [patch]):
+                    overlap = np.all((self._starts < box.stop_zyx) & (self._stops > box.offset_zyx), axis=1)
+                    self._free &= ~(overlap & (self._volumes == self._numbers[name]))
 
 
 Strategy = Callable[[CandidateTable, int, np.random.Generator, Loop], list[Pick]]

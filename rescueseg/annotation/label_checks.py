@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
-from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.labels import IGNORE, PatchLabels, class_numbers
 
 
 def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: str = "labels") -> npt.NDArray[np.uint8]:
@@ -44,24 +44,14 @@ def check_labels(labels: npt.NDArray[Any], box: Box, n_classes: int, *, where: s
             where=where,
             todo="Hand in the mask of this patch, unresampled and uncropped",
         )
-    if array.dtype.kind not in "buif":
-        raise LabelError(f"labels of type {array.dtype} are no numbers", where=where, todo="Save them as uint8")
-    values = np.unique(array)
-    wrong = [value for value in values.tolist() if value not in range(n_classes + 1) and value != IGNORE]
-    if wrong:
-        shown = ", ".join(f"{value:g}" for value in wrong[:5])
-        raise LabelError(
-            f"the mask holds {shown}{' …' if len(wrong) > 5 else ''}, which is no class",
-            where=where,
-            todo=f"Use 0 for background, {'1 for the class' if n_classes == 1 else f'1 to {n_classes} for the classes'} and 255 for voxels not annotated",
-        )
-    if values.tolist() == [IGNORE]:
+    classes = class_numbers(array, n_classes, where)
+    if (classes == IGNORE).all():
         raise LabelError(
             "nothing is annotated: every voxel is 255 (ignore)",
             where=where,
             todo="Annotate some voxels, or skip the ticket with a reason",
         )
-    return np.ascontiguousarray(array, dtype=np.uint8)
+    return np.ascontiguousarray(classes)
 
 
 def check_patch(labels: PatchLabels, box: Box, config: CampaignConfig, *, where: str = "labels") -> PatchLabels:

@@ -148,7 +148,8 @@ class LocalClient:
     def _holdout_in(self, volume_id: str, context: Box) -> list[Box]:
         """Return the parts of the holdout in a box, in voxels of it."""
         holdout = self.campaign.holdout()
-        common = [box.intersection(context) for box in holdout.of(volume_id)] if holdout else []
+        boxes = holdout.of(volume_id, self.campaign.shared_places()) if holdout else []
+        common = [box.intersection(context) for box in boxes]
         return [box.relative_to(context) for box in common if box is not None]
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:

@@ -6,6 +6,8 @@
     campaign.db                         queue (when no other database is named)
     volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
     volumes/<id>.json                   its record: the import's commit point
+    volumes/anchors/<digest>.npz        windows by which it is known again (rescueseg.volumes.anchors)
+    relations.json                      which volumes show the same (rescueseg.volumes.comparison)
     consistency.json                    what the check of the volumes found (see rescueseg.volumes.consistency)
     domains.json                        domains: spacing, normalisation, volumes
     triage.json                         problem, evidence, route (see rescueseg.triage)
@@ -39,7 +41,8 @@ from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Box, Patch, Spacing
 from rescueseg.private_folder import cache_folder, private_folder
-from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Snapshot, VolumeRecord
+from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Relations, Snapshot, VolumeRecord
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import Storage, digest_json
 
 STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
@@ -47,6 +50,7 @@ STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets",
 PARTS = (
     "campaign.db",
     "volumes",
+    "relations.json",
     "consistency.json",
     "domains.json",
     "triage.json",
@@ -148,13 +152,22 @@ class CampaignFolder:
 
     def volumes(self, *, refused: bool = False) -> list[VolumeRecord]:
         """Return the records of the volumes that may be used, by id; with `refused`, of all."""
-        names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
+        names = (n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith("."))
         records = [VolumeRecord.model_validate(self.storage.read_json(f"volumes/{n}")) for n in names]
         return [record for record in records if refused or not record.refused]
 
-    def image_digests(self) -> dict[str, str]:
-        """Return the digest of the voxels by volume id, refused volumes included; copies share it."""
-        return {volume.volume_id: volume.digest for volume in self.volumes(refused=True)}
+    def shared_places(self) -> SharedPlaces:
+        """Return which places of the volumes are the same piece of the specimen, refused volumes included."""
+        return self.relations().shared_places(self.volumes(refused=True))
+
+    def relations(self) -> Relations:
+        """Return what the comparison of the volumes found; see `rescueseg.volumes.comparison`."""
+        known = self.storage.exists("relations.json")
+        return Relations.model_validate(self.storage.read_json("relations.json")) if known else Relations()
+
+    def save_relations(self, relations: Relations) -> None:
+        """Write what the comparison of the volumes found."""
+        self.storage.write_json("relations.json", relations.to_json())
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """Return the record of one volume.
@@ -223,9 +236,8 @@ class CampaignFolder:
 
     def rough_patches(self) -> list[Patch]:
         """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""
-        if not self.storage.exists("rough.json"):
-            return []
-        return [Patch(d["volume_id"], Box.from_dict(d["box"])) for d in self.storage.read_json("rough.json")]
+        stored = self.storage.read_json("rough.json") if self.storage.exists("rough.json") else []
+        return [Patch(d["volume_id"], Box.from_dict(d["box"])) for d in stored]
 
     def save_rough_patches(self, patches: Sequence[Patch]) -> None:
         """Write the patches whose labels the triage looks at, before it looks."""
@@ -248,9 +260,7 @@ class CampaignFolder:
             If a frozen box would change or vanish.
         """
         frozen = self.holdout()
-        if frozen is not None and (
-            frozen.guard_zyx != holdout.guard_zyx or not set(frozen.boxes) <= set(holdout.boxes)
-        ):
+        if frozen is not None and not holdout.continues(frozen):
             raise CampaignError(
                 "the holdout is frozen and may only grow", where=self.url, todo="Add boxes, keep the others as they are"
             )

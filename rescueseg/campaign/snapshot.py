@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import LeakError, SamplingError
 from rescueseg.geometry import ZYX, Box
 from rescueseg.records import Holdout, Snapshot, SnapshotItem
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import digest_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
         )
     _require_pool(accepted)
     records = {v: campaign.volume(v) for v in sorted({a.volume_id for a in accepted})}
-    shapes, images = {v: record.shape_zyx for v, record in records.items()}, campaign.image_digests()
+    shapes, places = {v: record.shape_zyx for v, record in records.items()}, campaign.shared_places()
     accepted = [a for a in accepted if not records[a.volume_id].refused]
     if not accepted:
         raise SamplingError(
@@ -69,7 +70,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             volume_id=a.volume_id,
             box=a.box,
             read_box=clear_box(
-                a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id, images=images), a.ticket_id
+                a.box, shapes[a.volume_id], holdout.guard_zyx, holdout.of(a.volume_id, places), a.ticket_id
             ),
             annotation_id=a.annotation_id,
             labels=a.labels,
@@ -77,7 +78,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
         )
         for a in sorted(accepted, key=lambda a: a.ticket_id)
     )
-    guard(holdout, items, images)
+    guard(holdout, items, places)
     n_classes, holdout_digest = campaign.config.n_classes, campaign.holdout_digest()
     digest = digest_json([[item.to_json() for item in items], n_classes, holdout_digest])
     return Snapshot(
@@ -107,7 +108,7 @@ def clear_box(box: Box, shape_zyx: ZYX, context_zyx: ZYX, holdout: Iterable[Box]
     context_zyx : tuple of int
         Context in voxels on both sides of each axis, where there is room for it.
     holdout : iterable of Box
-        Holdout boxes in the same volume and its copies, without their guard.
+        Holdout boxes in the volume, those of volumes that share places with it among them, without their guard.
     name : str
         Ticket id, for the error message.
 
@@ -157,7 +158,7 @@ def _cuts(read: Box, box: Box, holdout_box: Box) -> list[Box]:
     return cuts
 
 
-def guard(holdout: Holdout, items: Iterable[SnapshotItem], images: Mapping[str, str]) -> None:
+def guard(holdout: Holdout, items: Iterable[SnapshotItem], places: SharedPlaces) -> None:
     """Make sure that no voxel that training reads lies in a holdout box, whatever the volume is called there.
 
     Parameters
@@ -166,8 +167,8 @@ def guard(holdout: Holdout, items: Iterable[SnapshotItem], images: Mapping[str, 
         The frozen boxes, both parts.
     items : iterable of SnapshotItem
         What training is about to read.
-    images : mapping
-        Digest of the voxels by volume id; see `rescueseg.campaign.Campaign.image_digests`.
+    places : SharedPlaces
+        Which places of the volumes are the same; see `rescueseg.campaign.Campaign.shared_places`.
 
     Raises
     ------
@@ -175,7 +176,7 @@ def guard(holdout: Holdout, items: Iterable[SnapshotItem], images: Mapping[str, 
         At the first item whose annotated or read box touches a holdout box.
     """
     for item in items:
-        for box in holdout.of(item.volume_id, images=images):
+        for box in holdout.of(item.volume_id, places):
             if item.read_box.intersects(box) or item.box.intersects(box):
                 raise LeakError(
                     f"training would read {item.read_box}, which touches the holdout box {box}",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TypedDict, cast
 
 import typer
 
@@ -15,11 +16,40 @@ from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument, SetOption
 from rescueseg.errors import ConfigError
+from rescueseg.image_files.slices import join_planes
+from rescueseg.image_files.source import Statement
 from rescueseg.records import LabelType
+from rescueseg.storage import write_atomically
+
+_DRAWN = 8
+"""Volumes on the picture of a dry run."""
 
 Volumes = Annotated[
     list[str],
-    typer.Argument(metavar="VOLUME…", help="Image files: TIFF, NIfTI, NRRD, HDF5 (file.h5:dataset), Zarr, OME-Zarr."),
+    typer.Argument(
+        metavar="VOLUME…",
+        help="Image files: TIFF, NIfTI, NRRD, HDF5 (file.h5:dataset), Zarr, OME-Zarr; a folder of planes, or a pattern of theirs in quotes.",
+    ),
+]
+AxesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="LETTERS",
+        help="Axes of the files in their order, when they do not say them: z, y, x, c (channel), t, p (position); such as czyx.",
+    ),
+]
+SeriesOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Which image of a file that holds several, from 0.")
+]
+PositionOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Which position of a file that holds several, from 0.")
+]
+SlicesOption = Annotated[bool, typer.Option("--slices", help="The files given are the planes of one volume.")]
+HolesOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-holes", help="Take parts of a chunked file that are absent as they read, even where they look lost."
+    ),
 ]
 SpacingOption = Annotated[
     str, typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong.")
@@ -39,8 +69,19 @@ TruthTypeOption = Annotated[str, typer.Option(metavar="semantic|instance", help=
 DomainOption = Annotated[
     str, typer.Option(help="Acquisition group of these volumes: same microscope, objective, bit depth, spacing.")
 ]
+DistinctOption = Annotated[
+    bool,
+    typer.Option(
+        "--distinct",
+        help="These volumes show other specimens than the near copies found; equal voxels are never distinct.",
+    ),
+]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what the files hold and how much they take, and change nothing.")
+    bool, typer.Option("--dry-run", help="Say and show what the files hold and how much they take, and change nothing.")
+]
+PictureOption = Annotated[
+    str,
+    typer.Option(metavar="FILE.png", help="Where a dry run draws the volumes; a temporary folder when omitted."),
 ]
 
 
@@ -55,27 +96,35 @@ def init(
     truth_type: TruthTypeOption = "semantic",
     domain: DomainOption = "",
     settings: SetOption = [],  # noqa: B006
+    axes: AxesOption = "",
+    series: SeriesOption = None,
+    position: PositionOption = None,
+    slices: SlicesOption = False,
+    accept_holes: HolesOption = False,
+    distinct: DistinctOption = False,
     dry_run: DryRunOption = False,
+    picture: PictureOption = "",
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
-    from rescueseg.volumes.batch_import import preview_volumes, start_campaign
+    from rescueseg.volumes.batch_import import start_campaign
 
     config = settings_of(name or default_name(campaign), classes.split(","), settings)
-    size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
+    files = [join_planes(volumes)] if slices else volumes
+    said = Statement(parse_axes(axes), series, position, accept_holes)
+    options = _options(spacing, ids, truth, truth_type, said)
+    check_picture(picture, dry_run)
     if dry_run:
         Campaign.free_place(campaign, config)
-        say_looks(preview_volumes(volumes, spacing=size, truths=truth, names=ids))
+        show_volumes(files, config.classes, options, picture)
         return
     with shown_progress(console) as progress:
         created = start_campaign(
             campaign,
             config,
-            volumes,
-            spacing=size,
-            truths=truth,
-            truth_type=kind,
+            files,
+            **options,
             domain=domain or None,
-            names=ids,
+            distinct=distinct,
             say=say_line,
             progress=progress,
         )
@@ -91,28 +140,28 @@ def add(
     truth: TruthOption = [],  # noqa: B006
     truth_type: TruthTypeOption = "semantic",
     domain: DomainOption = "",
+    axes: AxesOption = "",
+    series: SeriesOption = None,
+    position: PositionOption = None,
+    slices: SlicesOption = False,
+    accept_holes: HolesOption = False,
+    distinct: DistinctOption = False,
     dry_run: DryRunOption = False,
+    picture: PictureOption = "",
 ) -> None:
     """Add volumes to a campaign; the next sampling lets the holdout grow into them."""
-    from rescueseg.volumes.batch_import import add_volumes, preview_volumes
+    from rescueseg.volumes.batch_import import add_volumes
 
     opened = Campaign.open(campaign)
-    size, kind = parse_spacing(spacing), parse_truth_type(truth_type)
+    files = [join_planes(volumes)] if slices else volumes
+    said = Statement(parse_axes(axes), series, position, accept_holes)
+    options = _options(spacing, ids, truth, truth_type, said)
+    check_picture(picture, dry_run)
     if dry_run:
-        say_looks(preview_volumes(volumes, spacing=size, truths=truth, names=ids))
+        show_volumes(files, opened.config.classes, options, picture)
         return
     with shown_progress(console) as progress:
-        add_volumes(
-            opened,
-            volumes,
-            spacing=size,
-            truths=truth,
-            truth_type=kind,
-            domain=domain or None,
-            names=ids,
-            say=say_line,
-            progress=progress,
-        )
+        add_volumes(opened, files, **options, domain=domain or None, distinct=distinct, say=say_line, progress=progress)
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
@@ -124,6 +173,7 @@ def check(
 ) -> None:
     """Check that volumes fit together: accept, normalise, separate domain or refuse, each with its reason.
 
+    Which volumes show the same piece of a specimen is said too: a holdout box of one counts in all of them.
     Spacing, bit depth, clipping, intensities, variogram noise, sharpness and texture are measured on a sample of each volume.
     Everything measured goes to consistency.json in the campaign.
     """
@@ -131,7 +181,7 @@ def check(
     from rescueseg.queue.store import open_queue
     from rescueseg.reports.consistency_table import change_lines, page
     from rescueseg.stages import tickets
-    from rescueseg.volumes import consistency
+    from rescueseg.volumes import comparison, consistency
 
     opened = Campaign.open(campaign)
     with ExitStack() as stack:
@@ -140,6 +190,7 @@ def check(
             store.migrate()
             stack.enter_context(campaign_lock(opened, store))
         with shown_progress(console) as progress:
+            comparison.ensure_compared(opened, progress)
             report = consistency.check(opened, progress)
         changes = consistency.changes(opened, report)
         if apply:
@@ -147,6 +198,8 @@ def check(
             tickets.withdraw_refused(opened, store)
     for part in page(report):
         console.print(part)
+    for line in comparison.relation_lines(opened):
+        say_line(line)
     for line in change_lines(changes, applied=apply):
         say_line(line)
     console.print(f"{report.chunks_read} chunks read; everything measured is in consistency.json", style="dim")
@@ -154,10 +207,66 @@ def check(
         console.print(f"Nothing was changed; rescueseg check {campaign} --apply records the domains", style="dim")
 
 
-def say_looks(looks: Iterable[object]) -> None:
-    """Print the lines of a dry run, one per volume."""
-    for line in looks:
-        say_line(str(line))
+class ImportOptions(TypedDict):
+    """What `init` and `add` were told of their volumes."""
+
+    spacing: tuple[float, float, float] | None
+    truths: list[str]
+    truth_type: LabelType
+    names: list[str]
+    said: Statement
+
+
+def _options(spacing: str, ids: list[str], truth: list[str], truth_type: str, said: Statement) -> ImportOptions:
+    return {
+        "spacing": parse_spacing(spacing),
+        "truths": truth,
+        "truth_type": parse_truth_type(truth_type),
+        "names": ids,
+        "said": said,
+    }
+
+
+def check_picture(picture: str, dry_run: bool) -> None:
+    """Refuse a picture that nobody would draw.
+
+    Raises
+    ------
+    ConfigError
+        If it is asked for without a dry run, or is no PNG.
+    """
+    if picture and (not dry_run or not picture.lower().endswith(".png")):
+        raise ConfigError(
+            "a dry run draws it, as PNG", where=f"--picture {picture}", todo="Add --dry-run, and end its name in .png"
+        )
+
+
+def show_volumes(files: Sequence[str], classes: Sequence[str], options: ImportOptions, picture: str) -> None:
+    """Print what a dry run found, one line per volume and one per remark on its file, and draw the volumes.
+
+    Parameters
+    ----------
+    files : sequence of str
+        The volumes.
+    classes : sequence of str
+        Names of the classes 1…K.
+    options : ImportOptions
+        As for the import.
+    picture : str
+        Where the picture goes; a folder of its own among the system's temporary files when empty.
+    """
+    from rescueseg.reports.preview_picture import draw_previews
+    from rescueseg.volumes.batch_import import preview_volumes
+
+    with shown_progress(console) as progress:
+        looks = preview_volumes(files, classes=classes, **options, planes=_DRAWN, progress=progress)
+    for look in looks:
+        say_line(str(look))
+        for remark in look.remarks:
+            say_line(f"  note: {remark}")
+    file = Path(picture) if picture else Path(tempfile.mkdtemp(prefix="rescueseg-")) / "look.png"
+    write_atomically(file.absolute(), draw_previews(looks))
+    say_line(f"Look at {file}" + (f", the first {_DRAWN} volumes" if len(looks) > _DRAWN else ""))
     console.print("Nothing was changed; run again without --dry-run", style="dim")
 
 
@@ -171,6 +280,29 @@ def default_name(campaign: str) -> str:
     """
     folder = campaign.rstrip("/").rsplit("/", 1)[-1] if "://" in campaign else Path(campaign).resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:63] or "campaign"
+
+
+def parse_axes(text: str) -> str:
+    """Return the letters of ``--axes``.
+
+    Raises
+    ------
+    ConfigError
+        If a letter is not known, comes twice, or z, y and x are not among them.
+
+    Examples
+    --------
+    >>> parse_axes("CZYX")
+    'czyx'
+    """
+    letters = text.strip().lower()
+    if letters and (set(letters) - set("zyxctp") or len(set(letters)) < len(letters) or not set("zyx") <= set(letters)):
+        raise ConfigError(
+            f"'{text}' names no axes",
+            where="--axes",
+            todo="One letter per axis in the file's order: z, y, x, c (channel), t, p (position); such as czyx",
+        )
+    return letters
 
 
 def parse_spacing(text: str) -> tuple[float, float, float] | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import EvaluationError, LeakError
+from rescueseg.geometry import Box
 from rescueseg.inference.maps import map_reference, open_map
-from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem, same_image
+from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem
 
 
 def require_model(campaign: Campaign, generation: int) -> ModelReference:
@@ -53,8 +54,8 @@ def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[
 def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutBox]) -> None:
     """Make sure that nothing that training has read lies in a box to be evaluated.
 
-    The generation's snapshot counts and those of all before it, from whose weights its training may have started. Volumes
-    with the same voxels count as one: a copy under another name hides nothing.
+    The generation's snapshot counts and those of all before it, from whose weights its training may have started. Places
+    that several volumes show count as one: a copy under another name hides nothing.
 
     Parameters
     ----------
@@ -115,27 +116,27 @@ def _require_clear(
     campaign: Campaign, subject: str, snapshots: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]
 ) -> None:
     """Refuse when an item of a snapshot touches a box; `subject` is the evaluated model, for the message."""
-    images = campaign.image_digests()
+    places = campaign.shared_places()
     for owner, snapshot in snapshots.items():
         for item in snapshot.items:
             for box in boxes:
-                if same_image(images, item.volume_id, box.volume_id):
-                    _refuse_overlap(item, box, subject, owner)
+                for there in places.boxes_in(item.volume_id, [box.patch]):
+                    _refuse_overlap(item, box, there, subject, owner)
 
 
-def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, subject: str, owner: str) -> None:
-    """Raise when an item of the snapshot of `owner`, a generation or training, touches an evaluated box."""
-    copy = f", a copy of {box.volume_id}," if item.volume_id != box.volume_id else ""
+def _refuse_overlap(item: SnapshotItem, box: HoldoutBox, there: Box, subject: str, owner: str) -> None:
+    """Raise when an item of the snapshot of `owner` touches an evaluated box, which lies `there` in the item's volume."""
+    copy = f", which shows what {box.volume_id} shows," if item.volume_id != box.volume_id else ""
     where = f"{box.part} box {box.volume_id} {box.box}"
     todo = f"Train again without ticket {item.ticket_id}; holdout boxes are never trained on"
-    if item.box.contains(box.box):
+    if item.box.contains(there):
         raise LeakError(
             f"{subject} would be evaluated on its own snapshot: {owner} was trained on "
             f"{item.volume_id}{copy} {item.box}",
             where=where,
             todo=todo,
         )
-    if item.read_box.intersects(box.box) or item.box.intersects(box.box):
+    if item.read_box.intersects(there) or item.box.intersects(there):
         raise LeakError(
             f"the training of {owner.removeprefix('training ')} has read {item.volume_id}{copy} {item.read_box}, "
             f"which touches this box: {subject} cannot be evaluated on it",

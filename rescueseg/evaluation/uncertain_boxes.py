@@ -42,18 +42,18 @@ def most_uncertain(
     generation : int
         Whose maps.
     count : int
-        How many boxes at most; no two overlap.
+        How many boxes at most; no two overlap, in whichever volumes.
     progress : callable, optional
         Called with (what is counted, how many are done, how many there are).
     """
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
-    annotated = _annotated(campaign)
+    shared, annotated = campaign.shared_places(), _annotated(campaign)
     places: list[tuple[float, Patch]] = []
     means: list[Floats] = []
     for volume in campaign.volumes():
         if map_reference(campaign, generation, volume.volume_id) is None:
             continue
-        occupied = [*holdout.of(volume.volume_id), *(p.box for p in annotated if p.volume_id == volume.volume_id)]
+        occupied = [*holdout.of(volume.volume_id, shared), *shared.boxes_in(volume.volume_id, annotated)]
         shape = patch_shape(campaign.config, volume, holdout)
         starts = grid_starts(volume.shape_zyx, shape, half_stride(shape), occupied)
         if len(starts):
@@ -62,9 +62,10 @@ def most_uncertain(
             places += [(float(means[-1][i]), Patch(volume.volume_id, Box(zyx(starts[i]), shape))) for i in best]
     typical = float(np.median(np.concatenate(means))) if means else 0.0
     places.sort(key=lambda place: (-place[0], place[1]))
+    entropy = {patch: mean for mean, patch in places}
     return [
-        UncertainBox(volume_id=patch.volume_id, box=patch.box, entropy=mean, typical=typical)
-        for mean, patch in places[:count]
+        UncertainBox(volume_id=patch.volume_id, box=patch.box, entropy=entropy[patch], typical=typical)
+        for patch in shared.choose_apart(entropy, count)
     ]
 
 

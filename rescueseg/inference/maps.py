@@ -25,11 +25,11 @@ from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
+from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.inference.windows import WindowGrid
 from rescueseg.records import MapReference, ModelReference, Record
 from rescueseg.storage import digest_json
 from rescueseg.volumes.ome_zarr import create_image
-from rescueseg.volumes.zarr_url import zarr_store
 
 PROBABILITY = "probability"
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")

@@ -195,7 +195,7 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
     config = campaign.config.training
     holdout = campaign.holdout()
     if holdout is not None:
-        guard(holdout, snapshot.items, campaign.image_digests())
+        guard(holdout, snapshot.items, campaign.shared_places())
     channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
     check_settings(name, capabilities, config)
     requirements = (

@@ -19,9 +19,10 @@ from rescueseg.geometry import ZYX, Box, Patch, zyx
 from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
+from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
+from rescueseg.sampling.guard import guard_of_length, object_guards, plain_guard
 from rescueseg.sampling.patches import (
     LEAST_PLACES,
-    BoxSampler,
     boxes_on_grid,
     count_places,
     measure_places,
@@ -30,9 +31,9 @@ from rescueseg.sampling.patches import (
     scaled_shape,
     subsample_places,
     suggested_shapes,
-    volume_turns,
 )
 from rescueseg.sampling.strata import HOLDOUT_STRATA, Features
+from rescueseg.shared_places import SharedPlaces
 
 _SMALLER = (
     *((1.0, 8), (0.7, 8), (0.5, 8), (0.7, 6), (0.5, 6), (0.35, 8), (0.35, 6)),
@@ -73,9 +74,11 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     volumes = undrawn_volumes(campaign)
     if frozen and not volumes:
         return frozen
-    blocked = _trained_boxes(campaign, trained)
-    plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
-    layout = next((d for plan in plans if (d := _draw_boxes(campaign, volumes, plan, blocked, progress))), None)
+    given = _Given.of(campaign, volumes, trained)
+    layout = None
+    if frozen is None or not campaign.config.holdout.volumes or any(v.volume_id in given.whole for v in volumes):
+        plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
+        layout = next((drawn for plan in plans if (drawn := _draw_boxes(given, plan, progress))), None)
     if frozen is None and layout is None:
         raise SamplingError(
             "there is no room for a holdout and patches beside it",
@@ -83,12 +86,8 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
             todo="Add a volume, or set holdout.box_zyx, holdout.guard_zyx and sampling.patch_zyx smaller",
         )
     boxes, guard_zyx = layout or ((), (0, 0, 0))
-    holdout = Holdout(
-        boxes=(*(frozen.boxes if frozen else ()), *boxes),
-        guard_zyx=frozen.guard_zyx if frozen else guard_zyx,
-        volumes=tuple(v.volume_id for v in everything),
-    )
-    return holdout.model_copy(update={"patch_zyx": _patch_shapes(campaign, volumes, holdout, frozen)})
+    holdout = given.holdout(boxes, guard_zyx).model_copy(update={"volumes": tuple(v.volume_id for v in everything)})
+    return holdout.model_copy(update={"patch_zyx": _patch_shapes(given, holdout)})
 
 
 def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
@@ -106,31 +105,97 @@ def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
     shapes = {v.volume_id: patch_shape(campaign.config, v, holdout) for v in volumes}
     if holdout is not None or campaign.config.sampling.patch_zyx is not None or not volumes:
         return shapes
-    blocked = _trained_boxes(campaign, ())
+    given = _Given.of(campaign, volumes, ())
     for plan in _first_plans(campaign, volumes):
-        boxes = _try_boxes(campaign, volumes, plan, blocked, rehearsal=True)
+        boxes = _try_boxes(given, plan, rehearsal=True)
         if boxes is not None:
-            laid_out = Holdout(boxes=boxes, guard_zyx=plan.guard_zyx)
-            guarded = {v.volume_id: laid_out.guarded(v.volume_id) for v in volumes}
-            return suggested_shapes(volumes, guarded, LEAST_PLACES)
+            guarded = given.guarded(given.holdout(boxes, plan.guard_zyx), volumes)
+            return suggested_shapes(volumes, guarded, given.places, LEAST_PLACES)
     return shapes
 
 
-def _patch_shapes(
-    campaign: Campaign, volumes: Sequence[VolumeRecord], holdout: Holdout, frozen: Holdout | None
-) -> dict[str, ZYX] | None:
+@dataclass(frozen=True)
+class _Given:
+    """What a holdout is drawn for, read once: many plans are tried.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its settings.
+    volumes : sequence of VolumeRecord
+        Those that it was not drawn from yet.
+    places : SharedPlaces
+        Which places of all volumes are the same.
+    frozen : Holdout or None
+        What stays.
+    blocked : sequence of Patch
+        What no box may touch.
+    whole : tuple of str
+        Volumes held out whole; where there are any, boxes are drawn in no other.
+    """
+
+    campaign: Campaign
+    volumes: Sequence[VolumeRecord]
+    places: SharedPlaces
+    frozen: Holdout | None
+    blocked: Sequence[Patch]
+    whole: tuple[str, ...]
+
+    @classmethod
+    def of(cls, campaign: Campaign, volumes: Sequence[VolumeRecord], trained: Sequence[Patch]) -> _Given:
+        """Read it from a campaign; `trained` as in `starting_patches.draw_holdout`."""
+        places, frozen, blocked = campaign.shared_places(), campaign.holdout(), _trained_patches(campaign, trained)
+        whole = _whole_volumes(campaign, volumes, places, blocked)
+        if frozen is not None:
+            whole = tuple(dict.fromkeys([*(frozen.whole or ()), *whole]))
+        elif missing := [name for name in campaign.config.holdout.volumes if name not in whole]:
+            raise SamplingError(
+                f"there is no volume '{missing[0]}' to hold out",
+                where="holdout.volumes",
+                todo=f"Name some of {', '.join(v.volume_id for v in volumes)}, or add it first",
+            )
+        return cls(campaign, volumes, places, frozen, blocked, whole)
+
+    def holdout(self, boxes: Sequence[HoldoutBox], guard_zyx: ZYX) -> Holdout:
+        """Return what is frozen with more boxes; the guard counts where nothing is frozen."""
+        before = self.frozen or Holdout(boxes=(), guard_zyx=guard_zyx)
+        return Holdout(boxes=(*before.boxes, *boxes), guard_zyx=before.guard_zyx, whole=self.whole or None)
+
+    def guarded(self, holdout: Holdout, volumes: Sequence[VolumeRecord]) -> dict[str, list[Box]]:
+        """Return what a holdout bars in volumes."""
+        return {v.volume_id: holdout.guarded(v.volume_id, self.places) for v in volumes}
+
+
+def _whole_volumes(
+    campaign: Campaign, volumes: Sequence[VolumeRecord], places: SharedPlaces, blocked: Sequence[Patch]
+) -> tuple[str, ...]:
+    """Return the new volumes that the settings hold out whole."""
+    names = {v.volume_id for v in volumes}
+    whole = tuple(name for name in campaign.config.holdout.volumes if name in names)
+    for name in whole:
+        if places.boxes_in(name, blocked):
+            raise SamplingError(
+                f"'{name}' cannot be held out whole: something that it shows was annotated or trained on",
+                where="holdout.volumes",
+                todo="Hold out another volume",
+            )
+    return whole
+
+
+def _patch_shapes(given: _Given, holdout: Holdout) -> dict[str, ZYX] | None:
     """Fix the patch shapes of new volumes; those fixed before stay, and bound the new ones."""
+    frozen, volumes, config = given.frozen, given.volumes, given.campaign.config
     if frozen is not None and frozen.patch_zyx is None:
         return None
-    if campaign.config.sampling.patch_zyx is not None:
-        new = {v.volume_id: reference_shape(campaign.config, v) for v in volumes}
+    if config.sampling.patch_zyx is not None:
+        new = {v.volume_id: reference_shape(config, v) for v in volumes}
     else:
-        guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
+        guarded = given.guarded(holdout, volumes)
         if frozen is None or not frozen.patch_zyx:
-            new = suggested_shapes(volumes, guarded, LEAST_PLACES)
+            new = suggested_shapes(volumes, guarded, given.places, LEAST_PLACES)
         else:
             largest = max(math.prod(shape) for shape in frozen.patch_zyx.values())
-            new = suggested_shapes(volumes, guarded, _LEAST_GROWN, largest)
+            new = suggested_shapes(volumes, guarded, given.places, _LEAST_GROWN, largest)
     return {**((frozen.patch_zyx or {}) if frozen else {}), **new}
 
 
@@ -149,9 +214,14 @@ class _Plan:
 
 def _first_plans(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> Iterator[_Plan]:
     config = campaign.config.holdout
+    chosen = guard_of_length(volumes, config.guard_um) if config.guard_um else config.guard_zyx
+    for wide in object_guards(campaign, volumes):
+        for (scale, pixels), apart in product(_SMALLER[:3], (True, False)):
+            guard_zyx = zyx(max(pair) for pair in zip(wide, plain_guard(volumes, pixels), strict=True))
+            yield _Plan(config.validation_boxes, config.test_boxes, scale, guard_zyx, apart, LEAST_PLACES)
     for divisor, pool in _FEWER:
         for (scale, pixels), apart in product(_SMALLER, (True, False)):
-            guard_zyx = config.guard_zyx or _guard(volumes, pixels)
+            guard_zyx = chosen or plain_guard(volumes, pixels)
             validation, test = (math.ceil(n / divisor) for n in (config.validation_boxes, config.test_boxes))
             yield _Plan(validation, test, scale, guard_zyx, apart, pool)
 
@@ -172,12 +242,6 @@ def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: H
             yield _Plan(validation, test, scale, frozen.guard_zyx, apart, min(pool, _LEAST_GROWN))
 
 
-def _guard(volumes: Sequence[VolumeRecord], pixels: int) -> ZYX:
-    """Return the widest guard over volumes, `pixels` of the finest in-plane spacing as a length."""
-    widths = [[max(1, round(pixels * min(v.spacing_um_zyx[1:]) / s)) for s in v.spacing_um_zyx] for v in volumes]
-    return zyx(max(axis) for axis in zip(*widths, strict=True))
-
-
 def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Plan) -> ZYX:
     """Return the shape of a holdout box: about a patch, twice that where the truth is there already."""
     config = campaign.config
@@ -189,43 +253,36 @@ def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Pl
     return scaled_shape(volume, shape, min(factor, most / math.prod(shape)))
 
 
-def _draw_boxes(
-    campaign: Campaign,
-    volumes: Sequence[VolumeRecord],
-    plan: _Plan,
-    blocked: dict[str, list[Box]],
-    progress: Progress | None,
-) -> tuple[tuple[HoldoutBox, ...], ZYX] | None:
+def _draw_boxes(given: _Given, plan: _Plan, progress: Progress | None) -> tuple[tuple[HoldoutBox, ...], ZYX] | None:
     """Draw the boxes of a plan, the layout first, without reading an image; None when one of the two fails."""
-    if _try_boxes(campaign, volumes, plan, blocked, rehearsal=True) is None:
+    if _try_boxes(given, plan, rehearsal=True) is None:
         return None
-    boxes = _try_boxes(campaign, volumes, plan, blocked, progress=progress)
+    boxes = _try_boxes(given, plan, progress=progress)
     return None if boxes is None else (boxes, plan.guard_zyx)
 
 
 def _try_boxes(
-    campaign: Campaign,
-    volumes: Sequence[VolumeRecord],
-    plan: _Plan,
-    blocked: dict[str, list[Box]],
-    rehearsal: bool = False,
-    progress: Progress | None = None,
+    given: _Given, plan: _Plan, rehearsal: bool = False, progress: Progress | None = None
 ) -> tuple[HoldoutBox, ...] | None:
     """Draw the boxes of a plan; None when they do not fit or leave too little."""
+    campaign, places, whole = given.campaign, given.places, given.whole
+    volumes = [v for v in given.volumes if v.volume_id in whole] if whole else given.volumes
     allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
     count = plan.validation + plan.test
     shapes = {v.volume_id: _box_shape(campaign, v, allowed / count, plan) for v in volumes}
     if not _may_fit(volumes, shapes, plan):
         return None
     rng = random_generator(campaign.config.seed, "holdout", *shapes)
+    gap_zyx = plan.guard_zyx if plan.apart else (0, 0, 0)
     free = {}
     for volume in volumes:
-        shape = shapes[volume.volume_id]
-        guarded_boxes = [box.expand(plan.guard_zyx) for box in blocked.get(volume.volume_id, [])]
-        boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, guarded_boxes))
-        free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
+        name, shape = volume.volume_id, shapes[volume.volume_id]
+        taken = places.boxes_in(name, given.blocked, plan.guard_zyx)
+        taken += places.boxes_in(name, [b.patch for b in given.frozen.boxes] if given.frozen else [], gap_zyx)
+        boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
+        free[name] = subsample_places(boxes, volume, volumes, rng)
     features = None if rehearsal else measure_places(campaign, volumes, free, progress)
-    sampler = BoxSampler(volumes, free, rng, features, plan.guard_zyx if plan.apart else (0, 0, 0))
+    sampler = BoxSampler(volumes, free, places, rng, features, gap_zyx)
     turns = [volume_turns(sampler.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
     present = [s for s in HOLDOUT_STRATA if s not in sampler.absent(HOLDOUT_STRATA)]
@@ -240,11 +297,11 @@ def _try_boxes(
     )
     if len(holdout_boxes) < count or sum(b.box.size for b in holdout_boxes) > allowed:
         return None
-    holdout = Holdout(boxes=holdout_boxes, guard_zyx=plan.guard_zyx)
     enough = plan.pool + (_SPARE if rehearsal else 0)
-    guarded = {v.volume_id: holdout.guarded(v.volume_id) for v in volumes}
-    references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in volumes}
-    return holdout_boxes if count_places(volumes, references, guarded, enough) >= enough else None
+    pool = [v for v in given.volumes if v.volume_id not in whole]
+    guarded = given.guarded(given.holdout(holdout_boxes, plan.guard_zyx), pool)
+    references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in pool}
+    return holdout_boxes if count_places(pool, references, guarded, places, enough) >= enough else None
 
 
 def _shares(volumes: Sequence[VolumeRecord], features: dict[str, Features]) -> dict[str, float]:
@@ -271,16 +328,14 @@ def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Pla
     return guarded * (plan.validation + plan.test) <= _MOST_GUARDED * total
 
 
-def _trained_boxes(campaign: Campaign, trained: Sequence[Patch]) -> dict[str, list[Box]]:
-    """Return what no box may touch, by volume: what was trained on, and what the triage read the labels of."""
-    boxes: dict[str, list[Box]] = {}
-    for patch in (*trained, *campaign.rough_patches()):
-        boxes.setdefault(patch.volume_id, []).append(patch.box)
+def _trained_patches(campaign: Campaign, trained: Sequence[Patch]) -> list[Patch]:
+    """Return what no box may touch: what was or will be trained on, and what the triage read the labels of."""
+    starting = campaign.starting_patches() or []
+    patches = [*trained, *campaign.rough_patches(), *(Patch(p.volume_id, p.box) for p in starting)]
     for generation in campaign.generations():
         snapshot = campaign.snapshot(generation)
-        for item in snapshot.items if snapshot else ():
-            boxes.setdefault(item.volume_id, []).append(item.read_box)
-    return boxes
+        patches += [Patch(item.volume_id, item.read_box) for item in snapshot.items] if snapshot else []
+    return list(dict.fromkeys(patches))
 
 
 def interleave(first: Sequence[T], second: Sequence[T]) -> list[T]:

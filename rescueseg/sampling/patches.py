@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig
-from rescueseg.geometry import ZYX, Box, axis_starts, box_bounds, choose_non_overlapping, isotropic_shape, zyx
+from rescueseg.geometry import ZYX, Box, Patch, axis_starts, choose_non_overlapping, isotropic_shape, zyx
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import read_box
 
@@ -79,7 +78,11 @@ def patch_shape(config: CampaignConfig, volume: VolumeRecord, holdout: Holdout |
 
 
 def suggested_shapes(
-    volumes: Sequence[VolumeRecord], guarded: dict[str, list[Box]], least: int, largest: int = LARGEST_PATCH
+    volumes: Sequence[VolumeRecord],
+    guarded: dict[str, list[Box]],
+    places: SharedPlaces,
+    least: int,
+    largest: int = LARGEST_PATCH,
 ) -> dict[str, ZYX]:
     """Return the largest patch shapes that leave enough room: flat where the volume is, no image is read.
 
@@ -92,6 +95,8 @@ def suggested_shapes(
         Shape and spacing count.
     guarded : dict of str to list of Box
         Holdout boxes with their guard band, by volume.
+    places : SharedPlaces
+        Which places of the volumes are the same.
     least : int
         Patches that must fit outside them without overlap, over all volumes.
     largest : int
@@ -108,7 +113,7 @@ def suggested_shapes(
     while voxels > last:
         shapes = {v.volume_id: _tiling(v, advised_shape(v, min(voxels, _most(v)))) for v in volumes}
         isotropic = all(_isotropic(v, shapes[v.volume_id]) for v in volumes)
-        if (isotropic or not fallback) and count_places(volumes, shapes, guarded, least) >= least:
+        if (isotropic or not fallback) and count_places(volumes, shapes, guarded, places, least) >= least:
             if isotropic:
                 return shapes
             fallback, last = shapes, voxels // 2
@@ -136,14 +141,19 @@ def _most(volume: VolumeRecord) -> int:
 
 
 def count_places(
-    volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], guarded: dict[str, list[Box]], enough: int
+    volumes: Sequence[VolumeRecord],
+    shapes: dict[str, ZYX],
+    guarded: dict[str, list[Box]],
+    places: SharedPlaces,
+    enough: int,
 ) -> int:
-    """Count the patches that fit outside a guarded holdout without overlap, up to `enough`."""
-    count = 0
+    """Count the patches that fit outside a guarded holdout, up to `enough`; no two share a voxel, in whichever volumes."""
+    chosen: list[Patch] = []
     for volume in volumes:
-        free = candidates(volume, shapes[volume.volume_id], guarded.get(volume.volume_id, []))
-        count += len(choose_non_overlapping(free, enough - count))
-    return count
+        name = volume.volume_id
+        free = candidates(volume, shapes[name], [*guarded.get(name, []), *places.boxes_in(name, chosen)])
+        chosen += [Patch(name, box) for box in choose_non_overlapping(free, enough - len(chosen))]
+    return len(chosen)
 
 
 def advised_shape(volume: VolumeRecord, voxels: int) -> ZYX:
@@ -225,121 +235,6 @@ def subsample_places(
     return [boxes[i] for i in np.sort(rng.choice(len(boxes), count, replace=False))]
 
 
-@dataclass(frozen=True)
-class SampledBox:
-    """A box that was drawn.
-
-    Parameters
-    ----------
-    volume_id : str
-        Its volume.
-    box : Box
-        Where.
-    stratum : str
-        What it stands for.
-    reason : str
-        The measurements behind that; empty in a rehearsal of the layout.
-    """
-
-    volume_id: str
-    box: Box
-    stratum: str
-    reason: str
-
-
-class BoxSampler:
-    """Draws boxes stratum by stratum, volumes by turns; no two drawn boxes overlap.
-
-    Parameters
-    ----------
-    volumes : sequence of VolumeRecord
-        Volumes to draw from.
-    places : dict of str to list of Box
-        Where a box may lie, by volume.
-    rng : numpy.random.Generator
-        Decides among equals.
-    features : dict of str to Features, optional
-        Measurements of the places, by volume; without them all boxes are alike, and the layout is only rehearsed.
-    gap_zyx : tuple of int
-        Distance from boxes already drawn that is kept where there is a choice.
-    """
-
-    def __init__(
-        self,
-        volumes: Sequence[VolumeRecord],
-        places: dict[str, list[Box]],
-        rng: np.random.Generator,
-        features: dict[str, strata.Features] | None = None,
-        gap_zyx: ZYX = (0, 0, 0),
-    ) -> None:
-        self.volumes = [v for v in volumes if places[v.volume_id]]
-        self.places, self.rng, self.gap_zyx, self.features = places, rng, gap_zyx, features
-        self.bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
-        self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
-        self.spaced = {v: free.copy() for v, free in self.free.items()}
-
-    def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[SampledBox]:
-        """Draw one box for each turn of a volume, fewer when all is full.
-
-        A stratum takes the first turn whose volume has a box for it, else any volume that has one. One that no
-        volume has, such as imaging artefacts in clean data, gives its turns to those that follow.
-
-        Parameters
-        ----------
-        turns : sequence of str
-            Volume ids; where one is full, another stands in.
-        order : sequence of str
-            Strata: the n-th box belongs to the n-th, over and over.
-
-        Returns
-        -------
-        list of SampledBox
-            In the order of drawing.
-        """
-        open_turns, samples, n_missed = list(turns), list[SampledBox](), 0
-        strata_cycle = itertools.cycle(order)
-        while open_turns and n_missed < len(order):
-            stratum = next(strata_cycle)
-            volume_id = self._volume_for(stratum, open_turns)
-            if volume_id is None:
-                n_missed += 1
-                continue
-            n_missed = 0
-            open_turns.remove(volume_id if volume_id in open_turns else open_turns[0])
-            samples.append(self._draw_in(volume_id, stratum))
-        return samples
-
-    def absent(self, order: Sequence[str]) -> list[str]:
-        """Return the strata that no place of any volume stands for."""
-        if self.features is None:
-            return []
-        features = list(self.features.values())
-        return [s for s in dict.fromkeys(order) if not any(f.eligible(s).any() for f in features)]
-
-    def _volume_for(self, stratum: str, turns: Sequence[str]) -> str | None:
-        anywhere = [*dict.fromkeys(turns), *(v.volume_id for v in self.volumes if v.volume_id not in turns)]
-        return next((v for v in anywhere if (self.free[v] & self._eligible(v, stratum)).any()), None)
-
-    def _eligible(self, volume_id: str, stratum: str) -> npt.NDArray[np.bool_]:
-        if self.features is None:
-            return np.ones(len(self.free[volume_id]), dtype=bool)
-        return self.features[volume_id].eligible(stratum)
-
-    def _draw_in(self, volume_id: str, stratum: str) -> SampledBox:
-        eligible = self._eligible(volume_id, stratum)
-        free, spaced = self.free[volume_id], self.spaced[volume_id]
-        features = self.features[volume_id] if self.features else None
-        score = np.zeros(len(free)) if features is None else features.score(stratum)
-        preferred = spaced & eligible
-        index = strata.draw(score, preferred if preferred.any() else free & eligible, self.rng)
-        assert index is not None, "the volume was chosen because it has a free box"
-        box = self.places[volume_id][index]
-        starts, stops = self.bounds[volume_id]
-        free &= ~overlapping(starts, stops, box)
-        spaced &= ~overlapping(starts, stops, box.expand(self.gap_zyx))
-        return SampledBox(volume_id, box, stratum, features.reason(stratum, index) if features else "")
-
-
 def measure_places(
     campaign: Campaign,
     volumes: Sequence[VolumeRecord],
@@ -348,38 +243,6 @@ def measure_places(
 ) -> dict[str, strata.Features]:
     """Measure the boxes at all places, by volume; see `strata.measure`."""
     return {v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v, progress) for v in volumes}
-
-
-def volume_turns(volumes: Sequence[VolumeRecord], count: int, rng: np.random.Generator) -> list[str]:
-    """Share `count` turns among domains, then among the volumes of each, by their voxels, in shuffled order.
-
-    As long as there are enough, every domain and every volume of it gets one: what is rare among the voxels may be
-    all of another microscope.
-    """
-    domains: dict[str, list[VolumeRecord]] = {}
-    for volume in volumes:
-        domains.setdefault(volume.domain, []).append(volume)
-    turns: list[str] = []
-    sizes = [sum(math.prod(v.shape_zyx) for v in members) for members in domains.values()]
-    for members, quota in zip(domains.values(), _quotas(sizes, count), strict=True):
-        for volume, own in zip(members, _quotas([math.prod(v.shape_zyx) for v in members], quota), strict=True):
-            turns += [volume.volume_id] * own
-    return [turns[i] for i in rng.permutation(len(turns))]
-
-
-def _quotas(sizes: Sequence[int], count: int) -> list[int]:
-    """Share `count` by size, each at least 1 where that is possible; the largest remainders get what is left."""
-    if not sizes:
-        return []
-    size = np.array(sizes, dtype=np.float64)
-    least = np.full(len(size), 1 if count >= len(size) else 0)
-    share = size / size.sum() * count
-    quota = np.maximum(np.floor(share).astype(int), least)
-    while quota.sum() > count:
-        quota[np.argmax(np.where(quota > least, quota - share, -np.inf))] -= 1
-    for index in np.argsort(quota - share, kind="stable")[: count - int(quota.sum())]:
-        quota[index] += 1
-    return [int(n) for n in quota]
 
 
 def volume_reader(campaign: Campaign, volume: VolumeRecord) -> strata.Reader:

@@ -13,17 +13,17 @@ from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch
 from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
-from rescueseg.records import Holdout, HoldoutBox, QueriedPatch
+from rescueseg.records import Holdout, HoldoutBox, QueriedPatch, VolumeRecord
+from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
 from rescueseg.sampling.holdout import plan_holdout
 from rescueseg.sampling.patches import (
-    BoxSampler,
     candidates,
     measure_places,
     patch_shape,
     subsample_places,
-    volume_turns,
 )
 from rescueseg.sampling.strata import STARTING_STRATA
+from rescueseg.shared_places import SharedPlaces
 
 ROUGH_REASON = "rough mask of the triage"
 
@@ -32,8 +32,8 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     """Return the frozen holdout; draw and freeze it at the first call, let it grow when volumes were added.
 
     Validation and test boxes take turns through the same strata (see `strata.HOLDOUT_STRATA`: the difficult ones
-    are guaranteed, one in eight is drawn at random) and through the volumes by their size. Boxes never overlap each
-    other. On small volumes boxes and guard band shrink until 30 patches fit beside them; on very small ones
+    are guaranteed, one in eight is drawn at random) and through the volumes by their size. Boxes never share
+    a voxel, by whatever name the place goes. On small volumes boxes and guard band shrink until 30 patches fit beside them; on very small ones
     fewer boxes are drawn. With the boxes the patch shape of each volume is fixed.
 
     Parameters
@@ -81,7 +81,7 @@ def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
     return [box for box in holdout.boxes if box.volume_id in without]
 
 
-def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] = ()) -> list[Box]:
+def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Patch] = ()) -> list[Box]:
     """Return the boxes of a volume that may be queried, in z, y, x order.
 
     Parameters
@@ -90,14 +90,14 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
         Its holdout must be frozen.
     volume_id : str
         The volume.
-    occupied : iterable of Box
-        Boxes of the volume that have a ticket already.
+    occupied : iterable of Patch
+        Patches that have a ticket already, in whichever volumes.
 
     Returns
     -------
     list of Box
         Patches on a grid of half a patch (coarser where that gives more than 100000), clear of every holdout
-        box and its guard band, and of `occupied`. They overlap each other; a query strategy takes none that do.
+        box and its guard band, and of `occupied`, by whatever name the place goes. They overlap each other; a query strategy takes none that do.
         None in a volume added since the holdout was last drawn: it has to grow first.
 
     Raises
@@ -105,11 +105,22 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Box] 
     SamplingError
         If the holdout is not frozen yet.
     """
-    holdout, volume = _frozen(campaign), campaign.volume(volume_id)
-    if not _covers(holdout, volume_id):
+    return _candidates(campaign, campaign.volume(volume_id), _frozen(campaign), campaign.shared_places(), occupied)
+
+
+def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> dict[str, list[Box]]:
+    """Return the boxes of every volume that may be queried; see `candidate_boxes`."""
+    holdout, places, taken = _frozen(campaign), campaign.shared_places(), list(occupied)
+    return {v.volume_id: _candidates(campaign, v, holdout, places, taken) for v in campaign.volumes()}
+
+
+def _candidates(
+    campaign: Campaign, volume: VolumeRecord, holdout: Holdout, places: SharedPlaces, occupied: Iterable[Patch]
+) -> list[Box]:
+    if not _covers(holdout, volume.volume_id):
         return []
-    shape = patch_shape(campaign.config, volume, holdout)
-    return list(candidates(volume, shape, [*holdout.guarded(volume_id, campaign.image_digests()), *occupied]))
+    blocked = [*holdout.guarded(volume.volume_id, places), *places.boxes_in(volume.volume_id, occupied)]
+    return list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
 
 
 def starting_patches(
@@ -132,7 +143,7 @@ def starting_patches(
     count : int, optional
         Patches to draw, those of the rough mask counted; `sampling.starting_patches` when omitted.
     occupied : sequence of Patch
-        Patches that have a ticket already.
+        Patches that have a ticket already, in whichever volumes.
     holdout : Holdout, optional
         A holdout about to be frozen, in place of the campaign's.
     progress : callable, optional
@@ -152,12 +163,15 @@ def starting_patches(
     """
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign)
-    occupied_set = set(occupied)
-    usable = {v.volume_id for v in campaign.volumes()}
-    rough = [p for p in campaign.rough_patches() if p not in occupied_set and p.volume_id in usable]
+    places, usable = campaign.shared_places(), {v.volume_id for v in campaign.volumes()}
+    rough = [
+        p
+        for p in campaign.rough_patches()
+        if p.volume_id in usable and not any(p.box.intersects(box) for box in places.boxes_in(p.volume_id, occupied))
+    ]
     rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
     if len(rows) < count:
-        sampler = _starting_sampler(campaign, holdout, [*occupied, *rough], progress)
+        sampler = _starting_sampler(campaign, holdout, places, [*occupied, *rough], progress)
         turns = volume_turns(sampler.volumes, count - len(rows), sampler.rng)
         samples = sampler.draw(turns, STARTING_STRATA)
         rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
@@ -175,19 +189,16 @@ def starting_patches(
 
 
 def _starting_sampler(
-    campaign: Campaign, holdout: Holdout, occupied: Sequence[Patch], progress: Progress | None
+    campaign: Campaign, holdout: Holdout, places: SharedPlaces, occupied: Sequence[Patch], progress: Progress | None
 ) -> BoxSampler:
     """Return what draws starting patches: places measured, clear of the guarded holdout and of what is occupied."""
     volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
     rng = random_generator(campaign.config.seed, "starting patches")
     free: dict[str, list[Box]] = {}
-    images = campaign.image_digests()
     for volume in volumes:
-        guarded = holdout.guarded(volume.volume_id, images)
-        blocked = [*guarded, *(p.box for p in occupied if p.volume_id == volume.volume_id)]
-        boxes = list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
+        boxes = _candidates(campaign, volume, holdout, places, occupied)
         free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
-    return BoxSampler(volumes, free, rng, measure_places(campaign, volumes, free, progress))
+    return BoxSampler(volumes, free, places, rng, measure_places(campaign, volumes, free, progress))
 
 
 def _frozen(campaign: Campaign) -> Holdout:

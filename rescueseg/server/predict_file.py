@@ -11,9 +11,9 @@ import numpy as np
 from rescueseg.campaign import Campaign
 from rescueseg.errors import RescuesegError, UnreadableVolumeError
 from rescueseg.geometry import Box, Spacing
+from rescueseg.image_files.registry import open_source
 from rescueseg.records import Normalisation
 from rescueseg.server.uploads import nifti_bytes
-from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import normalise
 from rescueseg.weak_labels.champion import load_champion
 

@@ -19,17 +19,12 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from rescueseg.annotation.formats.nifti import (
-    has_position,
-    image_class,
-    nifti_image,
-    parse,
-    position_mm,
-)
-from rescueseg.annotation.formats.space import affine_mm
+from rescueseg.annotation.formats.nifti import image_class, nifti_image, parse
+from rescueseg.annotation.formats.space import UM_PER_MM, affine_mm
 from rescueseg.annotation.packing import DAMAGE_ERRORS, brief, labels_of, unpack
 from rescueseg.errors import LabelError, RescuesegError
 from rescueseg.geometry import Box, Spacing
+from rescueseg.image_files.placement import nifti_placement
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import TicketRecord
 
@@ -180,9 +175,7 @@ def read_nifti(file: IO[bytes], box: Box, spacing_um_zyx: Spacing) -> npt.NDArra
         data = _inflate(file, upload_limit(box.size))
         _check_head(data, box)
         nifti = parse(data)
-        if has_position(nifti.header):
-            if not np.isfinite(nifti.affine).all() or not np.linalg.det(nifti.affine[:3, :3]):
-                raise ValueError("they have no place in space")
+        if nifti_placement(nifti) is not None:
             nifti = nib.as_closest_canonical(nifti)
             _check_place(nifti, box, spacing_um_zyx)
         voxels: npt.NDArray[Any] = np.asarray(nifti.dataobj)
@@ -247,7 +240,11 @@ def _check_place(nifti: Any, box: Box, spacing_um_zyx: Spacing) -> None:
     expected = affine_mm(spacing_um_zyx, box.offset_zyx)
     last = np.array(box.shape_zyx[::-1]) - 1.0
     corners = np.array([[0.0, 0.0, 0.0], [*last], [last[0], 0.0, 0.0], [0.0, last[1], 0.0]])
-    there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, position_mm(nifti)).T
+    placement = nifti_placement(nifti)
+    assert placement is not None, "only labels with a place are checked"
+    position_mm = placement.affine.copy()
+    position_mm[:3] *= (placement.um_per_unit or UM_PER_MM) / UM_PER_MM
+    there = np.c_[corners, np.ones(4)] @ np.linalg.solve(expected, position_mm).T
     off = float(np.abs(there[:, :3] - corners).max())
     if off > 0.1:
         raise LabelError(

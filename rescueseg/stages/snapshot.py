@@ -11,6 +11,7 @@ from rescueseg.campaign.route import freeze_choice
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation
 from rescueseg.stages.stage import run_stage
+from rescueseg.volumes.comparison import ensure_compared
 
 
 def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
@@ -18,6 +19,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any
 
     def work() -> Any:
         campaign.apply_domains()
+        ensure_compared(campaign)
         accepted = store.accepted("pool")
         previous = campaign.snapshot(generation - 1) if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()

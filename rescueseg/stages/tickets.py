@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,7 +17,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import profile_of, query_strategy
 from rescueseg.errors import QueueError, SamplingError
 from rescueseg.evaluation.champion import judgements
-from rescueseg.geometry import Box, Patch
+from rescueseg.geometry import Patch
 from rescueseg.inference.maps import most_likely, open_map
 from rescueseg.labels import class_names
 from rescueseg.postprocessing.clean import clean
@@ -31,6 +30,7 @@ from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
 from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
 from rescueseg.stages.stage import run_stage
+from rescueseg.volumes.comparison import ensure_compared
 
 
 def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = None) -> int:
@@ -61,6 +61,7 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
         If it would grow while a generation is running.
     """
     store.migrate()
+    ensure_compared(campaign, progress)
     holdout = _draw_holdout(campaign, store, progress)
     if campaign.starting_patches() is None:
         campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress))
@@ -70,10 +71,11 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
 def preview_sampling(
     campaign: Campaign, open_store: Callable[[], QueueStore], progress: Progress | None = None
 ) -> tuple[Holdout, list[QueriedPatch]]:
-    """Return the holdout and the starting patches that `prepare` would leave; nothing is written. Raises as it does.
+    """Return the holdout and the starting patches that `prepare` would leave; neither is written. Raises as it does.
 
     The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
     """
+    ensure_compared(campaign, progress)
     trained: list[Patch] = []
     if campaign.holdout() is not None and (new := undrawn_volumes(campaign)):
         trained = _trained(open_store(), new)
@@ -134,15 +136,8 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     config, strategy = campaign.config, query_strategy(campaign, generation)
-    occupied: dict[str, list[Box]] = defaultdict(list)
-    for ticket in store.tickets(purpose="pool"):
-        if ticket.generation <= generation:
-            occupied[ticket.volume_id].append(ticket.box)
-    boxes = {
-        volume.volume_id: starting_patches.candidate_boxes(campaign, volume.volume_id, occupied[volume.volume_id])
-        for volume in campaign.volumes()
-    }
-    table = score_candidates(campaign, generation, boxes)
+    occupied = [ticket.patch for ticket in store.tickets(purpose="pool") if ticket.generation <= generation]
+    table = score_candidates(campaign, generation, starting_patches.all_candidates(campaign, occupied))
     rng = random_generator(config.seed, "query", generation, strategy)
     patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
     rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}

@@ -24,6 +24,7 @@ from rescueseg.records import Snapshot
 from rescueseg.stages.stage import NOTE_EVERY
 from rescueseg.stages.train import train_snapshot
 from rescueseg.storage import digest_json
+from rescueseg.volumes.comparison import ensure_compared
 
 
 def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: int | None = None) -> OutsideTraining:
@@ -62,6 +63,7 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
 
 def _new_snapshot(campaign: Campaign, store: QueueStore) -> Snapshot:
     """Return the snapshot that the next generation would have now."""
+    ensure_compared(campaign)
     last = store.last_generation()
     return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.accepted("pool"))
 

@@ -110,7 +110,8 @@ def _draw_places(campaign: Campaign) -> list[Patch]:
             where=campaign.url,
             todo="Triage from annotations, or in a campaign that was not sampled yet",
         )
-    volumes = [v for v in campaign.volumes() if v.truth is not None]
+    places, whole = campaign.shared_places(), set(campaign.config.holdout.volumes)
+    volumes = [v for v in campaign.volumes() if v.truth is not None and whole.isdisjoint(places.related(v.volume_id))]
     rng = random_generator(campaign.config.seed, "rough mask")
     for index in rng.permutation(len(volumes)).tolist():
         volume = volumes[index]
@@ -124,7 +125,7 @@ def _draw_places(campaign: Campaign) -> list[Patch]:
         if boxes:
             return [Patch(volume.volume_id, box) for box in boxes]
     raise SamplingError(
-        "no volume came with truth that shows an object",
+        "no volume came with truth that shows an object" + (" beside what holdout.volumes holds out" if whole else ""),
         where=campaign.url,
         todo="Import the truth with --truth, or say what the structure is with --structure",
     )

@@ -18,6 +18,7 @@ from rescueseg.triage.records import Triage
 from rescueseg.triage.rough_masks import MASKS, Mask, rough_patches, with_labels
 from rescueseg.triage.tree import STRUCTURES, Route, Structure, decide
 from rescueseg.volumes import open_image
+from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.subsample import sample_boxes
 
 SAMPLE_VOXELS = 24_000_000
@@ -69,6 +70,7 @@ def triage(
             raise ConfigError(
                 f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in choices if k)}"
             )
+    ensure_compared(campaign, progress)
     measures, chunks_read, chunks = measure_volumes(campaign, channel, progress)
     rough, source = rough_patches(campaign, store, mask, channel)
     patches = with_labels(rough)

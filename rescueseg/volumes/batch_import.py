@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from math import log, prod
@@ -15,10 +15,14 @@ from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.image_files.registry import open_source
+from rescueseg.image_files.slices import is_planes, planes_name, shown
+from rescueseg.image_files.source import Source, Statement
 from rescueseg.progress import Progress
 from rescueseg.records import LabelType, VolumeRecord
-from rescueseg.volumes.importers import open_source
-from rescueseg.volumes.volume_import import check_truth_shape, default_id, import_volume, resolve_spacing
+from rescueseg.volumes.comparison import declare_distinct, relation_lines
+from rescueseg.volumes.middle_planes import MiddlePlanes, middle_planes
+from rescueseg.volumes.volume_import import default_id, import_volume, open_truth_file, resolve_spacing
 
 Say = Callable[[str], object]
 
@@ -33,6 +37,8 @@ def start_campaign(
     truth_type: LabelType = "semantic",
     domain: str | None = None,
     names: Sequence[str] = (),
+    said: Statement | None = None,
+    distinct: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> Campaign:
@@ -56,8 +62,12 @@ def start_campaign(
         Acquisition group.
     names : sequence of str
         Ids of the volumes; made from the file names when empty.
+    said : Statement, optional
+        What a person says of the images that their files do not say.
+    distinct : bool
+        Whether they show other specimens than the volumes that they look like; see `rescueseg.volumes.comparison`.
     say : callable
-        Gets one line per volume.
+        Gets one line per volume, one per remark on its file, and one for each volume that shows the same.
     progress : callable, optional
         Called with a file, steps of its import done and steps in all.
 
@@ -68,7 +78,9 @@ def start_campaign(
     VolumeError, LabelError, StorageError
         If a volume cannot be imported.
     """
-    preview_volumes(volumes, spacing=spacing, truths=truths, names=names)
+    preview_volumes(
+        volumes, classes=config.classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
+    )
     campaign = Campaign.create(url, config)
     try:
         add_volumes(
@@ -79,6 +91,8 @@ def start_campaign(
             truth_type=truth_type,
             domain=domain,
             names=names,
+            said=said,
+            distinct=distinct,
             say=say,
             progress=progress,
         )
@@ -100,26 +114,39 @@ def add_volumes(
     truth_type: LabelType = "semantic",
     domain: str | None = None,
     names: Sequence[str] = (),
+    said: Statement | None = None,
+    distinct: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> list[VolumeRecord]:
     """Import volumes into a campaign; those before a failing one stay. Parameters as `start_campaign`."""
-    previews = preview_volumes(volumes, spacing=spacing, truths=truths, names=names)
+    classes = campaign.config.classes
+    previews = preview_volumes(
+        volumes, classes=classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
+    )
     records = []
-    for index, (path, name) in enumerate(zip(volumes, (preview.volume_id for preview in previews), strict=True)):
+    for index, preview in enumerate(previews):
+        path, label = preview.path, shown(preview.path)
         if progress is not None:
-            progress(path, 0, 1)
+            progress(label, 0, 1)
         record = import_volume(
             campaign,
             path,
-            volume_id=name,
+            volume_id=preview.volume_id,
             spacing=spacing,
             domain=domain,
             truth=truths[index] if truths else None,
             truth_type=truth_type,
-            progress=partial(progress, path) if progress is not None else None,
+            said=said,
+            progress=partial(progress, label) if progress is not None else None,
         )
-        say(f"{path} → volume '{record.volume_id}', {'×'.join(map(str, record.shape_zyx))} voxels (zyx)")
+        say(f"{label} → volume '{record.volume_id}', {'×'.join(map(str, record.shape_zyx))} voxels (zyx)")
+        for remark in preview.remarks:
+            say(f"  note: {remark}")
+        if distinct:
+            declare_distinct(campaign, record.volume_id)
+        for line in relation_lines(campaign, record.volume_id):
+            say(line)
         records.append(record)
     return records
 
@@ -142,6 +169,10 @@ class VolumePreview:
         Voxel size in micrometre.
     truth : bool
         Whether ground truth comes with it.
+    remarks : tuple of str
+        What was understood of the file that a person should look at.
+    planes : MiddlePlanes, optional
+        Voxels to show.
     """
 
     path: str
@@ -151,6 +182,8 @@ class VolumePreview:
     dtype: np.dtype[Any]
     spacing_um_zyx: Spacing
     truth: bool
+    remarks: tuple[str, ...] = ()
+    planes: MiddlePlanes | None = None
 
     @property
     def stored_bytes(self) -> float:
@@ -161,18 +194,28 @@ class VolumePreview:
     def __str__(self) -> str:
         channels = f", {self.channels} channels" if self.channels > 1 else ""
         return (
-            f"{self.path} → volume '{self.volume_id}', {'×'.join(map(str, self.shape_zyx))} voxels (zyx) of {self.dtype}"
+            f"{shown(self.path)} → volume '{self.volume_id}', {'×'.join(map(str, self.shape_zyx))} voxels (zyx) of {self.dtype}"
             f"{channels}, {' × '.join(f'{s:g}' for s in self.spacing_um_zyx)} µm, "
             f"{'with' if self.truth else 'without'} ground truth, at most {_bytes(self.stored_bytes)} on disk"
         )
 
 
 def preview_volumes(
-    volumes: Sequence[str], *, spacing: Spacing | None = None, truths: Sequence[str] = (), names: Sequence[str] = ()
+    volumes: Sequence[str],
+    *,
+    classes: Sequence[str],
+    spacing: Spacing | None = None,
+    truths: Sequence[str] = (),
+    truth_type: LabelType = "semantic",
+    names: Sequence[str] = (),
+    said: Statement | None = None,
+    planes: int = 0,
+    progress: Progress | None = None,
 ) -> list[VolumePreview]:
     """Describe volumes from their metadata, and refuse at once what would fail after a long import.
 
-    Nothing is written and no voxel is read. Parameters as `start_campaign`.
+    Nothing is written. Parameters as `start_campaign`; `classes` are the names of classes 1…K, and of the first
+    `planes` volumes three planes are read for a picture. No other voxel is read, but for the faces of absent chunks.
 
     Raises
     ------
@@ -190,16 +233,29 @@ def preview_volumes(
             )
     previews: list[VolumePreview] = []
     for index, path in enumerate(volumes):
-        name = check_id(names[index] if names else default_id(path), "volume id")
+        name = check_id(names[index] if names else _volume_name(path), "volume id")
         if name in (preview.volume_id for preview in previews):
             raise ConfigError(f"two volumes would be called '{name}'", where=path, todo="Name each of them with --id")
-        with closing(open_source(path)) as image:
+        with ExitStack() as stack:
+            image = stack.enter_context(closing(open_source(path, said)))
+            truth: Source | None = None
             size = resolve_spacing(image, spacing, path)
             if truths:
-                with closing(open_source(truths[index])) as truth:
-                    check_truth_shape(image, truth, truths[index])
-            previews.append(VolumePreview(path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths)))
+                truth = stack.enter_context(closing(open_truth_file(truths[index], image, classes, truth_type)))
+            if progress is not None:
+                progress(shown(path), index, len(volumes))
+            previews.append(
+                VolumePreview(
+                    path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths), image.remarks,
+                    middle_planes(image, truth) if index < planes else None,
+                )
+            )  # fmt: skip
     return previews
+
+
+def _volume_name(path: str) -> str:
+    """Return the id of a volume that nobody named: the file's name, or what the planes of a stack share."""
+    return default_id(planes_name(path) if is_planes(path) else path)
 
 
 def _bytes(count: float) -> str:

@@ -27,8 +27,8 @@ from skimage.segmentation import find_boundaries, relabel_sequential
 
 from rescueseg.errors import ConfigError, ExampleUnavailable
 from rescueseg.geometry import Box, Spacing
+from rescueseg.image_files.registry import open_source
 from rescueseg.records import LabelType
-from rescueseg.volumes.importers import open_source
 
 _REGISTRY = Path(__file__).with_name("examples_registry.txt")
 _TIMEOUT = (4, 60)

@@ -22,7 +22,7 @@ from zarr.codecs import ZstdCodec
 
 from rescueseg.errors import InvalidVolumeError, storage_errors
 from rescueseg.geometry import ZYX, Box, partition, zyx
-from rescueseg.volumes.zarr_url import zarr_store
+from rescueseg.image_files.zarr_url import zarr_store
 
 CHUNK_ZYX: ZYX = (32, 64, 64)
 SHARD_ZYX: ZYX = (64, 256, 256)

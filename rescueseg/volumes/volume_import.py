@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,17 +17,25 @@ import zarr
 from rescueseg.campaign import Campaign, check_id
 from rescueseg.errors import InvalidVolumeError, LabelError, MissingSpacingError, VolumeError, storage_errors
 from rescueseg.geometry import Box, Spacing, partition, zyx
-from rescueseg.labels import IGNORE
+from rescueseg.image_files.hints import add_preprocessing
+from rescueseg.image_files.label_files import Grid, open_labels
+from rescueseg.image_files.registry import open_source
+from rescueseg.image_files.slices import is_planes, planes_name
+from rescueseg.image_files.source import Source, Statement
+from rescueseg.labels import IGNORE, class_numbers, object_numbers
 from rescueseg.progress import CountProgress
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.hints import add_preprocessing
-from rescueseg.volumes.importers import open_source
+from rescueseg.volumes.comparison import compare_import
+from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.normalise import measure
-from rescueseg.volumes.source import Source
 
 _SLAB_BYTES = 128 * 2**20
+_EXTENSION = re.compile(
+    r"(\.ome)?\.(tiff?|btf|tf[28]|lsm|stk|nii|nii\.(gz|bz2)|hdr|img|img\.gz|nrrd|nhdr|zarr|h5|hdf5|hdf|ims|czi|nd2|lif|lof|xlef|mrc|mrcs|rec|map|st|ali|nc)(?=$|[:/])",
+    re.IGNORECASE,
+)
 _STORED = {"bool": "uint8", "float16": "float32", "float64": "float32"}
 
 
@@ -42,6 +48,7 @@ def import_volume(
     spacing: Sequence[float] | None = None,
     truth: str | None = None,
     truth_type: LabelType | None = "semantic",
+    said: Statement | None = None,
     progress: CountProgress | None = None,
 ) -> VolumeRecord:
     """Copy an image, and its ground truth if there is any, into a campaign as OME-Zarr 0.5.
@@ -67,8 +74,11 @@ def import_volume(
     truth_type : {"semantic", "instance"}
         Semantic: 0 background, 1…K classes, 255 ignore. Instance: every object its own number; stored as class 1 in
         ``labels/truth`` (uint8) and as numbers in ``labels/truth_instances`` (uint32).
+    said : Statement, optional
+        What a person says of the image that its file does not say.
     progress : callable, optional
-        Called with steps done and steps in all: slabs copied, pyramids built, the intensity scaling measured.
+        Called with steps done and steps in all: slabs copied, pyramids built, the intensity scaling measured, the volume
+        compared with the others.
 
     Returns
     -------
@@ -89,12 +99,11 @@ def import_volume(
         If the disk is full. In every case the campaign is as it was.
     """
     name = check_id(volume_id if volume_id is not None else default_id(path), "volume id")
-    work = _Import(campaign, name, open_source(path), None, truth_type or "semantic", progress or _silent)
+    work = _Import(campaign, name, open_source(path, said), None, truth_type or "semantic", progress or _silent)
     try:
         size = resolve_spacing(work.image, spacing, path)
         if truth is not None:
-            work.truth = open_source(truth)
-            check_truth_shape(work.image, work.truth, truth)
+            work.truth = open_truth_file(truth, work.image, campaign.config.classes, work.truth_type)
         record = VolumeRecord(
             volume_id=name,
             domain=domain or default_domain(str(work.dtype), size),
@@ -102,13 +111,14 @@ def import_volume(
             spacing_um_zyx=size,
             channels=work.image.channels,
             dtype=str(work.dtype),
-            source=PurePosixPath(path).name,
+            source=PurePosixPath(planes_name(path) if is_planes(path) else path).name,
             digest="",
             truth=work.truth_type if truth is not None else None,
             normalisation=Normalisation(low=0, high=1, mean=0, std=1),
             hints=add_preprocessing(work.image.hints, path),
+            placement=work.image.placement.to_json() if work.image.placement else None,
         )
-        with _one_at_a_time(campaign):
+        with one_at_a_time(campaign):
             if campaign.storage.exists(f"volumes/{name}.json"):
                 return _same_or_refuse(campaign, work, record, domain)
             return _build(campaign, work, record)
@@ -152,8 +162,8 @@ class _Import:
         return partition(shape, zyx(slab))
 
     def total(self) -> int:
-        """Return the number of steps: slabs of all passes, pyramids, the intensity scaling."""
-        return (len(self.slabs()) + 1) * (1 if self.truth is None else 2) + 1
+        """Return the number of steps: slabs of all passes, pyramids, the intensity scaling, the comparison."""
+        return (len(self.slabs()) + 1) * (1 if self.truth is None else 2) + 2
 
     def step(self) -> None:
         """Report one step."""
@@ -162,18 +172,29 @@ class _Import:
 
     def copy_image(self, array: zarr.Array[Any] | None) -> str:
         """Write the image (unless `array` is None) and return the digest of its voxels."""
-        digests = []
+        digests, extremes = [], list[float]()
         for slab in self.slabs():
-            voxels = self.image.read(slab).astype(self.dtype, copy=False)
+            read = self.image.read(slab)
+            with np.errstate(over="ignore"):  # what is too large for the stored type is refused below
+                voxels = read.astype(self.dtype, copy=False)
             if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-                c, *at = (int(i) for i in np.argwhere(~np.isfinite(voxels))[0])
-                at = [o + i for o, i in zip(slab.offset_zyx, at, strict=True)]
+                index = tuple(int(i) for i in np.argwhere(~np.isfinite(voxels))[0])
+                at = tuple(o + i for o, i in zip(slab.offset_zyx, index[1:], strict=True))
+                value = read[index]
+                fault = f"{value:g}, too large for {self.dtype}" if np.isfinite(value) else "NaN or infinite"
                 raise InvalidVolumeError(
-                    f"voxel {tuple(at)} (z y x, channel {c}) is NaN or infinite",
+                    f"voxel {at} (z y x, channel {index[0]}) is {fault}",
                     where=self.name,
                     todo="Replace such voxels, or crop them away, and import again",
                 )
+            extremes += [float(voxels.min()), float(voxels.max())]
             digests.append(self._write(array, slab, voxels))
+        if min(extremes) == max(extremes):
+            raise InvalidVolumeError(
+                f"every voxel is {extremes[0]:g}: there is nothing to see",
+                where=self.name,
+                todo="Check how the image was exported, and import it again",
+            )
         return self._digest(digests)
 
     def copy_truth(self, classes: zarr.Array[Any] | None, instances: zarr.Array[Any] | None) -> str:
@@ -184,12 +205,12 @@ class _Import:
         for slab in self.slabs():
             numbers = self.truth.read(slab)[0]
             if self.truth_type == "instance":
-                numbers = _as_object_numbers(numbers, self.name)
+                numbers = object_numbers(numbers, self.name)
                 if classes is not None:
                     classes[slab.slices] = (numbers > 0).astype(np.uint8)
                 digests.append(self._write(instances, slab, numbers))
                 continue
-            numbers = as_class_labels(numbers, n_classes, self.name)
+            numbers = class_numbers(numbers, n_classes, self.name)
             ignored |= bool((numbers == IGNORE).any())
             labelled |= bool(((numbers > 0) & (numbers != IGNORE)).any())
             digests.append(self._write(classes, slab, numbers))
@@ -244,6 +265,8 @@ def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRec
         except BaseException:
             shutil.rmtree(url, ignore_errors=True) if storage.is_local else storage.remove(part)
             raise
+        compare_import(campaign, complete_record)
+        work.step()
         campaign.save_volume(complete_record)
     return complete_record
 
@@ -283,62 +306,27 @@ def _content_digest(record: VolumeRecord, image: str, truth: str) -> str:
     )
 
 
-def as_class_labels(numbers: npt.NDArray[Any], n_classes: int, where: str) -> npt.NDArray[np.uint8]:
-    """Return semantic labels as uint8.
+def open_truth_file(path: str, image: Source, classes: Sequence[str], truth_type: LabelType) -> Source:
+    """Open the ground truth of an image, laid on its voxels.
 
     Parameters
     ----------
-    numbers : ndarray
-        Any shape and real dtype.
-    n_classes : int
-        K.
-    where : str
-        For the message.
+    path : str
+        Any format; a segmentation of 3D Slicer names its classes.
+    image : Source
+        The image.
+    classes : sequence of str
+        Names of classes 1…K.
+    truth_type : {"semantic", "instance"}
+        What its numbers mean.
 
     Raises
     ------
-    LabelError
-        If a value is neither 0…K nor 255.
+    UnreadableVolumeError, LabelError
+        If it cannot be read, or does not lie on the image.
     """
-    wrong = ~np.isin(numbers, [*range(n_classes + 1), IGNORE])
-    if wrong.any():
-        values = np.unique(numbers[wrong])
-        shown = ", ".join(f"{v:g}" for v in values[:5].tolist()) + (", …" if len(values) > 5 else "")
-        raise LabelError(
-            f"the truth holds values that are no class: {shown}",
-            where=where,
-            todo=f"Use 0 for background, {'1' if n_classes == 1 else f'1…{n_classes}'} for the classes and 255 for 'not annotated'; "
-            "objects with numbers of their own are of type 'instance'",
-        )
-    return numbers.astype(np.uint8)
-
-
-def _as_object_numbers(numbers: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint32]:
-    possible = bool(((numbers >= 0) & (numbers < 2**32)).all())
-    whole = numbers.astype(np.uint32) if possible else np.zeros(0, np.uint32)
-    if not np.array_equal(whole, numbers):
-        raise LabelError(
-            "the truth holds values that are no object number (negative, broken or above 2^32)",
-            where=where,
-            todo="Number the objects 1, 2, 3, … and the background 0",
-        )
-    return whole
-
-
-def check_truth_shape(image: Source, truth: Source, where: str) -> None:
-    """Refuse a truth that is not on the image's voxel grid.
-
-    Raises
-    ------
-    LabelError
-        If its shape differs, or it has several channels.
-    """
-    if truth.channels != 1 or truth.shape_zyx != image.shape_zyx:
-        raise LabelError(
-            f"the truth has shape {truth.shape}, the image {image.shape_zyx} (z y x)",
-            where=where,
-            todo="Export the truth on the image's own voxel grid",
-        )
+    names = {name: number for number, name in enumerate(classes, start=1)} if truth_type == "semantic" else {}
+    return open_labels(path, Grid.of(image), names)
 
 
 def resolve_spacing(image: Source, override: Sequence[float] | None, where: str) -> Spacing:
@@ -366,7 +354,7 @@ def resolve_spacing(image: Source, override: Sequence[float] | None, where: str)
 
 def default_id(path: str) -> str:
     """Return a volume id made from a file name, safe whatever the name is."""
-    stem = re.sub(r"(\.ome)?\.(tiff?|lsm|nii|nii\.gz|nrrd|nhdr|zarr|h5|hdf5|hdf)(?=$|[:/])", "", path.rstrip("/"))
+    stem = _EXTENSION.sub("", path.rstrip("/"))
     last = re.split(r"[/\\]", stem.split(":")[0] if "://" not in stem else stem)[-1]
     clean = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", last).strip("-._")
     return clean[:64] or "volume"
@@ -380,17 +368,6 @@ def default_domain(dtype: str, spacing: Spacing) -> str:
 def is_default_domain(domain: str) -> bool:
     """Tell whether a domain's name is one of `default_domain` (perhaps with a number), not a person's."""
     return re.fullmatch(r"u?(int|float)\d+-[\d.e+-]+x[\d.e+-]+x[\d.e+-]+um(-\d+)?", domain) is not None
-
-
-@contextmanager
-def _one_at_a_time(campaign: Campaign) -> Iterator[None]:
-    """Keep two imports into a campaign apart; the system lifts the lock when the process dies."""
-    if not campaign.storage.is_local:
-        yield
-        return
-    with Path(campaign.storage.path("campaign.toml")).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -17,6 +17,7 @@ from rescueseg.queue.records import TicketRecord
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation, VolumeRecord
 from rescueseg.storage import digest_json, file_digest
+from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.ome_zarr import choose_chunks
 from rescueseg.volumes.subsample import sample_boxes
@@ -91,6 +92,7 @@ def weak_label(
     WeakLabelError
         If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
     """
+    ensure_compared(campaign, progress)
     work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
     choice, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
     if choice not in METHODS:

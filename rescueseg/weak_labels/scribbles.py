@@ -9,12 +9,13 @@ import numpy as np
 from rescueseg.annotation.label_checks import check_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import clear_box
-from rescueseg.errors import WeakLabelError
+from rescueseg.errors import LabelError, WeakLabelError
 from rescueseg.geometry import Box, partition
+from rescueseg.image_files.label_files import Grid, open_labels
+from rescueseg.image_files.placement import Placement
 from rescueseg.labels import IGNORE
 from rescueseg.records import AcceptedAnnotation, VolumeRecord
 from rescueseg.volumes import open_image
-from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.weak_labels.base import BLOCK_ZYX, Labels
 from rescueseg.weak_labels.methods import AnnotatedPatch
@@ -29,7 +30,7 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> Annotated
         If it lies in a holdout box.
     """
     volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
-    holdout_boxes = holdout.of(accepted.volume_id, images=campaign.image_digests()) if holdout else []
+    holdout_boxes = holdout.of(accepted.volume_id, campaign.shared_places()) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
     array = campaign.storage.read_array(accepted.labels)
     labels = check_labels(array, accepted.box, campaign.config.n_classes, where=accepted.labels)
@@ -87,18 +88,21 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
     LabelError
         If it has other labels.
     WeakLabelError
-        If it has another shape.
+        If it does not lie on the volume.
     """
-    source = open_source(file)
+    placement = Placement.from_json(volume.placement) if volume.placement else None
+    names = {name: number for number, name in enumerate(campaign.config.classes, start=1)}
     try:
-        if source.shape_zyx != volume.shape_zyx or source.channels != 1:
-            raise WeakLabelError(
-                f"the scribbles have shape {source.shape}, volume '{volume.volume_id}' {volume.shape_zyx} (z, y, x)",
-                where=file,
-                todo="Draw on the volume as it was imported, and save all of it",
-            )
+        source = open_labels(file, Grid(volume.shape_zyx, placement), names)
+    except LabelError as error:
+        raise WeakLabelError(
+            f"the scribbles do not lie on volume '{volume.volume_id}': {error.what}",
+            where=file,
+            todo="Draw on the volume as it was imported, and save all of it",
+        ) from error
+    try:
         holdout = campaign.holdout()
-        guarded = holdout.guarded(volume.volume_id, campaign.image_digests()) if holdout else []
+        guarded = holdout.guarded(volume.volume_id, campaign.shared_places()) if holdout else []
         for block in partition(volume.shape_zyx, BLOCK_ZYX):
             strokes = source.read(block)[0]
             if (strokes == IGNORE).all():

@@ -30,7 +30,9 @@ from rescueseg.geometry import ZYX, Box, choose_non_overlapping, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import starting_patches, strata
-from rescueseg.sampling.patches import BoxSampler, measure_places, subsample_places, volume_turns
+from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
+from rescueseg.sampling.patches import measure_places, subsample_places
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.volume_import import import_volume
@@ -81,7 +83,7 @@ def measure(
         rng = random_generator(seed, "starting patches")
         free = subsample_places(boxes, volume, [volume], rng)
         known = {"v": features.take(np.array([number[box] for box in free]))}
-        drawn = BoxSampler([volume], {"v": free}, rng, known).draw(
+        drawn = BoxSampler([volume], {"v": free}, SharedPlaces({}), rng, known).draw(
             volume_turns([volume], budget, rng), strata.STARTING_STRATA
         )
         order = random_generator(seed, "random patches").permutation(len(boxes))

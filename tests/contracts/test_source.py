@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from rescueseg.errors import UnreadableVolumeError
 from rescueseg.geometry import Box
-from rescueseg.volumes.importers import open_source
+from rescueseg.image_files.registry import open_source
 
 Array = npt.NDArray[Any]
 Writer = Callable[[Path, Array], str]
@@ -52,9 +52,8 @@ def ome_tiff(folder: Path, voxels: Array) -> str:
 
 def nifti(folder: Path, voxels: Array, name: str = "a.nii") -> str:
     data = voxels.transpose(3, 2, 1, 0)[:, :, :, None] if voxels.ndim == 4 else voxels.transpose(2, 1, 0)
-    image: Any = nibabel.Nifti1Image(data, np.diag([100.0, 120.0, 300.0, 1.0]))
+    image: Any = nibabel.Nifti1Image(data, np.diag([0.1, 0.12, 0.3, 1.0]))
     image.header.set_xyzt_units("micron")
-    image.header["pixdim"][1:4] = [0.1, 0.12, 0.3]
     nibabel.save(image, folder / name)
     return str(folder / name)
 
@@ -86,6 +85,8 @@ def hdf5(folder: Path, voxels: Array) -> str:
         file.create_dataset("other", data=np.zeros((2, 2, 2)))
         data = file.create_dataset("volumes/raw", data=voxels, chunks=True, compression="gzip")
         data.attrs["element_size_um"] = SPACING
+        for dimension, letter in zip(data.dims, "czyx"[-voxels.ndim :], strict=True):
+            dimension.label = letter
     return f"{folder / 'a.h5'}:volumes/raw"
 
 

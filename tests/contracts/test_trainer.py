@@ -18,6 +18,7 @@ import pytest
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ConfigError, InferenceError, LeakError, StorageError, TrainingError
 from rescueseg.geometry import Box, partition, zyx
+from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.models.registry import TRAINERS, get_trainer, load_predictor
 from rescueseg.models.trainer import (
     TrainedModel,
@@ -31,7 +32,6 @@ from rescueseg.models.trainer import (
 from rescueseg.records import Holdout, HoldoutBox, ModelReference, Snapshot
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise, read_box
-from rescueseg.volumes.zarr_url import zarr_store
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 SEED = 3

@@ -25,7 +25,14 @@ def texts() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and "rescueseg " in node.value:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
-    for name in ("README.md", "CHANGELOG.md", "docs/architecture.md", "deployments/prefect.yaml", "infra/README.md"):
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "docs/architecture.md",
+        "docs/holdout.md",
+        "deployments/prefect.yaml",
+        "infra/README.md",
+    ):
         for block in re.findall(r"`rescueseg [^`]+`|^rescueseg .+$", (ROOT / name).read_text(), re.MULTILINE):
             yield name, f"`{block.strip('`')}`"
 

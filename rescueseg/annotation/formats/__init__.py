@@ -31,7 +31,7 @@ from rescueseg.annotation.formats.nrrd import Nrrd
 from rescueseg.annotation.formats.omezarr import OmeZarr
 from rescueseg.annotation.label_checks import check_labels
 from rescueseg.errors import ConfigError, LabelError, RescuesegError
-from rescueseg.labels import PatchLabels
+from rescueseg.labels import PatchLabels, object_numbers
 
 __all__ = [
     "FORMATS",
@@ -74,7 +74,10 @@ def format_of(path: Path) -> PatchFormat | None:
     >>> [kind.name if kind else None for kind in (format_of(Path("a.nii.gz")), format_of(Path("a.png")))]
     ['nifti', None]
     """
-    return next((kind for kind in FORMATS if extension_of(path, kind)), None)
+    named = next((kind for kind in FORMATS if extension_of(path, kind)), None)
+    if named is None and any(parent.suffix.lower() == ".zarr" for parent in path.parents) and path.is_dir():
+        return format_named(OmeZarr.name)  # a label image by its own path
+    return named
 
 
 def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLabels:
@@ -112,7 +115,7 @@ def read_labels(path: Path, frame: Frame, ignore: Path | None = None) -> PatchLa
     mask = content.ignore
     if mask is None and kind.ignore_apart and (ignore is not None or ignore_file.exists()):
         mask = _array_of_patch(_load(_format_of_file(ignore_file), ignore_file, frame), ignore_file, frame) != 0
-    return PatchLabels.of_instances(_object_numbers(array, path), mask)
+    return PatchLabels.of_instances(object_numbers(array, str(path)), mask)
 
 
 def metadata_of(path: Path) -> PatchMetadata:
@@ -193,19 +196,3 @@ def _joined(values: tuple[float, ...]) -> str:
 
 def _squeezed(shape: tuple[int, ...]) -> list[int]:
     return [length for length in shape if length != 1]
-
-
-def _object_numbers(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint32]:
-    """Return object numbers as uint32; they must be whole and not negative."""
-    if array.dtype.kind not in "buif":
-        raise LabelError(f"labels of type {array.dtype} are no numbers", where=str(path), todo="Save them as integers")
-    with np.errstate(invalid="ignore"):  # what does not fit differs afterwards
-        numbers = array.astype(np.uint32)
-    wrong = array[numbers != array]
-    if wrong.size:
-        raise LabelError(
-            f"the mask holds {wrong.flat[0]:g}, which is no object number",
-            where=str(path),
-            todo="Use 0 for background and whole numbers from 1 on for the objects",
-        )
-    return np.ascontiguousarray(numbers)

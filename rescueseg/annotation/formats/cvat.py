@@ -252,6 +252,8 @@ def _images(file: io.BytesIO) -> Iterator[ET.Element]:
         for event, element in parser.read_events():
             if root is None:
                 root = element
+            if event == "start" and element.tag == "track":
+                raise LabelError("it is an export for videos", todo="Export it as 'CVAT for images 1.1'")
             if event == "end" and element.tag == "image":
                 yield element
                 element.clear()

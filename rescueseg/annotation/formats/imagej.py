@@ -30,8 +30,9 @@ from rescueseg.annotation.formats.base import (
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.image_files.tiff import calibrated, complaints
+from rescueseg.image_files.tiff_spacing import imagej_spacing
 from rescueseg.labels import PatchLabels
-from rescueseg.volumes.tiff import complaints, imagej_spacing
 
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 50000)
 """None, LZW, both kinds of deflate, PackBits, Zstandard: nothing lossy, nothing exotic."""
@@ -42,7 +43,7 @@ class ImageJ:
     """TIFF as ImageJ writes it: ZYX or ZCYX, with spacing, unit, and the patch's place as origin."""
 
     name = "imagej"
-    extensions: tuple[str, ...] = (".tif", ".tiff")
+    extensions: tuple[str, ...] = (".tif", ".tiff", ".btf")
     carries: tuple[Kind, ...] = ("semantic", "instance")
     largest = 2**16 - 1
     ignore_apart = True
@@ -69,6 +70,8 @@ class ImageJ:
             metadata, series = _metadata(tif), tif.series[0] if tif.series else None
             if series is None:
                 raise ValueError("it holds no image")
+            if len(tif.series) > 1:
+                raise LabelError(f"it holds {len(tif.series)} images", todo="Save the mask alone, as one stack")
             if math.prod(series.shape) != frame.box.size:
                 return LabelFile(np.broadcast_to(np.uint8(0), series.shape), metadata)
             page: Any = series.keyframe
@@ -78,7 +81,7 @@ class ImageJ:
                 )
             if math.prod(page.chunks) * page.dtype.itemsize > most_bytes(frame.box.size):
                 raise too_large()
-            array = np.asarray(series.asarray())
+            array = np.asarray(calibrated(tif, series.asarray())[0][...])
         if messages:
             raise ValueError(messages[0])
         return LabelFile(array, metadata)

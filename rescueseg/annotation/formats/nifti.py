@@ -27,17 +27,18 @@ from rescueseg.annotation.formats.bounded import HEAD_BYTES, most_bytes, read_fi
 from rescueseg.annotation.formats.itksnap import write_with_workspace
 from rescueseg.annotation.formats.space import affine_mm, straighten
 from rescueseg.geometry import Box
+from rescueseg.image_files.placement import nifti_placement
 from rescueseg.labels import PatchLabels
-from rescueseg.volumes.source import to_um
 
 _DESCRIPTION_BYTES = 79
+_PAIR = (".hdr", ".img")
 
 
 class Nifti:
-    """NIfTI-1 and 2, plain or gzipped; written in millimetre, RAS, at the patch's place in its volume."""
+    """NIfTI-1 and 2, plain, gzipped or in two files; written in millimetre, RAS, at the patch's place in its volume."""
 
     name = "nifti"
-    extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    extensions: tuple[str, ...] = (".nii.gz", ".nii", ".hdr", ".img")
     carries: tuple[Kind, ...] = ("semantic", "instance")
     largest = 2**32 - 1
     ignore_apart = True
@@ -59,26 +60,34 @@ class Nifti:
     def load(self, path: Path, frame: Frame) -> LabelFile:
         """Read a label file; one without a position is taken as it is."""
         gzipped = path.name.lower().endswith(".gz")
-        image = parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
+        if path.name.lower().endswith(_PAIR):
+            image: Any = nibabel.load(path)  # voxels are read below, once their number is known
+        else:
+            image = parse(read_file(path, most_bytes(frame.box.size), gzipped=gzipped))
         if int(np.prod(image.shape)) != frame.box.size:
             return LabelFile(np.empty(tuple(reversed(image.shape[:16])), np.uint8), PatchMetadata())
         voxels = np.asarray(image.dataobj)
         ticket = marked_ticket(image.header["descrip"].tobytes())
         xyz = voxels.reshape(voxels.shape[:3]) if voxels.ndim > 3 else voxels
-        if not has_position(image.header) or xyz.ndim < 3:
+        placement = nifti_placement(image)
+        if placement is None or xyz.ndim < 3:
             return LabelFile(xyz.T, PatchMetadata(ticket))
-        straight, metadata = straighten(xyz, position_mm(image))
+        straight, metadata = straighten(xyz, placement)
         return LabelFile(straight, PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx))
 
     def metadata(self, path: Path) -> PatchMetadata:
         """Return ticket, position and spacing from the header."""
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            image = parse(file.read(HEAD_BYTES))
+        if path.name.lower().endswith(_PAIR):
+            image: Any = nibabel.load(path)
+        else:
+            with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+                image = parse(file.read(HEAD_BYTES))
         ticket = marked_ticket(image.header["descrip"].tobytes())
-        if not has_position(image.header) or len(image.shape) < 3:
+        placement = nifti_placement(image)
+        if placement is None:
             return PatchMetadata(ticket)
         outline = np.broadcast_to(np.uint8(0), image.shape[:3])
-        _, metadata = straighten(outline, position_mm(image))
+        _, metadata = straighten(outline, placement)
         return PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx)
 
 
@@ -133,17 +142,3 @@ def parse(data: bytes) -> Any:
     if int(image.dataobj.offset) > HEAD_BYTES:
         raise too_large()
     return image
-
-
-def has_position(header: Any) -> bool:
-    """Tell whether a header says where its image lies."""
-    return bool(header["sform_code"] or header["qform_code"])
-
-
-def position_mm(image: Any) -> npt.NDArray[np.float64]:
-    """Return the 4×4 affine of a nibabel image in millimetre; a header without a unit means them."""
-    factor = to_um(1.0, {"micron": "um", "meter": "m"}.get(str(image.header.get_xyzt_units()[0]), "mm"))
-    assert factor is not None, "all three units are known"
-    affine = np.array(image.affine, float)
-    affine[:3] *= factor / 1000.0
-    return affine

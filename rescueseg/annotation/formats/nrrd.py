@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,10 @@ from rescueseg.annotation.formats.itksnap import write_with_workspace
 from rescueseg.annotation.formats.space import affine_mm, straighten, uncrop
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.image_files.nrrd_files import nrrd_dtype, nrrd_placement
+from rescueseg.image_files.segments import merge_segments, read_segments
 from rescueseg.labels import PatchLabels
-from rescueseg.volumes.medical import nrrd_dtype
-from rescueseg.volumes.source import to_um
 
-_LETTERS = {
-    "right": (0, 1), "left": (0, -1), "anterior": (1, 1), "posterior": (1, -1), "superior": (2, 1), "inferior": (2, -1),
-    "r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1),
-}  # fmt: skip
-"""RAS axis and sign of each word in an NRRD's space."""
-_SPACE_KINDS = ("domain", "space", "???", "none")
-_SEGMENT = re.compile(r"^Segment(\d+)_(LabelValue|Layer|Name)$")
 _MOST_LAYERS = 64
 
 
@@ -49,7 +42,7 @@ class Nrrd:
     """NRRD; written in RAS millimetre with gzip, labels as 3D Slicer's ``.seg.nrrd``."""
 
     name = "nrrd"
-    extensions: tuple[str, ...] = (".seg.nrrd", ".nrrd")
+    extensions: tuple[str, ...] = (".seg.nrrd", ".nrrd", ".nhdr")
     carries: tuple[Kind, ...] = ("semantic", "instance")
     largest = 2**32 - 1
     ignore_apart = True
@@ -76,15 +69,14 @@ class Nrrd:
         merged. A segmentation that 3D Slicer cropped is placed back into the patch.
         """
         header, rest = _split(read_file(path, _MOST_LAYERS * most_bytes(frame.box.size)))
-        shape, segments = _sizes(header), _read_segments(header)
+        shape, segments = _sizes(header), read_segments(header)
         layers = shape[0] if len(shape) == 4 and segments else 1
         size = int(np.prod(shape)) // max(layers, 1)
         if size > frame.box.size or layers > _MOST_LAYERS or (size != frame.box.size and not segments):
             return LabelFile(np.broadcast_to(np.uint8(0), tuple(reversed(shape[:16]))), PatchMetadata())
-        plain = unpack(rest, str(header["encoding"]), layers * most_bytes(frame.box.size))
-        kind = nrrd_dtype(header)
-        voxels = np.frombuffer(plain, kind, count=layers * size).reshape(shape, order="F")
-        merged = _merge(voxels if layers > 1 or len(shape) == 4 else voxels[np.newaxis], segments, frame)
+        voxels = _voxels(path, header, rest, layers * size).reshape(shape, order="F")
+        names = {name: number for number, name in frame.names().items()} if frame.kind == "semantic" else {}
+        merged = merge_segments(voxels if layers > 1 or len(shape) == 4 else voxels[np.newaxis], segments, names)
         straight, metadata = _straighten(merged, header)
         is_cropped = segments and metadata.ticket_id is None  # only 3D Slicer crops, and it drops our mark
         return LabelFile(*(uncrop(straight, metadata, frame.box) if is_cropped else (straight, metadata)))
@@ -158,12 +150,28 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise ValueError("it has no NRRD header")
     head, rest = data[: ends[0]], data[ends[0] :]
     header = dict(nrrd.read_header(io.BytesIO(head)))
-    for key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
-        if header.get(key) not in (None, 0):
-            raise LabelError(f"it has a '{key}'", todo="Save header and voxels in one .nrrd file")
     if (header["type"] == "block") or int(header["dimension"]) > 16:
         raise ValueError("it holds no image")
     return header, rest
+
+
+def _voxels(path: Path, header: dict[str, Any], rest: bytes, count: int) -> npt.NDArray[Any]:
+    """Return the voxels of a mask, which may lie in a file of their own beside the header, behind lines or bytes."""
+    kind, encoding, limit = nrrd_dtype(header), str(header["encoding"]), most_bytes(count)
+    name = header.get("data file", header.get("datafile"))
+    if name is not None:
+        if not isinstance(name, str) or Path(name).name != name or name.upper().startswith("LIST"):
+            raise LabelError("its 'data file' is not beside it", todo="Save header and voxels in one .nrrd file")
+        rest = read_file(path.with_name(name), limit)
+    for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
+        rest = rest.partition(b"\n")[2]
+    skip = int(header.get("byte skip", header.get("byteskip", 0)))
+    if skip > 0 and encoding != "raw":
+        raise LabelError("it has a 'byte skip' before packed voxels", todo="Save header and voxels in one .nrrd file")
+    rest = rest[-count * kind.itemsize :] if skip == -1 else rest[skip:]
+    if encoding in ("ascii", "text", "txt"):
+        return np.array(rest.split(), dtype=kind)
+    return np.frombuffer(unpack(rest, encoding, limit), kind, count=count)
 
 
 def _sizes(header: Mapping[str, Any]) -> tuple[int, ...]:
@@ -175,66 +183,11 @@ def _sizes(header: Mapping[str, Any]) -> tuple[int, ...]:
     return shape
 
 
-def _read_segments(header: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return label value, layer and name of each segment of a 3D Slicer segmentation; empty for other files."""
-    segments: dict[str, dict[str, str]] = {}
-    for key, value in header.items():
-        if match := _SEGMENT.match(key):
-            segments.setdefault(match[1], {})[match[2]] = str(value)
-    return [segments[key] for key in sorted(segments, key=int) if "LabelValue" in segments[key]]
-
-
-def _merge(layers: npt.NDArray[Any], segments: Sequence[Mapping[str, str]], frame: Frame) -> npt.NDArray[Any]:
-    """Return one xyz array of the layers of a segmentation, classes by the names of segments where the file has any."""
-    names = {name: number for number, name in frame.names().items()} if frame.kind == "semantic" else {}
-    has_names = bool(names) and any(segment.get("Name") for segment in segments)
-    names_by_number: dict[int, str] = {}
-    merged = np.zeros(layers.shape[1:], np.result_type(layers.dtype, np.uint8))
-    for index, layer in enumerate(layers):
-        numbers = layer.copy()
-        for segment in (s for s in segments if int(s.get("Layer", 0)) == index):
-            name, value = segment.get("Name", ""), int(segment["LabelValue"])
-            if has_names and name not in names:
-                raise LabelError(f"the segment '{name[:64]}' is no class", todo=f"Name segments {', '.join(names)}")
-            number = names.get(name, value)
-            if number in names_by_number:
-                raise LabelError(
-                    f"the segments '{names_by_number[number]}' and '{name}' both mean label {number}",
-                    todo="Name each segment like its class",
-                )
-            names_by_number[number] = name
-            numbers[layer == value] = number
-        both = int(np.count_nonzero((merged != 0) & (numbers != 0)))
-        if both:
-            raise LabelError(f"segments overlap in {both} voxels", todo="Let each voxel belong to one segment alone")
-        merged[numbers != 0] = numbers[numbers != 0]
-    return merged
-
-
-def _straighten(xyz: npt.NDArray[Any], header: Mapping[str, Any]) -> tuple[npt.NDArray[Any], PatchMetadata]:
+def _straighten(xyz: npt.NDArray[Any], header: dict[str, Any]) -> tuple[npt.NDArray[Any], PatchMetadata]:
     """Turn an array into the volume's axes by the header's space; without one, it stays."""
     ticket = marked_ticket(header.get("rescueseg"))
-    directions, space = header.get("space directions"), str(header.get("space", ""))
-    if directions is None or xyz.ndim != 3:
+    placement = nrrd_placement(header) if xyz.ndim == 3 else None
+    if placement is None:
         return xyz.T, PatchMetadata(ticket)
-    affine = np.eye(4)
-    kinds = list(header.get("kinds", []))
-    rows = [r for i, r in enumerate(directions) if r is not None and (i >= len(kinds) or kinds[i] in _SPACE_KINDS)]
-    affine[:3, :3] = np.asarray(rows[-3:], float).T
-    affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float)
-    units = [str(u).strip('"') for u in header.get("space units", [])] or ["mm"]
-    affine[:3] *= (to_um(1.0, units[0]) or 1000.0) / 1000.0
-    straight, metadata = straighten(xyz, _to_ras(space) @ affine)
+    straight, metadata = straighten(xyz, placement)
     return straight, PatchMetadata(ticket, metadata.offset_zyx, metadata.spacing_um_zyx)
-
-
-def _to_ras(space: str) -> npt.NDArray[np.float64]:
-    """Return the 4×4 matrix from an NRRD space to RAS; a space that names no directions counts as RAS."""
-    words = re.split("-", space.lower()) if "-" in space else list(space.lower())
-    turn = np.eye(4)
-    directions = [_LETTERS[word] for word in words[:3] if word in _LETTERS]
-    if sorted(axis for axis, _ in directions) == [0, 1, 2]:
-        turn[:3, :3] = 0
-        for position, (axis, sign) in enumerate(directions):
-            turn[axis, position] = sign
-    return turn

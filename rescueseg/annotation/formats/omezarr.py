@@ -26,10 +26,11 @@ from rescueseg.annotation.formats.base import (
     ticket_mark,
 )
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
+from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
+from rescueseg.image_files.units import to_um
 from rescueseg.labels import PatchLabels
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.source import to_um
 
 LABELS, IGNORED = "annotation", "ignore"
 _CHUNK_BYTES = 1 << 26
@@ -75,7 +76,8 @@ class OmeZarr:
         group, labels = _open(path)
         metadata = _metadata(group, labels)
         array = _array(labels, frame)
-        ignore = group.get(f"labels/{IGNORED}") if frame.kind == "instance" else None
+        has_ignore = frame.kind == "instance" and isinstance(group, zarr.Group)
+        ignore = group.get(f"labels/{IGNORED}") if has_ignore else None
         return LabelFile(array, metadata, None if ignore is None else _array(ignore, frame) != 0)
 
     def metadata(self, path: Path) -> PatchMetadata:
@@ -117,28 +119,66 @@ def _origin(box: Box, frame: Frame) -> list[float]:
 
 
 def _open(path: Path) -> tuple[Any, Any]:
-    """Return the groups of an image and of its labels: twice the same, where the path is that of the labels."""
-    group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
-    return group, group.get(f"labels/{LABELS}", group)
+    """Return what was opened and its labels: twice the same, where the path is that of the labels.
+
+    Raises
+    ------
+    LabelError
+        If the image has label images beside ours: which one was painted would be a guess.
+    """
+    node: Any = zarr.open(LocalStore(path, read_only=True), mode="r")
+    if isinstance(node, zarr.Array):
+        return node, node
+    others = sorted(set(node["labels"].group_keys()) - {IGNORED}) if "labels" in node else []
+    if others and others != [LABELS]:
+        raise LabelError(
+            f"it holds the label images {', '.join(others)}",
+            todo=f"Hand in the painted one by its path, such as {path.name}/labels/{others[-1]}",
+        )
+    return node, node.get(f"labels/{LABELS}", node)
+
+
+def _level(labels: Any) -> tuple[Any, str]:
+    """Return the full resolution of a label image, or a plain array, and its axes by their names."""
+    if isinstance(labels, zarr.Array):
+        names = [str(n) for n in getattr(labels.metadata, "dimension_names", None) or () if n]
+        return labels, "".join(n[0].lower() for n in names) if len(names) == labels.ndim else "tczyx"[-labels.ndim :]
+    multiscale = _multiscale(labels)
+    return labels[multiscale["datasets"][0]["path"]], "".join(axis["name"][0].lower() for axis in _axes(multiscale))
+
+
+def _multiscale(labels: Any) -> dict[str, Any]:
+    attributes = labels.attrs.asdict()
+    return dict(attributes.get("ome", attributes)["multiscales"][0])
+
+
+def _axes(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
+    return [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
 
 
 def _array(labels: Any, frame: Frame) -> npt.NDArray[Any]:
-    """Read the full resolution of a label image; of another size, only its shape."""
-    ome = labels.attrs.asdict()
-    level = labels[ome.get("ome", ome)["multiscales"][0]["datasets"][0]["path"]]
+    """Read the full resolution of a label image as zyx; of another size, only its shape."""
+    level, axes = _level(labels)
     if math.prod(level.shape) != frame.box.size:
         return np.broadcast_to(np.uint8(0), tuple(level.shape))
     largest = math.prod(level.shards or level.chunks) * level.dtype.itemsize
     if level.dtype.kind not in "buif" or largest > max(_CHUNK_BYTES, most_bytes(frame.box.size)):
         raise too_large()
-    return np.asarray(level[...])
+    if not set("zyx") <= set(axes) or len(set(axes)) != len(axes):
+        raise LabelError(f"its axes are {axes}", todo="Save the mask with the axes z, y, x")
+    array = np.asarray(level[...])
+    first = [i for i, a in enumerate(axes) if a not in "zyx"]
+    order = [*first, *(axes.index(a) for a in "zyx")]
+    return array.transpose(order).reshape([level.shape[axes.index(a)] for a in "zyx"])
 
 
-def _metadata(group: Any, labels: Any) -> PatchMetadata:
+def _metadata(node: Any, labels: Any) -> PatchMetadata:
     """Return what the metadata say; the multiscale's own transformation comes after that of the level."""
-    attributes = labels.attrs.asdict()
-    multiscale = attributes.get("ome", attributes)["multiscales"][0]
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
+    ticket = marked_ticket(node.attrs.get("rescueseg"))
+    if isinstance(labels, zarr.Array):
+        return PatchMetadata(ticket)
+    multiscale = _multiscale(labels)
+    axes = _axes(multiscale)
     scale, origin = np.ones(len(axes)), np.zeros(len(axes))
     dataset = multiscale["datasets"][0]
     for step in (*dataset.get("coordinateTransformations", []), *multiscale.get("coordinateTransformations", [])):
@@ -146,10 +186,13 @@ def _metadata(group: Any, labels: Any) -> PatchMetadata:
             scale, origin = scale * step["scale"], origin * step["scale"]
         elif step["type"] == "translation":
             origin = origin + step["translation"]
-    ticket = marked_ticket(group.attrs.get("rescueseg"))
-    units = [to_um(1.0, axis.get("unit")) for axis in axes[-3:]]
-    if len(axes) < 3 or any(unit is None for unit in units):
+    names = [axis["name"][0].lower() for axis in axes]
+    if not set("zyx") <= set(names):
         return PatchMetadata(ticket)
-    z, y, x = (float(s) * float(u or 1) for s, u in zip(scale[-3:], units, strict=True))
-    k, j, i = (float(o) / float(s) for o, s in zip(origin[-3:], scale[-3:], strict=True))
+    at = [names.index(a) for a in "zyx"]
+    units = [to_um(1.0, axes[i].get("unit")) for i in at]
+    if any(unit is None for unit in units):
+        return PatchMetadata(ticket)
+    z, y, x = (float(scale[i]) * float(u or 1) for i, u in zip(at, units, strict=True))
+    k, j, i = (float(origin[n]) / float(scale[n]) for n in at)
     return PatchMetadata(ticket, (k, j, i), (z, y, x))

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg.annotation.formats.base import PatchMetadata
 from rescueseg.errors import LabelError
-from rescueseg.geometry import Box, Spacing
+from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.image_files.placement import Placement, turn_onto
 
 UM_PER_MM = 1000.0
-_OBLIQUE = 1e-3
 
 
 def affine_mm(spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int] = (0, 0, 0)) -> npt.NDArray[np.float64]:
@@ -40,15 +39,15 @@ def affine_mm(spacing_um_zyx: Spacing, offset_zyx: tuple[int, int, int] = (0, 0,
     return affine
 
 
-def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], PatchMetadata]:
+def straighten(array: npt.NDArray[Any], placement: Placement) -> tuple[npt.NDArray[Any], PatchMetadata]:
     """Bring an array back to the volume's axes, whatever orientation a tool saved it in.
 
     Parameters
     ----------
     array : ndarray, xyz
         As the file holds it.
-    affine : ndarray, 4×4
-        Its voxel indices to RAS millimetre.
+    placement : Placement
+        Of its file; a header without a unit means millimetre.
 
     Returns
     -------
@@ -60,23 +59,23 @@ def straighten(array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> tupl
     Raises
     ------
     LabelError
-        If the axes are oblique, or the affine is not finite: which voxel is which would be a guess.
+        If the axes are oblique: which voxel is which would be a guess.
     """
-    orientations: Any = nibabel.orientations
-    matrix = np.asarray(affine, float)
-    if np.isfinite(matrix).all():
-        order = orientations.io_orientation(matrix)
-        if np.isfinite(order).all():
-            matrix = matrix @ orientations.inv_ornt_aff(order, array.shape)
-            scale = np.diag(matrix)[:3]
-            if (scale > 0).all() and np.abs(matrix[:3, :3] - np.diag(scale)).max() <= _OBLIQUE * scale.min():
-                x, y, z = (float(v) * UM_PER_MM for v in scale)
-                i, j, k = (float(v) for v in matrix[:3, 3] / scale)
-                straight = np.asarray(orientations.apply_orientation(array, order)).T
-                return straight, PatchMetadata(None, (k, j, i), (z, y, x))
-    raise LabelError(
-        "the axes are oblique or the position is not valid", todo="Save the mask on the grid of its image, unresampled"
-    )
+    factor = UM_PER_MM if placement.um_per_unit is None else placement.um_per_unit
+    matrix = placement.affine.copy()
+    matrix[:3] *= factor
+    sizes = np.abs(matrix[:3, :3]).max(axis=1)  # along x, y, z of the volume
+    straight = Placement(np.diag([*sizes, 1.0]), 1.0)
+    from_origin = matrix.copy()
+    from_origin[:3, 3] = 0
+    try:
+        turn = turn_onto(straight, Placement(from_origin, 1.0), zyx(array.shape[::-1]))
+    except LabelError as error:
+        raise LabelError("the axes are oblique", todo="Save the mask on the grid of its image, unresampled") from error
+    first = matrix[:3, 3] / sizes + np.array(turn.start_zyx[::-1])
+    z, y, x = (float(v) for v in sizes[::-1])
+    k, j, i = (float(v) for v in first[::-1])
+    return turn.apply(array.T), PatchMetadata(None, (k, j, i), (z, y, x))
 
 
 def uncrop(array: npt.NDArray[Any], metadata: PatchMetadata, box: Box) -> tuple[npt.NDArray[Any], PatchMetadata]:
@@ -86,15 +85,17 @@ def uncrop(array: npt.NDArray[Any], metadata: PatchMetadata, box: Box) -> tuple[
     """
     if array.shape == box.shape_zyx or metadata.offset_zyx is None:
         return array, metadata
-    inside = Box((0, 0, 0), box.shape_zyx)
     start = [round(o - b) for o, b in zip(metadata.offset_zyx, box.offset_zyx, strict=True)]
     cropped = Box.from_bounds(start, [a + n for a, n in zip(start, array.shape, strict=True)])
-    if not inside.contains(cropped):
+    covered = cropped.intersection(Box((0, 0, 0), box.shape_zyx))
+    inside = np.zeros(0, array.dtype) if covered is None else array[covered.relative_to(cropped).slices]
+    outside = int(np.count_nonzero(array)) - int(np.count_nonzero(inside))
+    if outside or covered is None:
         raise LabelError(
-            f"the segmentation has shape {array.shape} at {cropped}, its patch {box.shape_zyx} (z, y, x)",
+            f"{outside} labelled voxels of the segmentation, at {cropped}, lie outside of its patch {box.shape_zyx} (z, y, x)",
             todo="Hand in the mask of this patch, unresampled",
         )
     whole = np.zeros(box.shape_zyx, array.dtype)
-    whole[cropped.slices] = array
+    whole[covered.slices] = inside
     z, y, x = (o - s for o, s in zip(metadata.offset_zyx, start, strict=True))
     return whole, replace(metadata, offset_zyx=(z, y, x))

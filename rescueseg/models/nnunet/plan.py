@@ -296,8 +296,8 @@ def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
     window = training_window(config, survey_snapshot(campaign, snapshot))
     steps = (config.iterations or PROFILES[config.profile].iterations) * config.members
     cases = [Case(i.ticket_id, i.volume_id, i.read_box, i.box.size) for i in snapshot.items]
-    folds = choose_folds(cases, config.members)
-    groups = len(group_cases(cases))
+    places = campaign.shared_places()
+    folds, groups = choose_folds(cases, config.members, places), len(group_cases(cases, places))
     text = "every network trains on all patches"
     if folds:
         text = "cross-validation: " + ", ".join(f"{len(f['train'])} train and {len(f['val'])} validate" for f in folds)

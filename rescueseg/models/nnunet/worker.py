@@ -110,7 +110,7 @@ def run(job: Job, channel: TextIO) -> None:
     plan, reason = plan_dataset(job, training, earlier, preprocessed)
     check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
     start = None if reason else earlier
-    folds = choose_folds(dataset.cases, training.members)
+    folds = choose_folds(dataset.cases, training.members, campaign.shared_places())
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
     trainers, seconds = [], 0.0
     for member in range(training.members):

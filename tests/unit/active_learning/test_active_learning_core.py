@@ -52,7 +52,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     assert all(i.read_box == i.box.expand(holdout.guard_zyx).clip(image.shape) for i in items)
 
     infer_volume(campaign, MODEL, "v", load=trivial_predictors.blur)
-    boxes = starting_patches.candidate_boxes(campaign, "v", [p.box for p in started])
+    boxes = starting_patches.candidate_boxes(campaign, "v", [Patch("v", p.box) for p in started])
     table = score_candidates(campaign, 0, {"v": boxes})
     entropy = np.asarray(open_map(campaign, 0, "v", "predictive_entropy")[:], dtype=float)
     np.testing.assert_allclose(
@@ -62,7 +62,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     assert len(queried) == config.sampling.query_patches
     taken = [p.box for p in (*started, *queried)]
     assert not any(a.intersects(b) for i, a in enumerate(taken) for b in taken[:i])
-    assert not any(a.intersects(b) for a in taken for b in holdout.guarded("v"))
+    assert not any(a.intersects(b) for a in taken for b in holdout.guarded("v", campaign.shared_places()))
 
 
 @pytest.mark.parametrize("name", ["stardist_img3d", "plantseg_ovule_cells", "gonuclear_1135"])

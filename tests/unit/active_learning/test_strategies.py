@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from rescueseg.config import check_config
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import Box
 from rescueseg.inference.box_means import SCORES
+from rescueseg.shared_places import IDENTITY, SharedPlaces
 
 LAST = Loop(9, 10)
 
@@ -24,6 +27,7 @@ def make_table(n: int, n_classes: int = 1, **columns: object) -> CandidateTable:
         scores=scores,
         class_entropy=np.asarray(columns.get("class_entropy", np.full((n, n_classes), 0.1)), dtype=float),
         foreground=np.asarray(columns.get("foreground", np.full(n, 0.2)), dtype=float),
+        places=SharedPlaces({}),
     )
 
 
@@ -49,10 +53,12 @@ def test_overlapping_candidates_are_skipped_only_within_a_volume() -> None:
     boxes = [Box((0, 0, 0), (8, 8, 8)), Box((0, 0, 4), (8, 8, 8)), Box((0, 0, 4), (8, 8, 8)), Box((0, 0, 8), (8, 8, 8))]
     table = CandidateTable(
         ("a", "a", "b", "a"), tuple(boxes), {name: np.array([0.9, 0.8, 0.7, 0.1]) for name in SCORES},
-        np.ones((4, 1)), np.ones(4),
+        np.ones((4, 1)), np.ones(4), SharedPlaces({}),
     )  # fmt: skip
     assert pick("entropy", table, 3) == [0, 2, 3]
     assert pick("entropy", table, 9) == [0, 2, 3]
+    copies = dataclasses.replace(table, places=SharedPlaces({"a": (8, 8, 16), "b": (8, 8, 16)}, [("a", "b", IDENTITY)]))
+    assert pick("entropy", copies, 9) == [0, 3], "the place that b shows is in the batch already, as one of a"
 
 
 def test_random_takes_every_candidate_alike() -> None:
@@ -136,7 +142,7 @@ def test_every_strategy_keeps_the_rules(strategy: str, n: int, k: int, seed: int
     boxes = tuple(Box(tuple(rng.integers(0, 12, 3)), tuple(rng.integers(1, 9, 3))) for _ in range(n))
     table = CandidateTable(
         tuple(str(v) for v in rng.choice(["a", "b"], n)), boxes, {name: rng.random(n) for name in SCORES},
-        rng.random((n, 2)), rng.random(n),
+        rng.random((n, 2)), rng.random(n), SharedPlaces({}),
     )  # fmt: skip
     picks = pick(strategy, table, k, seed)
     assert picks == pick(strategy, table, k, seed)

@@ -70,8 +70,8 @@ def test_the_holdout_only_grows(campaign: Campaign) -> None:
     grown = Holdout(boxes=(box(0), box(4), box(8)), guard_zyx=(1, 1, 1))
     campaign.freeze_holdout(grown)
     assert campaign.holdout() == grown
-    assert len(grown.of("v1", "test")) == 3
-    assert grown.of("v1", "validation") == []
+    assert len(grown.of("v1", campaign.shared_places(), "test")) == 3
+    assert grown.of("v1", campaign.shared_places(), "validation") == []
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "a\0b"])

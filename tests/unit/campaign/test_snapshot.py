@@ -11,6 +11,7 @@ from rescueseg.errors import CampaignError, LeakError, SamplingError
 from rescueseg.geometry import Box
 from rescueseg.records import AcceptedAnnotation, Holdout, HoldoutBox, Normalisation, SnapshotItem, VolumeRecord
 from rescueseg.sampling.starting_patches import candidate_boxes
+from rescueseg.shared_places import IDENTITY, SharedPlaces
 
 SHAPE = (20, 40, 40)
 
@@ -82,13 +83,14 @@ def test_read_box_in_the_holdout_is_a_leak() -> None:
         annotation_id="n", labels="l", labels_digest="d",
     )  # fmt: skip
     with pytest.raises(LeakError, match="t1"):
-        guard(hold(Box((0, 0, 0), (20, 10, 10))), [item], {})
-    guard(hold(Box((0, 0, 0), (20, 5, 5))), [item], {})
+        guard(hold(Box((0, 0, 0), (20, 10, 10))), [item], SharedPlaces({}))
+    guard(hold(Box((0, 0, 0), (20, 5, 5))), [item], SharedPlaces({}))
     copy = item.model_copy(update={"volume_id": "b"})
-    guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "one image", "b": "another"})
-    guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "", "b": ""})
+    guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], SharedPlaces({"a": SHAPE, "b": SHAPE}))
     with pytest.raises(LeakError, match="touches the holdout box"):
-        guard(hold(Box((0, 0, 0), (20, 10, 10))), [copy], {"a": "one image", "b": "one image"})
+        guard(
+            hold(Box((0, 0, 0), (20, 10, 10))), [copy], SharedPlaces({"a": SHAPE, "b": SHAPE}, [("a", "b", IDENTITY)])
+        )
 
 
 def test_a_copy_of_the_volume_is_held_out_too(held: Campaign) -> None:

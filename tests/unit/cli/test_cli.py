@@ -159,8 +159,8 @@ WRONG = {
     "missing spacing": (["raw.tif", "--spacing", ""], "the voxel size is not known"),
     "spacing of words": (["raw.tif", "--spacing", "1,2"], "'1,2' is no spacing"),
     "negative spacing": (["raw.tif", "--spacing", "1,-2,1"], "is not positive"),
-    "label outside the classes": (["raw.tif", "--truth", "sevens.tif"], "values that are no class: 7"),
-    "mask of another shape": (["raw.tif", "--truth", "other.tif"], "the truth has shape (8, 64, 64)"),
+    "label outside the classes": (["raw.tif", "--truth", "sevens.tif"], "the labels hold 7, which is no class"),
+    "mask of another shape": (["raw.tif", "--truth", "other.tif"], "the labels have shape (8, 64, 64)"),
     "two truths": (["raw.tif", "--truth", "truth.tif", "--truth", "truth.tif"], "2 given for 1 volumes"),
     "two of one name": (["raw.tif", "raw.tif"], "two volumes would be called 'raw'"),
     "name that leaves the folder": (["raw.tif", "--id", "../x"], "no valid volume id"),
@@ -375,7 +375,7 @@ def test_a_long_import_is_seen_in_a_log(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(console, "LOG_SECONDS", 0.0)
     said = init(folder, "--truth", folder / "truth.tif")
     steps = re.findall(r"raw\.tif: step (\d) of (\d)", said)
-    assert steps == [("0", "1"), *((str(step), "5") for step in range(1, 6))]
+    assert steps == [("0", "1"), *((str(step), "6") for step in range(1, 7))]
 
 
 def test_a_terminal_shows_a_bar_that_vanishes() -> None:

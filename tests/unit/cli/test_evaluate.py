@@ -204,7 +204,7 @@ def test_the_scan_finds_what_is_planted_and_nobody_annotated(tmp_path: Path) -> 
     holdout, snapshot = campaign.holdout(), campaign.snapshot(0)
     assert holdout is not None
     assert snapshot is not None
-    known = [*holdout.of("phantom"), *(item.box for item in snapshot.items)]
+    known = [*holdout.of("phantom", campaign.shared_places()), *(item.box for item in snapshot.items)]
     assert not any(box.intersects(other) for box in boxes for other in known)
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert [place.entropy for place in found] == sorted((place.entropy for place in found), reverse=True)

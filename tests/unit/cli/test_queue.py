@@ -131,7 +131,7 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
     np.savez(tmp_path / "good.npz", np.zeros(BOX.shape_zyx, np.uint8))
     for arguments, expected in [
         (["submit", filled.url, lease, tmp_path / "flat.npz", "-a", "anna"], "has shape (1, 2, 3)"),
-        (["submit", filled.url, lease, tmp_path / "class.npz", "-a", "anna"], "holds 7"),
+        (["submit", filled.url, lease, tmp_path / "class.npz", "-a", "anna"], "hold 7"),
         (["submit", filled.url, lease, tmp_path / "none.npz", "-a", "anna"], "no such file"),
         (["submit", filled.url, lease, tmp_path / "good.npz", "-a", "bob"], "belongs to 'anna'"),
         (["submit", filled.url, "nope", tmp_path / "good.npz", "-a", "anna"], "no such lease"),

@@ -68,7 +68,7 @@ def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> No
     inside = np.zeros(truth.shape, dtype=bool)
     holdout = evaluated.holdout()
     assert holdout is not None
-    for box in holdout.of("phantom", "test"):
+    for box in holdout.of("phantom", evaluated.shared_places(), "test"):
         inside[box.slices] = True
     overlap = ((prediction == 1) & (truth == 1) & inside).sum()
     dice = 2 * overlap / (((prediction == 1) & inside).sum() + ((truth == 1) & inside).sum())

@@ -18,6 +18,7 @@ from rescueseg.campaign.campaign_file import dump_config
 from rescueseg.config import ClusterConfig, check_config
 from rescueseg.errors import ConfigError, InferenceError, StorageError
 from rescueseg.geometry import Box
+from rescueseg.image_files.registry import open_source
 from rescueseg.inference import engine, maps
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import QUANTITIES, map_blocks, map_reference, open_map
@@ -25,7 +26,6 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.importers import open_source
 from tests import trivial_predictors
 
 SHAPE = (20, 40, 200)

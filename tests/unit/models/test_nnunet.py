@@ -19,6 +19,7 @@ from rescueseg.geometry import Box
 from rescueseg.models.nnunet.dataset import write_dataset
 from rescueseg.models.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.models.nnunet.plan import NnUNetNetwork, NnUNetPlan
+from rescueseg.shared_places import IDENTITY, SharedPlaces
 from rescueseg.volumes import open_truth
 from tests.contracts.test_trainer import dice, train
 from tests.training_rig import BOXES, SPACING, make_campaign, make_snapshot
@@ -54,8 +55,21 @@ def test_a_case_is_patch_and_context_with_the_context_ignored(tmp_path: Path) ->
 
 def test_folds_are_volumes_where_there_are_several() -> None:
     cases = [case(f"c{i}", f"v{i % 3}", (0, 20 * i, 0)) for i in range(6)]
-    folds = choose_folds(cases, 3)
+    folds = choose_folds(cases, 3, SharedPlaces({}))
     assert sorted(sorted(fold["val"]) for fold in folds) == [["c0", "c3"], ["c1", "c4"], ["c2", "c5"]]
+
+
+def test_volumes_that_show_the_same_are_one_to_the_folds() -> None:
+    cases = [
+        case("a", "v", (0, 0, 0)),
+        case("b", "copy", (0, 0, 0)),
+        case("c", "v", (0, 40, 0)),
+        case("d", "w", (0, 0, 0)),
+    ]
+    shapes = dict.fromkeys(("v", "copy", "w"), (8, 100, 100))
+    places = SharedPlaces(shapes, [("v", "copy", IDENTITY)])
+    assert sorted(sorted(c.name for c in group) for group in group_cases(cases, places)) == [["a", "b", "c"], ["d"]]
+    assert sorted(sorted(c.name for c in group) for group in group_cases(cases[:3], places)) == [["a", "b"], ["c"]]
 
 
 def test_in_one_volume_patches_whose_contexts_touch_stay_together() -> None:
@@ -65,8 +79,11 @@ def test_in_one_volume_patches_whose_contexts_touch_stay_together() -> None:
         case("c", "v", (0, 18, 0)),
         case("d", "v", (0, 40, 0)),
     ]
-    assert sorted(sorted(c.name for c in group) for group in group_cases(cases)) == [["a", "b", "c"], ["d"]]
-    assert choose_folds(cases, 2) == [], "none below three groups"
+    assert sorted(sorted(c.name for c in group) for group in group_cases(cases, SharedPlaces({}))) == [
+        ["a", "b", "c"],
+        ["d"],
+    ]
+    assert choose_folds(cases, 2, SharedPlaces({})) == [], "none below three groups"
 
 
 @settings(deadline=None)
@@ -77,7 +94,7 @@ def test_in_one_volume_patches_whose_contexts_touch_stay_together() -> None:
 def test_no_fold_reads_what_it_is_judged_by(places: list[tuple[int, int, int]], count: int) -> None:
     cases = [case(f"c{i:02d}", "v", (0, y, x), n) for i, (y, x, n) in enumerate(places)]
     boxes = {c.name: c.box for c in cases}
-    folds = choose_folds(cases, count)
+    folds = choose_folds(cases, count, SharedPlaces({}))
     assert len(folds) in (0, count)
     for fold in folds:
         assert fold["val"]

@@ -67,7 +67,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
 def check_holdout(campaign: Campaign, holdout: Holdout) -> None:
     held = 0
     for volume in campaign.volumes():
-        boxes = holdout.of(volume.volume_id)
+        boxes = holdout.of(volume.volume_id, campaign.shared_places())
         whole = Box((0, 0, 0), volume.shape_zyx)
         assert all(whole.contains(box) for box in boxes)
         assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -88,7 +88,7 @@ def test_holdout_and_pool_fit_on_every_shape(campaign: Campaign, name: str, trut
         assert strata == [s for s in HOLDOUT_STRATA if s != "artifact"]
     assert all(b.reason and b.share is not None for b in holdout.boxes)
     candidates = starting_patches.candidate_boxes(campaign, "a")
-    assert not any(c.intersects(g) for c in candidates[:3000] for g in holdout.guarded("a"))
+    assert not any(c.intersects(g) for c in candidates[:3000] for g in holdout.guarded("a", campaign.shared_places()))
     assert len(choose_non_overlapping(candidates, 30)) == 30
     assert min(holdout.guard_zyx) >= 1
     assert sum(box.size for box in images) < 3e8
@@ -143,8 +143,8 @@ def test_volumes_take_their_share(campaign: Campaign) -> None:
     holdout = starting_patches.draw_holdout(campaign)
     check_holdout(campaign, holdout)
     for part in ("validation", "test"):
-        assert len(holdout.of("small", part)) == 1
-        assert len(holdout.of("large", part)) == 7
+        assert len(holdout.of("small", campaign.shared_places(), part)) == 1
+        assert len(holdout.of("large", campaign.shared_places(), part)) == 7
     assert {p.volume_id for p in starting_patches.starting_patches(campaign, 16)} == {"small", "large"}
 
 
@@ -158,14 +158,14 @@ def test_starting_patches_are_apart_and_outside_the_holdout(campaign: Campaign) 
     more = starting_patches.starting_patches(campaign, 8, occupied=[Patch("a", p.box) for p in first])
     boxes = [p.box for p in first + more]
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(a.intersects(b) for a in boxes for b in holdout.guarded("a"))
+    assert not any(a.intersects(b) for a in boxes for b in holdout.guarded("a", campaign.shared_places()))
 
 
 def test_candidates_keep_clear_of_tickets(campaign: Campaign) -> None:
     add(campaign, "phantom")
     starting_patches.draw_holdout(campaign)
     everything = starting_patches.candidate_boxes(campaign, "a")
-    rest = starting_patches.candidate_boxes(campaign, "a", [everything[0]])
+    rest = starting_patches.candidate_boxes(campaign, "a", [Patch("a", everything[0])])
     assert rest == [box for box in everything if not box.intersects(everything[0])]
 
 
@@ -189,8 +189,8 @@ def test_added_volumes_let_the_holdout_grow_where_nothing_was_trained(campaign: 
     check_holdout(campaign, second)
     assert second.boxes[: len(first.boxes)] == first.boxes
     assert {b.part for b in second.boxes[len(first.boxes) :]} == {"validation", "test"}
-    assert min(box.offset_zyx[2] for box in second.of("b")) >= 60 + first.guard_zyx[2]
-    assert second.of("a") == first.of("a")
+    assert min(box.offset_zyx[2] for box in second.of("b", campaign.shared_places())) >= 60 + first.guard_zyx[2]
+    assert second.of("a", campaign.shared_places()) == first.of("a", campaign.shared_places())
     assert starting_patches.candidate_boxes(campaign, "b")
     assert starting_patches.draw_holdout(campaign) == second
 
@@ -215,8 +215,8 @@ def test_what_snapshots_read_counts_as_trained(campaign: Campaign) -> None:
     snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="h", digest="d")
     campaign.finish_stage(0, "snapshot", snapshot.to_json())
     holdout = starting_patches.draw_holdout(campaign)
-    assert holdout.of("b")
-    assert not any(box.intersects(item.read_box) for box in holdout.of("b"))
+    assert holdout.of("b", campaign.shared_places())
+    assert not any(box.intersects(item.read_box) for box in holdout.of("b", campaign.shared_places()))
 
 
 def test_what_cannot_be_sampled_is_said(campaign: Campaign, tmp_path) -> None:
@@ -243,10 +243,10 @@ def test_the_patch_is_about_isotropic_and_as_large_as_leaves_thirty(campaign: Ca
     lengths = [n * s for n, s in zip(shape, volume.spacing_um_zyx, strict=True)]
     assert max(lengths) / min(lengths) < 1.35
     assert (math.prod(shape) == pytest.approx(patches.LARGEST_PATCH, rel=0.02)) == (name == "large")
-    guarded = {"a": holdout.guarded("a")}
-    assert patches.count_places([volume], {"a": shape}, guarded, 30) == 30
+    guarded = {"a": holdout.guarded("a", campaign.shared_places())}
+    assert patches.count_places([volume], {"a": shape}, guarded, campaign.shared_places(), 30) == 30
     larger = patches.advised_shape(volume, round(1.2 * math.prod(shape)))
-    assert name == "large" or patches.count_places([volume], {"a": larger}, guarded, 30) < 30
+    assert name == "large" or patches.count_places([volume], {"a": larger}, guarded, campaign.shared_places(), 30) < 30
 
 
 def test_the_patch_shape_stays_when_volumes_are_added(campaign: Campaign) -> None:
@@ -298,7 +298,7 @@ def test_no_rough_patch_touches_the_guarded_holdout(images, tmp_path_factory, vo
     except SamplingError:
         assert campaign.holdout() is None
         return
-    assert not any(p.box.intersects(box) for p in found for box in holdout.guarded("a"))
+    assert not any(p.box.intersects(box) for p in found for box in holdout.guarded("a", campaign.shared_places()))
     try:
         first = starting_patches.starting_patches(campaign)
     except SamplingError:
@@ -309,7 +309,7 @@ def test_no_rough_patch_touches_the_guarded_holdout(images, tmp_path_factory, vo
     drawn = first[len(found) :]
     assert len(first) <= max(4, len(found))
     assert not any(p.box.intersects(q.box) for i, p in enumerate(drawn) for q in (*first[: len(found)], *drawn[:i]))
-    assert not any(p.box.intersects(box) for p in drawn for box in holdout.guarded("a"))
+    assert not any(p.box.intersects(box) for p in drawn for box in holdout.guarded("a", campaign.shared_places()))
 
 
 def test_every_domain_gets_a_turn(campaign: Campaign) -> None:

@@ -23,8 +23,8 @@ from rescueseg.stages.snapshot import make_snapshot
 from rescueseg.volumes.phantom import make_phantom
 
 
-def add(campaign: Campaign, folder: Path, name: str, truth: bool = True) -> None:
-    image, labels, spacing = make_phantom((16, 64, 64), seed=3)
+def add(campaign: Campaign, folder: Path, name: str, truth: bool = True, seed: int = 3) -> None:
+    image, labels, spacing = make_phantom((16, 64, 64), seed=seed)
     for part, array in (("image", image), ("truth", labels)):
         tifffile.imwrite(folder / f"{part}.tif", array, metadata={"axes": "ZYX"})
     given = str(folder / "truth.tif") if truth else None
@@ -53,7 +53,7 @@ def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: Q
     assert begin(campaign, store) == 0
     frozen = campaign.holdout()
     assert tickets.prepare(campaign, store) == 0, "nothing new is no reason to refuse"
-    add(campaign, tmp_path, "b")
+    add(campaign, tmp_path, "b", seed=4)
     with pytest.raises(SamplingError, match=r"^b: generation 0 was begun and not finished"):
         tickets.prepare(campaign, store)
     with campaign_lock(campaign, store), pytest.raises(QueueError, match="holds the lock"):
@@ -63,7 +63,31 @@ def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: Q
     tickets.prepare(campaign, store)
     grown = campaign.holdout()
     assert grown is not None
-    assert grown.of("b")
+    assert "b" in {box.volume_id for box in grown.boxes}
+
+
+def test_a_copy_is_known_before_anything_is_drawn_or_trained(
+    campaign: Campaign, store: QueueStore, tmp_path: Path
+) -> None:
+    """In a campaign of an earlier version, too, whose volumes were never compared."""
+    accept_one(campaign, store)
+    first = campaign.holdout()
+    assert first is not None
+    add(campaign, tmp_path, "b", truth=False)
+    campaign.storage.remove("relations.json")
+    begin(campaign, store)
+    make_snapshot(campaign, 0, store)
+    assert campaign.shared_places().related("a") == ["a", "b"]
+    campaign.storage.remove("relations.json")
+    store.finish_generation(0)
+    tickets.prepare(campaign, store)
+    assert campaign.shared_places().related("a") == ["a", "b"]
+    grown = campaign.holdout()
+    assert grown is not None
+    assert grown.of("b", campaign.shared_places()) == grown.of("a", campaign.shared_places())
+    boxes = [box.box for box in grown.boxes]
+    assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(t.box.intersects(box) for t in store.tickets(purpose="pool") for box in boxes)
 
 
 def test_patches_accepted_before_the_snapshot_count_as_trained_on(campaign: Campaign, store: QueueStore) -> None:

@@ -24,7 +24,7 @@ from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages import tickets
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.triage.records import Triage
-from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
 
 SPACING = (2.0, 1.0, 1.0)
@@ -100,11 +100,30 @@ def test_what_was_looked_at_is_barred_from_the_holdout_and_counts_as_annotated(c
     tickets.prepare(campaign, store)
     holdout = campaign.holdout()
     assert holdout is not None
-    assert not any(p.box.intersects(b) for p in rough for b in holdout.guarded("v"))
+    assert not any(p.box.intersects(b) for p in rough for b in holdout.guarded("v", campaign.shared_places()))
     assert {p.box for p in rough} <= {t.box for t in store.tickets(purpose="pool")}
     campaign.storage.remove("rough.json")
     with pytest.raises(SamplingError, match="frozen"):
         run(campaign, mask="truth")
+
+
+def test_truth_of_a_volume_held_out_whole_is_left_alone_and_so_is_that_of_its_copies(tmp_path: Path) -> None:
+    numbers = cells()
+    held = make(tmp_path, picture(numbers), numbers, settings=['holdout.volumes=["v"]'])
+    tifffile.imwrite(tmp_path / "copy.tif", picture(numbers)[:, ::-1], metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "turned.tif", numbers[:, ::-1], metadata={"axes": "ZYX"})
+    add_volumes(
+        held,
+        [str(tmp_path / "copy.tif")],
+        spacing=SPACING,
+        truths=[str(tmp_path / "turned.tif")],
+        truth_type="instance",
+        say=lambda _: None,
+    )
+    assert held.shared_places().related("v") == ["v", "copy"]
+    with pytest.raises(SamplingError, match=r"beside what holdout.volumes holds out"):
+        run(held, mask="truth")
+    assert held.rough_patches() == []
 
 
 def test_patches_in_a_refused_volume_are_not_looked_at_and_get_no_ticket(campaign: Campaign) -> None:

@@ -17,9 +17,9 @@ import tifffile
 
 from rescueseg.errors import ExampleUnavailable
 from rescueseg.geometry import Box
+from rescueseg.image_files.registry import open_source
 from rescueseg.volumes import examples
 from rescueseg.volumes.examples import example_names, load_example
-from rescueseg.volumes.importers import open_source
 
 
 @pytest.fixture(autouse=True)

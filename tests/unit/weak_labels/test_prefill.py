@@ -199,7 +199,7 @@ def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     holdout = made.holdout()
     assert holdout is not None
     held = np.zeros(SHAPE, bool)
-    for box in holdout.guarded("v"):
+    for box in holdout.guarded("v", made.shared_places()):
         held[box.clip(SHAPE).slices] = True
     assert held.any()
     tifffile.imwrite(tmp_path / "s.tif", np.where(held, 255, scribbles), metadata={"axes": "ZYX"})
@@ -227,7 +227,7 @@ def test_features_of_scribbles_beside_the_holdout_do_not_see_it(made: Campaign, 
     ):
         seen[block.slices] = patch.image[0]
         assert ((patch.labels == IGNORE) == (patch.image[0] == 0)).all()
-    for box in holdout.guarded("v"):
+    for box in holdout.guarded("v", made.shared_places()):
         assert (seen[box.clip(SHAPE).slices] == 0).all()
 
 

@@ -14,9 +14,9 @@ import tifffile
 import zarr
 
 from rescueseg.campaign import Campaign
+from rescueseg.image_files.hints import of_imagej, of_ome, treatments
+from rescueseg.image_files.registry import open_source
 from rescueseg.records import VolumeRecord
-from rescueseg.volumes.hints import of_imagej, of_ome, treatments
-from rescueseg.volumes.importers import open_source
 from rescueseg.volumes.volume_import import import_volume
 
 VOXELS = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8)

@@ -1,0 +1,219 @@
+"""Which places of a campaign's volumes are the same piece of the specimen, whatever the volumes are called.
+
+One image may be in a campaign several times: with another truth or spacing, cropped, mirrored, as one tile of many. How
+two volumes lie to each other is a `GridMap`; `SharedPlaces` follows these maps from volume to volume and answers one
+question: where do these patches lie in that volume? Everything that keeps places apart asks it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rescueseg.geometry import ZYX, Box, Patch
+
+Triple = tuple[float, float, float]
+
+_MOST_MAPS = 8
+"""Ways in which one volume may lie in another: a tile that a file holds twice lies there in two ways."""
+_ROUNDING = 1e-6
+"""Voxels by which a coordinate may miss a whole number for its rounding errors."""
+
+
+@dataclass(frozen=True)
+class GridMap:
+    """Where the voxels of one volume lie in the grid of another: axes exchanged, mirrored, stepped and shifted.
+
+    Parameters
+    ----------
+    axes : tuple of int
+        For each axis z, y, x of the target, the axis of the source that runs along it.
+    steps : tuple of float
+        For each axis of the target, its voxels per voxel of the source; negative where the source is mirrored.
+    start : tuple of float
+        For each axis of the target, where the source's first face lies, in voxels.
+    tolerance : tuple of float
+        For each axis of the target, by how many voxels this may be wrong.
+
+    Examples
+    --------
+    The source is a crop of 16 voxels along x that begins at voxel 100, mirrored along x:
+
+    >>> crop = GridMap((0, 1, 2), (1.0, 1.0, -1.0), (0.0, 0.0, 116.0))
+    >>> print(crop.box(Box((0, 0, 0), (4, 4, 4))))
+    [0:4, 0:4, 112:116]
+    >>> print(crop.inverse().box(Box((0, 0, 112), (4, 4, 4))))
+    [0:4, 0:4, 0:4]
+    """
+
+    axes: ZYX
+    steps: Triple
+    start: Triple
+    tolerance: Triple = (0.0, 0.0, 0.0)
+
+    def box(self, box: Box) -> Box:
+        """Return where a box of the source lies in the target, rounded outwards by the tolerance; not clipped."""
+        start, stop = [], []
+        for axis, step, begin, tolerance in zip(self.axes, self.steps, self.start, self.tolerance, strict=True):
+            ends = sorted(begin + step * edge for edge in (box.offset_zyx[axis], box.stop_zyx[axis]))
+            start.append(math.floor(ends[0] - tolerance + _ROUNDING))
+            stop.append(max(start[-1] + 1, math.ceil(ends[1] + tolerance - _ROUNDING)))
+        return Box.from_bounds(start, stop)
+
+    def inverse(self) -> GridMap:
+        """Return where the target lies in the source."""
+        order = [self.axes.index(axis) for axis in range(3)]
+        return GridMap(
+            (order[0], order[1], order[2]),
+            _triple(1 / self.steps[i] for i in order),
+            _triple(-self.start[i] / self.steps[i] for i in order),
+            _triple(self.tolerance[i] / abs(self.steps[i]) for i in order),
+        )
+
+    def after(self, first: GridMap) -> GridMap:
+        """Return the map that goes through `first`, then through this one."""
+        axes = [first.axes[axis] for axis in self.axes]
+        return GridMap(
+            (axes[0], axes[1], axes[2]),
+            _triple(s * first.steps[a] for s, a in zip(self.steps, self.axes, strict=True)),
+            _triple(
+                b + s * first.start[a] for b, s, a in zip(self.start, self.steps, self.axes, strict=True)
+            ),
+            _triple(
+                t + abs(s) * first.tolerance[a]
+                for t, s, a in zip(self.tolerance, self.steps, self.axes, strict=True)
+            ),
+        )  # fmt: skip
+
+    def agrees(self, other: GridMap) -> bool:
+        """Tell whether two maps say the same within their tolerances."""
+        return (
+            self.axes == other.axes
+            and all(abs(p - q) <= 0.02 * abs(q) for p, q in zip(self.steps, other.steps, strict=True))
+            and all(
+                abs(p - q) <= a + b + _ROUNDING
+                for p, q, a, b in zip(self.start, other.start, self.tolerance, other.tolerance, strict=True)
+            )
+        )
+
+
+IDENTITY = GridMap((0, 1, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+"""The map of a volume to itself and to its plain copies."""
+
+
+def _triple(values: Iterable[float]) -> Triple:
+    z, y, x = values
+    return z, y, x
+
+
+class SharedPlaces:
+    """Which places of several volumes are one and the same.
+
+    Maps are followed from volume to volume without a cut at their borders, so that two tiles that both lie in a third
+    are known to share what the third does not show.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Shape of each volume.
+    links : iterable of (str, str, GridMap)
+        Two volumes, and where the second lies in the first. Volumes without a link share nothing.
+
+    Examples
+    --------
+    "tile" is the half of "stack" from plane 8 on:
+
+    >>> tile = GridMap((0, 1, 2), (1.0, 1.0, 1.0), (8.0, 0.0, 0.0))
+    >>> places = SharedPlaces({"stack": (16, 32, 32), "tile": (8, 32, 32)}, [("stack", "tile", tile)])
+    >>> patch = Patch("stack", Box((6, 0, 0), (4, 8, 8)))
+    >>> [str(box) for box in places.boxes_in("tile", [patch])]
+    ['[0:2, 0:8, 0:8]']
+    >>> [str(box) for box in places.boxes_in("stack", [patch])]
+    ['[6:10, 0:8, 0:8]']
+    """
+
+    def __init__(self, shapes: Mapping[str, ZYX], links: Iterable[tuple[str, str, GridMap]] = ()) -> None:
+        self.shapes = dict(shapes)
+        self._links: dict[str, list[tuple[str, GridMap]]] = {}
+        for one, other, other_in_one in links:
+            self._links.setdefault(one, []).append((other, other_in_one))
+            self._links.setdefault(other, []).append((one, other_in_one.inverse()))
+        self._maps: dict[str, dict[str, list[GridMap]]] = {}
+
+    def boxes_in(self, volume_id: str, patches: Iterable[Patch], margin_zyx: Sequence[int] = (0, 0, 0)) -> list[Box]:
+        """Return where patches of any volume lie in one volume.
+
+        Parameters
+        ----------
+        volume_id : str
+            The volume asked about.
+        patches : iterable of Patch
+            Boxes of any volumes.
+        margin_zyx : sequence of int
+            Voxels added on both sides of each axis, of the patch's volume and of the one asked about, whichever
+            reach further.
+
+        Returns
+        -------
+        list of Box
+            In voxels of the volume asked about, in the order of the patches. A patch of that volume itself stands as it
+            is; those of others are rounded outwards and cut to the volume, and left out where nothing lies inside.
+        """
+        maps, boxes = self._maps_to(volume_id), []
+        for patch in patches:
+            for grid in maps.get(patch.volume_id, ()):
+                box = grid.box(patch.box)
+                if any(margin_zyx):
+                    box = _hull(box.expand(margin_zyx), grid.box(patch.box.expand(margin_zyx)))
+                if patch.volume_id != volume_id or grid != IDENTITY:
+                    inside = box.intersection(Box((0, 0, 0), self.shapes[volume_id]))
+                    if inside is None:
+                        continue
+                    box = inside
+                boxes.append(box)
+        return boxes
+
+    def related(self, volume_id: str) -> list[str]:
+        """Return the volumes that may share places with a volume, itself first, the others by id."""
+        return [volume_id, *sorted(set(self._maps_to(volume_id)) - {volume_id})]
+
+    def choose_apart(self, ordered: Iterable[Patch], count: int) -> list[Patch]:
+        """Return the first `count` patches, in the order of `ordered`, of which no two share a voxel."""
+        chosen: list[Patch] = []
+        taken: dict[str, list[Box]] = {}
+        for patch in ordered:
+            if len(chosen) == count:
+                break
+            if any(patch.box.intersects(box) for box in taken.get(patch.volume_id, ())):
+                continue
+            chosen.append(patch)
+            for volume_id in self.related(patch.volume_id):
+                taken.setdefault(volume_id, []).extend(self.boxes_in(volume_id, [patch]))
+        return chosen
+
+    def _maps_to(self, volume_id: str) -> dict[str, list[GridMap]]:
+        """Return the maps from every related volume into one; the most exact come first."""
+        if volume_id not in self._maps:
+            found: dict[str, list[GridMap]] = {}
+            count = itertools.count()
+            waiting = [(0.0, next(count), volume_id, IDENTITY)]
+            while waiting:
+                _, _, name, grid = heapq.heappop(waiting)
+                known = found.setdefault(name, [])
+                if len(known) == _MOST_MAPS or any(grid.agrees(other) for other in known):
+                    continue
+                known.append(grid)
+                for neighbour, neighbour_in_it in self._links.get(name, ()):
+                    through = grid.after(neighbour_in_it)
+                    heapq.heappush(waiting, (sum(through.tolerance), next(count), neighbour, through))
+            self._maps[volume_id] = found
+        return self._maps[volume_id]
+
+
+def _hull(one: Box, other: Box) -> Box:
+    """Return the smallest box that holds both."""
+    start = [min(a, b) for a, b in zip(one.offset_zyx, other.offset_zyx, strict=True)]
+    return Box.from_bounds(start, [max(a, b) for a, b in zip(one.stop_zyx, other.stop_zyx, strict=True)])
