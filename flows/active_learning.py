@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow, get_run_logger
+from pydantic import JsonValue
 
 from flows.generation import generation, scheduler_of
+from rescueseg.simulation.annotator import AnnotatorOptions
 from tasks.annotation import annotate
 from tasks.ingest.sampling import prepare
 from tasks.options import open_campaign
 
 
 @flow(name="active-learning", persist_result=True, result_serializer="json")
-def active_learning(campaign_url: str, generations: int, annotator: dict[str, Any] | None = None) -> list[Any]:
+def active_learning(
+    campaign_url: str, generations: int, annotator: AnnotatorOptions | None = None
+) -> list[dict[str, JsonValue]]:
     """Run a campaign whose volumes came with truth up to a number of generations; a rerun goes on.
 
     Parameters
@@ -22,8 +24,8 @@ def active_learning(campaign_url: str, generations: int, annotator: dict[str, An
         The campaign.
     generations : int
         How many in all, those of earlier runs included.
-    annotator : dict, optional
-        Options of the simulated annotator; see `rescueseg.simulation.annotator.AnnotatorOptions`.
+    annotator : AnnotatorOptions, optional
+        How the simulated annotator errs.
 
     Returns
     -------
@@ -32,14 +34,14 @@ def active_learning(campaign_url: str, generations: int, annotator: dict[str, An
     """
     campaign, store = open_campaign(campaign_url)
     prepare(campaign_url)
-    rows: list[Any] = []
+    rows: list[dict[str, JsonValue]] = []
     with scheduler_of(campaign) as reached:
         while True:
             last = store.last_generation()
             if last is not None and last.finished_at is not None and last.generation + 1 >= generations:
                 return rows
             if last is None or last.finished_at is not None:
-                handed_in = annotate(campaign_url, annotator or {})
+                handed_in = annotate(campaign_url, annotator or AnnotatorOptions())
                 if last is not None and handed_in == 0 and store.accepted_since_last_generation() == 0:
                     get_run_logger().info("no patch is left to annotate")
                     return rows

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 from prefect import flow, get_run_logger
-from prefect.client.schemas.objects import State
 from prefect.states import Completed
+from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.config import ClusterConfig
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.ledger import Lock
+from rescueseg.reports.generation_table import Row
 from rescueseg.services.dask_address import check_address
 from rescueseg.services.dask_cluster import open_cluster, reference
 from rescueseg.services.prefect_api import wake
@@ -28,7 +30,9 @@ from tasks.training import train
 
 
 @flow(name="generation", persist_result=True, result_serializer="json")
-def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = "", tls_folder: str = "") -> Any:
+def generation(
+    campaign_url: str, only_if_due: bool = False, scheduler: str = "", tls_folder: str = ""
+) -> dict[str, JsonValue]:
     """Run one generation, or go on with the unfinished one.
 
     Parameters
@@ -62,20 +66,22 @@ def generation(campaign_url: str, only_if_due: bool = False, scheduler: str = ""
         store.finish_generation(number)
     if only_if_due:
         wake(campaign, store)
-    return row
+    return row.to_json()
 
 
-def _nothing(reason: str) -> State[Any]:
+def _nothing(reason: str) -> dict[str, JsonValue]:
+    """Return the state of a run that did nothing: Prefect hands the data of it to whoever called the flow."""
     get_run_logger().info("nothing to do: %s", reason)
-    return Completed(name="NotDue", message=reason, data={"generation": None, "reason": reason})
+    data: dict[str, JsonValue] = {"generation": None, "reason": reason}
+    return cast("dict[str, JsonValue]", Completed(name="NotDue", message=reason, data=data))
 
 
-def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: Lock) -> dict[str, Any]:
+def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: Lock) -> Row:
     url = campaign.url
     make_snapshot(url, number)
     train(url, number)
     lock.check()
-    if campaign.stage_result(number, "inference") is None:
+    if not campaign.has(INFERENCE, number):
         with scheduler_of(campaign, cluster) as reached:
             infer(url, number, reached.address, reached.tls_folder)
     lock.check()
@@ -83,8 +89,7 @@ def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: L
     query(url, number)
     lock.check()
     enqueue(url, number)
-    row: dict[str, Any] = report(url, number)
-    return row
+    return report(url, number)
 
 
 def _cluster(campaign: Campaign, scheduler: str, tls_folder: str) -> ClusterConfig:

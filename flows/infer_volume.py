@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
+from pydantic import JsonValue
 
 from flows.generation import scheduler_of
 from rescueseg.errors import InferenceError
@@ -15,7 +14,7 @@ from tasks.options import open_campaign
 
 
 @flow(name="infer-volume", flow_run_name="infer-{volume_id}", persist_result=True, result_serializer="json")
-def infer_volume(campaign_url: str, volume_id: str, generation: int | None = None) -> Any:
+def infer_volume(campaign_url: str, volume_id: str, generation: int | None = None) -> dict[str, JsonValue]:
     """Predict one volume of the campaign; blocks that are done already are not done again.
 
     Parameters
@@ -43,4 +42,4 @@ def infer_volume(campaign_url: str, volume_id: str, generation: int | None = Non
     if number is None:
         raise InferenceError("there is no champion yet", where=campaign.url, todo="Run a generation first")
     with campaign_lock(campaign, store, name=f"infer-{volume_id}"), scheduler_of(campaign) as reached:
-        return infer(campaign.url, number, reached.address, reached.tls_folder, [volume_id])[0]
+        return infer(campaign.url, number, reached.address, reached.tls_folder, [volume_id])[0].to_json()

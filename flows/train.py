@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
+from pydantic import JsonValue
 
 from rescueseg.queue.due import campaign_lock
 from rescueseg.stages.train_outside import plan
@@ -13,7 +12,7 @@ from tasks.training import train_outside
 
 
 @flow(name="train", persist_result=True, result_serializer="json")
-def train(campaign_url: str, trainer: str = "", generation: int | None = None) -> Any:
+def train(campaign_url: str, trainer: str = "", generation: int | None = None) -> dict[str, JsonValue]:
     """Train on accepted annotations beside the generations, or go on with it.
 
     Parameters
@@ -33,4 +32,4 @@ def train(campaign_url: str, trainer: str = "", generation: int | None = None) -
     campaign, store = open_campaign(campaign_url)
     planned = plan(campaign, store, trainer, generation)
     with campaign_lock(campaign, store, name=planned.name):
-        return train_outside(campaign.url, planned.to_json())
+        return train_outside(campaign.url, planned).to_json()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
+from pydantic import JsonValue
 
 from tasks.triage import triage as task
 
 
 @flow(name="triage", persist_result=True, result_serializer="json")
-def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
+def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> dict[str, JsonValue]:
     """Say which problem a campaign has.
 
     Parameters
@@ -29,4 +28,4 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
     dict
         What `triage.json` holds.
     """
-    return task(campaign_url, structure, mask, channel)
+    return task(campaign_url, structure, mask, channel).to_json()

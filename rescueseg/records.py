@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer
 
 from rescueseg.geometry import ZYX, Box, Patch, Spacing
 from rescueseg.shared_places import IDENTITY, GridMap, SharedPlaces
@@ -26,7 +26,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    def to_json(self) -> Any:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return a JSON-ready form."""
         return self.model_dump(mode="json")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import task
 
 from rescueseg.simulation.annotator import AnnotatorOptions, SimulatedAnnotator
@@ -11,7 +9,7 @@ from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="simulated-annotator", **STAGE)
-def annotate(campaign_url: str, options: dict[str, Any]) -> int:
+def annotate(campaign_url: str, options: AnnotatorOptions) -> int:
     """Return the number of tickets handed in; see `rescueseg.simulation.annotator`."""
     campaign, store = open_campaign(campaign_url)
-    return SimulatedAnnotator(campaign, store, options=AnnotatorOptions(**options)).drain()
+    return SimulatedAnnotator(campaign, store, options=options).drain()

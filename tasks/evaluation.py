@@ -13,4 +13,4 @@ def evaluate(campaign_url: str, generation: int) -> int:
     """Return the champion's generation; see `rescueseg.stages.evaluate.evaluate`."""
     campaign, _ = open_campaign(campaign_url)
     with tracked(campaign, generation, "evaluation"):
-        return int(stage.evaluate(campaign, generation)["champion"])
+        return stage.evaluate(campaign, generation).champion

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import get_run_logger, task
 
 from rescueseg.config import ClusterConfig
+from rescueseg.records import MapReference
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.stages import infer as stage
 from tasks.options import STAGE, open_campaign, tracked
@@ -15,7 +14,7 @@ from tasks.options import STAGE, open_campaign, tracked
 @task(task_run_name="inference-g{generation}", **STAGE)
 def infer(
     campaign_url: str, generation: int, scheduler: str, tls_folder: str, volumes: list[str] | None = None
-) -> list[Any]:
+) -> list[MapReference]:
     """Return references to the maps; see `rescueseg.stages.infer.infer`.
 
     The credentials of the scheduler stay in files: what a task is given is kept by Prefect.

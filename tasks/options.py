@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
@@ -16,12 +16,23 @@ from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.tracking.tracker import Tracker
 
 
-def is_storage_error(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+def is_storage_error(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001
     """Tell whether a failed run may succeed when tried again: only storage errors pass."""
     return isinstance(state.result(raise_on_failure=False), StorageError)
 
 
-STAGE: dict[str, Any] = {
+class StageOptions(TypedDict):
+    """Those options of a Prefect task that every stage sets."""
+
+    retries: int
+    retry_delay_seconds: list[float]
+    retry_condition_fn: Callable[[Task[..., object], TaskRun, State[object]], bool]
+    persist_result: bool
+    result_serializer: str
+    cache_policy: CachePolicy
+
+
+STAGE: StageOptions = {
     "retries": 2,
     "retry_delay_seconds": [2, 20],
     "retry_condition_fn": is_storage_error,
@@ -42,7 +53,7 @@ def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:
 def tracked(campaign: Campaign, generation: int, stage: str) -> Iterator[Tracker]:
     """Keep the stage's run in MLflow open during the block, unless the stage was done by an earlier run."""
     tracker = Tracker(campaign)
-    if campaign.stage_result(generation, stage) is not None:
+    if stage in campaign.finished_stages(generation):
         yield tracker
         return
     with tracker.stage(generation, stage):

@@ -13,4 +13,4 @@ def make_snapshot(campaign_url: str, generation: int) -> str:
     """Return the digest of the snapshot; see `rescueseg.stages.snapshot.make_snapshot`."""
     campaign, store = open_campaign(campaign_url)
     with tracked(campaign, generation, "snapshot"):
-        return str(stage.make_snapshot(campaign, generation, store)["digest"])
+        return stage.make_snapshot(campaign, generation, store).digest

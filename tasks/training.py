@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from prefect import get_run_logger, task
 
 from rescueseg.campaign.outside_trainings import OutsideTraining
 from rescueseg.models.files import checkpoints
+from rescueseg.records import ModelReference
 from rescueseg.stages import train as stage
 from rescueseg.stages.publish import run_tracked
 from tasks.options import STAGE, open_campaign, tracked
 
 
 @task(task_run_name="training-g{generation}", **STAGE)
-def train(campaign_url: str, generation: int) -> dict[str, Any]:
+def train(campaign_url: str, generation: int) -> ModelReference:
     """Return a reference to the model; see `rescueseg.stages.train.train`. MLflow shows the loss live."""
     campaign, _ = open_campaign(campaign_url)
     with (
@@ -25,18 +25,16 @@ def train(campaign_url: str, generation: int) -> dict[str, Any]:
         ) as live,
     ):
         result = stage.train(campaign, generation, live)
-    for warning in result["warnings"]:
+    for warning in result.warnings:
         get_run_logger().warning(warning)
-    reference: dict[str, Any] = result["model"]
-    return reference
+    return result.model
 
 
-@task(task_run_name="training-{training[name]}", **STAGE)
-def train_outside(campaign_url: str, training: dict[str, Any]) -> dict[str, Any]:
+@task(task_run_name="training-{training.name}", **STAGE)
+def train_outside(campaign_url: str, training: OutsideTraining) -> ModelReference:
     """Return a reference to the model of a training outside the loop; see `rescueseg.stages.train_outside`."""
     campaign, _ = open_campaign(campaign_url)
-    result = run_tracked(campaign, OutsideTraining.model_validate(training))
-    for warning in result["warnings"]:
+    result = run_tracked(campaign, training)
+    for warning in result.warnings:
         get_run_logger().warning(warning)
-    reference: dict[str, Any] = result["model"]
-    return reference
+    return result.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -10,13 +10,14 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from rescueseg.stages.publish import triage_files
 from rescueseg.stages.triage import PICTURE, triage_campaign
 from rescueseg.tracking.tracker import Tracker
+from rescueseg.triage.records import Triage
 from rescueseg.triage.rough_masks import Mask
 from rescueseg.triage.tree import Structure
 from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="triage", **STAGE)
-def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Any:
+def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: int = 0) -> Triage:
     """Return the triage's record; see `rescueseg.stages.triage`. Evidence and picture become artifacts in Prefect and MLflow."""
     campaign, store = open_campaign(campaign_url)
     store.migrate()
@@ -40,4 +41,4 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
     picture = campaign.storage.url_of(PICTURE)
     url = f"file://{picture}" if campaign.storage.is_local else picture
     create_image_artifact(url, key=f"{key}-picture", description="The path taken")
-    return result.to_json()
+    return result

@@ -10,8 +10,9 @@ import tifffile
 from scipy import ndimage
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import check_config
-from rescueseg.evaluation.champion import STAGE, judge
+from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import InferencePlan, map_path
@@ -78,7 +79,7 @@ def write_generation(
     write_maps(campaign, generation, probability, entropy)
     write_model(campaign, generation, trainer)
     if judged:
-        campaign.finish_stage(generation, STAGE, judge(campaign, evaluate_generation(campaign, generation)).to_json())
+        campaign.finish(EVALUATION, generation, judge(campaign, evaluate_generation(campaign, generation)))
 
 
 def write_volume_maps(campaign: Campaign, generation: int, mask: npt.NDArray[np.bool_]) -> None:
@@ -102,9 +103,9 @@ def write_model(campaign: Campaign, generation: int, trainer: str = "monai_unet"
         for i in range(4 * (generation + 1))
     )
     snapshot = Snapshot(generation=generation, items=items, n_classes=1, holdout_digest="", digest=f"{generation:064x}")
-    campaign.finish_stage(generation, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, generation, snapshot)
     model = ModelReference(generation=generation, trainer=trainer, path="m", digest=f"{generation:064x}")
-    campaign.finish_stage(generation, "training", {"model": model.to_json()})
+    campaign.finish(TRAINING, generation, TrainingResult(model=model, iterations=1))
 
 
 def write_maps(

@@ -18,8 +18,8 @@
     weak_labels/choice.json             method of the first masks, and how well each method agreed
     weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
     annotations/<ticket>/<digest>.npz   immutable label arrays
-    generations/0003/                   snapshot.json training/ model/ maps/ prefills/ and one <stage>.json per finished stage
-    trainings/<name>/                   request.json, training/ model/, training.json, evaluation.json,
+    generations/0003/                   training/ model/ maps/ prefills/ losses.json, <stage>.json: see stage_results.py
+    trainings/<name>/                   request.json, training/ model/, losses.json, training.json, evaluation.json,
                                         calibration.json: see outside_trainings.py
     reports/
     tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
@@ -37,6 +37,8 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
+from rescueseg.campaign.record_file import RecordFile, T
+from rescueseg.campaign.stage_results import PROGRESS, SNAPSHOT, TRAINING
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Box, Patch, Spacing
@@ -148,6 +150,30 @@ class CampaignFolder:
             )
         return Path(self.storage.path("services"))
 
+    # records ------------------------------------------------------------------------------------------------------
+
+    def read(self, file: RecordFile[T], folder: str = "") -> T | None:
+        """Return what a file holds, None where there is none.
+
+        Parameters
+        ----------
+        file : RecordFile
+            Which one.
+        folder : str
+            Where it lies below the campaign.
+
+        Raises
+        ------
+        StorageError
+            If it is damaged, holds something else, or a later version wrote it.
+        """
+        path = file.path(folder)
+        return file.parse(self.storage.read_json(path), self.storage.path(path)) if self.storage.exists(path) else None
+
+    def write(self, file: RecordFile[T], value: T, folder: str = "") -> None:
+        """Write a file atomically; parameters as of `read`."""
+        self.storage.write_json(file.path(folder), file.to_json(value))
+
     # volumes ------------------------------------------------------------------------------------------------------
 
     def volumes(self, *, refused: bool = False) -> list[VolumeRecord]:
@@ -193,10 +219,6 @@ class CampaignFolder:
 
     # domains ------------------------------------------------------------------------------------------------------
 
-    def save_consistency(self, result: Any) -> None:
-        """Write what the check of the volumes found."""
-        self.storage.write_json("consistency.json", result)
-
     def domains(self) -> Domains:
         """Return the recorded domains; none before the first check was applied."""
         if not self.storage.exists("domains.json"):
@@ -225,14 +247,6 @@ class CampaignFolder:
         return domain.spacing_um_zyx if domain else record.spacing_um_zyx
 
     # triage -------------------------------------------------------------------------------------------------------
-
-    def triage_result(self) -> Any | None:
-        """Return what the triage wrote, None before it; see `rescueseg.triage`."""
-        return self.storage.read_json("triage.json") if self.storage.exists("triage.json") else None
-
-    def save_triage(self, result: Any) -> None:
-        """Write the triage's result."""
-        self.storage.write_json("triage.json", result)
 
     def rough_patches(self) -> list[Patch]:
         """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""
@@ -286,10 +300,6 @@ class CampaignFolder:
     def weak_label_path(self, method: str, name: str) -> str:
         """Return where something that a weak-label method made lies below the campaign."""
         return f"weak_labels/{check_id(method, 'method')}/{check_id(name, 'file name')}"
-
-    def save_weak_label_choice(self, choice: Any) -> None:
-        """Write how the method of the first masks was chosen, for people to read."""
-        self.storage.write_json("weak_labels/choice.json", choice)
 
     # annotations --------------------------------------------------------------------------------------------------
 
@@ -347,50 +357,52 @@ class CampaignFolder:
             todo="Remove it after a look at what it holds, or set XDG_CACHE_HOME to a folder of your own",
         )
 
-    def stage_result(self, generation: int, stage: str) -> Any | None:
-        """Return what a finished stage wrote, None when it has not finished."""
-        path = self.generation_path(generation, f"{stage}.json")
-        return self.storage.read_json(path) if self.storage.exists(path) else None
+    def result(self, file: RecordFile[T], generation: int) -> T | None:
+        """Return what a file in a generation's folder holds, None where there is none; raises as `read`."""
+        return self.read(file, self.generation_path(generation))
 
-    def require_result(self, generation: int, stage: str) -> Any:
-        """Return what a finished stage wrote.
+    def require(self, file: RecordFile[T], generation: int) -> T:
+        """Return what a finished stage wrote; raises as `read`, too.
 
         Raises
         ------
         CampaignError
             If it has not finished.
         """
-        result = self.stage_result(generation, stage)
+        result = self.result(file, generation)
         if result is None:
             raise CampaignError(
-                f"the stage '{stage}' of generation {generation} has not finished",
+                f"the stage '{file.name}' of generation {generation} has not finished",
                 where=self.url,
                 todo="Run 'rescueseg generation CAMPAIGN'; it goes on where it stopped",
             )
         return result
 
-    def finish_stage(self, generation: int, stage: str, result: Any) -> None:
+    def has(self, file: RecordFile[T], generation: int) -> bool:
+        """Tell whether a generation has a file; it is not read."""
+        return self.storage.exists(file.path(self.generation_path(generation)))
+
+    def finish(self, file: RecordFile[T], generation: int, result: T) -> None:
         """Write a stage's result: its commit point, after which a rerun skips it."""
-        self.storage.write_json(self.generation_path(generation, f"{stage}.json"), result)
+        self.write(file, result, self.generation_path(generation))
+
+    def finished_stages(self, generation: int) -> list[str]:
+        """Return which of `STAGES` a generation has finished; no result is read."""
+        names = set(self.storage.list(self.generation_path(generation)))
+        return [stage for stage in STAGES if f"{stage}.json" in names]
 
     def note_progress(self, generation: int, what: str, done: int, total: int) -> None:
         """Write how far a running stage is, to be shown to people; nothing depends on it."""
-        self.storage.write_json(self.generation_path(generation, "progress.json"), [what, done, total])
-
-    def progress(self, generation: int) -> tuple[str, int, int] | None:
-        """Return what `note_progress` wrote last."""
-        note = self.stage_result(generation, "progress")
-        return None if note is None else (str(note[0]), int(note[1]), int(note[2]))
+        self.finish(PROGRESS, generation, (what, done, total))
 
     def snapshot(self, generation: int) -> Snapshot | None:
         """Return a generation's training set, None before it was made."""
-        data = self.stage_result(generation, "snapshot")
-        return None if data is None else Snapshot.model_validate(data)
+        return self.result(SNAPSHOT, generation)
 
     def model(self, generation: int) -> ModelReference | None:
         """Return a generation's model, None before it was trained."""
-        data = self.stage_result(generation, "training")
-        return None if data is None else ModelReference.model_validate(data["model"])
+        training = self.result(TRAINING, generation)
+        return None if training is None else training.model
 
     def map_url(self, generation: int, volume_id: str) -> str:
         """Return the URL of the OME-Zarr maps of a volume in one generation."""

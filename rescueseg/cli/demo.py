@@ -67,8 +67,13 @@ def run_demo(
             campaign.services_folder, campaign.tracking_uri, mlflow_uri=campaign.config.tracking.mlflow_uri
         ) as servers,
     ):
-        parameters = {"campaign_url": campaign.url, "generations": generations}
-        watch_flow(campaign, LOOP_FLOW, parameters, servers.environment, console)
+        watch_flow(
+            campaign,
+            LOOP_FLOW,
+            {"campaign_url": campaign.url, "generations": generations},
+            servers.environment,
+            console,
+        )
         mlflow_uri = servers.mlflow_uri
     show_table(campaign, console)
     _where_to_look(campaign, mlflow_uri, console)

@@ -98,7 +98,7 @@ def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
 
 
 def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path | None, *, dry_run: bool) -> None:
-    from rescueseg.evaluation.training_scores import EVALUATION, check_training, evaluate_training
+    from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, check_training, evaluate_training
     from rescueseg.reports.evaluation_tables import show_groups
 
     model, assignment = check_training(opened, name)
@@ -111,7 +111,7 @@ def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path
     say_line(calibration.sentence())
     if json_file is not None:
         _write(json_file, {"training": name, "model": model.trainer, "groups": _json(groups)})
-    say_line(f"Kept: {opened.storage.url_of(opened.training_path(name, EVALUATION))}")
+    say_line(f"Kept: {opened.storage.url_of(TRAINING_EVALUATION.path(opened.training_path(name)))}")
 
 
 def compare(

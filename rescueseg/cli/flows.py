@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 
-from rescueseg.campaign import STAGES, Campaign
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import seconds_file
+from rescueseg.campaign.stage_results import PROGRESS
 from rescueseg.errors import ServiceError
 from rescueseg.queue.store import open_queue
 from rescueseg.services.local_servers import Servers, connect, exit_on_sigterm
@@ -27,10 +28,10 @@ SPEAK_SECONDS = 20.0
 def run_flow(
     campaign: Campaign,
     flow: str,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, JsonValue],
     console: Console,
     progress: Callable[[], str] | None = None,
-) -> Any:
+) -> None:
     """Run a flow to its end and show the stages as they finish; servers are started when none run.
 
     Parameters
@@ -46,11 +47,6 @@ def run_flow(
     progress : callable, optional
         Says how far the flow is; the running stage of the last generation when omitted.
 
-    Returns
-    -------
-    object
-        What the flow returned.
-
     Raises
     ------
     ServiceError
@@ -61,22 +57,22 @@ def run_flow(
         exit_on_sigterm(),
         connect(campaign.services_folder, campaign.tracking_uri, campaign.config.tracking.mlflow_uri) as environment,
     ):
-        return watch_flow(campaign, flow, parameters, environment, console, progress)
+        watch_flow(campaign, flow, parameters, environment, console, progress)
 
 
 def watch_flow(
     campaign: Campaign,
     flow: str,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, JsonValue],
     environment: Mapping[str, str],
     console: Console,
     progress: Callable[[], str] | None = None,
-) -> Any:
+) -> None:
     """Run a flow against servers that run already; see `run_flow`."""
     log = campaign.services_folder / f"{flow}.log"
     make_private(log.parent)
     log_start = log.stat().st_size if log.exists() else 0
-    printed = set(_finished_stages(campaign))
+    printed = set(finished_stages(campaign))
     with log.open("ab") as file:
         process = subprocess.Popen(
             flow_command(flow, parameters),
@@ -92,11 +88,12 @@ def watch_flow(
             line_time = time.monotonic()
             while process.poll() is None:
                 time.sleep(0.5)
-                for generation, stage, seconds in _finished_stages(campaign):
-                    if (generation, stage, seconds) not in printed:
-                        printed.add((generation, stage, seconds))
+                for generation, stage in finished_stages(campaign):
+                    if (generation, stage) not in printed:
+                        printed.add((generation, stage))
+                        seconds = campaign.result(seconds_file(stage), generation) or 0.0
                         console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
-                now = progress() if progress else _progress(campaign)
+                now = progress() if progress else running_stage(campaign)
                 status.update(f"running {flow}{now}; log: {log}")
                 if not console.is_terminal and now and time.monotonic() - line_time > SPEAK_SECONDS:
                     line_time = time.monotonic()
@@ -104,34 +101,39 @@ def watch_flow(
     finally:
         stop_tree(process.pid)
         process.wait()
-    return _result(log, log_start, process.returncode)
+    if process.returncode:
+        raise ServiceError(
+            f"the flow failed: {_why(log, log_start)}",
+            where=str(log),
+            todo="Run the command again to go on from there",
+        )
 
 
-def _progress(campaign: Campaign) -> str:
+def running_stage(campaign: Campaign) -> str:
     """Say how far the running stage is."""
     generation = max(campaign.generations(), default=None)
-    note = campaign.progress(generation) if generation is not None else None
-    if generation is None or note is None or campaign.stage_result(generation, "report") is not None:
+    if generation is None or "report" in campaign.finished_stages(generation):
+        return ""
+    note = campaign.result(PROGRESS, generation)
+    if note is None:
         return ""
     what, done, total = note
     return f", generation {generation}: {what} {done}" + (f" of {total}" if total else "")
 
 
-def _finished_stages(campaign: Campaign) -> Iterator[tuple[int, str, float]]:
+def finished_stages(campaign: Campaign) -> Iterator[tuple[int, str]]:
+    """Yield the finished stages of all generations; this is asked twice a second, so no result is read."""
     for generation in campaign.generations():
-        for stage in STAGES:
-            if campaign.stage_result(generation, stage) is not None:
-                yield generation, stage, float(campaign.stage_result(generation, f"{stage}.seconds") or 0.0)
+        for stage in campaign.finished_stages(generation):
+            yield generation, stage
 
 
-def _result(log: Path, start: int, code: int) -> Any:
+def _why(log: Path, start: int) -> str:
+    """Return why a flow failed, from what it wrote into its log since `start`."""
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
-    if code == 0:
-        return next((json.loads(line[8:]) for line in reversed(lines) if line.startswith("result: ")), None)
-    why = next((line[7:] for line in reversed(lines) if line.startswith("Error: ")), "\n".join(lines[-15:]))
-    raise ServiceError(f"the flow failed: {why}", where=str(log), todo="Run the command again to go on from there")
+    return next((line[7:] for line in reversed(lines) if line.startswith("Error: ")), "\n".join(lines[-15:]))
 
 
 def serve(campaign: Campaign, console: Console) -> None:

@@ -29,9 +29,9 @@ def generation(
     check_ready(opened, store)
     if dry_run:
         console.print(f"Generation {due.generation}: {due.reason} ({'due' if due.due else 'not due'})")
+        done = opened.finished_stages(due.generation)
         for stage in STAGES:
-            is_done = opened.stage_result(due.generation, stage) is not None
-            console.print(f"  {stage}: {'done, would be skipped' if is_done else 'would run'}")
+            console.print(f"  {stage}: {'done, would be skipped' if stage in done else 'would run'}")
         return
     if only_if_due and not due.due:
         console.print(f"Nothing to do: {due.reason}")

@@ -24,7 +24,7 @@ def train(
 
     Killed and given again, it goes on from its last checkpoint.
     """
-    from rescueseg.campaign.outside_trainings import step_of, training_result
+    from rescueseg.campaign.outside_trainings import read_losses, step_of, training_result
     from rescueseg.cli.flows import run_flow
     from rescueseg.models.registry import get_trainer
     from rescueseg.models.trainer import check_settings
@@ -58,9 +58,10 @@ def train(
     )
     result = training_result(opened, planned.name)
     assert result is not None, "the flow writes it as its last act"
-    for warning in result["warnings"]:
+    for warning in result.warnings:
         say_line(f"Warning: {warning}")
-    losses = [entry["loss"] for entry in result["losses"]]
-    say_line(f"{result['iterations']:,} steps in {result['seconds']:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    losses = [entry["loss"] for entry in read_losses(opened, opened.training_path(planned.name))]
+    change = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+    say_line(f"{result.iterations:,} steps in {result.seconds:.0f} s{change}")
     say_line(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
     say_line(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")

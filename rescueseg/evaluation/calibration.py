@@ -8,13 +8,12 @@ MLflow, and fitted anew when model or truth have changed; the test boxes only re
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, read_maps
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
 from rescueseg.evaluation.truth import PARTS, Labels, digest_boxes
@@ -22,7 +21,6 @@ from rescueseg.labels import IGNORE
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part, Record
 
-STAGE = "calibration"
 MOST_VOXELS = 2_000_000
 """Of a part, that the temperature is fitted or measured on; of more, every so many."""
 _RANGE = (0.1, 10.0)
@@ -71,6 +69,9 @@ class Calibration(Record):
         parts = [p for p in (self.validation, self.test) if p is not None]
         changes = ", ".join(f"{p.part} calibration error {p.ece[0]:.3f} → {p.ece[1]:.3f}" for p in parts)
         return f"Temperature {self.temperature:.2f}, fitted on the validation boxes: {changes}"
+
+
+CALIBRATION = RecordFile("calibration", Calibration)
 
 
 def temper(probabilities: Float32, temperature: float) -> Float32:
@@ -159,14 +160,13 @@ def current_calibration(campaign: Campaign, generation: int, progress: CountProg
     if earlier is not None and earlier.fits(check_evaluation(campaign, generation)):
         return earlier
     calibration = calibrate_generation(campaign, generation, progress)
-    campaign.finish_stage(generation, STAGE, calibration.to_json())
+    campaign.finish(CALIBRATION, generation, calibration)
     return calibration
 
 
 def stored_calibration(campaign: Campaign, generation: int) -> Calibration | None:
     """Return the calibration that is stored with a generation, None where there is none."""
-    data: Any = campaign.stage_result(generation, STAGE)
-    return None if data is None else Calibration.model_validate(data)
+    return campaign.result(CALIBRATION, generation)
 
 
 class VoxelSample:

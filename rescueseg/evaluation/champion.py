@@ -1,6 +1,6 @@
 """Is the candidate better than the champion? A paired bootstrap over the validation boxes.
 
-A generation's `Judgement` is the result of its evaluation stage: ``campaign.finish_stage(g, STAGE, judgement.to_json())``.
+A generation's `Judgement` is the result of its evaluation stage: ``campaign.finish(EVALUATION, g, judgement)``.
 The champion is read from the judgements of earlier generations, so that a rerun decides as the first run did, whatever
 the tracking server says; MLflow's aliases only mirror it.
 """
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.metrics import dice_of
 from rescueseg.evaluation.pooled import interval, resampling
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.records import Part, Record
 
-STAGE = "evaluation"
 MINIMUM_BOXES = 8
 RESAMPLES = 5000
 
@@ -57,10 +57,13 @@ class Judgement(Record):
         return self.evaluation.generation
 
 
+EVALUATION = RecordFile("evaluation", Judgement)
+
+
 def judgements(campaign: Campaign) -> list[Judgement]:
     """Return what the evaluation stages of all generations wrote, by generation."""
-    results = (campaign.stage_result(g, STAGE) for g in campaign.generations())
-    return [Judgement.model_validate(data) for data in results if data is not None]
+    results = (campaign.result(EVALUATION, g) for g in campaign.generations())
+    return [judgement for judgement in results if judgement is not None]
 
 
 def judge(campaign: Campaign, evaluation: Evaluation) -> Judgement:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.evaluation.champion import judgements
 
 SIZES = {
@@ -147,8 +148,7 @@ def advise(campaign: Campaign) -> str:
     if len({n for n, _ in points}) >= LEAST_POINTS:
         distance = campaign.config.stopping.min_gain or 0.005
         return curve_advice([n for n, _ in points], [d for _, d in points], distance)
-    triage = campaign.triage_result()
-    complexity = triage.get("complexity") if isinstance(triage, dict) else None
-    if complexity not in SIZES:
+    triage = campaign.read(TRIAGE_SUMMARY)
+    if triage is None or triage.complexity not in SIZES:
         return ""
-    return f"{SIZES[complexity]} for data of this complexity ({complexity})"
+    return f"{SIZES[triage.complexity]} for data of this complexity ({triage.complexity})"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.champion import STAGE
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
@@ -15,14 +15,14 @@ from rescueseg.labels import IGNORE
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part
 
-SCORES = "scores"
-"""Name of the file in the generation's folder; the judgement that chose the champion stays as it is."""
+SCORES = RecordFile("scores", Evaluation)
+"""In the generation's folder; the judgement that chose the champion stays as it is."""
 
 
 def evaluate_and_store(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
     """Evaluate a generation and store the scores; parameters and errors as `evaluate_generation`."""
     evaluation = evaluate_generation(campaign, generation, progress)
-    campaign.finish_stage(generation, SCORES, evaluation.to_json())
+    campaign.finish(SCORES, generation, evaluation)
     return evaluation
 
 
@@ -52,7 +52,8 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     model = require_model(campaign, generation)
     require_unseen(campaign, generation, boxes)
     read_truth = open_truths(campaign, boxes)
-    evaluations = (campaign.stage_result(generation, SCORES), _judgement_evaluation(campaign, generation))
+    judgement = campaign.result(EVALUATION, generation)
+    evaluations = (campaign.result(SCORES, generation), judgement.evaluation if judgement else None)
     return first_valid(evaluations, model.digest, boxes, read_truth)
 
 
@@ -66,11 +67,11 @@ def box_keys(subject: Evaluation | Assignment, part: Part) -> set[BoxKey]:
 
 
 def first_valid(
-    evaluations: Iterable[Any], model_digest: str, boxes: Iterable[HoldoutBox], read_truth: TruthReader
+    evaluations: Iterable[Evaluation | None], model_digest: str, boxes: Iterable[HoldoutBox], read_truth: TruthReader
 ) -> Evaluation | None:
-    """Return the first of several stored evaluations (JSON, or None) whose model and truth are still the same."""
+    """Return the first of several stored evaluations whose model and truth are still the same."""
     keys = {_box_key(b, read_truth) for b in boxes}
-    for evaluation in (Evaluation.model_validate(data) for data in evaluations if data is not None):
+    for evaluation in (e for e in evaluations if e is not None):
         same_model = evaluation.model_digest == model_digest
         if evaluation.complete and same_model and {b.key for b in evaluation.boxes} <= keys:
             return evaluation
@@ -79,8 +80,3 @@ def first_valid(
 
 def _box_key(box: HoldoutBox, read_truth: TruthReader) -> BoxKey:
     return box.volume_id, box.box.offset_zyx, box.box.shape_zyx, read_truth.digest(box)
-
-
-def _judgement_evaluation(campaign: Campaign, generation: int) -> Any:
-    judgement = campaign.stage_result(generation, STAGE)
-    return None if judgement is None else judgement["evaluation"]

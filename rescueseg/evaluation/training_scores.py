@@ -9,8 +9,9 @@ import numpy as np
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.outside_trainings import read_request, training_result
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.calibration import Calibration, VoxelSample
+from rescueseg.evaluation.calibration import CALIBRATION, Calibration, VoxelSample
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
 from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
@@ -20,7 +21,8 @@ from rescueseg.inference.engine import predict_boxes
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
-EVALUATION, CALIBRATION = "evaluation.json", "calibration.json"
+TRAINING_EVALUATION = RecordFile("evaluation", Evaluation)
+"""In the training's folder; `CALIBRATION` beside it."""
 _MAPS = ("probability", "predictive_entropy")
 
 
@@ -44,7 +46,7 @@ def require_training_model(campaign: Campaign, name: str) -> ModelReference:
         raise EvaluationError(
             f"the training '{name}' has not finished", where=campaign.url, todo="Give 'rescueseg train' again"
         )
-    return ModelReference.model_validate(result["model"])
+    return result.model
 
 
 def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assignment]:
@@ -93,8 +95,8 @@ def evaluate_training(
 
     evaluation = score_boxes(campaign, assignment, maps(), progress)
     calibration = sample.calibration()
-    campaign.storage.write_json(campaign.training_path(name, CALIBRATION), calibration.to_json())
-    campaign.storage.write_json(campaign.training_path(name, EVALUATION), evaluation.to_json())
+    campaign.write(CALIBRATION, calibration, campaign.training_path(name))
+    campaign.write(TRAINING_EVALUATION, evaluation, campaign.training_path(name))
     return evaluation, calibration
 
 
@@ -106,9 +108,8 @@ def current_training_evaluation(campaign: Campaign, name: str, progress: CountPr
 def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
     """Return a training's stored evaluation, None where model, truth or scoring have changed, and its assignment."""
     model, assignment = check_training(campaign, name)
-    path = campaign.training_path(name, EVALUATION)
-    data = campaign.storage.read_json(path) if campaign.storage.exists(path) else None
-    return first_valid([data], model.digest, assignment.boxes, assignment.read_truth), assignment
+    stored = campaign.read(TRAINING_EVALUATION, campaign.training_path(name))
+    return first_valid([stored], model.digest, assignment.boxes, assignment.read_truth), assignment
 
 
 def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:

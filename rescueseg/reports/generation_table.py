@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rescueseg.campaign import STAGES, Campaign
-from rescueseg.evaluation.champion import Judgement
-from rescueseg.records import QueriedPatch, Record
+from rescueseg.campaign.record_file import RecordFile, seconds_file
+from rescueseg.campaign.stage_results import EFFORT, QUERY, TICKETS, StageResult
+from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.records import QueriedPatch
 from rescueseg.reports.cells import number
 
 COLUMNS = ("gen", "patches", "voxels", "test Dice", "precision", "recall", "uncertainty", "corrected", *STAGES)
@@ -19,7 +19,7 @@ LEGEND = (
 )
 
 
-class Row(Record):
+class Row(StageResult):
     """One generation in the table."""
 
     generation: int
@@ -51,9 +51,12 @@ class Row(Record):
         ]
 
 
+REPORT = RecordFile("report", Row)
+
+
 def row(campaign: Campaign, generation: int) -> Row:
     """Return the row of a generation whose tickets stage is done."""
-    judgement = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
+    judgement = campaign.require(EVALUATION, generation)
     test = judgement.evaluation.test
     return Row(
         generation=generation,
@@ -62,17 +65,17 @@ def row(campaign: Campaign, generation: int) -> Row:
         test_dice=test.dice if test else None,
         test_precision=test.precision if test else None,
         test_recall=test.recall if test else None,
-        queried_uncertainty=campaign.require_result(generation, "query")["uncertainty"],
-        voxels_corrected=campaign.require_result(generation, "effort")["voxels_corrected"],
+        queried_uncertainty=campaign.require(QUERY, generation).uncertainty,
+        voxels_corrected=campaign.require(EFFORT, generation).voxels_corrected,
         seconds=stage_seconds(campaign, generation),
         champion=judgement.champion,
-        stop=campaign.require_result(generation, "tickets")["stop"],
+        stop=campaign.require(TICKETS, generation).stop,
     )
 
 
 def rows(campaign: Campaign) -> list[Row]:
     """Return the rows of all generations that have queried their next patches, in order."""
-    return [row(campaign, g) for g in campaign.generations() if campaign.stage_result(g, "tickets") is not None]
+    return [row(campaign, g) for g in campaign.generations() if campaign.has(TICKETS, g)]
 
 
 def table(campaign: Campaign) -> Table:
@@ -89,8 +92,8 @@ def table(campaign: Campaign) -> Table:
 
 def stage_seconds(campaign: Campaign, generation: int) -> dict[str, float]:
     """Return how long the last attempt at each finished stage took."""
-    results = {stage: campaign.stage_result(generation, f"{stage}.seconds") for stage in STAGES}
-    return {stage: float(seconds) for stage, seconds in results.items() if seconds is not None}
+    results = {stage: campaign.result(seconds_file(stage), generation) for stage in STAGES}
+    return {stage: seconds for stage, seconds in results.items() if seconds is not None}
 
 
 def to_markdown(campaign: Campaign, generation: int) -> str:
@@ -110,13 +113,12 @@ def to_markdown(campaign: Campaign, generation: int) -> str:
         "",
         "| queried patch | box zyx | score | why |",
         "|---|---|---|---|",
-        *(_patch_line(data) for data in campaign.require_result(generation, "query")["patches"]),
+        *(_patch_line(patch) for patch in campaign.require(QUERY, generation).patches),
         "",
         f"Campaign: `{campaign.url}`",
     ]
     return "\n".join(lines)
 
 
-def _patch_line(data: Any) -> str:
-    patch = QueriedPatch.model_validate(data)
+def _patch_line(patch: QueriedPatch) -> str:
     return f"| {patch.volume_id} | {patch.box} | {patch.score:.4f} | {patch.reason or patch.stratum} |"

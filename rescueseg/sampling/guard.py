@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.geometry import ZYX, Box, isotropic_shape, zyx
 from rescueseg.records import VolumeRecord
 from rescueseg.volumes import open_truth
@@ -67,9 +67,9 @@ def object_diameter(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> floa
     sizes = [size for v in known for size in _object_volumes(campaign, v, _COUNTED // len(known))]
     if sizes:
         return float((6 * np.median(sizes) / math.pi) ** (1 / 3))
-    triage: Any = campaign.triage_result() or {}
-    thickness = [e["value"] for e in triage.get("evidence", ()) if e["name"] == "thickness" and e["value"]]
-    return float(thickness[0]) if thickness and math.isfinite(thickness[0]) else None
+    triage = campaign.read(TRIAGE_SUMMARY)
+    thickness = triage.measured("thickness") if triage else None
+    return thickness if thickness and math.isfinite(thickness) else None
 
 
 def _object_volumes(campaign: Campaign, volume: VolumeRecord, voxels: int) -> list[float]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
@@ -121,7 +122,7 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     return True
 
 
-def start_deployment(prefect: PrefectServer, name: str, parameters: Mapping[str, Any]) -> str:
+def start_deployment(prefect: PrefectServer, name: str, parameters: Mapping[str, JsonValue]) -> str:
     """Start a run of a deployment.
 
     Parameters
@@ -215,7 +216,7 @@ def cancel_run(prefect: PrefectServer, flow_run_id: str) -> None:
     _request(prefect, "POST", f"/flow_runs/{flow_run_id}/set_state", body)
 
 
-def flow_command(flow: str, parameters: Mapping[str, Any]) -> list[str]:
+def flow_command(flow: str, parameters: Mapping[str, JsonValue]) -> list[str]:
     """Return the command that runs a flow in a process of its own, by the name that Prefect shows."""
     return [sys.executable, "-m", "flows.run", flow, json.dumps(dict(parameters))]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -18,14 +17,14 @@ from rescueseg.labels import IGNORE, PatchLabels, corrected_voxels
 from rescueseg.queue.records import Lease, NewTicket
 from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
+from rescueseg.records import Record
 
 _DISPLACEMENT_SMOOTHNESS = 3.0
 
 Labels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class AnnotatorOptions:
+class AnnotatorOptions(Record):
     """How the annotator differs from the truth.
 
     Parameters

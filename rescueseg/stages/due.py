@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rescueseg.active_learning.strategies import find_strategy
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import query_strategy
+from rescueseg.campaign.stage_results import TICKETS
 from rescueseg.errors import EvaluationError, QueueError
 from rescueseg.evaluation.truth import missing_truth
 from rescueseg.queue.due import patches_due
@@ -49,7 +50,7 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     following = 0 if last is None else last.generation + 1
     if waiting := _holdout_waiting(campaign):
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
-    if last is not None and (stop := campaign.require_result(last.generation, "tickets")["stop"]):
+    if last is not None and (stop := campaign.require(TICKETS, last.generation).stop):
         return Due(following, False, f"the campaign says stop: {stop}")
     enough, reason = patches_due(campaign, store)
     return Due(following, enough, reason)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.errors import TrainingError
 from rescueseg.inference import engine
 from rescueseg.progress import Progress
-from rescueseg.records import ModelReference
+from rescueseg.records import MapReference, ModelReference
 from rescueseg.stages.stage import run_stage
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
-def infer(campaign: Campaign, generation: int, client: Client | None, progress: Progress) -> Any:
+def infer(campaign: Campaign, generation: int, client: Client | None, progress: Progress) -> tuple[MapReference, ...]:
     """Predict all volumes with the generation's model; finished blocks are not done again.
 
     Parameters
@@ -33,26 +34,27 @@ def infer(campaign: Campaign, generation: int, client: Client | None, progress: 
     return run_stage(
         campaign,
         generation,
-        "inference",
-        lambda: [infer_volume(campaign, generation, volume, client, progress) for volume in ids],
+        INFERENCE,
+        lambda: tuple(infer_volume(campaign, generation, volume, client, progress) for volume in ids),
     )
 
 
-def infer_volume(campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress) -> Any:
+def infer_volume(
+    campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress
+) -> MapReference:
     """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
 
     def note(done: int, total: int) -> None:
         campaign.note_progress(generation, f"{volume_id}: block", done, total)
         progress(volume_id, done, total)
 
-    maps = engine.infer_volume(
+    return engine.infer_volume(
         campaign,
         _model(campaign, generation),
         volume_id,
         client=client,
         progress=note,
     )
-    return maps.to_json()
 
 
 def _model(campaign: Campaign, generation: int) -> ModelReference:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.outside_trainings import OutsideTraining
+from rescueseg.campaign.outside_trainings import REQUEST, OutsideResult, OutsideTraining
+from rescueseg.campaign.stage_results import EFFORT, GenerationEffort
 from rescueseg.errors import CampaignError
-from rescueseg.evaluation.champion import Judgement
+from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.models.files import checkpoints
-from rescueseg.records import ModelReference
 from rescueseg.reports import campaign_report, generation_table
+from rescueseg.reports.generation_table import REPORT, Row
 from rescueseg.stages.stage import run_stage
 from rescueseg.stages.train_outside import run, work_folder
 from rescueseg.storage import canonical_json
 from rescueseg.tracking.tracker import Tracker
 
 
-def publish(campaign: Campaign, generation: int) -> Any:
+def publish(campaign: Campaign, generation: int) -> Row:
     """Mirror a judged generation in MLflow and write the report page; a rerun adds nothing twice.
 
     Parameters
@@ -31,7 +31,7 @@ def publish(campaign: Campaign, generation: int) -> Any:
 
     Returns
     -------
-    dict
+    Row
         The generation's row of the table.
 
     Raises
@@ -39,12 +39,12 @@ def publish(campaign: Campaign, generation: int) -> Any:
     ServiceError
         If MLflow cannot be reached; the stage can be run again.
     """
-    return run_stage(campaign, generation, "report", lambda: _publish(campaign, generation))
+    return run_stage(campaign, generation, REPORT, lambda: _publish(campaign, generation))
 
 
-def _publish(campaign: Campaign, generation: int) -> Any:
+def _publish(campaign: Campaign, generation: int) -> Row:
     row = generation_table.row(campaign, generation)
-    judgement = Judgement.model_validate(campaign.require_result(generation, "evaluation"))
+    judgement = campaign.require(EVALUATION, generation)
     snapshot, model = campaign.snapshot(generation), campaign.model(generation)
     if snapshot is None or model is None:
         raise CampaignError(
@@ -55,15 +55,15 @@ def _publish(campaign: Campaign, generation: int) -> Any:
     tracker.log_config(run)
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
-    effort = campaign.require_result(generation, "effort")
+    effort = campaign.require(EFFORT, generation)
     tracker.log_judgement(judgement, registered, _extra(row) | effort_metrics(effort))
     report = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
     page = campaign.storage.read_bytes(report.path)
-    files = {"report.html": page, "effort.json": canonical_json(effort).encode()}
+    files = {"report.html": page, "effort.json": canonical_json(effort.to_json()).encode()}
     figures = {f"figures/{name}": data for name, data in report.figures.items()}
     tracker.log_files(run, {**files, **figures, **triage_files(campaign)})
     tracker.finish_generation(generation)
-    return row.to_json()
+    return row
 
 
 def triage_files(campaign: Campaign) -> dict[str, bytes]:
@@ -72,28 +72,27 @@ def triage_files(campaign: Campaign) -> dict[str, bytes]:
     return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
 
 
-def effort_metrics(effort: Any) -> dict[str, float]:
+def effort_metrics(effort: GenerationEffort) -> dict[str, float]:
     """Return the effort of the labels new in a generation as metrics for MLflow: in all, and per person.
 
     MLflow allows no other signs in a name than letters, digits, spaces and ``_-./``; others become ``_``.
 
     Examples
     --------
-    >>> anna = {"annotation_seconds": 90.0, "voxels_corrected": 512}
-    >>> metrics = effort_metrics({"annotation_seconds": 90.0, "annotators": {"anna": anna}})
+    >>> spent = {"annotation_seconds": 90.0, "voxels_corrected": 512}
+    >>> metrics = effort_metrics(GenerationEffort.model_validate({**spent, "annotators": {"anna": spent}}))
     >>> metrics["annotation_minutes"], metrics["annotator_voxels_corrected/anna"]
     (1.5, 512.0)
     """
-    people = effort.get("annotators", {})
-    metrics = {"annotation_minutes": effort["annotation_seconds"] / 60, "annotators": float(len(people))}
-    for who, spent in people.items():
+    metrics = {"annotation_minutes": effort.annotation_seconds / 60, "annotators": float(len(effort.annotators))}
+    for who, spent in effort.annotators.items():
         name = re.sub(r"[^\w\-. ]", "_", who, flags=re.ASCII)
-        metrics[f"annotator_minutes/{name}"] = spent["annotation_seconds"] / 60
-        metrics[f"annotator_voxels_corrected/{name}"] = float(spent["voxels_corrected"])
+        metrics[f"annotator_minutes/{name}"] = spent.annotation_seconds / 60
+        metrics[f"annotator_voxels_corrected/{name}"] = float(spent.voxels_corrected)
     return metrics
 
 
-def _extra(row: generation_table.Row) -> dict[str, float]:
+def _extra(row: Row) -> dict[str, float]:
     """Return further metrics of a generation, which the judgement does not hold."""
     extra = {"voxels_corrected": float(row.voxels_corrected)}
     if row.queried_uncertainty is not None:
@@ -101,7 +100,7 @@ def _extra(row: generation_table.Row) -> dict[str, float]:
     return extra | {f"seconds_{stage}": seconds for stage, seconds in row.seconds.items()}
 
 
-def run_tracked(campaign: Campaign, training: OutsideTraining) -> dict[str, Any]:
+def run_tracked(campaign: Campaign, training: OutsideTraining) -> OutsideResult:
     """Train as `run` does, tracked in MLflow: settings, training set, curves, the last checkpoint and the model.
 
     Its run there ends as finished or failed; the model is stored with it but not registered, which generations are.
@@ -114,11 +113,10 @@ def run_tracked(campaign: Campaign, training: OutsideTraining) -> dict[str, Any]
     tracker, name = Tracker(campaign), training.name
     with tracker.training(name) as run_id:
         tracker.log_config(run_id, {"training.trainer": training.trainer})
-        request = campaign.training_path(name, "request.json")
-        campaign.storage.write_json(request, training.to_json())
-        tracker.log_training_set(run_id, training.snapshot, request)
+        campaign.write(REQUEST, training, campaign.training_path(name))
+        tracker.log_training_set(run_id, training.snapshot, REQUEST.path(campaign.training_path(name)))
         with tracker.live(lambda: run_id, partial(checkpoints, work_folder(campaign, name))) as live:
             result = run(campaign, training, live)
-        tracker.log_metrics(run_id, 0, {"seconds": result["seconds"]})
-        tracker.log_model(f"training-{name}", ModelReference.model_validate(result["model"]), run_id)
+        tracker.log_metrics(run_id, 0, {"seconds": result.seconds})
+        tracker.log_model(f"training-{name}", result.model, run_id)
     return result

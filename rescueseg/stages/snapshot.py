@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign import snapshot as snapshots
 from rescueseg.campaign.route import freeze_choice
+from rescueseg.campaign.stage_results import EFFORT, SNAPSHOT, Effort, GenerationEffort, PatchEffort
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import AcceptedAnnotation
+from rescueseg.records import AcceptedAnnotation, Snapshot
 from rescueseg.stages.stage import run_stage
 from rescueseg.volumes.comparison import ensure_compared
 
 
-def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Snapshot:
     """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`."""
 
-    def work() -> Any:
+    def work() -> Snapshot:
         campaign.apply_domains()
         ensure_compared(campaign)
         accepted = store.accepted("pool")
         previous = campaign.snapshot(generation - 1) if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()
         new = [a for a in accepted if a.annotation_id not in earlier]
-        names = sorted({a.annotator for a in new})
-        effort = {
-            **_effort(new),
-            "annotators": {who: _effort([a for a in new if a.annotator == who]) for who in names},
-            "patches": {a.ticket_id: {"annotator": a.annotator, **_effort([a])} for a in new},
-        }
-        campaign.finish_stage(generation, "effort", effort)
+        campaign.finish(EFFORT, generation, effort_of(new))
         freeze_choice(campaign, generation)
-        return snapshots.make_snapshot(campaign, generation, accepted).to_json()
+        return snapshots.make_snapshot(campaign, generation, accepted)
 
-    result = run_stage(campaign, generation, "snapshot", work)
-    store.count_accepted(generation, len(result["items"]))
+    result = run_stage(campaign, generation, SNAPSHOT, work)
+    store.count_accepted(generation, len(result.items))
     return result
 
 
-def _effort(accepted: Sequence[AcceptedAnnotation]) -> dict[str, float]:
-    """Return the effort of accepted labels: corrected voxels and working time in seconds."""
-    return {
-        "voxels_corrected": sum(a.voxels_corrected for a in accepted),
-        "annotation_seconds": round(sum(a.seconds for a in accepted), 1),
+def effort_of(accepted: Sequence[AcceptedAnnotation]) -> GenerationEffort:
+    """Return the effort of accepted labels: in all, by person, by ticket."""
+    names = sorted({a.annotator for a in accepted})
+    of_person = {who: _sum([a for a in accepted if a.annotator == who]) for who in names}
+    of_patch = {
+        a.ticket_id: PatchEffort(
+            annotator=a.annotator, voxels_corrected=a.voxels_corrected, annotation_seconds=round(a.seconds, 1)
+        )
+        for a in accepted
     }
+    total = _sum(accepted)
+    return GenerationEffort(
+        voxels_corrected=total.voxels_corrected,
+        annotation_seconds=total.annotation_seconds,
+        annotators=of_person,
+        patches=of_patch,
+    )
+
+
+def _sum(accepted: Sequence[AcceptedAnnotation]) -> Effort:
+    return Effort(
+        voxels_corrected=sum(a.voxels_corrected for a in accepted),
+        annotation_seconds=round(sum(a.seconds for a in accepted), 1),
+    )

@@ -14,26 +14,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile, T
 
 NOTE_EVERY = 10
 """Training steps between two notes of progress."""
 
 
-def run_stage(campaign: Campaign, generation: int, stage: str, work: Callable[[], Any]) -> Any:
+def run_stage(campaign: Campaign, generation: int, file: RecordFile[T], work: Callable[[], T]) -> T:
     """Return a stage's result; its work is done, timed and committed only where there is none yet."""
-    previous = campaign.stage_result(generation, stage)
+    previous = campaign.result(file, generation)
     if previous is not None:
         return previous
     started = time.perf_counter()
     result = work()
-    commit(campaign, generation, stage, result, time.perf_counter() - started)
+    commit(campaign, generation, file, result, time.perf_counter() - started)
     return result
 
 
-def commit(campaign: Campaign, generation: int, stage: str, result: Any, seconds: float) -> None:
+def commit(campaign: Campaign, generation: int, file: RecordFile[T], result: T, seconds: float) -> None:
     """Write the seconds that a stage took, then its result."""
-    campaign.finish_stage(generation, f"{stage}.seconds", round(seconds, 3))
-    campaign.finish_stage(generation, stage, result)
+    campaign.finish(file.seconds, generation, round(seconds, 3))
+    campaign.finish(file, generation, result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rescueseg.annotation.label_files import ticket_id
 from rescueseg.annotation.pairs import annotators_of
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import profile_of, query_strategy
+from rescueseg.campaign.stage_results import QUERY, TICKETS, QueryResult, TicketsResult
 from rescueseg.errors import QueueError, SamplingError
 from rescueseg.evaluation.champion import judgements
 from rescueseg.geometry import Patch
@@ -126,15 +126,15 @@ def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
     return len(waiting)
 
 
-def query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+def query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
     """Choose the patches to ask for next by the campaign's query strategy; see `rescueseg.active_learning.strategies`.
 
     Patches that had a ticket before are left out, and so is the guarded holdout.
     """
-    return run_stage(campaign, generation, "query", lambda: _query(campaign, generation, store))
+    return run_stage(campaign, generation, QUERY, lambda: _query(campaign, generation, store))
 
 
-def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
     config, strategy = campaign.config, query_strategy(campaign, generation)
     occupied = [ticket.patch for ticket in store.tickets(purpose="pool") if ticket.generation <= generation]
     table = score_candidates(campaign, generation, starting_patches.all_candidates(campaign, occupied))
@@ -142,12 +142,12 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> Any:
     patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
     rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}
     entropy = [table.scores["predictive_entropy"][rows[Patch(p.volume_id, p.box)]] for p in patches]
-    return {
-        "strategy": strategy,
-        "candidates": len(table),
-        "patches": [patch.to_json() for patch in patches],
-        "uncertainty": round(float(np.mean(entropy)), 6) if entropy else None,
-    }
+    return QueryResult(
+        strategy=strategy,
+        candidates=len(table),
+        patches=tuple(patches),
+        uncertainty=round(float(np.mean(entropy)), 6) if entropy else None,
+    )
 
 
 def stop_decision(campaign: Campaign, generation: int) -> str:
@@ -157,7 +157,7 @@ def stop_decision(campaign: Campaign, generation: int) -> str:
             generation=judgement.generation,
             annotated_patches=judgement.annotated_patches,
             validation_dice=judgement.evaluation.validation.dice if judgement.evaluation.validation else None,
-            candidates_left=campaign.require_result(judgement.generation, "query")["candidates"],
+            candidates_left=campaign.require(QUERY, judgement.generation).candidates,
         )
         for judgement in judgements(campaign)
         if judgement.generation <= generation
@@ -166,20 +166,19 @@ def stop_decision(campaign: Campaign, generation: int) -> str:
     return decision.reason if decision.stop else ""
 
 
-def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsResult:
     """Make tickets of the queried patches, each with the model's prediction, cleaned by the route's profile, as first mask.
 
     Nothing is queued once the stopping rule says stop.
     """
-    return run_stage(campaign, generation, "tickets", lambda: _enqueue(campaign, generation, store))
+    return run_stage(campaign, generation, TICKETS, lambda: _enqueue(campaign, generation, store))
 
 
-def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
+def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsResult:
     if stop := stop_decision(campaign, generation):
-        return {"tickets": [], "stop": stop}
+        return TicketsResult(tickets=(), stop=stop)
     tickets, profile = [], profile_of(campaign)
-    for data in campaign.require_result(generation, "query")["patches"]:
-        patch = QueriedPatch.model_validate(data)
+    for patch in campaign.require(QUERY, generation).patches:
         ticket = _queried(campaign, generation + 1, patch)
         prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")
         probability = open_map(campaign, generation, patch.volume_id, "probability")
@@ -190,7 +189,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> Any:
             ticket.model_copy(update={"prefill": prefill, "classes": class_names(campaign.config.classes, mask)})
         )
     store.add_tickets(tickets)
-    return {"tickets": [ticket.ticket_id for ticket in tickets], "stop": ""}
+    return TicketsResult(tickets=tuple(ticket.ticket_id for ticket in tickets), stop="")
 
 
 def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTicket:
@@ -205,7 +204,16 @@ def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTic
     )
 
 
-def _ticket(campaign: Campaign, generation: int, patch: Patch, purpose: Purpose, **more: Any) -> NewTicket:
+def _ticket(
+    campaign: Campaign,
+    generation: int,
+    patch: Patch,
+    purpose: Purpose,
+    *,
+    stratum: str,
+    reason: str,
+    score: float = 0.0,
+) -> NewTicket:
     name = ticket_id(campaign.config.name, generation, patch, purpose)
     return NewTicket(
         ticket_id=name,
@@ -214,5 +222,7 @@ def _ticket(campaign: Campaign, generation: int, patch: Patch, purpose: Purpose,
         box=patch.box,
         purpose=purpose,
         generation=generation,
-        **more,
+        stratum=stratum,
+        reason=reason,
+        score=score,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import trainer_name
+from rescueseg.campaign.stage_results import LOSSES, TRAINING, TrainingResult
 from rescueseg.errors import TrainingError
 from rescueseg.models.files import committed_files
 from rescueseg.models.registry import get_trainer, resolve_device
@@ -20,7 +20,7 @@ from rescueseg.stages.stage import NOTE_EVERY, commit
 from rescueseg.storage import write_atomically
 
 
-def train(campaign: Campaign, generation: int, progress: StepProgress) -> Any:
+def train(campaign: Campaign, generation: int, progress: StepProgress) -> TrainingResult:
     """Train the generation's model, or go on training it from its last checkpoint.
 
     The stage's seconds are the trainer's: those before a kill count, setting up does not.
@@ -39,15 +39,15 @@ def train(campaign: Campaign, generation: int, progress: StepProgress) -> Any:
     TrainingError
         If the snapshot is missing or holds nothing to learn from.
     """
-    previous = campaign.stage_result(generation, "training")
+    previous = campaign.result(TRAINING, generation)
     if previous is not None:
         return previous
-    result = _train(campaign, generation, progress)
-    commit(campaign, generation, "training", result, result.pop("seconds"))
+    result, seconds = _train(campaign, generation, progress)
+    commit(campaign, generation, TRAINING, result, seconds)
     return result
 
 
-def _train(campaign: Campaign, generation: int, progress: StepProgress) -> dict[str, Any]:
+def _train(campaign: Campaign, generation: int, progress: StepProgress) -> tuple[TrainingResult, float]:
     training_set = campaign.snapshot(generation)
     if training_set is None:
         raise TrainingError("the snapshot is missing", where=f"generation {generation}", todo="Make it first")
@@ -57,7 +57,7 @@ def _train(campaign: Campaign, generation: int, progress: StepProgress) -> dict[
         trainer_name(campaign, generation),
         seed=_seed(campaign, generation, "training"),
         work_dir=campaign.work_folder(generation),
-        folder=campaign.generation_path(generation, "model"),
+        folder=campaign.generation_path(generation),
         progress=partial(_note_step, campaign, generation, progress),
     )
 
@@ -71,8 +71,8 @@ def train_snapshot(
     work_dir: Path,
     folder: str,
     progress: StepProgress,
-) -> dict[str, Any]:
-    """Train on a snapshot and store the model in the campaign.
+) -> tuple[TrainingResult, float]:
+    """Train on a snapshot and store model and losses in the campaign.
 
     With ``training.warm_start`` the model of the generation before is where it starts, if the same trainer made it.
 
@@ -89,14 +89,16 @@ def train_snapshot(
     work_dir : Path
         Local folder of checkpoints; a rerun with the same one resumes.
     folder : str
-        Where the model goes, below the campaign.
+        Of the generation or the training, below the campaign: gets ``model`` and ``losses.json``.
     progress : callable
         Called once per step with the step and its metrics.
 
     Returns
     -------
-    dict
-        Reference to the model, steps, losses, warnings and the seconds of training, JSON-ready.
+    result : TrainingResult
+        Reference to the model, steps and warnings; whoever commits it writes it as the last act.
+    seconds : float
+        Of the training, those before a kill included.
     """
     trainer, number = get_trainer(name), training_set.generation
     warnings: list[str] = []
@@ -114,15 +116,13 @@ def train_snapshot(
     )
     model = trainer.train(request, progress)
     for file in sorted(model.path.iterdir()):
-        campaign.storage.write_bytes(f"{folder}/{file.name}", file.read_bytes())
-    reference = ModelReference(generation=number, trainer=trainer.name, path=folder, digest=model.digest)
-    return {
-        "model": reference.to_json(),
-        "iterations": model.iterations,
-        "losses": [dict(entry) for entry in model.losses],
-        "warnings": [*warnings, *model.warnings, *model.notes],
-        "seconds": round(model.seconds, 3),
-    }
+        campaign.storage.write_bytes(f"{folder}/model/{file.name}", file.read_bytes())
+    campaign.write(LOSSES, model.losses, folder)
+    reference = ModelReference(generation=number, trainer=trainer.name, path=f"{folder}/model", digest=model.digest)
+    result = TrainingResult(
+        model=reference, iterations=model.iterations, warnings=(*warnings, *model.warnings, *model.notes)
+    )
+    return result, round(model.seconds, 3)
 
 
 def _note_step(

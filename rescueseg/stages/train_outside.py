@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign import snapshot as snapshots
-from rescueseg.campaign.outside_trainings import OutsideTraining, training_result
+from rescueseg.campaign.outside_trainings import (
+    REQUEST,
+    RESULT,
+    STEPS,
+    OutsideResult,
+    OutsideTraining,
+    training_result,
+)
 from rescueseg.campaign.route import trainer_name
+from rescueseg.campaign.stage_results import TRAINING
 from rescueseg.errors import TrainingError
 from rescueseg.models.registry import outline
 from rescueseg.models.trainer import Outline
@@ -75,13 +82,13 @@ def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, fl
     """
     expected = outline(training.trainer, campaign, training.snapshot)
     for generation in reversed(campaign.generations()):
-        result, seconds = (campaign.stage_result(generation, stage) for stage in ("training", "training.seconds"))
-        if result and seconds and result["model"]["trainer"] == training.trainer:
-            return expected, expected.steps * float(seconds) / result["iterations"]
+        result, seconds = campaign.result(TRAINING, generation), campaign.result(TRAINING.seconds, generation)
+        if result and seconds and result.model.trainer == training.trainer:
+            return expected, expected.steps * seconds / result.iterations
     return expected, None
 
 
-def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -> dict[str, Any]:
+def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -> OutsideResult:
     """Train, or go on training, and commit ``training.json`` as the last act; a finished training is not repeated.
 
     Parameters
@@ -95,30 +102,33 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
 
     Returns
     -------
-    dict
-        As `rescueseg.stages.train.train_snapshot`.
+    OutsideResult
+        Reference to the model, steps, warnings and seconds; the losses are stored beside it.
     """
-    name, storage = training.name, campaign.storage
+    name, folder = training.name, campaign.training_path(training.name)
     if (previous := training_result(campaign, name)) is not None:
-        return dict(previous)
-    storage.write_json(campaign.training_path(name, "request.json"), training.to_json())
+        return previous
+    campaign.write(REQUEST, training, folder)
     steps = outline(training.trainer, campaign, training.snapshot).steps
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         if step % NOTE_EVERY == 0:
-            storage.write_json(campaign.training_path(name, "progress.json"), [step, steps])
+            campaign.write(STEPS, (step, steps), folder)
         progress(step, metrics)
 
-    result = train_snapshot(
+    trained, seconds = train_snapshot(
         campaign,
         training.snapshot,
         training.trainer,
         seed=int(random_generator(campaign.config.seed, "outside", name).integers(2**31)),
         work_dir=work_folder(campaign, name),
-        folder=campaign.training_path(name, "model"),
+        folder=folder,
         progress=note,
     )
-    storage.write_json(campaign.training_path(name, "training.json"), result)
+    result = OutsideResult(
+        model=trained.model, iterations=trained.iterations, warnings=trained.warnings, seconds=seconds
+    )
+    campaign.write(RESULT, result, folder)
     return result
 
 

@@ -7,7 +7,7 @@ from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.reports.triage_picture import draw_decision
 from rescueseg.triage import triage
-from rescueseg.triage.records import Triage
+from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.triage.rough_masks import Mask
 from rescueseg.triage.tree import Structure
 
@@ -29,5 +29,5 @@ def triage_campaign(
     """
     result = triage.triage(campaign, store, structure=structure, mask=mask, channel=channel, progress=progress)
     campaign.storage.write_bytes(PICTURE, draw_decision(result))
-    campaign.save_triage(result.to_json())
+    campaign.write(TRIAGE, result)
     return result

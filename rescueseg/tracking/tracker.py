@@ -18,6 +18,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import seconds_file
 from rescueseg.evaluation.calibration import stored_calibration
 from rescueseg.evaluation.champion import Judgement, headline
 from rescueseg.evaluation.pooled import flat_scores
@@ -58,8 +59,8 @@ class Tracker(CampaignRuns):
         start = time.monotonic()
         with self.open_run(run_id):
             yield run_id
-            seconds = self.campaign.stage_result(generation, f"{stage}.seconds")  # those before a kill included
-            self.log_metrics(run_id, 0, {"seconds": time.monotonic() - start if seconds is None else float(seconds)})
+            seconds = self.campaign.result(seconds_file(stage), generation)  # those before a kill included
+            self.log_metrics(run_id, 0, {"seconds": time.monotonic() - start if seconds is None else seconds})
 
     @mlflow_errors
     def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.geometry import ZYX
 from rescueseg.records import Record
 from rescueseg.triage.evidence import Evidence
@@ -39,3 +40,7 @@ class Triage(Record):
     def title(self) -> str:
         """The problem for people; not known where no question could be answered."""
         return "not known yet" if all(step.answer is None for step in self.steps) else self.route.title
+
+
+TRIAGE = RecordFile("triage", Triage)
+"""Other rooms read `rescueseg.campaign.route.TRIAGE_SUMMARY` from it."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Spacing
 from rescueseg.progress import Progress
@@ -63,6 +64,9 @@ class ConsistencyReport(Record):
         return sum(v.numbers.chunks_read for v in self.volumes)
 
 
+CONSISTENCY = RecordFile("consistency", ConsistencyReport)
+
+
 def check(campaign: Campaign, progress: Progress | None = None) -> ConsistencyReport:
     """Describe and judge all volumes of a campaign; its voxels and records stay as they are.
 
@@ -87,7 +91,7 @@ def check(campaign: Campaign, progress: Progress | None = None) -> ConsistencyRe
         report_progress = (lambda done, total, name=record.volume_id: progress(name, done, total)) if progress else None
         measurements.append(measure_volume(record, image, image.chunks[-3:], report_progress))
     report = judge(campaign, measurements)
-    campaign.save_consistency(report.to_json())
+    campaign.write(CONSISTENCY, report)
     return report
 
 
@@ -256,7 +260,7 @@ def _um(spacing: Spacing) -> str:
     return " × ".join(f"{s:.4g}" for s in spacing) + " µm"
 
 
-def summary(report: ConsistencyReport) -> dict[str, Any]:
+def summary(report: ConsistencyReport) -> dict[str, dict[str, str]]:
     """Return the verdicts alone, by volume id: for logs and for the artifact that Prefect keeps."""
     return {v.volume_id: {"verdict": v.verdict, "domain": v.domain, "reason": v.reason} for v in report.volumes}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from rescueseg.campaign.route import TriageSummary
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import Spacing
 from rescueseg.labels import IGNORE
@@ -198,33 +198,29 @@ def best_method(table: Mapping[str, float]) -> str:
     return max(table, key=lambda method: (table[method], -order.index(method)))
 
 
-def method_for(triage: Any | None) -> tuple[str, str]:
+def method_for(triage: TriageSummary | None) -> tuple[str, str]:
     """Return the method for what the triage wrote (None before it), and why."""
     if not triage:
         return "threshold", "nothing is annotated yet, and there is no triage"
-    problem = triage["problem"]
+    problem = triage.problem
     reason = f"nothing is annotated yet, and the triage says '{problem}'"
     if problem == "topology" and _is_sheet(triage):
         return "membranes", f"{reason}, of sheets"
     return BY_PROBLEM.get(problem, "threshold"), reason
 
 
-def polarity(triage: Any | None) -> bool | None:
+def polarity(triage: TriageSummary | None) -> bool | None:
     """Tell whether the structure is brighter than its surroundings; None where the triage saw no annotated voxel."""
-    if not triage or triage["mask"] not in ("annotations", "truth"):
+    if not triage or triage.mask not in ("annotations", "truth"):
         return None
-    contrast = _evidence(triage, "contrast")
+    contrast = triage.measured("contrast")
     return None if contrast is None else contrast > 0
 
 
-def _is_sheet(triage: Any) -> bool:
-    if triage["structure"] is not None:
-        return bool(triage["structure"] == "membrane")
-    if triage["mask"] not in ("annotations", "truth"):  # a threshold's guess has ragged, flat pieces
+def _is_sheet(triage: TriageSummary) -> bool:
+    if triage.structure is not None:
+        return triage.structure == "membrane"
+    if triage.mask not in ("annotations", "truth"):  # a threshold's guess has ragged, flat pieces
         return False
-    plate, tube = _evidence(triage, "plateness"), _evidence(triage, "tubularity")
+    plate, tube = triage.measured("plateness"), triage.measured("tubularity")
     return plate is not None and tube is not None and plate > 0.5 > tube
-
-
-def _evidence(triage: Any, name: str) -> float | None:
-    return next((e["value"] for e in triage["evidence"] if e["name"] == name), None)

@@ -10,12 +10,14 @@ import numpy as np
 
 from rescueseg import volumes
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.errors import QueueError, WeakLabelError
 from rescueseg.labels import class_names
 from rescueseg.progress import Progress
 from rescueseg.queue.records import TicketRecord
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import AcceptedAnnotation, VolumeRecord
+from rescueseg.records import AcceptedAnnotation, Record, VolumeRecord
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.normalise import normalise, read_box
@@ -44,8 +46,27 @@ class Sources:
     from_campaign: str = ""
 
 
-@dataclass(frozen=True)
-class Result:
+class ComparedPatch(Record):
+    """An accepted annotation that methods were compared on, and the first mask that it was made from."""
+
+    ticket: str
+    began_from: str
+
+
+class MethodChoice(Record):
+    """How the method of the first masks was chosen, for people to read."""
+
+    method: str
+    reason: str
+    agreements: dict[str, float]
+    """By method."""
+    compared_on: tuple[ComparedPatch, ...]
+
+
+CHOICE = RecordFile("choice", MethodChoice)
+
+
+class Result(Record):
     """The method, and how many tickets get a first mask by it."""
 
     method: str
@@ -108,13 +129,13 @@ def weak_label(
     folder = work.folder(choice)
     due = [t for t in waiting if t.prefill != campaign.weak_label_path(folder, f"{t.ticket_id}.npz")]
     if dry_run or not (due or method == "auto"):
-        return Result(choice, reason, table, len(due))
+        return Result(method=choice, reason=reason, agreements=table, tickets=len(due))
     if method == "auto":
-        campaign.save_weak_label_choice(
-            {"method": choice, "reason": reason, "agreements": table, "compared_on": work.compared_on()}
-        )
-    n_claimed = work.label(choice, folder, due)
-    return Result(choice, reason, table, len(due) - n_claimed, n_claimed)
+        compared_on = work.compared_on()
+        chosen = MethodChoice(method=choice, reason=reason, agreements=table, compared_on=compared_on)
+        campaign.write(CHOICE, chosen, "weak_labels")
+    claimed = work.label(choice, folder, due)
+    return Result(method=choice, reason=reason, agreements=table, tickets=len(due) - claimed, n_claimed=claimed)
 
 
 def describe(result: Result, dry_run: bool = False) -> list[str]:
@@ -159,7 +180,7 @@ class _Prefill:
                     where="--method auto",
                     todo="Give --scribbles, --ilp or --from-campaign, or annotate a patch first",
                 )
-            return *method_for(self.campaign.triage_result()), {}
+            return *method_for(self.campaign.read(TRIAGE_SUMMARY)), {}
         patches = [read_accepted(self.campaign, a) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
         names += [
@@ -181,10 +202,12 @@ class _Prefill:
         many = "1 accepted annotation" if len(patches) == 1 else f"{len(patches)} accepted annotations"
         return best_method(table), f"it agrees best with {many}", table
 
-    def compared_on(self) -> list[dict[str, str]]:
+    def compared_on(self) -> tuple[ComparedPatch, ...]:
         """Return the annotations that methods were compared on, and the mask each was made from: that method is favoured."""
         prefills = {t.ticket_id: t.prefill or "" for t in self.store.tickets(purpose="pool")}
-        return [{"ticket": a.ticket_id, "began_from": prefills[a.ticket_id]} for a in self.accepted[:MOST_PATCHES]]
+        return tuple(
+            ComparedPatch(ticket=a.ticket_id, began_from=prefills[a.ticket_id]) for a in self.accepted[:MOST_PATCHES]
+        )
 
     def require(self, method: str) -> None:
         """Refuse a method that cannot do what this campaign needs."""
@@ -224,7 +247,7 @@ class _Prefill:
         elif method == "champion":
             content = self._champion()[1]
         else:
-            content = polarity(self.campaign.triage_result())
+            content = polarity(self.campaign.read(TRIAGE_SUMMARY))
         scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
         return f"{method}-{digest_json([content, scaling])[:12]}"
 
@@ -270,7 +293,9 @@ class _Prefill:
             }
         pool_volumes = {t.volume_id for t in self.store.tickets(purpose="pool")}
         return {
-            name: FITTED[method](self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.triage_result()))
+            name: FITTED[method](
+                self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.read(TRIAGE_SUMMARY))
+            )
             for name, volume in self.volumes.items()
             if name in pool_volumes
         }

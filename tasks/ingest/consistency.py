@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import task
 
 from rescueseg.queue.due import campaign_lock
@@ -13,7 +11,7 @@ from tasks.options import STAGE, open_campaign
 
 
 @task(task_run_name="consistency", **STAGE)
-def check(campaign_url: str, apply: bool = False) -> Any:
+def check(campaign_url: str, apply: bool = False) -> dict[str, dict[str, str]]:
     """Return verdict, domain and reason by volume; see `rescueseg.volumes.consistency`."""
     campaign, store = open_campaign(campaign_url)
     comparison.ensure_compared(campaign)

@@ -25,6 +25,7 @@ import psutil
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import make_snapshot
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.holdout_scores import Assignment, score_boxes
@@ -40,6 +41,7 @@ from rescueseg.records import ModelReference
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages.tickets import prepare
 from rescueseg.stages.triage import triage_campaign
+from rescueseg.triage.records import TRIAGE
 from rescueseg.volumes.volume_import import import_volume
 
 DATASETS = ("bbbc050_mosaic_train", "vesselnn_poon2015_BBB_noLeakage", "cdeep3m_mito_train")
@@ -84,15 +86,16 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
         SimulatedAnnotator(campaign, store).drain()
         triage_campaign(campaign, store, mask="annotations")
         snapshot = make_snapshot(campaign, 0, store.accepted("pool"))
-        campaign.finish_stage(0, "snapshot", snapshot.to_json())
+        campaign.finish(SNAPSHOT, 0, snapshot)
         store.close()
     return Campaign.open(str(url))
 
 
 def contestants(campaign: Campaign) -> tuple[str, str]:
     """Return the two families: nnU-Net, and the MONAI U-Net with the loss that the route calls for."""
-    result: Any = campaign.triage_result()
-    return "nnunet", "monai_unet_topology" if result["route"]["name"] == "topology" else "monai_unet"
+    triage = campaign.read(TRIAGE)
+    assert triage is not None
+    return "nnunet", "monai_unet_topology" if triage.route.name == "topology" else "monai_unet"
 
 
 def train_for(campaign: Campaign, trainer: str, seconds: float, work: Path) -> tuple[ModelReference, dict[str, float]]:
@@ -144,13 +147,14 @@ def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: floa
     started = cpu_seconds()
     evaluation = evaluate(campaign, model, contestants(campaign).index(trainer))
     shutil.rmtree(work, ignore_errors=True)
-    result: Any = campaign.triage_result()
+    triage = campaign.read(TRIAGE)
+    assert triage is not None
     snapshot = campaign.snapshot(0)
     assert snapshot is not None
     return {
         "dataset": dataset, "seed": seed, "trainer": trainer, "patches": len(snapshot.items), **spent,
-        "inference_seconds": round(cpu_seconds() - started, 1), "route": result["route"]["title"],
-        "route_trainer": next(t for t in result["route"]["trainers"] if t in TRAINERS), "evaluation": evaluation.to_json(),
+        "inference_seconds": round(cpu_seconds() - started, 1), "route": triage.route.title,
+        "route_trainer": next(t for t in triage.route.trainers if t in TRAINERS), "evaluation": evaluation.to_json(),
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import QUERY
 from rescueseg.inference.maps import open_map
 from rescueseg.volumes import open_image, open_truth
 
@@ -48,8 +49,8 @@ def main(url: str, out: str) -> None:
     entropy = np.asarray(open_map(campaign, last, volume.volume_id, "predictive_entropy")[z], dtype=np.float32)
     axes[4].imshow(entropy, cmap="cividis", vmin=0, vmax=np.log(2))
     axes[4].set_title("entropy, next patches")
-    for patch in campaign.require_result(last, "query")["patches"]:
-        (_, y, x), (_, height, width) = patch["box"]["offset_zyx"], patch["box"]["shape_zyx"]
+    for patch in campaign.require(QUERY, last).patches:
+        (_, y, x), (_, height, width) = patch.box.offset_zyx, patch.box.shape_zyx
         axes[4].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="#d55e00", linewidth=2))
     for axis in axes:
         axis.set_axis_off()

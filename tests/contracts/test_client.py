@@ -14,6 +14,7 @@ from rescueseg.annotation.client import AnnotationClient, Filters
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.remote_client import RemoteClient
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import (
     AccessError,
@@ -27,7 +28,7 @@ from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
-from rescueseg.records import Holdout, HoldoutBox
+from rescueseg.records import Holdout, HoldoutBox, Snapshot
 from tests.annotation_server import served
 from tests.evaluated_campaign import write_maps
 
@@ -233,7 +234,7 @@ def test_the_model_is_not_seen_in_the_holdout(open_as: Callable[[str], Annotatio
 def mapped(campaign: Campaign) -> None:
     """Let a model have found class 1 everywhere."""
     ones = np.ones(IMAGE.shape)
-    campaign.finish_stage(0, "snapshot", {})
+    campaign.finish(SNAPSHOT, 0, Snapshot(generation=0, items=(), n_classes=1, holdout_digest="", digest=""))
     write_maps(campaign, 0, np.stack([0.2 * ones, 0.8 * ones]), 0.5 * ones, "v")
 
 

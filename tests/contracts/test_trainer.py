@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.errors import ConfigError, InferenceError, LeakError, StorageError, TrainingError
 from rescueseg.geometry import Box, partition, zyx
 from rescueseg.image_files.zarr_url import zarr_store
@@ -144,7 +145,7 @@ def test_another_request_in_the_same_folder_starts_afresh(trainer_name: str, tmp
 def test_killed_at_any_step_it_resumes_to_the_same_model(trainer_name: str, tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=14)
     snapshot = make_snapshot(campaign, BOXES)
-    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot)
     undisturbed = train(campaign, snapshot, tmp_path / "undisturbed")
     firsts = [run_and_kill(campaign, tmp_path / "work", at) for at in (2, 6)]
     assert firsts == [1, 1], "each run goes on behind the last checkpoint"

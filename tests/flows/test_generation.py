@@ -14,8 +14,10 @@ import tifffile
 
 from rescueseg.campaign import STAGES, Campaign
 from rescueseg.campaign.campaign_file import settings_of
+from rescueseg.campaign.stage_results import INFERENCE, TICKETS
 from rescueseg.evaluation.champion import champion
 from rescueseg.queue.store import open_queue
+from rescueseg.records import MapReference
 from rescueseg.reports.generation_table import rows, to_markdown
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
@@ -79,8 +81,7 @@ def _post(servers: Servers, path: str, **body: Any) -> list[dict[str, Any]]:
 
 def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
     for generation in (0, 1):
-        for stage in STAGES:
-            assert looped.stage_result(generation, stage) is not None, (generation, stage)
+        assert looped.finished_stages(generation) == list(STAGES), generation
     table = rows(looped)
     assert [row.patches for row in table] == [2, 4]
     assert [row.voxels for row in table] == sorted(row.voxels for row in table)
@@ -94,7 +95,7 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
 def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
     store = open_queue(looped)
     waiting = store.tickets(status="queued")
-    assert {ticket.ticket_id for ticket in waiting} == set(looped.require_result(1, "tickets")["tickets"])
+    assert {ticket.ticket_id for ticket in waiting} == set(looped.require(TICKETS, 1).tickets)
     for ticket in waiting:
         assert ticket.generation == 2
         assert ticket.prefill is not None
@@ -130,7 +131,7 @@ def test_inference_on_demand_uses_the_champion(looped: Campaign, servers: Server
     number = champion(looped)
     assert number is not None
     assert maps["generation"] == number
-    assert maps in looped.require_result(number, "inference")
+    assert MapReference.model_validate(maps) in looped.require(INFERENCE, number)
 
 
 def test_prefect_shows_named_tasks_and_an_artifact_and_holds_no_pickle(looped: Campaign, servers: Servers) -> None:

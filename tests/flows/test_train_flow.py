@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rescueseg.campaign import outside_trainings
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.queue.store import open_queue
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=6, checkpoint_every=3)
-    campaign.finish_stage(0, "snapshot", make_snapshot(campaign, BOXES).to_json())
+    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
     store = open_queue(campaign)
     store.migrate()
     with Servers(tmp_path / "services", f"sqlite:///{tmp_path}/mlflow.db") as servers:
@@ -32,7 +33,8 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         planned = train_outside.plan(campaign, store, generation=0)
         result = outside_trainings.training_result(campaign, planned.name)
         assert result is not None
-        assert json.loads(line.removeprefix("result: ")) == result["model"]
+        losses = outside_trainings.read_losses(campaign, campaign.training_path(planned.name))
+        assert json.loads(line.removeprefix("result: ")) == result.model.to_json()
         client = MlflowClient(servers.mlflow_uri)
         experiments = [e.experiment_id for e in client.search_experiments()]
         [run] = client.search_runs(experiments, filter_string=f"tags.`rescueseg.key` = 'training/{planned.name}'")
@@ -40,7 +42,7 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         assert run.data.params["training.trainer"] == "nnunet"
         points = client.get_metric_history(run.info.run_id, "loss")
         assert [point.step for point in points] == list(range(1, 7))
-        assert [point.value for point in points] == pytest.approx([entry["loss"] for entry in result["losses"]])
+        assert [point.value for point in points] == pytest.approx([entry["loss"] for entry in losses])
         dice = client.get_metric_history(run.info.run_id, "pseudo_dice")
         assert {point.step for point in dice} <= {3, 6}
         assert dice

@@ -25,7 +25,9 @@ import psutil
 import tifffile
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import INFERENCE, QUERY, TRAINING
 from rescueseg.config import check_config
+from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.queue.store import open_queue
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import LOOP_FLOW, flow_command
@@ -82,11 +84,11 @@ def outcome(campaign: Campaign) -> dict[str, Any]:
     generations = range(GENERATIONS)
     accepted = open_queue(campaign).accepted("pool")
     return {
-        "models": [campaign.stage_result(g, "training")["model"]["digest"] for g in generations],
-        "maps": [[m["digest"] for m in campaign.stage_result(g, "inference")] for g in generations],
-        "queried": [campaign.stage_result(g, "query")["patches"] for g in generations],
+        "models": [campaign.require(TRAINING, g).model.digest for g in generations],
+        "maps": [[m.digest for m in campaign.require(INFERENCE, g)] for g in generations],
+        "queried": [campaign.require(QUERY, g).patches for g in generations],
         "annotations": sorted((a.ticket_id, a.labels_digest) for a in accepted),
-        "test": [campaign.stage_result(g, "evaluation") for g in generations],
+        "test": [campaign.require(EVALUATION, g) for g in generations],
     }
 
 
@@ -123,11 +125,7 @@ def finish(campaign: Campaign, environment: dict[str, str], log: Path) -> float:
 def state_of(campaign: Campaign) -> str:
     """Say how far a campaign has got."""
     g = max(campaign.generations(), default=0)
-    done = [
-        s
-        for s in ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
-        if campaign.stage_result(g, s) is not None
-    ]
+    done = campaign.finished_stages(g)
     return f"generation {g}, {done[-1] if done else 'nothing'} done"
 
 

@@ -28,14 +28,25 @@ from rescueseg.annotation.formats.base import Frame, PatchFormat, relabel
 from rescueseg.annotation.formats.handout import lease_of, write_patch
 from rescueseg.annotation.label_files import read_version, starting_patch
 from rescueseg.annotation.local_client import LocalClient
-from rescueseg.campaign import STAGES, Campaign, outside_trainings, snapshot
+from rescueseg.campaign import Campaign, outside_trainings, snapshot
+from rescueseg.campaign.stage_results import (
+    CHOICE,
+    EFFORT,
+    INFERENCE,
+    PROGRESS,
+    QUERY,
+    SNAPSHOT,
+    TICKETS,
+    TRAINING,
+    TrainingResult,
+)
 from rescueseg.cli.main import app
-from rescueseg.evaluation.calibration import Calibration, calibrate_generation, stored_calibration
-from rescueseg.evaluation.champion import champion, judgements
+from rescueseg.evaluation.calibration import CALIBRATION, calibrate_generation, stored_calibration
+from rescueseg.evaluation.champion import EVALUATION, champion, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
-from rescueseg.evaluation.scores import FORMAT, Evaluation
+from rescueseg.evaluation.scores import FORMAT
 from rescueseg.evaluation.stored_scores import stored_evaluation
-from rescueseg.evaluation.training_scores import CALIBRATION, EVALUATION, stored_training_evaluation
+from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, stored_training_evaluation
 from rescueseg.evaluation.truth import truth_digest
 from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume, predict_boxes
@@ -46,6 +57,7 @@ from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Record, Snapshot
 from rescueseg.reports import generation_table
+from rescueseg.reports.generation_table import REPORT
 from rescueseg.server.access import list_tokens
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages import publish, tickets, train_outside
@@ -56,9 +68,10 @@ from rescueseg.stages.infer import infer
 from rescueseg.stages.snapshot import make_snapshot
 from rescueseg.storage import digest_array
 from rescueseg.tracking.tracker import Tracker
-from rescueseg.triage.records import Triage
+from rescueseg.triage.records import TRIAGE
 from rescueseg.volumes import open_image, open_truth
-from rescueseg.volumes.consistency import ConsistencyReport
+from rescueseg.volumes.consistency import CONSISTENCY
+from rescueseg.weak_labels.prefill import CHOICE as METHOD_CHOICE
 from rescueseg.weak_labels.prefill import weak_label
 
 STORED = Path(__file__).parents[1] / "data" / "older_campaign"
@@ -66,7 +79,6 @@ EXPECTED: dict[str, Any] = (
     json.loads((STORED / "expected.json").read_text()) if (STORED / "expected.json").exists() else {}
 )
 NAMES = ("phantom", "objects")
-CHOICE = "weak_labels/choice.json"
 PLACE = "/the-place-of-the-older-campaigns"
 """What stands in MLflow's database for the folder that holds the campaigns: it keeps absolute paths."""
 OTHER_PROCESSOR = 0.02
@@ -117,6 +129,11 @@ def unformatted(scores: Any) -> Any:
     return scores
 
 
+def stored(campaign: Campaign, generation: int, name: str) -> Any:
+    """Return a file of a generation as it lies there."""
+    return campaign.storage.read_json(campaign.generation_path(generation, f"{name}.json"))
+
+
 # what a campaign says, part by part -----------------------------------------------------------------------------------
 
 
@@ -139,12 +156,10 @@ def _volumes(campaign: Campaign, _: QueueStore) -> Any:
 
 
 def _looked_at(campaign: Campaign, _: QueueStore) -> Any:
-    triage = campaign.triage_result()
-    found = campaign.storage.exists("consistency.json") and campaign.storage.read_json("consistency.json")
     return {
         "domains": campaign.domains(),
-        "consistency": ConsistencyReport.model_validate(found) if found else None,
-        "triage": None if triage is None else Triage.model_validate(triage),
+        "consistency": campaign.read(CONSISTENCY),
+        "triage": campaign.read(TRIAGE),
         "rough": [[patch.volume_id, patch.box.to_dict()] for patch in campaign.rough_patches()],
     }
 
@@ -181,20 +196,28 @@ def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
     paths = {ticket.prefill for ticket in store.tickets() if ticket.prefill}
     return {
         "masks": {path: digest_array(campaign.storage.read_array(path)) for path in sorted(paths)},
-        "choice": campaign.storage.read_json(CHOICE) if campaign.storage.exists(CHOICE) else None,
+        "choice": campaign.read(METHOD_CHOICE, "weak_labels"),
     }
 
 
 def _stages(campaign: Campaign, _: QueueStore) -> Any:
-    names = (*STAGES, "effort", "choice")
+    files = (SNAPSHOT, TRAINING, INFERENCE, EVALUATION, QUERY, TICKETS, REPORT, EFFORT, CHOICE)
     return {
         g: {
-            **{name: campaign.stage_result(g, name) for name in names},
+            **{file.name: campaign.result(file, g) for file in files},
+            "training": with_losses(campaign, campaign.result(TRAINING, g), campaign.generation_path(g)),
             "seconds": generation_table.stage_seconds(campaign, g),
-            "progress": campaign.progress(g),
+            "progress": campaign.result(PROGRESS, g),
         }
         for g in campaign.generations()
     }
+
+
+def with_losses(campaign: Campaign, result: TrainingResult | None, folder: str) -> Any:
+    """Return a training as older versions kept it, with its losses."""
+    return (
+        None if result is None else plain(result) | {"losses": plain(outside_trainings.read_losses(campaign, folder))}
+    )
 
 
 def _models(campaign: Campaign, _: QueueStore) -> Any:
@@ -249,16 +272,13 @@ def _outside(campaign: Campaign, _: QueueStore) -> Any:
 
 
 def _training(campaign: Campaign, name: str) -> Any:
-    def kept(file: str, kind: type[Record]) -> Record | None:
-        path = campaign.training_path(name, file)
-        return kind.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
-
+    folder = campaign.training_path(name)
     return {
         "request": outside_trainings.read_request(campaign, name),
-        "finished": outside_trainings.training_result(campaign, name),
+        "finished": with_losses(campaign, outside_trainings.training_result(campaign, name), folder),
         "step": outside_trainings.step_of(campaign, name),
-        "evaluation": kept(EVALUATION, Evaluation),
-        "calibration": kept(CALIBRATION, Calibration),
+        "evaluation": campaign.read(TRAINING_EVALUATION, folder),
+        "calibration": campaign.read(CALIBRATION, folder),
     }
 
 
@@ -465,7 +485,7 @@ def test_the_status_is_shown(untouched: dict[str, Campaign], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
     campaign = unpack(tmp_path, name)
-    [expected] = campaign.require_result(0, "inference")
+    [expected] = stored(campaign, 0, "inference")
     model, before, seen = campaign.model(0), files_of(maps_folder(campaign, 0)), []
     assert model is not None
     found = infer_volume(campaign, model, expected["volume_id"], progress=lambda *counts: seen.append(counts))
@@ -477,7 +497,7 @@ def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    recorded = unformatted(campaign.require_result(0, "evaluation")["evaluation"])
+    recorded = unformatted(stored(campaign, 0, "evaluation")["evaluation"])
     assert same(recorded, unformatted(plain(evaluate_generation(campaign, 0))))
 
 
@@ -526,10 +546,11 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
 
 @pytest.mark.parametrize("generation", [0, 1])
 def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaign, generation: int) -> None:
-    before = phantom.require_result(generation, "training")
+    before = stored(phantom, generation, "training")
     for lost in ("training.json", "training.seconds.json", "model"):
         phantom.storage.remove(phantom.generation_path(generation, lost))
-    assert same(before, stage_train.train(phantom, generation, no_training))
+    found = stage_train.train(phantom, generation, no_training)
+    assert same(before, with_losses(phantom, found, phantom.generation_path(generation)))
     assert phantom.model(generation) is not None
 
 
@@ -558,12 +579,12 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
     said = EXPECTED["phantom"]
     go_on(phantom, store)
     for stage in ("snapshot", "training"):
-        assert same(said["stages"]["1"][stage], phantom.require_result(1, stage))
+        assert same(said["stages"]["1"][stage], stored(phantom, 1, stage))
     judged = judgements(phantom)
     assert same(unformatted(said["judged"]["judgements"][0]), unformatted(plain(judged[0])))
     assert judged[1].comparison is not None
     assert judged[1].comparison.boxes > 0
-    asked, queued = phantom.require_result(1, "query")["patches"], phantom.require_result(1, "tickets")["tickets"]
+    asked, queued = phantom.require(QUERY, 1).patches, phantom.require(TICKETS, 1).tickets
     assert len(asked) == len(queued) == phantom.config.sampling.query_patches
     for ticket in (t for t in store.tickets() if t.generation == 2):
         assert ticket.prefill is not None
@@ -599,10 +620,11 @@ def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: Qu
     assert outside_trainings.training_result(objects, name) is None
     steps: list[int] = []
     done = train_outside.run(objects, planned, lambda step, _: steps.append(step))
-    every, last = objects.config.training.checkpoint_every, done["iterations"]
+    every, last = objects.config.training.checkpoint_every, done.iterations
     assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
-    assert len(done["losses"]) == last
-    assert all(math.isfinite(entry["loss"]) for entry in done["losses"])
+    losses = outside_trainings.read_losses(objects, objects.training_path(name))
+    assert len(losses) == last
+    assert all(math.isfinite(entry["loss"]) for entry in losses)
     assert outside_trainings.training_result(objects, name) is not None
 
 
@@ -611,7 +633,9 @@ def test_a_finished_training_outside_the_loop_is_found_again(phantom: Campaign, 
     request = outside_trainings.read_request(phantom, name)
     planned = train_outside.plan(phantom, store, request.trainer, 0)
     assert planned == request
-    assert same(EXPECTED["phantom"]["outside"][name]["finished"], train_outside.run(phantom, planned, no_training))
+    found = train_outside.run(phantom, planned, no_training)
+    expected = EXPECTED["phantom"]["outside"][name]["finished"]
+    assert same(expected, with_losses(phantom, found, phantom.training_path(name)))
 
 
 # annotating goes on ---------------------------------------------------------------------------------------------------
@@ -698,5 +722,5 @@ def test_a_moved_campaign_is_the_same(phantom: Campaign, tmp_path: Path) -> None
     shutil.move(phantom.url, tmp_path / "elsewhere")
     moved = Campaign.open(str(tmp_path / "elsewhere"))
     assert champion(moved) == before
-    [expected] = moved.require_result(0, "inference")
+    [expected] = stored(moved, 0, "inference")
     assert same(expected, map_reference(moved, 0, expected["volume_id"]))

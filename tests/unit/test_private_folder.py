@@ -25,7 +25,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = check_config({"name": "m", "classes": ["x"], "database_url": "postgresql://nowhere/x"})
     campaign = Campaign.create(f"memory://{tmp_path.name}", config)
-    campaign.save_consistency({})
+    campaign.storage.write_json("consistency.json", {})
     return campaign
 
 

@@ -15,9 +15,8 @@ from typer.testing import CliRunner, Result
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
-from rescueseg.evaluation.champion import judgements
+from rescueseg.evaluation.champion import EVALUATION, judgements
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
 from rescueseg.evaluation.uncertain_boxes import most_uncertain, non_overlapping
 from rescueseg.geometry import Box, zyx
@@ -52,18 +51,17 @@ def test_a_dry_run_checks_and_changes_nothing(two_families: Campaign) -> None:
 
 
 def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: Campaign, tmp_path: Path) -> None:
-    judged = two_families.stage_result(0, "evaluation")
+    judged = two_families.require(EVALUATION, 0)
     done = run("evaluate", two_families.url, "--generation", "0", "--json", tmp_path / "scores.json")
     assert done.exit_code == 0, done.stderr
-    assert two_families.stage_result(0, "evaluation") == judged
-    kept = Evaluation.model_validate(two_families.stage_result(0, SCORES))
-    assert kept == judgements(two_families)[0].evaluation
+    assert two_families.require(EVALUATION, 0) == judged
+    assert two_families.require(SCORES, 0) == judgements(two_families)[0].evaluation
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["generation"], scores["model"]) == (0, "monai_unet")
     groups = {(g["part"], g["kind"], g["name"]): g for g in scores["groups"]}
     assert set(groups) == {(p, k, n) for p in ("test", "validation") for k, n in
                            (("all", ""), ("stratum", "dense"), ("stratum", "typical"))}  # fmt: skip
-    test = kept.test
+    test = judged.evaluation.test
     assert test is not None
     whole = groups["test", "all", ""]
     assert whole["plain"]["dice"]["value"] == pytest.approx(test.dice)
@@ -144,20 +142,21 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
 
     first = current_evaluation(campaign, 0, count)
     assert calls == []
-    old = campaign.stage_result(0, "evaluation")
+    judged, scored = (file.path(campaign.generation_path(0)) for file in (EVALUATION, SCORES))
+    old = campaign.storage.read_json(judged)
     for box in old["evaluation"]["boxes"]:
         box["details"] = []
-    campaign.finish_stage(0, "evaluation", old)  # as an older version wrote it
+    campaign.storage.write_json(judged, old)  # as an older version wrote it
     assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
     assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
-    stale = campaign.stage_result(0, SCORES)
-    campaign.finish_stage(0, SCORES, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
+    stale = campaign.storage.read_json(scored)
+    campaign.storage.write_json(scored, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
     assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 32
     stale["boxes"][3]["truth_digest"] = "older"
-    campaign.finish_stage(0, SCORES, stale)
+    campaign.storage.write_json(scored, stale)
     assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 48
     holdout = campaign.holdout()
@@ -172,9 +171,9 @@ def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     for generation in (0, 1):
         write_generation(campaign, generation, 1.0)
-    old = campaign.stage_result(0, "evaluation")
-    old["evaluation"]["format"] = 1
-    campaign.finish_stage(0, "evaluation", old)
+    old = campaign.require(EVALUATION, 0)
+    older = old.model_copy(update={"evaluation": old.evaluation.model_copy(update={"format": 1})})
+    campaign.finish(EVALUATION, 0, older)
     campaign.storage.remove(map_path(campaign, 0, "phantom", ".json"))
     done = run("compare", campaign.url, 0, 1)
     assert done.exit_code == 1

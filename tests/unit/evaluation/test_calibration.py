@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rescueseg.cli.main import app
 from rescueseg.evaluation.calibration import (
+    CALIBRATION,
     Calibration,
     calibrate_generation,
     current_calibration,
@@ -20,7 +21,7 @@ from rescueseg.evaluation.calibration import (
     stored_calibration,
     temper,
 )
-from rescueseg.evaluation.champion import STAGE as JUDGED
+from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.stages.evaluate import evaluate
 from tests.evaluated_campaign import holdout_boxes, make_campaign, write_generation
 
@@ -71,10 +72,11 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
     assert f"test calibration error {found.test.ece[0]:.3f} → {found.test.ece[1]:.3f}" in found.sentence()
     judgement = evaluate(campaign, 0)
     assert stored_calibration(campaign, 0) == found
-    assert judgement["evaluation"]["test"]["ece"] == pytest.approx(found.test.ece[0], abs=1e-6)
-    campaign.storage.remove(campaign.generation_path(0, f"{JUDGED}.json"))
+    assert judgement.evaluation.test is not None
+    assert judgement.evaluation.test.ece == pytest.approx(found.test.ece[0], abs=1e-6)
+    campaign.storage.remove(EVALUATION.path(campaign.generation_path(0)))
     changed = found.model_copy(update={"temperature": 9.0})
-    campaign.finish_stage(0, "calibration", changed.to_json())
+    campaign.finish(CALIBRATION, 0, changed)
     evaluate(campaign, 0)
     assert stored_calibration(campaign, 0) == changed, "what is kept is not fitted again"
     assert Calibration.model_validate(found.to_json()).metrics().keys() >= {"temperature", "test_ece_tempered"}
@@ -86,7 +88,7 @@ def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     found = current_calibration(campaign, 0)
     assert stored_calibration(campaign, 0) == found == calibrate_generation(campaign, 0)
     for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
-        campaign.finish_stage(0, "calibration", found.model_copy(update={**stale, "temperature": 9.0}).to_json())
+        campaign.finish(CALIBRATION, 0, found.model_copy(update={**stale, "temperature": 9.0}))
         assert current_calibration(campaign, 0) == found == stored_calibration(campaign, 0)
 
     truth = zarr.open_array(f"{campaign.image_url('phantom')}/labels/truth/0", mode="r+")

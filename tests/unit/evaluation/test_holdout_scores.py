@@ -12,10 +12,9 @@ from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.champion import judge, judgements
+from rescueseg.evaluation.champion import EVALUATION, judge, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import group_scores
-from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.threshold_baseline import threshold_baseline
 from rescueseg.evaluation.truth import missing_truth, open_truths
 from rescueseg.geometry import Box
@@ -60,7 +59,7 @@ def test_a_perfect_map_scores_one(tmp_path: Path) -> None:
 
 
 def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> None:
-    result = Evaluation.model_validate(evaluated.stage_result(1, "evaluation")["evaluation"])
+    result = evaluated.require(EVALUATION, 1).evaluation
     from rescueseg.inference.maps import open_map
 
     prediction = np.asarray(open_map(evaluated, 1, "phantom", "probability")[:]).argmax(axis=0)

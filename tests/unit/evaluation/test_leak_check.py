@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.cli.main import app
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
@@ -31,18 +32,18 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 @pytest.fixture
 def train_on(judged: Campaign):  # type: ignore[no-untyped-def]
     """Return a function that rewrites the first item of a generation's snapshot; the old one comes back."""
-    kept = {g: judged.stage_result(g, "snapshot") for g in judged.generations()}
+    kept = {g: judged.require(SNAPSHOT, g) for g in judged.generations()}
 
     def rewrite(generation: int, box: Box, read_box: Box | None = None, volume_id: str = "phantom") -> None:
         snapshot = judged.snapshot(generation)
         assert snapshot is not None
         item = snapshot.items[0].model_copy(update={"box": box, "read_box": read_box or box, "volume_id": volume_id})
         changed = snapshot.model_copy(update={"items": (item, *snapshot.items[1:])})
-        judged.finish_stage(generation, "snapshot", changed.to_json())
+        judged.finish(SNAPSHOT, generation, changed)
 
     yield rewrite
-    for generation, data in kept.items():
-        judged.finish_stage(generation, "snapshot", data)
+    for generation, snapshot in kept.items():
+        judged.finish(SNAPSHOT, generation, snapshot)
 
 
 Rewrite = Callable[..., None]

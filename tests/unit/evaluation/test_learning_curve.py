@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.evaluation import learning_curve
 from tests.evaluated_campaign import make_campaign, write_generation
+from tests.triage_summaries import triaged
 
 PATCHES = (4, 8, 12, 16, 24)
 
@@ -59,16 +61,16 @@ def test_the_forecast_says_how_many_more() -> None:
 
 def test_the_rule_of_thumb_goes_by_complexity(campaign: Campaign) -> None:
     assert learning_curve.advise(campaign) == ""
-    campaign.save_triage({"problem": "snr"})
+    campaign.write(TRIAGE_SUMMARY, triaged())
     assert learning_curve.advise(campaign) == ""
     for complexity, size in learning_curve.SIZES.items():
-        campaign.save_triage({"complexity": complexity})
+        campaign.write(TRIAGE_SUMMARY, triaged(complexity=complexity))
         assert learning_curve.advise(campaign) == f"{size} for data of this complexity ({complexity})"
 
 
 def test_three_evaluated_generations_replace_it(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
-    campaign.save_triage({"complexity": "moderate"})
+    campaign.write(TRIAGE_SUMMARY, triaged(complexity="moderate"))
     for generation, noise in enumerate((6.0, 3.0, 2.4)):
         assert "5–10 volumes" in learning_curve.advise(campaign)
         write_generation(campaign, generation, noise)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign, outside_trainings
+from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.evaluation.calibration import Calibration, calibrate_generation
@@ -20,7 +21,7 @@ from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume
 from rescueseg.models.trainer import ignore_progress
 from rescueseg.queue.store import open_queue
-from rescueseg.records import Holdout, HoldoutBox, ModelReference
+from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.stages import train_outside
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
@@ -36,7 +37,7 @@ HELD = (
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     made = make_campaign(tmp_path_factory.mktemp("outside"), iterations=12)
     made.freeze_holdout(Holdout(boxes=HELD, guard_zyx=(1, 4, 4)))
-    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
     open_queue(made).migrate()
     return made
 
@@ -81,8 +82,8 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
 
     result = outside_trainings.training_result(campaign, name)
     assert result is not None
-    model = ModelReference.model_validate(result["model"])
-    campaign.finish_stage(0, "training", {"model": model.to_json()})
+    model = result.model
+    campaign.finish(TRAINING, 0, TrainingResult(model=model, iterations=1))
     infer_volume(campaign, model, "v0")
     assert evaluate_generation(campaign, 0) == kept
     calibration = Calibration.model_validate(
@@ -132,10 +133,10 @@ def test_what_a_generation_before_it_has_read_counts(campaign: Campaign, name: s
     snapshot = campaign.snapshot(0)
     assert snapshot is not None
     item = snapshot.items[0].model_copy(update={"read_box": Box((0, 0, 0), (24, 96, 96))})
-    campaign.finish_stage(0, "snapshot", snapshot.model_copy(update={"items": (item,)}).to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot.model_copy(update={"items": (item,)}))
     with pytest.raises(LeakError, match="the training of generation 0 has read"):
         check_training(campaign, name)
-    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot)
 
 
 def test_a_missing_truth_is_refused(campaign: Campaign, name: str) -> None:

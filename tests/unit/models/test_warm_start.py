@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import InferenceError, TrainingError
 from rescueseg.models.files import read_trained_model
@@ -135,8 +136,8 @@ def test_a_generation_does_not_start_from_a_damaged_model(
 ) -> None:
     campaign = with_settings(before[0], warm_start=True)
     reference = publish(campaign, before[2])
-    campaign.finish_stage(0, "training", {"model": reference.to_json()})
-    campaign.finish_stage(1, "snapshot", before[1].model_copy(update={"generation": 1}).to_json())
+    campaign.finish(TRAINING, 0, TrainingResult(model=reference, iterations=1))
+    campaign.finish(SNAPSHOT, 1, before[1].model_copy(update={"generation": 1}))
     weights, description = (campaign.storage.read_bytes(f"model/model.{kind}") for kind in ("safetensors", "json"))
     if damage == "other weights":
         numbers = {name: -values for name, values in safetensors.numpy.load(weights).items()}
@@ -147,7 +148,7 @@ def test_a_generation_does_not_start_from_a_damaged_model(
         campaign.storage.write_bytes("model/model.json", description[:100])
     with pytest.raises(InferenceError, match="not the one that was trained"):
         stage.train(campaign, 1, lambda *_: None)
-    assert campaign.stage_result(1, "training") is None
+    assert not campaign.has(TRAINING, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
-from rescueseg.campaign.route import profile_of
+from rescueseg.campaign.route import TRIAGE_SUMMARY, profile_of
 from rescueseg.postprocessing.clean import clean
 from rescueseg.triage.tree import ROUTES
+from tests.triage_summaries import triaged
 
 SPACING = (2.0, 1.0, 1.0)
 THICKNESS = 6.0  # a speck is smaller than a ball 3 µm across: 7 voxels
@@ -75,10 +76,9 @@ def test_cleaning_twice_changes_nothing_more_and_invents_no_class(
 def test_the_triages_route_decides_and_a_person_may_override(tmp_path: Path) -> None:
     campaign = Campaign.create(str(tmp_path), settings_of("n", ["a"]))
     assert profile_of(campaign) == ("none", 0.0)
-    thickness = [{"name": "thickness", "value": 4.0}]
-    campaign.save_triage({"route": ROUTES["topology"].to_json(), "evidence": thickness})
+    campaign.write(TRIAGE_SUMMARY, triaged({"thickness": 4.0}, route=ROUTES["topology"].to_json()))
     assert profile_of(campaign) == ("connected", 4.0)
     decided = Campaign(campaign.storage, settings_of("n", ["a"], ["annotation.postprocessing=filled"]))
     assert profile_of(decided) == ("filled", 4.0)
-    campaign.save_triage({"route": ROUTES["topology"].to_json(), "evidence": []})
+    campaign.write(TRIAGE_SUMMARY, triaged(route=ROUTES["topology"].to_json()))
     assert profile_of(campaign) == ("none", 0.0), "nothing was measured"

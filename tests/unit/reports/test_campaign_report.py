@@ -11,9 +11,10 @@ import pytest
 
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import QUERY, GenerationEffort, QueryResult
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import calibration
-from rescueseg.evaluation.champion import STAGE, Comparison, Judgement, headline, judge, judgements
+from rescueseg.evaluation.champion import EVALUATION, Comparison, Judgement, headline, judge, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
 from rescueseg.geometry import Box
@@ -85,7 +86,7 @@ def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
 
 
 def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
-    evaluated.finish_stage(1, calibration.STAGE, calibration.calibrate_generation(evaluated, 1).to_json())
+    evaluated.finish(calibration.CALIBRATION, 1, calibration.calibrate_generation(evaluated, 1))
     path = write_report(evaluated).path
     words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
     assert re.search(
@@ -142,8 +143,8 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     for generation in (0, 1):
         write_volume_maps(campaign, generation, truth > 0)
         judged = judge(campaign, evaluate_generation(campaign, generation))
-        campaign.finish_stage(generation, STAGE, judged.to_json())
-        campaign.finish_stage(generation, "query", {"candidates": 3})
+        campaign.finish(EVALUATION, generation, judged)
+        campaign.finish(QUERY, generation, QueryResult(strategy="random", candidates=3, patches=(), uncertainty=None))
     last = judgements(campaign)[1]
     assert last.evaluation.test is not None
     assert (last.evaluation.test.dice, last.champion) == (None, 0)
@@ -180,8 +181,8 @@ def test_efforts_count_what_people_did(tmp_path: Path) -> None:
 
 def test_effort_goes_to_mlflow_in_all_and_by_person() -> None:
     spent = {"annotation_seconds": 90.0, "voxels_corrected": 7}
-    found = effort_metrics({**spent, "annotators": {"anna": spent, "bob (lab)": {**spent, "annotation_seconds": 0.0}}})
-    assert found == {
+    people = {"anna": spent, "bob (lab)": {**spent, "annotation_seconds": 0.0}}
+    assert effort_metrics(GenerationEffort.model_validate({**spent, "annotators": people})) == {
         "annotation_minutes": 1.5,
         "annotators": 2.0,
         "annotator_minutes/anna": 1.5,

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch, choose_non_overlapping
@@ -213,7 +214,7 @@ def test_what_snapshots_read_counts_as_trained(campaign: Campaign) -> None:
         annotation_id="n", labels="l", labels_digest="d",
     )  # fmt: skip
     snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="h", digest="d")
-    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot)
     holdout = starting_patches.draw_holdout(campaign)
     assert holdout.of("b", campaign.shared_places())
     assert not any(box.intersects(item.read_box) for box in holdout.of("b", campaign.shared_places()))

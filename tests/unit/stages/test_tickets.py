@@ -94,7 +94,7 @@ def test_patches_accepted_before_the_snapshot_count_as_trained_on(campaign: Camp
     accept_one(campaign, store)
     begin(campaign, store)
     accept_one(campaign, store)
-    assert len(make_snapshot(campaign, 0, store)["items"]) == 2
+    assert len(make_snapshot(campaign, 0, store).items) == 2
     assert store.accepted_since_last_generation() == 0
     accept_one(campaign, store)
     make_snapshot(campaign, 0, store)

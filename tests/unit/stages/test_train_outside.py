@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign, outside_trainings
 from rescueseg.campaign.campaign_file import settings_of
-from rescueseg.campaign.route import query_strategy, trainer_name
+from rescueseg.campaign.route import TRIAGE_SUMMARY, query_strategy, trainer_name
+from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import Box
@@ -25,6 +26,7 @@ from rescueseg.records import Holdout, HoldoutBox, ModelReference
 from rescueseg.stages import train_outside
 from rescueseg.stages.train import train
 from tests.training_rig import BOXES, make_campaign, make_snapshot
+from tests.triage_summaries import triaged
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def campaign(tmp_path: Path) -> Campaign:
     made = make_campaign(tmp_path, iterations=12)
     held = HoldoutBox(volume_id="v0", box=Box((14, 60, 60), (8, 30, 30)), part="test", stratum="dense")
     made.freeze_holdout(Holdout(boxes=(held,), guard_zyx=(1, 4, 4)))
-    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
     return made
 
 
@@ -48,9 +50,10 @@ def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign
     steps: list[int] = []
     result = train_outside.run(campaign, planned, lambda step, _: steps.append(step))
     assert steps == list(range(1, 13))
-    model = ModelReference.model_validate(result["model"])
-    assert campaign.storage.list(model.path) == ["model.json", "model.safetensors"]
+    assert campaign.storage.list(result.model.path) == ["model.json", "model.safetensors"]
     assert outside_trainings.step_of(campaign, planned.name) == ", training step 10 of 12"
+    losses = outside_trainings.read_losses(campaign, campaign.training_path(planned.name))
+    assert [entry["step"] for entry in losses] == list(range(1, 13))
     assert campaign.model(0) is None, "no generation has it"
     again = train_outside.run(campaign, planned, lambda step, _: pytest.fail(f"step {step} taken again"))
     assert again == result == outside_trainings.training_result(campaign, planned.name)
@@ -82,7 +85,7 @@ def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
 
 def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, deep_supervision=True)
-    campaign.finish_stage(0, "snapshot", make_snapshot(campaign, BOXES).to_json())
+    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
     for extra in (["--dry-run"], []):
         shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", *extra])
         assert shown.exit_code == 1
@@ -92,8 +95,8 @@ def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_st
 
 def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
     model = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
-    campaign.finish_stage(0, "training", {"model": model.to_json(), "iterations": 6})
-    campaign.finish_stage(0, "training.seconds", 30.0)
+    campaign.finish(TRAINING, 0, TrainingResult(model=model, iterations=6))
+    campaign.finish(TRAINING.seconds, 0, 30.0)
     assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
     assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "monai_unet", 0))[1] is None
 
@@ -118,7 +121,7 @@ def test_a_triage_while_a_generation_runs_changes_the_next_one_only(campaign: Ca
     from rescueseg.campaign.route import freeze_choice
 
     freeze_choice(automatic, 1)
-    automatic.save_triage({"trainer": "nnunet", "route": {"query": "power_bald"}})
+    automatic.write(TRIAGE_SUMMARY, triaged())
     assert (trainer_name(automatic, 1), query_strategy(automatic, 1)) == ("monai_unet", "clasp_entropy")
     assert (trainer_name(automatic), query_strategy(automatic)) == ("nnunet", "power_bald")
     assert (trainer_name(automatic, 2), query_strategy(automatic, 2)) == ("nnunet", "power_bald"), "not begun yet"
@@ -126,7 +129,7 @@ def test_a_triage_while_a_generation_runs_changes_the_next_one_only(campaign: Ca
 
 def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign) -> None:
     other = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
-    campaign.finish_stage(0, "training", {"model": other.to_json()})
+    campaign.finish(TRAINING, 0, TrainingResult(model=other, iterations=1))
     warm = Campaign(
         campaign.storage,
         campaign.config.model_copy(
@@ -134,9 +137,9 @@ def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign)
         ),
     )
     following = make_snapshot(warm, BOXES).model_copy(update={"generation": 1})
-    warm.finish_stage(1, "snapshot", following.to_json())
+    warm.finish(SNAPSHOT, 1, following)
     result = train(warm, 1, lambda *_: None)
-    assert result["warnings"] == ["trained from scratch: generation 0 was made by another trainer, nnunet"]
+    assert result.warnings == ("trained from scratch: generation 0 was made by another trainer, nnunet",)
 
 
 def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[StepProgress], object]) -> None:
@@ -163,14 +166,16 @@ def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: Queue
     resume_after_an_hour(campaign, work, lambda progress: train_outside.run(campaign, planned, progress))
     done = outside_trainings.training_result(campaign, planned.name)
     assert done is not None
-    assert 3600 < done["seconds"] < 4000
+    assert 3600 < done.seconds < 4000
 
 
 def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
     campaign: Campaign, store: QueueStore
 ) -> None:
     resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: train(campaign, 0, progress))
-    assert 3600 < campaign.require_result(0, "training.seconds") < 4000
-    assert "seconds" not in campaign.require_result(0, "training"), "no clock enters a result"
+    assert 3600 < campaign.require(TRAINING.seconds, 0) < 4000
+    written = campaign.storage.read_json("generations/0000/training.json")
+    assert written.keys() == {"model", "iterations", "warnings"}, "no clock enters a result, and losses lie beside it"
+    assert len(outside_trainings.read_losses(campaign, "generations/0000")) == written["iterations"] == 12
     estimate = train_outside.estimate(campaign, train_outside.plan(campaign, store, generation=0))[1]
-    assert estimate == pytest.approx(campaign.require_result(0, "training.seconds"))
+    assert estimate == pytest.approx(campaign.require(TRAINING.seconds, 0))

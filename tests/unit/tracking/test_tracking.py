@@ -21,9 +21,10 @@ import pytest
 
 import rescueseg
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import TrackingConfig, check_config
 from rescueseg.errors import ServiceError
-from rescueseg.evaluation.calibration import Calibration, temper
+from rescueseg.evaluation.calibration import CALIBRATION, Calibration, temper
 from rescueseg.evaluation.champion import Judgement
 from rescueseg.evaluation.scores import Evaluation, part_score
 from rescueseg.geometry import Box
@@ -105,7 +106,7 @@ def tracked(tmp_path: Path, mlflow_server: str) -> Campaign:
         labels_digest="d",
     )
     snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="", digest="ab" * 32)
-    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot)
     save_model(campaign, 0)
     return campaign
 
@@ -115,7 +116,7 @@ def save_model(campaign: Campaign, generation: int) -> ModelReference:
     campaign.storage.write_bytes(f"{path}/model.safetensors", b"weights")
     campaign.storage.write_bytes(f"{path}/model.json", json.dumps({"generation": generation}).encode())
     model = ModelReference(generation=generation, trainer="monai_unet", path=path, digest=f"{generation:064d}")
-    campaign.finish_stage(generation, "training", {"model": model.to_json()})
+    campaign.finish(TRAINING, generation, TrainingResult(model=model, iterations=1))
     return model
 
 
@@ -392,7 +393,7 @@ def test_a_training_outside_the_loop_is_a_whole_run(
     from rescueseg.models.unet.loop import Run
 
     made = make_campaign(tmp_path, iterations=12)
-    made.finish_stage(0, "snapshot", make_snapshot(made, BOXES).to_json())
+    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
     campaign = Campaign(
         made.storage, made.config.model_copy(update={"tracking": TrackingConfig(mlflow_uri=mlflow_server)})
     )
@@ -419,11 +420,11 @@ def test_a_training_outside_the_loop_is_a_whole_run(
     assert run.info.status == "FINISHED"
     assert run.data.params["training.trainer"] == "monai_unet_topology"
     assert run.data.params["training.iterations"] == "12"
-    assert run.data.metrics["seconds"] == result["seconds"]
+    assert run.data.metrics["seconds"] == result.seconds
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [planned.snapshot.digest[:36]]
     assert [p.step for p in client.get_metric_history(run_id, "loss")] == list(range(1, 13))
     [model] = client.search_logged_models([tracker.experiment_id])
-    assert (model.params["model_digest"], model.source_run_id) == (result["model"]["digest"], run_id)
+    assert (model.params["model_digest"], model.source_run_id) == (result.model.digest, run_id)
     assert [o.model_id for o in run.outputs.model_outputs] == [model.model_id]
     assert not client.search_model_versions(f"name = '{tracker.name}'"), "candidate and champion are generations"
     assert run_tracked(campaign, planned) == result
@@ -475,7 +476,7 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=stored.digest)
     tracker = Tracker(tracked)
     calibration = Calibration(generation=0, model_digest=model.digest, temperature=2.0, validation=None, test=None)
-    tracked.finish_stage(0, "calibration", calibration.to_json())
+    tracked.finish(CALIBRATION, 0, calibration)
     registered = tracker.register_model(0, model)
     mlflow.set_tracking_uri(tracker.uri)
     loaded = mlflow.pyfunc.load_model(registered.uri)

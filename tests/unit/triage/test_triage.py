@@ -23,7 +23,7 @@ from rescueseg.queue.store import open_queue
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages import tickets
 from rescueseg.stages.triage import triage_campaign
-from rescueseg.triage.records import Triage
+from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
 
@@ -85,7 +85,7 @@ def test_touching_balls_are_a_boundary_problem_and_everything_is_written_down(ca
     assert result.trainer == "nnunet"
     assert "stardist" in result.missing
     assert any("not installed" in line for line in result.advice)
-    assert Triage.model_validate(campaign.triage_result()) == result
+    assert campaign.read(TRIAGE) == result
     assert campaign.storage.read_bytes("triage.png").startswith(b"\x89PNG")
     assert result.chunks_read <= result.chunks
     assert run(campaign, mask="truth") == result, "the same again"
@@ -234,7 +234,7 @@ def test_a_campaign_that_cannot_be_triaged_says_why(campaign: Campaign, tmp_path
     empty = Campaign.create(str(tmp_path / "empty"), settings_of("e", ["a"]))
     with pytest.raises(CampaignError, match="no volume"):
         run(empty)
-    assert campaign.triage_result() is None
+    assert campaign.read(TRIAGE) is None
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

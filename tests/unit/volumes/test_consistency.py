@@ -16,6 +16,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.cli.main import app
 from rescueseg.config import check_config
 from rescueseg.errors import CampaignError
@@ -77,7 +78,7 @@ def trained_on(campaign: Campaign, *volume_ids: str) -> None:
         for v in volume_ids
     )  # fmt: skip
     snapshot = Snapshot(generation=0, items=items, n_classes=1, holdout_digest="", digest="0")
-    campaign.finish_stage(0, "snapshot", snapshot.to_json())
+    campaign.finish(SNAPSHOT, 0, snapshot)
 
 
 # domains -------------------------------------------------------------------------------------------------------------

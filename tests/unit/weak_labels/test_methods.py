@@ -27,6 +27,7 @@ from rescueseg.weak_labels.ilastik import label_order
 from rescueseg.weak_labels.methods import FITTED, agreement, best_method, method_for, polarity
 from rescueseg.weak_labels.threshold import fit_threshold, rough_mask
 from tests.stand_in_ilastik import project
+from tests.triage_summaries import triaged
 
 SPACINGS = st.sampled_from([(0.1, 0.1, 0.1), (0.2, 0.1, 0.1), (0.15, 0.1, 0.12)])
 
@@ -95,28 +96,25 @@ def test_the_tie_break_is_stable() -> None:
     assert method_for(None)[0] == "threshold"
 
 
-def triaged(
-    problem: str, structure: str | None = None, mask: str = "truth", **evidence: float | None
-) -> dict[str, Any]:
-    found = [{"name": name, "value": value} for name, value in evidence.items()]
-    return {"problem": problem, "structure": structure, "mask": mask, "evidence": found}
-
-
 def test_the_triage_names_the_method_until_something_is_annotated() -> None:
-    assert method_for(triaged("topology"))[0] == "tubes"
-    assert method_for(triaged("topology", plateness=0.8, tubularity=0.1))[0] == "membranes"
-    assert method_for(triaged("topology", plateness=0.3, tubularity=0.6))[0] == "tubes"
-    assert method_for(triaged("topology", mask="threshold", plateness=0.8, tubularity=0.1))[0] == "tubes", "a guess"
-    assert method_for(triaged("topology", "membrane"))[0] == "membranes"
-    assert method_for(triaged("topology", "fibre", plateness=0.8, tubularity=0.1))[0] == "tubes", "the user's word"
-    assert method_for(triaged("boundary"))[0] == method_for(triaged("other"))[0] == "threshold"
+    assert method_for(triaged(problem="topology"))[0] == "tubes"
+    assert method_for(triaged({"plateness": 0.8, "tubularity": 0.1}, problem="topology"))[0] == "membranes"
+    assert method_for(triaged({"plateness": 0.3, "tubularity": 0.6}, problem="topology"))[0] == "tubes"
+    assert (
+        method_for(triaged({"plateness": 0.8, "tubularity": 0.1}, problem="topology", mask="threshold"))[0] == "tubes"
+    ), "a guess"
+    assert method_for(triaged(problem="topology", structure="membrane"))[0] == "membranes"
+    assert (
+        method_for(triaged({"plateness": 0.8, "tubularity": 0.1}, problem="topology", structure="fibre"))[0] == "tubes"
+    ), "the user's word"
+    assert method_for(triaged(problem="boundary"))[0] == method_for(triaged(problem="other"))[0] == "threshold"
 
 
 def test_the_polarity_is_what_was_measured_on_annotated_voxels() -> None:
-    assert polarity(triaged("snr", contrast=-40.0)) is False
-    assert polarity(triaged("snr", contrast=40.0)) is True
-    assert polarity(triaged("snr", mask="threshold", contrast=40.0)) is None, "a guess proves nothing"
-    assert polarity(triaged("snr")) is polarity(None) is None
+    assert polarity(triaged({"contrast": -40.0}, problem="snr")) is False
+    assert polarity(triaged({"contrast": 40.0}, problem="snr")) is True
+    assert polarity(triaged({"contrast": 40.0}, problem="snr", mask="threshold")) is None, "a guess proves nothing"
+    assert polarity(triaged(problem="snr")) is polarity(None) is None
 
 
 @pytest.mark.parametrize("fit", FITTED.values(), ids=FITTED)

@@ -16,6 +16,7 @@ from rescueseg import volumes
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.annotation.label_files import starting_labels
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.cli.main import app
 from rescueseg.config import check_config
 from rescueseg.errors import QueueError, RescuesegError, WeakLabelError
@@ -29,6 +30,7 @@ from rescueseg.weak_labels.prefill import Sources, weak_label
 from rescueseg.weak_labels.scribbles import read_scribbles
 from tests.stand_in_ilastik import install, project
 from tests.training_rig import balls
+from tests.triage_summaries import triaged
 
 SHAPE, SPACING = (24, 96, 96), (0.2, 0.1, 0.1)
 
@@ -131,8 +133,7 @@ def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
 
 def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStore) -> None:
     assert weak_label(made, store, dry_run=True).method == "threshold"
-    found = [{"name": "plateness", "value": 0.9}, {"name": "tubularity", "value": 0.1}]
-    made.save_triage({"problem": "topology", "structure": None, "mask": "truth", "evidence": found})
+    made.write(TRIAGE_SUMMARY, triaged({"plateness": 0.9, "tubularity": 0.1}, problem="topology"))
     result = weak_label(made, store, dry_run=True)
     assert (result.method, result.tickets) == ("membranes", 4)
     assert not made.storage.exists("weak_labels/choice.json")

@@ -1,0 +1,99 @@
+"""What the stages of a generation write, as far as it is known here.
+
+What is evaluated and reported stands where that is done: the judgement in `rescueseg.evaluation.champion`, scores and
+calibration beside it, the row of the table in `rescueseg.reports.generation_table`.
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.records import MapReference, ModelReference, QueriedPatch, Record, Snapshot
+
+
+class StageResult(Record):
+    """A record in a generation's folder; keys that versions before or after this one wrote are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Effort(StageResult):
+    """What accepted labels cost."""
+
+    voxels_corrected: int
+    annotation_seconds: float
+
+
+class PatchEffort(Effort):
+    """What the labels of one patch cost."""
+
+    annotator: str
+
+
+class GenerationEffort(Effort):
+    """What the labels cost that are new in a generation: in all, by person, by ticket."""
+
+    annotators: dict[str, Effort] = Field(default_factory=dict)
+    patches: dict[str, PatchEffort] = Field(default_factory=dict)
+
+
+class Choice(StageResult):
+    """Trainer and query strategy of a generation, frozen with its snapshot."""
+
+    trainer: str
+    strategy: str
+
+
+class TrainingResult(StageResult):
+    """A finished training. No clock enters it, and its losses lie beside it, in `LOSSES`."""
+
+    model: ModelReference
+    iterations: int
+    """Optimiser steps taken, those before a kill included."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know."""
+
+
+class QueryResult(StageResult):
+    """The patches that a generation asks for."""
+
+    strategy: str
+    candidates: int
+    """Patches that could have been asked for."""
+    patches: tuple[QueriedPatch, ...]
+    uncertainty: float | None
+    """Mean predictive entropy of the patches, in nats; None without any."""
+
+
+class TicketsResult(StageResult):
+    """The tickets that were made of the queried patches."""
+
+    tickets: tuple[str, ...]
+    """Their ids."""
+    stop: str
+    """Why the campaign should stop; empty when it goes on."""
+
+
+Losses = tuple[dict[str, float], ...]
+"""One entry per optimiser step: `step`, `loss`, `learning_rate`."""
+
+SNAPSHOT = RecordFile("snapshot", Snapshot)
+EFFORT = RecordFile("effort", GenerationEffort)
+CHOICE = RecordFile("choice", Choice)
+TRAINING = RecordFile("training", TrainingResult)
+LOSSES = RecordFile("losses", Losses)
+INFERENCE = RecordFile("inference", tuple[MapReference, ...])
+QUERY = RecordFile("query", QueryResult)
+TICKETS = RecordFile("tickets", TicketsResult)
+PROGRESS = RecordFile("progress", tuple[str, int, int])
+"""What is counted, how many are done, and how many there are; 0 where that is not known."""
+
+
+class _OlderTraining(StageResult):
+    """A training of a version that kept the losses in it."""
+
+    losses: Losses = ()
+
+
+OLDER_LOSSES = RecordFile("training", _OlderTraining)
