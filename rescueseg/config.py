@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, PositiveFloat, field_validator, model_validator
 
-from rescueseg.errors import ConfigError
+from rescueseg.sections import Section, check_section
 
 ANNOTATION_PORT = 8642
 """Default port of the annotation server."""
@@ -18,12 +18,6 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 ZYXField = tuple[Positive, Positive, Positive]
-
-
-class Section(BaseModel):
-    """A table of the campaign file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ConsistencyConfig(Section):
@@ -141,7 +135,14 @@ class AnnotationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a generation trains."""
+    """How a generation trains: what the loop and every model family read.
+
+    What is one family's own stands in a table of its name, such as ``[training.unet]``. It is kept here as it is; the
+    family checks it, see `rescueseg.models.family.FamilySettings`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, JsonValue]] = Field(init=False)
 
     trainer: str = "auto"
     """Model family; the triage's route decides when `auto`, a MONAI U-Net without one."""
@@ -157,21 +158,9 @@ class TrainingConfig(Section):
     """Spacing that volumes are resampled to; coarser than theirs shows large structures whole. Theirs when omitted."""
     window_zyx: ZYXField | None = None
     """Training window in voxels; chosen from spacing and memory when omitted."""
-    channels: tuple[Positive, ...] | None = None
-    """Feature channels per level; the profile's default when omitted."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share of channels dropped, in training and by every Monte-Carlo sample: of the U-Net's last stages, of every layer
     of nnU-Net; the trainer's default when omitted."""
-    deep_supervision: bool = False
-    """Give coarse decoder stages a loss of their own."""
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay of the moving average of the weights that becomes the model; 0 takes the last weights."""
-    balanced_classes: bool = False
-    """Let rare classes weigh more in the cross-entropy; windows are drawn around all classes alike anyway."""
-    cldice_weight: Annotated[float, Field(ge=0.0)] = 0.5
-    """Of `monai_unet_topology`: weight of soft clDice, in the second half of the steps."""
-    betti_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Of `monai_unet_topology`: weight of Betti matching in the same steps; needs the extra 'topology'."""
     members: Positive = 1
     """Networks trained from as many seeds and averaged: an ensemble, at as many times the cost."""
     checkpoint_every: Positive = 50
@@ -182,10 +171,15 @@ class TrainingConfig(Section):
     """GPUs of one training."""
     warm_start: bool = False
     """Start from the previous generation's weights."""
-    nnunet_planner: Literal["default", "resenc_m", "resenc_l", "resenc_xl"] = "default"
-    """nnU-Net's planner: its default, or a preset with a residual encoder."""
-    nnunet_configuration: Literal["3d_fullres", "3d_lowres"] = "3d_fullres"
-    """nnU-Net's configuration; the second only where nnU-Net plans one, for patches much larger than its window."""
+
+    @property
+    def families(self) -> Mapping[str, Mapping[str, JsonValue]]:
+        """The tables of model families, by family, as they were written."""
+        return self.model_extra or {}
+
+    def shared(self) -> dict[str, Any]:
+        """Return the settings that every family reads, JSON-ready: neither the trainer's name nor a family's table."""
+        return self.model_dump(mode="json", include=set(type(self).model_fields) - {"trainer"})
 
 
 class InferenceConfig(Section):
@@ -360,37 +354,4 @@ def check_config(data: dict[str, Any], where: str = "campaign.toml") -> Campaign
     ...
     rescueseg.errors.ConfigError: campaign.toml: unknown key 'holdot'. Did you mean 'holdout'?
     """
-    try:
-        return CampaignConfig.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown key '{path}'", where=where, todo=_suggest(first["loc"])) from error
-        key = f"'{path}': " if path else ""
-        raise ConfigError(f"{key}{first['msg']}", where=where, todo="Change the value and run again") from error
-
-
-def _suggest(location: tuple[int | str, ...]) -> str:
-    """Name the known key nearest to an unknown one."""
-    model: type[BaseModel] = CampaignConfig
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    section = "".join(f"{part}." for part in location[:-1])
-    paths = {name: f"{section}{name}" for name in model.model_fields}
-    if model is CampaignConfig:
-        paths |= {key: f"{section}.{key}" for section, key in _all_keys() if key not in paths}
-    near = difflib.get_close_matches(str(location[-1]), paths, n=1, cutoff=0.5)
-    return f"Did you mean '{paths[near[0]]}'?" if near else f"Known keys here: {', '.join(sorted(model.model_fields))}"
-
-
-def _all_keys() -> list[tuple[str, str]]:
-    return [
-        (section, key)
-        for section, field in CampaignConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        for key in field.annotation.model_fields
-    ]
+    return check_section(CampaignConfig, data, where)

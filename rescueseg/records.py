@@ -213,6 +213,14 @@ class SnapshotItem(Record):
     labels: str
     """Path of the label array below the campaign."""
     labels_digest: str
+    instances: str | None = None
+    """Path of the objects' array below the campaign; None where classes were annotated, and in snapshots that were made
+    before it was kept."""
+    instances_digest: str | None = None
+
+    def to_json(self) -> Any:
+        """Return a JSON-ready form; what was not kept then is left out, so that old digests stay."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class Snapshot(Record):
@@ -223,7 +231,11 @@ class Snapshot(Record):
     n_classes: int
     holdout_digest: str
     digest: str
-    """sha256 over items, classes and holdout."""
+    """sha256 over items, classes and holdout; see `rescueseg.campaign.snapshot.make_snapshot`."""
+
+    def to_json(self) -> Any:
+        """Return a JSON-ready form; see `SnapshotItem.to_json`."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class ModelReference(Record):

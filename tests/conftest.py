@@ -14,7 +14,15 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
+from tests.other_packages import install_toy_family
 from tests.postgres import throw_away_postgres
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install a model family of another package, on which the contract suites run as on our own."""
+    site = tempfile.mkdtemp(prefix="rescueseg-site-")
+    config.add_cleanup(lambda: shutil.rmtree(site, ignore_errors=True))
+    install_toy_family(Path(site))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from rescueseg.volumes.volume_import import import_volume
 
 SHAPE = (24, 96, 96)
 SPACING = (0.2, 0.1, 0.1)
-QUICK = {"window_zyx": [8, 32, 32], "channels": [8, 16, 32], "threads": 1, "checkpoint_every": 4}
+NARROW = {"channels": [8, 16, 32]}
+QUICK = {"window_zyx": [8, 32, 32], "threads": 1, "checkpoint_every": 4}
+FAMILIES = {"unet": NARROW, "nnunet": NARROW}
+"""Tables of the families that have networks to make small."""
 
 
 def balls(shape: Sequence[int], spacing: Sequence[float], seed: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +42,12 @@ def balls(shape: Sequence[int], spacing: Sequence[float], seed: int, n_classes: 
     return np.clip(image, 0, None).astype(np.uint16), truth
 
 
+def with_tables(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training settings with changes; those of a family's table leave the rest of the table as it is."""
+    inner = {k: {**settings[k], **v} for k, v in changes.items() if isinstance(v, Mapping) and k in settings}
+    return {**settings, **changes, **inner}
+
+
 def make_campaign(
     root: Path,
     *,
@@ -47,12 +57,12 @@ def make_campaign(
     channels: int = 1,
     **training: Any,
 ) -> Campaign:
-    """Make a campaign with one volume per spacing."""
+    """Make a campaign with one volume per spacing; `training` holds settings, tables of families as dictionaries."""
     config = check_config(
         {
             "name": "rig",
             "classes": [f"class{c}" for c in range(1, n_classes + 1)],
-            "training": {"trainer": trainer, **QUICK, **training},
+            "training": with_tables({"trainer": trainer, **QUICK, **FAMILIES}, training),
             "inference": {"mc_samples": 2, "tta_symmetries": 2},
         }
     )
@@ -112,13 +122,19 @@ def make_snapshot(
 BOXES = (Box((0, 0, 0), (12, 48, 48)), Box((12, 0, 48), (12, 48, 48)), Box((0, 48, 0), (12, 48, 48)))
 
 
-def main(campaign_url: str, work_dir: str) -> None:
-    """Train the snapshot stored in a campaign: the process that the tests kill."""
+def main(campaign_url: str, work_dir: str, last: str) -> None:
+    """Train the snapshot stored in a campaign: the process that the tests kill, at a step that it does not go beyond."""
+
+    def say(step: int, _: Mapping[str, float]) -> None:
+        print(step, flush=True)
+        if step == int(last):
+            time.sleep(600)
+
     campaign = Campaign.open(campaign_url)
     snapshot = campaign.snapshot(0)
     assert snapshot is not None
     trainer = get_trainer(campaign.config.training.trainer)
-    trainer.train(TrainingRequest(campaign, snapshot, Path(work_dir), 3), lambda step, _: print(step, flush=True))
+    trainer.train(TrainingRequest(campaign, snapshot, Path(work_dir), 3), say)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
-from rescueseg.models.predictor import Group
+from rescueseg.models.predictor import AXES, Group, Output, class_probabilities
 from rescueseg.records import ModelReference
 
 
@@ -26,10 +26,14 @@ class Blur:
         self.n_classes = campaign.config.n_classes
         self.config = config
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (class_probabilities(self.n_classes),)
+
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         return self.config.window_zyx or (8, 16, 16)
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
         for network, symmetry in np.ndindex(self.networks, self.config.tta_symmetries):
             width = 3 + 2 * symmetry + 4 * network
             blurred = np.stack([uniform_filter(w[0], width) + 0.1 * w[0].mean() for w in windows])
@@ -38,7 +42,8 @@ class Blur:
                 logits = blurred + np.asarray(noise, np.float32)[:, None, None, None]
                 others = [0.3 * c * logits for c in range(1, self.n_classes)]
                 scores = np.exp(np.stack([-logits, logits, *others], axis=1) - np.abs(logits)[:, None])
-                yield Group(network, symmetry), (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+                probabilities = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+                yield Group(network, symmetry), {"probability": probabilities}
 
 
 def blur(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
@@ -61,7 +66,7 @@ class DiesOnce(Blur):
         self.calls = 0
         self.flag = Path(campaign.storage.path("died"))
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
         self.calls += 1
         if self.calls == 2:
             try:
@@ -78,7 +83,7 @@ def dies_once(campaign: Campaign, model: ModelReference, config: InferenceConfig
 
 
 class DiesAlways(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
         os._exit(1)
 
 
@@ -89,14 +94,38 @@ def dies_always(campaign: Campaign, model: ModelReference, config: InferenceConf
 class Diverged(Blur):
     """Gives a NaN in the window that holds the brightest voxel."""
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
-        for group, probabilities in super().members(windows, keys):
-            probabilities[windows.max(axis=(1, 2, 3, 4)) > 3] = np.nan
-            yield group, probabilities
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+        for group, member in super().members(windows, keys):
+            member["probability"][windows.max(axis=(1, 2, 3, 4)) > 3] = np.nan
+            yield group, member
 
 
 def diverged(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Diverged:
     return Diverged(campaign, config)
+
+
+class Reserved(Blur):
+    """Names an output like a map of the uncertainty."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (*super().outputs, Output(name="mc_variance", channels=1, kind="distance"))
+
+
+def reserved(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Reserved:
+    return Reserved(campaign, config)
+
+
+class Forgotten(Blur):
+    """Names an output that its members do not hold."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (*super().outputs, Output(name="flow", channels=3, kind="flow", directions=AXES))
+
+
+def forgotten(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Forgotten:
+    return Forgotten(campaign, config)
 
 
 class TwoChannels(Blur):
@@ -108,8 +137,8 @@ def two_channels(campaign: Campaign, model: ModelReference, config: InferenceCon
 
 
 class WrongShape(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, np.ndarray]]:
-        yield Group(0, 0), np.zeros((len(windows), 2, 3, 3, 3), np.float32)
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+        yield Group(0, 0), {"probability": np.zeros((len(windows), 2, 3, 3, 3), np.float32)}
 
 
 def wrong_shape(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from rescueseg.campaign.renamed_settings import move_renamed, refuse_renamed
 from rescueseg.config import CampaignConfig, check_config
 from rescueseg.errors import ConfigError
 
@@ -16,7 +17,7 @@ FORMAT = 1
 
 
 def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
-    r"""Read a campaign file.
+    r"""Read a campaign file; settings that had another name in an earlier version are moved.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
             where=where,
             todo="Install that version or a later one, and run again",
         )
-    return check_config(data, where)
+    return check_config(move_renamed(data, where), where)
 
 
 def dump_config(config: CampaignConfig) -> str:
@@ -67,7 +68,7 @@ def settings_of(name: str, classes: Sequence[str], pairs: Sequence[str] = ()) ->
     Raises
     ------
     ConfigError
-        If a pair is malformed, a key unknown or a value out of range.
+        If a pair is malformed, a key unknown or called otherwise now, or a value out of range.
 
     Examples
     --------
@@ -80,6 +81,7 @@ def settings_of(name: str, classes: Sequence[str], pairs: Sequence[str] = ()) ->
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"'{pair}' is no KEY=VALUE", where="--set", todo="E.g. --set training.iterations=300")
+        refuse_renamed(key.strip(), "--set")
         *sections, last = key.strip().split(".")
         table = data
         for section in sections:

@@ -75,12 +75,16 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             annotation_id=a.annotation_id,
             labels=a.labels,
             labels_digest=a.labels_digest,
+            instances=a.instances,
+            instances_digest=a.instances_digest,
         )
         for a in sorted(accepted, key=lambda a: a.ticket_id)
     )
     guard(holdout, items, places)
     n_classes, holdout_digest = campaign.config.n_classes, campaign.holdout_digest()
-    digest = digest_json([[item.to_json() for item in items], n_classes, holdout_digest])
+    # an annotation never changes, so its id stands for its objects too, and the digests of older snapshots stay
+    annotated = [item.model_dump(mode="json", exclude={"instances", "instances_digest"}) for item in items]
+    digest = digest_json([annotated, n_classes, holdout_digest])
     return Snapshot(
         generation=generation, items=items, n_classes=n_classes, holdout_digest=holdout_digest, digest=digest
     )

@@ -12,8 +12,8 @@ from rich.console import Console
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.flows import watch_flow
-from rescueseg.config import CampaignConfig
 from rescueseg.errors import ExampleUnavailable
+from rescueseg.models.registry import complete_families
 from rescueseg.reports.generation_table import table
 from rescueseg.services.local_servers import Servers, exit_on_sigterm
 from rescueseg.services.prefect_api import LOOP_FLOW
@@ -106,7 +106,7 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
     if existing is not None:  # killed before its volume was in
         add_volumes(existing, [example.raw_path], **options)
         return existing
-    config: CampaignConfig = settings_of(example.name, example.classes, settings)
+    config = complete_families(settings_of(example.name, example.classes, settings), "--set")
     return start_campaign(str(out), config, [example.raw_path], **options)
 
 

@@ -37,7 +37,7 @@ def train(
     planned = train_outside.plan(opened, open_queue(opened), trainer, number)
     expected, seconds = train_outside.estimate(opened, planned)
     with console.status("Asking the trainer…"):  # which may take ten seconds to import
-        check_settings(planned.trainer, get_trainer(planned.trainer).capabilities, opened.config.training)
+        check_settings(get_trainer(planned.trainer), opened.config.training)
     size = expected.window_zyx
     window = "chosen by the trainer" if size is None else f"{'×'.join(map(str, size))} voxels (zyx)"
     time = "expected time not known before its first training" if seconds is None else f"about {seconds / 60:.1f} min"

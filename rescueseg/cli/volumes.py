@@ -106,9 +106,11 @@ def init(
     picture: PictureOption = "",
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
+    from rescueseg.models.registry import complete_families
     from rescueseg.volumes.batch_import import start_campaign
 
-    config = settings_of(name or default_name(campaign), classes.split(","), settings)
+    given = settings_of(name or default_name(campaign), classes.split(","), settings)
+    config = complete_families(given, "--set")
     files = [join_planes(volumes)] if slices else volumes
     said = Statement(parse_axes(axes), series, position, accept_holes)
     options = _options(spacing, ids, truth, truth_type, said)

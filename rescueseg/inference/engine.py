@@ -13,25 +13,22 @@ depends neither on the blocks nor on the workers. Memory depends on the block an
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from distributed import KilledWorker, as_completed
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, ServiceError, storage_errors
 from rescueseg.geometry import Box
+from rescueseg.inference.boxes import Float32, compute_box
 from rescueseg.inference.maps import (
-    PROBABILITY,
+    RESERVED,
     InferencePlan,
     finished_blocks,
     map_path,
@@ -41,24 +38,17 @@ from rescueseg.inference.maps import (
     read_plan,
     write_marker,
 )
-from rescueseg.inference.uncertainty import MemberStatistics
 from rescueseg.inference.windows import WindowGrid, choose_blocks
-from rescueseg.models.predictor import Predictor, PredictorFactory
+from rescueseg.models.predictor import PROBABILITY, Output, Predictor, PredictorFactory, class_probabilities
 from rescueseg.models.registry import load_predictor
 from rescueseg.progress import CountProgress
-from rescueseg.randomness import window_key
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
-from rescueseg.volumes.normalise import normalise, read_box
-from rescueseg.volumes.ome_zarr import choose_chunks, open_level
+from rescueseg.volumes.ome_zarr import choose_chunks
 
 if TYPE_CHECKING:
     from distributed import Client
 
-BATCH_VOXELS = 1_000_000
-"""Voxels of the windows that go through the predictor together (at least one window)."""
-
-Float32 = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
 
@@ -203,7 +193,7 @@ def make_plan(
     Raises
     ------
     InferenceError
-        If the model's channels or classes are not those of the volume or the campaign.
+        If the model's channels or classes are not those of the volume or the campaign, or its outputs cannot be maps.
     """
     campaign = Campaign.open(campaign_url)
     config, volume = campaign.config, campaign.volume(volume_id)
@@ -218,6 +208,7 @@ def make_plan(
                 where=f"volume {volume_id}",
                 todo="Train a model for this campaign's volumes and classes",
             )
+    outputs = _other_outputs(predictor, f"volume {volume_id}")
     window = predictor.window_zyx(volume.spacing_um_zyx)
     grid = WindowGrid(volume.shape_zyx, window, config.inference.overlap)
     chunk = choose_chunks(volume.shape_zyx)[0]
@@ -234,7 +225,21 @@ def make_plan(
         chunk_zyx=chunk,
         block_zyx=choose_blocks(grid, chunk, config.inference.block_voxels, config.cluster.workers),
         networks=predictor.networks,
+        outputs=outputs,
     )
+
+
+def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:
+    """Return what a predictor says beside the class probabilities, which must come first; names of maps are taken."""
+    first, *others = predictor.outputs
+    names = [*RESERVED, *(output.name for output in others)]
+    if first != class_probabilities(predictor.n_classes) or len(set(names)) < len(names):
+        raise InferenceError(
+            f"the model's outputs ({', '.join(o.name for o in predictor.outputs)}) cannot be maps",
+            where=where,
+            todo="Let its predictor name the class probabilities first, and no output like an uncertainty or another",
+        )
+    return tuple(others)
 
 
 @lru_cache(maxsize=2)
@@ -292,59 +297,13 @@ def run_block(
     with storage_errors(campaign.map_url(generation, volume_id)):
         for quantity in plan.quantities:
             values = maps.pop(quantity)
-            np.clip(values, 0, 1 if quantity == PROBABILITY else np.finfo(dtype).max, out=values)
+            limit = float(np.finfo(dtype).max)
+            np.clip(values, plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit, out=values)
             voxels = values.astype(dtype, copy=False)
             digest.update(voxels.data)
             open_array(campaign, generation, volume_id, quantity, "r+")[(..., *block.slices)] = voxels
     write_marker(campaign, generation, plan, index, digest.hexdigest())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The part of a window inside a block."""
-
-    index: int
-    window: Box
-    inside: Box
-    weights: Float32
-
-    @classmethod
-    def of(cls, grid: WindowGrid, index: int, block: Box) -> _Part:
-        window = grid.box(index)
-        inside = window.intersection(block)
-        assert inside is not None, "every window of a block touches it"
-        first = [max(0, o) for o in window.offset_zyx]
-        z, y, x = (
-            weights[o - f : o - f + s]
-            for weights, o, f, s in zip(grid.weights(index), inside.offset_zyx, first, inside.shape_zyx, strict=True)
-        )
-        return cls(index, window, inside, z[:, None, None] * y[None, :, None] * x[None, None, :])
-
-
-def compute_box(
-    campaign: Campaign, plan: InferencePlan, volume: VolumeRecord, predictor: Predictor, block: Box
-) -> dict[str, Float32]:
-    """Return the maps of one box, float32 by quantity: the same values as in the maps of the whole volume."""
-    grid = plan.grid
-    read = grid.read_box(block)
-    raw = read_box(open_level(campaign.image_url(plan.volume_id)), read)
-    maps = {q: np.zeros(block.shape_zyx, np.float32) for q in plan.quantities}
-    maps[PROBABILITY] = np.zeros((plan.n_classes + 1, *block.shape_zyx), np.float32)
-    batch = max(1, BATCH_VOXELS // math.prod(plan.window_zyx))
-    indices = grid.touching(block)
-    while chunk := list(itertools.islice(indices, batch)):
-        parts = [_Part.of(grid, index, block) for index in chunk]
-        windows = np.stack(
-            [normalise(raw[(..., *p.window.relative_to(read).slices)], volume.normalisation) for p in parts]
-        )
-        for part, statistics in zip(parts, _statistics(plan, predictor, windows, parts), strict=True):
-            target = (..., *part.inside.relative_to(block).slices)
-            for quantity in plan.quantities:
-                values = statistics.pop(quantity)
-                values *= part.weights
-                maps[quantity][target] += values
-    return maps
 
 
 def predict_boxes(
@@ -361,34 +320,3 @@ def predict_boxes(
     predictor = _predictor(campaign.url, model, plan.inference, load_predictor, device)
     for box in boxes:
         yield compute_box(campaign, plan, campaign.volume(volume_id), predictor, box)
-
-
-def _statistics(
-    plan: InferencePlan, predictor: Predictor, windows: Float32, parts: Sequence[_Part]
-) -> Iterator[dict[str, Float32]]:
-    """Yield the statistics over all members, for each window its part inside the block."""
-    accumulators = [MemberStatistics() for _ in parts]
-    cuts = [(slice(None), *part.inside.relative_to(part.window).slices) for part in parts]
-    keys = [window_key(plan.seed, plan.volume_id, part.index) for part in parts]
-    expected = (len(parts), plan.n_classes + 1, *plan.window_zyx)
-    for group, probabilities in predictor.members(windows, keys):
-        if probabilities.shape != expected:
-            raise InferenceError(
-                f"the predictor gave an array of shape {probabilities.shape}, not {expected}",
-                where=f"volume {plan.volume_id}, window {parts[0].index}",
-                todo="Mend the predictor of this trainer",
-            )
-        with np.errstate(invalid="ignore"):
-            for statistics, member, cut in zip(accumulators, probabilities, cuts, strict=True):
-                statistics.add(group.symmetry, member[cut], group.network)
-    for part, statistics in zip(parts, accumulators, strict=True):
-        with np.errstate(invalid="ignore"):
-            result = statistics.result()
-            finite = np.isfinite(result[PROBABILITY].sum(dtype=np.float64))
-        if not finite:
-            raise InferenceError(
-                "the model gave NaN or infinite probabilities",
-                where=f"volume {plan.volume_id}, window {part.index} at {part.window}",
-                todo="Look at the training loss of this generation; retrain with a lower training.learning_rate",
-            )
-        yield result

@@ -8,7 +8,7 @@ Below a generation's folder::
     maps/<volume>.json                    the finished `MapReference`
 
 `probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x), `ensemble_variance` is there when
-the model is an ensemble; all in the dtype that
+the model is an ensemble; what else a model says is (channels, z, y, x), the mean over its members; all in the dtype that
 `inference.map_dtype` names.
 """
 
@@ -27,16 +27,18 @@ from rescueseg.errors import InferenceError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.inference.windows import WindowGrid
+from rescueseg.models.predictor import PROBABILITY, Output
 from rescueseg.records import MapReference, ModelReference, Record
 from rescueseg.storage import digest_json
 from rescueseg.volumes.ome_zarr import create_image
 
-PROBABILITY = "probability"
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
 QUANTITIES = (PROBABILITY, *UNCERTAINTIES)
 """Maps of every model."""
 ENSEMBLE_VARIANCE = "ensemble_variance"
 """Map that an ensemble has beside them."""
+RESERVED = (*QUANTITIES, ENSEMBLE_VARIANCE)
+"""What no other output may be called."""
 
 _FACTORY = "rescueseg.inference.predictor:load_predictor"
 """Plans before version 0.2 named it; in their digests for ever, so that the maps made then stay valid."""
@@ -59,6 +61,8 @@ class InferencePlan(Record):
     chunk_zyx: ZYX
     networks: int = 1
     """Networks of the ensemble."""
+    outputs: tuple[Output, ...] = ()
+    """What the model says beside the class probabilities."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,12 +73,31 @@ class InferencePlan(Record):
     @property
     def quantities(self) -> tuple[str, ...]:
         """Names of the maps."""
-        return QUANTITIES if self.networks == 1 else (*QUANTITIES, ENSEMBLE_VARIANCE)
+        ensemble = () if self.networks == 1 else (ENSEMBLE_VARIANCE,)
+        return (*QUANTITIES, *ensemble, *(output.name for output in self.outputs))
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of the maps that have them, by name."""
+        return {PROBABILITY: self.n_classes + 1} | {output.name: output.channels for output in self.outputs}
+
+    def map_shape(self, quantity: str, shape_zyx: ZYX) -> tuple[int, ...]:
+        """Return the shape of a map, or of a part of it."""
+        return (self.channels[quantity], *shape_zyx) if quantity in self.channels else shape_zyx
+
+    def lowest(self, quantity: str, highest: float) -> float:
+        """Return the least value of a map: zero, but for components of vectors."""
+        return -highest if any(o.name == quantity and o.kind == "flow" for o in self.outputs) else 0.0
+
+    def to_json(self) -> Any:
+        """Return a JSON-ready form; outputs are left out where there are none, so that old digests stay."""
+        return self.model_dump(mode="json", exclude=None if self.outputs else {"outputs"})
 
     @property
     def identity(self) -> str:
         """Digest of what decides the voxels of the maps: not the blocks and the chunks."""
         exclude: dict[str, Any] = {"block_zyx": True, "chunk_zyx": True, "inference": {"block_voxels"}}
+        exclude |= {} if self.outputs else {"outputs": True}
         return digest_json(self.model_dump(mode="json", exclude=exclude))
 
     @property
@@ -132,10 +155,9 @@ def prepare_maps(campaign: Campaign, generation: int, plan: InferencePlan) -> In
         zarr.create_group(zarr_store(url), zarr_format=3)
     classes = ["background", *campaign.config.classes]
     for quantity in plan.quantities:
-        is_probability = quantity == PROBABILITY
         create_image(
             f"{url}/{quantity}",
-            ((plan.n_classes + 1, *plan.shape_zyx) if is_probability else plan.shape_zyx),
+            plan.map_shape(quantity, plan.shape_zyx),
             plan.inference.map_dtype,
             plan.spacing_um_zyx,
             chunks=plan.chunk_zyx,
@@ -197,7 +219,7 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
     quantity : str
         One of `QUANTITIES`: "probability" is (K + 1, z, y, x) with background first; "predictive_entropy" and
         "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x), as is the "ensemble_variance" of
-        an ensemble.
+        an ensemble. Or another output of the model, (channels, z, y, x).
 
     Returns
     -------
@@ -210,7 +232,9 @@ def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str)
         If there is no such map or the maps are not complete.
     """
     reference = map_reference(campaign, generation, volume_id)
-    quantities = reference.quantities if reference else (*QUANTITIES, ENSEMBLE_VARIANCE)
+    plan = None if reference else read_plan(campaign, generation, volume_id)
+    planned = plan.quantities if plan else RESERVED
+    quantities = reference.quantities if reference else planned
     if quantity not in quantities:
         raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(quantities)}")
     if reference is None:

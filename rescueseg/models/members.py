@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -20,7 +20,7 @@ from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing, resampled_shape
 from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.precision import Precision, choose_precision
-from rescueseg.models.predictor import Group
+from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities
 from rescueseg.models.resample import resample
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.plan import NetworkPlan
@@ -49,13 +49,58 @@ class Symmetry:
         turned = tensor.transpose(3, 4) if self.transposed else tensor
         return turned.flip(self.flipped_axes) if self.flipped_axes else turned
 
-    def invert(self, tensor: Tensor) -> Tensor:
-        """Turn it back."""
+    def invert(self, tensor: Tensor, output: Output | None = None) -> Tensor:
+        """Turn it back, and with an output that has directions its channels too: see `held_by`."""
         turned = tensor.flip(self.flipped_axes) if self.flipped_axes else tensor
-        return turned.transpose(3, 4) if self.transposed else turned
+        turned = turned.transpose(3, 4) if self.transposed else turned
+        if output is None or not output.directions:
+            return turned
+        channels, signs = zip(*self.held_by(output), strict=True)
+        return turned[:, list(channels)] * turned.new_tensor(signs).view(1, -1, 1, 1, 1)
+
+    def held_by(self, output: Output) -> tuple[tuple[int, int], ...]:
+        """Return which channel of the turned frame holds each channel of an output, and with which sign.
+
+        A ray is held by the ray that lies where it was turned to. So is the component of a flow, or by the one along the
+        opposite direction, which then has the other sign.
+
+        Raises
+        ------
+        ValueError
+            If there is no such channel: the output has another set of directions in the turned frame.
+
+        Examples
+        --------
+        Mirrored along x, the x component of a flow changes its sign, and rays to the left and to the right change places:
+
+        >>> from rescueseg.models.predictor import AXES
+        >>> mirror = Symmetry(False, (4,))
+        >>> mirror.held_by(Output(name="flow", channels=3, kind="flow", directions=AXES))
+        ((0, 1), (1, 1), (2, -1))
+        >>> mirror.held_by(Output(name="rays", channels=2, kind="distance", directions=((0, 0, 1), (0, 0, -1))))
+        ((1, 1), (0, 1))
+        """
+        directions, signs = np.asarray(output.directions), (1, -1) if output.kind == "flow" else (1,)
+        held = []
+        for z, y, x in output.directions:
+            turned = np.array((z, x, y) if self.transposed else (z, y, x))
+            turned[[axis - 2 for axis in self.flipped_axes]] *= -1
+            alike = [(k, s) for k, d in enumerate(directions) for s in signs if np.allclose(s * d, turned, atol=1e-6)]
+            if not alike:
+                raise ValueError(f"the output '{output.name}' has no channel along {turned.tolist()}")
+            held.append(alike[0])
+        return tuple(held)
+
+    def suits(self, output: Output) -> bool:
+        """Tell whether an output can be turned back."""
+        try:
+            self.held_by(output)
+        except ValueError:
+            return False
+        return True
 
 
-def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
+def symmetries(count: int, square: bool, outputs: Sequence[Output] = ()) -> tuple[Symmetry, ...]:
     """Return up to `count` symmetries: the identity, the half turn in the plane, then the others.
 
     Parameters
@@ -64,6 +109,8 @@ def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
         Of symmetries; there are no more than 8, or 16 where y and x may be exchanged.
     square : bool
         Whether y and x may be exchanged.
+    outputs : sequence of Output
+        Of the model; symmetries in which one of them cannot be turned back are left out.
 
     Examples
     --------
@@ -77,7 +124,7 @@ def symmetries(count: int, square: bool) -> tuple[Symmetry, ...]:
     flips = [(), (3, 4), (2,), (2, 3, 4), (4,), (3,), (2, 4), (2, 3)]
     exchanges = (False, True) if square else (False,)
     group = [Symmetry(transposed, axes) for transposed, axes in itertools.product(exchanges, flips)]
-    return tuple(group[:count])
+    return tuple([symmetry for symmetry in group if all(symmetry.suits(output) for output in outputs)][:count])
 
 
 class NetworksPredictor(ABC, Generic[N, P]):
@@ -128,14 +175,19 @@ class NetworksPredictor(ABC, Generic[N, P]):
         """Number of networks: 1 unless the model is an ensemble."""
         return len(self._networks)
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The class probabilities alone."""
+        return (class_probabilities(self.n_classes),)
+
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         """Return the window, in voxels of a volume of that spacing, that fills the network's window."""
         return resampled_shape(self._window, self._spacing, spacing_um_zyx)
 
     def members(
         self, windows: npt.NDArray[np.float32], keys: Sequence[int]
-    ) -> Iterator[tuple[Group, npt.NDArray[np.float32]]]:
-        """Yield (group, probabilities (n, K + 1, z, y, x)), all dropout samples of a network and symmetry in a row.
+    ) -> Iterator[tuple[Group, Mapping[str, npt.NDArray[np.float32]]]]:
+        """Yield (group, {"probability": (n, K + 1, z, y, x)}), all dropout samples of a network and symmetry in a row.
 
         Windows of another size than the network's are resampled to it, and the logits back.
         """
@@ -155,7 +207,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
                     logits = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
                     probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
                     member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
-                yield Group(n, index), member
+                yield Group(n, index), {PROBABILITY: member}
 
     @abstractmethod
     def _prepare(self, network: N, images: Tensor) -> P:

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
-from rescueseg.records import ModelReference
+from rescueseg.records import ModelReference, Record
 
 Float32 = npt.NDArray[np.float32]
+
+
+PROBABILITY = "probability"
+"""Name of the output that every predictor has: the class probabilities."""
+AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+"""Directions of a flow with one component along each of z, y, x."""
+
+
+class Output(Record):
+    """Something that a model says of each voxel, and a map of each volume.
+
+    Windows may be resampled on the way into a model and its outputs on the way back, so lengths are in micrometre.
+    """
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    """Of the output and of its map."""
+    channels: Annotated[int, Field(ge=1)]
+    kind: Literal["probability", "distance", "flow"]
+    """"probability" is the class probabilities alone; "distance" is not negative; "flow" is made of components of vectors."""
+    directions: tuple[tuple[float, float, float], ...] = ()
+    """Direction (z, y, x) of each channel: of the ray whose length a distance is, or along which the component of a flow
+    is; none where a distance is that to the nearest border, whatever its direction."""
+
+    @model_validator(mode="after")
+    def _has_a_direction_per_channel(self) -> Self:
+        needed = {"probability": (0,), "distance": (0, self.channels), "flow": (self.channels,)}[self.kind]
+        if len(self.directions) not in needed:
+            raise ValueError(f"a {self.kind} of {self.channels} channels cannot have {len(self.directions)} directions")
+        return self
+
+
+def class_probabilities(n_classes: int) -> Output:
+    """Return the output that every predictor has.
+
+    Examples
+    --------
+    >>> class_probabilities(2).channels
+    3
+    """
+    return Output(name=PROBABILITY, channels=n_classes + 1, kind="probability")
 
 
 class Group(NamedTuple):
@@ -49,11 +90,16 @@ class Predictor(Protocol):
         """Number of image channels C."""
         ...
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What each member holds: `class_probabilities` first, whatever else the model says behind it."""
+        ...
+
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         """Return the window in voxels of a volume with this spacing (micrometre, zyx)."""
         ...
 
-    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[Group, Float32]]:
+    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[Group, Mapping[str, Float32]]]:
         """Yield one member at a time: all samples of a symmetry before the next one, all symmetries of a network likewise.
 
         Parameters
@@ -67,8 +113,9 @@ class Predictor(Protocol):
         ------
         group : Group
             Its network and its symmetry.
-        probabilities : ndarray of float32, shape (n, K + 1, z, y, x)
-            Class probabilities, background first, turned back into the frame of `windows`.
+        member : mapping of str to ndarray of float32, shape (n, channels, z, y, x)
+            Each output by its name, turned back into the frame of `windows`: with its directions, see
+            `rescueseg.models.members.Symmetry.invert`. Class probabilities are background first and add up to one.
         """
         ...
 

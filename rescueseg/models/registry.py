@@ -1,52 +1,102 @@
-"""Trainers by name. Importing this imports neither torch nor MONAI."""
+"""Trainers by name, and the tables of settings of their families. Importing this imports neither torch nor MONAI.
+
+The families that come with rescueseg stand in `OWN`: a source checkout has them, and so has an editable install whose
+metadata are older than the code, where an entry point would be missing or lead to a module that has moved. Every other
+family is a package of its own that names its trainers in the entry points of the group `GROUP`, each of which leads to a
+`TrainerEntry`; nothing here changes for it.
+"""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from rescueseg.errors import ConfigError
+from rescueseg.models.family import TrainerEntry
+from rescueseg.models.nnunet.family import NNUNET
+from rescueseg.models.settings import FamilySettings
 from rescueseg.models.trainer import Outline, Trainer
+from rescueseg.models.unet.family import MONAI_UNET, MONAI_UNET_TOPOLOGY
 
 if TYPE_CHECKING:
     from rescueseg.campaign import Campaign
-    from rescueseg.config import InferenceConfig
+    from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
     from rescueseg.models.predictor import Predictor
     from rescueseg.records import ModelReference, Snapshot
 
+GROUP = "rescueseg.trainers"
+"""Group of the entry points by which other packages offer trainers."""
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a trainer lives: a module with a class and with a `load_predictor` function.
+OWN: Mapping[str, TrainerEntry] = MappingProxyType(
+    {"monai_unet": MONAI_UNET, "monai_unet_topology": MONAI_UNET_TOPOLOGY, "nnunet": NNUNET}
+)
+"""The trainers that come with rescueseg."""
 
-    Parameters
-    ----------
-    module, trainer : str
-        The module, and the class in it.
-    plan : str
-        Module with a function `outline`, which imports no torch.
+
+def trainer_names() -> tuple[str, ...]:
+    """Return the names of all trainers that are installed, sorted; none is loaded.
+
+    Raises
+    ------
+    ConfigError
+        If two packages offer a trainer of the same name.
     """
-
-    module: str
-    trainer: str
-    plan: str = "rescueseg.models.unet.plan"
+    return tuple(sorted({*OWN, *_offered(tuple(sys.path))}))
 
 
-TRAINERS: dict[str, Entry] = {
-    "monai_unet": Entry("rescueseg.models.unet.trainer", "MonaiUNetTrainer"),
-    "monai_unet_topology": Entry("rescueseg.models.unet.trainer", "MonaiUNetTopologyTrainer"),
-    "nnunet": Entry("rescueseg.models.nnunet.trainer", "NnUNetTrainer", "rescueseg.models.nnunet.plan"),
-}
-"""A new trainer is one more line here; `tests/contracts/test_trainer.py` then runs on it."""
+@lru_cache(maxsize=8)
+def _offered(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:  # noqa: ARG001  # packages are looked for along it
+    """Return what other packages offer, by name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if point.name in OWN or found.setdefault(point.name, point).value != point.value:
+            raise ConfigError(
+                f"the {_package(point)} offers a trainer '{point.name}', and there is another of that name",
+                where=f"entry points '{GROUP}'",
+                todo="Uninstall the package, or ask its authors for another name",
+            )
+    return MappingProxyType(found)
 
 
-def _entry(name: str) -> Entry:
-    if name not in TRAINERS:
+def _package(point: EntryPoint) -> str:
+    return f"package '{point.dist.name}'" if point.dist else f"module '{point.module}'"
+
+
+def find_entry(name: str) -> TrainerEntry:
+    """Return what the registry knows of a trainer.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, or the package that offers it is broken.
+    """
+    if name in OWN:
+        return OWN[name]
+    point = _offered(tuple(sys.path)).get(name)
+    if point is None:
         raise ConfigError(
-            f"unknown trainer '{name}'", where="training.trainer", todo=f"Known: {', '.join(sorted(TRAINERS))}"
+            f"unknown trainer '{name}'", where="training.trainer", todo=f"Known: {', '.join(trainer_names())}"
         )
-    return TRAINERS[name]
+    try:
+        entry = point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the trainer '{name}' of the {_package(point)} cannot be loaded: {error}",
+            where=point.value,
+            todo="Repair or uninstall the package",
+        ) from error
+    if not isinstance(entry, TrainerEntry):
+        raise ConfigError(
+            f"the {_package(point)} offers as trainer '{name}' what is none",
+            where=point.value,
+            todo="Let the entry point lead to a rescueseg.models.family.TrainerEntry",
+        )
+    return entry
 
 
 def get_trainer(name: str) -> Trainer:
@@ -57,8 +107,73 @@ def get_trainer(name: str) -> Trainer:
     ConfigError
         If there is none of that name.
     """
-    entry = _entry(name)
+    entry = find_entry(name)
     return cast(Trainer, getattr(importlib.import_module(entry.module), entry.trainer)())
+
+
+def suited_to(route: str) -> tuple[str, ...]:
+    """Return the trainers of other packages that name a route of the triage as theirs, sorted."""
+    return tuple(name for name in trainer_names() if route in find_entry(name).routes)
+
+
+def find_families() -> Mapping[str, type[FamilySettings]]:
+    """Return the settings of every family that is installed, by the name of its table."""
+    models = [find_entry(name).settings for name in trainer_names()]
+    return {model.family: model for model in models}
+
+
+def check_families(config: TrainingConfig, where: str) -> None:
+    """Make sure that every table of a family is one of an installed family, and valid.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        With the tables as they were written.
+    where : str
+        Where they stand, for the error message.
+
+    Raises
+    ------
+    ConfigError
+        It names the key and what is allowed.
+    """
+    families = find_families() if config.families else {}
+    for family in config.families:
+        if family not in families:
+            raise ConfigError(
+                f"there is no model family '{family}' for the table [training.{family}]",
+                where=where,
+                todo=f"Installed families: {', '.join(sorted(families))}",
+            )
+        families[family].of(config, where)
+
+
+def complete_families(config: CampaignConfig, where: str) -> CampaignConfig:
+    """Return the settings of a new campaign with the families' tables checked and written in full.
+
+    The campaign file then holds every default, so that a later version with others changes nothing in the campaign. That
+    goes for the families that come with rescueseg, that of the trainer named, and those that have a table already.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        As a person gave them.
+    where : str
+        Where that was, for the error message.
+
+    Raises
+    ------
+    ConfigError
+        If a table is of no installed family, holds an unknown key or a value out of range, or there is no trainer of
+        the name.
+    """
+    training = config.training
+    check_families(training, where)
+    entries = [*OWN.values(), *([find_entry(training.trainer)] if training.trainer != "auto" else [])]
+    models = {entry.settings.family: entry.settings for entry in entries}
+    models |= {family: find_families()[family] for family in training.families}
+    tables = {name: models[name].of(training).model_dump(mode="json", exclude_none=True) for name in sorted(models)}
+    return config.model_copy(update={"training": training.model_copy(update=tables)})
 
 
 def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
@@ -71,7 +186,7 @@ def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
     TrainingError
         If the snapshot cannot be trained on.
     """
-    return cast(Outline, importlib.import_module(_entry(name).plan).outline(campaign, snapshot))
+    return find_entry(name).outline(campaign, snapshot)
 
 
 def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
@@ -95,7 +210,7 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     InferenceError
         If the model is missing or not the one the digest names.
     """
-    module = importlib.import_module(_entry(model.trainer).module)
+    module = importlib.import_module(find_entry(model.trainer).module)
     return cast("Predictor", module.load_predictor(campaign, model, config, resolve_device(device)))
 
 

@@ -108,7 +108,7 @@ def scratch_reason(pairs: Mapping[str, tuple[Any, Any]]) -> str:
 
     Examples
     --------
-    >>> scratch_reason({"number of classes": (1, 2), "training.channels": ((16, 32), (16, 32))})
+    >>> scratch_reason({"number of classes": (1, 2), "training.unet.channels": ((16, 32), (16, 32))})
     'trained from scratch: the model to start from has another number of classes'
     >>> scratch_reason({"number of classes": (2, 2)})
     ''

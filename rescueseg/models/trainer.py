@@ -14,6 +14,7 @@ from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
+from rescueseg.models.settings import FamilySettings
 from rescueseg.progress import StepProgress
 from rescueseg.records import Snapshot
 
@@ -23,7 +24,9 @@ DESCRIPTION_FILE = "model.json"
 
 @dataclass(frozen=True)
 class TrainerCapabilities:
-    """What a trainer can do beyond training; `check_request` refuses a request for anything else.
+    """What the loop asks of a trainer beyond training; `check_request` refuses a request for anything else.
+
+    What a family's own settings ask for is no capability: see `Trainer.ignored`.
 
     Parameters
     ----------
@@ -33,13 +36,8 @@ class TrainerCapabilities:
         It can start from the weights of another model.
     several_classes, several_channels, several_gpus : bool
         It takes more than one foreground class, image channel or GPU.
-    weight_average, class_weights, deep_supervision : bool
-        Settings make it average its weights over the steps, let rare classes weigh more, and give coarse stages a loss
-        of their own.
-    topology_terms : bool
-        Its loss can have terms for topology.
-    nnunet_plans : bool
-        It plans by nnU-Net's planners and configurations.
+    needs_instances : bool
+        It learns from numbered objects; classes alone do not do.
     exact_on : tuple of str
         Kinds of device on which the same request gives the same digest, killed and rerun any number of times. On
         others a resumed training ends within 0.03 Dice of an undisturbed one.
@@ -50,11 +48,7 @@ class TrainerCapabilities:
     several_classes: bool = True
     several_channels: bool = True
     several_gpus: bool = False
-    weight_average: bool = True
-    class_weights: bool = True
-    deep_supervision: bool = True
-    topology_terms: bool = False
-    nnunet_plans: bool = False
+    needs_instances: bool = False
     exact_on: tuple[str, ...] = ("cpu", "cuda")
 
 
@@ -154,6 +148,14 @@ class Trainer(Protocol):
     def capabilities(self) -> TrainerCapabilities:
         """What it can do."""
 
+    @property
+    def settings(self) -> type[FamilySettings]:
+        """Its family's table of settings."""
+
+    @property
+    def ignored(self) -> Mapping[str, str]:
+        """Settings that it would not heed, by their path below ``training``, and what it would take to heed each."""
+
     def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit the model as the last act.
 
@@ -170,17 +172,16 @@ class Trainer(Protocol):
         """
 
 
-def check_request(name: str, capabilities: TrainerCapabilities, request: TrainingRequest) -> None:
+def check_request(trainer: Trainer, request: TrainingRequest) -> None:
     """Refuse a request that reads from the holdout or asks for what a trainer cannot do; trainers begin with it.
 
     A setting at its default is no request: the campaign file holds every default, and a triage may choose the trainer.
+    Neither is the table of another family: it waits for that family's trainers.
 
     Parameters
     ----------
-    name : str
-        The trainer's.
-    capabilities : TrainerCapabilities
-        What it can do.
+    trainer : Trainer
+        Says what it can do and which settings it ignores.
     request : TrainingRequest
         The training.
 
@@ -190,62 +191,63 @@ def check_request(name: str, capabilities: TrainerCapabilities, request: Trainin
         If an item's read box touches a holdout box.
     TrainingError
         If a capability is missing; the message names it.
+    ConfigError
+        If the family's settings are not valid.
     """
     campaign, snapshot = request.campaign, request.snapshot
-    config = campaign.config.training
+    config, able = campaign.config.training, trainer.capabilities
     holdout = campaign.holdout()
     if holdout is not None:
         guard(holdout, snapshot.items, campaign.shared_places())
     channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
-    check_settings(name, capabilities, config)
+    check_settings(trainer, config)
     requirements = (
-        (request.warm_start is not None, capabilities.warm_start, "start from another model", "training.warm_start"),
-        (snapshot.n_classes > 1, capabilities.several_classes, "learn several classes", "classes"),
-        (channels > 1, capabilities.several_channels, "read several channels", "volumes"),
-        (config.gpus > 1, capabilities.several_gpus, "use several GPUs", "training.gpus"),
+        (request.warm_start is not None, able.warm_start, "start from another model", "training.warm_start"),
+        (snapshot.n_classes > 1, able.several_classes, "learn several classes", "classes"),
+        (channels > 1, able.several_channels, "read several channels", "volumes"),
+        (config.gpus > 1, able.several_gpus, "use several GPUs", "training.gpus"),
         (
-            not capabilities.partial_labels and _has_partial_labels(campaign, snapshot),
+            not able.partial_labels and _has_partial_labels(campaign, snapshot),
             False,
             "learn from partial labels",
             "labels",
         ),
+        (
+            able.needs_instances and any(item.instances is None for item in snapshot.items),
+            False,
+            "learn from classes without numbered objects",
+            "annotation.labels",
+        ),
     )
-    for is_required, able, what, where in requirements:
-        if is_required and not able:
-            raise _refusal(name, what, where)
+    for is_required, is_able, what, where in requirements:
+        if is_required and not is_able:
+            field = TrainingConfig.model_fields.get(where.removeprefix("training."))
+            raise _refusal(trainer.name, what, where, f"{field.default}" if field else "")
 
 
-def check_settings(name: str, capabilities: TrainerCapabilities, config: TrainingConfig) -> None:
-    """Refuse settings that a trainer would not heed; one at its default is no request.
+def check_settings(trainer: Trainer, config: TrainingConfig) -> None:
+    """Check the table of a trainer's family, and refuse what the trainer would not heed; a default is no request.
 
     Raises
     ------
     TrainingError
         The message names the setting.
+    ConfigError
+        If the table holds an unknown key or a value out of range.
     """
-    for setting, able, what in _settings(capabilities):
-        if not able and getattr(config, setting) != TrainingConfig.model_fields[setting].default:
-            raise _refusal(name, what, f"training.{setting}")
+    own = trainer.settings.of(config)
+    for path, what in trainer.ignored.items():
+        family, _, name = path.rpartition(".")
+        table: FamilySettings | TrainingConfig = own if family else config
+        default = type(table).model_fields[name].default
+        if getattr(table, name) != default:
+            raise _refusal(trainer.name, what, f"training.{path}", f"{default}")
 
 
-def _refusal(name: str, what: str, where: str) -> TrainingError:
-    field = TrainingConfig.model_fields.get(where.removeprefix("training."))
-    default = f", or leave it at {field.default}" if field is not None else ""
+def _refusal(name: str, what: str, where: str, default: str) -> TrainingError:
+    leave = f", or leave it at {default}" if default else ""
     return TrainingError(
-        f"the trainer '{name}' cannot {what}", where=where, todo=f"Choose another trainer in training.trainer{default}"
-    )
-
-
-def _settings(able: TrainerCapabilities) -> tuple[tuple[str, bool, str], ...]:
-    """Return the settings that not every trainer heeds: name, whether this one does, and what it would take."""
-    return (
-        ("ema", able.weight_average, "average its weights"),
-        ("balanced_classes", able.class_weights, "weigh classes"),
-        ("deep_supervision", able.deep_supervision, "be told whether to supervise coarse stages"),
-        ("cldice_weight", able.topology_terms, "mind topology"),
-        ("betti_weight", able.topology_terms, "mind topology"),
-        ("nnunet_planner", able.nnunet_plans, "plan by nnU-Net's planners"),
-        ("nnunet_configuration", able.nnunet_plans, "plan nnU-Net's configurations"),
+        f"the trainer '{name}' cannot {what}", where=where, todo=f"Choose another trainer in training.trainer{leave}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
 from rescueseg.models.resample import resample
-from rescueseg.models.unet.plan import TrainingPlan
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array
@@ -31,6 +30,22 @@ _SITES = 20_000
 _FOREGROUND_SHARE = 0.5
 _THICKNESS_PERCENTILE = 99
 """Percentile of the foreground's depth."""
+
+
+class WindowPlan(Protocol):
+    """What a family's plan says of its windows."""
+
+    @property
+    def spacing_um_zyx(self) -> Spacing:
+        """Working spacing."""
+
+    @property
+    def window_zyx(self) -> ZYX:
+        """Training window in voxels of the working spacing."""
+
+    @property
+    def batch_size(self) -> int:
+        """Windows of a step."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +108,8 @@ class TrainingSet:
         Where images and labels lie.
     snapshot : Snapshot
         What may be read.
-    plan : TrainingPlan
-        Window and working spacing.
+    plan : WindowPlan
+        Window, working spacing and number of windows.
     cache_bytes : int
         Memory that items may take; the least recently used ones are read again when needed.
 
@@ -105,7 +120,7 @@ class TrainingSet:
     """
 
     def __init__(
-        self, campaign: Campaign, snapshot: Snapshot, plan: TrainingPlan, cache_bytes: int = _CACHE_BYTES
+        self, campaign: Campaign, snapshot: Snapshot, plan: WindowPlan, cache_bytes: int = _CACHE_BYTES
     ) -> None:
         self._campaign, self._plan, self._limit = campaign, plan, cache_bytes
         self._items = snapshot.items

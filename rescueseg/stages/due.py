@@ -10,6 +10,7 @@ from rescueseg.campaign.route import query_strategy
 from rescueseg.campaign.stage_results import TICKETS
 from rescueseg.errors import EvaluationError, QueueError
 from rescueseg.evaluation.truth import missing_truth
+from rescueseg.models.registry import check_families
 from rescueseg.queue.due import patches_due
 from rescueseg.queue.store import QueueStore
 from rescueseg.services.dask_address import check_address
@@ -66,8 +67,8 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
     EvaluationError
         If holdout boxes still wait for their annotation.
     ConfigError
-        If the campaign names a query strategy that there is not, or a Dask scheduler that may not be spoken to: better
-        now than after the training.
+        If the campaign names a query strategy that there is not, or a Dask scheduler that may not be spoken to, or has a
+        table of a model family that is not installed or holds what it may not: better now than after the training.
     """
     accepted = check_ready(campaign, store)
     due = count_due(campaign, store)
@@ -78,6 +79,7 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
 def check_ready(campaign: Campaign, store: QueueStore) -> int:
     """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
     find_strategy(query_strategy(campaign))
+    check_families(campaign.config.training, f"{campaign.url}/campaign.toml")
     check_address(campaign.config.cluster)
     accepted = len(store.accepted("pool"))
     if not accepted:

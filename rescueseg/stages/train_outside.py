@@ -22,7 +22,7 @@ from rescueseg.campaign.outside_trainings import (
 from rescueseg.campaign.route import trainer_name
 from rescueseg.campaign.stage_results import TRAINING
 from rescueseg.errors import TrainingError
-from rescueseg.models.registry import outline
+from rescueseg.models.registry import check_families, find_entry, outline
 from rescueseg.models.trainer import Outline
 from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore
@@ -54,6 +54,8 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
         If the generation has no snapshot.
     SamplingError
         If nothing is accepted yet, or the holdout is not frozen.
+    ConfigError
+        If there is no such trainer, or a table of a model family is not valid.
     """
     name = trainer or trainer_name(campaign)
     snapshot = _new_snapshot(campaign, store) if generation is None else campaign.snapshot(generation)
@@ -63,7 +65,9 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
             where=campaign.url,
             todo="Leave --generation out to train on what is accepted now",
         )
-    settings = campaign.config.training.model_dump(mode="json", exclude={"trainer"})
+    training = campaign.config.training
+    check_families(training, f"{campaign.url}/campaign.toml")
+    settings = training.shared() | find_entry(name).settings.of(training).identity()
     identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
     return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot)
 

@@ -18,6 +18,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 import rescueseg
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.calibration import stored_calibration
+from rescueseg.models.registry import find_entry
 from rescueseg.records import ModelReference, Record
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class ModelRegistry:
                     "temperature": temperature,
                 },
                 signature=signature,
-                pip_requirements=_requirements(),
+                pip_requirements=_requirements(model.trainer),
                 metadata={"rescueseg_version": rescueseg.__version__, "temperature": temperature},
             )
 
@@ -189,7 +190,7 @@ class ModelRegistry:
             self._client.set_registered_model_alias(self.name, CHAMPION, registered.version)
 
 
-def _requirements() -> list[str]:
-    """Return what the model needs, rescueseg first: no package index holds it, it has to be installed there."""
-    names = ("mlflow", "monai", "numpy", "safetensors", "torch")
+def _requirements(trainer: str) -> list[str]:
+    """Return what a model needs, rescueseg first: no package index holds it, it has to be installed there."""
+    names = sorted({"mlflow", "numpy", "safetensors", *find_entry(trainer).requirements})
     return [f"rescueseg=={rescueseg.__version__}", *(f"{name}=={version(name)}" for name in names)]

@@ -18,6 +18,7 @@ from rescueseg.errors import InferenceError
 from rescueseg.evaluation.calibration import temper
 from rescueseg.geometry import Box, zyx
 from rescueseg.inference.windows import WindowGrid
+from rescueseg.models.predictor import PROBABILITY
 from rescueseg.models.registry import load_predictor
 from rescueseg.randomness import window_key
 from rescueseg.records import ModelReference
@@ -80,7 +81,7 @@ class SegmentationModel(PythonModel):
         for index in range(len(grid)):
             box = grid.box(index)
             window = read_box(scaled, box)[None]
-            members = [p[0] for _, p in self._predictor.members(window, [window_key(0, "pyfunc", index)])]
+            members = [p[PROBABILITY][0] for _, p in self._predictor.members(window, [window_key(0, "pyfunc", index)])]
             inside = box.clip(shape)
             weights = grid.weights(index)
             mean = np.mean(members, axis=0)[(slice(None), *_local(inside, box))]

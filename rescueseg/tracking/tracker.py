@@ -72,13 +72,8 @@ class Tracker(CampaignRuns):
 
     def log_config(self, run_id: str, overrides: Mapping[str, Any] = {}) -> None:
         """Add the campaign's settings as parameters such as `training.trainer`; `overrides` replaces some of them."""
-        flat: dict[str, Any] = {}
-        for key, value in self.campaign.config.model_dump(mode="json", exclude={"database_url"}).items():
-            if isinstance(value, dict):
-                flat |= {f"{key}.{inner}": v for inner, v in value.items() if v is not None}
-            elif value is not None:
-                flat[key] = value
-        self.log_params(run_id, flat | dict(overrides))
+        settings = self.campaign.config.model_dump(mode="json", exclude={"database_url"}, exclude_none=True)
+        self.log_params(run_id, _flat(settings) | dict(overrides))
 
     @mlflow_errors
     def log_metrics(
@@ -252,3 +247,11 @@ class Tracker(CampaignRuns):
             for key, value in tags.items():
                 self.client.set_tag(run_id, key, value)
         self._registry.set_champion(judgement.champion, self.generation_run(judgement.champion))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by their path, such as `training.unet.ema`, whatever tables they stand in."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

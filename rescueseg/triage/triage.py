@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import DEFAULT_TRAINER
 from rescueseg.errors import CampaignError, ConfigError
 from rescueseg.geometry import Box
-from rescueseg.models.registry import TRAINERS
+from rescueseg.models.registry import suited_to, trainer_names
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
@@ -144,11 +145,16 @@ def measure_volumes(
 
 
 def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
-    """Return the first of a route's trainers that is installed, and the better ones that are not."""
-    for index, name in enumerate(route.trainers):
-        if name in TRAINERS:
-            return name, route.trainers[:index]
-    return next(iter(TRAINERS)), route.trainers
+    """Return the first of a route's trainers that is installed, and the better ones that are not.
+
+    A trainer of another package that names the route as its own comes first, unless the route has a place for it.
+    """
+    others = tuple(name for name in suited_to(route.name) if name not in route.trainers)
+    installed = trainer_names()
+    for index, name in enumerate(ranked := (*others, *route.trainers)):
+        if name in installed:
+            return name, ranked[:index]
+    return DEFAULT_TRAINER, ranked
 
 
 def _disagreement(numbers: dict[str, float], campaign: Campaign, word: Structure | None, route: Route) -> str:

@@ -12,7 +12,7 @@ from rescueseg.errors import WeakLabelError
 from rescueseg.evaluation.champion import champion
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import Predictor
+from rescueseg.models.predictor import PROBABILITY, Predictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.randomness import window_key
 from rescueseg.volumes.normalise import read_box
@@ -53,7 +53,7 @@ class ChampionLabeller:
             window = grid.box(index)
             inside = window.clip(image.shape[1:])
             read = read_box(image, window)[np.newaxis]
-            members = [p[0] for _, p in self.predictor.members(read, [window_key(0, self.name, index)])]
+            members = [p[PROBABILITY][0] for _, p in self.predictor.members(read, [window_key(0, self.name, index)])]
             along_z, along_y, along_x = grid.weights(index)
             weights = along_z[:, None, None] * along_y[:, None] * along_x
             mean = np.mean(members, axis=0)[(slice(None), *inside.relative_to(window).slices)]

@@ -34,7 +34,7 @@ from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.training_scores import predict_holdout
 from rescueseg.evaluation.truth import holdout_boxes, open_truths
-from rescueseg.models.registry import TRAINERS, get_trainer
+from rescueseg.models.registry import get_trainer, trainer_names
 from rescueseg.models.trainer import TrainingRequest
 from rescueseg.queue.store import open_queue
 from rescueseg.records import ModelReference
@@ -154,7 +154,7 @@ def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: floa
     return {
         "dataset": dataset, "seed": seed, "trainer": trainer, "patches": len(snapshot.items), **spent,
         "inference_seconds": round(cpu_seconds() - started, 1), "route": triage.route.title,
-        "route_trainer": next(t for t in triage.route.trainers if t in TRAINERS), "evaluation": evaluation.to_json(),
+        "route_trainer": next(t for t in triage.route.trainers if t in trainer_names()), "evaluation": evaluation.to_json(),
     }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def main() -> None:
     for seed, dataset in todo:
         campaign = open_or_make(options.data, options.out, dataset, seed)
         for trainer in contestants(campaign):
-            if trainer not in TRAINERS:
+            if trainer not in trainer_names():
                 print(f"{trainer} is not installed: left out", flush=True)
                 continue
             if any((x["dataset"], x["seed"], x["trainer"]) == (dataset, seed, trainer) for x in lines):

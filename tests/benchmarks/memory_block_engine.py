@@ -29,6 +29,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, check_config
 from rescueseg.geometry import ZYX, Spacing, partition
 from rescueseg.inference.engine import infer_volume
+from rescueseg.models.predictor import Group, class_probabilities
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
@@ -43,15 +44,17 @@ class Brightness:
 
     n_classes = 1
     in_channels = 1
+    networks = 1
+    outputs = (class_probabilities(1),)
 
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         return (64, 128, 128)
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
         probabilities = np.empty((len(windows), 2, *windows.shape[2:]), np.float32)
         np.clip(windows[:, 0] * np.float32(0.25) + np.float32(0.5), 0, 1, out=probabilities[:, 1])
         np.subtract(1, probabilities[:, 1], out=probabilities[:, 0])
-        yield 0, probabilities
+        yield Group(0, 0), {"probability": probabilities}
 
 
 def brightness(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Brightness:

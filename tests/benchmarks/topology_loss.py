@@ -30,7 +30,7 @@ DATASET = "vesselnn_poon2015_BBB_noLeakage"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "Dice + CE": ("monai_unet", {}),
     "with clDice": ("monai_unet_topology", {}),
-    "with Betti matching": ("monai_unet_topology", {"cldice_weight": 0.0, "betti_weight": 0.02}),
+    "with Betti matching": ("monai_unet_topology", {"unet": {"cldice_weight": 0.0, "betti_weight": 0.02}}),
 }
 """Trainer and settings of each arm; the first is what the others are compared with."""
 SCORES = {"b0_error": "b0 error", "b1_error": "b1 error", "cldice": "clDice", "dice": "Dice"}

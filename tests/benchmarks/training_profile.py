@@ -63,20 +63,20 @@ LARGER: dict[str, Any] = {"window_voxels": 80_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "profile": {},
     "80k": LARGER,
-    "80k, narrow 8…64": LARGER | {"channels": (8, 16, 32, 64)},
-    "80k, wide 24…192": LARGER | {"channels": (24, 48, 96, 192)},
+    "80k, narrow 8…64": LARGER | {"unet": {"channels": [8, 16, 32, 64]}},
+    "80k, wide 24…192": LARGER | {"unet": {"channels": [24, 48, 96, 192]}},
     "80k, rate 1e-2": LARGER | {"learning_rate": 1e-2},
     "80k, constant rate": LARGER | {"rescueseg.models.unet.loop.cosine_rate": constant_rate},
     "80k, no dropout": LARGER | {"dropout": 0.0},
-    "80k, average of weights": LARGER | {"ema": 0.99},
+    "80k, average of weights": LARGER | {"unet": {"ema": 0.99}},
     "80k, batch 1": LARGER | {"batch_size": 1},
     "80k, half resolution": LARGER | {"coarser": 2.0},
     "80k, no augmentation": LARGER | {"rescueseg.models.unet.loop.Augmentation": untouched},
     "80k, flips alone": LARGER | {"rescueseg.models.unet.loop.Augmentation": FlipsAlone},
     "80k, foreground 1/4": LARGER | {"rescueseg.models.training_items._FOREGROUND_SHARE": 0.25},
     "320k, batch 1": {"window_voxels": 320_000, "batch_size": 1},
-    "coarse losses": {"deep_supervision": True},
-    "rare classes weigh more": {"balanced_classes": True},
+    "coarse losses": {"unet": {"deep_supervision": True}},
+    "rare classes weigh more": {"unet": {"balanced_classes": True}},
 }
 """What each variant changes: fields of the profile, settings in `[training]`, how much coarser than the volume the working
 spacing is, or (with dots) what a module would use."""

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
-from rescueseg.models.predictor import Group, Predictor
+from rescueseg.models.predictor import Group, Predictor, class_probabilities
+from rescueseg.models.registry import get_trainer, load_predictor, trainer_names
+from rescueseg.models.trainer import TrainingRequest, ignore_progress
+from rescueseg.records import ModelReference
+from tests.training_rig import BOXES, make_campaign, make_snapshot
 from tests.trivial_predictors import Blur
 
 SPACING = (0.2, 0.1, 0.1)
 
 
-def make_unet(campaign: Campaign, networks: int = 1) -> Predictor:
+def make_unet(campaign: Campaign, _: Path, networks: int = 1) -> Predictor:
     from rescueseg.models.unet.network import build_network
     from rescueseg.models.unet.plan import make_plan
     from rescueseg.models.unet.predictor import UNetPredictor
 
     plan = make_plan(
-        TrainingConfig(window_zyx=(8, 32, 32), channels=(4, 8, 16), dropout=0.3),
+        TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "dropout": 0.3, "unet": {"channels": [4, 8, 16]}}),
         in_channels=1,
         n_classes=campaign.config.n_classes,
         spacing_um_zyx=SPACING,
@@ -32,18 +37,42 @@ def make_unet(campaign: Campaign, networks: int = 1) -> Predictor:
     return UNetPredictor(built, plan, campaign.config.inference, "cpu")
 
 
-def make_ensemble(campaign: Campaign) -> Predictor:
-    return make_unet(campaign, networks=2)
+def make_ensemble(campaign: Campaign, folder: Path) -> Predictor:
+    return make_unet(campaign, folder, networks=2)
 
 
-def make_blur(campaign: Campaign) -> Predictor:
+def make_blur(campaign: Campaign, _: Path) -> Predictor:
     return Blur(campaign, campaign.config.inference)
 
 
-@pytest.fixture(params=[make_blur, make_unet, make_ensemble])
-def predictor(request: pytest.FixtureRequest, campaign: Campaign) -> Predictor:
-    make: Callable[[Campaign], Predictor] = request.param
-    return make(campaign)
+def train_one(name: str) -> Callable[[Campaign, Path], Predictor]:
+    """Return a function that trains a model of a trainer for two steps and loads it."""
+
+    def make(campaign: Campaign, folder: Path) -> Predictor:
+        rig = make_campaign(folder, trainer=name, iterations=2)
+        request = TrainingRequest(rig, make_snapshot(rig, BOXES), folder / "work", 3)
+        model = get_trainer(name).train(request, ignore_progress)
+        for file in sorted(model.path.iterdir()):
+            rig.storage.write_bytes(f"model/{file.name}", file.read_bytes())
+        reference = ModelReference(generation=0, trainer=name, path="model", digest=model.digest)
+        return load_predictor(rig, reference, campaign.config.inference, "cpu")
+
+    return make
+
+
+TRAINED = [
+    pytest.param(
+        train_one(name), id=name, marks=[pytest.mark.slow] if name in {"nnunet", "monai_unet_topology"} else []
+    )
+    for name in trainer_names()
+]
+"""Of every trainer that is installed; one of the slow ones starts a process, the other is the U-Net once more."""
+
+
+@pytest.fixture(params=[make_blur, make_unet, make_ensemble, *TRAINED])
+def predictor(request: pytest.FixtureRequest, campaign: Campaign, tmp_path: Path) -> Predictor:
+    make: Callable[[Campaign, Path], Predictor] = request.param
+    return make(campaign, tmp_path / "rig")
 
 
 def windows_of(predictor: Predictor, count: int) -> np.ndarray:
@@ -51,19 +80,21 @@ def windows_of(predictor: Predictor, count: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-def members_of(predictor: Predictor, windows: np.ndarray, keys: list[int]) -> list[tuple[Group, np.ndarray]]:
-    return [(group, probabilities.copy()) for group, probabilities in predictor.members(windows, keys)]
+def members_of(predictor: Predictor, windows: np.ndarray, keys: list[int]) -> list[tuple[Group, dict[str, np.ndarray]]]:
+    return [(group, {k: v.copy() for k, v in member.items()}) for group, member in predictor.members(windows, keys)]
 
 
-def test_members_are_probabilities_in_the_frame_of_the_windows(predictor: Predictor) -> None:
+def test_members_hold_the_outputs_in_the_frame_of_the_windows(predictor: Predictor) -> None:
     assert isinstance(predictor, Predictor)
+    assert predictor.outputs[0] == class_probabilities(predictor.n_classes)
     windows = windows_of(predictor, 2)
-    members = members_of(predictor, windows, [1, 2])
-    for _, probabilities in members:
-        assert probabilities.shape == (2, predictor.n_classes + 1, *windows.shape[2:])
-        assert probabilities.dtype == np.float32
-        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
-        assert probabilities.min() >= 0
+    for _, member in members_of(predictor, windows, [1, 2]):
+        assert list(member) == [output.name for output in predictor.outputs]
+        for output in predictor.outputs:
+            assert member[output.name].shape == (2, output.channels, *windows.shape[2:])
+            assert member[output.name].dtype == np.float32
+            assert output.kind == "flow" or member[output.name].min() >= 0
+        np.testing.assert_allclose(member["probability"].sum(axis=1), 1, atol=1e-4)
 
 
 def test_there_is_a_member_per_network_symmetry_and_sample_in_order(predictor: Predictor, campaign: Campaign) -> None:
@@ -71,7 +102,7 @@ def test_there_is_a_member_per_network_symmetry_and_sample_in_order(predictor: P
     members = members_of(predictor, windows_of(predictor, 1), [1])
     every = np.ndindex(predictor.networks, config.tta_symmetries, config.mc_samples)
     assert [group for group, _ in members] == [Group(n, s) for n, s, _ in every]
-    first, last = members[0][1], members[-config.mc_samples * config.tta_symmetries][1]
+    first, last = (members[i][1]["probability"] for i in (0, -config.mc_samples * config.tta_symmetries))
     assert (predictor.networks == 1) == np.array_equal(first, last)
 
 
@@ -81,13 +112,15 @@ def test_members_depend_on_the_key_alone_not_on_the_batch(predictor: Predictor) 
     for index in (2, 0, 1):
         alone = members_of(predictor, windows[index : index + 1], [keys[index]])
         for (_, expected), (_, found) in zip(together, alone, strict=True):
-            np.testing.assert_allclose(found[0], expected[index], atol=1e-5)
+            for name in expected:
+                np.testing.assert_allclose(found[name][0], expected[name][index], atol=1e-5)
 
 
 def test_another_key_gives_other_samples(predictor: Predictor) -> None:
     windows = windows_of(predictor, 1)
     first, second = (members_of(predictor, windows, [key]) for key in (1, 2))
-    assert any(np.abs(a - b).max() > 1e-4 for (_, a), (_, b) in zip(first, second, strict=True))
+    pairs = [(a["probability"], b["probability"]) for (_, a), (_, b) in zip(first, second, strict=True)]
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in pairs)
 
 
 def test_the_windows_are_left_as_they_are(predictor: Predictor) -> None:

@@ -7,20 +7,24 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.campaign_file import dump_config
 from rescueseg.campaign.stage_results import SNAPSHOT
+from rescueseg.config import TrainingConfig
 from rescueseg.errors import ConfigError, InferenceError, LeakError, StorageError, TrainingError
 from rescueseg.geometry import Box, partition, zyx
 from rescueseg.image_files.zarr_url import zarr_store
-from rescueseg.models.registry import TRAINERS, get_trainer, load_predictor
+from rescueseg.models.registry import complete_families, get_trainer, load_predictor, trainer_names
 from rescueseg.models.trainer import (
     TrainedModel,
     TrainerCapabilities,
@@ -30,7 +34,9 @@ from rescueseg.models.trainer import (
     ignore_progress,
     model_digest,
 )
+from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.records import Holdout, HoldoutBox, ModelReference, Snapshot
+from rescueseg.sections import Section
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise, read_box
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -44,7 +50,7 @@ SLOW = {"nnunet", "monai_unet_topology"}
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in sorted(TRAINERS)]
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in trainer_names()]
 )
 def trainer_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -68,7 +74,7 @@ def mean_probability(campaign: Campaign, model: TrainedModel, volume_id: str, bo
     record = campaign.volume(volume_id)
     window = Box(box.offset_zyx, predictor.window_zyx(record.spacing_um_zyx))
     image = normalise(read_box(open_image(campaign, volume_id), window), record.normalisation)
-    members = [probabilities[0] for _, probabilities in predictor.members(image[None], [5])]
+    members = [member["probability"][0] for _, member in predictor.members(image[None], [5])]
     config = campaign.config.inference
     assert len(members) == predictor.networks * config.mc_samples * config.tta_symmetries
     return np.mean(members, axis=0)
@@ -157,7 +163,7 @@ def test_killed_at_any_step_it_resumes_to_the_same_model(trainer_name: str, tmp_
 
 def run_and_kill(campaign: Campaign, work_dir: Path, at_step: int) -> int:
     """Train in a process of its own, kill -9 it once it has taken a step, and return the first step it took."""
-    command = [sys.executable, "-m", "tests.training_rig", campaign.url, str(work_dir)]
+    command = [sys.executable, "-m", "tests.training_rig", campaign.url, str(work_dir), str(at_step)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
@@ -376,59 +382,89 @@ def test_it_learns_whichever_axis_is_coarse(
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) >= 0.6
 
 
+class Able:
+    """A trainer that does not train."""
+
+    name = "unable"
+    settings = UNetSettings
+    ignored: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, capabilities: TrainerCapabilities) -> None:
+        self.capabilities = capabilities
+
+    def train(self, request: TrainingRequest, progress: Any) -> TrainedModel:
+        raise NotImplementedError
+
+
 def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, n_classes=2, channels=2, gpus=2, ema=0.9, balanced_classes=True)
+    campaign = make_campaign(tmp_path, n_classes=2, channels=2, gpus=2)
     labels = {0: np.full(BOXES[0].shape_zyx, 255, np.uint8)}
     snapshot = make_snapshot(campaign, BOXES, labels=labels)
     request = TrainingRequest(campaign, snapshot, tmp_path / "work", SEED, warm_start=tmp_path)
     able = TrainerCapabilities(partial_labels=True, several_gpus=True)
-    check_request("able", able, request)
-    for name, reason in (
-        ("warm_start", "start from another model"),
-        ("several_classes", "several classes"),
-        ("several_channels", "several channels"),
-        ("several_gpus", "several GPUs"),
-        ("partial_labels", "partial labels"),
-        ("weight_average", "average its weights"),
-        ("class_weights", "weigh classes"),
+    check_request(Able(able), request)
+    for change, reason in (
+        ({"warm_start": False}, "start from another model"),
+        ({"several_classes": False}, "several classes"),
+        ({"several_channels": False}, "several channels"),
+        ({"several_gpus": False}, "several GPUs"),
+        ({"partial_labels": False}, "partial labels"),
+        ({"needs_instances": True}, "without numbered objects"),
     ):
         with pytest.raises(TrainingError, match=f"'unable' cannot .*{reason}"):
-            check_request("unable", replace(able, **{name: False}), request)
+            check_request(Able(replace(able, **change)), request)
 
 
-IGNORED: dict[str, dict[str, Any]] = {
-    "nnunet": {
-        "betti_weight": 1.0,
-        "cldice_weight": 2.0,
-        "deep_supervision": True,
-        "ema": 0.9,
-        "balanced_classes": True,
-    },
-    "monai_unet": {
-        "nnunet_planner": "resenc_l",
-        "nnunet_configuration": "3d_lowres",
-        "cldice_weight": 0.0,
-        "betti_weight": 1.0,
-        "gpus": 2,
-    },
-    "monai_unet_topology": {"nnunet_planner": "resenc_l", "gpus": 2},
-}
+def test_who_needs_objects_is_given_them(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    bare = make_snapshot(campaign, BOXES)
+    items = tuple(item.model_copy(update={"instances": "objects.npz"}) for item in bare.items)
+    able = Able(TrainerCapabilities(partial_labels=True, needs_instances=True))
+    check_request(able, TrainingRequest(campaign, bare.model_copy(update={"items": items}), tmp_path, SEED))
 
 
-@pytest.mark.parametrize(("name", "setting"), [(n, s) for n, settings in IGNORED.items() for s in settings])
-def test_a_setting_that_a_trainer_would_not_heed_is_refused(tmp_path: Path, name: str, setting: str) -> None:
-    campaign = make_campaign(tmp_path, trainer=name, **{setting: IGNORED[name][setting]})
-    with pytest.raises(TrainingError, match=rf"training\.{setting}: the trainer '{name}' cannot .*leave it at"):
+def another(model: type[Section], name: str) -> Any:
+    """Return a value of a setting that is allowed and not its default."""
+    default = model.model_fields[name].default
+    for value in (True, 0.25, 2, [8, 16, 32], *get_args(model.model_fields[name].annotation)):
+        with suppress(ValidationError):
+            if getattr(model.model_validate({name: value}), name) != default:
+                return value
+    raise AssertionError(f"no other value of {name} is known")
+
+
+IGNORED = [(name, path) for name in trainer_names() for path in get_trainer(name).ignored]
+
+
+@pytest.mark.parametrize(("name", "path"), IGNORED)
+def test_a_setting_that_a_trainer_would_not_heed_is_refused(tmp_path: Path, name: str, path: str) -> None:
+    family, _, setting = path.rpartition(".")
+    value = another(get_trainer(name).settings if family else TrainingConfig, setting)
+    campaign = make_campaign(tmp_path, trainer=name, **({family: {setting: value}} if family else {setting: value}))
+    with pytest.raises(TrainingError, match=rf"training\.{path}: the trainer '{name}' cannot .*leave it at"):
         train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("name", sorted(TRAINERS))
+@pytest.mark.parametrize("name", trainer_names())
+def test_an_unknown_setting_of_its_family_is_refused(tmp_path: Path, name: str) -> None:
+    family = get_trainer(name).settings.family
+    campaign = make_campaign(tmp_path, trainer=name, **{family: {"chanels": 3}})
+    with pytest.raises(ConfigError, match=rf"unknown key 'training\.{family}\.chanels'"):
+        train(campaign, make_snapshot(campaign, BOXES), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", trainer_names())
 def test_a_campaign_that_a_triage_gave_its_trainer_asks_for_nothing_by_its_defaults(tmp_path: Path, name: str) -> None:
-    campaign = Campaign.open(make_campaign(tmp_path, trainer="auto").url)
-    assert "betti_weight" in campaign.config.training.model_fields_set, "the file holds the defaults"
+    made = make_campaign(tmp_path, trainer="auto")
+    completed = complete_families(made.config, "")
+    assert completed.training.families["unet"]["betti_weight"] == 0.0, "the file holds the defaults"
+    made.storage.write_bytes("campaign.toml", dump_config(completed).encode())
+    campaign = Campaign.open(made.url)
+    assert campaign.config == completed
     snapshot = make_snapshot(campaign, BOXES)
-    check_request(name, get_trainer(name).capabilities, TrainingRequest(campaign, snapshot, tmp_path / "work", SEED))
+    check_request(get_trainer(name), TrainingRequest(campaign, snapshot, tmp_path / "work", SEED))
 
 
 def test_several_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:

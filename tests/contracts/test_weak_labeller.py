@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.geometry import Box, Spacing
+from rescueseg.models.predictor import Group
 from rescueseg.records import Normalisation
 from rescueseg.weak_labels.base import WeakLabeller, label_box
 from rescueseg.weak_labels.champion import ChampionLabeller
@@ -82,7 +83,7 @@ class Smooth(Blur):
         for symmetry in range(2):
             logits = np.stack([uniform_filter(w[0], 3) for w in windows]) - 1
             foreground = 1 / (1 + np.exp(-8 * logits))
-            yield symmetry, np.stack([1 - foreground, foreground], axis=1).astype(np.float32)
+            yield Group(0, symmetry), {"probability": np.stack([1 - foreground, foreground], axis=1).astype(np.float32)}
 
 
 CASES = {

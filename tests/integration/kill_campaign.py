@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
         "checkpoint_every": 4,
         "warm_start": True,
         "window_zyx": [8, 32, 32],
-        "channels": [8, 16, 32],
+        "unet": {"channels": [8, 16, 32]},
         "threads": 1,
     },
     "inference": {"mc_samples": 2, "tta_symmetries": 2, "block_voxels": 40_000},

@@ -134,6 +134,25 @@ def stored(campaign: Campaign, generation: int, name: str) -> Any:
     return campaign.storage.read_json(campaign.generation_path(generation, f"{name}.json"))
 
 
+MOVED = {
+    "channels": [("unet", "channels"), ("nnunet", "channels")],
+    "nnunet_planner": [("nnunet", "planner")],
+    "nnunet_configuration": [("nnunet", "configuration")],
+} | {
+    name: [("unet", name)] for name in ("deep_supervision", "ema", "balanced_classes", "cldice_weight", "betti_weight")
+}
+"""Where the settings of `[training]` stand that have moved into a family's table."""
+
+
+def as_named_now(config: Any) -> Any:
+    """Return a campaign's settings under the names that they have now; their values are as they were."""
+    training = {key: value for key, value in config["training"].items() if key not in MOVED}
+    for old, places in MOVED.items():
+        for family, new in places:
+            training.setdefault(family, {})[new] = config["training"][old]
+    return config | {"training": training}
+
+
 # what a campaign says, part by part -----------------------------------------------------------------------------------
 
 
@@ -461,7 +480,8 @@ def test_all_is_read_as_it_was(untouched: dict[str, Campaign], name: str, part: 
     campaign = untouched[name]
     with closing(open_queue(campaign)) as opened:
         found = plain(PARTS[part](campaign, opened))
-    assert same(unformatted(EXPECTED[name][part]), unformatted(found))
+    expected = EXPECTED[name][part]
+    assert same(unformatted(as_named_now(expected) if part == "config" else expected), unformatted(found))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -541,7 +561,9 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
         assert recorded is not None
         known = {item.annotation_id for item in recorded.items}
         ours = [annotation for annotation in accepted if annotation.annotation_id in known]
-        assert snapshot.make_snapshot(campaign, generation, ours) == recorded
+        made = snapshot.make_snapshot(campaign, generation, ours)
+        assert same(recorded.to_json(), made.to_json())
+        assert [item.instances for item in made.items] == [annotation.instances for annotation in ours]
 
 
 @pytest.mark.parametrize("generation", [0, 1])

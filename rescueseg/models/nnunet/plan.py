@@ -12,6 +12,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.nnunet.folds import Case, choose_folds, group_cases
+from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
 from rescueseg.models.unet.plan import PROFILES as UNET_PROFILES
@@ -261,7 +262,7 @@ def warm_start_plan(
         Of the training set.
     """
     old, new = earlier.network, scratch.network
-    fixed = config.channels is not None or PROFILES[config.profile].channels is not None
+    fixed = NnUNetSettings.of(config).channels is not None or PROFILES[config.profile].channels is not None
     levels = None if fixed else min(len(old.features), len(new.features))
     spacings = earlier.spacing_um_zyx, scratch.spacing_um_zyx
     reason = scratch_reason(
@@ -269,9 +270,9 @@ def warm_start_plan(
             "number of image channels": (old.in_channels, new.in_channels),
             "number of classes": (old.n_classes, new.n_classes),
             "training.profile": (earlier.profile, scratch.profile),
-            "training.nnunet_planner": (earlier.planner, scratch.planner),
-            "training.nnunet_configuration": (earlier.configuration, scratch.configuration),
-            "training.channels": (old.features[:levels], new.features[:levels]),
+            "training.nnunet.planner": (earlier.planner, scratch.planner),
+            "training.nnunet.configuration": (earlier.configuration, scratch.configuration),
+            "training.nnunet.channels": (old.features[:levels], new.features[:levels]),
             "working spacing": (scratch.configuration == "3d_lowres" or same_spacing(*spacings), True),
         }
     )

@@ -33,6 +33,7 @@ from rescueseg.models.nnunet.plan import (
     training_window,
     warm_start_plan,
 )
+from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.survey import Survey
 
 PLANS = "rescueseg"
@@ -74,11 +75,11 @@ def plan_dataset(
         extractor.num_foreground_voxels_for_intensitystats = _SAMPLES
         extractor.run(overwrite_existing=True)
         plans = _planner(config)(DATASET, plans_name=PLANS).plan_experiment()
-        name = config.nnunet_configuration
+        name = NnUNetSettings.of(config).configuration
         if name not in plans["configurations"]:
             raise TrainingError(
                 f"nnU-Net plans no configuration '{name}' for this dataset, only {', '.join(plans['configurations'])}",
-                where="training.nnunet_configuration",
+                where="training.nnunet.configuration",
                 todo="Leave it at 3d_fullres: the patches are too small for another resolution",
             )
         configuration = plans["configurations"][name]
@@ -107,7 +108,7 @@ def plan_dataset(
 def _planner(config: TrainingConfig) -> Any:
     return recursive_find_python_class(
         str(Path(nnunetv2.__path__[0], "experiment_planning")),
-        PLANNERS[config.nnunet_planner],
+        PLANNERS[NnUNetSettings.of(config).planner],
         current_module="nnunetv2.experiment_planning",
     )
 
@@ -116,7 +117,8 @@ def _adapt(
     job: Job, config: TrainingConfig, survey: Survey, plans: dict[str, Any], configuration: dict[str, Any]
 ) -> NnUNetPlan:
     """Return nnU-Net's plan with the window, features and dropout of profile and settings."""
-    profile, axes = PROFILES[config.profile], zyx(plans["transpose_forward"])
+    profile, settings = PROFILES[config.profile], NnUNetSettings.of(config)
+    axes = zyx(plans["transpose_forward"])
     network = NnUNetNetwork.read(
         configuration["architecture"], job.in_channels, job.snapshot.n_classes, dropout=dropout(config)
     )
@@ -127,13 +129,13 @@ def _adapt(
         _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, [window[axis] for axis in axes], 4, 999999)
         patch = [window[axis] for axis in axes]
         network = network.with_levels(strides, kernels)
-    network = network.cut(config.channels or profile.channels, profile.strided)
+    network = network.cut(settings.channels or profile.channels, profile.strided)
     patch = [-(-n // m) * m for n, m in zip(patch, network.total_stride, strict=True)]
     plan = NnUNetPlan(
         network=network,
         profile=config.profile,
-        planner=config.nnunet_planner,
-        configuration=config.nnunet_configuration,
+        planner=settings.planner,
+        configuration=settings.configuration,
         spacing_um_zyx=(spacing[axes.index(0)], spacing[axes.index(1)], spacing[axes.index(2)]),
         axes=axes,
         window_zyx=zyx(patch[axes.index(axis)] for axis in range(3)),

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +21,7 @@ from rescueseg.errors import RescuesegError, TrainingError, storage_errors
 from rescueseg.models.files import read_trained_model, read_warm_start
 from rescueseg.models.nnunet import predictor
 from rescueseg.models.nnunet.plan import FORMAT, NAME, Job
+from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.predictor import Predictor
 from rescueseg.models.survey import survey_snapshot
 from rescueseg.models.trainer import (
@@ -36,10 +39,10 @@ _log = logging.getLogger(__name__)
 
 LOG_FILE = "nnunet.log"
 _IDENTITY_SETTINGS = {
-    *("profile", "iterations", "batch_size", "learning_rate", "window_zyx", "channels", "dropout", "members"),
-    *("checkpoint_every", "gpus", "nnunet_planner", "nnunet_configuration"),
+    *("profile", "iterations", "batch_size", "learning_rate", "window_zyx", "dropout", "members"),
+    *("checkpoint_every", "gpus"),
 }
-"""Settings that decide the weights, beside the working spacing."""
+"""Shared settings that decide the weights, beside the working spacing."""
 _COMPILE_VARIABLE = "nnUNet_compile"
 """Whether nnU-Net compiles on a GPU: the one of its variables that the worker inherits."""
 
@@ -48,15 +51,9 @@ class NnUNetTrainer:
     """Trains nnU-Net v2; see `rescueseg.models.nnunet`."""
 
     name = NAME
-    capabilities = TrainerCapabilities(
-        partial_labels=True,
-        several_gpus=True,
-        weight_average=False,
-        class_weights=False,
-        deep_supervision=False,
-        nnunet_plans=True,
-        exact_on=("cpu",),
-    )
+    capabilities = TrainerCapabilities(partial_labels=True, several_gpus=True, exact_on=("cpu",))
+    settings = NnUNetSettings
+    ignored: ClassVar[Mapping[str, str]] = {}
 
     def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit `work_dir/model` as the last act.
@@ -85,7 +82,7 @@ class NnUNetTrainer:
         StorageError
             If the disk is full; the last checkpoint stays.
         """
-        check_request(self.name, self.capabilities, request)
+        check_request(self, request)
         _check_gpus(request)
         job = _make_job(request)
         model = read_trained_model(request.work_dir, job.identity)
@@ -108,7 +105,8 @@ def _make_job(request: TrainingRequest) -> Job:
     campaign, config = request.campaign, request.campaign.config
     survey = survey_snapshot(campaign, request.snapshot)
     earlier = read_warm_start(request.warm_start)
-    training = config.training.model_dump(mode="json", include=_IDENTITY_SETTINGS)
+    own = NnUNetSettings.of(config.training).flat()
+    training = config.training.model_dump(mode="json", include=_IDENTITY_SETTINGS) | own
     identity = {
         "format": FORMAT,
         "training": training,

@@ -36,6 +36,7 @@ from rescueseg.models.nnunet.network import load_weights, own_weights
 from rescueseg.models.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, NnUNetPlan
 from rescueseg.models.nnunet.planner import PLANS, plan_dataset
 from rescueseg.models.nnunet.ranks import watch
+from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unlabelled_warnings
 from rescueseg.models.weights import join_members, split_members
 from rescueseg.storage import Storage, write_atomically
@@ -199,7 +200,7 @@ def _fit(
     plans = json.loads((folder / f"{PLANS}.json").read_text()) | {"continue_training": False}
     description = json.loads((folder / "dataset.json").read_text())
     fold = member if folded else "all"
-    trainer = CampaignTrainer(plans, config.nnunet_configuration, fold, description, device)
+    trainer = CampaignTrainer(plans, NnUNetSettings.of(config).configuration, fold, description, device)
     trainer.prepare(job, config, member, report)
     trainer.initialize()
     if weights is not None:

@@ -100,7 +100,7 @@ class BettiMatchingLoss(nn.Module):
         except ImportError as error:
             raise ConfigError(
                 "the Betti matching loss needs the package topolosses",
-                where="training.betti_weight",
+                where="training.unet.betti_weight",
                 todo="Install rescueseg[topology], or set it to 0",
             ) from error
         self.matching = Matching(use_base_loss=False, alpha=1.0)

@@ -15,6 +15,7 @@ from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.survey import scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
+from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.records import Record, Snapshot
 
 _POOL_RATIO = 1.5
@@ -162,8 +163,8 @@ def warm_start_network(
         {
             "number of image channels": (old.in_channels, new.in_channels),
             "number of classes": (old.n_classes, new.n_classes),
-            "training.channels": (old.channels, new.channels),
-            "training.deep_supervision": (old.supervised, new.supervised),
+            "training.unet.channels": (old.channels, new.channels),
+            "training.unet.deep_supervision": (old.supervised, new.supervised),
             "working spacing": (same_spacing(*spacings), True),
         }
     )
@@ -188,7 +189,7 @@ def make_plan(
     Parameters
     ----------
     config : TrainingConfig
-        Its settings win over the plan's own choice.
+        Its settings, and those of the family in it, win over the plan's own choice.
     in_channels, n_classes : int
         Image channels, foreground classes.
     spacing_um_zyx : tuple of float
@@ -207,7 +208,7 @@ def make_plan(
     Windows are about as long in micrometre along each axis, and multiples of the network's strides:
 
     >>> plan = make_plan(
-    ...     TrainingConfig(channels=(8, 16, 32)),
+    ...     TrainingConfig.model_validate({"unet": {"channels": [8, 16, 32]}}),
     ...     in_channels=1,
     ...     n_classes=1,
     ...     spacing_um_zyx=(0.4, 0.1, 0.1),
@@ -217,10 +218,10 @@ def make_plan(
     >>> plan.window_zyx, plan.inference_window_zyx, plan.network.total_stride_zyx
     ((14, 56, 56), (28, 112, 112), (2, 8, 8))
     """
-    profile = PROFILES[config.profile]
+    profile, settings = PROFILES[config.profile], UNetSettings.of(config)
     least_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
     if network is None:
-        channels = config.channels or profile.channels
+        channels = settings.channels or profile.channels
         strides, kernels = choose_strides(spacing_um_zyx, least_window, len(channels))
         network = NetworkPlan(
             in_channels=in_channels,
@@ -229,7 +230,7 @@ def make_plan(
             strides=strides,
             kernels=kernels,
             dropout=_DROPOUT if config.dropout is None else config.dropout,
-            supervised=len(channels) - 2 if config.deep_supervision else 0,
+            supervised=len(channels) - 2 if settings.deep_supervision else 0,
         )
     multiple = network.total_stride_zyx
     window = round_up(least_window, multiple)
@@ -244,9 +245,9 @@ def make_plan(
         iterations=config.iterations or profile.iterations,
         learning_rate=config.learning_rate or _LEARNING_RATE,
         members=config.members,
-        ema=config.ema,
-        balanced=config.balanced_classes,
-        topology=TopologyPlan(cldice=config.cldice_weight, betti=config.betti_weight, begin=0.5, every=2)
+        ema=settings.ema,
+        balanced=settings.balanced_classes,
+        topology=TopologyPlan(cldice=settings.cldice_weight, betti=settings.betti_weight, begin=0.5, every=2)
         if topology
         else None,
     )

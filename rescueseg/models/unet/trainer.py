@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import safetensors.torch
 import torch
@@ -27,6 +28,7 @@ from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.loop import Run, learning_rate
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
+from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.models.weights import join_members, split_members
 from rescueseg.progress import StepProgress
 from rescueseg.randomness import keyed_generator
@@ -46,6 +48,11 @@ class MonaiUNetTrainer:
     topology = False
     """Whether the loss has terms for topology."""
     capabilities = TrainerCapabilities(partial_labels=True)
+    settings = UNetSettings
+    ignored: ClassVar[Mapping[str, str]] = {
+        "unet.cldice_weight": "mind topology",
+        "unet.betti_weight": "mind topology",
+    }
 
     def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit `work_dir/model` as the last act.
@@ -71,7 +78,7 @@ class MonaiUNetTrainer:
         StorageError
             If the disk is full; the last checkpoint stays.
         """
-        check_request(self.name, self.capabilities, request)
+        check_request(self, request)
         plan, start, reason = _plan_request(request, self.topology)
         identity = _request_digest(request, plan, start)
         model = read_trained_model(request.work_dir, identity)
@@ -164,8 +171,9 @@ class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
 
     name = "monai_unet_topology"
     topology = True
-    capabilities = TrainerCapabilities(partial_labels=True, topology_terms=True, exact_on=("cpu",))
+    capabilities = TrainerCapabilities(partial_labels=True, exact_on=("cpu",))
     """On a GPU soft clDice's max-pooling adds up its gradients in any order."""
+    ignored: ClassVar[Mapping[str, str]] = {}
 
 
 def plan_training(
@@ -178,11 +186,13 @@ def plan_training(
     TrainingError
         If the snapshot is empty, or its volumes differ in their number of channels.
     ConfigError
-        If `training.channels` names fewer than three levels.
+        If `training.unet.channels` names fewer than three levels.
     """
     config = campaign.config.training
-    if config.channels is not None and len(config.channels) < 3:
-        raise ConfigError("too few levels", where="training.channels", todo="Name at least three, such as [16, 32, 64]")
+    channels = UNetSettings.of(config).channels
+    if channels is not None and len(channels) < 3:
+        where = "training.unet.channels"
+        raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
     survey = survey_snapshot(campaign, snapshot)
     return make_plan(
         config,

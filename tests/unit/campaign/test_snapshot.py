@@ -9,7 +9,15 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import clear_box, guard, make_snapshot
 from rescueseg.errors import CampaignError, LeakError, SamplingError
 from rescueseg.geometry import Box
-from rescueseg.records import AcceptedAnnotation, Holdout, HoldoutBox, Normalisation, SnapshotItem, VolumeRecord
+from rescueseg.records import (
+    AcceptedAnnotation,
+    Holdout,
+    HoldoutBox,
+    Normalisation,
+    Snapshot,
+    SnapshotItem,
+    VolumeRecord,
+)
 from rescueseg.sampling.starting_patches import candidate_boxes
 from rescueseg.shared_places import IDENTITY, SharedPlaces
 
@@ -55,6 +63,17 @@ def test_order_does_not_matter_and_content_does(held: Campaign) -> None:
     other = annotation("t2", two.box, labels_digest="e")
     assert make_snapshot(held, 1, [one, two]).digest != make_snapshot(held, 1, [one, other]).digest
     assert make_snapshot(held, 0, [one]).digest == make_snapshot(held, 1, [one]).digest
+
+
+def test_items_carry_the_objects_and_digests_stay_as_they_were_without(held: Campaign) -> None:
+    plain = annotation("t1", Box((4, 20, 20), (8, 8, 8)))
+    of_classes = make_snapshot(held, 0, [plain])
+    made = make_snapshot(held, 0, [plain.model_copy(update={"instances": "o.npz", "instances_digest": "f"})])
+    assert (made.items[0].instances, made.items[0].instances_digest) == ("o.npz", "f")
+    assert made.digest == of_classes.digest, "the annotation's id stands for its objects"
+    assert Snapshot.model_validate(made.to_json()) == made
+    assert "instances" not in of_classes.items[0].to_json()
+    assert "instances" not in of_classes.to_json()["items"][0]
 
 
 def test_context_stops_at_the_holdout(held: Campaign) -> None:

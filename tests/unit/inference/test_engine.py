@@ -19,7 +19,7 @@ from rescueseg.config import ClusterConfig, check_config
 from rescueseg.errors import ConfigError, InferenceError, StorageError
 from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
-from rescueseg.inference import engine, maps
+from rescueseg.inference import boxes, engine, maps
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import QUANTITIES, map_blocks, map_reference, open_map
 from rescueseg.models.registry import load_predictor
@@ -103,7 +103,7 @@ def test_many_blocks_give_the_maps_of_one_block(tmp_path: Path, one_block: dict[
 def test_batches_do_not_change_the_maps(
     tmp_path: Path, one_block: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "BATCH_VOXELS", 1)
+    monkeypatch.setattr(boxes, "BATCH_VOXELS", 1)
     campaign = make_campaign(tmp_path / "campaign")
     infer(campaign)
     assert_same(read_maps(campaign), one_block)
@@ -287,7 +287,12 @@ def test_nans_name_the_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("predictor", "message"),
-    [("two_channels", "2 channels"), ("wrong_shape", "shape")],
+    [
+        ("two_channels", "2 channels"),
+        ("wrong_shape", "shape"),
+        ("reserved", "outputs .probability, mc_variance. cannot be maps"),
+        ("forgotten", "shape None, not .* as 'flow'"),
+    ],
 )
 def test_a_predictor_that_does_not_fit_is_refused(tmp_path: Path, predictor: str, message: str) -> None:
     campaign = make_campaign(tmp_path / "campaign")

@@ -31,16 +31,16 @@ def plan_of(model: TrainedModel) -> dict[str, Any]:
 
 
 def test_a_residual_preset_trains_and_folds_of_the_default_start_from_scratch_and_say_so(tmp_path: Path) -> None:
-    residual = make_campaign(tmp_path, trainer="nnunet", iterations=2, nnunet_planner="resenc_m")
+    residual = make_campaign(tmp_path, trainer="nnunet", iterations=2, nnunet={"planner": "resenc_m"})
     snapshot = make_snapshot(residual, BOXES)
     first = train(residual, snapshot, tmp_path / "first")
     assert (plan_of(first)["planner"], plan_of(first)["network"]["architecture"]) == ("resenc_m", "residual")
     predictor = load_predictor(residual, publish(residual, first), residual.config.inference, "cpu")
     assert predictor.networks == 1
 
-    folded = with_settings(residual, nnunet_planner="default", members=3)
+    folded = with_settings(residual, nnunet={"planner": "default"}, members=3)
     second = train(folded, snapshot, tmp_path / "second", warm_start=first.path)
-    assert second.warnings == ("trained from scratch: the model to start from has another training.nnunet_planner",)
+    assert second.warnings == ("trained from scratch: the model to start from has another training.nnunet.planner",)
     assert second.iterations == 6
     log = (tmp_path / "second/nnunet.log").read_text()
     assert log.count("This split has 2 training and 1 validation cases") == 3
@@ -80,7 +80,7 @@ def test_an_ensemble_starts_from_a_single_model_with_the_batch_and_dropout_that_
     ("changed", "named"),
     [
         ({"profile": "gpu"}, "training.profile"),
-        ({"channels": (8, 16, 24)}, "training.channels"),
+        ({"nnunet": {"channels": [8, 16, 24]}}, "training.nnunet.channels"),
         ({"spacing_um_zyx": (0.2, 0.2, 0.2)}, "working spacing"),
     ],
 )

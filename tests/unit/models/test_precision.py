@@ -56,7 +56,7 @@ def _own_memory() -> Iterator[None]:
 
 def unet_plan(*window: int, dropout: float = 0.2) -> TrainingPlan:
     return make_plan(
-        TrainingConfig(window_zyx=(window[0], window[1], window[2]), channels=(4, 8, 16), dropout=dropout),
+        TrainingConfig.model_validate({"window_zyx": window, "dropout": dropout, "unet": {"channels": [4, 8, 16]}}),
         in_channels=1,
         n_classes=1,
         spacing_um_zyx=(0.2, 0.1, 0.1),
@@ -319,7 +319,7 @@ def test_an_inference_whose_trial_fails_is_one_in_float32_and_says_so_once(caplo
     network = build_network(plan.network, 1)
     predictor = UNetPredictor([network], plan, InferenceConfig(mc_samples=1, tta_symmetries=1), "cpu")
     windows = np.random.default_rng(0).normal(size=(3, 1, *plan.inference_window_zyx)).astype(np.float32)
-    members = [next(iter(predictor.members(windows, [1, 2, 3])))[1] for _ in range(2)]
+    members = [next(iter(predictor.members(windows, [1, 2, 3])))[1]["probability"] for _ in range(2)]
     with torch.inference_mode():
         exact = torch.softmax(network(torch.from_numpy(windows)), dim=1).numpy()
     assert all(np.array_equal(member, exact) for member in members)
@@ -338,9 +338,9 @@ def test_in_bfloat16_only_batches_that_were_tried_pass_through_a_network(
     sizes: list[int] = []
     network.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     windows = np.random.default_rng(0).normal(size=(11, 1, 8, 32, 32)).astype(np.float32)
-    together = [member for _, member in predictor.members(windows, list(range(11)))]
+    together = [member["probability"] for _, member in predictor.members(windows, list(range(11)))]
     assert sizes == [4, 4, 2, 1]
-    alone = [[m[0] for _, m in predictor.members(windows[i : i + 1], [i])] for i in range(11)]
+    alone = [[m["probability"][0] for _, m in predictor.members(windows[i : i + 1], [i])] for i in range(11)]
     for sample, member in enumerate(together):
         np.testing.assert_allclose(member, [members[sample] for members in alone], atol=0.02)
 

@@ -143,8 +143,11 @@ def test_voxels_nobody_labelled_have_no_say(loss: nn.Module) -> None:
 # what the plan asks for ---------------------------------------------------------------------------------------------
 
 
-def plan_of(topology: bool = False, **config: object):
-    settings = {"window_zyx": (8, 32, 32), "channels": (8, 16, 32, 32), "iterations": 10, **config}
+ON = {"deep_supervision": True, "balanced_classes": True}
+
+
+def plan_of(topology: bool = False, **own: object):
+    settings = {"window_zyx": (8, 32, 32), "iterations": 10, "unet": {"channels": [8, 16, 32, 32], **own}}
     return make_plan(
         TrainingConfig.model_validate(settings),
         in_channels=1,
@@ -216,7 +219,7 @@ def test_coarse_stages_see_the_labels_at_their_resolution_and_leave_the_network_
 
 
 def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, iterations=6, ema=0.5, deep_supervision=True, balanced_classes=True)
+    campaign = make_campaign(tmp_path, iterations=6, unet={"ema": 0.5, **ON})
     snapshot = make_snapshot(campaign, BOXES)
     plan = plan_training(campaign, snapshot)
 
@@ -241,7 +244,7 @@ def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> 
 
 
 def test_with_everything_on_it_learns(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, iterations=30, ema=0.9, deep_supervision=True, balanced_classes=True)
+    campaign = make_campaign(tmp_path, iterations=30, unet={"ema": 0.9, **ON})
     request = TrainingRequest(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", seed=3)
     losses = [e["loss"] for e in get_trainer("monai_unet_topology").train(request, ignore_progress).losses]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from rescueseg.models.unet.trainer import MonaiUNetTrainer, plan_training
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 
-def small_plan(**config: object) -> TrainingPlan:
+def small_plan(channels: Sequence[int] = (8, 16, 32), **config: object) -> TrainingPlan:
     return make_plan(
-        TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "channels": (8, 16, 32), **config}),
+        TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "unet": {"channels": [*channels]}, **config}),
         in_channels=1,
         n_classes=2,
         spacing_um_zyx=(0.2, 0.1, 0.1),

@@ -68,7 +68,8 @@ def test_a_flat_stack_keeps_its_planes() -> None:
 
 
 def test_settings_win_over_the_plan() -> None:
-    config = {"window_zyx": (9, 30, 33), "channels": (4, 8, 16), "batch_size": 3, "iterations": 7, "dropout": 0.5}
+    config = {"window_zyx": (9, 30, 33), "batch_size": 3, "iterations": 7, "dropout": 0.5}
+    config |= {"unet": {"channels": [4, 8, 16]}}
     plan = plan_of((1, 1, 1), (64, 64, 64), **config)
     assert plan.window_zyx == (10, 32, 40)
     assert plan.network.channels == (4, 8, 16)

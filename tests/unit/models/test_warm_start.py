@@ -23,7 +23,7 @@ from rescueseg.models.trainer import TrainedModel, model_digest
 from rescueseg.records import Snapshot
 from rescueseg.stages import train as stage
 from tests.contracts.test_trainer import publish, train
-from tests.training_rig import BOXES, SPACING, make_campaign, make_snapshot
+from tests.training_rig import BOXES, SPACING, make_campaign, make_snapshot, with_tables
 from tests.unit.models.test_nnunet import network
 
 SURVEY = Survey(in_channels=1, spacing_um_zyx=SPACING, volume_zyx=(24, 96, 96), field_zyx=(12, 48, 48))
@@ -39,8 +39,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Campaign, Snapshot
 
 
 def with_settings(campaign: Campaign, **training: Any) -> Campaign:
-    """Return a campaign with other settings."""
-    changed = campaign.config.training.model_copy(update=training)
+    """Return a campaign with other settings; those of a family's table leave the rest of it as it is."""
+    before = campaign.config.training
+    changed = TrainingConfig.model_validate(with_tables(before.model_dump(mode="json"), training))
     return Campaign(campaign.storage, campaign.config.model_copy(update={"training": changed}))
 
 
@@ -51,8 +52,8 @@ def copied(model: TrainedModel, root: Path) -> Path:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"channels": (8, 16, 24)}, "training.channels"),
-        ({"deep_supervision": True}, "training.deep_supervision"),
+        ({"unet": {"channels": [8, 16, 24]}}, "training.unet.channels"),
+        ({"unet": {"deep_supervision": True}}, "training.unet.deep_supervision"),
         ({"spacing_um_zyx": (0.2, 0.2, 0.2)}, "working spacing"),
         ({"window_zyx": (2, 32, 32)}, "training.window_zyx"),
         ({"n_classes": 2}, "number of classes"),
@@ -104,10 +105,10 @@ def nnunet_plan(**changes: Any) -> NnUNetPlan:
     ("changed", "named"),
     [
         ({"profile": "gpu"}, "training.profile"),
-        ({"planner": "resenc_m"}, "training.nnunet_planner"),
-        ({"configuration": "3d_lowres"}, "training.nnunet_configuration"),
+        ({"planner": "resenc_m"}, "training.nnunet.planner"),
+        ({"configuration": "3d_lowres"}, "training.nnunet.configuration"),
         ({"spacing_um_zyx": (0.2, 0.2, 0.2)}, "working spacing"),
-        ({"network": network().model_copy(update={"features": (8, 16, 32, 64)})}, "training.channels"),
+        ({"network": network().model_copy(update={"features": (8, 16, 32, 64)})}, "training.nnunet.channels"),
         ({"network": network().model_copy(update={"in_channels": 2})}, "number of image channels"),
         ({"network": network().model_copy(update={"strides": ((1, 1, 1),) * 4})}, "training.window_zyx"),
     ],

@@ -16,7 +16,9 @@ import tifffile
 from scipy import ndimage
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY, AdvisedRoute, MeasuredValue, TriageSummary
 from rescueseg.campaign.snapshot import make_snapshot
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import CampaignError, ConfigError, LeakError, SamplingError
 from rescueseg.geometry import Box, Patch
@@ -127,7 +129,7 @@ def leaks(seed: int, folder: Path) -> Iterator[str]:
     holdout = starting_patches.draw_holdout(campaign)
     started = [Patch(p.volume_id, p.box) for p in starting_patches.starting_patches(campaign)]
     snapshots = [make_snapshot(campaign, 0, accepted(started))]
-    campaign.finish_stage(0, "snapshot", snapshots[0].to_json())
+    campaign.finish(SNAPSHOT, 0, snapshots[0])
     for file in files[first:]:
         bring_in(campaign, folder, file, images, rng)
     holdout = starting_patches.draw_holdout(campaign, started)
@@ -292,5 +294,9 @@ def test_both_ways_to_choose_a_guard_are_one_too_many(tmp_path: Path) -> None:
 def test_the_triage_tells_the_guard_where_no_truth_numbers_objects(tmp_path: Path) -> None:
     campaign = make(tmp_path)
     import_volume(campaign, balls(tmp_path, 11)[0], spacing=(0.5, 0.5, 0.5))
-    campaign.save_triage({"evidence": [{"name": "thickness", "value": 4.6, "unit": "µm"}]})
+    triaged = TriageSummary(
+        problem="blobs", trainer="monai_unet", route=AdvisedRoute(query="entropy", postprocessing="none"),
+        structure=None, mask="auto", evidence=(MeasuredValue(name="thickness", value=4.6),),
+    )  # fmt: skip
+    campaign.write(TRIAGE_SUMMARY, triaged)
     assert starting_patches.draw_holdout(campaign).guard_zyx == (10, 10, 10)

@@ -110,6 +110,15 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Pat
     assert store.last_generation() is None
 
 
+def test_a_wrong_table_of_a_family_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = check_config({"name": "test", "classes": ["organelle"], "training": {"unett": {"ema": 0.5}}})
+    campaign = Campaign.create(str(tmp_path / "campaign"), config)
+    store = open_queue(campaign)
+    with pytest.raises(ConfigError, match=r"campaign\.toml: there is no model family 'unett'.*nnunet.*unet"):
+        begin(campaign, store)
+    assert store.last_generation() is None
+
+
 def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tmp_path: Path) -> None:
     add(campaign, tmp_path, "a", truth=False)
     campaign.save_rough_patches([Patch("a", Box((4, 20, 20), (6, 12, 12)))])

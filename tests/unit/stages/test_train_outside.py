@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,11 +16,11 @@ from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.route import TRIAGE_SUMMARY, query_strategy, trainer_name
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
-from rescueseg.errors import TrainingError
+from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
 from rescueseg.models.files import CHECKPOINT_FILE, member_folder
-from rescueseg.models.registry import TRAINERS, outline
+from rescueseg.models.registry import outline
 from rescueseg.progress import StepProgress
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Holdout, HoldoutBox, ModelReference
@@ -84,13 +85,40 @@ def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
 
 
 def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, deep_supervision=True)
+    campaign = make_campaign(tmp_path, trainer="monai_unet", iterations=10, unet={"betti_weight": 1.0})
     campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
     for extra in (["--dry-run"], []):
         shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", *extra])
         assert shown.exit_code == 1
-        assert "training.deep_supervision: the trainer 'nnunet' cannot" in shown.stderr
+        assert "training.unet.betti_weight: the trainer 'monai_unet' cannot" in shown.stderr
     assert not Path(campaign.url, "services").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "tables", "name"),
+    [
+        ("nnunet", {"nnunet": {"planner": "resenc_m"}, "learning_rate": 0.02}, "nnunet-9702fcd8bb54"),
+        ("monai_unet", {"unet": {"ema": 0.5, "deep_supervision": True}}, "monai_unet-486c4ea13a80"),
+        (
+            "monai_unet_topology",
+            {"unet": {"cldice_weight": 1, "betti_weight": 0.1}},
+            "monai_unet_topology-6ada7dd025fc",
+        ),
+    ],
+)
+def test_trainings_are_named_as_they_were_before_families_had_tables(
+    tmp_path: Path, store: QueueStore, trainer: str, tables: dict[str, Any], name: str
+) -> None:
+    campaign = make_campaign(tmp_path / "named", trainer=trainer, iterations=5, **tables)
+    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    assert train_outside.plan(campaign, store, trainer, 0).name == name
+
+
+def test_a_wrong_table_is_refused_before_a_training_outside_the_loop(tmp_path: Path, store: QueueStore) -> None:
+    campaign = make_campaign(tmp_path / "wrong", nnunet={"planner": "resenc"})
+    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    with pytest.raises(ConfigError, match=r"campaign\.toml: 'training\.nnunet\.planner': Input should be 'default'"):
+        train_outside.plan(campaign, store, "monai_unet", 0)
 
 
 def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
@@ -111,8 +139,7 @@ def test_the_outline_of_an_ensemble_says_how_its_networks_share_the_patches(tmp_
 
 
 def test_the_outline_imports_no_torch() -> None:
-    modules = " ".join(sorted({entry.plan for entry in TRAINERS.values()}))
-    code = f"import sys, importlib; [importlib.import_module(m) for m in '{modules}'.split()]; sys.exit('torch' in sys.modules)"
+    code = "import sys; from rescueseg.models.registry import *; [find_entry(n) for n in trainer_names()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -54,7 +54,7 @@ def test_training_and_inference_see_the_same_voxels(tmp_path: Path, other: Spaci
     members = list(predictor.members(image[None], [0]))
     assert trained.shape[1:] != window.shape_zyx
     np.testing.assert_array_equal(seen[0][0].numpy(), trained)
-    assert members[0][1].shape[2:] == window.shape_zyx
+    assert members[0][1]["probability"].shape[2:] == window.shape_zyx
     assert campaign.volume("v1").normalisation == OWN
 
 
