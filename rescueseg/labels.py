@@ -103,9 +103,9 @@ def object_numbers(labels: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint3
     wrong = values[numbers != values]
     if wrong.size:
         raise LabelError(
-            f"the labels hold {wrong.flat[0]:g}, which is no object number",
+            f"the labels hold {wrong.flat[0]:.10g}, which is no object number",
             where=where,
-            todo="Use 0 for background and whole numbers from 1 on for the objects",
+            todo="Use 0 for background and whole numbers from 1 to 4294967295 for the objects",
         )
     return np.ascontiguousarray(numbers)
 

@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer
 
+from rescueseg.errors import CampaignError
 from rescueseg.geometry import ZYX, Box, Patch, Spacing
 from rescueseg.shared_places import IDENTITY, GridMap, SharedPlaces
 
 Part = Literal["validation", "test"]
 Purpose = Literal["pool", "validation", "test"]
+SURE_SHARE = 0.9
+"""Of equal voxels among those compared: where fewer are, they may be the few that a rescaling left alone."""
 LabelType = Literal["semantic", "instance"]
 
 BoxField = Annotated[
@@ -112,6 +115,11 @@ class Relation(Record):
         """Where `other` lies in `one`."""
         return GridMap(self.axes, self.steps, self.start, self.tolerance)
 
+    @property
+    def sure(self) -> bool:
+        """Whether it says how all of the two lie: few equal voxels may be those that a rescaling left as they were."""
+        return self.found == "near copy" or self.equal_share >= SURE_SHARE
+
 
 class Relations(Record):
     """What the comparison of a campaign's volumes found."""
@@ -119,6 +127,31 @@ class Relations(Record):
     compared: dict[str, str] = {}
     """Digest by volume id: all these were compared with each other."""
     relations: tuple[Relation, ...] = ()
+    through: tuple[tuple[str, str], ...] = ()
+    """Pairs of these in which near copies were not looked for, because relations with other volumes connect them."""
+
+    def uncompared(self, volumes: Sequence[VolumeRecord]) -> list[str]:
+        """Return the volumes of which nobody knows yet what they share with the others, by id.
+
+        A single volume shares nothing. One with the digest of a compared volume shares what that does.
+        """
+        known = {v.digest for v in volumes if v.digest and self.compared.get(v.volume_id) == v.digest}
+        if len({v.digest or v.volume_id for v in volumes}) < 2:
+            return []
+        unknown = {v.volume_id for v in volumes if v.digest not in known}
+        return sorted(unknown.union(*self.open_pairs(volumes)))
+
+    def open_pairs(self, volumes: Sequence[VolumeRecord]) -> list[tuple[str, str]]:
+        """Return the pairs of these volumes in which near copies have to be looked for, as nothing connects them any more."""
+        digests = {v.volume_id: v.digest for v in volumes}
+        pairs = [p for p in self.through if all(v in digests and self.compared.get(v) == digests[v] for v in p)]
+        groups = self.groups(volumes) if pairs else {}
+        return [(one, other) for one, other in pairs if groups[one] != groups[other]]
+
+    def groups(self, volumes: Sequence[VolumeRecord]) -> dict[str, str]:
+        """Return, by volume id, one volume of those that relations connect for certain."""
+        certain = self.model_copy(update={"relations": tuple(r for r in self.relations if r.sure)})
+        return certain.shared_places(volumes).groups()
 
     def shared_places(self, volumes: Sequence[VolumeRecord]) -> SharedPlaces:
         """Return which places of these volumes are the same.
@@ -198,6 +231,12 @@ class Holdout(Record):
         return places.boxes_in(volume_id, [*self._whole(places), *(b.patch for b in self.boxes)], self.guard_zyx)
 
     def _whole(self, places: SharedPlaces) -> list[Patch]:
+        if gone := [name for name in self.whole or () if name not in places.shapes]:
+            raise CampaignError(
+                f"the volume '{gone[0]}' is held out whole, and its record is gone: nobody can tell what shows the same",
+                where="holdout.json",
+                todo=f"Restore volumes/{gone[0]}.json and its image",
+            )
         return [Patch(name, Box((0, 0, 0), places.shapes[name])) for name in self.whole or ()]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rescueseg.geometry import ZYX, Box, Patch
@@ -19,6 +19,9 @@ Triple = tuple[float, float, float]
 
 _MOST_MAPS = 8
 """Ways in which one volume may lie in another: a tile that a file holds twice lies there in two ways."""
+_LEAST_COMMON = 4
+"""Voxels that two volumes must have in common along each axis (or all that one has), so that it tells how the rest lies:
+a plane that is equal in two specimens by accident makes that plane one place, and nothing else."""
 _ROUNDING = 1e-6
 """Voxels by which a coordinate may miss a whole number for its rounding errors."""
 
@@ -113,7 +116,9 @@ class SharedPlaces:
     """Which places of several volumes are one and the same.
 
     Maps are followed from volume to volume without a cut at their borders, so that two tiles that both lie in a third
-    are known to share what the third does not show.
+    are known to share what the third does not show. Where two volumes have less than `_LEAST_COMMON` voxels in common
+    along an axis, only what lies in these is followed to further volumes. A volume that lies in another in more ways than
+    can be followed shares all of it.
 
     Parameters
     ----------
@@ -141,7 +146,8 @@ class SharedPlaces:
         for one, other, other_in_one in links:
             self._links.setdefault(one, []).append((other, other_in_one))
             self._links.setdefault(other, []).append((one, other_in_one.inverse()))
-        self._maps: dict[str, dict[str, list[GridMap]]] = {}
+        self._maps: dict[str, dict[str, list[_Way]]] = {}
+        self._all_shared: dict[str, set[str]] = {}
 
     def boxes_in(self, volume_id: str, patches: Iterable[Patch], margin_zyx: Sequence[int] = (0, 0, 0)) -> list[Box]:
         """Return where patches of any volume lie in one volume.
@@ -163,22 +169,37 @@ class SharedPlaces:
             is; those of others are rounded outwards and cut to the volume, and left out where nothing lies inside.
         """
         maps, boxes = self._maps_to(volume_id), []
+        all_of_it = Box((0, 0, 0), self.shapes[volume_id]) if volume_id in self.shapes else None
         for patch in patches:
-            for grid in maps.get(patch.volume_id, ()):
-                box = grid.box(patch.box)
-                if any(margin_zyx):
-                    box = _hull(box.expand(margin_zyx), grid.box(patch.box.expand(margin_zyx)))
-                if patch.volume_id != volume_id or grid != IDENTITY:
-                    inside = box.intersection(Box((0, 0, 0), self.shapes[volume_id]))
-                    if inside is None:
-                        continue
-                    box = inside
-                boxes.append(box)
+            if all_of_it is not None and patch.volume_id in self._all_shared[volume_id]:
+                boxes.append(all_of_it)
+                continue
+            for way in maps.get(patch.volume_id, ()):
+                if patch.volume_id == volume_id and way.grid == IDENTITY:
+                    boxes.append(patch.box.expand(margin_zyx))
+                elif all_of_it is not None and (box := way.box(patch.box, margin_zyx)) is not None:
+                    inside = box.intersection(all_of_it)
+                    boxes += [] if inside is None else [inside]
         return boxes
 
     def related(self, volume_id: str) -> list[str]:
         """Return the volumes that may share places with a volume, itself first, the others by id."""
         return [volume_id, *sorted(set(self._maps_to(volume_id)) - {volume_id})]
+
+    def groups(self) -> dict[str, str]:
+        """Return, by volume id, one volume of those that maps connect.
+
+        Where little is common (see `_LEAST_COMMON`), it does not tell how the rest lies, and connects nothing here.
+        """
+        root: dict[str, str] = {}
+        for name in self.shapes:
+            waiting = [] if name in root else [name]
+            while waiting:
+                here = waiting.pop()
+                root[here] = name
+                links = self._links.get(here, ())
+                waiting += [v for v, grid in links if v not in root and self._thin_part(here, v, grid) is None]
+        return root
 
     def choose_apart(self, ordered: Iterable[Patch], count: int) -> list[Patch]:
         """Return the first `count` patches, in the order of `ordered`, of which no two share a voxel."""
@@ -194,23 +215,89 @@ class SharedPlaces:
                 taken.setdefault(volume_id, []).extend(self.boxes_in(volume_id, [patch]))
         return chosen
 
-    def _maps_to(self, volume_id: str) -> dict[str, list[GridMap]]:
-        """Return the maps from every related volume into one; the most exact come first."""
+    def _maps_to(self, volume_id: str) -> dict[str, list[_Way]]:
+        """Return the ways from every related volume into one; the most exact come first."""
         if volume_id not in self._maps:
-            found: dict[str, list[GridMap]] = {}
+            found: dict[str, list[_Way]] = {}
+            crowded: set[str] = set()
             count = itertools.count()
-            waiting = [(0.0, next(count), volume_id, IDENTITY)]
+            waiting = [(0.0, next(count), volume_id, _Way(IDENTITY))]
             while waiting:
-                _, _, name, grid = heapq.heappop(waiting)
+                _, _, name, way = heapq.heappop(waiting)
                 known = found.setdefault(name, [])
-                if len(known) == _MOST_MAPS or any(grid.agrees(other) for other in known):
+                if any(other.covers(way) for other in known):
                     continue
-                known.append(grid)
-                for neighbour, neighbour_in_it in self._links.get(name, ()):
-                    through = grid.after(neighbour_in_it)
-                    heapq.heappush(waiting, (sum(through.tolerance), next(count), neighbour, through))
-            self._maps[volume_id] = found
+                if len(known) == _MOST_MAPS:
+                    if name != volume_id and self._common(volume_id, name, way.grid) is not None:
+                        crowded.add(name)
+                    continue
+                known.append(way)
+                for neighbour, next_way in self._ways_on(name, way, direct=len(known) == 1 and name == volume_id):
+                    heapq.heappush(waiting, (sum(next_way.grid.tolerance), next(count), neighbour, next_way))
+            self._maps[volume_id], self._all_shared[volume_id] = found, crowded
         return self._maps[volume_id]
+
+    def _ways_on(self, name: str, way: _Way, *, direct: bool) -> Iterator[tuple[str, _Way]]:
+        """Yield the neighbours of a volume with their ways; `direct` when the volume is the one that is asked about."""
+        for neighbour, grid in self._links.get(name, ()):
+            thin, onward = self._thin_part(name, neighbour, grid), way.onward
+            if thin is not None:
+                onward = thin if onward is None else thin.intersection(onward)
+                if onward is None:
+                    continue
+            there = None if onward is None else grid.inverse().box(onward)
+            yield neighbour, _Way(way.grid.after(grid), None if direct else there, there)
+
+    def _thin_part(self, name: str, other: str, grid: GridMap) -> Box | None:
+        """Return what two volumes have in common where that is thin, in voxels of the first."""
+        common = self._common(name, other, grid)
+        if common is None:
+            return None
+        whole = grid.box(Box((0, 0, 0), self.shapes[other]))
+        sizes = zip(common.shape_zyx, self.shapes[name], whole.shape_zyx, strict=True)
+        return common if any(n < min(_LEAST_COMMON, a, b) for n, a, b in sizes) else None
+
+    def _common(self, name: str, other: str, grid: GridMap) -> Box | None:
+        """Return what two volumes have in common, in voxels of the first."""
+        whole = grid.box(Box((0, 0, 0), self.shapes[other]))
+        return whole.intersection(Box((0, 0, 0), self.shapes[name]))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How one volume lies in another, through any number of others.
+
+    Parameters
+    ----------
+    grid : GridMap
+        From the one to the other.
+    within : Box, optional
+        Part of the one for which this holds; all of it when omitted.
+    onward : Box, optional
+        Part of the one which may be followed to further volumes.
+    """
+
+    grid: GridMap
+    within: Box | None = None
+    onward: Box | None = None
+
+    def covers(self, other: _Way) -> bool:
+        """Tell whether another way says nothing beyond this one."""
+        wide = self.onward is None or (other.onward is not None and self.onward.contains(other.onward))
+        return wide and other.grid.agrees(self.grid)
+
+    def box(self, box: Box, margin_zyx: Sequence[int]) -> Box | None:
+        """Return where a box lies, with a margin in both volumes; None where this way does not hold."""
+        inside, around = (
+            b if self.within is None else b.intersection(self.within) for b in (box, box.expand(margin_zyx))
+        )
+        if around is None:
+            return None
+        return (
+            self.grid.box(around)
+            if inside is None
+            else _hull(self.grid.box(inside).expand(margin_zyx), self.grid.box(around))
+        )
 
 
 def _hull(one: Box, other: Box) -> Box:

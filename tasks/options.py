@@ -14,6 +14,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.errors import StorageError
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.tracking.tracker import Tracker
+from rescueseg.volumes.comparison import ensure_compared
 
 
 def is_storage_error(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001
@@ -44,8 +45,9 @@ STAGE: StageOptions = {
 
 
 def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:
-    """Open a campaign and its queue."""
+    """Open a campaign, whose volumes are then compared, and its queue."""
     campaign = Campaign.open(campaign_url)
+    ensure_compared(campaign)
     return campaign, open_queue(campaign)
 
 

@@ -9,6 +9,7 @@ from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.remote_client import RemoteClient
 from rescueseg.campaign import Campaign
 from rescueseg.queue.store import open_queue
+from rescueseg.volumes.comparison import ensure_compared
 
 TOKEN_VARIABLE = "RESCUESEG_TOKEN"
 
@@ -37,4 +38,5 @@ def open_client(address: str, annotator: str, token: str = "") -> AnnotationClie
         return RemoteClient(address, token, annotator="" if token else annotator)
 
     campaign = Campaign.open(address)
+    ensure_compared(campaign)
     return LocalClient(campaign, open_queue(campaign), annotator)

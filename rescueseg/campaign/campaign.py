@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rescueseg.campaign.campaign_file import dump_config, parse_config
-from rescueseg.campaign.folder import PARTS, CampaignFolder
+from rescueseg.campaign.folder import CampaignFolder
+from rescueseg.campaign.layout import PARTS
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
 from rescueseg.storage import Storage

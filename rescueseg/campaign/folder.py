@@ -1,35 +1,7 @@
-"""What a campaign's folder holds. The only module that knows the folder layout.
-
-::
-
-    campaign.toml                       settings
-    campaign.db                         queue (when no other database is named)
-    volumes/<id>.ome.zarr               image; labels/truth inside when ground truth came with it
-    volumes/<id>.json                   its record: the import's commit point
-    volumes/anchors/<digest>.npz        windows by which it is known again (rescueseg.volumes.anchors)
-    relations.json                      which volumes show the same (rescueseg.volumes.comparison)
-    consistency.json                    what the check of the volumes found (see rescueseg.volumes.consistency)
-    domains.json                        domains: spacing, normalisation, volumes
-    triage.json                         problem, evidence, route (see rescueseg.triage)
-    triage.png                          picture of the decision
-    rough.json                          patches of the rough mask: annotated, so never held out
-    holdout.json                        frozen holdout
-    starting.json                       patches that generation 0 is trained on
-    weak_labels/choice.json             method of the first masks, and how well each method agreed
-    weak_labels/<method>/<ticket>.npz   first mask of a ticket, and <ticket>.confidence.npz
-    annotations/<ticket>/<digest>.npz   immutable label arrays
-    generations/0003/                   training/ model/ maps/ prefills/ losses.json, <stage>.json: see stage_results.py
-    trainings/<name>/                   request.json, training/ model/, losses.json, training.json, evaluation.json,
-                                        calibration.json: see outside_trainings.py
-    reports/
-    tokens/<id>.json                    who may use the annotation server: name, role, digest of the secret
-    image_key                           what the annotation server signs image addresses with
-    services/                           local servers: URLs, logs, databases (see rescueseg.services)
-"""
+"""Paths and records of a campaign's folder. The only module that reads and writes by the layout; see `rescueseg.campaign.layout`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
+from rescueseg.campaign.layout import STAGES, check_id
 from rescueseg.campaign.record_file import RecordFile, T
 from rescueseg.campaign.stage_results import PROGRESS, SNAPSHOT, TRAINING
 from rescueseg.config import CampaignConfig
@@ -46,61 +19,6 @@ from rescueseg.private_folder import cache_folder, private_folder
 from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Relations, Snapshot, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import Storage, digest_json
-
-STAGES = ("snapshot", "training", "inference", "evaluation", "query", "tickets", "report")
-"""The stages of a generation that commit a result, in their order."""
-PARTS = (
-    "campaign.db",
-    "volumes",
-    "relations.json",
-    "consistency.json",
-    "domains.json",
-    "triage.json",
-    "triage.png",
-    "rough.json",
-    "holdout.json",
-    "starting.json",
-    "weak_labels",
-    "annotations",
-    "generations",
-    "trainings",
-    "reports",
-    "tokens",
-    "image_key",
-    "services",
-    "mlflow.db",
-)
-"""What a campaign may write beside its settings: a folder that holds any of it is no free place for a new one."""
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-
-
-def check_id(value: str, what: str) -> str:
-    """Return an id that is safe as a file name.
-
-    Parameters
-    ----------
-    value : str
-        The id.
-    what : str
-        What it names, for the error message.
-
-    Raises
-    ------
-    CampaignError
-        If it holds anything but letters, digits, dot, dash and underscore.
-
-    Examples
-    --------
-    >>> check_id("liver_01.raw", "volume id")
-    'liver_01.raw'
-    >>> check_id("../liver", "volume id")
-    Traceback (most recent call last):
-    ...
-    rescueseg.errors.CampaignError: '../liver' is no valid volume id. Use letters, digits, '.', '-' and '_'
-    """
-    if not _ID.fullmatch(value) or ".." in value:
-        raise CampaignError(f"'{value}' is no valid {what}", todo="Use letters, digits, '.', '-' and '_'")
-    return value
 
 
 class CampaignFolder:
@@ -117,6 +35,7 @@ class CampaignFolder:
     def __init__(self, storage: Storage, config: CampaignConfig) -> None:
         self.storage = storage
         self.config = config
+        self._unsaved_relations: Relations | None = None
 
     @property
     def url(self) -> str:
@@ -183,17 +102,34 @@ class CampaignFolder:
         return [record for record in records if refused or not record.refused]
 
     def shared_places(self) -> SharedPlaces:
-        """Return which places of the volumes are the same piece of the specimen, refused volumes included."""
-        return self.relations().shared_places(self.volumes(refused=True))
+        """Return which places of the volumes are the same piece of the specimen, refused volumes included.
+
+        Raises
+        ------
+        CampaignError
+            If volumes were never compared with the others; `rescueseg.volumes.comparison.ensure_compared` does it.
+        """
+        known, volumes = self.relations(), self.volumes(refused=True)
+        if names := known.uncompared(volumes):
+            raise CampaignError(
+                f"nobody knows what these volumes share with others, as they were never compared: {', '.join(names)}",
+                where=self.url,
+                todo="Run 'rescueseg check CAMPAIGN'",
+            )
+        return known.shared_places(volumes)
 
     def relations(self) -> Relations:
         """Return what the comparison of the volumes found; see `rescueseg.volumes.comparison`."""
+        if self._unsaved_relations is not None:
+            return self._unsaved_relations
         known = self.storage.exists("relations.json")
         return Relations.model_validate(self.storage.read_json("relations.json")) if known else Relations()
 
-    def save_relations(self, relations: Relations) -> None:
-        """Write what the comparison of the volumes found."""
-        self.storage.write_json("relations.json", relations.to_json())
+    def save_relations(self, relations: Relations, *, write: bool = True) -> None:
+        """Write what the comparison of the volumes found; without `write`, in a dry run, only this object knows it."""
+        self._unsaved_relations = None if write else relations
+        if write:
+            self.storage.write_json("relations.json", relations.to_json())
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """Return the record of one volume.

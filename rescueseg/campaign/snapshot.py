@@ -28,7 +28,8 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     generation : int
         The generation that trains on it.
     accepted : sequence of AcceptedAnnotation
-        Accepted pool annotations, one per ticket; those in refused volumes are left out.
+        Accepted pool annotations, one per ticket; those in refused volumes are left out, and those of
+        `in_holdout_of_copies`.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     SamplingError
         If the holdout is not frozen yet, or nothing was accepted in a volume that may be used.
     LeakError
-        If an annotation lies in a holdout box or was made for the holdout.
+        If an annotation lies in a holdout box of its own volume, all lie in holdout boxes, or one was made for the holdout.
     CampaignError
         If an annotation names a volume that the campaign does not have.
     """
@@ -64,6 +65,9 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             where=campaign.url,
             todo="See why with 'rescueseg status', and add volumes that can be used",
         )
+    hidden = {a.ticket_id for a in in_holdout_of_copies(holdout, accepted, places)}
+    if len(hidden) < len(accepted):  # where nothing else is left, it is refused below, by name
+        accepted = [a for a in accepted if a.ticket_id not in hidden]
     items = tuple(
         SnapshotItem(
             ticket_id=a.ticket_id,
@@ -88,6 +92,34 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     return Snapshot(
         generation=generation, items=items, n_classes=n_classes, holdout_digest=holdout_digest, digest=digest
     )
+
+
+def in_holdout_of_copies(
+    holdout: Holdout, accepted: Iterable[AcceptedAnnotation], places: SharedPlaces
+) -> list[AcceptedAnnotation]:
+    """Return the annotations that lie in a holdout box under another name only.
+
+    They were made before anybody knew that two volumes show the same; nobody can undo that, so no training reads them.
+
+    Parameters
+    ----------
+    holdout : Holdout
+        The frozen boxes.
+    accepted : iterable of AcceptedAnnotation
+        Accepted annotations.
+    places : SharedPlaces
+        Which places of the volumes are the same.
+    """
+    own = SharedPlaces(places.shapes)
+    boxes: dict[str, tuple[list[Box], list[Box]]] = {}
+    found = []
+    for annotation in accepted:
+        name = annotation.volume_id
+        if name not in boxes:
+            boxes[name] = holdout.of(name, places), holdout.of(name, own)
+        in_any, in_own = (any(annotation.box.intersects(box) for box in part) for part in boxes[name])
+        found += [annotation] if in_any and not in_own else []
+    return found
 
 
 def _require_pool(accepted: Iterable[AcceptedAnnotation]) -> None:

@@ -36,6 +36,8 @@ class GenerationEffort(Effort):
 
     annotators: dict[str, Effort] = Field(default_factory=dict)
     patches: dict[str, PatchEffort] = Field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    """Tickets that the snapshot leaves out, as they lie in a holdout box of another volume, which shows the same."""
 
 
 class Choice(StageResult):

@@ -44,10 +44,12 @@ def evaluate(
     it writes also shows the worst boxes, and the most uncertain ones of the whole data that nobody has annotated. The
     champion stays as it was chosen. Of a training outside the loop the scores are kept beside it, without a page.
     """
+    opened = Campaign.open(campaign)
+    _compare_volumes(opened, write=not dry_run)
     if training:
         if generation >= 0:
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
-        _evaluate_training(Campaign.open(campaign), training, _part(part), json_file, dry_run=dry_run)
+        _evaluate_training(opened, training, _part(part), json_file, dry_run=dry_run)
         return
     from rescueseg.evaluation.calibration import current_calibration, stored_calibration
     from rescueseg.evaluation.champion import champion
@@ -57,7 +59,7 @@ def evaluate(
     from rescueseg.reports.evaluation_tables import show_groups
     from rescueseg.reports.html import family
 
-    opened, first = Campaign.open(campaign), _part(part)
+    first = _part(part)
     number = generation if generation >= 0 else champion(opened)
     if number is None:
         raise EvaluationError(
@@ -83,6 +85,14 @@ def evaluate(
     if json_file is not None:
         _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(groups)})
     say_line(f"Page: {opened.storage.url_of(page)}")
+
+
+def _compare_volumes(campaign: Campaign, *, write: bool) -> None:
+    """Look for volumes that show the same, where that was never done."""
+    from rescueseg.volumes.comparison import ensure_compared
+
+    with shown_progress(console) as progress:
+        ensure_compared(campaign, progress, write=write)
 
 
 def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
@@ -139,6 +149,7 @@ def compare(
     opened, first_part = Campaign.open(campaign), _part(part)
     if first == second:
         raise ConfigError("both generations are the same", where=first, todo="Name two of them")
+    _compare_volumes(opened, write=not dry_run)
     if dry_run:
         _preview_comparison(opened, (first, second))
         return

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from rescueseg.campaign import STAGES, Campaign
-from rescueseg.cli.console import console
+from rescueseg.campaign.stage_results import EFFORT
+from rescueseg.cli.console import console, say_line
 from rescueseg.cli.options import CampaignArgument, SetOption
 
 
@@ -79,6 +80,9 @@ def status(campaign: CampaignArgument) -> None:
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
     show_generations(opened)
+    last = opened.result(EFFORT, max(opened.generations(), default=0))
+    for ticket in last.left_out if last else ():
+        say_line(f"Left out of training: {ticket} lies in a holdout box of another volume that shows the same")
     state = read_state(opened.services_folder) if opened.storage.is_local else None
     if state:
         if state.annotation_url:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.console import OneLineErrors
+from rescueseg.cli.console import OneLineErrors, shown_progress
 from rescueseg.cli.options import CampaignArgument
 from rescueseg.config import ANNOTATION_PORT
 from rescueseg.errors import AccessError, ConfigError, ServiceError
@@ -65,11 +65,14 @@ def serve(
     import uvicorn
 
     from rescueseg.server.app import create_app
+    from rescueseg.volumes.comparison import ensure_compared
 
+    console = Console(highlight=False, soft_wrap=True)
+    with shown_progress(console) as progress:
+        ensure_compared(opened, progress)
     app = create_app(opened, is_open=is_open, login=login_name())
     with _listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host
-        console = Console(highlight=False, soft_wrap=True)
         url = f"http://{address}:{listener.getsockname()[1]}"
         console.print(f"Annotation {url}  (API: {url}/api/v1/openapi.json)")
         console.print("no token is needed on this machine" if is_open else "a token is needed", style="dim")

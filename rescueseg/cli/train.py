@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rescueseg.campaign import Campaign
-from rescueseg.cli.console import console, say_line
+from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
 
 
@@ -31,8 +31,11 @@ def train(
     from rescueseg.queue.store import open_queue
     from rescueseg.services.prefect_api import TRAIN_FLOW
     from rescueseg.stages import train_outside
+    from rescueseg.volumes.comparison import ensure_compared
 
     opened = Campaign.open(campaign)
+    with shown_progress(console) as progress:
+        ensure_compared(opened, progress, write=not dry_run)
     number = None if generation < 0 else generation
     planned = train_outside.plan(opened, open_queue(opened), trainer, number)
     expected, seconds = train_outside.estimate(opened, planned)

@@ -76,6 +76,14 @@ DistinctOption = Annotated[
         help="These volumes show other specimens than the near copies found; equal voxels are never distinct.",
     ),
 ]
+DistinctFromOption = Annotated[
+    list[str],
+    typer.Option(
+        "--distinct-from",
+        metavar="NAME",
+        help="The same of one near copy only: these volumes show another specimen than it; repeat the option.",
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say and show what the files hold and how much they take, and change nothing.")
 ]
@@ -102,6 +110,7 @@ def init(
     slices: SlicesOption = False,
     accept_holes: HolesOption = False,
     distinct: DistinctOption = False,
+    distinct_from: DistinctFromOption = [],  # noqa: B006
     dry_run: DryRunOption = False,
     picture: PictureOption = "",
 ) -> None:
@@ -127,6 +136,7 @@ def init(
             **options,
             domain=domain or None,
             distinct=distinct,
+            distinct_from=distinct_from,
             say=say_line,
             progress=progress,
         )
@@ -148,6 +158,7 @@ def add(
     slices: SlicesOption = False,
     accept_holes: HolesOption = False,
     distinct: DistinctOption = False,
+    distinct_from: DistinctFromOption = [],  # noqa: B006
     dry_run: DryRunOption = False,
     picture: PictureOption = "",
 ) -> None:
@@ -163,7 +174,16 @@ def add(
         show_volumes(files, opened.config.classes, options, picture)
         return
     with shown_progress(console) as progress:
-        add_volumes(opened, files, **options, domain=domain or None, distinct=distinct, say=say_line, progress=progress)
+        add_volumes(
+            opened,
+            files,
+            **options,
+            domain=domain or None,
+            distinct=distinct,
+            distinct_from=distinct_from,
+            say=say_line,
+            progress=progress,
+        )
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
@@ -206,7 +226,8 @@ def check(
         say_line(line)
     console.print(f"{report.chunks_read} chunks read; everything measured is in consistency.json", style="dim")
     if not apply:
-        console.print(f"Nothing was changed; rescueseg check {campaign} --apply records the domains", style="dim")
+        console.print("Nothing was changed but consistency.json and relations.json", style="dim")
+        console.print(f"rescueseg check {campaign} --apply records the domains", style="dim")
 
 
 class ImportOptions(TypedDict):

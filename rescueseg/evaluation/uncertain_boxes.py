@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -13,6 +14,7 @@ from rescueseg.inference.maps import map_reference, open_map
 from rescueseg.progress import Progress
 from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
 from rescueseg.sampling.patches import grid_starts, half_stride, patch_shape
+from rescueseg.shared_places import SharedPlaces
 
 
 class UncertainBox(Record):
@@ -48,8 +50,7 @@ def most_uncertain(
     """
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
     shared, annotated = campaign.shared_places(), _annotated(campaign)
-    places: list[tuple[float, Patch]] = []
-    means: list[Floats] = []
+    grids: list[tuple[str, Floats, Integers, ZYX]] = []
     for volume in campaign.volumes():
         if map_reference(campaign, generation, volume.volume_id) is None:
             continue
@@ -57,16 +58,43 @@ def most_uncertain(
         shape = patch_shape(campaign.config, volume, holdout)
         starts = grid_starts(volume.shape_zyx, shape, half_stride(shape), occupied)
         if len(starts):
-            means.append(_mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress))
-            best = non_overlapping(means[-1], starts, shape, count)
-            places += [(float(means[-1][i]), Patch(volume.volume_id, Box(zyx(starts[i]), shape))) for i in best]
-    typical = float(np.median(np.concatenate(means))) if means else 0.0
-    places.sort(key=lambda place: (-place[0], place[1]))
-    entropy = {patch: mean for mean, patch in places}
+            means = _mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress)
+            grids.append((volume.volume_id, means, starts, shape))
+    typical = float(np.median(np.concatenate([means for _, means, _, _ in grids]))) if grids else 0.0
     return [
-        UncertainBox(volume_id=patch.volume_id, box=patch.box, entropy=entropy[patch], typical=typical)
-        for patch in shared.choose_apart(entropy, count)
+        UncertainBox(volume_id=patch.volume_id, box=patch.box, entropy=entropy, typical=typical)
+        for patch, entropy in most_apart(grids, count, shared).items()
     ]
+
+
+def most_apart(
+    grids: Sequence[tuple[str, Floats, Integers, ZYX]], count: int, places: SharedPlaces
+) -> dict[Patch, float]:
+    """Return the boxes with the highest values of which no two share a voxel, in whichever volumes, best first.
+
+    Parameters
+    ----------
+    grids : sequence
+        Of each volume its id, the value of each box, where each begins, and their shape.
+    count : int
+        How many at most; fewer are returned only where there are no more.
+    places : SharedPlaces
+        Which places of the volumes are the same.
+    """
+    of_each = count
+    while True:
+        best = [(grid, non_overlapping(grid[1], grid[2], grid[3], of_each)) for grid in grids]
+        found = [
+            (float(values[i]), Patch(name, Box(zyx(starts[i]), shape)))
+            for (name, values, starts, shape), rows in best
+            for i in rows
+        ]
+        values_of = {patch: value for value, patch in sorted(found, key=lambda one: (-one[0], one[1]))}
+        chosen = places.choose_apart(values_of, count)
+        # what one volume takes away from another makes room for lower values there
+        if len(chosen) == count or all(len(rows) < of_each for _, rows in best):
+            return {patch: values_of[patch] for patch in chosen}
+        of_each *= 2
 
 
 def _annotated(campaign: Campaign) -> AbstractSet[Patch]:

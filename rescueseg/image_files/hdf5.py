@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 
-from rescueseg.errors import UnreadableVolumeError
+from rescueseg.errors import InvalidVolumeError, UnreadableVolumeError
 from rescueseg.geometry import Spacing
 from rescueseg.image_files import bigdataviewer, hints, holes, imaris
 from rescueseg.image_files.axes import axes_of_names, only_image, unnamed_axes
@@ -49,6 +49,8 @@ def open_hdf5(path: str, said: Statement) -> ArraySource:
 
 
 def _open_dataset(file: Any, dataset: Any, path: str, said: Statement) -> ArraySource:
+    if dataset.shape is None:
+        raise InvalidVolumeError("the dataset is empty", where=path, todo="Name another: file.h5:dataset")
     attributes = dict(dataset.attrs)
     axes, remarks = said.axes or _named_axes(dataset, attributes), []
     if not axes:

@@ -11,8 +11,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -140,6 +142,8 @@ class Grid:
 
 def of_hdf5(dataset: Any, axes: str, where: str, said: Statement) -> tuple[str, ...]:
     """Return the remarks on the absent chunks of an HDF5 dataset; as `judge`."""
+    if dataset.is_virtual:
+        _require_sources(dataset)
     if dataset.chunks is None:
         unwritten = dataset.id.get_storage_size() == 0 and not dataset.external
         return (
@@ -157,6 +161,26 @@ def of_hdf5(dataset: Any, axes: str, where: str, said: Statement) -> tuple[str, 
     )
     absent = [i for i in itertools.product(*map(range, grid.size)) if i not in present]
     return judge(Grid(dataset, axes, grid.chunks, absent, grid.fill), (), where, said)
+
+
+def _require_sources(dataset: Any) -> None:
+    """Refuse a virtual dataset of which a source is not there: it reads as the fill value."""
+    folder = Path(dataset.file.filename).parent
+    for source in dataset.virtual_sources():
+        if "%" in source.file_name:  # a pattern that the library numbers
+            continue
+        name = dataset.file.filename if source.file_name == "." else str(folder / source.file_name)
+        if not Path(name).exists():
+            raise UnreadableVolumeError(
+                f"a part of it lies in {source.file_name}, which is not there",
+                todo="Give all files together, or save the dataset as one",
+            )
+        with h5py.File(name, "r") as file:
+            if source.dset_name.strip("/") not in file:
+                raise UnreadableVolumeError(
+                    f"a part of it is {source.dset_name} in {source.file_name}, which is not there",
+                    todo="Give all files together, or save the dataset as one",
+                )
 
 
 def of_zarr(

@@ -7,21 +7,23 @@ another place are refused. Where one of them says nothing, voxels are matched in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nrrd
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.errors import LabelError
+from rescueseg.errors import InvalidVolumeError, LabelError
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.image_files.nrrd_files import is_nrrd, nrrd_placement
 from rescueseg.image_files.placement import Placement, Turn, turn_onto
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.segments import merge_segments, read_segments
-from rescueseg.image_files.source import ArraySource, Source, unreadable
+from rescueseg.image_files.source import ArraySource, Source, Statement, unreadable
 
+_SAME_SPACING = 1e-2
 _TODO = "Export the labels on the grid of their image, unresampled and uncropped"
 
 
@@ -35,18 +37,21 @@ class Grid:
         How many.
     placement : Placement or None
         Where they lie in the space of the image's file.
+    spacing_um_zyx : tuple of float or None
+        The voxel size that the image's file states.
     """
 
     shape_zyx: ZYX
     placement: Placement | None = None
+    spacing_um_zyx: Spacing | None = None
 
     @classmethod
     def of(cls, image: Source) -> Grid:
         """Return the grid of an image."""
-        return cls(image.shape_zyx, image.placement)
+        return cls(image.shape_zyx, image.placement, image.spacing_um_zyx)
 
 
-def open_labels(path: str, grid: Grid, names: Mapping[str, int]) -> Source:
+def open_labels(path: str, grid: Grid, names: Mapping[str, int], said: Statement | None = None) -> Source:
     """Open a label file, laid on the grid of its image.
 
     Parameters
@@ -57,6 +62,9 @@ def open_labels(path: str, grid: Grid, names: Mapping[str, int]) -> Source:
         The image.
     names : mapping of str to int
         Number of each class by its name; empty where the numbers are objects.
+    said : Statement, optional
+        What a person says of the image where the labels are of the same format: it holds for them too, without the
+        axes that labels do not have.
 
     Returns
     -------
@@ -71,13 +79,28 @@ def open_labels(path: str, grid: Grid, names: Mapping[str, int]) -> Source:
         If it is of another shape, place, spacing or orientation, or its segments are no classes.
     """
     segmentation = _open_segmentation(path, names) if is_nrrd(path) else None
-    labels = segmentation or open_source(path)
+    labels = segmentation or _open_as_said(path, said)
     try:
         with unreadable(path):
             return lay_on(labels, grid, cropped=segmentation is not None)
     except BaseException:
         labels.close()
         raise
+
+
+def _open_as_said(path: str, said: Statement | None) -> Source:
+    """Open labels by what a person says of their image, as far as it fits them."""
+    if said is None or said == Statement():
+        return open_source(path)
+    plain = replace(said, axes="".join(a for a in said.axes if a in "zyx"), series=None, position=None)
+    statements = dict.fromkeys([said, replace(said, axes=plain.axes), replace(plain, axes=said.axes), plain])
+    for statement in statements:
+        with suppress(InvalidVolumeError):
+            source = open_source(path, statement)
+            if statement.axes and isinstance(source, ArraySource):
+                source.remarks = (*source.remarks, f"read with the axes {statement.axes}, as said of the image")
+            return source
+    return open_source(path, said)
 
 
 def _open_segmentation(path: str, names: Mapping[str, int]) -> Source | None:
@@ -111,9 +134,23 @@ def lay_on(labels: Source, grid: Grid, *, cropped: bool = False) -> Source:
     """
     if labels.channels != 1:
         raise LabelError(f"the labels have {labels.channels} channels: shape {labels.shape}", todo="Save one channel")
-    turn = Turn()
-    if labels.placement is not None and grid.placement is not None and labels.placement.space == grid.placement.space:
+    turn, remark = Turn(), ""
+    if labels.placement is None and grid.placement is None:
+        _require_same_spacing(labels.spacing_um_zyx, grid.spacing_um_zyx)
+    elif labels.placement is None or grid.placement is None:
+        _require_same_spacing(labels.spacing_um_zyx, grid.spacing_um_zyx)
+        silent, telling = ("image", "labels") if grid.placement is None else ("labels", "image")
+        remark = (
+            f"the file of the {telling} says how it lies in space and that of the {silent} does not: voxels are matched "
+            "in the order of the files"
+        )
+    elif labels.placement.space == grid.placement.space:
         turn = turn_onto(grid.placement, labels.placement, labels.shape_zyx)
+    else:
+        remark = (
+            f"the labels lie in {labels.placement.space} space and their image in {grid.placement.space} space, which "
+            "cannot be compared: voxels are matched in the order of the files"
+        )
     shape = turn.shape(labels.shape_zyx)
     covered = Box(turn.start_zyx, shape) if min(turn.start_zyx) >= 0 else None
     is_whole = shape == grid.shape_zyx and turn.start_zyx == (0, 0, 0)
@@ -123,7 +160,16 @@ def lay_on(labels: Source, grid: Grid, *, cropped: bool = False) -> Source:
         raise LabelError(
             f"the labels have shape {shape}{turned}, the image {grid.shape_zyx} (z y x){begin}", todo=_TODO
         )
-    return labels if is_whole and turn.is_none else _LaidLabels(labels, turn, grid.shape_zyx)
+    return labels if is_whole and turn.is_none and not remark else _LaidLabels(labels, turn, grid.shape_zyx, remark)
+
+
+def _require_same_spacing(labels: Spacing | None, image: Spacing | None) -> None:
+    """Refuse labels whose file states another voxel size than that of their image; 1 × 1 × 1 is what nobody stated."""
+    if labels is None or image is None or labels == (1.0, 1.0, 1.0):
+        return
+    if not np.allclose(labels, image, rtol=_SAME_SPACING, atol=0):
+        sizes = [" × ".join(f"{s:.6g}" for s in spacing) for spacing in (labels, image)]
+        raise LabelError(f"the labels have voxels of {sizes[0]} µm, their image of {sizes[1]} µm (z, y, x)", todo=_TODO)
 
 
 @dataclass(frozen=True)
@@ -133,6 +179,7 @@ class _LaidLabels:
     labels: Source
     turn: Turn
     shape_zyx: ZYX
+    remark: str = ""
     channels: int = 1
     spacing_um_zyx: Spacing | None = None
     spacing_note: str = ""
@@ -158,7 +205,7 @@ class _LaidLabels:
     def remarks(self) -> tuple[str, ...]:
         """As of the file, and what was turned."""
         turned = () if self.turn.is_none else (f"labels turned to the image as their header says: {self.turn}",)
-        return (*self.labels.remarks, *turned)
+        return (*self.labels.remarks, *turned, *([self.remark] if self.remark else []))
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Read a box of the image, czyx; outside of the labels there is background."""

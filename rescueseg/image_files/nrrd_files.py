@@ -102,6 +102,10 @@ def _spacing(header: dict[str, Any], axes: list[int]) -> tuple[Spacing | None, s
         if len(rows) != 3 or any(r is None or not np.isfinite(np.asarray(r, float)).all() for r in rows):
             return None, ""
         numbers = [float(np.linalg.norm(np.asarray(r, float))) for r in rows]
+        placement = nrrd_placement(header)
+        if placement is not None and not placement.is_rectangular:
+            sizes = " × ".join(f"{v:.6g}" for v in reversed(numbers))
+            return None, f"the axes in the NRRD header are not at right angles, {sizes} (z y x) along them"
         units = _space_units(header)
         steps = np.asarray(list(rows), float)
         if len(set(units)) > 1 and units:  # one unit for each axis of the space, not of the file

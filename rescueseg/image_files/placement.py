@@ -55,6 +55,12 @@ class Placement:
         x, y, z = (float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
         return z, y, x
 
+    @property
+    def is_rectangular(self) -> bool:
+        """Whether the axes are at right angles."""
+        unit = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return bool(np.abs(unit.T @ unit - np.eye(3)).max() <= _TURNED)
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready form."""
         return {"affine": self.affine.tolist(), "um_per_unit": self.um_per_unit, "space": self.space}

@@ -24,6 +24,7 @@ import tifffile
 from rescueseg.errors import InvalidVolumeError, UnreadableVolumeError
 from rescueseg.image_files.axes import only_image
 from rescueseg.image_files.source import ArraySource, Statement, unreadable
+from rescueseg.image_files.tiff import require_upright
 
 _TIFF = (".tif", ".tiff")
 _JPEG = (".jpg", ".jpeg")
@@ -295,7 +296,9 @@ def _tiff_header(file: Path) -> str:
                 todo="A file that is a volume is given by itself, not as a plane of one",
             )
         colours = extent.get("S", 1) * extent.get("C", 1)
-        return f"{extent['Y']}×{extent['X']}{f'×{colours}' if colours > 1 else ''} of {series.dtype.name}"
+        require_upright(series.keyframe)
+        shade = getattr(series.keyframe.photometric, "name", "unknown shade").lower()
+        return f"{extent['Y']}×{extent['X']}{f'×{colours}' if colours > 1 else ''} of {series.dtype.name} ({shade})"
 
 
 def _jpeg_header(stream: Any) -> str:

@@ -160,6 +160,12 @@ class ArraySource:
         length = dict(zip(self.axes, shape, strict=True))
         if 0 in shape:
             raise InvalidVolumeError(f"the image is empty: shape {shape}", where=self.where, todo=todo)
+        if self.said.position and not set(self.axes) & set(POSITION_AXES):
+            raise InvalidVolumeError(
+                f"there is no position {self.said.position}: it holds none",
+                where=self.where,
+                todo="Leave --position out",
+            )
         for axis in (a for a in self.axes if a in POSITION_AXES):
             self._fixed[axis] = self._position(length[axis])
         if "z" not in length or "y" not in length or "x" not in length:

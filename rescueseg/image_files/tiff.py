@@ -48,6 +48,7 @@ def open_tiff(path: str, said: Statement) -> ArraySource:
         with complaints() as series_messages:
             series, index, remarks = _choose_series(tif, path, said)
             _require_every_plane(tif, series, path)
+            require_upright(series.keyframe)
             len(tif.pages)
         if messages := messages + series_messages:
             raise UnreadableVolumeError(
@@ -60,7 +61,7 @@ def open_tiff(path: str, said: Statement) -> ArraySource:
         values, value_remarks = calibrated(tif, _array(tif, series, path))
         return ArraySource(
             values, axes, spacing, path, spacing_note=note, hints=_hints(tif), on_close=(tif.close,),
-            remarks=(*remarks, *value_remarks, *_step_remark(tif, spacing)), said=said,
+            remarks=(*remarks, *value_remarks, *_step_remark(tif, spacing), *_shade_remark(series.keyframe)), said=said,
         )  # fmt: skip
     except BaseException:
         tif.close()
@@ -140,6 +141,7 @@ def _require_equal_planes(path: str, indices: Sequence[int]) -> None:
         first: Any = None
         for index in indices:
             page: Any = tif.pages[index]
+            require_upright(page)
             first = first or page
             if page.hash != first.hash:
                 what = [
@@ -195,9 +197,33 @@ def calibrated(tif: Any, array: Any) -> tuple[Any, tuple[str, ...]]:
     )
 
 
+def require_upright(page: Any) -> None:
+    """Refuse a plane whose tag says that it is stored turned or mirrored: programs disagree on what they show then.
+
+    Raises
+    ------
+    InvalidVolumeError
+        If it is.
+    """
+    orientation = int(page.tags.valueof("Orientation", 1)) if hasattr(page, "tags") else 1
+    if orientation != 1:
+        raise InvalidVolumeError(
+            f"its Orientation tag is {orientation}: rows or columns are stored turned",
+            todo="Save it upright, with the orientation 1 (top left), and import it again",
+        )
+
+
+def _shade_remark(page: Any) -> tuple[str, ...]:
+    """Say where stored numbers are not the grey values that viewers show."""
+    name = getattr(page.photometric, "name", "")
+    if name == "PALETTE":
+        return ("its numbers are places in a table of colours, not grey values: right for labels, not for an image",)
+    return ("0 is stored for white (MinIsWhite); the stored numbers are taken",) if name == "MINISWHITE" else ()
+
+
 def _step_remark(tif: Any, spacing: Spacing | None) -> tuple[str, ...]:
     """Say where a z step is ImageJ's silence: it writes none that is 1, and other programs forget theirs."""
-    if spacing is None or not tif.is_imagej or "spacing" in (tif.imagej_metadata or {}):
+    if spacing is None or not tif.is_imagej or (tif.imagej_metadata or {}).get("spacing"):
         return ()
     return (f"no z step is given, which ImageJ does where it is 1; if it is not {spacing[0]:g} µm, give --spacing",)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,7 +170,17 @@ def _open_multiscale(
             f"it holds {len(multiscales)} image{'s' if len(multiscales) > 1 else ''} ({', '.join(names)})", where=path,
             todo=f"Say which with --series, 0 to {len(multiscales) - 1}" if len(names) > 1 else "Leave --series out",
         )  # fmt: skip
-    return _open_level(group, multiscales[asked or 0], 0, store, path, said)
+    multiscale = multiscales[asked or 0]
+    return _open_level(group, multiscale, _finest(group, multiscale), store, path, said)
+
+
+def _finest(group: zarr.Group, multiscale: Any) -> int:
+    """Return the level with most voxels: the first one, by the rules, but not in every file."""
+    sizes = [
+        math.prod(level.shape) if isinstance(level := group.get(str(dataset["path"])), zarr.Array) else 0
+        for dataset in multiscale["datasets"]
+    ]
+    return sizes.index(max(sizes)) if sizes[0] else 0
 
 
 def _open_level(group: zarr.Group, multiscale: Any, level: int, store: str, path: str, said: Statement) -> ArraySource:
@@ -193,6 +204,13 @@ def _open_level(group: zarr.Group, multiscale: Any, level: int, store: str, path
         placement=None if said.axes else ome_axes.placement(multiscale, level, axes, group),
     )  # fmt: skip
     coarser = [a for a in arrays if isinstance(a, zarr.Array) and a.path != array.path and a.ndim == array.ndim]
-    remarks = [f"level {level} of the pyramid, not the full resolution"] if level else []
+    largest = max((math.prod(a.shape) for a in coarser), default=0)
+    if level:
+        is_full = math.prod(array.shape) >= largest
+        remarks = [
+            f"level {level} of the pyramid, {'the finest, though not the first' if is_full else 'not the full resolution'}"
+        ]
+    else:
+        remarks = []
     source.remarks = (*remarks, *fill_remarks(array, own), *holes.of_zarr(array, axes, coarser, store, path, said))
     return source

@@ -117,9 +117,27 @@ def suited_to(route: str) -> tuple[str, ...]:
 
 
 def find_families() -> Mapping[str, type[FamilySettings]]:
-    """Return the settings of every family that is installed, by the name of its table."""
-    models = [find_entry(name).settings for name in trainer_names()]
-    return {model.family: model for model in models}
+    """Return the settings of every family that is installed, by the name of its table.
+
+    Raises
+    ------
+    ConfigError
+        If a package that offers a trainer is broken, or two families have one name.
+    """
+    families = _own_families()
+    for name in trainer_names():
+        model = find_entry(name).settings
+        if families.setdefault(model.family, model) is not model:
+            raise ConfigError(
+                f"the trainer '{name}' is of a family '{model.family}', and there is another of that name",
+                where=f"{model.__module__}.{model.__qualname__}",
+                todo="Uninstall its package, or ask its authors for another name",
+            )
+    return families
+
+
+def _own_families() -> dict[str, type[FamilySettings]]:
+    return {entry.settings.family: entry.settings for entry in OWN.values()}
 
 
 def check_families(config: TrainingConfig, where: str) -> None:
@@ -137,7 +155,9 @@ def check_families(config: TrainingConfig, where: str) -> None:
     ConfigError
         It names the key and what is allowed.
     """
-    families = find_families() if config.families else {}
+    families: Mapping[str, type[FamilySettings]] = _own_families()
+    if config.families.keys() - families.keys():  # only then can a broken package be to blame
+        families = find_families()
     for family in config.families:
         if family not in families:
             raise ConfigError(
@@ -169,9 +189,11 @@ def complete_families(config: CampaignConfig, where: str) -> CampaignConfig:
     """
     training = config.training
     check_families(training, where)
-    entries = [*OWN.values(), *([find_entry(training.trainer)] if training.trainer != "auto" else [])]
-    models = {entry.settings.family: entry.settings for entry in entries}
-    models |= {family: find_families()[family] for family in training.families}
+    models = _own_families()
+    if training.trainer != "auto":
+        named = find_entry(training.trainer).settings
+        models[named.family] = named
+    models |= {family: find_families()[family] for family in training.families.keys() - models.keys()}
     tables = {name: models[name].of(training).model_dump(mode="json", exclude_none=True) for name in sorted(models)}
     return config.model_copy(update={"training": training.model_copy(update=tables)})
 

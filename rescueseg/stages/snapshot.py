@@ -24,13 +24,25 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Sna
         previous = campaign.snapshot(generation - 1) if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()
         new = [a for a in accepted if a.annotation_id not in earlier]
-        campaign.finish(EFFORT, generation, effort_of(new))
+        campaign.finish(
+            EFFORT, generation, effort_of(new).model_copy(update={"left_out": left_out(campaign, accepted)})
+        )
         freeze_choice(campaign, generation)
         return snapshots.make_snapshot(campaign, generation, accepted)
 
     result = run_stage(campaign, generation, SNAPSHOT, work)
-    store.count_accepted(generation, len(result.items))
+    effort = campaign.result(EFFORT, generation)
+    store.count_accepted(generation, len(result.items) + (len(effort.left_out) if effort else 0))
     return result
+
+
+def left_out(campaign: Campaign, accepted: Sequence[AcceptedAnnotation]) -> tuple[str, ...]:
+    """Return the tickets that a snapshot leaves out; see `rescueseg.campaign.snapshot.in_holdout_of_copies`."""
+    holdout, usable = campaign.holdout(), {v.volume_id for v in campaign.volumes()}
+    if holdout is None:
+        return ()
+    mine = [a for a in accepted if a.volume_id in usable]
+    return tuple(sorted(a.ticket_id for a in snapshots.in_holdout_of_copies(holdout, mine, campaign.shared_places())))
 
 
 def effort_of(accepted: Sequence[AcceptedAnnotation]) -> GenerationEffort:

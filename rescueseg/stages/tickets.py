@@ -75,7 +75,7 @@ def preview_sampling(
 
     The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
     """
-    ensure_compared(campaign, progress)
+    ensure_compared(campaign, progress, write=False)
     trained: list[Patch] = []
     if campaign.holdout() is not None and (new := undrawn_volumes(campaign)):
         trained = _trained(open_store(), new)

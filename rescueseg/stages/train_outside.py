@@ -57,6 +57,7 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
     ConfigError
         If there is no such trainer, or a table of a model family is not valid.
     """
+    ensure_compared(campaign, write=False)
     name = trainer or trainer_name(campaign)
     snapshot = _new_snapshot(campaign, store) if generation is None else campaign.snapshot(generation)
     if snapshot is None:
@@ -74,7 +75,6 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
 
 def _new_snapshot(campaign: Campaign, store: QueueStore) -> Snapshot:
     """Return the snapshot that the next generation would have now."""
-    ensure_compared(campaign)
     last = store.last_generation()
     return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.accepted("pool"))
 

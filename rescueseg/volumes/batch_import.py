@@ -14,7 +14,7 @@ import numpy as np
 from rescueseg.campaign import Campaign, check_id
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
-from rescueseg.geometry import ZYX, Spacing
+from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.slices import is_planes, planes_name, shown
 from rescueseg.image_files.source import Source, Statement
@@ -22,7 +22,13 @@ from rescueseg.progress import Progress
 from rescueseg.records import LabelType, VolumeRecord
 from rescueseg.volumes.comparison import declare_distinct, relation_lines
 from rescueseg.volumes.middle_planes import MiddlePlanes, middle_planes
-from rescueseg.volumes.volume_import import default_id, import_volume, open_truth_file, resolve_spacing
+from rescueseg.volumes.volume_import import (
+    default_id,
+    import_volume,
+    open_truth_file,
+    resolve_spacing,
+    shared_statement,
+)
 
 Say = Callable[[str], object]
 
@@ -39,6 +45,7 @@ def start_campaign(
     names: Sequence[str] = (),
     said: Statement | None = None,
     distinct: bool = False,
+    distinct_from: Sequence[str] = (),
     say: Say = print,
     progress: Progress | None = None,
 ) -> Campaign:
@@ -66,6 +73,8 @@ def start_campaign(
         What a person says of the images that their files do not say.
     distinct : bool
         Whether they show other specimens than the volumes that they look like; see `rescueseg.volumes.comparison`.
+    distinct_from : sequence of str
+        Ids of the volumes of which this is so, where it is not of all.
     say : callable
         Gets one line per volume, one per remark on its file, and one for each volume that shows the same.
     progress : callable, optional
@@ -93,6 +102,7 @@ def start_campaign(
             names=names,
             said=said,
             distinct=distinct,
+            distinct_from=distinct_from,
             say=say,
             progress=progress,
         )
@@ -116,6 +126,7 @@ def add_volumes(
     names: Sequence[str] = (),
     said: Statement | None = None,
     distinct: bool = False,
+    distinct_from: Sequence[str] = (),
     say: Say = print,
     progress: Progress | None = None,
 ) -> list[VolumeRecord]:
@@ -124,7 +135,12 @@ def add_volumes(
     previews = preview_volumes(
         volumes, classes=classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
     )
-    records = []
+    known = {v.volume_id for v in campaign.volumes(refused=True)} | {p.volume_id for p in previews}
+    if unknown := [name for name in distinct_from if name not in known]:
+        raise ConfigError(
+            f"there is no volume '{unknown[0]}'", where="--distinct-from", todo=f"Volumes: {', '.join(sorted(known))}"
+        )
+    records: list[VolumeRecord] = []
     for index, preview in enumerate(previews):
         path, label = preview.path, shown(preview.path)
         if progress is not None:
@@ -145,6 +161,13 @@ def add_volumes(
             say(f"  note: {remark}")
         if distinct:
             declare_distinct(campaign, record.volume_id)
+        elif distinct_from:
+            declare_distinct(campaign, record.volume_id, distinct_from)
+            for name in sorted({*distinct_from}.intersection(campaign.shared_places().related(record.volume_id)[1:])):
+                say(
+                    f"  '{name}' and '{record.volume_id}' still count as one specimen, by equal voxels or through a volume "
+                    "that both are like: see rescueseg check"
+                )
         for line in relation_lines(campaign, record.volume_id):
             say(line)
         records.append(record)
@@ -241,12 +264,21 @@ def preview_volumes(
             truth: Source | None = None
             size = resolve_spacing(image, spacing, path)
             if truths:
-                truth = stack.enter_context(closing(open_truth_file(truths[index], image, classes, truth_type)))
+                truth = stack.enter_context(
+                    closing(
+                        open_truth_file(
+                            truths[index], image, classes, truth_type, shared_statement(path, truths[index], said)
+                        )
+                    )
+                )
             if progress is not None:
                 progress(shown(path), index, len(volumes))
+            for source in (s for s in (image, truth) if s is not None and s.chunked):
+                source.read(Box(zyx(n - 1 for n in source.shape_zyx), (1, 1, 1)))  # a file cut short ends before it
+            remarks = (*image.remarks, *(f"ground truth: {r}" for r in (truth.remarks if truth else ())))
             previews.append(
                 VolumePreview(
-                    path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths), image.remarks,
+                    path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths), remarks,
                     middle_planes(image, truth) if index < planes else None,
                 )
             )  # fmt: skip

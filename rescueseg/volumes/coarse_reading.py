@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from rescueseg.volumes.normalise import Array
 
 _READ, _AVERAGED = 2**20, 2**16
 """Voxels that are read, and averaged, at a time."""
+_MOST_VOXELS = 2**23
+"""Voxels of a level from which a whole volume is read."""
+_MOST_KEPT = 8
+"""Coarse grids kept of a volume while it is compared with others: 256 KiB each."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Pyramid:
     """
 
     levels: tuple[Array, ...]
+    _grids: dict[tuple[object, ...], Floats] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, url: str) -> Pyramid:
@@ -44,6 +49,22 @@ class Pyramid:
     def channels(self) -> int:
         """Number of channels."""
         return int(self.levels[0].shape[0])
+
+    def coarse_cells(self) -> ZYX:
+        """Return the smallest cells, in voxels, on which all of the volume is read from at most `_MOST_VOXELS` voxels.
+
+        A flat volume is not to be read at full resolution along its long axes because its short one has few voxels.
+        """
+        levels = [level for level in self.levels if math.prod(level.shape[1:]) <= _MOST_VOXELS]
+        return zyx(self._factors(levels[0] if levels else self.levels[-1]))
+
+    def kept(self, key: tuple[object, ...], make: Callable[[], Floats]) -> Floats:
+        """Return what is kept under a key, made where it is not there yet; the latest few are kept."""
+        if key not in self._grids:
+            while len(self._grids) >= _MOST_KEPT:
+                self._grids.pop(next(iter(self._grids)))
+            self._grids[key] = make()
+        return self._grids[key]
 
     def read(self, channel: int, start_zyx: Sequence[float], step_zyx: Sequence[float], count_zyx: ZYX) -> Floats:
         """Return means over cells of a grid.
@@ -92,10 +113,14 @@ class Pyramid:
     def _level(self, step_zyx: Sequence[float]) -> tuple[Array, list[int]]:
         """Return the coarsest level whose voxels are no larger than the cells, and its factors."""
         for level in reversed(self.levels):
-            factors = [2 ** round(math.log2(n / m)) for n, m in zip(self.shape_zyx, level.shape[1:], strict=True)]
+            factors = self._factors(level)
             if all(factor <= step + 1e-6 for factor, step in zip(factors, step_zyx, strict=True)):
                 return level, factors
         return self.levels[0], [1, 1, 1]
+
+    def _factors(self, level: Array) -> list[int]:
+        """Return the voxels of full resolution in one of a level, along each axis."""
+        return [2 ** round(math.log2(n / m)) for n, m in zip(self.shape_zyx, level.shape[1:], strict=True)]
 
 
 class _Slabs:

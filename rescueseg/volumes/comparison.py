@@ -3,34 +3,37 @@
 Every volume is compared once with every other, refused ones too: an import does it before the volume belongs to the
 campaign; `ensure_compared` does it for campaigns of earlier versions. First equal voxels are looked for
 (`rescueseg.volumes.same_voxels`), then near copies among what equal voxels do not connect for certain (`rescueseg.volumes.near_copies`).
-On one core, a volume of 10⁹ voxels takes 20 s to read for its windows; a pair takes 0.01 s (24³ voxels) to 2 s, whatever
-its size.
+On one core, a volume of 10⁹ voxels takes 20 s to read for its windows. Near copies take 0.03 to 0.1 s a pair of 24³
+voxels, 0.3 to 0.4 s of 64×512×512 and 0.2 to 0.8 s of 40×1536×1536, as no more than 8 million voxels of a volume are read
+on the coarse grid, once for all pairs (measured with ``python tests/benchmarks/near_copy_cost.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
 
 from rescueseg.campaign import Campaign
+from rescueseg.errors import VolumeError
 from rescueseg.geometry import Box
 from rescueseg.progress import Progress
 from rescueseg.records import Relation, Relations, VolumeRecord
 from rescueseg.shared_places import IDENTITY, GridMap
+from rescueseg.storage import Storage
 from rescueseg.volumes.anchors import Anchors, bits_of, find_anchors
 from rescueseg.volumes.coarse_reading import Pyramid
 from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.near_copies import near_copy
 from rescueseg.volumes.same_voxels import equal_voxels
 
-_SURE_SHARE = 0.9
-"""Of equal voxels: where fewer are, they may be the few that a rescaling left alone, and near copies are looked for too."""
 _STORED = 2**21
 """Voxels above which the windows of a volume are kept in a file: of smaller ones they are found as quickly as read."""
 
 
-def ensure_compared(campaign: Campaign, progress: Progress | None = None) -> None:
+def ensure_compared(campaign: Campaign, progress: Progress | None = None, *, write: bool = True) -> None:
     """Compare the volumes that never were; nothing is done, and next to nothing read, where all are.
+
+    Every command that asks which places are the same begins with it.
 
     Parameters
     ----------
@@ -38,15 +41,25 @@ def ensure_compared(campaign: Campaign, progress: Progress | None = None) -> Non
         What is found is written to its ``relations.json``.
     progress : callable, optional
         Called with what is done, how many volumes are compared and how many there are.
+    write : bool
+        Whether to write it; else, in a dry run, only this object knows what was found.
+
+    Raises
+    ------
+    VolumeError
+        If the image of a volume is not there.
     """
-    records = campaign.volumes(refused=True)
-    if _open_ones(campaign.relations(), records):
-        with one_at_a_time(campaign):
-            _compare(campaign, campaign.volumes(refused=True), progress)
+    if not campaign.relations().uncompared(campaign.volumes(refused=True)):
+        return
+    if not write:
+        _Comparison(campaign, {}, write=False).compare(campaign.volumes(refused=True), progress)
+        return
+    with one_at_a_time(campaign):
+        _Comparison(campaign, {}).compare(campaign.volumes(refused=True), progress)
 
 
-def compare_import(campaign: Campaign, record: VolumeRecord) -> None:
-    """Compare a volume whose image is in place, and whose record is about to be written, with all others.
+def compare_import(campaign: Campaign, record: VolumeRecord, url: str) -> None:
+    """Compare a volume whose record is about to be written with all others.
 
     Parameters
     ----------
@@ -54,23 +67,47 @@ def compare_import(campaign: Campaign, record: VolumeRecord) -> None:
         Nobody else may import into it meanwhile.
     record : VolumeRecord
         Of the new volume.
+    url : str
+        Where its image lies for now.
+
+    Raises
+    ------
+    VolumeError
+        If the image of another volume is not there.
     """
     others = [v for v in campaign.volumes(refused=True) if v.volume_id != record.volume_id]
-    _compare(campaign, [*others, record], None)
+    _Comparison(campaign, {record.volume_id: url}).compare([*others, record], None)
 
 
-def declare_distinct(campaign: Campaign, volume_id: str) -> None:
-    """Take a person's word that a volume shows another specimen than its near copies; equal voxels stay what they are."""
+def declare_distinct(campaign: Campaign, volume_id: str, others: Collection[str] | None = None) -> None:
+    """Take a person's word that a volume shows another specimen than its near copies; equal voxels stay what they are.
+
+    What was known only through one of these relations is compared directly.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    volume_id : str
+        The volume.
+    others : collection of str, optional
+        The near copies that are meant; all when omitted.
+    """
     with one_at_a_time(campaign):
-        found = campaign.relations()
-        relations = tuple(
-            r.model_copy(update={"distinct": True})
-            if volume_id in (r.one, r.other) and r.found == "near copy"
-            else r
-            for r in found.relations
-        )  # fmt: skip
-        if relations != found.relations:
+        while True:
+            found = campaign.relations()
+            relations = tuple(
+                r.model_copy(update={"distinct": True})
+                if volume_id in (pair := {r.one, r.other})
+                and r.found == "near copy"
+                and (others is None or not pair.isdisjoint({*others} - {volume_id}))
+                else r
+                for r in found.relations
+            )  # fmt: skip
+            if relations == found.relations:
+                break
             campaign.save_relations(found.model_copy(update={"relations": relations}))
+            _Comparison(campaign, {}).compare(campaign.volumes(refused=True), None)
 
 
 def relation_lines(campaign: Campaign, volume_id: str = "") -> list[str]:
@@ -82,52 +119,98 @@ def relation_lines(campaign: Campaign, volume_id: str = "") -> list[str]:
     return [_sentence(r, volumes[r.one], volumes[r.other]) for r in known]
 
 
-def _open_ones(known: Relations, records: Iterable[VolumeRecord]) -> list[VolumeRecord]:
-    return [v for v in records if known.compared.get(v.volume_id) != v.digest]
+class _Comparison:
+    """Compares volumes pair by pair, and opens each image once.
 
+    Parameters
+    ----------
+    campaign : Campaign
+        Gets what is found.
+    places : mapping of str to str
+        Where the images of volumes lie that are not in their places yet.
+    write : bool
+        Whether anything is written.
+    """
 
-def _compare(campaign: Campaign, records: list[VolumeRecord], progress: Progress | None) -> None:
-    """Compare what was not compared yet, volume by volume; each is written down when it is done."""
-    known = campaign.relations()
-    open_ones = {v.volume_id for v in _open_ones(known, records)}
-    done = [v for v in records if v.volume_id not in open_ones]
-    names = {v.volume_id for v in done}
-    relations = [r for r in known.relations if r.one in names and r.other in names]
-    for record in (v for v in records if v.volume_id in open_ones):
-        if progress is not None:
-            progress(f"{record.volume_id}: compared with the others", len(done), len(records))
-        relations += _relations_of(campaign, record, done, relations)
-        done.append(record)
-        compared = {v.volume_id: v.digest for v in done}
-        campaign.save_relations(Relations(compared=compared, relations=tuple(relations)))
+    def __init__(self, campaign: Campaign, places: Mapping[str, str], *, write: bool = True) -> None:
+        self._campaign, self._places, self._write = campaign, places, write
+        self._images: dict[str, Pyramid] = {}
 
+    def compare(self, records: Sequence[VolumeRecord], progress: Progress | None) -> None:
+        """Compare what was not compared yet, volume by volume; each is written down when it is done."""
+        known = self._campaign.relations()
+        done = [v for v in records if known.compared.get(v.volume_id) == v.digest]
+        names = {v.volume_id for v in done}
+        known = Relations(
+            compared={v.volume_id: v.digest for v in done},
+            relations=tuple(r for r in known.relations if r.one in names and r.other in names),
+            through=tuple(p for p in known.through if names.issuperset(p)),
+        )
+        for record in (v for v in records if v.volume_id not in names):
+            if progress is not None:
+                progress(f"{record.volume_id}: compared with the others", len(done), len(records))
+            known = self._with(record, done, known)
+            done.append(record)
+            self._campaign.save_relations(known, write=self._write)
+        while pairs := known.open_pairs(done):
+            volumes = {v.volume_id: v for v in done}
+            near = self._near_copy(volumes[pairs[0][0]], volumes[pairs[0][1]])
+            through = tuple(p for p in known.through if p != pairs[0])
+            known = known.model_copy(update={"relations": (*known.relations, *near), "through": through})
+            self._campaign.save_relations(known, write=self._write)
 
-def _relations_of(
-    campaign: Campaign, record: VolumeRecord, others: list[VolumeRecord], known: list[Relation]
-) -> list[Relation]:
-    """Return the relations of one volume to others."""
-    image = Pyramid.open(campaign.image_url(record.volume_id))
-    anchors = _anchors(campaign, record, image)
-    found: list[Relation] = []
-    for other in others:
-        if other.digest == record.digest:
-            grids = [(IDENTITY, 1.0)]
-        else:
-            there = Pyramid.open(campaign.image_url(other.volume_id))
-            theirs = _anchors(campaign, other, there)
-            grids = equal_voxels(there.levels[0], image.levels[0], theirs, anchors)
-        found += [_relation(other, record, grid, share) for grid, share in grids]
-    volumes = [*others, record]
-    compared = {v.volume_id: v.digest for v in volumes}
-    for other in others:
-        sure = tuple(r for r in (*known, *found) if r.found == "near copy" or r.equal_share >= _SURE_SHARE)
-        places = Relations(compared=compared, relations=sure).shared_places(volumes)
-        if other.volume_id not in places.related(record.volume_id):
-            there = Pyramid.open(campaign.image_url(other.volume_id))
-            near = near_copy(there, image, other.spacing_um_zyx, record.spacing_um_zyx)
-            if near is not None:
-                found.append(_relation(other, record, near, None))
-    return found
+    def _with(self, record: VolumeRecord, others: Sequence[VolumeRecord], known: Relations) -> Relations:
+        """Return what is known once a volume is compared with others."""
+        anchors = self._anchors(record)
+        found: list[Relation] = []
+        for other in others:
+            if other.digest == record.digest:
+                grids = [(IDENTITY, 1.0)]
+            else:
+                there, here = self._image(other).levels[0], self._image(record).levels[0]
+                grids = equal_voxels(there, here, self._anchors(other), anchors)
+            found += [_relation(other, record, grid, share) for grid, share in grids]
+        compared = {**known.compared, record.volume_id: record.digest}
+        known = known.model_copy(update={"compared": compared, "relations": (*known.relations, *found)})
+        groups, through = known.groups([*others, record]), list(known.through)
+        for other in others:
+            if groups[other.volume_id] == groups[record.volume_id]:
+                through.append((other.volume_id, record.volume_id))
+            elif near := self._near_copy(other, record):
+                known = known.model_copy(update={"relations": (*known.relations, *near)})
+                groups = known.groups([*others, record])
+        return known.model_copy(update={"through": tuple(through)})
+
+    def _near_copy(self, one: VolumeRecord, other: VolumeRecord) -> list[Relation]:
+        near = near_copy(self._image(one), self._image(other), one.spacing_um_zyx, other.spacing_um_zyx)
+        return [] if near is None else [_relation(one, other, near, None)]
+
+    def _image(self, record: VolumeRecord) -> Pyramid:
+        """Open an image, once."""
+        name = record.volume_id
+        if name not in self._images:
+            url = self._places.get(name, self._campaign.image_url(name))
+            if not Storage(url).exists("zarr.json"):
+                raise VolumeError(
+                    f"the image of volume '{name}' is not there, so nobody can tell what it shares with the others",
+                    where=url,
+                    todo=f"Restore it, or remove volumes/{name}.json as well",
+                )
+            self._images[name] = Pyramid.open(url)
+        return self._images[name]
+
+    def _anchors(self, record: VolumeRecord) -> Anchors:
+        """Return the windows of a volume, from their file where there is one; a large volume gets one."""
+        level, storage = self._image(record).levels[0], self._campaign.storage
+        if math.prod(record.shape_zyx) * record.channels <= _STORED:
+            return find_anchors(level)
+        path = f"volumes/anchors/{record.digest}.npz"
+        if storage.exists(path):
+            return Anchors(storage.read_array(path), bits_of(level))
+        anchors = find_anchors(level)
+        if self._write:
+            storage.write_array(path, anchors.rows)
+        return anchors
 
 
 def _relation(one: VolumeRecord, other: VolumeRecord, grid: GridMap, equal_share: float | None) -> Relation:
@@ -141,19 +224,6 @@ def _relation(one: VolumeRecord, other: VolumeRecord, grid: GridMap, equal_share
         found="near copy" if equal_share is None else "equal voxels",
         equal_share=round(equal_share or 0.0, 4),
     )
-
-
-def _anchors(campaign: Campaign, record: VolumeRecord, image: Pyramid) -> Anchors:
-    """Return the windows of a volume, from their file where there is one; a large volume gets one."""
-    level = image.levels[0]
-    if math.prod(record.shape_zyx) * record.channels <= _STORED:
-        return find_anchors(level)
-    path = f"volumes/anchors/{record.digest}.npz"
-    if campaign.storage.exists(path):
-        return Anchors(campaign.storage.read_array(path), bits_of(level))
-    anchors = find_anchors(level)
-    campaign.storage.write_array(path, anchors.rows)
-    return anchors
 
 
 def _sentence(relation: Relation, one: VolumeRecord, other: VolumeRecord) -> str:
@@ -171,7 +241,7 @@ def _sentence(relation: Relation, one: VolumeRecord, other: VolumeRecord) -> str
         how.append(f"at {common} of it")
     text = f"'{other.volume_id}' shows what '{one.volume_id}' shows{', ' if how else ''}{', '.join(how)}"
     if relation.found == "equal voxels":
-        which = "" if relation.equal_share >= _SURE_SHARE else "some "
+        which = "" if relation.sure else "some "
         return f"{text}: {which}voxels are equal, so holdout boxes of one count in the other"
     if relation.distinct:
         return f"{text}, it seems; a person said that they are different specimens, so both are used as such"
@@ -179,5 +249,5 @@ def _sentence(relation: Relation, one: VolumeRecord, other: VolumeRecord) -> str
     near = f" (to {off:.2g} voxels)" if off else ""
     return (
         f"{text}{near}: a near copy, so holdout boxes of one count in the other; "
-        "if they are different specimens, add it with --distinct"
+        f"if they are different specimens, add it with --distinct-from {one.volume_id}"
     )

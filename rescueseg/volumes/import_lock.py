@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rescueseg.campaign import Campaign
+
+_SECONDS, _TRIES = 2.0, 20
+"""After so long, a person is told what is waited for."""
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -17,5 +23,15 @@ def one_at_a_time(campaign: Campaign) -> Iterator[None]:
         yield
         return
     with Path(campaign.storage.path("campaign.toml")).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_SECONDS / _TRIES)
+        else:
+            _LOG.warning(
+                "%s: another process imports or compares volumes; this one goes on when that has finished", campaign.url
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -67,13 +67,12 @@ def near_copy(one: Pyramid, other: Pyramid, spacing_um_zyx: Spacing, other_spaci
     """  # fmt: skip
     alike = one.channels == other.channels
     channels = [(0, 0)] if alike else list(itertools.product(range(one.channels), range(other.channels)))[:9]
-    coarse: dict[tuple[int, int, Triple], Floats] = {}
     for axes, ratio in _hypotheses(one.shape_zyx, other.shape_zyx, spacing_um_zyx, other_spacing_um_zyx):
-        step = _coarse_step(one.shape_zyx, zyx(other.shape_zyx[a] for a in axes), ratio)
+        step = _coarse_step(one, other, axes, ratio)
         for first, second in channels:
-            here = _coarse(coarse, one, (0, first), step)
+            here = _coarse(one, first, step)
             own = _by_source_axis([s / r for s, r in zip(step, ratio, strict=True)], axes)
-            there = _coarse(coarse, other, (1, second), own).transpose(axes)
+            there = _coarse(other, second, own).transpose(axes)
             for peak in peaks(here, there, _LEAST_SCORE, _CANDIDATES):
                 grid = _grid(peak, axes, ratio, step, zyx(there.shape))
                 confirmed = _follow(one, other, (first, second), grid, step)
@@ -82,15 +81,11 @@ def near_copy(one: Pyramid, other: Pyramid, spacing_um_zyx: Spacing, other_spaci
     return None
 
 
-def _coarse(
-    known: dict[tuple[int, int, Triple], Floats], image: Pyramid, key: tuple[int, int], step: Sequence[float]
-) -> Floats:
-    """Return a whole volume on a grid, without its low frequencies; what was read before is not read again."""
-    z, y, x = (round(float(s), 9) for s in step)
-    if (*key, (z, y, x)) not in known:
-        count = zyx(max(1, int(n / s + 1e-6)) for n, s in zip(image.shape_zyx, step, strict=True))
-        known[(*key, (z, y, x))] = without_low_frequencies(image.read(key[1], (0, 0, 0), step, count))
-    return known[(*key, (z, y, x))]
+def _coarse(image: Pyramid, channel: int, step: Sequence[float]) -> Floats:
+    """Return a whole volume on a grid, without its low frequencies; kept for the next pair."""
+    count = zyx(max(1, int(n / s + 1e-6)) for n, s in zip(image.shape_zyx, step, strict=True))
+    key = (channel, *(round(float(s), 9) for s in step))
+    return image.kept(key, lambda: without_low_frequencies(image.read(channel, (0, 0, 0), step, count)))
 
 
 def _hypotheses(one: ZYX, other: ZYX, spacing: Spacing, other_spacing: Spacing) -> list[tuple[ZYX, Triple]]:
@@ -117,9 +112,13 @@ def _whole_number(ratio: float, tolerance: float = 0.04) -> float:
     return whole if abs(ratio / whole - 1) <= tolerance else ratio
 
 
-def _coarse_step(one: ZYX, other: ZYX, ratio: Triple) -> list[float]:
+def _coarse_step(one: Pyramid, other: Pyramid, axes: ZYX, ratio: Triple) -> list[float]:
     """Return the cells of the coarse grid, in voxels of the first volume."""
-    return [max(1.0, r, n / _COARSE, m * r / _COARSE) for n, m, r in zip(one, other, ratio, strict=True)]
+    cells, others = one.coarse_cells(), other.coarse_cells()
+    return [
+        max(float(cell), r * others[a], n / _COARSE, other.shape_zyx[a] * r / _COARSE, r)
+        for a, r, n, cell in zip(axes, ratio, one.shape_zyx, cells, strict=True)
+    ]
 
 
 def _by_source_axis(values: Sequence[float], axes: ZYX) -> list[float]:
@@ -153,7 +152,9 @@ def _follow(
         grid = GridMap(grid.axes, grid.steps, (z, y, x))
         if last:
             return _accepted(one, other, grid, found, present)
-        present = [max(f, p / 2) for f, p in zip(finest, present, strict=True)]
+        # the coarsest axes first: others would be read at a resolution that these do not need yet
+        most = max(p / f for f, p in zip(finest, present, strict=True)) / 2
+        present = [f * max(1.0, min(p / f, most)) for f, p in zip(finest, present, strict=True)]
 
 
 @dataclass(frozen=True)

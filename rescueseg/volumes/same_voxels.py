@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import ZYX, Box, zyx
 from rescueseg.shared_places import GridMap
-from rescueseg.volumes.anchors import MOST_ALIKE, Anchors, Rows, canonical
+from rescueseg.volumes.anchors import MOST_ALIKE, Anchors, Rows, Words, canonical
 from rescueseg.volumes.normalise import Array
 
 Integers = npt.NDArray[np.int64]
@@ -165,20 +166,31 @@ def _evidence(
         return 0.0, 0.0
     counts: list[tuple[int, int]] = []
     for block in _blocks(common, marks):
-        here = canonical(np.asarray(one[(channels[0], *block.slices)]))
-        there = canonical(read_turned(other, grid, block, channels[1]))
-        telling = np.full(here.shape, here.size > 1)
-        for axis in range(3):
-            lines, marked = np.moveaxis(here, axis, 0), np.moveaxis(telling, axis, 0)
-            differs = lines[1:] != lines[:-1]
-            marked[1:] &= differs
-            marked[:-1] &= differs
-        counts.append((int(telling.sum()), int((telling & (here == there)).sum())))
+        around = block.expand((1, 1, 1)).clip(shape)
+        own = grid.inverse().box(block)
+        own_around = own.expand((1, 1, 1)).clip(whole.shape_zyx)
+        here, telling = _telling(canonical(np.asarray(one[(channels[0], *around.slices)])), block.relative_to(around))
+        part = canonical(np.asarray(other[(channels[1], *own_around.slices)]))
+        there, telling_there = (turned(voxels, grid) for voxels in _telling(part, own.relative_to(own_around)))
+        alike = here == there
+        telling &= telling_there | ~alike  # what is constant beyond the block in either volume says nothing
+        counts.append((int(telling.sum()), int((telling & alike).sum())))
     all_voxels, all_equal = (sum(column) for column in zip(*counts, strict=True))
     share = all_equal / max(1, all_voxels)
     if bits < _FEW_BITS:  # in masks some blocks agree by chance: all of them must
         return (_told(all_voxels, all_equal, bits) if share >= _MASK_SHARE else 0.0), share
     return sum(_told(voxels, equal, bits) for voxels, equal in counts), share
+
+
+def _telling(voxels: Words, box: Box) -> tuple[Words, npt.NDArray[np.bool_]]:
+    """Return the voxels of a box, and which of them differ from every neighbour, outside the box too."""
+    telling = np.full(voxels.shape, voxels.size > 1)
+    for axis in range(3):
+        lines, marked = np.moveaxis(voxels, axis, 0), np.moveaxis(telling, axis, 0)
+        differs = lines[1:] != lines[:-1]
+        marked[1:] &= differs
+        marked[:-1] &= differs
+    return voxels[box.slices], telling[box.slices]
 
 
 def _told(voxels: int, equal: int, bits: float) -> float:
@@ -217,20 +229,6 @@ def _blocks(common: Box, marks: Integers) -> list[Box]:
     return blocks
 
 
-def read_turned(other: Array, grid: GridMap, box: Box, channel: int) -> npt.NDArray[np.generic]:
-    """Read what lies in a box of one volume from the other, turned so that both have the same axes.
-
-    Parameters
-    ----------
-    other : array
-        ``czyx``.
-    grid : GridMap
-        Where it lies in the first volume; steps of 1 or −1.
-    box : Box
-        In voxels of the first volume, inside both.
-    channel : int
-        Of `other`.
-    """
-    part = np.asarray(other[(channel, *grid.inverse().box(box).slices)])
-    turned: npt.NDArray[np.generic] = part.transpose(grid.axes)[tuple(slice(None, None, int(s)) for s in grid.steps)]
-    return turned
+def turned(part: npt.NDArray[Any], grid: GridMap) -> npt.NDArray[Any]:
+    """Return a part of one volume with the axes of another, in which `grid` says how it lies."""
+    return part.transpose(grid.axes)[tuple(slice(None, None, int(s)) for s in grid.steps)]

@@ -33,9 +33,11 @@ from rescueseg.volumes.normalise import measure
 
 _SLAB_BYTES = 128 * 2**20
 _EXTENSION = re.compile(
-    r"(\.ome)?\.(tiff?|btf|tf[28]|lsm|stk|nii|nii\.(gz|bz2)|hdr|img|img\.gz|nrrd|nhdr|zarr|h5|hdf5|hdf|ims|czi|nd2|lif|lof|xlef|mrc|mrcs|rec|map|st|ali|nc)(?=$|[:/])",
+    r"(\.ome)?\.(tiff?|btf|tf[28]|lsm|stk|nii|nii\.(gz|bz2)|hdr|img|img\.gz|nrrd|nhdr|zarr|h5|hdf5|hdf|ims|czi|nd2|lif|mrc|mrcs|rec|map|st|ali|nc)(?=$|[:/])",
     re.IGNORECASE,
 )
+_LOST = 1e-3
+"""Share of the range of values that rounding may cost."""
 _STORED = {"bool": "uint8", "float16": "float32", "float64": "float32"}
 
 
@@ -103,7 +105,9 @@ def import_volume(
     try:
         size = resolve_spacing(work.image, spacing, path)
         if truth is not None:
-            work.truth = open_truth_file(truth, work.image, campaign.config.classes, work.truth_type)
+            work.truth = open_truth_file(
+                truth, work.image, campaign.config.classes, work.truth_type, shared_statement(path, truth, said)
+            )
         record = VolumeRecord(
             volume_id=name,
             domain=domain or default_domain(str(work.dtype), size),
@@ -172,7 +176,7 @@ class _Import:
 
     def copy_image(self, array: zarr.Array[Any] | None) -> str:
         """Write the image (unless `array` is None) and return the digest of its voxels."""
-        digests, extremes = [], list[float]()
+        digests, extremes, lost = [], list[float](), 0.0
         for slab in self.slabs():
             read = self.image.read(slab)
             with np.errstate(over="ignore"):  # what is too large for the stored type is refused below
@@ -187,13 +191,21 @@ class _Import:
                     where=self.name,
                     todo="Replace such voxels, or crop them away, and import again",
                 )
-            extremes += [float(voxels.min()), float(voxels.max())]
+            extremes += [float(read.min()), float(read.max())]
+            if read.dtype.itemsize > voxels.dtype.itemsize:
+                lost = max(lost, float(np.abs(read - voxels).max()))
             digests.append(self._write(array, slab, voxels))
         if min(extremes) == max(extremes):
             raise InvalidVolumeError(
                 f"every voxel is {extremes[0]:g}: there is nothing to see",
                 where=self.name,
                 todo="Check how the image was exported, and import it again",
+            )
+        if lost > _LOST * (max(extremes) - min(extremes)):
+            raise InvalidVolumeError(
+                f"its values, {min(extremes):.9g} to {max(extremes):.9g}, lie too close together for {self.dtype}",
+                where=self.name,
+                todo="Subtract an offset from the image, and import it again",
             )
         return self._digest(digests)
 
@@ -259,15 +271,16 @@ def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRec
             complete_record = record.model_copy(
                 update={"digest": _content_digest(record, image, truth), "normalisation": normalisation}
             )
+            compare_import(campaign, complete_record, url)
+            work.step()
             if part != final:
                 storage.remove(final)
                 Path(storage.path(part)).rename(storage.path(final))
+                url = storage.url_of(final)
+            campaign.save_volume(complete_record)
         except BaseException:
             shutil.rmtree(url, ignore_errors=True) if storage.is_local else storage.remove(part)
             raise
-        compare_import(campaign, complete_record)
-        work.step()
-        campaign.save_volume(complete_record)
     return complete_record
 
 
@@ -306,7 +319,9 @@ def _content_digest(record: VolumeRecord, image: str, truth: str) -> str:
     )
 
 
-def open_truth_file(path: str, image: Source, classes: Sequence[str], truth_type: LabelType) -> Source:
+def open_truth_file(
+    path: str, image: Source, classes: Sequence[str], truth_type: LabelType, said: Statement | None = None
+) -> Source:
     """Open the ground truth of an image, laid on its voxels.
 
     Parameters
@@ -319,6 +334,8 @@ def open_truth_file(path: str, image: Source, classes: Sequence[str], truth_type
         Names of classes 1…K.
     truth_type : {"semantic", "instance"}
         What its numbers mean.
+    said : Statement, optional
+        What a person says of image and truth, where both are of one format.
 
     Raises
     ------
@@ -326,7 +343,13 @@ def open_truth_file(path: str, image: Source, classes: Sequence[str], truth_type
         If it cannot be read, or does not lie on the image.
     """
     names = {name: number for number, name in enumerate(classes, start=1)} if truth_type == "semantic" else {}
-    return open_labels(path, Grid.of(image), names)
+    return open_labels(path, Grid.of(image), names, said)
+
+
+def shared_statement(path: str, truth: str, said: Statement | None) -> Statement | None:
+    """Return what is said of an image where it holds for its truth too: where both are of one format."""
+    ends = [(_EXTENSION.search(p) or [""])[0].lower() for p in (path, truth)]
+    return said if ends[0] == ends[1] else None
 
 
 def resolve_spacing(image: Source, override: Sequence[float] | None, where: str) -> Spacing:

@@ -113,7 +113,7 @@ def weak_label(
     WeakLabelError
         If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
     """
-    ensure_compared(campaign, progress)
+    ensure_compared(campaign, progress, write=not dry_run)
     work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
     choice, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
     if choice not in METHODS:
@@ -181,7 +181,8 @@ class _Prefill:
                     todo="Give --scribbles, --ilp or --from-campaign, or annotate a patch first",
                 )
             return *method_for(self.campaign.read(TRIAGE_SUMMARY)), {}
-        patches = [read_accepted(self.campaign, a) for a in self.accepted[:MOST_PATCHES]]
+        places = self.campaign.shared_places()
+        patches = [read_accepted(self.campaign, a, places) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
         names += [
             m for m, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if source
@@ -242,6 +243,8 @@ class _Prefill:
             training = [[a.ticket_id, a.labels_digest] for a in self.accepted]
             files = scribbled_volumes(self.sources.scribbles, self.volumes)
             content: Any = [training, [[v, file_digest(f)] for v, f in sorted(files.items())], self.config.seed]
+            if files:  # of which those in the holdout are left out, in whichever volumes
+                content += [self.campaign.holdout_digest(), self.campaign.relations().to_json()]
         elif method == "ilastik":
             content = file_digest(self.sources.ilp)
         elif method == "champion":
@@ -314,7 +317,8 @@ class _Prefill:
         if self.campaign.storage.exists(path):
             return load_classifier(self.campaign.storage.read_bytes(path), path)
         self.progress("training the pixel classifier", 0, 1)
-        patches = [read_accepted(self.campaign, a) for a in self.accepted]
+        places = self.campaign.shared_places()
+        patches = [read_accepted(self.campaign, a, places) for a in self.accepted]
         for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
             patches += read_scribbles(self.campaign, self.volumes[name], file)
         dense = not self.sources.scribbles

@@ -15,14 +15,24 @@ from rescueseg.image_files.label_files import Grid, open_labels
 from rescueseg.image_files.placement import Placement
 from rescueseg.labels import IGNORE
 from rescueseg.records import AcceptedAnnotation, VolumeRecord
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.weak_labels.base import BLOCK_ZYX, Labels
 from rescueseg.weak_labels.methods import AnnotatedPatch
 
 
-def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> AnnotatedPatch:
+def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation, places: SharedPlaces) -> AnnotatedPatch:
     """Read an accepted annotation with its image, nothing beyond the patch: the holdout may begin there.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    accepted : AcceptedAnnotation
+        The annotation.
+    places : SharedPlaces
+        Of the campaign.
 
     Raises
     ------
@@ -30,7 +40,7 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation) -> Annotated
         If it lies in a holdout box.
     """
     volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
-    holdout_boxes = holdout.of(accepted.volume_id, campaign.shared_places()) if holdout else []
+    holdout_boxes = holdout.of(accepted.volume_id, places) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
     array = campaign.storage.read_array(accepted.labels)
     labels = check_labels(array, accepted.box, campaign.config.n_classes, where=accepted.labels)

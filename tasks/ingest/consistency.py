@@ -6,7 +6,7 @@ from prefect import task
 
 from rescueseg.queue.due import campaign_lock
 from rescueseg.stages import tickets
-from rescueseg.volumes import comparison, consistency
+from rescueseg.volumes import consistency
 from tasks.options import STAGE, open_campaign
 
 
@@ -14,7 +14,6 @@ from tasks.options import STAGE, open_campaign
 def check(campaign_url: str, apply: bool = False) -> dict[str, dict[str, str]]:
     """Return verdict, domain and reason by volume; see `rescueseg.volumes.consistency`."""
     campaign, store = open_campaign(campaign_url)
-    comparison.ensure_compared(campaign)
     if not apply:
         return consistency.summary(consistency.check(campaign))
     store.migrate()

@@ -3,10 +3,13 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rescueseg.geometry import Box, Patch
+from rescueseg.errors import CampaignError
+from rescueseg.geometry import ZYX, Box, Patch
+from rescueseg.records import Holdout
 from rescueseg.shared_places import IDENTITY, GridMap, SharedPlaces
 
 SOURCE = (9, 10, 11)
@@ -90,6 +93,36 @@ def test_a_tile_that_a_file_holds_twice_lies_there_twice() -> None:
     patch = Patch("tile", Box((0, 0, 4), (8, 8, 2)))
     assert [str(b) for b in places.boxes_in("file", [patch])] == ["[0:8, 0:8, 4:6]", "[0:8, 0:8, 20:22]"]
     assert [b.offset_zyx[2] for b in places.boxes_in("tile", [patch])] == [4]
+
+
+def test_a_thin_overlap_says_nothing_of_what_lies_beyond_it() -> None:
+    """One plane that three specimens have in common by accident, and a copy of the first."""
+    shapes = dict.fromkeys(("one", "two", "three", "copy"), (16, 8, 8))
+    plane = GridMap((0, 1, 2), (1, 1, 1), (15, 0, 0))  # the last plane of one is the first of the other
+    places = SharedPlaces(shapes, [("one", "two", plane), ("three", "two", plane), ("one", "copy", IDENTITY)])
+    whole, last = Patch("one", Box((0, 0, 0), (16, 8, 8))), Box((15, 0, 0), (1, 8, 8))
+    assert places.boxes_in("three", [whole]) == [last]
+    assert places.boxes_in("two", [whole]) == [Box((0, 0, 0), (1, 8, 8))]
+    assert places.boxes_in("two", [Patch("copy", whole.box)]) == [Box((0, 0, 0), (1, 8, 8))]
+    assert places.boxes_in("copy", [whole]) == [whole.box]
+    assert places.boxes_in("three", [Patch("one", Box((0, 0, 0), (15, 8, 8)))]) == []
+    groups = places.groups()
+    assert groups["one"] == groups["copy"] != groups["three"] != groups["two"]
+
+
+def test_a_volume_that_lies_in_another_in_too_many_ways_shares_all_of_it() -> None:
+    grids = [GridMap((0, 1, 2), (1, 1, 1), (0, 0, 8.0 * i)) for i in range(12)]
+    shapes: dict[str, ZYX] = {"periodic": (8, 8, 96), "tile": (8, 8, 8)}
+    places = SharedPlaces(shapes, [("periodic", "tile", grid) for grid in grids])
+    patch = Patch("tile", Box((0, 0, 0), (2, 2, 2)))
+    assert places.boxes_in("periodic", [patch]) == [Box((0, 0, 0), (8, 8, 96))]
+    assert places.boxes_in("tile", [patch]) == [patch.box]
+
+
+def test_a_volume_held_out_whole_whose_record_is_gone_is_named() -> None:
+    holdout = Holdout(boxes=(), guard_zyx=(1, 1, 1), whole=("gone",))
+    with pytest.raises(CampaignError, match="the volume 'gone' is held out whole, and its record is gone"):
+        holdout.of("a", SharedPlaces({"a": (8, 8, 8)}))
 
 
 def test_chosen_patches_share_no_voxel_in_whichever_volumes() -> None:

@@ -30,7 +30,7 @@ from rescueseg.annotation.formats.base import (
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
-from rescueseg.image_files.tiff import calibrated, complaints
+from rescueseg.image_files.tiff import calibrated, complaints, require_upright
 from rescueseg.image_files.tiff_spacing import imagej_spacing
 from rescueseg.labels import PatchLabels
 
@@ -81,7 +81,11 @@ class ImageJ:
                 )
             if math.prod(page.chunks) * page.dtype.itemsize > most_bytes(frame.box.size):
                 raise too_large()
+            require_upright(page)
             array = np.asarray(calibrated(tif, series.asarray())[0][...])
+            if "Y" in series.axes and "X" in series.axes:
+                last = [series.axes.index("Y"), series.axes.index("X")]
+                array = array.transpose([*(i for i in range(array.ndim) if i not in last), *last])
         if messages:
             raise ValueError(messages[0])
         return LabelFile(array, metadata)

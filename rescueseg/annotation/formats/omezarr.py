@@ -28,7 +28,8 @@ from rescueseg.annotation.formats.base import (
 from rescueseg.annotation.formats.bounded import most_bytes, too_large
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
-from rescueseg.image_files.units import to_um
+from rescueseg.image_files import ome_axes
+from rescueseg.image_files.axes import axes_of_names
 from rescueseg.labels import PatchLabels
 from rescueseg.volumes import ome_zarr
 
@@ -139,21 +140,23 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _level(labels: Any) -> tuple[Any, str]:
-    """Return the full resolution of a label image, or a plain array, and its axes by their names."""
+    """Return the full resolution of a label image, or a plain array, and its axes; nothing where it names none."""
     if isinstance(labels, zarr.Array):
-        names = [str(n) for n in getattr(labels.metadata, "dimension_names", None) or () if n]
-        return labels, "".join(n[0].lower() for n in names) if len(names) == labels.ndim else "tczyx"[-labels.ndim :]
+        names = [str(name or "") for name in getattr(labels.metadata, "dimension_names", None) or ()]
+        if not any(names):
+            return labels, ""
+        axes = axes_of_names(names)
+        if len(axes) != labels.ndim:
+            raise LabelError(f"its axes {', '.join(names)} are not known", todo="Save the mask with the axes z, y, x")
+        return labels, axes
     multiscale = _multiscale(labels)
-    return labels[multiscale["datasets"][0]["path"]], "".join(axis["name"][0].lower() for axis in _axes(multiscale))
+    level = labels[multiscale["datasets"][0]["path"]]
+    return level, ome_axes.letters(multiscale, level.ndim, "")
 
 
 def _multiscale(labels: Any) -> dict[str, Any]:
     attributes = labels.attrs.asdict()
     return dict(attributes.get("ome", attributes)["multiscales"][0])
-
-
-def _axes(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
-    return [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
 
 
 def _array(labels: Any, frame: Frame) -> npt.NDArray[Any]:
@@ -164,35 +167,26 @@ def _array(labels: Any, frame: Frame) -> npt.NDArray[Any]:
     largest = math.prod(level.shards or level.chunks) * level.dtype.itemsize
     if level.dtype.kind not in "buif" or largest > max(_CHUNK_BYTES, most_bytes(frame.box.size)):
         raise too_large()
-    if not set("zyx") <= set(axes) or len(set(axes)) != len(axes):
-        raise LabelError(f"its axes are {axes}", todo="Save the mask with the axes z, y, x")
     array = np.asarray(level[...])
-    first = [i for i, a in enumerate(axes) if a not in "zyx"]
-    order = [*first, *(axes.index(a) for a in "zyx")]
+    if not axes:
+        return array
+    if not set("zyx") <= set(axes):
+        raise LabelError(f"its axes are {axes}", todo="Save the mask with the axes z, y, x")
+    order = [*(i for i, a in enumerate(axes) if a not in "zyx"), *(axes.index(a) for a in "zyx")]
     return array.transpose(order).reshape([level.shape[axes.index(a)] for a in "zyx"])
 
 
 def _metadata(node: Any, labels: Any) -> PatchMetadata:
-    """Return what the metadata say; the multiscale's own transformation comes after that of the level."""
+    """Return what the metadata say of ticket, place and voxel size, by the reading of images."""
     ticket = marked_ticket(node.attrs.get("rescueseg"))
     if isinstance(labels, zarr.Array):
         return PatchMetadata(ticket)
-    multiscale = _multiscale(labels)
-    axes = _axes(multiscale)
-    scale, origin = np.ones(len(axes)), np.zeros(len(axes))
-    dataset = multiscale["datasets"][0]
-    for step in (*dataset.get("coordinateTransformations", []), *multiscale.get("coordinateTransformations", [])):
-        if step["type"] == "scale":
-            scale, origin = scale * step["scale"], origin * step["scale"]
-        elif step["type"] == "translation":
-            origin = origin + step["translation"]
-    names = [axis["name"][0].lower() for axis in axes]
-    if not set("zyx") <= set(names):
+    multiscale, (_, axes) = _multiscale(labels), _level(labels)
+    spacing, _ = ome_axes.spacing(multiscale, 0, axes, labels)
+    if spacing is None:
         return PatchMetadata(ticket)
-    at = [names.index(a) for a in "zyx"]
-    units = [to_um(1.0, axes[i].get("unit")) for i in at]
-    if any(unit is None for unit in units):
-        return PatchMetadata(ticket)
-    z, y, x = (float(scale[i]) * float(u or 1) for i, u in zip(at, units, strict=True))
-    k, j, i = (float(origin[n]) / float(scale[n]) for n in at)
-    return PatchMetadata(ticket, (k, j, i), (z, y, x))
+    placement = ome_axes.placement(multiscale, 0, axes, labels)
+    if placement is None:
+        return PatchMetadata(ticket, (0.0, 0.0, 0.0), spacing)
+    z, y, x = (float(placement.affine[row, 3]) / s for row, s in zip((2, 1, 0), spacing, strict=True))
+    return PatchMetadata(ticket, (z, y, x), spacing)

@@ -111,6 +111,8 @@ def ome_zarr(path: Path, axes: str) -> Path:
         ("m.zarr", lambda p: plain_zarr(p, MASK.T, ["x", "y", "z"])),
         ("m.zarr", lambda p: plain_zarr(p, MASK.swapaxes(1, 2), ["z", "x", "y"])),
         ("m.zarr", lambda p: plain_zarr(p, MASK[None], ["channel", "z", "y", "x"])),
+        ("m.zarr", lambda p: plain_zarr(p, MASK, ["depth", "row", "column"])),
+        ("m.zarr", lambda p: plain_zarr(p, MASK[..., None])),
         ("m.ome.zarr", lambda p: ome_zarr(p, "zyx")), ("m.ome.zarr", lambda p: ome_zarr(p, "xyz")),
         ("m.ome.zarr", lambda p: ome_zarr(p, "yzx")), ("m.ome.zarr", lambda p: ome_zarr(p, "tczyx")),
         ("m.ome.zarr", lambda p: ome_zarr(p, "xyzc")),

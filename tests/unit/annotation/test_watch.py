@@ -230,7 +230,9 @@ def test_what_cannot_be_laid_out_is_left_to_others(filled: Campaign, tmp_path: P
 def test_more_objects_than_a_format_holds_do_not_end_the_watcher(tmp_path: Path) -> None:
     settings = {"name": "many", "classes": ["nucleus"], "annotation": {"labels": "instance"}}
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
-    tifffile.imwrite(tmp_path / "raw.tif", np.arange(6 * 404 * 344, dtype=np.uint32).reshape(6, 404, 344).astype(np.uint8))
+    tifffile.imwrite(
+        tmp_path / "raw.tif", np.arange(6 * 404 * 344, dtype=np.uint32).reshape(6, 404, 344).astype(np.uint8)
+    )
     volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
     dots = np.zeros((3, 400, 340), np.uint8)
     dots[::2, ::2, ::2] = 1

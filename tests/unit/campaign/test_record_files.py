@@ -127,7 +127,7 @@ def test_what_is_written_is_what_older_versions_wrote(campaign: Campaign) -> Non
     written = {name: campaign.storage.read_json(f"generations/0000/{name}") for name in names(campaign)}
     assert written == {
         "choice.json": {"trainer": trainer_name(campaign), "strategy": query_strategy(campaign)},
-        "effort.json": {**effort, "annotators": {"anna": effort}, "patches": patches},
+        "effort.json": {**effort, "annotators": {"anna": effort}, "patches": patches, "left_out": []},
         "inference.json": [MAPS.to_json()],
         "progress.json": ["training step", 1, 0],
         "tickets.json": {"tickets": ["t"], "stop": ""},

@@ -14,6 +14,7 @@ from rescueseg.records import (
     Holdout,
     HoldoutBox,
     Normalisation,
+    Relations,
     Snapshot,
     SnapshotItem,
     VolumeRecord,
@@ -119,8 +120,15 @@ def test_a_copy_of_the_volume_is_held_out_too(held: Campaign) -> None:
     assert item.read_box == make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)))]).items[0].read_box
     with pytest.raises(LeakError, match="overlaps the holdout box"):
         make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
+    others = [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b"), annotation("t2", Box((4, 20, 20), (8, 8, 8)))]
+    assert [i.ticket_id for i in make_snapshot(held, 0, others).items] == ["t2"], "it was annotated as another volume's"
+    with pytest.raises(LeakError, match="overlaps the holdout box"):
+        make_snapshot(held, 0, [others[1], annotation("t1", Box((4, 4, 4), (8, 8, 8)))])
     assert candidate_boxes(held, "b", []) == candidate_boxes(held, "a", [])
     held.save_volume(record("b").model_copy(update={"digest": "another image"}))
+    with pytest.raises(CampaignError, match="never compared"):
+        make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
+    held.save_relations(Relations(compared={v.volume_id: v.digest for v in held.volumes()}))
     make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
 
 

@@ -18,11 +18,12 @@ from rescueseg.cli.main import app
 from rescueseg.evaluation.champion import EVALUATION, judgements
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
-from rescueseg.evaluation.uncertain_boxes import most_uncertain, non_overlapping
+from rescueseg.evaluation.uncertain_boxes import most_apart, most_uncertain, non_overlapping
 from rescueseg.geometry import Box, zyx
 from rescueseg.inference.maps import map_path
 from rescueseg.reports.evaluation_pages import write_evaluation_page
 from rescueseg.reports.gallery import errors, round_length, uncertain_patch
+from rescueseg.shared_places import IDENTITY, SharedPlaces
 from tests.evaluated_campaign import SHAPE, make_campaign, phantom_truth, write_generation, write_maps
 
 
@@ -256,3 +257,15 @@ def test_errors_leave_out_what_nobody_knows() -> None:
 @pytest.mark.parametrize(("longest", "length"), [(0.3, 0.2), (1.0, 1.0), (4.9, 2.0), (50.0, 50.0), (0.07, 0.05)])
 def test_scale_bars_have_round_lengths(longest: float, length: float) -> None:
     assert round_length(longest) == pytest.approx(length)
+
+
+def test_as_many_boxes_are_found_as_there_are_when_copies_take_some_away() -> None:
+    starts = np.array([[0, 0, 0], [0, 0, 8], [0, 0, 16]])
+    grids = [
+        ("a", np.array([0.9, 0.8, 0.1]), starts, (8, 8, 8)),
+        ("b", np.array([1.0]), starts[:1] + np.array([0, 0, 4]), (8, 8, 8)),
+    ]
+    places = SharedPlaces({"a": (8, 8, 24), "b": (8, 8, 24)}, [("a", "b", IDENTITY)])
+    found = most_apart(grids, 2, places)
+    assert [(p.volume_id, p.box.offset_zyx[2], value) for p, value in found.items()] == [("b", 4, 1.0), ("a", 16, 0.1)]
+    assert len(most_apart(grids, 9, places)) == 2

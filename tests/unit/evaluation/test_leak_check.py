@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from typer.testing import CliRunner
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.cli.main import app
-from rescueseg.errors import EvaluationError, LeakError
+from rescueseg.errors import CampaignError, EvaluationError, LeakError
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
 from rescueseg.evaluation.leak_check import require_unseen
 from rescueseg.evaluation.stored_scores import current_evaluation
 from rescueseg.evaluation.truth import holdout_boxes
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import map_path
+from rescueseg.records import Relations
 from tests.evaluated_campaign import make_campaign, write_generation
 
 
@@ -85,10 +87,32 @@ def test_a_copy_of_the_volume_hides_nothing(judged: Campaign, train_on: Rewrite)
         train_on(1, TEST_BOX, volume_id="copy")
         with pytest.raises(LeakError, match="copy, which shows what phantom shows,"):
             check_evaluation(judged, 1)
-        judged.save_volume(copy.model_copy(update={"digest": "another image"}))
+        other = copy.model_copy(update={"digest": "another image"})
+        judged.save_volume(other)
+        with pytest.raises(CampaignError, match="never compared: copy"):
+            check_evaluation(judged, 1)
+        found = judged.relations()
+        judged.save_relations(Relations(compared={v.volume_id: v.digest for v in judged.volumes()}))
         check_evaluation(judged, 1)
+        judged.save_relations(found)
     finally:
         judged.storage.remove("volumes/copy.json")
+
+
+def test_volumes_that_were_never_compared_are_before_an_evaluation(judged: Campaign, train_on: Rewrite) -> None:
+    """In a campaign of an earlier version, of which nobody knows yet that a volume is in it twice."""
+    judged.save_volume(
+        judged.volume("phantom").model_copy(update={"volume_id": "copy", "digest": "with another truth"})
+    )
+    shutil.copytree(judged.storage.path("volumes/phantom.ome.zarr"), judged.storage.path("volumes/copy.ome.zarr"))
+    try:
+        train_on(1, TEST_BOX, volume_id="copy")
+        done = CliRunner().invoke(app, ["evaluate", judged.url, "--generation", "1", "--dry-run"])
+        assert isinstance(done.exception, LeakError) or "copy, which shows what phantom shows" in done.stderr
+        assert "copy" not in judged.relations().compared, "a dry run writes nothing"
+    finally:
+        for part in ("json", "ome.zarr"):
+            judged.storage.remove(f"volumes/copy.{part}")
 
 
 def test_a_kept_evaluation_is_refused_all_the_same(judged: Campaign, train_on: Rewrite) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+import zarr
 
 from rescueseg.errors import RescuesegError
 from rescueseg.geometry import Box
@@ -321,6 +322,22 @@ def test_where_one_file_says_nothing_voxels_are_matched_in_order(tmp_path: Path)
     tifffile.imwrite(tmp_path / "image.tif", VOXELS.T, photometric="minisblack")
     path = save_nifti(tmp_path / "labels.nii", LABELS, np.diag([-1.0, -1.0, 1.0, 1.0]))
     np.testing.assert_array_equal(read_labels(path, str(tmp_path / "image.tif")), LABELS.T)
+
+
+def test_places_in_two_kinds_of_space_are_not_compared_and_that_is_said(tmp_path: Path) -> None:
+    image = save_nifti(tmp_path / "image.nii", VOXELS, affine())
+    group = zarr.create_group(str(tmp_path / "l.ome.zarr"), zarr_format=3)
+    group.create_array("0", data=np.ascontiguousarray(LABELS.T), chunks=LABELS.T.shape)
+    steps = [{"type": "scale", "scale": [0.3, 0.12, 0.1]}, {"type": "translation", "translation": [9.0, 9.0, 9.0]}]
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": steps}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}  # type: ignore[assignment]
+    source = open_source(image)
+    labels = open_labels(str(tmp_path / "l.ome.zarr"), Grid.of(source), NAMES)
+    np.testing.assert_array_equal(labels.read(Box((0, 0, 0), labels.shape_zyx))[0], LABELS.T)
+    assert "order of the files" in labels.remarks[-1]
+    labels.close()
+    source.close()
 
 
 def segment(number: int, name: str, value: int, layer: int = 0) -> dict[str, str]:

@@ -21,10 +21,18 @@ from rescueseg.models.registry import (
 
 OFFERS = """
 from dataclasses import replace
+from rescueseg.models.settings import FamilySettings
 from rescueseg.models.unet.family import MONAI_UNET
 
 LAB = replace(MONAI_UNET, routes=("blob",))
 NOTHING = 3
+
+
+class Settings(FamilySettings):
+    family = "unet"
+
+
+TWIN = replace(MONAI_UNET, settings=Settings)
 """
 
 
@@ -118,3 +126,18 @@ def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pyt
         install(tmp_path / package, monkeypatch, f"same = {package}_families:LAB", package=package)
     with pytest.raises(ConfigError, match="offers a trainer 'same', and there is another"):
         trainer_names()
+
+
+def test_a_broken_package_is_no_trouble_to_campaigns_of_our_own_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "lab = lab_families:MISSING")
+    check("training.unet.ema=0.5")
+    with pytest.raises(ConfigError, match="'lab' cannot be loaded"):
+        check("training.labb.ema=0.5")
+
+
+def test_two_families_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "lab = twin_families:TWIN", package="twin")
+    with pytest.raises(ConfigError, match="trainer 'lab' is of a family 'unet', and there is another"):
+        find_families()

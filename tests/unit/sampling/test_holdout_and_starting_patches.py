@@ -42,7 +42,9 @@ def add(campaign: Campaign, name: str, volume_id: str = "a", truth: bool = False
         source="a.tif", digest=volume_id, normalisation=Normalisation(low=-1e3, high=1e3, mean=0, std=100),
         truth="semantic" if truth else None,
     )  # fmt: skip
-    campaign.save_volume(record)
+    campaign.save_volume(record)  # without an image, which nothing here reads: it shares nothing with the others
+    compared = {v.volume_id: v.digest for v in campaign.volumes(refused=True)}
+    campaign.save_relations(campaign.relations().model_copy(update={"compared": compared}))
     return record
 
 

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import tifffile
+from typer.testing import CliRunner
 
 from rescueseg import volumes
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import EFFORT
+from rescueseg.cli.main import app
 from rescueseg.config import check_config
 from rescueseg.errors import ConfigError, QueueError, SamplingError
 from rescueseg.geometry import Box, Patch
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.records import HoldoutBox
 from rescueseg.stages import tickets
 from rescueseg.stages.due import begin
 from rescueseg.stages.snapshot import make_snapshot
@@ -75,6 +79,10 @@ def test_a_copy_is_known_before_anything_is_drawn_or_trained(
     assert first is not None
     add(campaign, tmp_path, "b", truth=False)
     campaign.storage.remove("relations.json")
+    folder = Path(campaign.storage.path(""))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    tickets.preview_sampling(Campaign.open(campaign.url), lambda: store)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     begin(campaign, store)
     make_snapshot(campaign, 0, store)
     assert campaign.shared_places().related("a") == ["a", "b"]
@@ -88,6 +96,26 @@ def test_a_copy_is_known_before_anything_is_drawn_or_trained(
     boxes = [box.box for box in grown.boxes]
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert not any(t.box.intersects(box) for t in store.tickets(purpose="pool") for box in boxes)
+
+
+def test_a_patch_that_turns_out_to_lie_in_a_box_of_a_copy_is_left_out_and_named(
+    campaign: Campaign, store: QueueStore, tmp_path: Path
+) -> None:
+    """As in a campaign whose volumes were compared after patches were annotated."""
+    accept_one(campaign, store)
+    accept_one(campaign, store)
+    first, second = store.accepted("pool")
+    add(campaign, tmp_path, "b")
+    frozen = campaign.holdout()
+    assert frozen is not None
+    box = HoldoutBox(volume_id="b", box=first.box, part="test", stratum="dense")
+    campaign.freeze_holdout(frozen.model_copy(update={"boxes": (*frozen.boxes, box)}))
+    begin(campaign, store)
+    assert [item.ticket_id for item in make_snapshot(campaign, 0, store).items] == [second.ticket_id]
+    assert campaign.require(EFFORT, 0).left_out == (first.ticket_id,)
+    assert store.accepted_since_last_generation() == 0
+    shown = CliRunner().invoke(app, ["status", campaign.url])
+    assert f"Left out of training: {first.ticket_id} lies in" in shown.output.replace("\n", " ")
 
 
 def test_patches_accepted_before_the_snapshot_count_as_trained_on(campaign: Campaign, store: QueueStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -77,11 +78,16 @@ def test_a_generation_without_a_snapshot_is_refused(campaign: Campaign, store: Q
 def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
     campaign: Campaign, store: QueueStore
 ) -> None:
-    before = sorted(str(path) for path in Path(campaign.url).rglob("*"))
+    """Nor is what it finds of volumes that were never compared written."""
+    copy = campaign.volumes()[0].model_copy(update={"volume_id": "copy", "digest": "with another truth"})
+    shutil.copytree(campaign.image_url(campaign.volumes()[0].volume_id), campaign.image_url("copy"))
+    campaign.save_volume(copy)
+    campaign.storage.remove("relations.json")
+    before = {str(path): path.read_bytes() for path in Path(campaign.url).rglob("*") if path.is_file()}
     shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", "--trainer", "nnunet", "--dry-run"])
     assert shown.exit_code == 0, shown.output
     assert "nnunet on 3 patches, window 8×32×32 voxels (zyx), 12 steps: expected time not known before" in shown.output
-    assert sorted(str(path) for path in Path(campaign.url).rglob("*")) == before
+    assert {str(path): path.read_bytes() for path in Path(campaign.url).rglob("*") if path.is_file()} == before
 
 
 def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:

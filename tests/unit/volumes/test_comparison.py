@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
+from rescueseg.errors import CampaignError, ConfigError, VolumeError
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Relation
 from rescueseg.shared_places import GridMap
@@ -18,6 +21,7 @@ from rescueseg.volumes import comparison, import_volume
 from rescueseg.volumes.anchors import find_anchors
 from rescueseg.volumes.batch_import import add_volumes
 from rescueseg.volumes.coarse_reading import Pyramid
+from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.near_copies import near_copy
 from rescueseg.volumes.ome_zarr import downsample, level_factors
 from rescueseg.volumes.phantom import make_phantom
@@ -104,6 +108,14 @@ def test_unlike_volumes_that_are_flat_saturated_or_dark_share_nothing(phantom: n
     assert equal(np.zeros((20, 20, 20)), np.zeros((20, 20, 20))) == []
 
 
+def test_what_is_constant_along_an_axis_joins_nothing_at_any_shift() -> None:
+    """Two specimens with one bar along z: it lies alike at all shifts, whatever few planes the volumes share there."""
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 4000, (32, 24, 24)).astype(np.uint16) for _ in range(2))
+    one[:, 4:20, 4:20] = other[:, 4:20, 4:20] = rng.integers(0, 4000, (16, 16))
+    assert equal(one, other) == []
+
+
 def test_a_tile_that_a_file_holds_twice_is_found_twice(phantom: np.ndarray) -> None:
     tile = phantom[:, :60, :60]
     found = equal(np.concatenate([tile, phantom[:, 60:90, 80:140], tile[:, ::-1]], axis=1), tile)
@@ -174,6 +186,34 @@ def test_unlike_specimens_under_one_illumination_or_camera_are_not_joined(
         assert near_copy(pyramid(one), pyramid(other), SPACING, SPACING) is None
 
 
+class Counted:
+    """A level that counts the voxels read of it."""
+
+    def __init__(self, level: np.ndarray) -> None:
+        self.level, self.shape, self.dtype, self.read = level, level.shape, level.dtype, 0
+
+    def __getitem__(self, index: object) -> np.ndarray:
+        part = self.level[index]
+        self.read += part.size
+        return part
+
+
+def test_flat_volumes_are_not_read_at_full_resolution() -> None:
+    rng = np.random.default_rng(0)
+    coarse = [rng.normal(1000, 200, (20, 160, 160)) for _ in range(2)]
+    coarse.append(coarse[0][:, ::-1])
+    flat = [ndimage.zoom(c.astype(np.float32), (1, 5, 5), order=1) for c in coarse]
+    read = [Pyramid(tuple(Counted(level) for level in pyramid(image).levels)) for image in flat]
+    assert near_copy(read[0], read[1], SPACING, SPACING) is None
+    first = sum(level.read for level in read[0].levels)
+    assert read[0].levels[0].read == 0
+    assert 0 < first <= 2**23
+    assert near_copy(read[0], pyramid(flat[1][:, ::-1] ** 2), SPACING, SPACING) is None
+    assert sum(level.read for level in read[0].levels) == first, "the coarse grid serves the next pair too"
+    assert near_copy(read[0], read[2], SPACING, SPACING) == GridMap((0, 1, 2), (1, -1, 1), (0, 800, 0))
+    assert sum(level.read for level in read[0].levels) <= 2 * 2**23
+
+
 def test_tiles_that_only_touch_are_not_joined_and_those_that_overlap_are(phantom: np.ndarray) -> None:
     left, right = phantom[:, :, :80], eight_bit(phantom)
     assert near_copy(pyramid(left), pyramid(right[:, :, 80:]), SPACING, SPACING) is None
@@ -235,6 +275,11 @@ def test_few_equal_voxels_do_not_hide_how_the_rest_lies(
     assert any(box.contains(Box((3, 100 - 9, 7), (4, 4, 4))) for box in campaign.shared_places().boxes_in("b", [patch]))
 
 
+def contents(campaign: Campaign) -> dict[str, bytes]:
+    folder = Path(campaign.storage.path(""))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def write(folder: Path, name: str, image: np.ndarray) -> str:
     tifffile.imwrite(folder / f"{name}.tif", np.ascontiguousarray(image), metadata={"axes": "ZYX"})
     return str(folder / f"{name}.tif")
@@ -263,7 +308,7 @@ def test_a_near_copy_may_be_declared_distinct_and_equal_voxels_may_not(
     add_volumes(campaign, files[:1], spacing=SPACING, say=said.append)
     assert said[1] == (
         "'b' shows what 'a' shows, mirrored along y: a near copy, so holdout boxes of one count in the other; "
-        "if they are different specimens, add it with --distinct"
+        "if they are different specimens, add it with --distinct-from a"
     )
     assert campaign.shared_places().related("a") == ["a", "b"]
     done = CliRunner().invoke(app, ["add", campaign.url, *files, "--spacing", "0.25,0.1,0.1", "--distinct"])
@@ -286,7 +331,13 @@ def test_campaigns_of_earlier_versions_are_compared_later(
     assert len(campaign.storage.list("volumes/anchors")) == 3
     campaign.storage.remove("relations.json")
     campaign.storage.remove("volumes/anchors")
-    assert campaign.shared_places().related("a") == ["a"]
+    with pytest.raises(CampaignError, match=r"never compared: a, b, c. Run 'rescueseg check"):
+        campaign.shared_places()
+    before = contents(campaign)
+    dry = Campaign.open(campaign.url)
+    comparison.ensure_compared(dry, write=False)
+    assert dry.shared_places().related("a") == ["a", "b"]
+    assert contents(campaign) == before
     steps: list[tuple[str, int, int]] = []
     comparison.ensure_compared(campaign, lambda what, done, total: steps.append((what, done, total)))
     assert campaign.relations() == found
@@ -317,6 +368,62 @@ def test_what_was_found_of_a_volume_that_never_came_in_says_nothing(
     assert campaign.shared_places().related("b") == ["b"]
 
 
+@pytest.fixture
+def three(campaign: Campaign, tmp_path: Path, phantom: np.ndarray) -> Campaign:
+    """A volume and two near copies of it, of which the second is an inverted copy of the first."""
+    image = phantom[:24, :48, :48]
+    for name, part in (("a", image), ("b", eight_bit(image)), ("c", 255 - eight_bit(image))):
+        import_volume(campaign, write(tmp_path, name, part), spacing=SPACING)
+    assert {(r.one, r.other) for r in campaign.relations().relations} == {("a", "b"), ("a", "c")}
+    assert campaign.relations().through == (("b", "c"),)
+    return campaign
+
+
+def test_copies_of_a_volume_that_leaves_are_compared_with_each_other(three: Campaign, tmp_path: Path) -> None:
+    three.storage.remove("volumes/a.json")
+    with pytest.raises(CampaignError, match="never compared: b, c"):
+        three.shared_places()
+    comparison.ensure_compared(three)
+    assert three.shared_places().related("b") == ["b", "c"]
+    assert three.relations().through == ()
+
+
+def test_copies_of_a_volume_that_is_replaced_are_compared_with_each_other(three: Campaign, tmp_path: Path) -> None:
+    three.storage.remove("volumes/a.json")
+    import_volume(three, write(tmp_path, "a", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
+    assert three.shared_places().related("b") == ["b", "c"]
+    assert three.shared_places().related("a") == ["a"]
+
+
+def test_copies_of_a_volume_that_is_declared_distinct_are_compared_with_each_other(three: Campaign) -> None:
+    comparison.declare_distinct(three, "a")
+    assert three.shared_places().related("b") == ["b", "c"]
+    assert three.shared_places().related("a") == ["a"]
+    marks = {(r.one, r.other): r.distinct for r in three.relations().relations}
+    assert marks == {("a", "b"): True, ("a", "c"): True, ("b", "c"): False}
+
+
+def test_one_near_copy_may_be_declared_distinct_and_the_others_stay(three: Campaign, tmp_path: Path) -> None:
+    file = str(tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match=r"there is no volume 'nobody'. Volumes: a, b, c"):
+        add_volumes(three, [file], spacing=SPACING, distinct_from=["nobody"])
+    comparison.declare_distinct(three, "c", ["b"])
+    assert three.shared_places().related("a") == ["a", "b", "c"], "they are no near copies that were found"
+    said: list[str] = []
+    add_volumes(three, [file], spacing=SPACING, distinct_from=["c"], say=said.append)
+    assert said[1].startswith("  'c' and 'a' still count as one specimen"), "b is a near copy of both"
+    marks = {(r.one, r.other): r.distinct for r in three.relations().relations}
+    assert (marks["a", "b"], marks["a", "c"]) == (False, True)
+
+
+def test_an_image_that_is_not_there_is_named_and_nothing_changes(three: Campaign, tmp_path: Path) -> None:
+    three.storage.remove("volumes/b.ome.zarr")
+    before = contents(three)
+    with pytest.raises(VolumeError, match=r"the image of volume 'b' is not there.*remove volumes/b.json as well"):
+        import_volume(three, write(tmp_path, "d", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
+    assert contents(three) == before
+
+
 def test_volumes_whose_channels_differ_in_number_are_compared_too(
     campaign: Campaign, tmp_path: Path, phantom: np.ndarray, another: np.ndarray
 ) -> None:
@@ -327,3 +434,16 @@ def test_volumes_whose_channels_differ_in_number_are_compared_too(
     assert [(r.one, r.other, r.start, r.found) for r in campaign.relations().relations] == [
         ("both", "a", (4, 0, 0), "equal voxels")
     ]
+
+
+def test_waiting_for_another_import_is_said(campaign: Campaign, caplog: pytest.LogCaptureFixture) -> None:
+    with one_at_a_time(campaign):
+        pass
+    assert caplog.messages == []
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(campaign):
+            waiting = pool.submit(lambda: one_at_a_time(campaign).__enter__())
+            time.sleep(2.5)
+            assert not waiting.done()
+            assert "another process imports or compares volumes" in caplog.text
+        waiting.result(timeout=10)
