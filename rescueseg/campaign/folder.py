@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 from rescueseg.campaign.layout import STAGES, check_id
+from rescueseg.campaign.private_folder import cache_folder, private_folder
 from rescueseg.campaign.record_file import RecordFile, T
 from rescueseg.campaign.stage_results import PROGRESS, SNAPSHOT, TRAINING
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Box, Patch, Spacing
-from rescueseg.private_folder import cache_folder, private_folder
 from rescueseg.records import Domains, Holdout, ModelReference, QueriedPatch, Relations, Snapshot, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import Storage, digest_json

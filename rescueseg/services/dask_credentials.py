@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from distributed import Security
 
+from rescueseg.campaign.private_folder import private_folder
 from rescueseg.errors import ConfigError, RescuesegError, storage_errors
-from rescueseg.private_folder import private_folder
 
 CA_FILE, CERT_FILE, KEY_FILE = "ca.pem", "cert.pem", "key.pem"
 _NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rescueseg dask cluster")])

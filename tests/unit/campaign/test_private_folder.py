@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.private_folder import cache_folder, private_folder
 from rescueseg.config import check_config
 from rescueseg.errors import CampaignError
-from rescueseg.private_folder import cache_folder, private_folder
 from rescueseg.storage import digest_json, write_atomically
 
 NOBODY = 65534
@@ -49,7 +49,7 @@ def test_a_work_folder_is_its_users_alone_and_is_found_again(remote: Campaign) -
 
 def test_a_killed_process_finds_its_folder_in_the_next_one(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from rescueseg.private_folder import cache_folder, private_folder\n"
+        "import os, sys; from pathlib import Path; from rescueseg.campaign.private_folder import cache_folder, private_folder\n"
         "folder = private_folder(cache_folder(), 'rescueseg-work/a/training', 'x')\n"
         "(folder / 'checkpoint').touch(); print(folder, flush=True); os.kill(os.getpid(), 9)"
     )
