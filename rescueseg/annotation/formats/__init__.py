@@ -30,7 +30,7 @@ from rescueseg.annotation.formats.nifti import Nifti
 from rescueseg.annotation.formats.nrrd import Nrrd
 from rescueseg.annotation.formats.omezarr import OmeZarr
 from rescueseg.annotation.label_checks import check_labels
-from rescueseg.errors import ConfigError, LabelError, RescuesegError
+from rescueseg.errors import ConfigError, LabelError, RescuesegError, VolumeError
 from rescueseg.labels import PatchLabels, object_numbers
 
 __all__ = [
@@ -147,7 +147,7 @@ def _load(kind: PatchFormat, path: Path, frame: Frame) -> LabelFile:
     """Read a file; whatever is wrong with it becomes a `LabelError`."""
     try:
         return kind.load(path, frame)
-    except LabelError as error:
+    except (LabelError, VolumeError) as error:
         raise LabelError(error.what, where=error.where or str(path), todo=error.todo) from error
     except RescuesegError:
         raise

@@ -75,6 +75,11 @@ def tif(path: Path, **options: Any) -> Path:
     return path
 
 
+def stored_x_first(path: Path) -> Path:
+    tifffile.imwrite(path, np.ascontiguousarray(MASK.T), photometric="minisblack", metadata={"axes": "XYZ"})
+    return path
+
+
 def plain_zarr(path: Path, array: Array = MASK, names: list[str] | None = None) -> Path:
     zarr.create_array(str(path), data=np.ascontiguousarray(array), chunks=array.shape, dimension_names=names)
     return path
@@ -107,7 +112,7 @@ def ome_zarr(path: Path, axes: str) -> Path:
         ("m.nhdr", lambda p: nrrd_file(p, encoding="gzip")), ("m.nrrd", lambda p: nrrd_file(p, encoding="ascii")),
         ("m.nrrd", lambda p: nrrd_file(p, encoding="bzip2")), ("m.nrrd", with_skipped_bytes),
         ("m.btf", tif), ("m.tif", lambda p: tif(p, bigtiff=True)), ("m.TIF", lambda p: tif(p, compression="zlib")),
-        ("m.tif", lambda p: tif(p, byteorder=">")), ("m.zarr", plain_zarr),
+        ("m.tif", lambda p: tif(p, byteorder=">")), ("m.zarr", plain_zarr), ("m.tif", stored_x_first),
         ("m.zarr", lambda p: plain_zarr(p, MASK.T, ["x", "y", "z"])),
         ("m.zarr", lambda p: plain_zarr(p, MASK.swapaxes(1, 2), ["z", "x", "y"])),
         ("m.zarr", lambda p: plain_zarr(p, MASK[None], ["channel", "z", "y", "x"])),
@@ -146,6 +151,7 @@ def elsewhere(path: Path) -> Path:
     ("name", "write", "told"),
     [
         ("m.tif", two_images, "2 images"),
+        ("m.tif", lambda p: tif(p, extratags=[(274, "H", 1, 3, True)], metadata=None), "Orientation tag is 3"),
         ("m.ome.zarr", painted_beside, "annotation, nuclei"),
         ("m.nhdr", elsewhere, "data file"),
         ("m.zarr", lambda p: plain_zarr(p, MASK[None], ["a", "b", "y", "x"]), "axes"),
