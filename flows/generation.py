@@ -11,6 +11,8 @@ from prefect.states import Completed
 from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import SERVICES
+from rescueseg.campaign.private_folder import local_folder
 from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.config import ClusterConfig
 from rescueseg.queue.due import campaign_lock
@@ -54,8 +56,8 @@ def generation(
         The generation's row of the table, or for a generation that is not due the reason.
     """
     campaign, store = open_campaign(campaign_url)
-    cluster = _cluster(campaign, scheduler, tls_folder)
-    with campaign_lock(campaign, store, refuse=not only_if_due) as lock:
+    cluster = _cluster(campaign.config.cluster, scheduler, tls_folder)
+    with campaign_lock(campaign.config, store, refuse=not only_if_due) as lock:
         if lock is None:
             return _nothing("another run is at work on this campaign")
         due = count_due(campaign, store)
@@ -81,7 +83,7 @@ def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: L
     make_snapshot(url, number)
     train(url, number)
     lock.check()
-    if not campaign.has(INFERENCE, number):
+    if not campaign.generation(number).has(INFERENCE):
         with scheduler_of(campaign, cluster) as reached:
             infer(url, number, reached.address, reached.tls_folder)
     lock.check()
@@ -92,9 +94,8 @@ def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: L
     return report(url, number)
 
 
-def _cluster(campaign: Campaign, scheduler: str, tls_folder: str) -> ClusterConfig:
+def _cluster(own: ClusterConfig, scheduler: str, tls_folder: str) -> ClusterConfig:
     """Return where the blocks are computed: at the scheduler that is named, which is checked, else as the campaign says."""
-    own = campaign.config.cluster
     if not scheduler:
         return own
     named = ClusterConfig(kind="address", address=scheduler, tls_folder=tls_folder or own.tls_folder)
@@ -109,5 +110,5 @@ def scheduler_of(campaign: Campaign, cluster: ClusterConfig | None = None) -> It
     if cluster.kind == "address":
         yield cluster
         return
-    with open_cluster(cluster, campaign.local_folder("services")) as client:
+    with open_cluster(cluster, local_folder(campaign.storage, SERVICES.path())) as client:
         yield reference(client)

@@ -31,5 +31,5 @@ def train(campaign_url: str, trainer: str = "", generation: int | None = None) -
     """
     campaign, store = open_campaign(campaign_url)
     planned = plan(campaign, store, trainer, generation)
-    with campaign_lock(campaign, store, name=planned.name):
+    with campaign_lock(campaign.config, store, name=planned.name):
         return train_outside(campaign.url, planned).to_json()

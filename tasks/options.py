@@ -47,7 +47,7 @@ STAGE: StageOptions = {
 def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:
     """Open a campaign, whose volumes are then compared, and its queue."""
     campaign = Campaign.open(campaign_url)
-    ensure_compared(campaign)
+    ensure_compared(campaign.volumes)
     return campaign, open_queue(campaign)
 
 
@@ -55,7 +55,7 @@ def open_campaign(campaign_url: str) -> tuple[Campaign, QueueStore]:
 def tracked(campaign: Campaign, generation: int, stage: str) -> Iterator[Tracker]:
     """Keep the stage's run in MLflow open during the block, unless the stage was done by an earlier run."""
     tracker = Tracker(campaign)
-    if stage in campaign.finished_stages(generation):
+    if stage in campaign.generation(generation).finished_stages():
         yield tracker
         return
     with tracker.stage(generation, stage):

@@ -15,7 +15,7 @@ def make_snapshot(campaign_url: str, generation: int) -> str:
     campaign, store = open_campaign(campaign_url)
     with tracked(campaign, generation, "snapshot"):
         snapshot = stage.make_snapshot(campaign, generation, store)
-    for ticket in campaign.require(EFFORT, generation).left_out:
+    for ticket in campaign.generation(generation).require(EFFORT).left_out:
         get_run_logger().warning(
             f"left out of training: {ticket} lies in a holdout box of another volume that shows the same"
         )

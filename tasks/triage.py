@@ -7,8 +7,9 @@ from typing import cast
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
+from rescueseg.campaign.layout import TRIAGE_PICTURE
 from rescueseg.stages.publish import triage_files
-from rescueseg.stages.triage import PICTURE, triage_campaign
+from rescueseg.stages.triage import triage_campaign
 from rescueseg.tracking.tracker import Tracker
 from rescueseg.triage.records import Triage
 from rescueseg.triage.rough_masks import Mask
@@ -25,7 +26,7 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
         campaign, store, structure=cast("Structure | None", structure or None), mask=cast(Mask, mask), channel=channel
     )
     tracker = Tracker(campaign)
-    tracker.log_files(tracker.campaign_run(), triage_files(campaign))
+    tracker.log_files(tracker.campaign_run(), triage_files(campaign.storage))
     key = f"triage-{campaign.config.name}".lower().replace("_", "-").replace(".", "-")
     create_table_artifact(
         [e.to_json() for e in result.evidence], key=f"{key}-evidence", description="Evidence of the triage"
@@ -38,7 +39,7 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
     answers = {True: "yes", False: "no", None: "not known"}
     lines += ["", *(f"1. {s.question} {answers[s.answer]}: {s.detail}" for s in result.steps)]
     create_markdown_artifact("\n".join(lines), key=key)
-    picture = campaign.storage.url_of(PICTURE)
+    picture = campaign.storage.url_of(TRIAGE_PICTURE.path())
     url = f"file://{picture}" if campaign.storage.is_local else picture
     create_image_artifact(url, key=f"{key}-picture", description="The path taken")
     return result

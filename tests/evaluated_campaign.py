@@ -15,7 +15,7 @@ from rescueseg.config import check_config
 from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import Box
-from rescueseg.inference.maps import InferencePlan, map_path
+from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
 from rescueseg.volumes.ome_zarr import create_image
 from rescueseg.volumes.phantom import make_phantom
@@ -79,7 +79,8 @@ def write_generation(
     write_maps(campaign, generation, probability, entropy)
     write_model(campaign, generation, trainer)
     if judged:
-        campaign.finish(EVALUATION, generation, judge(campaign, evaluate_generation(campaign, generation)))
+        folder, evaluation = campaign.generation(generation), evaluate_generation(campaign, generation)
+        folder.write(EVALUATION, judge(folder, evaluation, campaign.config.seed))
 
 
 def write_volume_maps(campaign: Campaign, generation: int, mask: npt.NDArray[np.bool_]) -> None:
@@ -103,9 +104,9 @@ def write_model(campaign: Campaign, generation: int, trainer: str = "monai_unet"
         for i in range(4 * (generation + 1))
     )
     snapshot = Snapshot(generation=generation, items=items, n_classes=1, holdout_digest="", digest=f"{generation:064x}")
-    campaign.finish(SNAPSHOT, generation, snapshot)
+    campaign.generation(generation).write(SNAPSHOT, snapshot)
     model = ModelReference(generation=generation, trainer=trainer, path="m", digest=f"{generation:064x}")
-    campaign.finish(TRAINING, generation, TrainingResult(model=model, iterations=1))
+    campaign.generation(generation).write(TRAINING, TrainingResult(model=model, iterations=1))
 
 
 def write_maps(
@@ -116,10 +117,10 @@ def write_maps(
     volume_id: str = "phantom",
 ) -> None:
     """Write the two maps that evaluation reads, and the record that makes them complete."""
-    record = campaign.volume(volume_id)
+    record = campaign.volumes.record(volume_id)
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
     for name, array in (("probability", probability), ("predictive_entropy", entropy)):
-        url = f"{campaign.map_url(generation, volume_id)}/{name}"
+        url = f"{VolumeMaps(campaign.generation(generation), volume_id).url}/{name}"
         create_image(url, array.shape, np.float16, spacing, name=name)[...] = array.astype(np.float16)
     reference = MapReference(
         generation=generation,
@@ -129,7 +130,7 @@ def write_maps(
         blocks=1,
         digest="d",
     )
-    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
+    campaign.storage.write_json(campaign.generation(generation).path("maps", f"{volume_id}.json"), reference.to_json())
     plan = InferencePlan(
         model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
         volume_id=volume_id,
@@ -143,4 +144,6 @@ def write_maps(
         block_zyx=shape,
         chunk_zyx=shape,
     )
-    campaign.storage.write_json(map_path(campaign, generation, volume_id, ".inference.json"), plan.to_json())
+    campaign.storage.write_json(
+        campaign.generation(generation).path("maps", f"{volume_id}.inference.json"), plan.to_json()
+    )

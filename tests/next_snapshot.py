@@ -24,7 +24,7 @@ def next_labels(campaign: Campaign, ticket_id: str, volume_id: str, box: Box) ->
     snapshot = make_snapshot(campaign, 0, open_queue(campaign).accepted())
     (item,) = (item for item in snapshot.items if item.ticket_id == ticket_id)
     assert (item.volume_id, item.box) == (volume_id, box)
-    found = load_item(campaign, item, campaign.volume(volume_id).spacing_um_zyx).labels
+    found = load_item(campaign.volumes, item, campaign.volumes.record(volume_id).spacing_um_zyx).labels
     inside = box.relative_to(item.read_box).slices
     labels = found[inside].copy()
     found[inside] = 255

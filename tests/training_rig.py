@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
 from rescueseg.models.registry import get_trainer
@@ -94,10 +95,10 @@ def make_snapshot(
     items = []
     for i, box in enumerate(boxes):
         volume_id = volume_ids[i] if volume_ids else "v0"
-        truth = open_truth(campaign, volume_id)
+        truth = open_truth(campaign.volumes, volume_id)
         array = (labels or {}).get(i, np.asarray(truth[box.slices], np.uint8))
         digest = digest_array(array)
-        path = campaign.annotation_path(f"ticket{i}", digest)
+        path = ANNOTATION.path(ticket=f"ticket{i}", digest=digest)
         campaign.storage.write_array(path, array)
         items.append(
             SnapshotItem(
@@ -131,10 +132,12 @@ def main(campaign_url: str, work_dir: str, last: str) -> None:
             time.sleep(600)
 
     campaign = Campaign.open(campaign_url)
-    snapshot = campaign.snapshot(0)
+    snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
     trainer = get_trainer(campaign.config.training.trainer)
-    trainer.train(TrainingRequest(campaign, snapshot, Path(work_dir), 3), say)
+    trainer.train(
+        TrainingRequest(campaign.config, campaign.volumes, campaign.holdout(), snapshot, Path(work_dir), 3), say
+    )
 
 
 if __name__ == "__main__":

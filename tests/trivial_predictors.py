@@ -14,6 +14,7 @@ from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.models.predictor import AXES, Group, Output, class_probabilities
 from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
 
 
 class Blur:
@@ -22,8 +23,8 @@ class Blur:
     in_channels = 1
     networks = 1
 
-    def __init__(self, campaign: Campaign, config: InferenceConfig) -> None:
-        self.n_classes = campaign.config.n_classes
+    def __init__(self, storage: Storage, config: InferenceConfig) -> None:
+        self.n_classes = Campaign.open(storage.url).config.n_classes
         self.config = config
 
     @property
@@ -46,25 +47,25 @@ class Blur:
                 yield Group(network, symmetry), {"probability": probabilities}
 
 
-def blur(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
-    return Blur(campaign, config)
+def blur(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
+    return Blur(storage, config)
 
 
 class Ensemble(Blur):
     networks = 2
 
 
-def ensemble(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Ensemble:
-    return Ensemble(campaign, config)
+def ensemble(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Ensemble:
+    return Ensemble(storage, config)
 
 
 class DiesOnce(Blur):
     """Takes its process down at its second batch, but once only."""
 
-    def __init__(self, campaign: Campaign, config: InferenceConfig) -> None:
-        super().__init__(campaign, config)
+    def __init__(self, storage: Storage, config: InferenceConfig) -> None:
+        super().__init__(storage, config)
         self.calls = 0
-        self.flag = Path(campaign.storage.path("died"))
+        self.flag = Path(storage.path("died"))
 
     def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
         self.calls += 1
@@ -78,8 +79,8 @@ class DiesOnce(Blur):
         return super().members(windows, keys)
 
 
-def dies_once(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> DiesOnce:
-    return DiesOnce(campaign, config)
+def dies_once(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> DiesOnce:
+    return DiesOnce(storage, config)
 
 
 class DiesAlways(Blur):
@@ -87,8 +88,8 @@ class DiesAlways(Blur):
         os._exit(1)
 
 
-def dies_always(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> DiesAlways:
-    return DiesAlways(campaign, config)
+def dies_always(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> DiesAlways:
+    return DiesAlways(storage, config)
 
 
 class Diverged(Blur):
@@ -100,8 +101,8 @@ class Diverged(Blur):
             yield group, member
 
 
-def diverged(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Diverged:
-    return Diverged(campaign, config)
+def diverged(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Diverged:
+    return Diverged(storage, config)
 
 
 class Reserved(Blur):
@@ -112,8 +113,8 @@ class Reserved(Blur):
         return (*super().outputs, Output(name="mc_variance", channels=1, kind="distance"))
 
 
-def reserved(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Reserved:
-    return Reserved(campaign, config)
+def reserved(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Reserved:
+    return Reserved(storage, config)
 
 
 class Forgotten(Blur):
@@ -124,16 +125,16 @@ class Forgotten(Blur):
         return (*super().outputs, Output(name="flow", channels=3, kind="flow", directions=AXES))
 
 
-def forgotten(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Forgotten:
-    return Forgotten(campaign, config)
+def forgotten(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Forgotten:
+    return Forgotten(storage, config)
 
 
 class TwoChannels(Blur):
     in_channels = 2
 
 
-def two_channels(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> TwoChannels:
-    return TwoChannels(campaign, config)
+def two_channels(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> TwoChannels:
+    return TwoChannels(storage, config)
 
 
 class WrongShape(Blur):
@@ -141,5 +142,5 @@ class WrongShape(Blur):
         yield Group(0, 0), {"probability": np.zeros((len(windows), 2, 3, 3, 3), np.float32)}
 
 
-def wrong_shape(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:
-    return WrongShape(campaign, config)
+def wrong_shape(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:
+    return WrongShape(storage, config)

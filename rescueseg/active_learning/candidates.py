@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.active_learning.acquisition import class_entropy
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, Floats, Integers, box_bounds
 from rescueseg.inference.box_means import SCORES, box_sums, map_pieces, touching
-from rescueseg.inference.maps import open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.progress import CountProgress
 from rescueseg.shared_places import SharedPlaces
 
@@ -52,21 +52,24 @@ class CandidateTable:
 
 
 def score_candidates(
-    campaign: Campaign,
-    generation: int,
+    generation: GenerationFolder,
     boxes: Mapping[str, Sequence[Box]],
+    n_classes: int,
+    places: SharedPlaces,
     progress: CountProgress | None = None,
 ) -> CandidateTable:
     """Score candidate boxes by the maps of a generation, reading each block of the maps once.
 
     Parameters
     ----------
-    campaign : Campaign
-        With complete maps of the generation for each volume.
-    generation : int
-        Whose maps to read.
+    generation : GenerationFolder
+        With complete maps of each volume.
     boxes : mapping of str to sequence of Box
         Candidates of each volume, inside it; they may overlap.
+    n_classes : int
+        Foreground classes of the campaign.
+    places : SharedPlaces
+        Which places of the volumes are the same.
     progress : callable, optional
         Called with the blocks done and the blocks in all.
 
@@ -82,11 +85,12 @@ def score_candidates(
         If the maps of a volume are not complete, or hold values that are not finite.
     """
     volumes = [v for v in sorted(boxes) if boxes[v]]
-    blocks = {volume_id: map_pieces(campaign, generation, volume_id) for volume_id in volumes}
+    blocks = {volume_id: map_pieces(VolumeMaps(generation, volume_id)) for volume_id in volumes}
     done_count, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
     for volume_id in volumes:
-        maps = {name: open_map(campaign, generation, volume_id, name) for name in (*SCORES, "probability")}
+        stored = VolumeMaps(generation, volume_id)
+        maps = {name: stored.open(name) for name in (*SCORES, "probability")}
         sums: Floats | None = None
         starts, stops = box_bounds(boxes[volume_id])
         for block in blocks[volume_id]:
@@ -97,7 +101,7 @@ def score_candidates(
                 progress(done_count, total)
         assert sums is not None, "a volume has at least one block"
         rows.append(sums / np.prod(stops - starts, axis=1)[:, None])
-    columns = len(SCORES) + 1 + campaign.config.n_classes
+    columns = len(SCORES) + 1 + n_classes
     table = np.concatenate(rows) if rows else np.zeros((0, columns))
     return CandidateTable(
         volume_ids=tuple(v for v in volumes for _ in boxes[v]),
@@ -105,7 +109,7 @@ def score_candidates(
         scores={name: table[:, i] for i, name in enumerate(SCORES)},
         foreground=table[:, len(SCORES)],
         class_entropy=table[:, len(SCORES) + 1 :],
-        places=campaign.shared_places(),
+        places=places,
     )
 
 

@@ -38,5 +38,5 @@ def open_client(address: str, annotator: str, token: str = "") -> AnnotationClie
         return RemoteClient(address, token, annotator="" if token else annotator)
 
     campaign = Campaign.open(address)
-    ensure_compared(campaign)
+    ensure_compared(campaign.volumes)
     return LocalClient(campaign, open_queue(campaign), annotator)

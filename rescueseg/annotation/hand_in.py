@@ -65,8 +65,8 @@ def submit_labels(
     patch_labels = labels if isinstance(labels, PatchLabels) else PatchLabels(labels)
     patch_labels = check_patch(patch_labels, ticket.box, config, where=f"ticket {ticket.ticket_id}")
     store.check_submit(lease.lease_id, annotator, patch_labels.digest)
-    n_corrected = corrected_voxels(patch_labels, starting_patch(campaign, lease))
-    label, instances = store_labels(campaign, ticket.ticket_id, patch_labels)
+    n_corrected = corrected_voxels(patch_labels, starting_patch(campaign.storage, lease, config))
+    label, instances = store_labels(campaign.storage, ticket.ticket_id, patch_labels)
     annotation = store.submit(
         lease.lease_id,
         annotator,

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.annotation.label_checks import check_labels, check_patch
-from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import ANNOTATION
+from rescueseg.config import CampaignConfig
 from rescueseg.geometry import Patch
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
-from rescueseg.storage import digest_array, digest_json
+from rescueseg.storage import Storage, digest_array, digest_json
 
 
 def ticket_id(campaign_name: str, generation: int, patch: Patch, purpose: Purpose) -> str:
@@ -41,7 +42,7 @@ def ticket_id(campaign_name: str, generation: int, patch: Patch, purpose: Purpos
     return f"{purpose}-{generation:04d}-{digest_json(content)[:16]}"
 
 
-def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
+def starting_labels(storage: Storage, lease: Lease, n_classes: int) -> npt.NDArray[np.uint8]:
     """Return the mask the annotator starts from: rejected labels, else the prefill, else background.
 
     Raises
@@ -53,27 +54,25 @@ def starting_labels(campaign: Campaign, lease: Lease) -> npt.NDArray[np.uint8]:
     """
     if lease.start is None:
         return np.zeros(lease.ticket.box.shape_zyx, np.uint8)
-    array = campaign.storage.read_array(lease.start)
-    return check_labels(array, lease.ticket.box, campaign.config.n_classes, where=lease.start)
+    array = storage.read_array(lease.start)
+    return check_labels(array, lease.ticket.box, n_classes, where=lease.start)
 
 
-def starting_patch(campaign: Campaign, lease: Lease) -> PatchLabels:
+def starting_patch(storage: Storage, lease: Lease, config: CampaignConfig) -> PatchLabels:
     """Return what the annotator starts from, objects numbered where the campaign annotates instances.
 
     The objects of a first mask are its connected components. Errors as in `starting_labels`.
     """
-    classes = starting_labels(campaign, lease)
-    if campaign.config.annotation.labels == "semantic":
+    classes = starting_labels(storage, lease, config.n_classes)
+    if config.annotation.labels == "semantic":
         return PatchLabels(classes)
     if lease.previous_instances is None:
         return PatchLabels.of_components(classes)
-    ids = campaign.storage.read_array(lease.previous_instances.path)
-    return check_patch(
-        PatchLabels(classes, ids), lease.ticket.box, campaign.config, where=lease.previous_instances.path
-    )
+    ids = storage.read_array(lease.previous_instances.path)
+    return check_patch(PatchLabels(classes, ids), lease.ticket.box, config, where=lease.previous_instances.path)
 
 
-def read_version(campaign: Campaign, record: AnnotationRecord | AcceptedAnnotation) -> PatchLabels:
+def read_version(storage: Storage, record: AnnotationRecord | AcceptedAnnotation) -> PatchLabels:
     """Return the labels of a version.
 
     Raises
@@ -81,20 +80,18 @@ def read_version(campaign: Campaign, record: AnnotationRecord | AcceptedAnnotati
     StorageError
         If they are missing.
     """
-    classes = campaign.storage.read_array(record.labels)
-    return PatchLabels(classes, campaign.storage.read_array(record.instances) if record.instances else None)
+    classes = storage.read_array(record.labels)
+    return PatchLabels(classes, storage.read_array(record.instances) if record.instances else None)
 
 
-def store_labels(
-    campaign: Campaign, ticket_id: str, labels: PatchLabels
-) -> tuple[LabelReference, LabelReference | None]:
+def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels) -> tuple[LabelReference, LabelReference | None]:
     """Store labels under their digests, classes and objects in files of their own; an existing file stays."""
 
     def store(array: npt.NDArray[Any]) -> LabelReference:
         digest = digest_array(array)
-        reference = LabelReference(path=campaign.annotation_path(ticket_id, digest), digest=digest)
-        if not campaign.storage.exists(reference.path):
-            campaign.storage.write_array(reference.path, array)
+        reference = LabelReference(path=ANNOTATION.path(ticket=ticket_id, digest=digest), digest=digest)
+        if not storage.exists(reference.path):
+            storage.write_array(reference.path, array)
         return reference
 
     return store(labels.classes), None if labels.instances is None else store(labels.instances)

@@ -24,7 +24,7 @@ from rescueseg.errors import (
     TicketNotFoundError,
 )
 from rescueseg.geometry import Box
-from rescueseg.inference.maps import map_reference, open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.execute import labels_digest
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
@@ -104,23 +104,23 @@ class LocalClient:
                 todo="Look at a patch of your own",
             )
         if lease.ended == "submitted":
-            labels = read_version(self.campaign, self.store.submission(lease_id))
+            labels = read_version(self.campaign.storage, self.store.submission(lease_id))
             return self._view(lease.ticket, labels, with_model=False)
         if lease.ended is not None:
             raise LeaseExpiredError(
                 f"the lease ended: {lease.ended}", where=f"ticket {lease.ticket_id}", todo="Claim the ticket again"
             )
-        return self._view(lease.ticket, starting_patch(self.campaign, lease))
+        return self._view(lease.ticket, starting_patch(self.campaign.storage, lease, self.campaign.config))
 
     def context(self, ticket: TicketRecord) -> Box:
         """Return the part that is shown with a patch: it and its surroundings, within the volume."""
         share = self.campaign.config.annotation.context
         margin = [math.ceil(n * share) for n in ticket.box.shape_zyx]
-        return ticket.box.expand(margin).clip(self.campaign.volume(ticket.volume_id).shape_zyx)
+        return ticket.box.expand(margin).clip(self.campaign.volumes.record(ticket.volume_id).shape_zyx)
 
     def _view(self, ticket: TicketRecord, start: PatchLabels, *, with_model: bool = True) -> PatchView:
-        record, context = self.campaign.volume(ticket.volume_id), self.context(ticket)
-        image = volumes.open_image(self.campaign, ticket.volume_id)[(slice(None), *context.slices)]
+        record, context = self.campaign.volumes.record(ticket.volume_id), self.context(ticket)
+        image = volumes.open_image(self.campaign.volumes, ticket.volume_id)[(slice(None), *context.slices)]
         prediction, uncertainty = self._maps(ticket, context) if with_model else (None, None)
         return PatchView(ticket, context, record.spacing_um_zyx, np.asarray(image), start, prediction, uncertainty)
 
@@ -133,10 +133,11 @@ class LocalClient:
         """
         generations = [] if ticket.purpose != "pool" else self.campaign.generations()
         for generation in reversed(generations):
-            if map_reference(self.campaign, generation, ticket.volume_id) is not None:
+            maps = VolumeMaps(generation, ticket.volume_id)
+            if maps.reference() is not None:
                 z, y, x = context.slices
-                probability = open_map(self.campaign, generation, ticket.volume_id, "probability")[:, z, y, x]
-                entropy = open_map(self.campaign, generation, ticket.volume_id, "predictive_entropy")[z, y, x]
+                probability = maps.open("probability")[:, z, y, x]
+                entropy = maps.open("predictive_entropy")[z, y, x]
                 prediction = np.asarray(probability).argmax(axis=0).astype(np.uint8)
                 uncertainty = np.array(entropy, np.float32)
                 for box in self._holdout_in(ticket.volume_id, context):
@@ -148,7 +149,7 @@ class LocalClient:
     def _holdout_in(self, volume_id: str, context: Box) -> list[Box]:
         """Return the parts of the holdout in a box, in voxels of it."""
         holdout = self.campaign.holdout()
-        boxes = holdout.of(volume_id, self.campaign.shared_places()) if holdout else []
+        boxes = holdout.of(volume_id, self.campaign.volumes.shared_places()) if holdout else []
         common = [box.intersection(context) for box in boxes]
         return [box.relative_to(context) for box in common if box is not None]
 
@@ -161,7 +162,10 @@ class LocalClient:
         return check_patch(labels, ticket.box, self.campaign.config, where=f"ticket {ticket.ticket_id}")
 
     def _warnings(self, lease: Lease, labels: PatchLabels) -> list[LabelWarning]:
-        start, model = starting_patch(self.campaign, lease), self._maps(lease.ticket, lease.ticket.box)
+        start, model = (
+            starting_patch(self.campaign.storage, lease, self.campaign.config),
+            self._maps(lease.ticket, lease.ticket.box),
+        )
         return label_warnings(labels, start, *model, self.campaign.config.n_classes)
 
     def submit(
@@ -239,7 +243,7 @@ class LocalClient:
         """Return the labels of one version that this person may see."""
         for record in self.versions(ticket_id):
             if record.version == version:
-                return read_version(self.campaign, record)
+                return read_version(self.campaign.storage, record)
         if version in [v.version for v in self.store.annotations(ticket_id)]:
             raise AccessError(
                 f"version {version} is somebody else's", where=ticket_id, todo="Wait until the ticket is reviewed"
@@ -261,7 +265,7 @@ class LocalClient:
             raise QueueError(
                 "a consensus needs the labels of two people", where=ticket_id, todo="See 'rescueseg queue review'"
             )
-        labels = [read_version(self.campaign, v) for v in versions]
+        labels = [read_version(self.campaign.storage, v) for v in versions]
         ticket = self.store.ticket(ticket_id)
         annotation = accept_consensus(self.campaign, self.store, ticket, versions, labels, self.annotator)
         self._wake()
@@ -278,7 +282,7 @@ class LocalClient:
         ticket = self.store.ticket(ticket_id)
         labels = self._checked_labels(ticket, labels)
         n_corrected = corrected_voxels(labels, self.version_labels(ticket_id, self._latest(ticket_id)))
-        classes, instances = store_labels(self.campaign, ticket_id, labels)
+        classes, instances = store_labels(self.campaign.storage, ticket_id, labels)
         annotation = self.store.fix(
             ticket_id, self.annotator, classes, tool, n_corrected, seconds=active_seconds, instances=instances
         )

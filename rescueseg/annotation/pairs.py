@@ -14,6 +14,7 @@ from rescueseg.annotation.agreement import agreement
 from rescueseg.annotation.consensus import staple
 from rescueseg.annotation.label_files import read_version, store_labels
 from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import QueueError, RescuesegError
 from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.records import AnnotationRecord, TicketRecord
@@ -25,10 +26,10 @@ AUTOMATIC_ACTOR = "rescueseg"
 _log = logging.getLogger(__name__)
 
 
-def annotators_of(campaign: Campaign, ticket_id: str) -> int:
+def annotators_of(config: CampaignConfig, ticket_id: str) -> int:
     """Return how many people annotate a pool ticket: two of `annotation.double_fraction`, the same in every run."""
-    share = campaign.config.annotation.double_fraction
-    return 1 + int(random_generator(campaign.config.seed, "double", ticket_id).random() < share)
+    share = config.annotation.double_fraction
+    return 1 + int(random_generator(config.seed, "double", ticket_id).random() < share)
 
 
 def resolve_pairs(campaign: Campaign, store: QueueStore) -> None:
@@ -56,7 +57,7 @@ def resolve_pair(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
         return
     config = campaign.config
     pair = [v for v in store.annotations(ticket_id) if v.verdict == "submitted" and v.origin == "annotator"]
-    labels = [read_version(campaign, version) for version in pair]
+    labels = [read_version(campaign.storage, version) for version in pair]
     if len(pair) != 2:  # resolved, or sent back, in the meantime
         return
     result = agreement(labels[0], labels[1], config.n_classes)
@@ -101,7 +102,7 @@ def accept_consensus(
 ) -> AnnotationRecord:
     """Store the STAPLE consensus of a submitted ticket's versions as a version of its own, and accept it."""
     consensus, provenance = staple(labels, campaign.config.n_classes)
-    classes, instances = store_labels(campaign, ticket.ticket_id, consensus)
+    classes, instances = store_labels(campaign.storage, ticket.ticket_id, consensus)
     return store.fix(
         ticket.ticket_id,
         actor,

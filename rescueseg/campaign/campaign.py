@@ -1,19 +1,34 @@
-"""A campaign at a URL: created, opened, discarded."""
+"""A campaign at a URL: created, opened, discarded; its settings and its records."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+from sqlalchemy.engine import URL
+
 from rescueseg.campaign.campaign_file import dump_config, parse_config
-from rescueseg.campaign.folder import CampaignFolder
-from rescueseg.campaign.layout import PARTS
+from rescueseg.campaign.folders import GenerationFolder, RecordFolder, TrainingFolder, generations
+from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.campaign.volume_folder import VolumeFolder
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError
-from rescueseg.storage import Storage
+from rescueseg.geometry import Patch
+from rescueseg.records import Holdout, QueriedPatch
+from rescueseg.storage import Storage, digest_json
+
+HOLDOUT = RecordFile("holdout", Holdout)
+STARTING = RecordFile("starting", tuple[QueriedPatch, ...])
+ROUGH = RecordFile("rough", tuple[Patch, ...])
 
 
-class Campaign(CampaignFolder):
-    """One rescue job: volumes, classes, settings, queue, generations; what it holds is read and written by `CampaignFolder`.
+class Campaign:
+    """One rescue job: volumes, classes, settings, queue, generations.
+
+    A function takes it only where it needs several of these; else the part that it needs: the settings, the volumes, the
+    folder of a generation, the frozen holdout.
 
     Parameters
     ----------
@@ -22,6 +37,13 @@ class Campaign(CampaignFolder):
     config : CampaignConfig
         Its settings.
     """
+
+    def __init__(self, storage: Storage, config: CampaignConfig) -> None:
+        self.storage = storage
+        self.config = config
+        self.records = RecordFolder(storage)
+        """Records at the campaign's root."""
+        self.volumes = VolumeFolder(storage)
 
     @classmethod
     def create(cls, url: str, config: CampaignConfig) -> Campaign:
@@ -34,7 +56,7 @@ class Campaign(CampaignFolder):
         """
         campaign = cls(cls.free_place(url, config), config)
         try:
-            campaign.storage.write_bytes("campaign.toml", dump_config(config).encode())
+            campaign.storage.write_bytes(CAMPAIGN_FILE.path(), dump_config(config).encode())
         except BaseException:
             campaign.discard()
             raise
@@ -50,7 +72,7 @@ class Campaign(CampaignFolder):
             If there is a campaign already, something else lies where its parts would, or it needs a database.
         """
         storage = Storage(url)
-        if storage.exists("campaign.toml"):
+        if storage.exists(CAMPAIGN_FILE.path()):
             raise CampaignError(
                 "there is a campaign already",
                 where=storage.url,
@@ -88,16 +110,116 @@ class Campaign(CampaignFolder):
                 todo="Name the folder; 'queue next', export, submit, watch and review work at a server's address",
             )
         storage = Storage(url)
-        if not storage.exists("campaign.toml"):
+        if not storage.exists(CAMPAIGN_FILE.path()):
             raise CampaignError(
                 "there is no campaign here", where=storage.url, todo="Make one with 'rescueseg init CAMPAIGN VOLUME…'"
             )
-        return cls(storage, parse_config(storage.read_bytes("campaign.toml").decode(), f"{storage.url}/campaign.toml"))
+        file = CAMPAIGN_FILE.path()
+        return cls(storage, parse_config(storage.read_bytes(file).decode(), f"{storage.url}/{file}"))
 
     def discard(self) -> None:
         """Remove what `create` and a failed first import left: the settings, and folders that hold nothing."""
-        self.storage.remove("campaign.toml")
+        self.storage.remove(CAMPAIGN_FILE.path())
         if self.storage.is_local:
             for folder in (Path(self.storage.root, "volumes"), Path(self.storage.root)):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
+
+    @property
+    def url(self) -> str:
+        """Where the campaign lives; absolute."""
+        return self.storage.url
+
+    @property
+    def file(self) -> str:
+        """URL of the file of its settings, for messages."""
+        return f"{self.url}/{CAMPAIGN_FILE.path()}"
+
+    @cached_property
+    def database_url(self) -> str | URL:
+        """SQLAlchemy URL of the queue; an object for the campaign's own file, whose path may hold any character."""
+        return self.config.database_url or URL.create("sqlite", database=self.storage.path(DATABASE.path()))
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI to use when neither the config nor the environment names one."""
+        return f"sqlite:///{self.storage.path(TRACKING_DATABASE.path())}"
+
+    @property
+    def services_folder(self) -> Path:
+        """Folder of the local servers and their logs.
+
+        Raises
+        ------
+        CampaignError
+            If the campaign is not on the local disk.
+        """
+        if not self.storage.is_local:
+            raise CampaignError(
+                "local servers need a campaign on the local disk",
+                where=self.url,
+                todo="Run the servers from infra/compose.yaml, or use a local folder",
+            )
+        return Path(self.storage.path(SERVICES.path()))
+
+    # generations and trainings ------------------------------------------------------------------------------------
+
+    def generation(self, number: int) -> GenerationFolder:
+        """Return the folder of a generation, begun or not."""
+        return GenerationFolder.of(self.storage, number)
+
+    def generations(self) -> list[GenerationFolder]:
+        """Return the generations begun, by number."""
+        return generations(self.storage)
+
+    def training(self, name: str) -> TrainingFolder:
+        """Return the folder of a training outside the loop, begun or not."""
+        return TrainingFolder.of(self.storage, name)
+
+    def trainings(self) -> list[str]:
+        """Return the names of the trainings outside the loop."""
+        return [name for name in self.storage.list("trainings") if not name.startswith(".")]
+
+    # which patches are whose --------------------------------------------------------------------------------------
+
+    def holdout(self) -> Holdout | None:
+        """Return the frozen holdout, None before the first sampling."""
+        return self.records.read(HOLDOUT)
+
+    def freeze_holdout(self, holdout: Holdout) -> None:
+        """Write the holdout; a later one may only add boxes.
+
+        Raises
+        ------
+        CampaignError
+            If a frozen box would change or vanish.
+        """
+        frozen = self.holdout()
+        if frozen is not None and not holdout.continues(frozen):
+            raise CampaignError(
+                "the holdout is frozen and may only grow", where=self.url, todo="Add boxes, keep the others as they are"
+            )
+        self.storage.write_json(HOLDOUT.path(), holdout.to_json())
+
+    def holdout_digest(self) -> str:
+        """Return the digest of the frozen holdout, empty when there is none."""
+        holdout = self.holdout()
+        return digest_json(holdout.to_json()) if holdout else ""
+
+    def starting_patches(self) -> list[QueriedPatch] | None:
+        """Return the patches that generation 0 is trained on, None before they were drawn."""
+        patches = self.records.read(STARTING)
+        return None if patches is None else list(patches)
+
+    def save_starting_patches(self, patches: Sequence[QueriedPatch]) -> None:
+        """Write the starting patches."""
+        self.records.write(STARTING, tuple(patches))
+
+    def rough_patches(self) -> list[Patch]:
+        """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""
+        patches = self.records.read(ROUGH)
+        return [] if patches is None else list(patches)
+
+    def save_rough_patches(self, patches: Sequence[Patch]) -> None:
+        """Write the patches whose labels the triage looks at, before it looks."""
+        self.records.write(ROUGH, tuple(patches))

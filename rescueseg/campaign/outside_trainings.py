@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescueseg.campaign.campaign import Campaign
+from rescueseg.campaign.folders import RecordFolder, TrainingFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.stage_results import LOSSES, OLDER_LOSSES, Losses, TrainingResult
 from rescueseg.errors import CampaignError
@@ -29,7 +29,7 @@ STEPS = RecordFile("progress", tuple[int, int])
 """Optimiser steps taken, and steps in all."""
 
 
-def read_request(campaign: Campaign, name: str) -> OutsideTraining:
+def read_request(training: TrainingFolder) -> OutsideTraining:
     """Return the request that a training began with.
 
     Raises
@@ -37,42 +37,37 @@ def read_request(campaign: Campaign, name: str) -> OutsideTraining:
     CampaignError
         If there is none.
     """
-    request = campaign.read(REQUEST, campaign.training_path(name))
+    request = training.read(REQUEST)
     if request is None:
         raise CampaignError(
-            f"the training '{name}' has no request.json", where=campaign.url, todo="Restore it from a backup"
+            f"the training '{training.name}' has no request.json",
+            where=training.storage.url,
+            todo="Restore it from a backup",
         )
     return request
 
 
-def training_result(campaign: Campaign, name: str) -> OutsideResult | None:
-    """Return the result of a training, None before it has finished."""
-    return campaign.read(RESULT, campaign.training_path(name))
-
-
-def step_of(campaign: Campaign, name: str) -> str:
+def step_of(training: TrainingFolder) -> str:
     """Say how far a training is; empty before its first note."""
-    steps = campaign.read(STEPS, campaign.training_path(name))
+    steps = training.read(STEPS)
     return f", training step {steps[0]} of {steps[1]}" if steps else ""
 
 
-def read_losses(campaign: Campaign, folder: str) -> Losses:
+def read_losses(folder: RecordFolder) -> Losses:
     """Return the losses of a finished training, in the loop or outside it.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
-    folder : str
-        Of the generation or the training, below the campaign.
+    folder : RecordFolder
+        Of the generation or the training.
 
     Returns
     -------
     tuple of dict
         One entry per optimiser step: `step`, `loss`, `learning_rate`; empty before they are stored.
     """
-    losses = campaign.read(LOSSES, folder)
+    losses = folder.read(LOSSES)
     if losses is not None:
         return losses
-    older = campaign.read(OLDER_LOSSES, folder)
+    older = folder.read(OLDER_LOSSES)
     return older.losses if older else ()

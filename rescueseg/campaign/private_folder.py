@@ -8,12 +8,31 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from rescueseg.errors import CampaignError, storage_errors
+from rescueseg.storage import Storage, digest_json
 
 
 def cache_folder() -> Path:
     """Return this user's folder for what can be made again; `XDG_CACHE_HOME` moves it."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"
+
+
+def local_folder(storage: Storage, relative: str) -> Path:
+    """Return a local folder for a path below a campaign; of a remote campaign, a private one in the user's cache.
+
+    Raises
+    ------
+    CampaignError
+        If the path leaves the campaign, or somebody else could reach into the folder in the cache.
+    """
+    inside = storage.path(relative)
+    if storage.is_local:
+        return Path(inside)
+    return private_folder(
+        cache_folder(),
+        f"rescueseg-work/{digest_json(storage.url)[:16]}/{relative}",
+        todo="Remove it after a look at what it holds, or set XDG_CACHE_HOME to a folder of your own",
+    )
 
 
 def private_folder(base: Path, relative: str, todo: str) -> Path:

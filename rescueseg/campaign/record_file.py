@@ -15,7 +15,7 @@ T = TypeVar("T")
 class RecordFile(Generic[T]):
     """One kind of file in a campaign's folder, in that of a generation or of a training.
 
-    Declared beside the record that it holds, and read and written by `rescueseg.campaign.folder.CampaignFolder`.
+    Declared beside the record that it holds, and read and written by `rescueseg.campaign.folders.RecordFolder`.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from typing import Literal
 from rescueseg.campaign.campaign import Campaign
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.stage_results import CHOICE, Choice, StageResult
+from rescueseg.config import CampaignConfig
 
 DEFAULT_TRAINER = "monai_unet"
 DEFAULT_STRATEGY = "clasp_entropy"
@@ -51,53 +52,46 @@ class TriageSummary(StageResult):
 TRIAGE_SUMMARY = RecordFile("triage", TriageSummary)
 
 
-def trainer_name(campaign: Campaign, generation: int | None = None) -> str:
-    """Return the trainer of a campaign: a person's choice, else the triage's, else the MONAI U-Net.
+def trainer_name(config: CampaignConfig, triage: TriageSummary | None) -> str:
+    """Return the trainer of a campaign: a person's choice, else the triage's, else the MONAI U-Net."""
+    name = config.training.trainer
+    return name if name != "auto" else triage.trainer if triage else DEFAULT_TRAINER
 
-    With a generation, the one that was frozen with its snapshot.
+
+def query_strategy(config: CampaignConfig, triage: TriageSummary | None) -> str:
+    """Return the query strategy of a campaign: a person's choice, else the triage's, else `clasp_entropy`."""
+    name = config.query.strategy
+    return name if name != "auto" else triage.route.query if triage else DEFAULT_STRATEGY
+
+
+def current_choice(campaign: Campaign) -> Choice:
+    """Return trainer and query strategy as a generation would freeze them now."""
+    config = campaign.config
+    is_open = "auto" in (config.training.trainer, config.query.strategy)
+    triage = campaign.records.read(TRIAGE_SUMMARY) if is_open else None
+    return Choice(trainer=trainer_name(config, triage), strategy=query_strategy(config, triage))
+
+
+def frozen_choice(campaign: Campaign, generation: int) -> Choice:
+    """Return trainer and query strategy that were frozen with a generation's snapshot.
+
+    The current ones before that, and in generations begun before they were kept.
     """
-    frozen = _frozen(campaign, generation)
-    return frozen.trainer if frozen else _choice_now(campaign).trainer
-
-
-def query_strategy(campaign: Campaign, generation: int | None = None) -> str:
-    """Return the query strategy of a campaign: a person's choice, else the triage's, else `clasp_entropy`.
-
-    With a generation, the one that was frozen with its snapshot.
-    """
-    frozen = _frozen(campaign, generation)
-    return frozen.strategy if frozen else _choice_now(campaign).strategy
+    return campaign.generation(generation).read(CHOICE) or current_choice(campaign)
 
 
 def freeze_choice(campaign: Campaign, generation: int) -> None:
     """Write down trainer and query strategy of a generation: a triage while it runs changes the next one only."""
-    campaign.finish(CHOICE, generation, _choice_now(campaign))
+    campaign.generation(generation).write(CHOICE, current_choice(campaign))
 
 
-def _frozen(campaign: Campaign, generation: int | None) -> Choice | None:
-    """Return what was frozen; None before it was, and in generations begun before that was kept."""
-    return None if generation is None else campaign.result(CHOICE, generation)
-
-
-def _choice_now(campaign: Campaign) -> Choice:
-    trainer, strategy = campaign.config.training.trainer, campaign.config.query.strategy
-    if "auto" not in (trainer, strategy):
-        return Choice(trainer=trainer, strategy=strategy)
-    triage = campaign.read(TRIAGE_SUMMARY)
-    return Choice(
-        trainer=trainer if trainer != "auto" else triage.trainer if triage else DEFAULT_TRAINER,
-        strategy=strategy if strategy != "auto" else triage.route.query if triage else DEFAULT_STRATEGY,
-    )
-
-
-def profile_of(campaign: Campaign) -> tuple[Profile, float]:
+def profile_of(config: CampaignConfig, triage: TriageSummary | None) -> tuple[Profile, float]:
     """Return the post-processing profile of a campaign and the thickness of its structure in micrometre.
 
     A person's choice goes first, then the triage's route; nothing is done where no triage measured the thickness.
     """
-    triage = campaign.read(TRIAGE_SUMMARY)
     thickness = triage.measured("thickness") if triage else None
     if triage is None or thickness is None:
         return "none", 0.0
-    profile = campaign.config.annotation.postprocessing
+    profile = config.annotation.postprocessing
     return (triage.route.postprocessing if profile == "auto" else profile), thickness

@@ -56,8 +56,8 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
             todo="Annotate a patch and have it accepted",
         )
     _require_pool(accepted)
-    records = {v: campaign.volume(v) for v in sorted({a.volume_id for a in accepted})}
-    shapes, places = {v: record.shape_zyx for v, record in records.items()}, campaign.shared_places()
+    records = {v: campaign.volumes.record(v) for v in sorted({a.volume_id for a in accepted})}
+    shapes, places = {v: record.shape_zyx for v, record in records.items()}, campaign.volumes.shared_places()
     accepted = [a for a in accepted if not records[a.volume_id].refused]
     if not accepted:
         raise SamplingError(

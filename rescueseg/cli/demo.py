@@ -11,12 +11,14 @@ from rich.console import Console
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
+from rescueseg.campaign.layout import CAMPAIGN_FILE, REPORT
 from rescueseg.cli.flows import watch_flow
 from rescueseg.errors import ExampleUnavailable
 from rescueseg.models.registry import complete_families
-from rescueseg.reports.generation_table import table
+from rescueseg.reports.generation_table import rows, table
 from rescueseg.services.local_servers import Servers, exit_on_sigterm
 from rescueseg.services.prefect_api import LOOP_FLOW
+from rescueseg.storage import Storage
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.examples import Example, load_example
 
@@ -76,16 +78,16 @@ def run_demo(
         )
         mlflow_uri = servers.mlflow_uri
     show_table(campaign, console)
-    _where_to_look(campaign, mlflow_uri, console)
+    _where_to_look(campaign.storage, mlflow_uri, console)
     return campaign
 
 
 def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
     """Return the campaign in `out`, made when there is none, with its volume; parameters as `run_demo`."""
-    existing = Campaign.open(str(out)) if (out / "campaign.toml").exists() else None
+    existing = Campaign.open(str(out)) if (out / CAMPAIGN_FILE.path()).exists() else None
     if existing is not None:
         console.print(f"Going on with campaign '{existing.config.name}' in {existing.url}", highlight=False)
-        if existing.volumes():
+        if existing.volumes.records():
             return existing
     try:
         example = load_example(dataset or DEFAULT_DATASET, data_dir or None)
@@ -127,22 +129,22 @@ def make_phantom_example(folder: Path) -> Example:
 
 def show_table(campaign: Campaign, console: Console) -> None:
     """Print one row per generation, and what a tuned threshold reaches."""
-    from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
+    from rescueseg.evaluation.threshold_baseline import threshold_baseline
 
-    rows = table(campaign)
-    baseline = ThresholdBaseline.model_validate(threshold_baseline(campaign))
+    shown = table(campaign.config.name, rows(campaign.generations()))
+    baseline = threshold_baseline(campaign)
     scores = (baseline.test_dice, baseline.test_precision, baseline.test_recall)
-    rows.add_section()
-    rows.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
-    console.print(rows)
+    shown.add_section()
+    shown.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
+    console.print(shown)
 
 
-def _where_to_look(campaign: Campaign, mlflow_uri: str, console: Console) -> None:
-    reports = campaign.storage.list("reports")
+def _where_to_look(storage: Storage, mlflow_uri: str, console: Console) -> None:
+    reports = storage.list("reports")
     lines = [
-        f"Campaign  {campaign.url}",
-        *(f"Report    {campaign.storage.path(f'reports/{name}')}" for name in reports if name.endswith(".html")),
-        f"MLflow    {mlflow_uri} (stopped; start it again with: rescueseg up {campaign.url})",
+        f"Campaign  {storage.url}",
+        *(f"Report    {storage.path(REPORT.path(file=name))}" for name in reports if name.endswith(".html")),
+        f"MLflow    {mlflow_uri} (stopped; start it again with: rescueseg up {storage.url})",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

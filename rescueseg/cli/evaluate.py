@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
 from rescueseg.errors import ConfigError, EvaluationError, storage_errors
@@ -45,22 +45,22 @@ def evaluate(
     champion stays as it was chosen. Of a training outside the loop the scores are kept beside it, without a page.
     """
     opened = Campaign.open(campaign)
-    _compare_volumes(opened, write=not dry_run)
+    _compare_volumes(opened.volumes, write=not dry_run)
     if training:
         if generation >= 0:
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
         _evaluate_training(opened, training, _part(part), json_file, dry_run=dry_run)
         return
-    from rescueseg.evaluation.calibration import current_calibration, stored_calibration
+    from rescueseg.evaluation.calibration import CALIBRATION
     from rescueseg.evaluation.champion import champion
     from rescueseg.evaluation.holdout_scores import check_evaluation
-    from rescueseg.evaluation.stored_scores import evaluate_and_store
+    from rescueseg.evaluation.stored_scores import store_scores
     from rescueseg.reports.evaluation_pages import write_evaluation_page
     from rescueseg.reports.evaluation_tables import show_groups
     from rescueseg.reports.html import family
 
     first = _part(part)
-    number = generation if generation >= 0 else champion(opened)
+    number = generation if generation >= 0 else champion(opened.generations())
     if number is None:
         raise EvaluationError(
             "there is no champion yet",
@@ -68,13 +68,13 @@ def evaluate(
             todo="Run 'rescueseg generation', or name a generation that has maps: --generation 0",
         )
     assignment = check_evaluation(opened, number)
-    if _announce(f"Generation {number} ({family(opened, number)})", assignment.boxes, dry_run=dry_run):
+    folder = opened.generation(number)
+    if _announce(f"Generation {number} ({family(folder)})", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
-        evaluation = evaluate_and_store(opened, number, lambda done, total: progress("boxes", done, total))
-        before = stored_calibration(opened, number)
-        calibration = current_calibration(opened, number, lambda done, total: progress("temperature", done, total))
-        groups = _groups(opened, evaluation, first)
+        before = folder.read(CALIBRATION)
+        evaluation, calibration = store_scores(folder, assignment, lambda done, total: progress("boxes", done, total))
+        groups = _groups(opened.config.classes, evaluation, first)
         page = write_evaluation_page(opened, evaluation, groups, progress)
     show_groups(console, groups[first])
     say_line(calibration.sentence())
@@ -83,16 +83,16 @@ def evaluate(
             f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one"
         )
     if json_file is not None:
-        _write(json_file, {"generation": number, "model": family(opened, number), "groups": _json(groups)})
+        _write(json_file, {"generation": number, "model": family(folder), "groups": _json(groups)})
     say_line(f"Page: {opened.storage.url_of(page)}")
 
 
-def _compare_volumes(campaign: Campaign, *, write: bool) -> None:
+def _compare_volumes(volumes: VolumeFolder, *, write: bool) -> None:
     """Look for volumes that show the same, where that was never done."""
     from rescueseg.volumes.comparison import ensure_compared
 
     with shown_progress(console) as progress:
-        ensure_compared(campaign, progress, write=write)
+        ensure_compared(volumes, progress, write=write)
 
 
 def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
@@ -111,17 +111,17 @@ def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path
     from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, check_training, evaluate_training
     from rescueseg.reports.evaluation_tables import show_groups
 
-    model, assignment = check_training(opened, name)
+    assignment = check_training(opened, name)
     if _announce(f"Training {name}", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
         evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
-        groups = _groups(opened, evaluation, first)
+        groups = _groups(opened.config.classes, evaluation, first)
     show_groups(console, groups[first])
     say_line(calibration.sentence())
     if json_file is not None:
-        _write(json_file, {"training": name, "model": model.trainer, "groups": _json(groups)})
-    say_line(f"Kept: {opened.storage.url_of(TRAINING_EVALUATION.path(opened.training_path(name)))}")
+        _write(json_file, {"training": name, "model": assignment.model.trainer, "groups": _json(groups)})
+    say_line(f"Kept: {opened.storage.url_of(TRAINING_EVALUATION.path(opened.training(name).folder))}")
 
 
 def compare(
@@ -149,7 +149,7 @@ def compare(
     opened, first_part = Campaign.open(campaign), _part(part)
     if first == second:
         raise ConfigError("both generations are the same", where=first, todo="Name two of them")
-    _compare_volumes(opened, write=not dry_run)
+    _compare_volumes(opened.volumes, write=not dry_run)
     if dry_run:
         _preview_comparison(opened, (first, second))
         return
@@ -205,7 +205,11 @@ def _family(campaign: Campaign, which: str) -> str:
     from rescueseg.evaluation.training_scores import require_training_model
     from rescueseg.reports.html import family
 
-    return family(campaign, int(which)) if which.isdecimal() else require_training_model(campaign, which).trainer
+    return (
+        family(campaign.generation(int(which)))
+        if which.isdecimal()
+        else require_training_model(campaign, which).trainer
+    )
 
 
 def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
@@ -233,10 +237,9 @@ def _order(first: Part) -> list[Part]:
     return [first, "validation" if first == "test" else "test"]
 
 
-def _groups(campaign: Campaign, evaluation: Evaluation, first: Part) -> dict[Part, list[Group]]:
+def _groups(classes: Sequence[str], evaluation: Evaluation, first: Part) -> dict[Part, list[Group]]:
     from rescueseg.evaluation.pooled import group_scores
 
-    classes = campaign.config.classes
     return {part: group_scores(evaluation, part, classes) for part in _order(first)}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
 from rich.console import Console
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import seconds_file
 from rescueseg.campaign.stage_results import PROGRESS
 from rescueseg.errors import ServiceError
@@ -72,7 +72,7 @@ def watch_flow(
     log = campaign.services_folder / f"{flow}.log"
     make_private(log.parent)
     log_start = log.stat().st_size if log.exists() else 0
-    printed = set(finished_stages(campaign))
+    printed = set(finished_stages(campaign.generations()))
     with log.open("ab") as file:
         process = subprocess.Popen(
             flow_command(flow, parameters),
@@ -88,12 +88,12 @@ def watch_flow(
             line_time = time.monotonic()
             while process.poll() is None:
                 time.sleep(0.5)
-                for generation, stage in finished_stages(campaign):
+                for generation, stage in finished_stages(campaign.generations()):
                     if (generation, stage) not in printed:
                         printed.add((generation, stage))
-                        seconds = campaign.result(seconds_file(stage), generation) or 0.0
+                        seconds = campaign.generation(generation).read(seconds_file(stage)) or 0.0
                         console.print(f"generation {generation}  {stage:<10} {seconds:6.1f} s", highlight=False)
-                now = progress() if progress else running_stage(campaign)
+                now = progress() if progress else running_stage(campaign.generations())
                 status.update(f"running {flow}{now}; log: {log}")
                 if not console.is_terminal and now and time.monotonic() - line_time > SPEAK_SECONDS:
                     line_time = time.monotonic()
@@ -109,23 +109,22 @@ def watch_flow(
         )
 
 
-def running_stage(campaign: Campaign) -> str:
+def running_stage(generations: Sequence[GenerationFolder]) -> str:
     """Say how far the running stage is."""
-    generation = max(campaign.generations(), default=None)
-    if generation is None or "report" in campaign.finished_stages(generation):
+    if not generations or "report" in (last := generations[-1]).finished_stages():
         return ""
-    note = campaign.result(PROGRESS, generation)
+    note = last.read(PROGRESS)
     if note is None:
         return ""
     what, done, total = note
-    return f", generation {generation}: {what} {done}" + (f" of {total}" if total else "")
+    return f", generation {last.number}: {what} {done}" + (f" of {total}" if total else "")
 
 
-def finished_stages(campaign: Campaign) -> Iterator[tuple[int, str]]:
+def finished_stages(generations: Iterable[GenerationFolder]) -> Iterator[tuple[int, str]]:
     """Yield the finished stages of all generations; this is asked twice a second, so no result is read."""
-    for generation in campaign.generations():
-        for stage in campaign.finished_stages(generation):
-            yield generation, stage
+    for generation in generations:
+        for stage in generation.finished_stages():
+            yield generation.number, stage
 
 
 def _why(log: Path, start: int) -> str:
@@ -158,7 +157,7 @@ def serve(campaign: Campaign, console: Console) -> None:
         deploy(campaign, servers)
         servers.serve_annotation(campaign.url)
         if (due := count_due(campaign, open_queue(campaign))).due:  # its event came while nothing was served
-            start_deployment(servers.prefect, deployment_name(GENERATION_FLOW, campaign), {})
+            start_deployment(servers.prefect, deployment_name(GENERATION_FLOW, campaign.config), {})
             console.print(f"Generation {due.generation} starts: {due.reason}", highlight=False)
         console.print(f"Annotate {servers.annotation_url}", highlight=False)
         console.print(f"Prefect  {where_prefect(servers.prefect, servers.folder)}", highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ def generation(
     check_ready(opened, store)
     if dry_run:
         console.print(f"Generation {due.generation}: {due.reason} ({'due' if due.due else 'not due'})")
-        done = opened.finished_stages(due.generation)
+        done = opened.generation(due.generation).finished_stages()
         for stage in STAGES:
             console.print(f"  {stage}: {'done, would be skipped' if stage in done else 'would run'}")
         return
@@ -49,14 +49,15 @@ def infer(
     """Predict one volume with the champion."""
     from rescueseg.cli.flows import run_flow
     from rescueseg.evaluation.champion import champion
+    from rescueseg.inference.maps import VolumeMaps
     from rescueseg.services.prefect_api import INFER_FLOW
 
     opened = Campaign.open(campaign)
-    opened.volume(volume)
-    number = generation if generation >= 0 else champion(opened)
+    opened.volumes.record(volume)
+    number = generation if generation >= 0 else champion(opened.generations())
     run_flow(opened, INFER_FLOW, {"campaign_url": opened.url, "volume_id": volume, "generation": number}, console)
     assert number is not None, "the flow refuses without a champion"
-    console.print(f"Maps: {opened.map_url(number, volume)}")
+    console.print(f"Maps: {VolumeMaps(opened.generation(number), volume).url}")
 
 
 def status(campaign: CampaignArgument) -> None:
@@ -69,7 +70,7 @@ def status(campaign: CampaignArgument) -> None:
     opened = Campaign.open(campaign)
     store = open_queue(opened)
     console.print(f"Campaign '{opened.config.name}' in {opened.url}")
-    for volume in opened.volumes(refused=True):
+    for volume in opened.volumes.records(refused=True):
         truth = f", {volume.truth} truth" if volume.truth else ""
         truth += f", refused: {volume.refused}" if volume.refused else ""
         console.print(
@@ -80,7 +81,8 @@ def status(campaign: CampaignArgument) -> None:
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
     show_generations(opened)
-    last = opened.result(EFFORT, max(opened.generations(), default=0))
+    generations = opened.generations()
+    last = generations[-1].read(EFFORT) if generations else None
     for ticket in last.left_out if last else ():
         say_line(f"Left out of training: {ticket} lies in a holdout box of another volume that shows the same")
     state = read_state(opened.services_folder) if opened.storage.is_local else None
@@ -123,5 +125,5 @@ def show_generations(campaign: Campaign) -> None:
     """Print one row per generation, once there is one."""
     from rescueseg.reports.generation_table import rows, table
 
-    if rows(campaign):
-        console.print(table(campaign))
+    if lines := rows(campaign.generations()):
+        console.print(table(campaign.config.name, lines))

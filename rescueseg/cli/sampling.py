@@ -42,7 +42,7 @@ def sample(
     if sheet:
         say_line(f"Contact sheet: {sheet}")
     if dry_run:
-        queued = len(tickets.first_tickets(opened, holdout, starting))
+        queued = len(tickets.first_tickets(opened.config, opened.volumes.records(), holdout, starting))
         console.print(f"{counted} would be frozen and {queued} tickets queued, less those that are already")
         beside = " beside the contact sheet" if sheet else ""
         console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")

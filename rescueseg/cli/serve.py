@@ -56,7 +56,7 @@ def serve(
 
     opened = Campaign.open(campaign)
     is_open = is_loopback(host) and not tokens
-    if not is_open and not access.list_tokens(opened):
+    if not is_open and not access.list_tokens(opened.storage):
         raise AccessError(
             "there is no token yet, so nobody could use the server",
             where=opened.url,
@@ -69,7 +69,7 @@ def serve(
 
     console = Console(highlight=False, soft_wrap=True)
     with shown_progress(console) as progress:
-        ensure_compared(opened, progress)
+        ensure_compared(opened.volumes, progress)
     app = create_app(opened, is_open=is_open, login=login_name())
     with _listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host
@@ -108,7 +108,7 @@ def add(
     valid_role = next((valid for valid in ROLES if valid == role), None)
     if valid_role is None:
         raise ConfigError(f"'{role}' is no role", where="--role", todo=f"One of {', '.join(ROLES)}")
-    typer.echo(access.add_token(Campaign.open(campaign), name, valid_role))
+    typer.echo(access.add_token(Campaign.open(campaign).storage, name, valid_role))
 
 
 @token_app.command("list", epilog="Example: rescueseg token list liver")
@@ -117,7 +117,7 @@ def list_(campaign: CampaignArgument) -> None:
     from rescueseg.server import access
 
     table = Table("id", "name", "role", "since")
-    for token in access.list_tokens(Campaign.open(campaign)):
+    for token in access.list_tokens(Campaign.open(campaign).storage):
         table.add_row(token.token_id, token.name, token.role, f"{token.created_at:%Y-%m-%d %H:%M} UTC")
     Console(highlight=False).print(table)
 
@@ -130,5 +130,5 @@ def revoke(
     """Take a token back; it stops working at once."""
     from rescueseg.server import access
 
-    access.revoke_token(Campaign.open(campaign), token)
+    access.revoke_token(Campaign.open(campaign).storage, token)
     typer.echo(f"{token}: revoked")

@@ -24,7 +24,7 @@ def train(
 
     Killed and given again, it goes on from its last checkpoint.
     """
-    from rescueseg.campaign.outside_trainings import read_losses, step_of, training_result
+    from rescueseg.campaign.outside_trainings import RESULT, read_losses, step_of
     from rescueseg.cli.flows import run_flow
     from rescueseg.models.registry import get_trainer
     from rescueseg.models.trainer import check_settings
@@ -35,9 +35,10 @@ def train(
 
     opened = Campaign.open(campaign)
     with shown_progress(console) as progress:
-        ensure_compared(opened, progress, write=not dry_run)
+        ensure_compared(opened.volumes, progress, write=not dry_run)
     number = None if generation < 0 else generation
     planned = train_outside.plan(opened, open_queue(opened), trainer, number)
+    folder = opened.training(planned.name)
     expected, seconds = train_outside.estimate(opened, planned)
     with console.status("Asking the trainer…"):  # which may take ten seconds to import
         check_settings(get_trainer(planned.trainer), opened.config.training)
@@ -57,14 +58,14 @@ def train(
         TRAIN_FLOW,
         {"campaign_url": opened.url, "trainer": planned.trainer, "generation": number},
         console,
-        progress=lambda: step_of(opened, planned.name),
+        progress=lambda: step_of(folder),
     )
-    result = training_result(opened, planned.name)
+    result = folder.read(RESULT)
     assert result is not None, "the flow writes it as its last act"
     for warning in result.warnings:
         say_line(f"Warning: {warning}")
-    losses = [entry["loss"] for entry in read_losses(opened, opened.training_path(planned.name))]
+    losses = [entry["loss"] for entry in read_losses(folder)]
     change = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
     say_line(f"{result.iterations:,} steps in {result.seconds:.0f} s{change}")
     say_line(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
-    say_line(f"Model: {opened.storage.url_of(opened.training_path(planned.name, 'model'))}")
+    say_line(f"Model: {opened.storage.url_of(folder.path('model'))}")

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import TRIAGE_PICTURE
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
 
@@ -36,7 +37,7 @@ def triage(
     decide yourself.
     """
     from rescueseg.queue.store import open_queue
-    from rescueseg.stages.triage import PICTURE, triage_campaign
+    from rescueseg.stages.triage import triage_campaign
     from rescueseg.triage.rough_masks import Mask
     from rescueseg.triage.tree import Structure
 
@@ -53,7 +54,9 @@ def triage(
             progress=progress,
         )
     show(result)
-    say_line(f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(PICTURE)}")
+    say_line(
+        f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(TRIAGE_PICTURE.path())}"
+    )
     console.print(f"Next: rescueseg check {campaign}", style="dim")
 
 

@@ -210,17 +210,17 @@ def check(
         if apply:  # no generation may train meanwhile on patches that are judged as untrained
             store = open_queue(opened)
             store.migrate()
-            stack.enter_context(campaign_lock(opened, store))
+            stack.enter_context(campaign_lock(opened.config, store))
         with shown_progress(console) as progress:
-            comparison.ensure_compared(opened, progress)
+            comparison.ensure_compared(opened.volumes, progress)
             report = consistency.check(opened, progress)
-        changes = consistency.changes(opened, report)
+        changes = consistency.changes(opened.volumes, report)
         if apply:
-            consistency.apply(opened, report)
-            tickets.withdraw_refused(opened, store)
+            consistency.apply(opened.volumes, report)
+            tickets.withdraw_refused(opened.volumes, store)
     for part in page(report):
         console.print(part)
-    for line in comparison.relation_lines(opened):
+    for line in comparison.relation_lines(opened.volumes):
         say_line(line)
     for line in change_lines(changes, applied=apply):
         say_line(line)

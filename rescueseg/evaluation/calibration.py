@@ -8,15 +8,18 @@ MLflow, and fitted anew when model or truth have changed; the test boxes only re
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, read_maps
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, check_evaluation, score_boxes, stored_maps
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
-from rescueseg.evaluation.truth import PARTS, Labels, digest_boxes
+from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.truth import PARTS, Labels
 from rescueseg.labels import IGNORE
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part, Record
@@ -54,7 +57,7 @@ class Calibration(Record):
 
     def fits(self, assignment: Assignment) -> bool:
         """Tell whether it was fitted for this model, these boxes and this truth."""
-        return self.model_digest == assignment.model_digest and self.truth_digest == _truth_digest(assignment)
+        return self.model_digest == assignment.model.digest and self.truth_digest == assignment.truth.digest_of_all
 
     def metrics(self) -> dict[str, float]:
         """Return the temperature and the tempered scores as flat names such as `test_ece_tempered`."""
@@ -143,30 +146,36 @@ def calibrate_generation(campaign: Campaign, generation: int, progress: CountPro
     """
     assignment = check_evaluation(campaign, generation)
     sample = VoxelSample(assignment)
-    for number, box in enumerate(assignment.boxes, start=1):
-        probability, _ = read_maps(campaign, generation, box)
+    maps = stored_maps(campaign.generation(generation), assignment.boxes)
+    for number, (box, probability, _) in enumerate(maps, start=1):
         sample.add(box, probability)
         if progress is not None:
             progress(number, len(assignment.boxes))
     return sample.calibration()
 
 
-def current_calibration(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
-    """Return the stored calibration where model and truth are still the same, else fit and store a new one.
+def score_and_calibrate(
+    assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None
+) -> tuple[Evaluation, Calibration]:
+    """Score boxes and fit the temperature in one pass over their maps; parameters as `score_boxes`."""
+    sample = VoxelSample(assignment)
 
-    Parameters and errors as `calibrate_generation`.
-    """
-    earlier = stored_calibration(campaign, generation)
-    if earlier is not None and earlier.fits(check_evaluation(campaign, generation)):
+    def sampled() -> Iterator[BoxMaps]:
+        for box, probability, entropy in maps:
+            sample.add(box, probability)
+            yield box, probability, entropy
+
+    evaluation = score_boxes(assignment, sampled(), progress)
+    return evaluation, sample.calibration()
+
+
+def keep_calibration(folder: RecordFolder, assignment: Assignment, fitted: Calibration) -> Calibration:
+    """Return the calibration stored in a folder where model and truth are still the same, else store the new one."""
+    earlier = folder.read(CALIBRATION)
+    if earlier is not None and earlier.fits(assignment):
         return earlier
-    calibration = calibrate_generation(campaign, generation, progress)
-    campaign.finish(CALIBRATION, generation, calibration)
-    return calibration
-
-
-def stored_calibration(campaign: Campaign, generation: int) -> Calibration | None:
-    """Return the calibration that is stored with a generation, None where there is none."""
-    return campaign.result(CALIBRATION, generation)
+    folder.write(CALIBRATION, fitted)
+    return fitted
 
 
 class VoxelSample:
@@ -186,7 +195,7 @@ class VoxelSample:
 
     def add(self, box: HoldoutBox, probability: Float32) -> None:
         """Take every so many of a box's voxels that have a truth; probability (K + 1, z, y, x)."""
-        truth = self._assignment.read_truth(box)
+        truth = self._assignment.truth.labels(box)
         has_truth, step = truth != IGNORE, self._steps[box.part]
         if has_truth.any():
             self._voxels[box.part].append((probability[:, has_truth][:, ::step], truth[has_truth][::step]))
@@ -201,9 +210,9 @@ class VoxelSample:
         temperature = fit_temperature(*voxels_of_part["validation"]) if "validation" in voxels_of_part else 1.0
         parts = {part: _measure(part, *voxels, temperature) for part, voxels in voxels_of_part.items()}
         return Calibration(
-            generation=self._assignment.generation,
-            model_digest=self._assignment.model_digest,
-            truth_digest=_truth_digest(self._assignment),
+            generation=self._assignment.model.generation,
+            model_digest=self._assignment.model.digest,
+            truth_digest=self._assignment.truth.digest_of_all,
             temperature=temperature,
             validation=parts.get("validation"),
             test=parts.get("test"),
@@ -218,7 +227,3 @@ def _measure(part: Part, probability: Float32, truth: Labels, temperature: float
         nll.append(negative_log_likelihood(values, truth))
         ece.append(bins.result().calibration_error())
     return PartCalibration(part=part, voxels=len(truth), nll=(nll[0], nll[1]), ece=(ece[0], ece[1]))
-
-
-def _truth_digest(assignment: Assignment) -> str:
-    return digest_boxes(assignment.boxes, assignment.read_truth)

@@ -1,18 +1,19 @@
 """Is the candidate better than the champion? A paired bootstrap over the validation boxes.
 
-A generation's `Judgement` is the result of its evaluation stage: ``campaign.finish(EVALUATION, g, judgement)``.
+A generation's `Judgement` is the result of its evaluation stage: ``generation.write(EVALUATION, judgement)``.
 The champion is read from the judgements of earlier generations, so that a rerun decides as the first run did, whatever
 the tracking server says; MLflow's aliases only mirror it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.metrics import dice_of
 from rescueseg.evaluation.pooled import interval, resampling
@@ -60,30 +61,32 @@ class Judgement(Record):
 EVALUATION = RecordFile("evaluation", Judgement)
 
 
-def judgements(campaign: Campaign) -> list[Judgement]:
+def judgements(generations: Iterable[GenerationFolder]) -> list[Judgement]:
     """Return what the evaluation stages of all generations wrote, by generation."""
-    results = (campaign.result(EVALUATION, g) for g in campaign.generations())
+    results = (generation.read(EVALUATION) for generation in generations)
     return [judgement for judgement in results if judgement is not None]
 
 
-def judge(campaign: Campaign, evaluation: Evaluation) -> Judgement:
+def judge(folder: GenerationFolder, evaluation: Evaluation, seed: int) -> Judgement:
     """Compare a generation with the champion of the generations before it and say who is champion now.
 
     Parameters
     ----------
-    campaign : Campaign
-        Holds the judgements of earlier generations; nothing is written.
+    folder : GenerationFolder
+        Of the new generation; those of the earlier ones beside it hold their judgements. Nothing is written.
     evaluation : Evaluation
         The new generation's.
+    seed : int
+        Of the resampling.
     """
-    earlier = {j.generation: j for j in judgements(campaign) if j.generation < evaluation.generation}
+    earlier = {j.generation: j for j in judgements(folder.all()) if j.generation < evaluation.generation}
     champion, comparison = evaluation.generation, None
     if earlier:
         champion = earlier[max(earlier)].champion
-        comparison = compare(evaluation, earlier[champion].evaluation, seed=campaign.config.seed)
+        comparison = compare(evaluation, earlier[champion].evaluation, seed=seed)
         if comparison.verdict == "better":
             champion = evaluation.generation
-    snapshot = campaign.snapshot(evaluation.generation)
+    snapshot = folder.snapshot()
     items = snapshot.items if snapshot else ()
     return Judgement(
         evaluation=evaluation,
@@ -212,7 +215,7 @@ def _undecided(candidate: Evaluation, champion: Evaluation, difference: float, b
     )
 
 
-def champion(campaign: Campaign) -> int | None:
+def champion(generations: Iterable[GenerationFolder]) -> int | None:
     """Return the generation whose model is champion; None before the first evaluation."""
-    history = judgements(campaign)
+    history = judgements(generations)
     return history[-1].champion if history else None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
-from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import profile_of
+from rescueseg.campaign import Campaign, GenerationFolder
+from rescueseg.campaign.route import TRIAGE_SUMMARY, Profile, profile_of
 from rescueseg.evaluation.instances import Instances, compare_instances, connected_components, renumber_objects
 from rescueseg.evaluation.leak_check import require_model, require_own_maps, require_unseen
 from rescueseg.evaluation.metrics import (
@@ -25,13 +26,13 @@ from rescueseg.evaluation.metrics import (
 from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_pairs, part_score
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
-from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
+from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
 from rescueseg.geometry import Spacing
-from rescueseg.inference.maps import open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE
 from rescueseg.postprocessing.clean import clean
 from rescueseg.progress import CountProgress
-from rescueseg.records import HoldoutBox
+from rescueseg.records import HoldoutBox, ModelReference
 
 BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -42,20 +43,31 @@ class Assignment:
 
     Parameters
     ----------
-    generation : int
-        Whose model.
-    model_digest : str
-        Its digest.
-    boxes : tuple of HoldoutBox
-        On which boxes.
-    read_truth : callable
-        Reads the truth of one.
+    model : ModelReference
+        Which model.
+    truth : HoldoutTruth
+        On which boxes, and what is right there.
+    classes : tuple of str
+        The campaign's, without the background.
+    profile : tuple
+        How masks are cleaned before objects are compared: see `rescueseg.campaign.route.profile_of`.
     """
 
-    generation: int
-    model_digest: str
-    boxes: tuple[HoldoutBox, ...]
-    read_truth: TruthReader
+    model: ModelReference
+    truth: HoldoutTruth
+    classes: tuple[str, ...]
+    profile: tuple[Profile, float]
+
+    @property
+    def boxes(self) -> tuple[HoldoutBox, ...]:
+        """The boxes to be scored."""
+        return self.truth.boxes
+
+
+def assign(campaign: Campaign, model: ModelReference, truth: HoldoutTruth) -> Assignment:
+    """Return the evaluation of a model by a campaign's settings."""
+    profile = profile_of(campaign.config, campaign.records.read(TRIAGE_SUMMARY))
+    return Assignment(model, truth, tuple(campaign.config.classes), profile)
 
 
 def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
@@ -70,22 +82,15 @@ def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
     LeakError
         If a box was read by a training; see `rescueseg.evaluation.leak_check`.
     """
-    boxes = holdout_boxes(campaign)
-    read_truth = open_truths(campaign, boxes)
-    model = require_model(campaign, generation)
-    require_unseen(campaign, generation, boxes)
-    require_own_maps(campaign, model, boxes)
-    return Assignment(generation, model.digest, boxes, read_truth)
+    truth, folder = holdout_truth(campaign), campaign.generation(generation)
+    model = require_model(folder)
+    require_unseen(folder, truth.boxes, campaign.volumes.shared_places())
+    require_own_maps(folder, model, truth.boxes)
+    return assign(campaign, model, truth)
 
 
 def evaluate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
-    """Compare a generation's probability maps with the truth of the holdout boxes.
-
-    Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
-    counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
-    out of means over classes. Surface Dice and HD95 are means over the boxes in which the class occurs (see
-    `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
-    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`).
+    """Compare a generation's probability maps with the truth of the holdout boxes; see `score_boxes`.
 
     Parameters
     ----------
@@ -102,21 +107,22 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: CountProg
         As `check_evaluation`.
     """
     assignment = check_evaluation(campaign, generation)
-    maps = ((box, *read_maps(campaign, generation, box)) for box in assignment.boxes)
-    return score_boxes(campaign, assignment, maps, progress)
+    return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment.boxes), progress)
 
 
-def score_boxes(
-    campaign: Campaign, assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None
-) -> Evaluation:
+def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None) -> Evaluation:
     """Score boxes as their maps come.
+
+    Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
+    counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
+    out of means over classes. Surface Dice and HD95 are means over the boxes in which the class occurs (see
+    `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
+    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`).
 
     Parameters
     ----------
-    campaign : Campaign
-        Classes and spacing count.
     assignment : Assignment
-        Generation, model, and where the truth is.
+        Model, truth and classes.
     maps : iterable of (HoldoutBox, probability, predictive entropy)
         See `score_box`.
     progress : callable, optional
@@ -124,59 +130,53 @@ def score_boxes(
     """
     scores: list[BoxScore] = []
     for box, probability, entropy in maps:
-        scores.append(score_box(campaign, box, probability, entropy, assignment.read_truth))
+        scores.append(score_box(assignment, box, probability, entropy))
         if progress is not None:
             progress(len(scores), len(assignment.boxes))
-    classes = campaign.config.classes
     return Evaluation(
-        generation=assignment.generation,
-        model_digest=assignment.model_digest,
-        validation=part_score("validation", scores, classes),
-        test=part_score("test", scores, classes),
+        generation=assignment.model.generation,
+        model_digest=assignment.model.digest,
+        validation=part_score("validation", scores, assignment.classes),
+        test=part_score("test", scores, assignment.classes),
         boxes=tuple(scores),
         format=FORMAT,
     )
 
 
-def read_maps(
-    campaign: Campaign, generation: int, box: HoldoutBox
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return probability (K + 1, z, y, x) and predictive entropy (z, y, x) of a box."""
-    where = box.box.slices
-    probability = open_map(campaign, generation, box.volume_id, "probability")[(slice(None), *where)]
-    entropy = open_map(campaign, generation, box.volume_id, "predictive_entropy")[where]
-    return np.asarray(probability, np.float32), np.asarray(entropy, np.float32)
+def stored_maps(generation: GenerationFolder, boxes: Iterable[HoldoutBox]) -> Iterator[BoxMaps]:
+    """Yield each box with its probability (K + 1, z, y, x) and predictive entropy (z, y, x), from the stored maps."""
+    arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
+    for box in boxes:
+        if box.volume_id not in arrays:
+            maps = VolumeMaps(generation, box.volume_id)
+            arrays[box.volume_id] = maps.open("probability"), maps.open("predictive_entropy")
+        probability, entropy = (np.asarray(a[(..., *box.box.slices)], np.float32) for a in arrays[box.volume_id])
+        yield box, probability, entropy
 
 
 def score_box(
-    campaign: Campaign,
-    box: HoldoutBox,
-    probability: npt.NDArray[np.float32],
-    entropy: npt.NDArray[np.float32],
-    read_truth: TruthReader,
+    assignment: Assignment, box: HoldoutBox, probability: npt.NDArray[np.float32], entropy: npt.NDArray[np.float32]
 ) -> BoxScore:
     """Score one box.
 
     Parameters
     ----------
-    campaign : Campaign
-        Classes, spacing and instance truth count.
+    assignment : Assignment
+        Truth, classes and clean-up.
     box : HoldoutBox
         Which box.
     probability : ndarray of float32, (K + 1, z, y, x)
         Background first.
     entropy : ndarray of float32, zyx
         Predictive entropy in nats.
-    read_truth : TruthReader
-        Reads its labels, and its objects where the truth tells them apart.
     """
-    k = campaign.config.n_classes
-    volume, truth, numbered = campaign.volume(box.volume_id), read_truth(box), read_truth.objects(box)
+    k, volume = len(assignment.classes), assignment.truth.volumes[box.volume_id]
+    truth, numbered = assignment.truth.labels(box), assignment.truth.objects(box)
     prediction = probability.argmax(axis=0).astype(np.uint8)
     has_truth = truth != IGNORE
     right = (prediction == truth)[has_truth]
     counts = count_voxels(prediction, truth, k)
-    objects = (None,) * k if numbered is None else _objects(campaign, box, prediction, truth, numbered)
+    objects = (None,) * k if numbered is None else _objects(assignment, box, prediction, truth, numbered)
     details = tuple(_detail(prediction, truth, c, volume.spacing_um_zyx, objects[c - 1]) for c in range(1, k + 1))
     pairs = [None if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0) for d in details]
     surface_dice, hd95_um = mean_pairs(pairs) or (None, None)
@@ -192,7 +192,7 @@ def score_box(
         surface_dice=surface_dice,
         hd95_um=hd95_um,
         uncertainty=float(entropy[has_truth].mean()) if right.size else 0.0,
-        truth_digest=read_truth.digest(box),
+        truth_digest=assignment.truth.digest(box),
         domain=volume.domain,
         share=box.share,
         details=details,
@@ -215,17 +215,18 @@ def _detail(
 
 
 def _objects(
-    campaign: Campaign, box: HoldoutBox, prediction: Labels, truth: Labels, numbered: npt.NDArray[Any]
+    assignment: Assignment, box: HoldoutBox, prediction: Labels, truth: Labels, numbered: npt.NDArray[Any]
 ) -> Sequence[Instances]:
     """Compare the objects of each class with the numbered ones of the truth."""
-    clean_prediction = clean(prediction, campaign.volume(box.volume_id).spacing_um_zyx, *profile_of(campaign))
+    spacing = assignment.truth.volumes[box.volume_id].spacing_um_zyx
+    clean_prediction = clean(prediction, spacing, *assignment.profile)
     has_truth = truth != IGNORE
     return [
         compare_instances(
             connected_components((clean_prediction == c) & has_truth),
             renumber_objects(np.where(truth == c, numbered, 0)),
         )
-        for c in range(1, campaign.config.n_classes + 1)
+        for c in range(1, len(assignment.classes) + 1)
     ]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder, TrainingFolder
+from rescueseg.campaign.folders import generations
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.geometry import Box
-from rescueseg.inference.maps import map_reference, open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.records import HoldoutBox, ModelReference, Snapshot, SnapshotItem
+from rescueseg.shared_places import SharedPlaces
+from rescueseg.storage import Storage
 
 
-def require_model(campaign: Campaign, generation: int) -> ModelReference:
+def require_model(generation: GenerationFolder) -> ModelReference:
     """Return a generation's model.
 
     Raises
@@ -19,18 +22,18 @@ def require_model(campaign: Campaign, generation: int) -> ModelReference:
     EvaluationError
         If it has none.
     """
-    model = campaign.model(generation)
+    model = generation.model()
     if model is None:
-        trained = ", ".join(str(g) for g in campaign.generations() if campaign.model(g)) or "none yet"
+        trained = ", ".join(str(g.number) for g in generation.all() if g.model()) or "none yet"
         raise EvaluationError(
-            f"generation {generation} has no model",
-            where=campaign.url,
+            f"generation {generation.number} has no model",
+            where=generation.storage.url,
             todo=f"Train and infer it before evaluating; generations with a model: {trained}",
         )
     return model
 
 
-def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[HoldoutBox]) -> None:
+def require_own_maps(generation: GenerationFolder, model: ModelReference, boxes: Iterable[HoldoutBox]) -> None:
     """Make sure that the maps of the boxes' volumes are complete and made by this model.
 
     Raises
@@ -41,9 +44,10 @@ def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[
         If another model made them.
     """
     for volume_id in sorted({b.volume_id for b in boxes}):
-        open_map(campaign, model.generation, volume_id, "probability")
-        maps = map_reference(campaign, model.generation, volume_id)
-        if maps is None or maps.model_digest != model.digest:
+        maps = VolumeMaps(generation, volume_id)
+        maps.open("probability")
+        reference = maps.reference()
+        if reference is None or reference.model_digest != model.digest:
             raise EvaluationError(
                 f"another model than that of generation {model.generation} made the maps",
                 where=f"volume {volume_id}",
@@ -51,7 +55,7 @@ def require_own_maps(campaign: Campaign, model: ModelReference, boxes: Iterable[
             )
 
 
-def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutBox]) -> None:
+def require_unseen(generation: GenerationFolder, boxes: Sequence[HoldoutBox], places: SharedPlaces) -> None:
     """Make sure that nothing that training has read lies in a box to be evaluated.
 
     The generation's snapshot counts and those of all before it, from whose weights its training may have started. Places
@@ -59,12 +63,12 @@ def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutB
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
-    generation : int
+    generation : GenerationFolder
         Whose model is evaluated.
     boxes : sequence of HoldoutBox
         What it is to be evaluated on.
+    places : SharedPlaces
+        Which places of the volumes are the same.
 
     Raises
     ------
@@ -73,50 +77,53 @@ def require_unseen(campaign: Campaign, generation: int, boxes: Sequence[HoldoutB
     EvaluationError
         If the generation's own snapshot is gone, so that what its model has read is unknown.
     """
-    if campaign.snapshot(generation) is None:
+    if generation.snapshot() is None:
         raise EvaluationError(
-            f"the snapshot of generation {generation} is gone: nobody can tell what its model has read",
-            where=campaign.url,
+            f"the snapshot of generation {generation.number} is gone: nobody can tell what its model has read",
+            where=generation.storage.url,
             todo="Restore the campaign's folder, or train again",
         )
-    _require_clear(campaign, f"generation {generation}", _read_by_generations(campaign, generation), boxes)
+    name = f"generation {generation.number}"
+    _require_clear(places, name, _read_by_generations(generation.storage, generation.number), boxes)
 
 
-def require_unseen_by_training(campaign: Campaign, name: str, snapshot: Snapshot, boxes: Sequence[HoldoutBox]) -> None:
+def require_unseen_by_training(
+    training: TrainingFolder, snapshot: Snapshot, boxes: Sequence[HoldoutBox], places: SharedPlaces
+) -> None:
     """Make sure that nothing that a training outside the loop has read lies in a box to be evaluated.
 
     Its own snapshot counts and those of all generations before it, as in `require_unseen`.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
-    name : str
-        The training's.
+    training : TrainingFolder
+        Whose model is evaluated.
     snapshot : Snapshot
         What it was trained on.
     boxes : sequence of HoldoutBox
         What it is to be evaluated on.
+    places : SharedPlaces
+        Which places of the volumes are the same.
 
     Raises
     ------
     LeakError
         At the first box that was trained on, or that touches what a training has read.
     """
-    own = {f"training {name}": snapshot}
-    _require_clear(campaign, f"training {name}", own | _read_by_generations(campaign, snapshot.generation - 1), boxes)
+    name = f"training {training.name}"
+    earlier = _read_by_generations(training.storage, snapshot.generation - 1)
+    _require_clear(places, name, {name: snapshot} | earlier, boxes)
 
 
-def _read_by_generations(campaign: Campaign, last: int) -> dict[str, Snapshot]:
-    snapshots = {f"generation {g}": campaign.snapshot(g) for g in campaign.generations() if g <= last}
+def _read_by_generations(storage: Storage, last: int) -> dict[str, Snapshot]:
+    snapshots = {f"generation {g.number}": g.snapshot() for g in generations(storage) if g.number <= last}
     return {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
 
 
 def _require_clear(
-    campaign: Campaign, subject: str, snapshots: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]
+    places: SharedPlaces, subject: str, snapshots: Mapping[str, Snapshot], boxes: Sequence[HoldoutBox]
 ) -> None:
     """Refuse when an item of a snapshot touches a box; `subject` is the evaluated model, for the message."""
-    places = campaign.shared_places()
     for owner, snapshot in snapshots.items():
         for item in snapshot.items:
             for box in boxes:

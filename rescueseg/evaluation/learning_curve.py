@@ -143,12 +143,12 @@ def advise(campaign: Campaign) -> str:
         Its triage's complexity grade counts, until three of its generations were evaluated; then their validation
         Dice does. The distance to the ceiling is `stopping.min_gain`, the smallest gain that counts.
     """
-    scores = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign)]
+    scores = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign.generations())]
     points = [(n, part.dice) for n, part in scores if part is not None and part.dice is not None]
     if len({n for n, _ in points}) >= LEAST_POINTS:
         distance = campaign.config.stopping.min_gain or 0.005
         return curve_advice([n for n, _ in points], [d for _, d in points], distance)
-    triage = campaign.read(TRIAGE_SUMMARY)
+    triage = campaign.records.read(TRIAGE_SUMMARY)
     if triage is None or triage.complexity not in SIZES:
         return ""
     return f"{SIZES[triage.complexity]} for data of this complexity ({triage.complexity})"

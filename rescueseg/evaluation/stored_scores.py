@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
+from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION
-from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation
+from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, stored_maps
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
-from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths
+from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
 from rescueseg.labels import IGNORE
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part
@@ -19,11 +20,23 @@ SCORES = RecordFile("scores", Evaluation)
 """In the generation's folder; the judgement that chose the champion stays as it is."""
 
 
-def evaluate_and_store(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
-    """Evaluate a generation and store the scores; parameters and errors as `evaluate_generation`."""
-    evaluation = evaluate_generation(campaign, generation, progress)
-    campaign.finish(SCORES, generation, evaluation)
-    return evaluation
+def evaluate_and_store(
+    campaign: Campaign, generation: int, progress: CountProgress | None = None
+) -> tuple[Evaluation, Calibration]:
+    """Evaluate a generation in one pass over its maps, and store the scores and the temperature.
+
+    Parameters and errors as `rescueseg.evaluation.holdout_scores.evaluate_generation`.
+    """
+    return store_scores(campaign.generation(generation), check_evaluation(campaign, generation), progress)
+
+
+def store_scores(
+    folder: GenerationFolder, assignment: Assignment, progress: CountProgress | None = None
+) -> tuple[Evaluation, Calibration]:
+    """Do what `evaluate_and_store` does for an assignment that was checked before."""
+    evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes), progress)
+    folder.write(SCORES, evaluation)
+    return evaluation, keep_calibration(folder, assignment, calibration)
 
 
 def current_evaluation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
@@ -37,7 +50,7 @@ def current_evaluation(campaign: Campaign, generation: int, progress: CountProgr
     RescuesegError
         As `check_evaluation`; what a training has read is never evaluated, stored or not.
     """
-    return stored_evaluation(campaign, generation) or evaluate_and_store(campaign, generation, progress)
+    return stored_evaluation(campaign, generation) or evaluate_and_store(campaign, generation, progress)[0]
 
 
 def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
@@ -48,29 +61,25 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     RescuesegError
         As `current_evaluation`.
     """
-    boxes = holdout_boxes(campaign)
-    model = require_model(campaign, generation)
-    require_unseen(campaign, generation, boxes)
-    read_truth = open_truths(campaign, boxes)
-    judgement = campaign.result(EVALUATION, generation)
-    evaluations = (campaign.result(SCORES, generation), judgement.evaluation if judgement else None)
-    return first_valid(evaluations, model.digest, boxes, read_truth)
+    truth, folder = holdout_truth(campaign), campaign.generation(generation)
+    model = require_model(folder)
+    require_unseen(folder, truth.boxes, campaign.volumes.shared_places())
+    judgement = folder.read(EVALUATION)
+    return first_valid((folder.read(SCORES), judgement.evaluation if judgement else None), model.digest, truth)
 
 
 def box_keys(subject: Evaluation | Assignment, part: Part) -> set[BoxKey]:
     """Return the keys of the boxes of a part that are scored, or would be; scores of equal keys are comparable."""
     if isinstance(subject, Evaluation):
         return {b.key for b in subject.boxes_with_truth(part)}
-    read_truth = subject.read_truth
-    boxes = [b for b in subject.boxes if b.part == part and (read_truth(b) != IGNORE).any()]
-    return {_box_key(b, read_truth) for b in boxes}
+    truth = subject.truth
+    boxes = [b for b in subject.boxes if b.part == part and (truth.labels(b) != IGNORE).any()]
+    return {_box_key(b, truth) for b in boxes}
 
 
-def first_valid(
-    evaluations: Iterable[Evaluation | None], model_digest: str, boxes: Iterable[HoldoutBox], read_truth: TruthReader
-) -> Evaluation | None:
+def first_valid(evaluations: Iterable[Evaluation | None], model_digest: str, truth: HoldoutTruth) -> Evaluation | None:
     """Return the first of several stored evaluations whose model and truth are still the same."""
-    keys = {_box_key(b, read_truth) for b in boxes}
+    keys = {_box_key(b, truth) for b in truth.boxes}
     for evaluation in (e for e in evaluations if e is not None):
         same_model = evaluation.model_digest == model_digest
         if evaluation.complete and same_model and {b.key for b in evaluation.boxes} <= keys:
@@ -78,5 +87,5 @@ def first_valid(
     return None
 
 
-def _box_key(box: HoldoutBox, read_truth: TruthReader) -> BoxKey:
-    return box.volume_id, box.box.offset_zyx, box.box.shape_zyx, read_truth.digest(box)
+def _box_key(box: HoldoutBox, truth: HoldoutTruth) -> BoxKey:
+    return box.volume_id, box.box.offset_zyx, box.box.shape_zyx, truth.digest(box)

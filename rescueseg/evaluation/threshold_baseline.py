@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder, VolumeFolder
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.metrics import Counts, count_voxels
-from rescueseg.evaluation.truth import TruthReader, holdout_boxes, open_truths, truth_digest
+from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
 from rescueseg.labels import IGNORE
 from rescueseg.records import HoldoutBox, Record
 from rescueseg.storage import digest_json
@@ -25,7 +26,6 @@ SIGMAS = (0.0, 1.0, 2.0)
 MINIMUM_VOXELS = (0, 16, 64, 256, 1024)
 SHORTLIST = 6
 BINS = 2048
-_FILE = "reports/threshold_baseline.json"
 
 
 class ThresholdBaseline(Record):
@@ -50,6 +50,9 @@ class ThresholdBaseline(Record):
     """Digest of the boxes and their truth; another one calls for tuning again."""
 
 
+BASELINE = RecordFile("threshold_baseline", ThresholdBaseline)
+
+
 @dataclass(frozen=True)
 class _Setting:
     channel: int
@@ -69,7 +72,37 @@ class _Setting:
         return mask.astype(np.uint8)
 
 
-def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BoxImages:
+    """The images of holdout boxes, smoothed, with the truth of each.
+
+    Parameters
+    ----------
+    volumes : VolumeFolder
+        The campaign's.
+    truth : HoldoutTruth
+        Boxes and truth.
+    """
+
+    volumes: VolumeFolder
+    truth: HoldoutTruth
+
+    def smoothed(
+        self, boxes: list[HoldoutBox], channel: int, sigma: float
+    ) -> Iterator[tuple[HoldoutBox, npt.NDArray[np.float32]]]:
+        """Yield each box with its normalised, smoothed channel, zyx."""
+        for box in boxes:
+            volume = self.truth.volumes[box.volume_id]
+            finest = min(volume.spacing_um_zyx)
+            widths = [sigma * finest / s for s in volume.spacing_um_zyx]
+            margin = [int(np.ceil(3 * w)) for w in widths]
+            image = read_box(open_image(self.volumes, box.volume_id), box.box.expand(margin))
+            smooth = ndimage.gaussian_filter(normalise(image, volume.normalisation)[channel], widths, truncate=3.0)
+            inner = tuple(slice(m, m + n) for m, n in zip(margin, box.box.shape_zyx, strict=True))
+            yield box, np.asarray(smooth[inner], dtype=np.float32)
+
+
+def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
     """Tune a global threshold on the validation boxes and report it on the test boxes.
 
     Every channel, smoothing of 0, 1 and 2 (in multiples of the finest voxel size), both polarities and all
@@ -77,34 +110,29 @@ def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
     merged into one. Boxes are smoothed with a margin, so that the box face leaves no trace. The result is stored
     below `reports/` and computed again only when the holdout or its truth changed.
 
-    Returns
-    -------
-    dict
-        JSON-ready `ThresholdBaseline`: channel, sigma, polarity, threshold, min_voxels, validation_dice, test_dice, …
-
     Raises
     ------
     EvaluationError
         If there is no holdout, no validation box, or boxes without truth.
     """
-    boxes = holdout_boxes(campaign)
-    read_truth = open_truths(campaign, boxes)
-    volumes = [campaign.volume(v) for v in sorted({b.volume_id for b in boxes})]
-    key = digest_json([truth_digest(campaign), [[v.digest, v.normalisation.to_json()] for v in volumes]])
-    if campaign.storage.exists(_FILE):
-        earlier = ThresholdBaseline.model_validate(campaign.storage.read_json(_FILE))
-        if earlier.key == key:
-            return dict(earlier.to_json())
-    validation = [b for b in boxes if b.part == "validation"]
+    truth = holdout_truth(campaign)
+    volumes = [[v.digest, v.normalisation.to_json()] for v in truth.volumes.values()]
+    key = digest_json([truth.digest_of_all, volumes])
+    folder = RecordFolder(campaign.storage, "reports")
+    earlier = folder.read(BASELINE)
+    if earlier is not None and earlier.key == key:
+        return earlier
+    images = BoxImages(campaign.volumes, truth)
+    validation = [b for b in truth.boxes if b.part == "validation"]
     if not validation:
         raise EvaluationError(
             "the holdout has no validation boxes to tune a threshold on",
             where=campaign.url,
             todo="Let holdout.validation_boxes be at least 1",
         )
-    best, dice = _tune(campaign, validation, read_truth)
-    test = [b for b in boxes if b.part == "test"]
-    counts = _pooled(campaign, test, read_truth, [best])[0]
+    best, dice = _tune(images, validation)
+    test = [b for b in truth.boxes if b.part == "test"]
+    counts = _pooled(images, test, [best])[0]
     result = ThresholdBaseline(
         channel=best.channel,
         sigma=best.sigma,
@@ -118,39 +146,37 @@ def threshold_baseline(campaign: Campaign) -> dict[str, Any]:
         test_recall=counts.recall if counts.occurs else None,
         key=key,
     )
-    campaign.storage.write_json(_FILE, result.to_json())
-    return dict(result.to_json())
+    folder.write(BASELINE, result)
+    return result
 
 
-def _tune(campaign: Campaign, boxes: list[HoldoutBox], read_truth: TruthReader) -> tuple[_Setting, float]:
+def _tune(images: BoxImages, boxes: list[HoldoutBox]) -> tuple[_Setting, float]:
     """Return the setting with the highest pooled Dice on `boxes`, and that Dice."""
-    channels = min(campaign.volume(b.volume_id).channels for b in boxes)
+    channels = min(images.truth.volumes[b.volume_id].channels for b in boxes)
     best, best_dice = _Setting(0, 0.0, True, 0.0), -1.0
     for channel in range(channels):
         for sigma in SIGMAS:
             settings = [
                 _Setting(channel, sigma, bright, threshold, size)
-                for bright, threshold in _shortlist(campaign, boxes, read_truth, channel, sigma)
+                for bright, threshold in _shortlist(images, boxes, channel, sigma)
                 for size in MINIMUM_VOXELS
             ]
-            for setting, counts in zip(settings, _pooled(campaign, boxes, read_truth, settings), strict=True):
+            for setting, counts in zip(settings, _pooled(images, boxes, settings), strict=True):
                 if counts.dice > best_dice:
                     best, best_dice = setting, counts.dice
     return best, best_dice
 
 
-def _shortlist(
-    campaign: Campaign, boxes: list[HoldoutBox], read_truth: TruthReader, channel: int, sigma: float
-) -> list[tuple[bool, float]]:
+def _shortlist(images: BoxImages, boxes: list[HoldoutBox], channel: int, sigma: float) -> list[tuple[bool, float]]:
     """Return the best thresholds of both polarities before clean-up, from one histogram per truth."""
-    scalings = [campaign.volume(b.volume_id).normalisation for b in boxes]
+    scalings = [images.truth.volumes[b.volume_id].normalisation for b in boxes]
     limits = [n.per_channel[channel] if n.per_channel else n for n in scalings]
     low = min((n.low - n.mean) / n.std for n in limits)
     high = max((n.high - n.mean) / n.std for n in limits)
     edges = np.linspace(low, high, BINS + 1)
     histograms = np.zeros((2, BINS))  # of background and of foreground voxels
-    for box, smoothed in _smoothed(campaign, boxes, channel, sigma):
-        truth = read_truth(box)
+    for box, smoothed in images.smoothed(boxes, channel, sigma):
+        truth = images.truth.labels(box)
         for is_foreground in (0, 1):
             values = smoothed[(truth != IGNORE) & ((truth > 0) == bool(is_foreground))]
             histograms[is_foreground] += np.histogram(np.clip(values, low, high), bins=edges)[0]
@@ -172,31 +198,14 @@ def _steps(dice: npt.NDArray[np.float64], best: int) -> list[int]:
     return [int(i) - best for i in np.linspace(good[0], good[-1], SHORTLIST).round()] + [0]
 
 
-def _pooled(
-    campaign: Campaign, boxes: list[HoldoutBox], read_truth: TruthReader, settings: list[_Setting]
-) -> list[Counts]:
+def _pooled(images: BoxImages, boxes: list[HoldoutBox], settings: list[_Setting]) -> list[Counts]:
     """Return the pooled counts of settings that share channel and smoothing."""
     pooled = [Counts() for _ in settings]
-    for box, smoothed in _smoothed(campaign, boxes, settings[0].channel, settings[0].sigma):
-        truth = read_truth(box)
+    for box, smoothed in images.smoothed(boxes, settings[0].channel, settings[0].sigma):
+        truth = images.truth.labels(box)
         merged = np.where(truth == IGNORE, IGNORE, truth > 0)
         pooled = [
             total + count_voxels(setting.segment(smoothed), merged, 1)[0]
             for total, setting in zip(pooled, settings, strict=True)
         ]
     return pooled
-
-
-def _smoothed(
-    campaign: Campaign, boxes: list[HoldoutBox], channel: int, sigma: float
-) -> Iterator[tuple[HoldoutBox, npt.NDArray[np.float32]]]:
-    """Yield each box with its normalised, smoothed channel, zyx."""
-    for box in boxes:
-        volume = campaign.volume(box.volume_id)
-        finest = min(volume.spacing_um_zyx)
-        widths = [sigma * finest / s for s in volume.spacing_um_zyx]
-        margin = [int(np.ceil(3 * w)) for w in widths]
-        image = read_box(open_image(campaign, box.volume_id), box.box.expand(margin))
-        smooth = ndimage.gaussian_filter(normalise(image, volume.normalisation)[channel], widths, truncate=3.0)
-        inner = tuple(slice(m, m + n) for m, n in zip(margin, box.box.shape_zyx, strict=True))
-        yield box, np.asarray(smooth[inner], dtype=np.float32)

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rescueseg.campaign import Campaign
-from rescueseg.campaign.outside_trainings import read_request, training_result
+from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.outside_trainings import RESULT, read_request
 from rescueseg.campaign.record_file import RecordFile
+from rescueseg.config import InferenceConfig
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.calibration import CALIBRATION, Calibration, VoxelSample
-from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
+from rescueseg.evaluation.calibration import CALIBRATION, Calibration, score_and_calibrate
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, assign
 from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import first_valid
-from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.inference.engine import predict_boxes
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
@@ -41,7 +42,7 @@ def require_training_model(campaign: Campaign, name: str) -> ModelReference:
             where=campaign.url,
             todo=f"Train with 'rescueseg train'; known: {', '.join(names) or 'none yet'}",
         )
-    result = training_result(campaign, name)
+    result = campaign.training(name).read(RESULT)
     if result is None:
         raise EvaluationError(
             f"the training '{name}' has not finished", where=campaign.url, todo="Give 'rescueseg train' again"
@@ -49,7 +50,7 @@ def require_training_model(campaign: Campaign, name: str) -> ModelReference:
     return result.model
 
 
-def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assignment]:
+def check_training(campaign: Campaign, name: str) -> Assignment:
     """Make sure that a training's model can be evaluated, and on what; reads no image.
 
     Raises
@@ -59,11 +60,10 @@ def check_training(campaign: Campaign, name: str) -> tuple[ModelReference, Assig
     LeakError
         If a box was read by the training, or by a generation before it.
     """
-    boxes = holdout_boxes(campaign)
-    read_truth = open_truths(campaign, boxes)
-    model = require_training_model(campaign, name)
-    require_unseen_by_training(campaign, name, read_request(campaign, name).snapshot, boxes)
-    return model, Assignment(model.generation, model.digest, boxes, read_truth)
+    truth, model, folder = holdout_truth(campaign), require_training_model(campaign, name), campaign.training(name)
+    snapshot, places = read_request(folder).snapshot, campaign.volumes.shared_places()
+    require_unseen_by_training(folder, snapshot, truth.boxes, places)
+    return assign(campaign, model, truth)
 
 
 def evaluate_training(
@@ -85,18 +85,11 @@ def evaluate_training(
     RescuesegError
         As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
     """
-    model, assignment = check_training(campaign, name)
-    sample = VoxelSample(assignment)
-
-    def maps() -> Iterator[BoxMaps]:
-        for box, probability, entropy in predict_holdout(campaign, model, assignment.boxes):
-            sample.add(box, probability)
-            yield box, probability, entropy
-
-    evaluation = score_boxes(campaign, assignment, maps(), progress)
-    calibration = sample.calibration()
-    campaign.write(CALIBRATION, calibration, campaign.training_path(name))
-    campaign.write(TRAINING_EVALUATION, evaluation, campaign.training_path(name))
+    assignment, folder = check_training(campaign, name), campaign.training(name)
+    maps = predict_holdout(campaign.config.inference, campaign.volumes, assignment.model, assignment.boxes)
+    evaluation, calibration = score_and_calibrate(assignment, maps, progress)
+    folder.write(CALIBRATION, calibration)
+    folder.write(TRAINING_EVALUATION, evaluation)
     return evaluation, calibration
 
 
@@ -107,17 +100,19 @@ def current_training_evaluation(campaign: Campaign, name: str, progress: CountPr
 
 def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
     """Return a training's stored evaluation, None where model, truth or scoring have changed, and its assignment."""
-    model, assignment = check_training(campaign, name)
-    stored = campaign.read(TRAINING_EVALUATION, campaign.training_path(name))
-    return first_valid([stored], model.digest, assignment.boxes, assignment.read_truth), assignment
+    assignment = check_training(campaign, name)
+    stored = campaign.training(name).read(TRAINING_EVALUATION)
+    return first_valid([stored], assignment.model.digest, assignment.truth), assignment
 
 
-def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
+def predict_holdout(
+    config: InferenceConfig, volumes: VolumeFolder, model: ModelReference, boxes: Sequence[HoldoutBox]
+) -> Iterator[BoxMaps]:
     """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in."""
-    dtype = np.dtype(campaign.config.inference.map_dtype)
+    dtype = np.dtype(config.map_dtype)
     for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
         volume_boxes = list(group)
-        predictions = predict_boxes(campaign, model, volume_id, (box.box for box in volume_boxes))
+        predictions = predict_boxes(volumes, model, volume_id, (box.box for box in volume_boxes))
         for box, maps in zip(volume_boxes, predictions, strict=True):
             probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
             yield box, probability, entropy

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.errors import EvaluationError
 from rescueseg.geometry import Box
 from rescueseg.labels import IGNORE
 from rescueseg.queue.store import open_queue
-from rescueseg.records import HoldoutBox, Part
+from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import open_truth
 
@@ -28,52 +27,90 @@ Annotated = dict[tuple[str, Box], "AcceptedAnnotation | None"]
 """Accepted holdout annotations by volume and box; None where the ticket was skipped."""
 
 
-@dataclass(frozen=True)
-class TruthReader:
-    """Reads the truth of holdout boxes; called with one it returns its labels, uint8 zyx. Made by `open_truths`.
+class HoldoutTruth:
+    """Boxes of the holdout and their truth; each is read once. Made by `holdout_truth`.
+
+    Its memory is one byte for each voxel of the boxes that were asked for.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    volumes : VolumeFolder
+        The campaign's.
+    boxes : sequence of HoldoutBox
+        Which boxes.
     annotated : dict
         What people annotated of the holdout.
+    n_classes : int
+        Foreground classes of the campaign.
     """
 
-    campaign: Campaign
-    annotated: Annotated
+    def __init__(
+        self, volumes: VolumeFolder, boxes: Sequence[HoldoutBox], annotated: Annotated, n_classes: int
+    ) -> None:
+        self.boxes = tuple(boxes)
+        self.volumes = {v: volumes.record(v) for v in sorted({box.volume_id for box in boxes})}
+        """Records of the volumes in which the boxes lie, by id."""
+        self._folder, self._annotated, self._n_classes = volumes, annotated, n_classes
+        self._labels: dict[HoldoutBox, Labels] = {}
+        self._digests: dict[HoldoutBox, str] = {}
 
-    def __call__(self, box: HoldoutBox) -> Labels:
-        """Return 0 background, 1…K classes, 255 unknown."""
-        if self.campaign.volume(box.volume_id).truth is None:
-            accepted = self.annotated[box.volume_id, box.box]
-            if accepted is None:
-                return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
-            return _check_labels(self.campaign.storage.read_array(accepted.labels), box, self.campaign)
+    def labels(self, box: HoldoutBox) -> Labels:
+        """Return the labels of a box, uint8 zyx: 0 background, 1…K classes, 255 unknown.
 
-        return _check_labels(np.asarray(open_truth(self.campaign, box.volume_id)[box.box.slices]), box, self.campaign)
+        Raises
+        ------
+        EvaluationError
+            If they have another shape, or classes that the campaign does not have.
+        """
+        if box not in self._labels:
+            self._labels[box] = _check_labels(self._read(box), box, self._n_classes)
+        return self._labels[box]
+
+    def _read(self, box: HoldoutBox) -> npt.NDArray[Any]:
+        if self._has_truth(box):
+            return np.asarray(open_truth(self._folder, box.volume_id)[box.box.slices])
+        accepted = self._annotated[box.volume_id, box.box]
+        if accepted is None:
+            return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
+        return self._folder.storage.read_array(accepted.labels)
+
+    def _has_truth(self, box: HoldoutBox) -> bool:
+        """Tell whether the truth came with the volume."""
+        return self.volumes[box.volume_id].truth is not None
 
     def objects(self, box: HoldoutBox) -> npt.NDArray[Any] | None:
         """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
-        truth = self.campaign.volume(box.volume_id).truth
+        truth = self.volumes[box.volume_id].truth
         if truth == "instance":
-            return np.asarray(open_truth(self.campaign, box.volume_id, instances=True)[box.box.slices])
-        accepted = self.annotated.get((box.volume_id, box.box)) if truth is None else None
-        return (
-            None
-            if accepted is None or accepted.instances is None
-            else self.campaign.storage.read_array(accepted.instances)
-        )
+            return np.asarray(open_truth(self._folder, box.volume_id, instances=True)[box.box.slices])
+        accepted = self._annotated.get((box.volume_id, box.box)) if truth is None else None
+        if accepted is None or accepted.instances is None:
+            return None
+        return self._folder.storage.read_array(accepted.instances)
 
     def digest(self, box: HoldoutBox) -> str:
         """Return the digest of a box's truth: of its labels, and of the objects where people numbered them."""
-        labels = digest_array(self(box))
-        accepted = self.annotated.get((box.volume_id, box.box))
-        numbered = self.campaign.volume(box.volume_id).truth is None and accepted and accepted.instances_digest
+        accepted = self._annotated.get((box.volume_id, box.box))
+        numbered = not self._has_truth(box) and accepted and accepted.instances_digest
+        labels = self._labels_digest(box)
         return digest_json([labels, numbered]) if numbered else labels
 
+    def _labels_digest(self, box: HoldoutBox) -> str:
+        if box not in self._digests:
+            self._digests[box] = digest_array(self.labels(box))
+        return self._digests[box]
 
-def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
+    def missing(self) -> list[HoldoutBox]:
+        """Return the boxes that have no truth yet."""
+        return [b for b in self.boxes if not self._has_truth(b) and (b.volume_id, b.box) not in self._annotated]
+
+    @property
+    def digest_of_all(self) -> str:
+        """One digest over the boxes and their labels."""
+        return digest_json([[box.to_json(), self._labels_digest(box)] for box in self.boxes])
+
+
+def holdout_boxes(holdout: Holdout | None, volumes: VolumeFolder) -> tuple[HoldoutBox, ...]:
     """Return the frozen holdout boxes, those in refused volumes left out.
 
     Raises
@@ -81,26 +118,25 @@ def holdout_boxes(campaign: Campaign) -> tuple[HoldoutBox, ...]:
     EvaluationError
         If the holdout was not drawn yet.
     """
-    holdout = campaign.holdout()
     if holdout is None or not holdout.boxes:
         raise EvaluationError(
-            "there is no holdout to evaluate on", where=campaign.url, todo="Sample first: 'rescueseg sample CAMPAIGN'"
+            "there is no holdout to evaluate on", where=volumes.url, todo="Sample first: 'rescueseg sample CAMPAIGN'"
         )
-    boxes = _usable(campaign, holdout.boxes)
+    boxes = _usable(holdout.boxes, volumes.records(refused=True))
     if not boxes:
         raise EvaluationError(
-            "all holdout boxes lie in refused volumes", where=campaign.url, todo="See why with 'rescueseg status'"
+            "all holdout boxes lie in refused volumes", where=volumes.url, todo="See why with 'rescueseg status'"
         )
     return boxes
 
 
-def _usable(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> tuple[HoldoutBox, ...]:
-    refused = {volume.volume_id for volume in campaign.volumes(refused=True) if volume.refused}
+def _usable(boxes: Sequence[HoldoutBox], volumes: Iterable[VolumeRecord]) -> tuple[HoldoutBox, ...]:
+    refused = {volume.volume_id for volume in volumes if volume.refused}
     return tuple(box for box in boxes if box.volume_id not in refused)
 
 
-def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
-    """Return what reads the truth of the holdout boxes.
+def holdout_truth(campaign: Campaign) -> HoldoutTruth:
+    """Return the holdout boxes that can be evaluated, with what reads their truth.
 
     Ground truth that came with the volume is taken first, else the accepted annotation of the box's holdout ticket. A
     box whose ticket was skipped, because nobody can annotate it, is all ignore: it scores nothing.
@@ -108,10 +144,11 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
     Raises
     ------
     EvaluationError
-        If boxes have neither; the message names them.
+        If there is no holdout, or boxes have neither; the message names them.
     """
-    annotated = _annotated_holdout(campaign) if any(campaign.volume(b.volume_id).truth is None for b in boxes) else {}
-    missing = _without_truth(campaign, boxes, annotated)
+    boxes = holdout_boxes(campaign.holdout(), campaign.volumes)
+    truth = HoldoutTruth(campaign.volumes, boxes, _annotated(campaign, boxes), campaign.config.n_classes)
+    missing = truth.missing()
     if missing:
         names = "; ".join(f"{b.part} box {b.volume_id} {b.box}" for b in missing[:20])
         raise EvaluationError(
@@ -119,23 +156,21 @@ def open_truths(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> TruthReader:
             where=campaign.url,
             todo="Annotate and accept the holdout tickets; they come first in the queue",
         )
-    return TruthReader(campaign, annotated)
+    return truth
 
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
     holdout = campaign.holdout()
-    usable = _usable(campaign, holdout.boxes if holdout else ())
-    boxes = [b for b in usable if campaign.volume(b.volume_id).truth is None]
-    return _without_truth(campaign, boxes, _annotated_holdout(campaign) if boxes else {})
+    boxes = _usable(holdout.boxes, campaign.volumes.records(refused=True)) if holdout else ()
+    return HoldoutTruth(campaign.volumes, boxes, _annotated(campaign, boxes), campaign.config.n_classes).missing()
 
 
-def _without_truth(campaign: Campaign, boxes: Sequence[HoldoutBox], annotated: Annotated) -> list[HoldoutBox]:
-    return [b for b in boxes if campaign.volume(b.volume_id).truth is None and (b.volume_id, b.box) not in annotated]
-
-
-def _annotated_holdout(campaign: Campaign) -> Annotated:
+def _annotated(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> Annotated:
+    """Return what people annotated of the holdout; where every volume came with its truth, the queue is not asked."""
     annotated: Annotated = {}
+    if all(campaign.volumes.record(v).truth is not None for v in {box.volume_id for box in boxes}):
+        return annotated
     with closing(open_queue(campaign)) as store:
         for part in PARTS:
             annotated |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
@@ -143,25 +178,13 @@ def _annotated_holdout(campaign: Campaign) -> Annotated:
     return annotated
 
 
-def _check_labels(labels: npt.NDArray[Any], box: HoldoutBox, campaign: Campaign) -> Labels:
+def _check_labels(labels: npt.NDArray[Any], box: HoldoutBox, n_classes: int) -> Labels:
     """Return labels as uint8; refuse another shape than the box's, and classes that the campaign does not have."""
-    k = campaign.config.n_classes
-    if labels.shape != box.box.shape_zyx or ((labels > k) & (labels != IGNORE)).any():
+    if labels.shape != box.box.shape_zyx or ((labels > n_classes) & (labels != IGNORE)).any():
         raise EvaluationError(
             f"the truth has shape {labels.shape} and values up to {int(labels[labels != IGNORE].max(initial=0))}; "
-            f"wanted {box.box.shape_zyx} and 0…{k} or 255",
+            f"wanted {box.box.shape_zyx} and 0…{n_classes} or 255",
             where=f"{box.volume_id} {box.box}",
             todo="Annotate the box again",
         )
     return labels.astype(np.uint8)
-
-
-def truth_digest(campaign: Campaign) -> str:
-    """Return one digest over the holdout boxes and their truth."""
-    boxes = holdout_boxes(campaign)
-    return digest_boxes(boxes, open_truths(campaign, boxes))
-
-
-def digest_boxes(boxes: Sequence[HoldoutBox], read_truth: TruthReader) -> str:
-    """Return one digest over boxes and their truth."""
-    return digest_json([[b.to_json(), digest_array(read_truth(b))] for b in boxes])

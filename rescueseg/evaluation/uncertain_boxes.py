@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.geometry import ZYX, Box, Floats, Integers, Patch, zyx
 from rescueseg.inference.box_means import box_sums, map_pieces, touching
-from rescueseg.inference.maps import map_reference, open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.progress import Progress
-from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
+from rescueseg.records import BoxField, Holdout, Record
 from rescueseg.sampling.patches import grid_starts, half_stride, patch_shape
 from rescueseg.shared_places import SharedPlaces
 
@@ -49,16 +49,17 @@ def most_uncertain(
         Called with (what is counted, how many are done, how many there are).
     """
     holdout = campaign.holdout() or Holdout(boxes=(), guard_zyx=(0, 0, 0))
-    shared, annotated = campaign.shared_places(), _annotated(campaign)
+    shared, annotated = campaign.volumes.shared_places(), _annotated(campaign.generations())
     grids: list[tuple[str, Floats, Integers, ZYX]] = []
-    for volume in campaign.volumes():
-        if map_reference(campaign, generation, volume.volume_id) is None:
+    for volume in campaign.volumes.records():
+        maps = VolumeMaps(campaign.generation(generation), volume.volume_id)
+        if maps.reference() is None:
             continue
         occupied = [*holdout.of(volume.volume_id, shared), *shared.boxes_in(volume.volume_id, annotated)]
         shape = patch_shape(campaign.config, volume, holdout)
         starts = grid_starts(volume.shape_zyx, shape, half_stride(shape), occupied)
         if len(starts):
-            means = _mean_entropy(campaign, generation, volume, starts, starts + np.array(shape), progress)
+            means = _mean_entropy(maps, starts, starts + np.array(shape), progress)
             grids.append((volume.volume_id, means, starts, shape))
     typical = float(np.median(np.concatenate([means for _, means, _, _ in grids]))) if grids else 0.0
     return [
@@ -97,30 +98,23 @@ def most_apart(
         of_each *= 2
 
 
-def _annotated(campaign: Campaign) -> AbstractSet[Patch]:
+def _annotated(generations: Iterable[GenerationFolder]) -> AbstractSet[Patch]:
     """Return the annotated patches of all generations."""
-    snapshots = (campaign.snapshot(g) for g in campaign.generations())
+    snapshots = (generation.snapshot() for generation in generations)
     return {Patch(item.volume_id, item.box) for s in snapshots if s is not None for item in s.items}
 
 
-def _mean_entropy(
-    campaign: Campaign,
-    generation: int,
-    volume: VolumeRecord,
-    starts: Integers,
-    stops: Integers,
-    progress: Progress | None,
-) -> Floats:
-    entropy = open_map(campaign, generation, volume.volume_id, "predictive_entropy")
+def _mean_entropy(maps: VolumeMaps, starts: Integers, stops: Integers, progress: Progress | None) -> Floats:
+    entropy = maps.open("predictive_entropy")
     sums = np.zeros(len(starts))
-    pieces = map_pieces(campaign, generation, volume.volume_id)
+    pieces = map_pieces(maps)
     for number, piece in enumerate(pieces, start=1):
         index = touching(piece, starts, stops)
         if len(index):
             block = np.asarray(entropy[piece.slices], np.float32)
             sums[index] += box_sums(block, piece.offset_zyx, starts[index], stops[index])
         if progress is not None:
-            progress(f"{volume.volume_id}: uncertainty map", number, len(pieces))
+            progress(f"{maps.volume_id}: uncertainty map", number, len(pieces))
     means: Floats = sums / np.prod(stops - starts, axis=1)
     return means
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.campaign import Campaign
 from rescueseg.geometry import ZYX, Box, Floats, Integers, partition, zyx
-from rescueseg.inference.maps import map_blocks, open_map
+from rescueseg.inference.maps import VolumeMaps
 
 
 def box_sums(array: npt.NDArray[Any], offset_zyx: ZYX, starts: Integers, stops: Integers) -> Floats:
@@ -69,7 +68,7 @@ _BLOCK_VOXELS = 4_000_000
 """Largest block read at once; bounds the memory whatever the shards are."""
 
 
-def map_pieces(campaign: Campaign, generation: int, volume_id: str) -> list[Box]:
+def map_pieces(maps: VolumeMaps) -> list[Box]:
     """Return the boxes in which to read the maps of a volume: their shards, cut where they are too large.
 
     Raises
@@ -77,8 +76,8 @@ def map_pieces(campaign: Campaign, generation: int, volume_id: str) -> list[Box]
     InferenceError
         If the maps are not complete.
     """
-    chunk = zyx(open_map(campaign, generation, volume_id, SCORES[0]).chunks)
-    return [piece for shard in map_blocks(campaign, generation, volume_id) for piece in _pieces(shard, chunk)]
+    chunk = zyx(maps.open(SCORES[0]).chunks)
+    return [piece for shard in maps.blocks() for piece in _pieces(shard, chunk)]
 
 
 def _pieces(block: Box, chunk_zyx: ZYX) -> list[Box]:

@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
-from rescueseg.campaign import Campaign
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import InferencePlan
@@ -20,7 +21,6 @@ from rescueseg.models.predictor import PROBABILITY, Predictor
 from rescueseg.randomness import window_key
 from rescueseg.records import VolumeRecord
 from rescueseg.volumes.normalise import normalise, read_box
-from rescueseg.volumes.ome_zarr import open_level
 
 BATCH_VOXELS = 1_000_000
 """Voxels of the windows that go through the predictor together (at least one window)."""
@@ -51,12 +51,26 @@ class _Part:
 
 
 def compute_box(
-    campaign: Campaign, plan: InferencePlan, volume: VolumeRecord, predictor: Predictor, block: Box
+    image: zarr.Array[Any], plan: InferencePlan, volume: VolumeRecord, predictor: Predictor, block: Box
 ) -> dict[str, Float32]:
-    """Return the maps of one box, float32 by quantity: the same values as in the maps of the whole volume."""
+    """Return the maps of one box, float32 by quantity: the same values as in the maps of the whole volume.
+
+    Parameters
+    ----------
+    image : zarr.Array, czyx
+        The volume at full resolution.
+    plan : InferencePlan
+        What its maps are made with.
+    volume : VolumeRecord
+        Its normalisation counts.
+    predictor : Predictor
+        The model.
+    block : Box
+        Which box.
+    """
     grid = plan.grid
     read = grid.read_box(block)
-    raw = read_box(open_level(campaign.image_url(plan.volume_id)), read)
+    raw = read_box(image, read)
     maps = {q: np.zeros(plan.map_shape(q, block.shape_zyx), np.float32) for q in plan.quantities}
     batch = max(1, BATCH_VOXELS // math.prod(plan.window_zyx))
     indices = grid.touching(block)

@@ -20,24 +20,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import zarr
 from distributed import KilledWorker, as_completed
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, ServiceError, storage_errors
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import Float32, compute_box
-from rescueseg.inference.maps import (
-    RESERVED,
-    InferencePlan,
-    finished_blocks,
-    map_path,
-    map_reference,
-    open_array,
-    prepare_maps,
-    read_plan,
-    write_marker,
-)
+from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
 from rescueseg.inference.windows import WindowGrid, choose_blocks
 from rescueseg.models.predictor import PROBABILITY, Output, Predictor, PredictorFactory, class_probabilities
 from rescueseg.models.registry import load_predictor
@@ -45,6 +36,7 @@ from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
 from rescueseg.volumes.ome_zarr import choose_chunks
+from rescueseg.volumes.opening import open_image
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,12 +74,12 @@ def infer_volume(
     device : str
         A torch device; "auto" takes the GPU where a worker sees one.
     load : callable
-        Returns the predictor of (campaign, model, settings, device); a function that the workers can import.
+        Returns the predictor of (storage of the campaign, model, settings, device); a function that the workers can import.
 
     Returns
     -------
     MapReference
-        Reference to the finished maps; `rescueseg.inference.maps.open_map` opens them.
+        Reference to the finished maps; `rescueseg.inference.maps.VolumeMaps` opens them.
 
     Raises
     ------
@@ -100,8 +92,9 @@ def infer_volume(
     """
     generation = model.generation
     new_plan = _call(client, make_plan, campaign.url, model, volume_id, load, device)
-    plan = prepare_maps(campaign, generation, new_plan)
-    digests = finished_blocks(campaign, generation, plan)
+    maps = VolumeMaps(campaign.generation(generation), volume_id)
+    plan = maps.prepare(new_plan, campaign.config.classes)
+    digests = maps.finished_blocks(plan)
     total = len(plan.blocks)
     todo = [index for index in range(total) if index not in digests]
     report = progress or _ignore
@@ -117,8 +110,7 @@ def infer_volume(
         blocks=total,
         digest=digest_json([plan.digest, [digests[index] for index in range(total)]]),
     )
-    if map_reference(campaign, generation, volume_id) != reference:
-        campaign.storage.write_json(map_path(campaign, generation, volume_id, ".json"), reference.to_json())
+    maps.finish(reference)
     return reference
 
 
@@ -182,7 +174,7 @@ def _predictor(
     campaign_url: str, model: ModelReference, inference: InferenceConfig, load: PredictorFactory, device: str
 ) -> Predictor:
     """Load a predictor once per process."""
-    return load(Campaign.open(campaign_url), model, inference, device)
+    return load(Campaign.open(campaign_url).storage, model, inference, device)
 
 
 def make_plan(
@@ -196,7 +188,7 @@ def make_plan(
         If the model's channels or classes are not those of the volume or the campaign, or its outputs cannot be maps.
     """
     campaign = Campaign.open(campaign_url)
-    config, volume = campaign.config, campaign.volume(volume_id)
+    config, volume = campaign.config, campaign.volumes.record(volume_id)
     predictor = _predictor(campaign_url, model, config.inference, load, device)
     for what, has, needs in (
         ("channels", predictor.in_channels, volume.channels),
@@ -245,14 +237,15 @@ def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:
 @lru_cache(maxsize=2)
 def _context(
     campaign_url: str, generation: int, volume_id: str, plan_digest: str
-) -> tuple[Campaign, InferencePlan, VolumeRecord]:
+) -> tuple[VolumeMaps, InferencePlan, VolumeRecord, zarr.Array[Any]]:
     campaign = Campaign.open(campaign_url)
-    plan = read_plan(campaign, generation, volume_id)
+    maps = VolumeMaps(campaign.generation(generation), volume_id)
+    plan = maps.plan()
     if plan is None or plan.digest != plan_digest:
         raise InferenceError(
             "another run replaced the maps", where=f"volume {volume_id}", todo="Let one run at a time infer a volume"
         )
-    return campaign, plan, campaign.volume(volume_id)
+    return maps, plan, campaign.volumes.record(volume_id), open_image(campaign.volumes, volume_id)
 
 
 def run_block(
@@ -288,26 +281,26 @@ def run_block(
     str
         sha256 of the block's voxels in all maps.
     """
-    campaign, plan, volume = _context(campaign_url, generation, volume_id, plan_digest)
+    stored, plan, volume, image = _context(campaign_url, generation, volume_id, plan_digest)
     predictor = _predictor(campaign_url, plan.model, plan.inference, load, device)
     block = plan.blocks[index]
-    maps = compute_box(campaign, plan, volume, predictor, block)
+    maps = compute_box(image, plan, volume, predictor, block)
     digest = hashlib.sha256()
     dtype = np.dtype(plan.inference.map_dtype)
-    with storage_errors(campaign.map_url(generation, volume_id)):
+    with storage_errors(stored.url):
         for quantity in plan.quantities:
             values = maps.pop(quantity)
             limit = float(np.finfo(dtype).max)
             np.clip(values, plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit, out=values)
             voxels = values.astype(dtype, copy=False)
             digest.update(voxels.data)
-            open_array(campaign, generation, volume_id, quantity, "r+")[(..., *block.slices)] = voxels
-    write_marker(campaign, generation, plan, index, digest.hexdigest())
+            stored.open_array(quantity, "r+")[(..., *block.slices)] = voxels
+    stored.mark(plan, index, digest.hexdigest())
     return digest.hexdigest()
 
 
 def predict_boxes(
-    campaign: Campaign, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
+    volumes: VolumeFolder, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
 ) -> Iterator[dict[str, Float32]]:
     """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `compute_box`.
 
@@ -316,7 +309,8 @@ def predict_boxes(
     InferenceError
         As `infer_volume`.
     """
-    plan = make_plan(campaign.url, model, volume_id, load_predictor, device)
-    predictor = _predictor(campaign.url, model, plan.inference, load_predictor, device)
+    plan = make_plan(volumes.url, model, volume_id, load_predictor, device)
+    predictor = _predictor(volumes.url, model, plan.inference, load_predictor, device)
+    volume, image = volumes.record(volume_id), open_image(volumes, volume_id)
     for box in boxes:
-        yield compute_box(campaign, plan, campaign.volume(volume_id), predictor, box)
+        yield compute_box(image, plan, volume, predictor, box)

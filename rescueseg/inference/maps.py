@@ -14,6 +14,8 @@ the model is an ensemble; what else a model says is (channels, z, y, x), the mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +23,9 @@ import numpy.typing as npt
 import zarr
 from pydantic import ValidationError, model_validator
 
-from rescueseg.campaign import Campaign, check_id
+from rescueseg.campaign import GenerationFolder, check_id
+from rescueseg.campaign.layout import MAPS, MAPS_BLOCKS, MAPS_PLAN, MAPS_RECORD, Place
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
@@ -29,7 +33,7 @@ from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.inference.windows import WindowGrid
 from rescueseg.models.predictor import PROBABILITY, Output
 from rescueseg.records import MapReference, ModelReference, Record
-from rescueseg.storage import digest_json
+from rescueseg.storage import Storage, digest_json
 from rescueseg.volumes.ome_zarr import create_image
 
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
@@ -40,6 +44,7 @@ ENSEMBLE_VARIANCE = "ensemble_variance"
 RESERVED = (*QUANTITIES, ENSEMBLE_VARIANCE)
 """What no other output may be called."""
 
+_REFERENCE = RecordFile("maps", MapReference)
 _FACTORY = "rescueseg.inference.predictor:load_predictor"
 """Plans before version 0.2 named it; in their digests for ever, so that the maps made then stay valid."""
 
@@ -116,146 +121,161 @@ class InferencePlan(Record):
         return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.overlap)
 
 
-def map_path(campaign: Campaign, generation: int, volume_id: str, *parts: str) -> str:
-    """Return the path below the campaign of ``maps/<volume><parts[0]>/…``, such as ".inference.json"."""
-    name = check_id(volume_id, "volume id") + (parts[0] if parts else ".zarr")
-    return campaign.generation_path(generation, "maps", name, *parts[1:])
-
-
-def read_plan(campaign: Campaign, generation: int, volume_id: str) -> InferencePlan | None:
-    """Return what the maps on disk are made with, None when there are none or another version made them."""
-    path = map_path(campaign, generation, volume_id, ".inference.json")
-    if not campaign.storage.exists(path):
-        return None
-    try:
-        return InferencePlan.model_validate(campaign.storage.read_json(path))
-    except ValidationError:
-        return None
-
-
-def prepare_maps(campaign: Campaign, generation: int, plan: InferencePlan) -> InferencePlan:
-    """Make the empty maps of a plan, or keep those that are there when they are made with the same.
-
-    Maps made with anything else (another model, window, volume) are removed. The plan is written last: while there is
-    none, whatever lies there counts as nothing, so a kill at any moment does no harm.
-
-    Returns
-    -------
-    InferencePlan
-        The plan that holds: an earlier one of the same identity keeps its blocks.
-    """
-    volume_id, storage = plan.volume_id, campaign.storage
-    earlier = read_plan(campaign, generation, volume_id)
-    if earlier is not None and earlier.identity == plan.identity:
-        return earlier
-    for suffix in (".json", ".inference.json", ".blocks", ".zarr"):
-        storage.remove(map_path(campaign, generation, volume_id, suffix))
-    url = campaign.map_url(generation, volume_id)
-    with storage_errors(url):
-        zarr.create_group(zarr_store(url), zarr_format=3)
-    classes = ["background", *campaign.config.classes]
-    for quantity in plan.quantities:
-        create_image(
-            f"{url}/{quantity}",
-            plan.map_shape(quantity, plan.shape_zyx),
-            plan.inference.map_dtype,
-            plan.spacing_um_zyx,
-            chunks=plan.chunk_zyx,
-            shards=plan.block_zyx,
-            name=quantity,
-            attributes={"rescueseg": {"model": plan.model.digest, "classes": classes}},
-        )
-    storage.write_json(map_path(campaign, generation, volume_id, ".inference.json"), plan.to_json())
-    return plan
-
-
-def write_marker(campaign: Campaign, generation: int, plan: InferencePlan, index: int, digest: str) -> None:
-    """Mark a block as done; `digest` is the sha256 of its voxels in all maps."""
-    path = map_path(campaign, generation, plan.volume_id, ".blocks", f"{index:06d}.json")
-    marker = {"block": index, "box": plan.blocks[index].to_dict(), "digest": digest, "plan": plan.digest}
-    campaign.storage.write_json(path, marker)
-
-
-def finished_blocks(campaign: Campaign, generation: int, plan: InferencePlan) -> dict[int, str]:
-    """Return the digests of the blocks that are done, by index."""
-    folder = map_path(campaign, generation, plan.volume_id, ".blocks")
-    names = [n for n in campaign.storage.list(folder) if n.endswith(".json") and not n.startswith(".")]
-    markers = [campaign.storage.read_json(f"{folder}/{name}") for name in names]
-    digest = plan.digest
-    return {int(m["block"]): str(m["digest"]) for m in markers if m["plan"] == digest}
-
-
-def map_reference(campaign: Campaign, generation: int, volume_id: str) -> MapReference | None:
-    """Return the finished maps of a volume in a generation, None before they are complete."""
-    path = map_path(campaign, generation, volume_id, ".json")
-    return MapReference.model_validate(campaign.storage.read_json(path)) if campaign.storage.exists(path) else None
-
-
-def map_blocks(campaign: Campaign, generation: int, volume_id: str) -> list[Box]:
-    """Return the blocks of finished maps in z, y, x order: read by them, each shard is decoded once.
-
-    Raises
-    ------
-    InferenceError
-        If the maps are not complete.
-    """
-    plan = read_plan(campaign, generation, volume_id)
-    if plan is None or map_reference(campaign, generation, volume_id) is None:
-        raise _incomplete(generation, volume_id)
-    return plan.blocks
-
-
-def open_map(campaign: Campaign, generation: int, volume_id: str, quantity: str) -> zarr.Array[Any]:
-    """Open one finished map for reading.
+@dataclass(frozen=True)
+class VolumeMaps:
+    """The maps of one volume in one generation, finished or not.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
-    generation : int
-        Generation whose model made the map.
+    generation : GenerationFolder
+        Whose model made them, or will.
     volume_id : str
         The volume.
-    quantity : str
-        One of `QUANTITIES`: "probability" is (K + 1, z, y, x) with background first; "predictive_entropy" and
-        "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x), as is the "ensemble_variance" of
-        an ensemble. Or another output of the model, (channels, z, y, x).
-
-    Returns
-    -------
-    zarr.Array
-        float16 or float32, read-only; one shard per block of `map_blocks`.
-
-    Raises
-    ------
-    InferenceError
-        If there is no such map or the maps are not complete.
     """
-    reference = map_reference(campaign, generation, volume_id)
-    plan = None if reference else read_plan(campaign, generation, volume_id)
-    planned = plan.quantities if plan else RESERVED
-    quantities = reference.quantities if reference else planned
-    if quantity not in quantities:
-        raise InferenceError(f"no map '{quantity}'", where=volume_id, todo=f"Maps: {', '.join(quantities)}")
-    if reference is None:
-        raise _incomplete(generation, volume_id)
-    return open_array(campaign, generation, volume_id, quantity, mode="r")
 
+    generation: GenerationFolder
+    volume_id: str
 
-def open_array(
-    campaign: Campaign, generation: int, volume_id: str, quantity: str, mode: Literal["r", "r+"]
-) -> zarr.Array[Any]:
-    """Open the array of a map, finished or not; the block engine writes into it."""
-    store = zarr_store(campaign.storage.url_of(map_path(campaign, generation, volume_id)))
-    return zarr.open_array(store=store, path=f"{quantity}/0", mode=mode)
+    def _path(self, place: Place, *parts: str) -> str:
+        name = check_id(self.volume_id, "volume id")
+        return "/".join((place.path(generation=self.generation.number, volume=name), *parts))
 
+    @property
+    def _storage(self) -> Storage:
+        return self.generation.storage
 
-def _incomplete(generation: int, volume_id: str) -> InferenceError:
-    return InferenceError(
-        f"the maps of generation {generation} are not complete",
-        where=f"volume {volume_id}",
-        todo="Run the inference of that generation; it goes on where it stopped",
-    )
+    @property
+    def url(self) -> str:
+        """URL of the OME-Zarr group that holds them."""
+        return self._storage.url_of(self._path(MAPS))
+
+    def plan(self) -> InferencePlan | None:
+        """Return what the maps on disk are made with, None when there are none or another version made them."""
+        path = self._path(MAPS_PLAN)
+        if not self._storage.exists(path):
+            return None
+        try:
+            return InferencePlan.model_validate(self._storage.read_json(path))
+        except ValidationError:
+            return None
+
+    def prepare(self, plan: InferencePlan, classes: Sequence[str]) -> InferencePlan:
+        """Make the empty maps of a plan, or keep those that are there when they are made with the same.
+
+        Maps made with anything else (another model, window, volume) are removed. The plan is written last: while there is
+        none, whatever lies there counts as nothing, so a kill at any moment does no harm.
+
+        Parameters
+        ----------
+        plan : InferencePlan
+            What the maps are to be made with.
+        classes : sequence of str
+            Names of the classes, without the background.
+
+        Returns
+        -------
+        InferencePlan
+            The plan that holds: an earlier one of the same identity keeps its blocks.
+        """
+        earlier = self.plan()
+        if earlier is not None and earlier.identity == plan.identity:
+            return earlier
+        for place in (MAPS_RECORD, MAPS_PLAN, MAPS_BLOCKS, MAPS):
+            self._storage.remove(self._path(place))
+        with storage_errors(self.url):
+            zarr.create_group(zarr_store(self.url), zarr_format=3)
+        for quantity in plan.quantities:
+            create_image(
+                f"{self.url}/{quantity}",
+                plan.map_shape(quantity, plan.shape_zyx),
+                plan.inference.map_dtype,
+                plan.spacing_um_zyx,
+                chunks=plan.chunk_zyx,
+                shards=plan.block_zyx,
+                name=quantity,
+                attributes={"rescueseg": {"model": plan.model.digest, "classes": ["background", *classes]}},
+            )
+        self._storage.write_json(self._path(MAPS_PLAN), plan.to_json())
+        return plan
+
+    def mark(self, plan: InferencePlan, index: int, digest: str) -> None:
+        """Mark a block as done; `digest` is the sha256 of its voxels in all maps."""
+        marker = {"block": index, "box": plan.blocks[index].to_dict(), "digest": digest, "plan": plan.digest}
+        self._storage.write_json(self._path(MAPS_BLOCKS, f"{index:06d}.json"), marker)
+
+    def finished_blocks(self, plan: InferencePlan) -> dict[int, str]:
+        """Return the digests of the blocks that are done, by index."""
+        folder = self._path(MAPS_BLOCKS)
+        names = [n for n in self._storage.list(folder) if n.endswith(".json") and not n.startswith(".")]
+        markers = [self._storage.read_json(f"{folder}/{name}") for name in names]
+        digest = plan.digest
+        return {int(m["block"]): str(m["digest"]) for m in markers if m["plan"] == digest}
+
+    def finish(self, reference: MapReference) -> None:
+        """Write the reference to the finished maps, unless it is there."""
+        if self.reference() != reference:
+            self._storage.write_json(self._path(MAPS_RECORD), reference.to_json())
+
+    def reference(self) -> MapReference | None:
+        """Return the finished maps, None before they are complete."""
+        path = self._path(MAPS_RECORD)
+        if not self._storage.exists(path):
+            return None
+        return _REFERENCE.parse(self._storage.read_json(path), self._storage.path(path))
+
+    def blocks(self) -> list[Box]:
+        """Return the blocks of finished maps in z, y, x order: read by them, each shard is decoded once.
+
+        Raises
+        ------
+        InferenceError
+            If the maps are not complete.
+        """
+        plan = self.plan()
+        if plan is None or self.reference() is None:
+            raise self._incomplete()
+        return plan.blocks
+
+    def open(self, quantity: str) -> zarr.Array[Any]:
+        """Open one finished map for reading.
+
+        Parameters
+        ----------
+        quantity : str
+            One of `QUANTITIES`: "probability" is (K + 1, z, y, x) with background first; "predictive_entropy" and
+            "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x), as is the "ensemble_variance" of
+            an ensemble. Or another output of the model, (channels, z, y, x).
+
+        Returns
+        -------
+        zarr.Array
+            float16 or float32, read-only; one shard per block of `blocks`.
+
+        Raises
+        ------
+        InferenceError
+            If there is no such map or the maps are not complete.
+        """
+        reference = self.reference()
+        plan = None if reference else self.plan()
+        planned = plan.quantities if plan else RESERVED
+        quantities = reference.quantities if reference else planned
+        if quantity not in quantities:
+            raise InferenceError(f"no map '{quantity}'", where=self.volume_id, todo=f"Maps: {', '.join(quantities)}")
+        if reference is None:
+            raise self._incomplete()
+        return self.open_array(quantity, mode="r")
+
+    def open_array(self, quantity: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+        """Open the array of a map, finished or not; the block engine writes into it."""
+        return zarr.open_array(store=zarr_store(self.url), path=f"{quantity}/0", mode=mode)
+
+    def _incomplete(self) -> InferenceError:
+        return InferenceError(
+            f"the maps of generation {self.generation.number} are not complete",
+            where=f"volume {self.volume_id}",
+            todo="Run the inference of that generation; it goes on where it stopped",
+        )
 
 
 def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.models.settings import FamilySettings
 from rescueseg.models.trainer import Outline
 from rescueseg.records import Snapshot
@@ -33,6 +34,6 @@ class TrainerEntry:
     settings: type[FamilySettings]
     module: str
     trainer: str
-    outline: Callable[[Campaign, Snapshot], Outline]
+    outline: Callable[[CampaignConfig, VolumeFolder, Snapshot], Outline]
     requirements: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()

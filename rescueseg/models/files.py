@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from rescueseg.campaign import Campaign
 from rescueseg.errors import InferenceError, RescuesegError, TrainingError
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, TrainedModel, model_digest
 from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
 
 MODEL_FOLDER = "model"
 LOSSES_FILE = "losses.json"
@@ -121,7 +121,7 @@ def read_trained_model(work_dir: Path, identity: str) -> TrainedModel | None:
         return None
 
 
-def committed_files(campaign: Campaign, model: ModelReference) -> tuple[bytes, bytes]:
+def committed_files(storage: Storage, model: ModelReference) -> tuple[bytes, bytes]:
     """Return the files of a model that a campaign holds: weights and description.
 
     Raises
@@ -129,19 +129,19 @@ def committed_files(campaign: Campaign, model: ModelReference) -> tuple[bytes, b
     InferenceError
         If they are not those that the reference's digest names.
     """
-    weights = campaign.storage.read_bytes(f"{model.path}/{WEIGHTS_FILE}")
-    description = campaign.storage.read_bytes(f"{model.path}/{DESCRIPTION_FILE}")
+    weights = storage.read_bytes(f"{model.path}/{WEIGHTS_FILE}")
+    description = storage.read_bytes(f"{model.path}/{DESCRIPTION_FILE}")
     if model_digest(weights, description) != model.digest:
         raise InferenceError(
             "the model is not the one that was trained",
-            where=f"{campaign.url}/{model.path}",
+            where=f"{storage.url}/{model.path}",
             todo="Restore the folder from a backup, or train the generation again",
         )
     return weights, description
 
 
-def read_committed(campaign: Campaign, model: ModelReference) -> tuple[bytes, dict[str, Any]]:
+def read_committed(storage: Storage, model: ModelReference) -> tuple[bytes, dict[str, Any]]:
     """Return weights and parsed description of a model that a campaign holds; see `committed_files` for what it raises."""
-    weights, description = committed_files(campaign, model)
+    weights, description = committed_files(storage, model)
     parsed: dict[str, Any] = json.loads(description)
     return weights, parsed

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.records import ModelReference, Record
+from rescueseg.storage import Storage
 
 Float32 = npt.NDArray[np.float32]
 
@@ -120,5 +120,5 @@ class Predictor(Protocol):
         ...
 
 
-PredictorFactory = Callable[[Campaign, ModelReference, InferenceConfig, str], Predictor]
-"""Builds a predictor from (campaign, model, settings, device)."""
+PredictorFactory = Callable[[Storage, ModelReference, InferenceConfig, str], Predictor]
+"""Builds a predictor from (storage of the campaign, model, settings, device)."""

@@ -16,15 +16,16 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
+from rescueseg.campaign import VolumeFolder
 from rescueseg.errors import ConfigError
 from rescueseg.models.family import TrainerEntry
 from rescueseg.models.nnunet.family import NNUNET
 from rescueseg.models.settings import FamilySettings
 from rescueseg.models.trainer import Outline, Trainer
 from rescueseg.models.unet.family import MONAI_UNET, MONAI_UNET_TOPOLOGY
+from rescueseg.storage import Storage
 
 if TYPE_CHECKING:
-    from rescueseg.campaign import Campaign
     from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
     from rescueseg.models.predictor import Predictor
     from rescueseg.records import ModelReference, Snapshot
@@ -198,7 +199,7 @@ def complete_families(config: CampaignConfig, where: str) -> CampaignConfig:
     return config.model_copy(update={"training": training.model_copy(update=tables)})
 
 
-def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
+def outline(name: str, config: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
     """Return what a training would be, without starting it and without torch.
 
     Raises
@@ -208,16 +209,16 @@ def outline(name: str, campaign: Campaign, snapshot: Snapshot) -> Outline:
     TrainingError
         If the snapshot cannot be trained on.
     """
-    return find_entry(name).outline(campaign, snapshot)
+    return find_entry(name).outline(config, volumes, snapshot)
 
 
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
     """Load a finished model for inference with the loader of the trainer that made it.
 
     Parameters
     ----------
-    campaign : Campaign
-        Where the model lies.
+    storage : Storage
+        The root of the campaign that holds it.
     model : ModelReference
         Which model.
     config : InferenceConfig
@@ -233,7 +234,7 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
         If the model is missing or not the one the digest names.
     """
     module = importlib.import_module(find_entry(model.trainer).module)
-    return cast("Predictor", module.load_predictor(campaign, model, config, resolve_device(device)))
+    return cast("Predictor", module.load_predictor(storage, model, config, resolve_device(device)))
 
 
 def resolve_device(device: str) -> str:

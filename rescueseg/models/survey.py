@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Spacing, resampled_shape, zyx
 from rescueseg.records import Snapshot
@@ -34,7 +35,7 @@ class Survey:
     field_zyx: ZYX
 
 
-def survey_snapshot(campaign: Campaign, snapshot: Snapshot) -> Survey:
+def survey_snapshot(config: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Survey:
     """Return the channels, spacing and extents of a training set; no image is read.
 
     Raises
@@ -46,7 +47,7 @@ def survey_snapshot(campaign: Campaign, snapshot: Snapshot) -> Survey:
         raise TrainingError(
             "the snapshot is empty", where=f"generation {snapshot.generation}", todo="Annotate at least one patch"
         )
-    records = {item.volume_id: campaign.volume(item.volume_id) for item in snapshot.items}
+    records = {item.volume_id: volumes.record(item.volume_id) for item in snapshot.items}
     channels = {record.channels for record in records.values()}
     if len(channels) > 1:
         raise TrainingError(
@@ -54,8 +55,8 @@ def survey_snapshot(campaign: Campaign, snapshot: Snapshot) -> Survey:
             where=", ".join(sorted(records)),
             todo="Use one campaign for each kind of image",
         )
-    targets = {volume_id: campaign.working_spacing(record) for volume_id, record in records.items()}
-    spacing = campaign.config.training.spacing_um_zyx or working_spacing(
+    targets = {volume_id: volumes.working_spacing(record) for volume_id, record in records.items()}
+    spacing = config.training.spacing_um_zyx or working_spacing(
         [(targets[i.volume_id], i.box.size) for i in snapshot.items]
     )
     fields = [

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.campaign.snapshot import guard
-from rescueseg.config import TrainingConfig
+from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
 from rescueseg.models.settings import FamilySettings
 from rescueseg.progress import StepProgress
-from rescueseg.records import Snapshot
+from rescueseg.records import Holdout, Snapshot
+from rescueseg.storage import Storage
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -58,8 +59,12 @@ class TrainingRequest:
 
     Parameters
     ----------
-    campaign : Campaign
-        Holds volumes, label arrays and settings.
+    config : CampaignConfig
+        Settings of the campaign.
+    volumes : VolumeFolder
+        Its volumes; label arrays lie in the same storage.
+    holdout : Holdout or None
+        What must not be read.
     snapshot : Snapshot
         The training set.
     work_dir : Path
@@ -72,7 +77,9 @@ class TrainingRequest:
         A torch device, such as `cpu` or `cuda:0`.
     """
 
-    campaign: Campaign
+    config: CampaignConfig
+    volumes: VolumeFolder
+    holdout: Holdout | None
     snapshot: Snapshot
     work_dir: Path
     seed: int
@@ -194,12 +201,12 @@ def check_request(trainer: Trainer, request: TrainingRequest) -> None:
     ConfigError
         If the family's settings are not valid.
     """
-    campaign, snapshot = request.campaign, request.snapshot
-    config, able = campaign.config.training, trainer.capabilities
-    holdout = campaign.holdout()
+    volumes, snapshot = request.volumes, request.snapshot
+    config, able = request.config.training, trainer.capabilities
+    holdout = request.holdout
     if holdout is not None:
-        guard(holdout, snapshot.items, campaign.shared_places())
-    channels = max((campaign.volume(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
+        guard(holdout, snapshot.items, volumes.shared_places())
+    channels = max((volumes.record(v).channels for v in {i.volume_id for i in snapshot.items}), default=1)
     check_settings(trainer, config)
     requirements = (
         (request.warm_start is not None, able.warm_start, "start from another model", "training.warm_start"),
@@ -207,7 +214,7 @@ def check_request(trainer: Trainer, request: TrainingRequest) -> None:
         (channels > 1, able.several_channels, "read several channels", "volumes"),
         (config.gpus > 1, able.several_gpus, "use several GPUs", "training.gpus"),
         (
-            not able.partial_labels and _has_partial_labels(campaign, snapshot),
+            not able.partial_labels and _has_partial_labels(volumes.storage, snapshot),
             False,
             "learn from partial labels",
             "labels",
@@ -288,8 +295,8 @@ def check_gpus(gpus: int, device: str, available: int, batch_size: int | None) -
         )
 
 
-def _has_partial_labels(campaign: Campaign, snapshot: Snapshot) -> bool:
-    return any((campaign.storage.read_array(item.labels) == IGNORE).any() for item in snapshot.items)
+def _has_partial_labels(storage: Storage, snapshot: Snapshot) -> bool:
+    return any((storage.read_array(item.labels) == IGNORE).any() for item in snapshot.items)
 
 
 def unlabelled_warnings(names: Sequence[str], classes: Iterable[int]) -> list[str]:

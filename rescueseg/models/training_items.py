@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
@@ -63,7 +63,7 @@ class Item:
         return self.image.nbytes + self.labels.nbytes
 
 
-def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -> Item:
+def load_item(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing) -> Item:
     """Read one item and bring it to the working spacing.
 
     Raises
@@ -71,16 +71,16 @@ def load_item(campaign: Campaign, item: SnapshotItem, spacing_um_zyx: Spacing) -
     TrainingError
         If the label array is not the one the snapshot names, or does not fit its patch.
     """
-    record = campaign.volume(item.volume_id)
+    record = volumes.record(item.volume_id)
     context = item.read_box
-    labels = campaign.storage.read_array(item.labels)
+    labels = volumes.storage.read_array(item.labels)
     if labels.shape != item.box.shape_zyx or digest_array(labels) != item.labels_digest:
         raise TrainingError(
             "the label array is not the one that was accepted",
             where=item.labels,
             todo="Restore the campaign's annotations folder from a backup",
         )
-    image = normalise(read_box(open_image(campaign, item.volume_id), context), record.normalisation)
+    image = normalise(read_box(open_image(volumes, item.volume_id), context), record.normalisation)
     context_labels = np.full(context.shape_zyx, IGNORE, dtype=np.uint8)
     inside = item.box.intersection(context)
     if inside is not None:
@@ -104,8 +104,8 @@ class TrainingSet:
 
     Parameters
     ----------
-    campaign : Campaign
-        Where images and labels lie.
+    volumes : VolumeFolder
+        Of the campaign; where images and labels lie.
     snapshot : Snapshot
         What may be read.
     plan : WindowPlan
@@ -120,9 +120,9 @@ class TrainingSet:
     """
 
     def __init__(
-        self, campaign: Campaign, snapshot: Snapshot, plan: WindowPlan, cache_bytes: int = _CACHE_BYTES
+        self, volumes: VolumeFolder, snapshot: Snapshot, plan: WindowPlan, cache_bytes: int = _CACHE_BYTES
     ) -> None:
-        self._campaign, self._plan, self._limit = campaign, plan, cache_bytes
+        self._volumes, self._plan, self._limit = volumes, plan, cache_bytes
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
         self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
@@ -142,7 +142,7 @@ class TrainingSet:
         if index in self._cache:
             self._cache.move_to_end(index)
         else:
-            self._cache[index] = load_item(self._campaign, self._items[index], self._plan.spacing_um_zyx)
+            self._cache[index] = load_item(self._volumes, self._items[index], self._plan.spacing_um_zyx)
             while len(self._cache) > 1 and sum(i.bytes for i in self._cache.values()) > self._limit:
                 self._cache.popitem(last=False)
         return self._cache[index]

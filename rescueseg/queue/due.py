@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import QueueError
 from rescueseg.queue.ledger import Lock
 from rescueseg.queue.store import QueueStore
 
 
-def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
+def patches_due(config: CampaignConfig, store: QueueStore) -> tuple[bool, str]:
     """Tell whether enough patches were accepted since the last generation, and in a sentence how many.
 
     Enough are ``trigger.accepted_patches``, or all tickets of the pool when those are fewer.
     """
-    accepted, threshold = store.accepted_since_last_generation(), campaign.config.trigger.accepted_patches
+    accepted, threshold = store.accepted_since_last_generation(), config.trigger.accepted_patches
     reason = f"{accepted} of {threshold} patches accepted since the last generation"
     if 0 < accepted < threshold:
         states = {ticket.status for ticket in store.tickets(purpose="pool")}
@@ -27,14 +27,14 @@ def patches_due(campaign: Campaign, store: QueueStore) -> tuple[bool, str]:
 
 @contextmanager
 def campaign_lock(
-    campaign: Campaign, store: QueueStore, *, name: str = "generation", refuse: bool = True
+    config: CampaignConfig, store: QueueStore, *, name: str = "generation", refuse: bool = True
 ) -> Iterator[Lock | None]:
     """Hold one of the campaign's locks during the block.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    config : CampaignConfig
+        Its name is written into the lock.
     store : QueueStore
         Its queue, which keeps the locks.
     name : str
@@ -49,7 +49,7 @@ def campaign_lock(
     """
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(store.lock(name, f"{name} of {campaign.config.name}"))
+            lock = stack.enter_context(store.lock(name, f"{name} of {config.name}"))
         except QueueError:
             if refuse:
                 raise

@@ -20,7 +20,7 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.reports import agreement_table as report
 from rescueseg.reports.agreement_table import MaskComparison, no_progress
 from rescueseg.reports.figures import CLASS_COLOURS, GREY, png
-from rescueseg.reports.gallery import disagreeing_patch
+from rescueseg.reports.gallery import BoxPictures
 from rescueseg.reports.html import inline, render_page
 
 
@@ -77,9 +77,10 @@ def disagreement_view(campaign: Campaign, store: QueueStore, comparison: Compari
     versions = store.annotations(comparison.ticket_id)
     pair = report.versions_of(store, comparison)
     accepted = next((v for v in versions if v.verdict == "accepted" and v not in pair), None)
-    masks = [(v.annotator, read_version(campaign, v)) for v in pair]
-    third_mask = read_version(campaign, accepted) if accepted else None
-    return disagreeing_patch(campaign, comparison.volume_id, comparison.box, masks, third_mask)
+    masks = [(v.annotator, read_version(campaign.storage, v)) for v in pair]
+    third_mask = read_version(campaign.storage, accepted) if accepted else None
+    draw = BoxPictures(campaign.volumes, campaign.config.n_classes)
+    return draw.disagreeing(comparison.volume_id, comparison.box, masks, third_mask)
 
 
 def single_version_view(campaign: Campaign, store: QueueStore, ticket_id: str) -> bytes:
@@ -95,8 +96,13 @@ def single_version_view(campaign: Campaign, store: QueueStore, ticket_id: str) -
         raise QueueError("nothing was handed in for it", where=ticket_id, todo="See 'rescueseg queue review'")
     empty = np.zeros(ticket.box.shape_zyx, np.uint8)
     start = campaign.storage.read_array(ticket.prefill) if ticket.prefill else empty
-    masks = [("the first mask", PatchLabels(start)), (versions[-1].annotator, read_version(campaign, versions[-1]))]
-    return disagreeing_patch(campaign, ticket.volume_id, ticket.box, masks, None)
+    masks = [
+        ("the first mask", PatchLabels(start)),
+        (versions[-1].annotator, read_version(campaign.storage, versions[-1])),
+    ]
+    return BoxPictures(campaign.volumes, campaign.config.n_classes).disagreeing(
+        ticket.volume_id, ticket.box, masks, None
+    )
 
 
 def curve(comparisons: Sequence[MaskComparison], threshold: float) -> bytes:

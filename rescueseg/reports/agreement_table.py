@@ -78,8 +78,8 @@ def measure(campaign: Campaign, store: QueueStore, progress: Progress = no_progr
     comparisons = []
     for index, comparison in enumerate(records):
         progress("patches compared", index, len(records))
-        one, two = (read_version(campaign, v) for v in versions_of(store, comparison))
-        spacing = campaign.volume(comparison.volume_id).spacing_um_zyx
+        one, two = (read_version(campaign.storage, v) for v in versions_of(store, comparison))
+        spacing = campaign.volumes.record(comparison.volume_id).spacing_um_zyx
         annotated = ~(one.ignore | two.ignore)
         truth = np.where(annotated, two.classes, np.uint8(IGNORE))
         surfaces = {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, layout
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.calibration import stored_calibration
+from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import Judgement, dice_interval, headline, judgements
 from rescueseg.evaluation.comparison import GroupComparison, compare_generations
 from rescueseg.evaluation.metric_table import METRICS
@@ -23,7 +23,7 @@ from rescueseg.records import AcceptedAnnotation, Part
 from rescueseg.reports.gallery import generation_figures
 from rescueseg.reports.html import family, inline, render_page, shown_metrics, with_pictures
 
-REPORT = "reports/report.html"
+REPORT = layout.REPORT.path(file="report.html")
 SHOWN = 3
 """Boxes in each gallery."""
 
@@ -93,19 +93,17 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    history = judgements(campaign)
+    history = judgements(campaign.generations())
     if not history:
         raise EvaluationError(
             "there is nothing to report yet",
             where=campaign.url,
             todo="Run a generation: 'rescueseg generation CAMPAIGN'",
         )
-    baseline = (
-        ThresholdBaseline.model_validate(threshold_baseline(campaign)) if history[-1].evaluation.validation else None
-    )
+    baseline = threshold_baseline(campaign) if history[-1].evaluation.validation else None
     places = most_uncertain(campaign, history[-1].generation, SHOWN)
     figures = generation_figures(campaign, history, baseline.test_dice if baseline else None, places)
-    effort, workers = effort_by_generation(campaign), effort_by_person(campaign)
+    effort, workers = _efforts(campaign)
     page = render(campaign, history, baseline, effort, figures, links, places, workers)
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
@@ -144,24 +142,25 @@ def render(
     """
     last = history[-1]
     champion = next(j for j in history if j.generation == last.champion)
-    volumes = campaign.volumes()
+    volumes = campaign.volumes.records()
     before = next((j for j in history if last.comparison and j.generation == last.comparison.champion), None)
-    groups = _groups(campaign, last.evaluation)
+    classes = campaign.config.classes
+    groups = _groups(classes, last.evaluation)
     return render_page(
         "report.html",
         name=campaign.config.name,
-        classes=campaign.config.classes,
+        classes=classes,
         volumes=volumes,
         voxels=sum(v.shape_zyx[0] * v.shape_zyx[1] * v.shape_zyx[2] for v in volumes),
         url=campaign.url,
         last=last,
         champion=champion,
         before=before,
-        models={j.generation: family(campaign, j.generation) for j in history},
+        models={j.generation: family(campaign.generation(j.generation)) for j in history},
         groups=groups,
         group_metrics=shown_metrics(groups),
-        pooled_dice=_pooled_dice(campaign, champion.evaluation),
-        compared=_comparison_with(campaign, before, last),
+        pooled_dice=_pooled_dice(classes, champion.evaluation),
+        compared=_comparison_with(classes, before, last),
         metrics=METRICS,
         headline=headline(last),
         against=against_threshold(champion, baseline),
@@ -172,7 +171,7 @@ def render(
         workers=workers,
         learning_curve=inline(figures["learning_curve.png"]),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
-        calibration=stored_calibration(campaign, last.generation),
+        calibration=campaign.generation(last.generation).read(CALIBRATION),
         shown_part=last.evaluation.test or last.evaluation.validation,
         worst=with_pictures(last.evaluation.worst(SHOWN), "worst", figures),
         places=with_pictures(places, "uncertain", figures),
@@ -205,10 +204,15 @@ def explain_box(score: BoxScore) -> str:
     return "missed and invented alike"
 
 
-def effort_by_generation(campaign: Campaign) -> list[Effort]:
-    """Return what people did, by the generation that queried the accepted patches; holdout boxes come first."""
+def _efforts(campaign: Campaign) -> tuple[list[Effort], list[EffortRow]]:
+    """Return the effort by generation, and what each person put in, by name: all leases, and reviewing."""
     with closing(open_queue(campaign)) as store:
-        accepted = store.accepted(purpose=None)
+        people = effort_by(store.efforts(), lambda work: work.annotator)
+        return effort_by_generation(store.accepted(purpose=None)), people
+
+
+def effort_by_generation(accepted: Iterable[AcceptedAnnotation]) -> list[Effort]:
+    """Return what people did, by the generation that queried the accepted patches; holdout boxes come first."""
     groups: dict[tuple[bool, int], list[AcceptedAnnotation]] = defaultdict(list)
     for annotation in accepted:
         holdout = annotation.purpose != "pool"
@@ -226,33 +230,26 @@ def effort_by_generation(campaign: Campaign) -> list[Effort]:
     ]
 
 
-def effort_by_person(campaign: Campaign) -> list[EffortRow]:
-    """Return what each person put in, by name: all leases, and reviewing."""
-    with closing(open_queue(campaign)) as store:
-        return effort_by(store.efforts(), lambda work: work.annotator)
-
-
 def _shown_part(evaluation: Evaluation) -> Part:
     return "test" if evaluation.test else "validation"
 
 
-def _groups(campaign: Campaign, evaluation: Evaluation) -> list[Group]:
+def _groups(classes: Sequence[str], evaluation: Evaluation) -> list[Group]:
     """Return the scores of the shown part by class, stratum and domain; none where the boxes' details were not stored."""
     if not evaluation.complete:
         return []
-    classes = campaign.config.classes
     return group_scores(evaluation, _shown_part(evaluation), classes)
 
 
-def _pooled_dice(campaign: Campaign, evaluation: Evaluation) -> tuple[float, float] | None:
+def _pooled_dice(classes: Sequence[str], evaluation: Evaluation) -> tuple[float, float] | None:
     """Return the Dice weighted to the pool and the effective number of boxes it rests on."""
-    groups = _groups(campaign, evaluation)
+    groups = _groups(classes, evaluation)
     dice = groups[0].weighted.get("dice") if groups else None
     share = groups[0].pool if groups else None
     return None if dice is None or dice.value is None or share is None else (dice.value, share.effective)
 
 
-def _comparison_with(campaign: Campaign, before: Judgement | None, last: Judgement) -> GroupComparison | None:
+def _comparison_with(classes: Sequence[str], before: Judgement | None, last: Judgement) -> GroupComparison | None:
     """Compare the last generation with the champion before it; None where that cannot be done box by box."""
     if before is None or not (before.evaluation.complete and last.evaluation.complete):
         return None
@@ -261,5 +258,4 @@ def _comparison_with(campaign: Campaign, before: Judgement | None, last: Judgeme
         b.key for b in last.evaluation.boxes_with_truth(part)
     }:
         return None
-    classes = campaign.config.classes
     return compare_generations(before.evaluation, last.evaluation, part, classes)[0]

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
 from matplotlib.patches import Rectangle
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.layout import REPORT
 from rescueseg.geometry import Box, Spacing
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, QueriedPatch
@@ -20,7 +21,7 @@ from rescueseg.reports.figures import BLUE, GREEN, GREY, ORANGE, PINK, png
 from rescueseg.sampling.patches import volume_reader
 from rescueseg.volumes.normalise import normalise
 
-SHEET = "reports/sampling.png"
+SHEET = REPORT.path(file="sampling.png")
 """Where it lies below the campaign."""
 
 KINDS = {
@@ -161,7 +162,7 @@ def contact_sheet(
             stratum = entry.stratum
             words = stratum.replace("_", " ")
             figure.text(x / width, (top + 0.07) / height, words, fontsize=11, weight="bold", va="bottom")
-        _draw(figure, campaign, entry, (x / width, top / height, _CELL / width, _CELL / height))
+        _draw(figure, campaign.volumes, entry, (x / width, top / height, _CELL / width, _CELL / height))
         if progress is not None:
             progress("patches drawn", number, len(shown))
     return png(figure)
@@ -188,10 +189,10 @@ def layout(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return places
 
 
-def _draw(figure: Figure, campaign: Campaign, entry: Entry, place: tuple[float, float, float, float]) -> None:
+def _draw(figure: Figure, folder: VolumeFolder, entry: Entry, place: tuple[float, float, float, float]) -> None:
     """Draw one patch with its upper left corner at a place (x, top, width, height in shares of the figure)."""
-    volume = campaign.volume(entry.volume_id)
-    voxels = normalise(volume_reader(campaign, volume)(entry.box), volume.normalisation).mean(axis=0, dtype=np.float32)
+    volume = folder.record(entry.volume_id)
+    voxels = normalise(volume_reader(folder, volume)(entry.box), volume.normalisation).mean(axis=0, dtype=np.float32)
     picture = three_planes(voxels, volume.spacing_um_zyx)
     part = volume.normalisation
     x, top, width, height = place

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import stored_calibration
+from rescueseg.campaign.layout import REPORT
+from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group
 from rescueseg.evaluation.scores import BoxScore, Evaluation
-from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.progress import Progress
 from rescueseg.records import Part
 from rescueseg.reports.campaign_report import SHOWN, explain_box
 from rescueseg.reports.figures import differences
-from rescueseg.reports.gallery import changed_patch, evaluation_figures
+from rescueseg.reports.gallery import BoxPictures, evaluation_figures
 from rescueseg.reports.html import family, inline, render_page, shown_metrics, with_pictures
 
 
@@ -46,18 +47,18 @@ def write_evaluation_page(
         "evaluation.html",
         name=campaign.config.name,
         generation=g,
-        model=family(campaign, g),
+        model=family(campaign.generation(g)),
         parts=[(part, part_groups, shown_metrics(part_groups)) for part, part_groups in groups.items() if part_groups],
         metrics=METRICS,
         shown_part=evaluation.test or evaluation.validation,
         worst=with_pictures(evaluation.worst(SHOWN), "worst", figures),
         places=with_pictures(places, "uncertain", figures),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
-        calibration=stored_calibration(campaign, g),
+        calibration=campaign.generation(g).read(CALIBRATION),
         explain=explain_box,
         url=campaign.url,
     )
-    path = f"reports/evaluation_{g:04d}.html"
+    path = REPORT.path(file=f"evaluation_{g:04d}.html")
     campaign.storage.write_bytes(path, page.encode())
     return path
 
@@ -80,11 +81,10 @@ def write_comparison_page(
     """
     names = [f"generation {e.generation}" for e in (first, second)]
     pairs = most_changed(first, second)
-    read_truth = open_truths(campaign, holdout_boxes(campaign))
+    truth, draw = holdout_truth(campaign), BoxPictures(campaign.volumes, campaign.config.n_classes)
+    folders = [campaign.generation(e.generation) for e in (first, second)]
     figures = {
-        f"changed_{n}.png": changed_patch(
-            campaign, (first.generation, names[0]), (second.generation, names[1]), pair[0], read_truth
-        )
+        f"changed_{n}.png": draw.changed(dict(zip(names, folders, strict=True)), pair[0], truth)
         for n, pair in enumerate(pairs, start=1)
     }
     parts = [(part, part_groups) for part, part_groups in groups.items() if part_groups]
@@ -92,7 +92,7 @@ def write_comparison_page(
         "comparison.html",
         name=campaign.config.name,
         names=names,
-        models=[family(campaign, e.generation) for e in (first, second)],
+        models=[family(campaign.generation(e.generation)) for e in (first, second)],
         headline=headline(parts[0][1][0], names),
         verdict=parts[0][1][0].plain["dice"].verdict,
         parts=parts,
@@ -101,7 +101,7 @@ def write_comparison_page(
         metrics=METRICS,
         url=campaign.url,
     )
-    path = f"reports/compare_{first.generation:04d}_{second.generation:04d}.html"
+    path = REPORT.path(file=f"compare_{first.generation:04d}_{second.generation:04d}.html")
     campaign.storage.write_bytes(path, page.encode())
     return path
 

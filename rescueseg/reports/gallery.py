@@ -18,13 +18,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.evaluation.champion import Judgement
 from rescueseg.evaluation.scores import BoxScore, Evaluation
-from rescueseg.evaluation.truth import Labels, TruthReader, holdout_boxes, open_truths
+from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
 from rescueseg.evaluation.uncertain_boxes import UncertainBox
 from rescueseg.geometry import Box, Spacing
-from rescueseg.inference.maps import most_likely, open_map
+from rescueseg.inference.maps import VolumeMaps, most_likely
 from rescueseg.labels import IGNORE, PatchLabels, predecessors
 from rescueseg.reports.figures import (
     CLASS_COLOURS,
@@ -66,97 +66,135 @@ class Column:
     voxels: npt.NDArray[Any]
 
 
-def worst_patch(campaign: Campaign, generation: int, score: BoxScore, read_truth: TruthReader) -> bytes:
-    """Draw a holdout box: image, truth, prediction, what is wrong, uncertainty.
-
-    The planes go through the voxels with most errors along each axis.
-
-    Parameters
-    ----------
-    campaign : Campaign
-        With the generation's maps.
-    generation : int
-        Whose prediction.
-    score : BoxScore
-        The box.
-    read_truth : callable
-        As returned by `rescueseg.evaluation.truth.open_truths`.
-    """
-    truth = _truth(campaign, score, read_truth)
-    prediction = _prediction(campaign, generation, score.volume_id, score.box)
-    wrong = errors(prediction, truth)
-    columns = [
-        Column("truth", "labels", truth),
-        Column("prediction", "labels", prediction),
-        Column("what is wrong", "error", wrong),
-        Column("uncertainty", "uncertainty", _entropy(campaign, generation, score.volume_id, score.box)),
-    ]
-    return _draw(campaign, score.volume_id, score.box, columns, wrong > 0)
-
-
-def uncertain_patch(campaign: Campaign, generation: int, place: UncertainBox) -> bytes:
-    """Draw a box without truth: image, prediction, uncertainty; planes through the most uncertain voxels."""
-    entropy = _entropy(campaign, generation, place.volume_id, place.box)
-    columns = [
-        Column("prediction", "labels", _prediction(campaign, generation, place.volume_id, place.box)),
-        Column("uncertainty", "uncertainty", entropy),
-    ]
-    return _draw(campaign, place.volume_id, place.box, columns, entropy)
-
-
-def changed_patch(
-    campaign: Campaign, first: tuple[int, str], second: tuple[int, str], score: BoxScore, read_truth: TruthReader
-) -> bytes:
-    """Draw a holdout box for two generations: truth, and prediction and errors of both.
-
-    The planes go through the voxels about which they disagree most.
+@dataclass(frozen=True)
+class BoxPictures:
+    """Draws boxes of a campaign's volumes.
 
     Parameters
     ----------
-    campaign : Campaign
-        With the maps of both.
-    first, second : tuple of int and str
-        Generation and what it is called.
-    score : BoxScore
-        The box.
-    read_truth : callable
-        As returned by `rescueseg.evaluation.truth.open_truths`.
+    volumes : VolumeFolder
+        The campaign's.
+    n_classes : int
+        Its foreground classes; the highest entropy follows from them.
     """
-    truth = _truth(campaign, score, read_truth)
-    columns, predictions = [Column("truth", "labels", truth)], []
-    for generation, name in (first, second):
-        predictions.append(_prediction(campaign, generation, score.volume_id, score.box))
-        columns.append(Column(name, "labels", predictions[-1]))
-        columns.append(Column("what is wrong", "error", errors(predictions[-1], truth)))
-    return _draw(campaign, score.volume_id, score.box, columns, predictions[0] != predictions[1])
 
+    volumes: VolumeFolder
+    n_classes: int
 
-def disagreeing_patch(
-    campaign: Campaign, volume_id: str, box: Box, masks: Sequence[tuple[str, PatchLabels]], accepted: PatchLabels | None
-) -> bytes:
-    """Draw what two people drew in a box, and what only one of them did; planes through the most of that.
+    def worst(self, generation: GenerationFolder, score: BoxScore, truth: HoldoutTruth) -> bytes:
+        """Draw a holdout box: image, truth, prediction, what is wrong, uncertainty.
 
-    Parameters
-    ----------
-    campaign : Campaign
-        With the volume.
-    volume_id, box
-        The patch.
-    masks : sequence of (str, PatchLabels)
-        The two, with the names of who drew them.
-    accepted : PatchLabels, optional
-        What was accepted in the end, where that is neither.
-    """
-    (one, first), (two, second) = masks
-    apart = disagreement(first, second)
-    columns = [Column(name, "labels", _countable(labels)) for name, labels in masks]
-    columns.append(Column("they differ", "error", apart))
-    if accepted is not None:
-        columns.append(Column("accepted", "labels", _countable(accepted)))
-    legend = {f"only {one}": MISSED, f"only {two}": INVENTED}
-    if (apart == 3).any():
-        legend["both, as something else"] = PINK
-    return _draw(campaign, volume_id, box, columns, apart > 0, legend)
+        The planes go through the voxels with most errors along each axis.
+
+        Parameters
+        ----------
+        generation : GenerationFolder
+            Whose prediction.
+        score : BoxScore
+            The box.
+        truth : HoldoutTruth
+            Of the holdout.
+        """
+        labels, prediction = _truth(score, truth), _prediction(generation, score.volume_id, score.box)
+        wrong = errors(prediction, labels)
+        columns = [
+            Column("truth", "labels", labels),
+            Column("prediction", "labels", prediction),
+            Column("what is wrong", "error", wrong),
+            Column("uncertainty", "uncertainty", _entropy(generation, score.volume_id, score.box)),
+        ]
+        return self._draw(score.volume_id, score.box, columns, wrong > 0)
+
+    def uncertain(self, generation: GenerationFolder, place: UncertainBox) -> bytes:
+        """Draw a box without truth: image, prediction, uncertainty; planes through the most uncertain voxels."""
+        entropy = _entropy(generation, place.volume_id, place.box)
+        columns = [
+            Column("prediction", "labels", _prediction(generation, place.volume_id, place.box)),
+            Column("uncertainty", "uncertainty", entropy),
+        ]
+        return self._draw(place.volume_id, place.box, columns, entropy)
+
+    def changed(self, generations: Mapping[str, GenerationFolder], score: BoxScore, truth: HoldoutTruth) -> bytes:
+        """Draw a holdout box for two generations: truth, and prediction and errors of both.
+
+        The planes go through the voxels about which they disagree most.
+
+        Parameters
+        ----------
+        generations : mapping of str to GenerationFolder
+            The two, by what they are called.
+        score : BoxScore
+            The box.
+        truth : HoldoutTruth
+            Of the holdout.
+        """
+        labels = _truth(score, truth)
+        columns, predictions = [Column("truth", "labels", labels)], []
+        for name, generation in generations.items():
+            predictions.append(_prediction(generation, score.volume_id, score.box))
+            columns.append(Column(name, "labels", predictions[-1]))
+            columns.append(Column("what is wrong", "error", errors(predictions[-1], labels)))
+        return self._draw(score.volume_id, score.box, columns, predictions[0] != predictions[1])
+
+    def disagreeing(
+        self, volume_id: str, box: Box, masks: Sequence[tuple[str, PatchLabels]], accepted: PatchLabels | None
+    ) -> bytes:
+        """Draw what two people drew in a box, and what only one of them did; planes through the most of that.
+
+        Parameters
+        ----------
+        volume_id, box
+            The patch.
+        masks : sequence of (str, PatchLabels)
+            The two, with the names of who drew them.
+        accepted : PatchLabels, optional
+            What was accepted in the end, where that is neither.
+        """
+        (one, first), (two, second) = masks
+        apart = disagreement(first, second)
+        columns = [Column(name, "labels", _countable(labels)) for name, labels in masks]
+        columns.append(Column("they differ", "error", apart))
+        if accepted is not None:
+            columns.append(Column("accepted", "labels", _countable(accepted)))
+        legend = {f"only {one}": MISSED, f"only {two}": INVENTED}
+        if (apart == 3).any():
+            legend["both, as something else"] = PINK
+        return self._draw(volume_id, box, columns, apart > 0, legend)
+
+    def _draw(
+        self,
+        volume_id: str,
+        box: Box,
+        columns: Sequence[Column],
+        weight: npt.NDArray[Any],
+        legend: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Draw the image and the columns, in planes through the maxima of a weight (zyx); a legend names colours below."""
+        volume = self.volumes.record(volume_id)
+        raw = np.asarray(open_image(self.volumes, volume_id)[(slice(None), *box.slices)])
+        image = normalise(raw, volume.normalisation)[0]
+        shown = [Column("image", "image", image), *columns]
+        spacing = volume.spacing_um_zyx
+        z, y, x = (n * s for n, s in zip(box.shape_zyx, spacing, strict=True))
+        sizes = [(y, x), (z, y), (z, x)]
+        ratios = [max(0.3, height / width) for height, width in sizes]
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+        figure = Figure(figsize=(2.1 * len(shown), 0.35 + 2.08 * sum(ratios)), layout=layout)
+        grid = figure.subplots(len(PLANES), len(shown), gridspec_kw={"height_ratios": ratios}, squeeze=False)
+        limits = float(image.min()), float(image.max())
+        highest = math.log(self.n_classes + 1)
+        for row, (name, axis), (_, width) in zip(grid, PLANES, sizes, strict=True):
+            index = int(weight.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64).argmax())
+            for axes, column in zip(row, shown, strict=True):
+                _panel(axes, column, index, axis, image, (spacing, limits, highest))
+            _scale_bar(row[0], width)
+            row[0].set_ylabel(f"{name}, {'zyx'[axis]} = {index + box.offset_zyx[axis]}", fontsize=8)
+        for axes, column in zip(grid[0], shown, strict=True):
+            axes.set_title(column.title, fontsize=9)
+        if legend:
+            swatches = [Patch(color=colour, label=name) for name, colour in legend.items()]
+            figure.legend(handles=swatches, loc="outside lower right", ncols=len(swatches), fontsize=8, frameon=False)
+        return png(figure, dpi=95)
 
 
 def _countable(labels: PatchLabels) -> npt.NDArray[np.uint8]:
@@ -202,53 +240,17 @@ def errors(prediction: Labels, truth: Labels) -> Labels:
     return np.asarray(missed + 2 * invented, np.uint8)
 
 
-def _truth(campaign: Campaign, score: BoxScore, read_truth: TruthReader) -> Labels:
-    return read_truth(next(b for b in holdout_boxes(campaign) if (b.volume_id, b.box) == (score.volume_id, score.box)))
+def _truth(score: BoxScore, truth: HoldoutTruth) -> Labels:
+    return truth.labels(next(b for b in truth.boxes if (b.volume_id, b.box) == (score.volume_id, score.box)))
 
 
-def _prediction(campaign: Campaign, generation: int, volume_id: str, box: Box) -> Labels:
-    probability = open_map(campaign, generation, volume_id, "probability")[(slice(None), *box.slices)]
+def _prediction(generation: GenerationFolder, volume_id: str, box: Box) -> Labels:
+    probability = VolumeMaps(generation, volume_id).open("probability")[(slice(None), *box.slices)]
     return most_likely(np.asarray(probability, np.float32))
 
 
-def _entropy(campaign: Campaign, generation: int, volume_id: str, box: Box) -> npt.NDArray[np.float32]:
-    return np.asarray(open_map(campaign, generation, volume_id, "predictive_entropy")[box.slices], np.float32)
-
-
-def _draw(
-    campaign: Campaign,
-    volume_id: str,
-    box: Box,
-    columns: Sequence[Column],
-    weight: npt.NDArray[Any],
-    legend: Mapping[str, str] | None = None,
-) -> bytes:
-    """Draw the image and the columns, in planes through the maxima of a weight (zyx); a legend names colours below."""
-    volume = campaign.volume(volume_id)
-    raw = np.asarray(open_image(campaign, volume_id)[(slice(None), *box.slices)])
-    image = normalise(raw, volume.normalisation)[0]
-    shown = [Column("image", "image", image), *columns]
-    spacing = volume.spacing_um_zyx
-    z, y, x = (n * s for n, s in zip(box.shape_zyx, spacing, strict=True))
-    sizes = [(y, x), (z, y), (z, x)]
-    ratios = [max(0.3, height / width) for height, width in sizes]
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=(2.1 * len(shown), 0.35 + 2.08 * sum(ratios)), layout=layout)
-    grid = figure.subplots(len(PLANES), len(shown), gridspec_kw={"height_ratios": ratios}, squeeze=False)
-    limits = float(image.min()), float(image.max())
-    highest = math.log(campaign.config.n_classes + 1)
-    for row, (name, axis), (_, width) in zip(grid, PLANES, sizes, strict=True):
-        index = int(weight.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64).argmax())
-        for axes, column in zip(row, shown, strict=True):
-            _panel(axes, column, index, axis, image, (spacing, limits, highest))
-        _scale_bar(row[0], width)
-        row[0].set_ylabel(f"{name}, {'zyx'[axis]} = {index + box.offset_zyx[axis]}", fontsize=8)
-    for axes, column in zip(grid[0], shown, strict=True):
-        axes.set_title(column.title, fontsize=9)
-    if legend:
-        swatches = [Patch(color=colour, label=name) for name, colour in legend.items()]
-        figure.legend(handles=swatches, loc="outside lower right", ncols=len(swatches), fontsize=8, frameon=False)
-    return png(figure, dpi=95)
+def _entropy(generation: GenerationFolder, volume_id: str, box: Box) -> npt.NDArray[np.float32]:
+    return np.asarray(VolumeMaps(generation, volume_id).open("predictive_entropy")[box.slices], np.float32)
 
 
 def _panel(
@@ -339,16 +341,17 @@ def evaluation_figures(
     dict
         `uncertainty_against_error.png`, `worst_1.png` and so on, `uncertain_1.png` and so on.
     """
-    figures = {}
+    figures, draw = {}, BoxPictures(campaign.volumes, campaign.config.n_classes)
+    folder = campaign.generation(evaluation.generation)
     part = evaluation.test or evaluation.validation
     if part is not None:
         figures["uncertainty_against_error.png"] = uncertainty_against_error(part)
     if boxes := evaluation.worst(worst):
-        read_truth = open_truths(campaign, holdout_boxes(campaign))
+        truth = holdout_truth(campaign)
     for number, score in enumerate(boxes, start=1):
-        figures[f"worst_{number}.png"] = worst_patch(campaign, evaluation.generation, score, read_truth)
+        figures[f"worst_{number}.png"] = draw.worst(folder, score, truth)
     for number, place in enumerate(places, start=1):
-        figures[f"uncertain_{number}.png"] = uncertain_patch(campaign, evaluation.generation, place)
+        figures[f"uncertain_{number}.png"] = draw.uncertain(folder, place)
     return figures
 
 
@@ -356,6 +359,6 @@ def generation_figures(
     campaign: Campaign, history: Sequence[Judgement], threshold_dice: float | None, places: Sequence[UncertainBox] = ()
 ) -> dict[str, bytes]:
     """Return the figures of the last evaluated generation by file name: `learning_curve.png` and `evaluation_figures`."""
-    families = {j.generation: family(campaign, j.generation) for j in history}
+    families = {j.generation: family(campaign.generation(j.generation)) for j in history}
     curve = {"learning_curve.png": learning_curve(history, threshold_dice, families)}
     return curve | evaluation_figures(campaign, history[-1].evaluation, places)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rescueseg.campaign import STAGES, Campaign
+from rescueseg.campaign import STAGES, Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile, seconds_file
 from rescueseg.campaign.stage_results import EFFORT, QUERY, TICKETS, StageResult
 from rescueseg.evaluation.champion import EVALUATION
@@ -54,51 +56,50 @@ class Row(StageResult):
 REPORT = RecordFile("report", Row)
 
 
-def row(campaign: Campaign, generation: int) -> Row:
+def row(generation: GenerationFolder) -> Row:
     """Return the row of a generation whose tickets stage is done."""
-    judgement = campaign.require(EVALUATION, generation)
+    judgement = generation.require(EVALUATION)
     test = judgement.evaluation.test
     return Row(
-        generation=generation,
+        generation=generation.number,
         patches=judgement.annotated_patches,
         voxels=judgement.annotated_voxels,
         test_dice=test.dice if test else None,
         test_precision=test.precision if test else None,
         test_recall=test.recall if test else None,
-        queried_uncertainty=campaign.require(QUERY, generation).uncertainty,
-        voxels_corrected=campaign.require(EFFORT, generation).voxels_corrected,
-        seconds=stage_seconds(campaign, generation),
+        queried_uncertainty=generation.require(QUERY).uncertainty,
+        voxels_corrected=generation.require(EFFORT).voxels_corrected,
+        seconds=stage_seconds(generation),
         champion=judgement.champion,
-        stop=campaign.require(TICKETS, generation).stop,
+        stop=generation.require(TICKETS).stop,
     )
 
 
-def rows(campaign: Campaign) -> list[Row]:
+def rows(generations: Iterable[GenerationFolder]) -> list[Row]:
     """Return the rows of all generations that have queried their next patches, in order."""
-    return [row(campaign, g) for g in campaign.generations() if campaign.has(TICKETS, g)]
+    return [row(generation) for generation in generations if generation.has(TICKETS)]
 
 
-def table(campaign: Campaign) -> Table:
-    """Return the rows of all generations as a table for the terminal."""
-    lines = rows(campaign)
-    title = f"{campaign.config.name}: champion is generation {lines[-1].champion}"
+def table(name: str, lines: Sequence[Row]) -> Table:
+    """Return the rows of all generations of a campaign as a table for the terminal; at least one."""
+    title = f"{name}: champion is generation {lines[-1].champion}"
     result = Table(title=title, caption=LEGEND, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    for name in COLUMNS:
-        result.add_column(name, justify="right", overflow="fold")
+    for column in COLUMNS:
+        result.add_column(column, justify="right", overflow="fold")
     for line in lines:
         result.add_row(*line.cells())
     return result
 
 
-def stage_seconds(campaign: Campaign, generation: int) -> dict[str, float]:
+def stage_seconds(generation: GenerationFolder) -> dict[str, float]:
     """Return how long the last attempt at each finished stage took."""
-    results = {stage: campaign.result(seconds_file(stage), generation) for stage in STAGES}
+    results = {stage: generation.read(seconds_file(stage)) for stage in STAGES}
     return {stage: seconds for stage, seconds in results.items() if seconds is not None}
 
 
 def to_markdown(campaign: Campaign, generation: int) -> str:
     """Return a page on one generation: the table up to it, and the patches it queried."""
-    table = [r for r in rows(campaign) if r.generation <= generation]
+    table = [r for r in rows(campaign.generations()) if r.generation <= generation]
     lines = [
         f"# {campaign.config.name}, generation {generation}",
         "",
@@ -113,7 +114,7 @@ def to_markdown(campaign: Campaign, generation: int) -> str:
         "",
         "| queried patch | box zyx | score | why |",
         "|---|---|---|---|",
-        *(_patch_line(patch) for patch in campaign.require(QUERY, generation).patches),
+        *(_patch_line(patch) for patch in campaign.generation(generation).require(QUERY).patches),
         "",
         f"Campaign: `{campaign.url}`",
     ]

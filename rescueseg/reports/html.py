@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jinja2
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder
 from rescueseg.evaluation.metric_table import METRICS, Metric
 from rescueseg.evaluation.pooled import Group
 
@@ -57,7 +57,7 @@ def shown_metrics(groups: Sequence[Group]) -> list[Metric]:
     return [m for m in METRICS if m.name in _IN_TABLES and any(m.name in g.plain for g in groups)]
 
 
-def family(campaign: Campaign, generation: int) -> str:
+def family(generation: GenerationFolder) -> str:
     """Return the model family of a generation, empty where its model is gone."""
-    model = campaign.model(generation)
+    model = generation.model()
     return model.trainer if model else ""

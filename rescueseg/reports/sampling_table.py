@@ -34,7 +34,7 @@ def table(holdout: Holdout, starting: Sequence[QueriedPatch]) -> Table:
 def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[str]:
     """Return sentences on the patch shapes, a stratum that the data do not have, and how much to annotate."""
     lines = []
-    for volume in campaign.volumes():
+    for volume in campaign.volumes.records():
         shape = patch_shape(campaign.config, volume, holdout)
         lengths = " × ".join(f"{n * s:.3g}" for n, s in zip(shape, volume.spacing_um_zyx, strict=True))
         lines.append(f"Patches of {volume.volume_id}: {'×'.join(map(str, shape))} voxels (zyx), {lengths} µm")

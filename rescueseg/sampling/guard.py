@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import TRIAGE_SUMMARY
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import HoldoutConfig
 from rescueseg.geometry import ZYX, Box, isotropic_shape, zyx
 from rescueseg.records import VolumeRecord
 from rescueseg.volumes import open_truth
@@ -40,43 +40,46 @@ def guard_of_length(volumes: Sequence[VolumeRecord], length_um: float) -> ZYX:
     return zyx(max(math.ceil(length_um / v.spacing_um_zyx[axis] - 1e-6) for v in volumes) for axis in range(3))
 
 
-def object_guards(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> list[ZYX]:
+def object_guards(
+    config: HoldoutConfig, folder: VolumeFolder, volumes: Sequence[VolumeRecord], thickness_um: float | None
+) -> list[ZYX]:
     """Return guards by the size of the objects, the widest first; none where it is not known or a person chose a guard.
 
     Parameters
     ----------
-    campaign : Campaign
-        Its instance truth or, without any, its triage tells the size.
+    config : HoldoutConfig
+        A person's choice.
+    folder : VolumeFolder
+        Where instance truth lies, which tells the size.
     volumes : sequence of VolumeRecord
         Those that the holdout is drawn for.
+    thickness_um : float, optional
+        What the triage measured as the structure's thickness; the size where no truth numbers objects.
     """
-    config = campaign.config.holdout
     if config.guard_zyx is not None or config.guard_um is not None:
         return []
-    diameter = object_diameter(campaign, volumes)
+    diameter = object_diameter(folder, volumes, thickness_um)
     return [guard_of_length(volumes, share * diameter) for share in _SHARES] if diameter else []
 
 
-def object_diameter(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> float | None:
+def object_diameter(folder: VolumeFolder, volumes: Sequence[VolumeRecord], thickness_um: float | None) -> float | None:
     """Return the median object's diameter in micrometre, None where nothing is known of objects.
 
     From the middle of the volumes whose truth numbers objects: that of a ball of the object's volume, objects that the
     border cuts left out where there are others. Else what the triage measured as the structure's thickness.
     """
     known = [v for v in volumes if v.truth == "instance"]
-    sizes = [size for v in known for size in _object_volumes(campaign, v, _COUNTED // len(known))]
+    sizes = [size for v in known for size in _object_volumes(folder, v, _COUNTED // len(known))]
     if sizes:
         return float((6 * np.median(sizes) / math.pi) ** (1 / 3))
-    triage = campaign.read(TRIAGE_SUMMARY)
-    thickness = triage.measured("thickness") if triage else None
-    return thickness if thickness and math.isfinite(thickness) else None
+    return thickness_um if thickness_um and math.isfinite(thickness_um) else None
 
 
-def _object_volumes(campaign: Campaign, volume: VolumeRecord, voxels: int) -> list[float]:
+def _object_volumes(folder: VolumeFolder, volume: VolumeRecord, voxels: int) -> list[float]:
     """Return the volumes of the objects in the middle of a volume, in cubic micrometre."""
     shape = isotropic_shape(volume.spacing_um_zyx, min(voxels, math.prod(volume.shape_zyx)), volume.shape_zyx)
     middle = Box(zyx((n - s) // 2 for n, s in zip(volume.shape_zyx, shape, strict=True)), shape)
-    numbers = np.asarray(open_truth(campaign, volume.volume_id, instances=True)[middle.slices])
+    numbers = np.asarray(open_truth(folder, volume.volume_id, instances=True)[middle.slices])
     objects, counts = np.unique(numbers, return_counts=True)
     cut = np.unique(np.concatenate([np.take(numbers, (0, -1), axis=axis).ravel() for axis in range(3)]))
     is_object = (objects > 0) & (counts >= _SMALLEST)

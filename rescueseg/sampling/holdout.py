@@ -14,6 +14,8 @@ from itertools import cycle, islice, product, zip_longest
 from typing import TypeVar
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.route import TRIAGE_SUMMARY
+from rescueseg.config import CampaignConfig, HoldoutConfig
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import ZYX, Box, Patch, zyx
 from rescueseg.progress import Progress
@@ -55,29 +57,28 @@ _MOST_GUARDED = 0.7
 T = TypeVar("T")
 
 
-def undrawn_volumes(campaign: Campaign) -> list[VolumeRecord]:
+def undrawn_volumes(frozen: Holdout | None, volumes: Sequence[VolumeRecord]) -> list[VolumeRecord]:
     """Return the volumes that the holdout was not drawn from yet: all before the first drawing."""
-    frozen = campaign.holdout()
     drawn_ids = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
-    return [v for v in campaign.volumes() if v.volume_id not in drawn_ids]
+    return [v for v in volumes if v.volume_id not in drawn_ids]
 
 
 def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
     """Return the holdout that `starting_patches.draw_holdout` would freeze; nothing is written. Parameters as there."""
-    frozen, everything = campaign.holdout(), campaign.volumes()
+    frozen, everything = campaign.holdout(), campaign.volumes.records()
     if not everything:
         raise SamplingError(
             "the campaign has no volume that may be used",
             where=campaign.url,
             todo="Add one with 'rescueseg add'; 'rescueseg status' shows the refused ones",
         )
-    volumes = undrawn_volumes(campaign)
+    volumes = undrawn_volumes(frozen, everything)
     if frozen and not volumes:
         return frozen
     given = _Given.of(campaign, volumes, trained)
     layout = None
     if frozen is None or not campaign.config.holdout.volumes or any(v.volume_id in given.whole for v in volumes):
-        plans = _first_plans(campaign, volumes) if frozen is None else _growth_plans(campaign, volumes, frozen)
+        plans = _first_plans(given) if frozen is None else _growth_plans(given, frozen)
         layout = next((drawn for plan in plans if (drawn := _draw_boxes(given, plan, progress))), None)
     if frozen is None and layout is None:
         raise SamplingError(
@@ -101,12 +102,12 @@ def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
     campaign : Campaign
         Nothing is written.
     """
-    holdout, volumes = campaign.holdout(), campaign.volumes()
+    holdout, volumes = campaign.holdout(), campaign.volumes.records()
     shapes = {v.volume_id: patch_shape(campaign.config, v, holdout) for v in volumes}
     if holdout is not None or campaign.config.sampling.patch_zyx is not None or not volumes:
         return shapes
     given = _Given.of(campaign, volumes, ())
-    for plan in _first_plans(campaign, volumes):
+    for plan in _first_plans(given):
         boxes = _try_boxes(given, plan, rehearsal=True)
         if boxes is not None:
             guarded = given.guarded(given.holdout(boxes, plan.guard_zyx), volumes)
@@ -132,6 +133,8 @@ class _Given:
         What no box may touch.
     whole : tuple of str
         Volumes held out whole; where there are any, boxes are drawn in no other.
+    thickness_um : float or None
+        What the triage measured as the structure's thickness.
     """
 
     campaign: Campaign
@@ -140,12 +143,17 @@ class _Given:
     frozen: Holdout | None
     blocked: Sequence[Patch]
     whole: tuple[str, ...]
+    thickness_um: float | None
 
     @classmethod
     def of(cls, campaign: Campaign, volumes: Sequence[VolumeRecord], trained: Sequence[Patch]) -> _Given:
         """Read it from a campaign; `trained` as in `starting_patches.draw_holdout`."""
-        places, frozen, blocked = campaign.shared_places(), campaign.holdout(), _trained_patches(campaign, trained)
-        whole = _whole_volumes(campaign, volumes, places, blocked)
+        places, frozen, blocked = (
+            campaign.volumes.shared_places(),
+            campaign.holdout(),
+            _trained_patches(campaign, trained),
+        )
+        whole = _whole_volumes(campaign.config.holdout, volumes, places, blocked)
         if frozen is not None:
             whole = tuple(dict.fromkeys([*(frozen.whole or ()), *whole]))
         elif missing := [name for name in campaign.config.holdout.volumes if name not in whole]:
@@ -154,7 +162,9 @@ class _Given:
                 where="holdout.volumes",
                 todo=f"Name some of {', '.join(v.volume_id for v in volumes)}, or add it first",
             )
-        return cls(campaign, volumes, places, frozen, blocked, whole)
+        triage = campaign.records.read(TRIAGE_SUMMARY)
+        thickness = triage.measured("thickness") if triage else None
+        return cls(campaign, volumes, places, frozen, blocked, whole, thickness)
 
     def holdout(self, boxes: Sequence[HoldoutBox], guard_zyx: ZYX) -> Holdout:
         """Return what is frozen with more boxes; the guard counts where nothing is frozen."""
@@ -167,11 +177,11 @@ class _Given:
 
 
 def _whole_volumes(
-    campaign: Campaign, volumes: Sequence[VolumeRecord], places: SharedPlaces, blocked: Sequence[Patch]
+    config: HoldoutConfig, volumes: Sequence[VolumeRecord], places: SharedPlaces, blocked: Sequence[Patch]
 ) -> tuple[str, ...]:
     """Return the new volumes that the settings hold out whole."""
     names = {v.volume_id for v in volumes}
-    whole = tuple(name for name in campaign.config.holdout.volumes if name in names)
+    whole = tuple(name for name in config.volumes if name in names)
     for name in whole:
         if places.boxes_in(name, blocked):
             raise SamplingError(
@@ -212,10 +222,10 @@ class _Plan:
     pool: int
 
 
-def _first_plans(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> Iterator[_Plan]:
-    config = campaign.config.holdout
+def _first_plans(given: _Given) -> Iterator[_Plan]:
+    config, volumes = given.campaign.config.holdout, given.volumes
     chosen = guard_of_length(volumes, config.guard_um) if config.guard_um else config.guard_zyx
-    for wide in object_guards(campaign, volumes):
+    for wide in object_guards(config, given.campaign.volumes, volumes, given.thickness_um):
         for (scale, pixels), apart in product(_SMALLER[:3], (True, False)):
             guard_zyx = zyx(max(pair) for pair in zip(wide, plain_guard(volumes, pixels), strict=True))
             yield _Plan(config.validation_boxes, config.test_boxes, scale, guard_zyx, apart, LEAST_PLACES)
@@ -226,9 +236,10 @@ def _first_plans(campaign: Campaign, volumes: Sequence[VolumeRecord]) -> Iterato
             yield _Plan(validation, test, scale, guard_zyx, apart, pool)
 
 
-def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: Holdout) -> Iterator[_Plan]:
+def _growth_plans(given: _Given, frozen: Holdout) -> Iterator[_Plan]:
+    campaign, volumes = given.campaign, given.volumes
     new = {v.volume_id for v in volumes}
-    old = sum(math.prod(v.shape_zyx) for v in campaign.volumes() if v.volume_id not in new)
+    old = sum(math.prod(v.shape_zyx) for v in campaign.volumes.records() if v.volume_id not in new)
     growth = sum(math.prod(v.shape_zyx) for v in volumes) / max(1, old)
     parts = [sum(b.part == part for b in frozen.boxes) for part in ("validation", "test")]
     config = campaign.config.holdout
@@ -242,9 +253,8 @@ def _growth_plans(campaign: Campaign, volumes: Sequence[VolumeRecord], frozen: H
             yield _Plan(validation, test, scale, frozen.guard_zyx, apart, min(pool, _LEAST_GROWN))
 
 
-def _box_shape(campaign: Campaign, volume: VolumeRecord, share: float, plan: _Plan) -> ZYX:
+def _box_shape(config: CampaignConfig, volume: VolumeRecord, share: float, plan: _Plan) -> ZYX:
     """Return the shape of a holdout box: about a patch, twice that where the truth is there already."""
-    config = campaign.config
     if config.holdout.box_zyx is not None:
         return zyx(min(b, n) for b, n in zip(config.holdout.box_zyx, volume.shape_zyx, strict=True))
     shape = reference_shape(config, volume)
@@ -269,7 +279,7 @@ def _try_boxes(
     volumes = [v for v in given.volumes if v.volume_id in whole] if whole else given.volumes
     allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
     count = plan.validation + plan.test
-    shapes = {v.volume_id: _box_shape(campaign, v, allowed / count, plan) for v in volumes}
+    shapes = {v.volume_id: _box_shape(campaign.config, v, allowed / count, plan) for v in volumes}
     if not _may_fit(volumes, shapes, plan):
         return None
     rng = random_generator(campaign.config.seed, "holdout", *shapes)
@@ -281,7 +291,7 @@ def _try_boxes(
         taken += places.boxes_in(name, [b.patch for b in given.frozen.boxes] if given.frozen else [], gap_zyx)
         boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
         free[name] = subsample_places(boxes, volume, volumes, rng)
-    features = None if rehearsal else measure_places(campaign, volumes, free, progress)
+    features = None if rehearsal else measure_places(campaign.volumes, volumes, free, progress)
     sampler = BoxSampler(volumes, free, places, rng, features, gap_zyx)
     turns = [volume_turns(sampler.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
@@ -333,7 +343,7 @@ def _trained_patches(campaign: Campaign, trained: Sequence[Patch]) -> list[Patch
     starting = campaign.starting_patches() or []
     patches = [*trained, *campaign.rough_patches(), *(Patch(p.volume_id, p.box) for p in starting)]
     for generation in campaign.generations():
-        snapshot = campaign.snapshot(generation)
+        snapshot = generation.snapshot()
         patches += [Patch(item.volume_id, item.read_box) for item in snapshot.items] if snapshot else []
     return list(dict.fromkeys(patches))
 

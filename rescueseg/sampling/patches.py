@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
 from rescueseg.geometry import ZYX, Box, Patch, axis_starts, choose_non_overlapping, isotropic_shape, zyx
 from rescueseg.progress import Progress
@@ -236,18 +236,18 @@ def subsample_places(
 
 
 def measure_places(
-    campaign: Campaign,
+    folder: VolumeFolder,
     volumes: Sequence[VolumeRecord],
     places: dict[str, list[Box]],
     progress: Progress | None = None,
 ) -> dict[str, strata.Features]:
     """Measure the boxes at all places, by volume; see `strata.measure`."""
-    return {v.volume_id: strata.measure(volume_reader(campaign, v), places[v.volume_id], v, progress) for v in volumes}
+    return {v.volume_id: strata.measure(volume_reader(folder, v), places[v.volume_id], v, progress) for v in volumes}
 
 
-def volume_reader(campaign: Campaign, volume: VolumeRecord) -> strata.Reader:
+def volume_reader(folder: VolumeFolder, volume: VolumeRecord) -> strata.Reader:
     """Return a function that reads a box of a volume as acquired, czyx."""
-    image = open_image(campaign, volume.volume_id)
+    image = open_image(folder, volume.volume_id)
     return lambda box: read_box(image, box)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch
 from rescueseg.progress import Progress
@@ -62,13 +63,13 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     return holdout
 
 
-def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
+def holdout_tickets(volumes: Iterable[VolumeRecord], holdout: Holdout) -> list[HoldoutBox]:
     """Return the holdout boxes that people must annotate: those in usable volumes without ground truth.
 
     Parameters
     ----------
-    campaign : Campaign
-        Tells which volumes came with truth.
+    volumes : iterable of VolumeRecord
+        Those that may be used; they tell which came with truth.
     holdout : Holdout
         The frozen boxes.
 
@@ -77,7 +78,7 @@ def holdout_tickets(campaign: Campaign, holdout: Holdout) -> list[HoldoutBox]:
     list of HoldoutBox
         Each with its volume, box, part (the ticket's purpose) and stratum. They become the first tickets, without a prefill.
     """
-    without = {v.volume_id for v in campaign.volumes() if v.truth is None}
+    without = {v.volume_id for v in volumes if v.truth is None}
     return [box for box in holdout.boxes if box.volume_id in without]
 
 
@@ -105,22 +106,28 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Patch
     SamplingError
         If the holdout is not frozen yet.
     """
-    return _candidates(campaign, campaign.volume(volume_id), _frozen(campaign), campaign.shared_places(), occupied)
+    return _candidates(
+        campaign.config,
+        campaign.volumes.record(volume_id),
+        _frozen(campaign),
+        campaign.volumes.shared_places(),
+        occupied,
+    )
 
 
 def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> dict[str, list[Box]]:
     """Return the boxes of every volume that may be queried; see `candidate_boxes`."""
-    holdout, places, taken = _frozen(campaign), campaign.shared_places(), list(occupied)
-    return {v.volume_id: _candidates(campaign, v, holdout, places, taken) for v in campaign.volumes()}
+    holdout, places, taken = _frozen(campaign), campaign.volumes.shared_places(), list(occupied)
+    return {v.volume_id: _candidates(campaign.config, v, holdout, places, taken) for v in campaign.volumes.records()}
 
 
 def _candidates(
-    campaign: Campaign, volume: VolumeRecord, holdout: Holdout, places: SharedPlaces, occupied: Iterable[Patch]
+    config: CampaignConfig, volume: VolumeRecord, holdout: Holdout, places: SharedPlaces, occupied: Iterable[Patch]
 ) -> list[Box]:
     if not _covers(holdout, volume.volume_id):
         return []
     blocked = [*holdout.guarded(volume.volume_id, places), *places.boxes_in(volume.volume_id, occupied)]
-    return list(candidates(volume, patch_shape(campaign.config, volume, holdout), blocked))
+    return list(candidates(volume, patch_shape(config, volume, holdout), blocked))
 
 
 def starting_patches(
@@ -163,7 +170,7 @@ def starting_patches(
     """
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign)
-    places, usable = campaign.shared_places(), {v.volume_id for v in campaign.volumes()}
+    places, usable = campaign.volumes.shared_places(), {v.volume_id for v in campaign.volumes.records()}
     rough = [
         p
         for p in campaign.rough_patches()
@@ -171,7 +178,7 @@ def starting_patches(
     ]
     rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
     if len(rows) < count:
-        sampler = _starting_sampler(campaign, holdout, places, [*occupied, *rough], progress)
+        sampler = _starting_sampler(campaign.config, campaign.volumes, holdout, places, [*occupied, *rough], progress)
         turns = volume_turns(sampler.volumes, count - len(rows), sampler.rng)
         samples = sampler.draw(turns, STARTING_STRATA)
         rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
@@ -189,16 +196,21 @@ def starting_patches(
 
 
 def _starting_sampler(
-    campaign: Campaign, holdout: Holdout, places: SharedPlaces, occupied: Sequence[Patch], progress: Progress | None
+    config: CampaignConfig,
+    folder: VolumeFolder,
+    holdout: Holdout,
+    places: SharedPlaces,
+    occupied: Sequence[Patch],
+    progress: Progress | None,
 ) -> BoxSampler:
     """Return what draws starting patches: places measured, clear of the guarded holdout and of what is occupied."""
-    volumes = [v for v in campaign.volumes() if _covers(holdout, v.volume_id)]
-    rng = random_generator(campaign.config.seed, "starting patches")
+    volumes = [v for v in folder.records() if _covers(holdout, v.volume_id)]
+    rng = random_generator(config.seed, "starting patches")
     free: dict[str, list[Box]] = {}
     for volume in volumes:
-        boxes = _candidates(campaign, volume, holdout, places, occupied)
+        boxes = _candidates(config, volume, holdout, places, occupied)
         free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
-    return BoxSampler(volumes, free, places, rng, measure_places(campaign, volumes, free, progress))
+    return BoxSampler(volumes, free, places, rng, measure_places(folder, volumes, free, progress))
 
 
 def _frozen(campaign: Campaign) -> Holdout:

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from rescueseg.annotation.client import Role, require_role
-from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import IMAGE_KEY, TOKEN
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import AccessError, CampaignError, StorageError, UnknownTokenError
 from rescueseg.records import Record
+from rescueseg.storage import Storage
 
 _PREFIX = "rescueseg"
 _MAC_LETTERS = 32
@@ -46,6 +48,9 @@ class Token(Record):
     created_at: datetime
 
 
+_TOKEN = RecordFile("token", Token)
+
+
 def check_name(name: str) -> str:
     """Return an annotator's name if it can be used.
 
@@ -67,13 +72,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def add_token(campaign: Campaign, name: str, role: Role) -> str:
+def add_token(storage: Storage, name: str, role: Role) -> str:
     """Make a token for somebody and return it. Only its digest is stored, so that it cannot be shown again.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    storage : Storage
+        The campaign's root.
     name : str
         The annotator's name in the queue; one person may have several tokens.
     role : {"annotator", "reviewer", "admin"}
@@ -92,18 +97,23 @@ def add_token(campaign: Campaign, name: str, role: Role) -> str:
         digest=_digest(secret),
         created_at=datetime.now(UTC).replace(microsecond=0),
     )
-    campaign.storage.write_json(campaign.token_path(token_id), token.to_json())
+    storage.write_json(TOKEN.path(token_id=token_id), token.to_json())
     return f"{_PREFIX}_{token_id}_{secret}"
 
 
-def list_tokens(campaign: Campaign) -> list[Token]:
+def list_tokens(storage: Storage) -> list[Token]:
     """Return all tokens, oldest first."""
-    names = [name.removesuffix(".json") for name in campaign.storage.list(campaign.token_path())]
-    tokens = [Token.model_validate(campaign.storage.read_json(campaign.token_path(name))) for name in names]
+    names = [name.removesuffix(".json") for name in storage.list("tokens")]
+    tokens = [_read(storage, name) for name in names]
     return sorted(tokens, key=lambda token: (token.created_at, token.token_id))
 
 
-def revoke_token(campaign: Campaign, token_id: str) -> None:
+def _read(storage: Storage, token_id: str) -> Token:
+    path = TOKEN.path(token_id=token_id)
+    return _TOKEN.parse(storage.read_json(path), storage.path(path))
+
+
+def revoke_token(storage: Storage, token_id: str) -> None:
     """Revoke a token; it stops working at once.
 
     Raises
@@ -111,12 +121,12 @@ def revoke_token(campaign: Campaign, token_id: str) -> None:
     AccessError
         If there is none of that id.
     """
-    if token_id not in [token.token_id for token in list_tokens(campaign)]:
+    if token_id not in [token.token_id for token in list_tokens(storage)]:
         raise AccessError(f"there is no token '{token_id}'", todo="See 'rescueseg token list CAMPAIGN'")
-    campaign.storage.remove(campaign.token_path(token_id))
+    storage.remove(TOKEN.path(token_id=token_id))
 
 
-def holder(campaign: Campaign, token_text: str) -> Person:
+def holder(storage: Storage, token_text: str) -> Person:
     """Return the person whose token this is.
 
     Raises
@@ -127,7 +137,7 @@ def holder(campaign: Campaign, token_text: str) -> Person:
     prefix, _, rest = token_text.partition("_")
     token_id, _, secret = rest.partition("_")
     try:
-        token = Token.model_validate(campaign.storage.read_json(campaign.token_path(token_id or "-")))
+        token = _read(storage, token_id or "-")
     except (CampaignError, StorageError):
         token = None
     digest = token.digest if token else _digest("")
@@ -160,12 +170,12 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
-def image_key(campaign: Campaign) -> bytes:
+def image_key(storage: Storage) -> bytes:
     """Return the campaign's key for image addresses, made on the first call."""
-    path = campaign.image_key_path
-    if not campaign.storage.exists(path):
-        campaign.storage.write_bytes(path, secrets.token_bytes(32))
-    return campaign.storage.read_bytes(path)
+    path = IMAGE_KEY.path()
+    if not storage.exists(path):
+        storage.write_bytes(path, secrets.token_bytes(32))
+    return storage.read_bytes(path)
 
 
 def image_id(key: bytes, lease_id: str) -> str:

@@ -53,7 +53,7 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     QueueError, StorageError
         If the queue cannot be opened.
     """
-    service = Service(campaign, open_queue(campaign), is_open, login, access.image_key(campaign))
+    service = Service(campaign, open_queue(campaign), is_open, login, access.image_key(campaign.storage))
     app = FastAPI(
         title="rescueseg annotation server",
         version=__version__,
@@ -69,7 +69,7 @@ def create_app(campaign: Campaign, *, is_open: bool, login: str = "annotator") -
     origins = campaign.config.server.allowed_origins
     app.add_middleware(
         Guard,
-        holder=None if is_open else partial(access.holder, campaign),
+        holder=None if is_open else partial(access.holder, campaign.storage),
         allowed_origins=origins,
         limit=service.upload_limit,
     )

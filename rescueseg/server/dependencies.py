@@ -115,7 +115,7 @@ def current_person(
         If the name cannot be used.
     """
     if credentials is not None:
-        return access.holder(service.campaign, credentials.credentials)
+        return access.holder(service.campaign.storage, credentials.credentials)
     if not service.is_open:
         raise access.missing_token()
     name = unquote(name_header) if name_header is not None else annotator
@@ -197,7 +197,7 @@ async def _labels(request: Request, service: Service, ticket: TicketRecord) -> A
 
 def _read(service: Service, ticket: TicketRecord, files: dict[str, IO[bytes]]) -> PatchLabels:
     with AT_ONCE:
-        spacing = service.campaign.volume(ticket.volume_id).spacing_um_zyx
+        spacing = service.campaign.volumes.record(ticket.volume_id).spacing_um_zyx
         return read_upload(files, ticket, spacing, service.client("", "annotator").info().kind)
 
 

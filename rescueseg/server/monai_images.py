@@ -18,7 +18,7 @@ from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.packing import labels_of
 from rescueseg.errors import LabelError, TicketNotFoundError
 from rescueseg.geometry import Box, Spacing
-from rescueseg.inference.maps import map_reference
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE, PatchLabels
 from rescueseg.queue.records import Lease
 from rescueseg.server.uploads import nifti_bytes, read_nifti
@@ -34,7 +34,9 @@ def label_names(info: CampaignInfo) -> dict[str, int]:
 def has_maps(client: LocalClient) -> bool:
     """Tell whether any generation has predicted a volume."""
     campaign = client.campaign
-    return any(map_reference(campaign, g, v.volume_id) for g in campaign.generations() for v in campaign.volumes())
+    return any(
+        VolumeMaps(g, v.volume_id).reference() for g in campaign.generations() for v in campaign.volumes.records()
+    )
 
 
 def image_file(view: PatchView) -> bytes:
@@ -105,7 +107,7 @@ class Frame:
     def of(cls, client: LocalClient, lease: Lease) -> Frame:
         """Return the frame of a leased patch."""
         ticket = lease.ticket
-        return cls(ticket.box, client.context(ticket), client.campaign.volume(ticket.volume_id).spacing_um_zyx)
+        return cls(ticket.box, client.context(ticket), client.campaign.volumes.record(ticket.volume_id).spacing_um_zyx)
 
 
 def read_segments(label_info: object) -> list[Segment]:

@@ -62,7 +62,7 @@ def _auth(router: APIRouter, users: MonaiUsers) -> None:
 
     @router.post("/auth/token", summary="A token for a name and the token as its password")
     def token(username: Annotated[str, Form()], password: Annotated[str, Form()]) -> dict[str, str]:
-        if access.holder(users.service.campaign, password).name != username:
+        if access.holder(users.service.campaign.storage, password).name != username:
             raise UnknownTokenError("the token is somebody else's", todo="Give the name that it was made for")
         return {"access_token": password, "token_type": "bearer"}
 

@@ -23,7 +23,6 @@ from typing import IO, Annotated, Any
 from fastapi import APIRouter, File, Form, Request, UploadFile
 
 from rescueseg.annotation.local_client import LocalClient
-from rescueseg.campaign import Campaign
 from rescueseg.errors import LabelError, QueueError, TicketNotFoundError, storage_errors
 from rescueseg.server.monai_users import MonaiUsers
 from rescueseg.storage import write_atomically
@@ -52,10 +51,10 @@ def session_routes(router: APIRouter, users: MonaiUsers) -> None:
         client = users.client(request, client_id)
         if len(files) != 1 or not str(files[0].filename).lower().endswith(".nii.gz"):
             raise LabelError("a session takes one image as .nii.gz", where="files", todo="Save it so and send it again")
-        remove_old_sessions(client.campaign)
+        remove_old_sessions(client.campaign.services_folder)
         _check_count(client)
         session = uuid.uuid4().hex
-        folder = _root(client.campaign) / session
+        folder = _root(client.campaign.services_folder) / session
         now = int(time.time())
         about = {
             "name": session,
@@ -88,14 +87,14 @@ def session_routes(router: APIRouter, users: MonaiUsers) -> None:
         return {"session_id": session}
 
 
-def _root(campaign: Campaign) -> Path:
-    return campaign.services_folder / "monai-sessions"
+def _root(services_folder: Path) -> Path:
+    return services_folder / "monai-sessions"
 
 
 def _check_count(client: LocalClient) -> None:
     """Refuse another session of a person who has `MOST_SESSIONS`."""
     own = 0
-    for folder in _root(client.campaign).glob("*"):
+    for folder in _root(client.campaign.services_folder).glob("*"):
         with suppress(OSError, ValueError, KeyError):
             own += _read_info(folder)["meta"]["annotator"] == client.annotator
     if own >= MOST_SESSIONS:
@@ -123,17 +122,17 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def _folder(client: LocalClient, session: str) -> Path:
     """Return the folder of a running session that this person may use."""
-    remove_old_sessions(client.campaign)
-    folder = _root(client.campaign) / session
+    remove_old_sessions(client.campaign.services_folder)
+    folder = _root(client.campaign.services_folder) / session
     exists = _ID.fullmatch(session) and (folder / "session.json").is_file()
     if exists and (client.role == "admin" or _read_info(folder)["meta"]["annotator"] == client.annotator):
         return folder
     raise TicketNotFoundError("there is no such session", where=session[:64], todo="Bring the image again")
 
 
-def remove_old_sessions(campaign: Campaign) -> None:
+def remove_old_sessions(services_folder: Path) -> None:
     """Remove expired sessions, and incomplete ones that a killed server left."""
-    for folder in _root(campaign).glob("*") if _root(campaign).is_dir() else ():
+    for folder in _root(services_folder).glob("*") if _root(services_folder).is_dir() else ():
         is_over = False
         try:
             about = _read_info(folder)

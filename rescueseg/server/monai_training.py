@@ -37,7 +37,7 @@ def training_routes(router: APIRouter, users: MonaiUsers) -> None:
         prefect, run = _latest(client.campaign)
         if run is not None and not run.state.is_final:
             raise QueueError("a generation runs already", where=model[:64], todo="Wait for it; see GET /train/")
-        prefect_api.start_deployment(prefect, deployment_name(GENERATION_FLOW, client.campaign), {})
+        prefect_api.start_deployment(prefect, deployment_name(GENERATION_FLOW, client.campaign.config), {})
         return _status(_latest(client.campaign)[1])
 
     @router.get("/train/", summary="The latest generation's run; 404 where none is running and that was asked")
@@ -65,7 +65,7 @@ def _latest(campaign: Campaign) -> tuple[PrefectServer, FlowRun | None]:
             where=campaign.config.name,
             todo="Serve it with 'rescueseg up CAMPAIGN', or run 'rescueseg generation CAMPAIGN'",
         )
-    return prefect, prefect_api.latest_run(prefect, deployment_name(GENERATION_FLOW, campaign))
+    return prefect, prefect_api.latest_run(prefect, deployment_name(GENERATION_FLOW, campaign.config))
 
 
 def _status(run: FlowRun | None) -> dict[str, Any]:

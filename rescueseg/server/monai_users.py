@@ -38,7 +38,7 @@ class MonaiUsers:
         """
         token = access.bearer(request.headers.get("authorization", ""))
         if token is not None:
-            person = access.holder(self.service.campaign, token)
+            person = access.holder(self.service.campaign.storage, token)
         elif not self.service.is_open:
             raise access.missing_token()
         else:

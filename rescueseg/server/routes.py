@@ -331,7 +331,7 @@ def version_npz(client: ReviewerClient, ticket: ReviewedTicket, version: Version
 def version_nifti(service: AppService, client: ReviewerClient, ticket: ReviewedTicket, version: Version) -> _File:
     """Classes, or object numbers, over the patch."""
     labels = client.version_labels(ticket.ticket_id, version)
-    spacing = service.campaign.volume(ticket.volume_id).spacing_um_zyx
+    spacing = service.campaign.volumes.record(ticket.volume_id).spacing_um_zyx
     voxels = labels.classes if labels.instances is None else labels.instances
     return _File(nifti_bytes(voxels, spacing, ticket.box.offset_zyx), f"{ticket.ticket_id}_v{version}.nii.gz")
 

@@ -21,6 +21,7 @@ import httpx
 from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import ServiceError
 from rescueseg.queue.due import patches_due
 from rescueseg.queue.store import QueueStore
@@ -65,9 +66,9 @@ def prefect_server(campaign: Campaign | None = None) -> PrefectServer | None:
     return state.prefect(campaign.services_folder) if state else None
 
 
-def deployment_name(flow: str, campaign: Campaign) -> str:
+def deployment_name(flow: str, config: CampaignConfig) -> str:
     """Return the name under which a campaign's flow is deployed, as ``flow/deployment``."""
-    return f"{flow}/{campaign.config.name}"
+    return f"{flow}/{config.name}"
 
 
 def emit_event(prefect: PrefectServer, event: str, resource: str, payload: Mapping[str, Any]) -> None:
@@ -108,7 +109,7 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     bool
         True if an event was sent.
     """
-    due, reason = patches_due(campaign, store)
+    due, reason = patches_due(campaign.config, store)
     if not due:
         return False
     prefect = prefect_server(campaign)

@@ -108,7 +108,7 @@ class SimulatedAnnotator:
         classes = self.draw(lease.ticket)
         numbered = self.campaign.config.annotation.labels == "instance"
         labels = PatchLabels.of_components(classes) if numbered else PatchLabels(classes)
-        corrected = corrected_voxels(labels, starting_patch(self.campaign, lease))
+        corrected = corrected_voxels(labels, starting_patch(self.campaign.storage, lease, self.campaign.config))
         seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
         submit_labels(self.campaign, self.store, lease, self.name, labels, "simulated", seconds)
 
@@ -120,13 +120,15 @@ class SimulatedAnnotator:
         LabelError
             If its volume came without truth.
         """
-        if self.campaign.volume(ticket.volume_id).truth is None:
+        if self.campaign.volumes.record(ticket.volume_id).truth is None:
             raise LabelError(
                 "the simulated annotator needs ground truth",
                 where=f"volume {ticket.volume_id}",
                 todo="Import the volume with --truth",
             )
-        labels: Labels = np.asarray(volumes.open_truth(self.campaign, ticket.volume_id)[ticket.box.slices], np.uint8)
+        labels: Labels = np.asarray(
+            volumes.open_truth(self.campaign.volumes, ticket.volume_id)[ticket.box.slices], np.uint8
+        )
         rng = random_generator(self.campaign.config.seed, "annotator", ticket.ticket_id)
         if self.options.missed_objects:
             labels = miss_objects(labels, self.options.missed_objects, rng)

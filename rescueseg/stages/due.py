@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rescueseg.active_learning.strategies import find_strategy
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import query_strategy
+from rescueseg.campaign.route import current_choice
 from rescueseg.campaign.stage_results import TICKETS
 from rescueseg.errors import EvaluationError, QueueError
 from rescueseg.evaluation.truth import missing_truth
@@ -49,11 +49,11 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     if last is not None and last.finished_at is None:
         return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
     following = 0 if last is None else last.generation + 1
-    if waiting := _holdout_waiting(campaign):
+    if waiting := len(missing_truth(campaign)):
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
-    if last is not None and (stop := campaign.require(TICKETS, last.generation).stop):
+    if last is not None and (stop := campaign.generation(last.generation).require(TICKETS).stop):
         return Due(following, False, f"the campaign says stop: {stop}")
-    enough, reason = patches_due(campaign, store)
+    enough, reason = patches_due(campaign.config, store)
     return Due(following, enough, reason)
 
 
@@ -78,22 +78,18 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
 
 def check_ready(campaign: Campaign, store: QueueStore) -> int:
     """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
-    find_strategy(query_strategy(campaign))
-    check_families(campaign.config.training, f"{campaign.url}/campaign.toml")
+    find_strategy(current_choice(campaign).strategy)
+    check_families(campaign.config.training, campaign.file)
     check_address(campaign.config.cluster)
     accepted = len(store.accepted("pool"))
     if not accepted:
         raise QueueError(
             "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
         )
-    if waiting := _holdout_waiting(campaign):
+    if waiting := len(missing_truth(campaign)):
         raise EvaluationError(
             f"{waiting} holdout boxes are not annotated yet",
             where=campaign.url,
             todo="Their tickets come first in the queue; annotate and accept them",
         )
     return accepted
-
-
-def _holdout_waiting(campaign: Campaign) -> int:
-    return len(missing_truth(campaign)) if campaign.holdout() else 0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import current_calibration
+from rescueseg.evaluation.calibration import keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judge
-from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.evaluation.holdout_scores import check_evaluation, stored_maps
 from rescueseg.stages.stage import run_stage
 
 
 def evaluate(campaign: Campaign, generation: int) -> Judgement:
     """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so.
 
-    The temperature of its probabilities is fitted first and kept with it; see `rescueseg.evaluation.calibration`.
+    The temperature of its probabilities is fitted in the same pass over the maps and kept with it; see
+    `rescueseg.evaluation.calibration`.
     """
+    folder = campaign.generation(generation)
 
     def work() -> Judgement:
-        current_calibration(campaign, generation)
-        return judge(campaign, evaluate_generation(campaign, generation))
+        assignment = check_evaluation(campaign, generation)
+        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes))
+        keep_calibration(folder, assignment, calibration)
+        return judge(folder, evaluation, campaign.config.seed)
 
-    return run_stage(campaign, generation, EVALUATION, work)
+    return run_stage(folder, EVALUATION, work)

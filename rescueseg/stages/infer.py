@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.errors import TrainingError
 from rescueseg.inference import engine
@@ -30,10 +30,9 @@ def infer(campaign: Campaign, generation: int, client: Client | None, progress: 
     progress : callable
         Called with the volume's id, blocks done, blocks in all.
     """
-    ids = [volume.volume_id for volume in campaign.volumes()]
+    ids = [volume.volume_id for volume in campaign.volumes.records()]
     return run_stage(
-        campaign,
-        generation,
+        campaign.generation(generation),
         INFERENCE,
         lambda: tuple(infer_volume(campaign, generation, volume, client, progress) for volume in ids),
     )
@@ -43,22 +42,23 @@ def infer_volume(
     campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress
 ) -> MapReference:
     """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
+    folder = campaign.generation(generation)
 
     def note(done: int, total: int) -> None:
-        campaign.note_progress(generation, f"{volume_id}: block", done, total)
+        folder.note_progress(f"{volume_id}: block", done, total)
         progress(volume_id, done, total)
 
     return engine.infer_volume(
         campaign,
-        _model(campaign, generation),
+        _model(folder),
         volume_id,
         client=client,
         progress=note,
     )
 
 
-def _model(campaign: Campaign, generation: int) -> ModelReference:
-    model = campaign.model(generation)
+def _model(generation: GenerationFolder) -> ModelReference:
+    model = generation.model()
     if model is None:
-        raise TrainingError("there is no model", where=f"generation {generation}", todo="Train it first")
+        raise TrainingError("there is no model", where=f"generation {generation.number}", todo="Train it first")
     return model

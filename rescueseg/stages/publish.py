@@ -6,6 +6,7 @@ import re
 from functools import partial
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import TRIAGE, TRIAGE_PICTURE
 from rescueseg.campaign.outside_trainings import REQUEST, OutsideResult, OutsideTraining
 from rescueseg.campaign.stage_results import EFFORT, GenerationEffort
 from rescueseg.errors import CampaignError
@@ -14,8 +15,8 @@ from rescueseg.models.files import checkpoints
 from rescueseg.reports import campaign_report, generation_table
 from rescueseg.reports.generation_table import REPORT, Row
 from rescueseg.stages.stage import run_stage
-from rescueseg.stages.train_outside import run, work_folder
-from rescueseg.storage import canonical_json
+from rescueseg.stages.train_outside import run
+from rescueseg.storage import Storage, canonical_json
 from rescueseg.tracking.tracker import Tracker
 
 
@@ -39,13 +40,13 @@ def publish(campaign: Campaign, generation: int) -> Row:
     ServiceError
         If MLflow cannot be reached; the stage can be run again.
     """
-    return run_stage(campaign, generation, REPORT, lambda: _publish(campaign, generation))
+    return run_stage(campaign.generation(generation), REPORT, lambda: _publish(campaign, generation))
 
 
 def _publish(campaign: Campaign, generation: int) -> Row:
-    row = generation_table.row(campaign, generation)
-    judgement = campaign.require(EVALUATION, generation)
-    snapshot, model = campaign.snapshot(generation), campaign.model(generation)
+    folder = campaign.generation(generation)
+    row, judgement = generation_table.row(folder), folder.require(EVALUATION)
+    snapshot, model = folder.snapshot(), folder.model()
     if snapshot is None or model is None:
         raise CampaignError(
             "its snapshot or model is gone", where=f"generation {generation}", todo="Restore the campaign's folder"
@@ -55,21 +56,21 @@ def _publish(campaign: Campaign, generation: int) -> Row:
     tracker.log_config(run)
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
-    effort = campaign.require(EFFORT, generation)
+    effort = folder.require(EFFORT)
     tracker.log_judgement(judgement, registered, _extra(row) | effort_metrics(effort))
     report = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
     page = campaign.storage.read_bytes(report.path)
     files = {"report.html": page, "effort.json": canonical_json(effort.to_json()).encode()}
     figures = {f"figures/{name}": data for name, data in report.figures.items()}
-    tracker.log_files(run, {**files, **figures, **triage_files(campaign)})
+    tracker.log_files(run, {**files, **figures, **triage_files(campaign.storage)})
     tracker.finish_generation(generation)
     return row
 
 
-def triage_files(campaign: Campaign) -> dict[str, bytes]:
+def triage_files(storage: Storage) -> dict[str, bytes]:
     """Return the files of the triage by their path in MLflow; empty before a triage."""
-    names = ("triage.json", "triage.png")
-    return {f"triage/{n}": campaign.storage.read_bytes(n) for n in names if campaign.storage.exists(n)}
+    names = (TRIAGE.path(), TRIAGE_PICTURE.path())
+    return {f"triage/{n}": storage.read_bytes(n) for n in names if storage.exists(n)}
 
 
 def effort_metrics(effort: GenerationEffort) -> dict[str, float]:
@@ -113,9 +114,10 @@ def run_tracked(campaign: Campaign, training: OutsideTraining) -> OutsideResult:
     tracker, name = Tracker(campaign), training.name
     with tracker.training(name) as run_id:
         tracker.log_config(run_id, {"training.trainer": training.trainer})
-        campaign.write(REQUEST, training, campaign.training_path(name))
-        tracker.log_training_set(run_id, training.snapshot, REQUEST.path(campaign.training_path(name)))
-        with tracker.live(lambda: run_id, partial(checkpoints, work_folder(campaign, name))) as live:
+        folder = campaign.training(name)
+        folder.write(REQUEST, training)
+        tracker.log_training_set(run_id, training.snapshot, REQUEST.path(folder.folder))
+        with tracker.live(lambda: run_id, partial(checkpoints, folder.work_folder())) as live:
             result = run(campaign, training, live)
         tracker.log_metrics(run_id, 0, {"seconds": result.seconds})
         tracker.log_model(f"training-{name}", result.model, run_id)

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign import snapshot as snapshots
 from rescueseg.campaign.route import freeze_choice
 from rescueseg.campaign.stage_results import EFFORT, SNAPSHOT, Effort, GenerationEffort, PatchEffort
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import AcceptedAnnotation, Snapshot
+from rescueseg.records import AcceptedAnnotation, Holdout, Snapshot
 from rescueseg.stages.stage import run_stage
 from rescueseg.volumes.comparison import ensure_compared
 
 
 def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Snapshot:
     """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`."""
+    folder = campaign.generation(generation)
 
     def work() -> Snapshot:
-        campaign.apply_domains()
-        ensure_compared(campaign)
+        campaign.volumes.apply_domains()
+        ensure_compared(campaign.volumes)
         accepted = store.accepted("pool")
-        previous = campaign.snapshot(generation - 1) if generation else None
+        previous = campaign.generation(generation - 1).snapshot() if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()
         new = [a for a in accepted if a.annotation_id not in earlier]
-        campaign.finish(
-            EFFORT, generation, effort_of(new).model_copy(update={"left_out": left_out(campaign, accepted)})
+        folder.write(
+            EFFORT,
+            effort_of(new).model_copy(update={"left_out": left_out(campaign.holdout(), campaign.volumes, accepted)}),
         )
         freeze_choice(campaign, generation)
         return snapshots.make_snapshot(campaign, generation, accepted)
 
-    result = run_stage(campaign, generation, SNAPSHOT, work)
-    effort = campaign.result(EFFORT, generation)
+    result = run_stage(folder, SNAPSHOT, work)
+    effort = folder.read(EFFORT)
     store.count_accepted(generation, len(result.items) + (len(effort.left_out) if effort else 0))
     return result
 
 
-def left_out(campaign: Campaign, accepted: Sequence[AcceptedAnnotation]) -> tuple[str, ...]:
+def left_out(holdout: Holdout | None, volumes: VolumeFolder, accepted: Sequence[AcceptedAnnotation]) -> tuple[str, ...]:
     """Return the tickets that a snapshot leaves out; see `rescueseg.campaign.snapshot.in_holdout_of_copies`."""
-    holdout, usable = campaign.holdout(), {v.volume_id for v in campaign.volumes()}
+    usable = {v.volume_id for v in volumes.records()}
     if holdout is None:
         return ()
     mine = [a for a in accepted if a.volume_id in usable]
-    return tuple(sorted(a.ticket_id for a in snapshots.in_holdout_of_copies(holdout, mine, campaign.shared_places())))
+    return tuple(sorted(a.ticket_id for a in snapshots.in_holdout_of_copies(holdout, mine, volumes.shared_places())))
 
 
 def effort_of(accepted: Sequence[AcceptedAnnotation]) -> GenerationEffort:

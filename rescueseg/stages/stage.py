@@ -15,25 +15,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder
 from rescueseg.campaign.record_file import RecordFile, T
 
 NOTE_EVERY = 10
 """Training steps between two notes of progress."""
 
 
-def run_stage(campaign: Campaign, generation: int, file: RecordFile[T], work: Callable[[], T]) -> T:
+def run_stage(generation: GenerationFolder, file: RecordFile[T], work: Callable[[], T]) -> T:
     """Return a stage's result; its work is done, timed and committed only where there is none yet."""
-    previous = campaign.result(file, generation)
+    previous = generation.read(file)
     if previous is not None:
         return previous
     started = time.perf_counter()
     result = work()
-    commit(campaign, generation, file, result, time.perf_counter() - started)
+    commit(generation, file, result, time.perf_counter() - started)
     return result
 
 
-def commit(campaign: Campaign, generation: int, file: RecordFile[T], result: T, seconds: float) -> None:
+def commit(generation: GenerationFolder, file: RecordFile[T], result: T, seconds: float) -> None:
     """Write the seconds that a stage took, then its result."""
-    campaign.finish(file.seconds, generation, round(seconds, 3))
-    campaign.finish(file, generation, result)
+    generation.write(file.seconds, round(seconds, 3))
+    generation.write(file, result)

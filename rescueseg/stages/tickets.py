@@ -12,13 +12,15 @@ from rescueseg.active_learning.stopping import GenerationResult, should_stop
 from rescueseg.active_learning.strategies import choose_patches
 from rescueseg.annotation.label_files import ticket_id
 from rescueseg.annotation.pairs import annotators_of
-from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import profile_of, query_strategy
+from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
+from rescueseg.campaign.layout import PREFILL
+from rescueseg.campaign.route import TRIAGE_SUMMARY, frozen_choice, profile_of
 from rescueseg.campaign.stage_results import QUERY, TICKETS, QueryResult, TicketsResult
+from rescueseg.config import CampaignConfig, StoppingConfig
 from rescueseg.errors import QueueError, SamplingError
-from rescueseg.evaluation.champion import judgements
+from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.geometry import Patch
-from rescueseg.inference.maps import most_likely, open_map
+from rescueseg.inference.maps import VolumeMaps, most_likely
 from rescueseg.labels import class_names
 from rescueseg.postprocessing.clean import clean
 from rescueseg.progress import Progress
@@ -61,11 +63,12 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
         If it would grow while a generation is running.
     """
     store.migrate()
-    ensure_compared(campaign, progress)
+    ensure_compared(campaign.volumes, progress)
     holdout = _draw_holdout(campaign, store, progress)
     if campaign.starting_patches() is None:
         campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress))
-    return store.add_tickets(first_tickets(campaign, holdout, campaign.starting_patches() or []))
+    starting = campaign.starting_patches() or []
+    return store.add_tickets(first_tickets(campaign.config, campaign.volumes.records(), holdout, starting))
 
 
 def preview_sampling(
@@ -75,9 +78,9 @@ def preview_sampling(
 
     The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
     """
-    ensure_compared(campaign, progress, write=False)
+    ensure_compared(campaign.volumes, progress, write=False)
     trained: list[Patch] = []
-    if campaign.holdout() is not None and (new := undrawn_volumes(campaign)):
+    if campaign.holdout() is not None and (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
         trained = _trained(open_store(), new)
     holdout = plan_holdout(campaign, trained, progress)
     starting = campaign.starting_patches()
@@ -86,21 +89,23 @@ def preview_sampling(
     return holdout, starting
 
 
-def first_tickets(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[NewTicket]:
-    """Return the tickets of a sampling, none in refused volumes; the queue takes those that it does not have."""
-    usable = {volume.volume_id for volume in campaign.volumes()}
+def first_tickets(
+    config: CampaignConfig, volumes: Sequence[VolumeRecord], holdout: Holdout, starting: Sequence[QueriedPatch]
+) -> list[NewTicket]:
+    """Return the tickets of a sampling, in the volumes that may be used; the queue takes those that it does not have."""
+    usable = {volume.volume_id for volume in volumes}
     holdout_tickets = [
-        _ticket(campaign, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
-        for b in starting_patches.holdout_tickets(campaign, holdout)
+        _ticket(config, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
+        for b in starting_patches.holdout_tickets(volumes, holdout)
     ]
-    return holdout_tickets + [_queried(campaign, 0, patch) for patch in starting if patch.volume_id in usable]
+    return holdout_tickets + [_queried(config, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
 def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
     """Draw the holdout. It grows between generations only: an unfinished one may have no maps of the new boxes."""
-    if campaign.holdout() is None or not (new := undrawn_volumes(campaign)):
+    if campaign.holdout() is None or not (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
         return starting_patches.draw_holdout(campaign, progress=progress)
-    with campaign_lock(campaign, store):
+    with campaign_lock(campaign.config, store):
         return starting_patches.draw_holdout(campaign, _trained(store, new), progress)
 
 
@@ -116,9 +121,9 @@ def _trained(store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
     return [ticket.patch for ticket in store.tickets(purpose="pool")]
 
 
-def withdraw_refused(campaign: Campaign, store: QueueStore) -> int:
+def withdraw_refused(volumes: VolumeFolder, store: QueueStore) -> int:
     """Skip the waiting tickets of refused volumes, so that nobody annotates them; return how many."""
-    refused = {v.volume_id for v in campaign.volumes(refused=True) if v.refused}
+    refused = {v.volume_id for v in volumes.records(refused=True) if v.refused}
     waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
     for ticket in waiting:
         with suppress(QueueError):  # leased to somebody in the meantime
@@ -131,13 +136,14 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult
 
     Patches that had a ticket before are left out, and so is the guarded holdout.
     """
-    return run_stage(campaign, generation, QUERY, lambda: _query(campaign, generation, store))
+    return run_stage(campaign.generation(generation), QUERY, lambda: _query(campaign, generation, store))
 
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
-    config, strategy = campaign.config, query_strategy(campaign, generation)
+    config, strategy = campaign.config, frozen_choice(campaign, generation).strategy
     occupied = [ticket.patch for ticket in store.tickets(purpose="pool") if ticket.generation <= generation]
-    table = score_candidates(campaign, generation, starting_patches.all_candidates(campaign, occupied))
+    boxes, places = starting_patches.all_candidates(campaign, occupied), campaign.volumes.shared_places()
+    table = score_candidates(campaign.generation(generation), boxes, config.n_classes, places)
     rng = random_generator(config.seed, "query", generation, strategy)
     patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
     rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}
@@ -150,19 +156,19 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResul
     )
 
 
-def stop_decision(campaign: Campaign, generation: int) -> str:
+def stop_decision(generation: GenerationFolder, config: StoppingConfig) -> str:
     """Return why the campaign should stop after a generation, empty when it should go on."""
     history = [
         GenerationResult(
             generation=judgement.generation,
             annotated_patches=judgement.annotated_patches,
             validation_dice=judgement.evaluation.validation.dice if judgement.evaluation.validation else None,
-            candidates_left=campaign.require(QUERY, judgement.generation).candidates,
+            candidates_left=folder.require(QUERY).candidates,
         )
-        for judgement in judgements(campaign)
-        if judgement.generation <= generation
+        for folder in generation.all()
+        if folder.number <= generation.number and (judgement := folder.read(EVALUATION)) is not None
     ]
-    decision = should_stop(history, campaign.config.stopping)
+    decision = should_stop(history, config)
     return decision.reason if decision.stop else ""
 
 
@@ -171,30 +177,29 @@ def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsRe
 
     Nothing is queued once the stopping rule says stop.
     """
-    return run_stage(campaign, generation, TICKETS, lambda: _enqueue(campaign, generation, store))
+    return run_stage(campaign.generation(generation), TICKETS, lambda: _enqueue(campaign, generation, store))
 
 
 def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsResult:
-    if stop := stop_decision(campaign, generation):
+    if stop := stop_decision(campaign.generation(generation), campaign.config.stopping):
         return TicketsResult(tickets=(), stop=stop)
-    tickets, profile = [], profile_of(campaign)
-    for patch in campaign.require(QUERY, generation).patches:
-        ticket = _queried(campaign, generation + 1, patch)
-        prefill = campaign.generation_path(generation, "prefills", f"{ticket.ticket_id}.npz")
-        probability = open_map(campaign, generation, patch.volume_id, "probability")
+    folder, config, tickets = campaign.generation(generation), campaign.config, []
+    profile = profile_of(config, campaign.records.read(TRIAGE_SUMMARY))
+    for patch in folder.require(QUERY).patches:
+        ticket = _queried(config, generation + 1, patch)
+        prefill = PREFILL.path(generation=generation, ticket=ticket.ticket_id)
+        probability = VolumeMaps(folder, patch.volume_id).open("probability")
         mask = most_likely(np.asarray(probability[(slice(None), *patch.box.slices)]))
-        mask = clean(mask, campaign.volume(patch.volume_id).spacing_um_zyx, *profile)
+        mask = clean(mask, campaign.volumes.record(patch.volume_id).spacing_um_zyx, *profile)
         campaign.storage.write_array(prefill, mask)
-        tickets.append(
-            ticket.model_copy(update={"prefill": prefill, "classes": class_names(campaign.config.classes, mask)})
-        )
+        tickets.append(ticket.model_copy(update={"prefill": prefill, "classes": class_names(config.classes, mask)}))
     store.add_tickets(tickets)
     return TicketsResult(tickets=tuple(ticket.ticket_id for ticket in tickets), stop="")
 
 
-def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTicket:
+def _queried(config: CampaignConfig, generation: int, patch: QueriedPatch) -> NewTicket:
     return _ticket(
-        campaign,
+        config,
         generation,
         Patch(patch.volume_id, patch.box),
         "pool",
@@ -205,7 +210,7 @@ def _queried(campaign: Campaign, generation: int, patch: QueriedPatch) -> NewTic
 
 
 def _ticket(
-    campaign: Campaign,
+    config: CampaignConfig,
     generation: int,
     patch: Patch,
     purpose: Purpose,
@@ -214,10 +219,10 @@ def _ticket(
     reason: str,
     score: float = 0.0,
 ) -> NewTicket:
-    name = ticket_id(campaign.config.name, generation, patch, purpose)
+    name = ticket_id(config.name, generation, patch, purpose)
     return NewTicket(
         ticket_id=name,
-        annotators=annotators_of(campaign, name) if purpose == "pool" else 1,
+        annotators=annotators_of(config, name) if purpose == "pool" else 1,
         volume_id=patch.volume_id,
         box=patch.box,
         purpose=purpose,

@@ -7,19 +7,11 @@ killed, and finds the model once it is finished. No generation, champion or quer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign import snapshot as snapshots
-from rescueseg.campaign.outside_trainings import (
-    REQUEST,
-    RESULT,
-    STEPS,
-    OutsideResult,
-    OutsideTraining,
-    training_result,
-)
-from rescueseg.campaign.route import trainer_name
+from rescueseg.campaign.outside_trainings import REQUEST, RESULT, STEPS, OutsideResult, OutsideTraining
+from rescueseg.campaign.route import current_choice
 from rescueseg.campaign.stage_results import TRAINING
 from rescueseg.errors import TrainingError
 from rescueseg.models.registry import check_families, find_entry, outline
@@ -57,9 +49,9 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
     ConfigError
         If there is no such trainer, or a table of a model family is not valid.
     """
-    ensure_compared(campaign, write=False)
-    name = trainer or trainer_name(campaign)
-    snapshot = _new_snapshot(campaign, store) if generation is None else campaign.snapshot(generation)
+    ensure_compared(campaign.volumes, write=False)
+    name = trainer or current_choice(campaign).trainer
+    snapshot = _new_snapshot(campaign, store) if generation is None else campaign.generation(generation).snapshot()
     if snapshot is None:
         raise TrainingError(
             f"generation {generation} has no snapshot",
@@ -67,7 +59,7 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
             todo="Leave --generation out to train on what is accepted now",
         )
     training = campaign.config.training
-    check_families(training, f"{campaign.url}/campaign.toml")
+    check_families(training, campaign.file)
     settings = training.shared() | find_entry(name).settings.of(training).identity()
     identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
     return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot)
@@ -84,9 +76,9 @@ def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, fl
 
     The seconds are those of a step in the latest generation of the same trainer; None where there is none.
     """
-    expected = outline(training.trainer, campaign, training.snapshot)
+    expected = outline(training.trainer, campaign.config, campaign.volumes, training.snapshot)
     for generation in reversed(campaign.generations()):
-        result, seconds = campaign.result(TRAINING, generation), campaign.result(TRAINING.seconds, generation)
+        result, seconds = generation.read(TRAINING), generation.read(TRAINING.seconds)
         if result and seconds and result.model.trainer == training.trainer:
             return expected, expected.steps * seconds / result.iterations
     return expected, None
@@ -109,33 +101,27 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
     OutsideResult
         Reference to the model, steps, warnings and seconds; the losses are stored beside it.
     """
-    name, folder = training.name, campaign.training_path(training.name)
-    if (previous := training_result(campaign, name)) is not None:
+    folder = campaign.training(training.name)
+    if (previous := folder.read(RESULT)) is not None:
         return previous
-    campaign.write(REQUEST, training, folder)
-    steps = outline(training.trainer, campaign, training.snapshot).steps
+    folder.write(REQUEST, training)
+    steps = outline(training.trainer, campaign.config, campaign.volumes, training.snapshot).steps
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         if step % NOTE_EVERY == 0:
-            campaign.write(STEPS, (step, steps), folder)
+            folder.write(STEPS, (step, steps))
         progress(step, metrics)
 
     trained, seconds = train_snapshot(
         campaign,
         training.snapshot,
         training.trainer,
-        seed=int(random_generator(campaign.config.seed, "outside", name).integers(2**31)),
-        work_dir=work_folder(campaign, name),
+        seed=int(random_generator(campaign.config.seed, "outside", training.name).integers(2**31)),
         folder=folder,
         progress=note,
     )
     result = OutsideResult(
         model=trained.model, iterations=trained.iterations, warnings=trained.warnings, seconds=seconds
     )
-    campaign.write(RESULT, result, folder)
+    folder.write(RESULT, result)
     return result
-
-
-def work_folder(campaign: Campaign, name: str) -> Path:
-    """Return the local folder of a training's checkpoints."""
-    return campaign.local_folder(campaign.training_path(name, "training"))

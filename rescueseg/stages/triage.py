@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import TRIAGE_PICTURE
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.reports.triage_picture import draw_decision
@@ -10,8 +11,6 @@ from rescueseg.triage import triage
 from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.triage.rough_masks import Mask
 from rescueseg.triage.tree import Structure
-
-PICTURE = "triage.png"
 
 
 def triage_campaign(
@@ -28,6 +27,6 @@ def triage_campaign(
     Parameters, result and errors as `rescueseg.triage.triage.triage`.
     """
     result = triage.triage(campaign, store, structure=structure, mask=mask, channel=channel, progress=progress)
-    campaign.storage.write_bytes(PICTURE, draw_decision(result))
-    campaign.write(TRIAGE, result)
+    campaign.storage.write_bytes(TRIAGE_PICTURE.path(), draw_decision(result))
+    campaign.records.write(TRIAGE, result)
     return result

@@ -17,7 +17,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import rescueseg
 from rescueseg.campaign import Campaign
-from rescueseg.evaluation.calibration import stored_calibration
+from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.models.registry import find_entry
 from rescueseg.records import ModelReference, Record
 
@@ -138,7 +138,7 @@ class ModelRegistry:
 
     def _save_pyfunc(self, path: Path, model: ModelReference, model_id: str, run_id: str) -> None:
         """Write the pyfunc model of a trained model to a local folder."""
-        spacing = self._campaign.volumes()[0].spacing_um_zyx
+        spacing = self._campaign.volumes.records()[0].spacing_um_zyx
         image = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))  # a name would turn the array into a dict
         probability = TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))
         signature = ModelSignature(
@@ -151,7 +151,7 @@ class ModelRegistry:
                 ]
             ),
         )
-        calibration = stored_calibration(self._campaign, model.generation)
+        calibration = self._campaign.generation(model.generation).read(CALIBRATION)
         is_current = calibration is not None and calibration.model_digest == model.digest
         temperature = calibration.temperature if calibration and is_current else None
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -184,7 +184,7 @@ class ModelRegistry:
         run_id : str
             Its run: gets the model once more where an earlier version stored it.
         """
-        model = self._campaign.model(generation)
+        model = self._campaign.generation(generation).model()
         if model is not None and model.digest in {tags[DIGEST] for _, tags in self._tags()}:
             registered = self._loadable(generation, model, run_id)
             self._client.set_registered_model_alias(self.name, CHAMPION, registered.version)

@@ -29,12 +29,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.rest_utils import http_request
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import TRACKING, TRACKING_FILES
 from rescueseg.errors import ServiceError
 from rescueseg.tracking.models import GENERATION
 
 KEY = "rescueseg.key"
 CAMPAIGN_ID = "rescueseg.campaign_id"
-_IDENTITY = "tracking.json"
+_IDENTITY = TRACKING.path()
 _PATIENCE = 5
 """Seconds in which a server has to answer before something is sent that may as well wait."""
 _QUIET = {
@@ -108,7 +109,7 @@ class CampaignRuns:
             name = f"{name}-{identity[:8]}"
         location = None
         if not self.uri.startswith("http"):  # without a server MLflow would write below the working directory
-            location = self.campaign.storage.url_of("services/mlflow-artifacts")
+            location = self.campaign.storage.url_of(TRACKING_FILES.path())
         tags = {CAMPAIGN_ID: identity}
         return self.client.create_experiment(name, artifact_location=location, tags=tags), name
 

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from rescueseg.campaign import Campaign
-from rescueseg.config import CampaignConfig, InferenceConfig
+from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.evaluation.calibration import temper
 from rescueseg.geometry import Box, zyx
@@ -34,12 +33,8 @@ class SegmentationModel(PythonModel):
         settings: dict[str, Any] = dict(context.model_config)
         self._config = InferenceConfig.model_validate(settings["inference"])
         self._temperature: float | None = settings.get("temperature")
-        folder = Campaign(
-            Storage(context.artifacts["model"]),
-            CampaignConfig(name="model", classes=tuple(settings["classes"][1:])),
-        )
         reference = ModelReference.model_validate(settings["model"] | {"path": "."})
-        self._predictor = load_predictor(folder, reference, self._config, "auto")
+        self._predictor = load_predictor(Storage(context.artifacts["model"]), reference, self._config, "auto")
 
     def predict(  # type: ignore[no-untyped-def]  # MLflow would take a type hint of the input for a schema
         self,

@@ -19,7 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.record_file import seconds_file
-from rescueseg.evaluation.calibration import stored_calibration
+from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import Judgement, headline
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.records import ModelReference, Snapshot
@@ -59,7 +59,7 @@ class Tracker(CampaignRuns):
         start = time.monotonic()
         with self.open_run(run_id):
             yield run_id
-            seconds = self.campaign.result(seconds_file(stage), generation)  # those before a kill included
+            seconds = self.campaign.generation(generation).read(seconds_file(stage))  # those before a kill included
             self.log_metrics(run_id, 0, {"seconds": time.monotonic() - start if seconds is None else seconds})
 
     @mlflow_errors
@@ -146,7 +146,7 @@ class Tracker(CampaignRuns):
     @mlflow_errors
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:
         """Make a training set the dataset input of its generation's run and of the training stage."""
-        path = self.campaign.generation_path(snapshot.generation, "snapshot.json")
+        path = self.campaign.generation(snapshot.generation).path("snapshot.json")
         for run_id in (self.generation_run(generation), self.stage_run(generation, "training")):
             self.log_training_set(run_id, snapshot, path)
 
@@ -225,12 +225,12 @@ class Tracker(CampaignRuns):
         }
         # both hold the scores over all boxes, equal but for the last digit; those of the evaluation are the stored ones
         scores = flat_scores(judgement.evaluation, self.campaign.config.classes) | judgement.evaluation.metrics()
-        if (calibration := stored_calibration(self.campaign, g)) is not None:
+        if (calibration := self.campaign.generation(g).read(CALIBRATION)) is not None:
             scores |= calibration.metrics()
         comparison = judgement.comparison
         if comparison is not None:
             scores["validation_dice_gain_over_champion"] = comparison.difference
-        snapshot = self.campaign.snapshot(g)
+        snapshot = self.campaign.generation(g).snapshot()
         dataset = (f"{self.campaign.config.name}-snapshot-{g:04d}", snapshot.digest) if snapshot else None
         self.log_metrics(self.generation_run(g), g, scores, model_id=model.model_id, dataset=dataset)
         self.log_metrics(self.generation_run(g), g, {**effort, **extra})

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch, Spacing, isotropic_shape, zyx
 from rescueseg.labels import IGNORE
@@ -64,19 +65,21 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
             )
     if mask == "truth" or (mask == "auto" and campaign.rough_patches()):
         return _from_truth(campaign, channel), "truth"
-    return ([], "none") if mask == "none" else (_from_threshold(campaign, channel), "threshold")
+    return (
+        ([], "none") if mask == "none" else (_from_threshold(campaign.config, campaign.volumes, channel), "threshold")
+    )
 
 
 def _from_annotations(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
     patches = []
-    usable = {volume.volume_id: volume for volume in campaign.volumes()}
+    usable = {volume.volume_id: volume for volume in campaign.volumes.records()}
     accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable][:_MOST_PATCHES]
     for annotation in accepted:
         labels = campaign.storage.read_array(annotation.labels)
         spacing = usable[annotation.volume_id].spacing_um_zyx
         box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
         labels = labels[box.relative_to(annotation.box).slices]
-        patches.append(_patch(campaign, Patch(annotation.volume_id, box), labels, channel))
+        patches.append(_patch(campaign.volumes, Patch(annotation.volume_id, box), labels, channel))
     return patches
 
 
@@ -95,11 +98,11 @@ def _from_truth(campaign: Campaign, channel: int) -> list[RoughPatch]:
     if not places:
         places = _draw_places(campaign)
         campaign.save_rough_patches(places)
-    patches, usable = [], {volume.volume_id for volume in campaign.volumes()}
+    patches, usable = [], {volume.volume_id for volume in campaign.volumes.records()}
     for patch in (p for p in places if p.volume_id in usable):
-        instances = campaign.volume(patch.volume_id).truth == "instance"
-        truth = open_truth(campaign, patch.volume_id, instances)
-        patches.append(_patch(campaign, patch, np.asarray(truth[patch.box.slices]), channel, instances))
+        instances = campaign.volumes.record(patch.volume_id).truth == "instance"
+        truth = open_truth(campaign.volumes, patch.volume_id, instances)
+        patches.append(_patch(campaign.volumes, patch, np.asarray(truth[patch.box.slices]), channel, instances))
     return patches
 
 
@@ -110,12 +113,14 @@ def _draw_places(campaign: Campaign) -> list[Patch]:
             where=campaign.url,
             todo="Triage from annotations, or in a campaign that was not sampled yet",
         )
-    places, whole = campaign.shared_places(), set(campaign.config.holdout.volumes)
-    volumes = [v for v in campaign.volumes() if v.truth is not None and whole.isdisjoint(places.related(v.volume_id))]
+    places, whole = campaign.volumes.shared_places(), set(campaign.config.holdout.volumes)
+    volumes = [
+        v for v in campaign.volumes.records() if v.truth is not None and whole.isdisjoint(places.related(v.volume_id))
+    ]
     rng = random_generator(campaign.config.seed, "rough mask")
     for index in rng.permutation(len(volumes)).tolist():
         volume = volumes[index]
-        truth = open_truth(campaign, volume.volume_id, volume.truth == "instance")
+        truth = open_truth(campaign.volumes, volume.volume_id, volume.truth == "instance")
 
         def read(box: Box, truth: object = truth, volume: VolumeRecord = volume) -> np.ndarray:
             labels = np.asarray(truth[box.slices])  # type: ignore[index]
@@ -131,29 +136,28 @@ def _draw_places(campaign: Campaign) -> list[Patch]:
     )
 
 
-def _from_threshold(campaign: Campaign, channel: int) -> list[RoughPatch]:
+def _from_threshold(config: CampaignConfig, folder: VolumeFolder, channel: int) -> list[RoughPatch]:
     """Threshold a few seeded boxes; a first guess where nothing is annotated."""
-    rng = random_generator(campaign.config.seed, "rough mask by threshold")
-    volumes = campaign.volumes()
+    rng = random_generator(config.seed, "rough mask by threshold")
+    volumes = folder.records()
     patches = []
     for turn in range(_THRESHOLD_PATCHES):
         volume = volumes[turn % len(volumes)]
         shape = zyx(
-            min(n, max(p, _THRESHOLD_SIDE))
-            for n, p in zip(volume.shape_zyx, patch_shape(campaign.config, volume), strict=True)
+            min(n, max(p, _THRESHOLD_SIDE)) for n, p in zip(volume.shape_zyx, patch_shape(config, volume), strict=True)
         )
         start = [int(rng.integers(n - s + 1)) for n, s in zip(volume.shape_zyx, shape, strict=True)]
         box = Box(zyx(start), shape)
-        image = np.asarray(open_image(campaign, volume.volume_id)[(slice(None), *box.slices)])
+        image = np.asarray(open_image(folder, volume.volume_id)[(slice(None), *box.slices)])
         labels = rough_mask(normalise(image, volume.normalisation), volume.spacing_um_zyx).labels
-        patches.append(_patch(campaign, Patch(volume.volume_id, box), labels, channel))
+        patches.append(_patch(folder, Patch(volume.volume_id, box), labels, channel))
     return patches
 
 
-def _patch(campaign: Campaign, patch: Patch, labels: np.ndarray, channel: int, instances: bool = False) -> RoughPatch:
-    volume = campaign.volume(patch.volume_id)
+def _patch(folder: VolumeFolder, patch: Patch, labels: np.ndarray, channel: int, instances: bool = False) -> RoughPatch:
+    volume = folder.record(patch.volume_id)
     unknown = np.zeros(labels.shape, bool) if instances else labels == IGNORE
-    image = np.asarray(open_image(campaign, patch.volume_id)[(channel, *patch.box.slices)])
+    image = np.asarray(open_image(folder, patch.volume_id)[(channel, *patch.box.slices)])
     return RoughPatch(
         volume_id=patch.volume_id,
         box=patch.box,

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.route import DEFAULT_TRAINER
+from rescueseg.config import TriageConfig
 from rescueseg.errors import CampaignError, ConfigError
 from rescueseg.geometry import Box
 from rescueseg.models.registry import suited_to, trainer_names
@@ -71,12 +72,12 @@ def triage(
             raise ConfigError(
                 f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in choices if k)}"
             )
-    ensure_compared(campaign, progress)
-    measures, chunks_read, chunks = measure_volumes(campaign, channel, progress)
+    ensure_compared(campaign.volumes, progress)
+    measures, chunks_read, chunks = measure_volumes(campaign.volumes, channel, progress)
     rough, source = rough_patches(campaign, store, mask, channel)
     patches = with_labels(rough)
     source = source if patches else "none"
-    volumes = campaign.volumes()
+    volumes = campaign.volumes.records()
     evidence = [
         *image_evidence(list(measures.values()), [v.spacing_um_zyx for v in volumes]),
         *structure_evidence(patches, measures),
@@ -91,7 +92,7 @@ def triage(
         trainer=trainer,
         missing=missing,
         structure=structure,
-        disagreement=_disagreement(numbers, campaign, structure, route),
+        disagreement=_disagreement(numbers, campaign.config.triage, structure, route),
         mask=source,
         steps=tuple(steps),
         evidence=tuple(evidence),
@@ -105,7 +106,7 @@ def triage(
 
 
 def measure_volumes(
-    campaign: Campaign, channel: int, progress: Progress | None = None
+    folder: VolumeFolder, channel: int, progress: Progress | None = None
 ) -> tuple[dict[str, ImageMeasures], int, int]:
     """Measure a bounded sample of every volume's chunks.
 
@@ -116,21 +117,20 @@ def measure_volumes(
     n_read, total : int
         Chunks read, and chunks in all.
     """
-    volumes = campaign.volumes()
+    volumes = folder.records()
     if not volumes:
-        raise CampaignError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
+        raise CampaignError("the campaign has no volume", where=folder.url, todo="Add one with 'rescueseg add'")
     if any(channel >= v.channels for v in volumes):
-        raise CampaignError(
-            f"not every volume has a channel {channel}", where=campaign.url, todo="Count channels from 0"
-        )
+        raise CampaignError(f"not every volume has a channel {channel}", where=folder.url, todo="Count channels from 0")
     samples: list[tuple[str, Any, list[Box]]] = []
     total = 0
     for volume in volumes:
-        array = open_image(campaign, volume.volume_id)
+        array = open_image(folder, volume.volume_id)
         chunk = array.chunks[-3:]
         boxes = sample_boxes(volume.shape_zyx, chunk, SAMPLE_VOXELS // len(volumes), "triage", volume.volume_id)
         samples.append((volume.volume_id, array, boxes))
         total += int(np.prod([-(-n // c) for n, c in zip(volume.shape_zyx, chunk, strict=True)]))
+    spacings = {volume.volume_id: volume.spacing_um_zyx for volume in volumes}
     n_read, n_boxes = 0, sum(len(boxes) for _, _, boxes in samples)
     measures = {}
     for volume_id, array, boxes in samples:
@@ -140,7 +140,7 @@ def measure_volumes(
             n_read += 1
             if progress is not None:
                 progress("chunk", n_read, n_boxes)
-        measures[volume_id] = measure_chunks(chunks, campaign.volume(volume_id).spacing_um_zyx)
+        measures[volume_id] = measure_chunks(chunks, spacings[volume_id])
     return measures, n_read, total
 
 
@@ -157,10 +157,10 @@ def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
     return DEFAULT_TRAINER, ranked
 
 
-def _disagreement(numbers: dict[str, float], campaign: Campaign, word: Structure | None, route: Route) -> str:
+def _disagreement(numbers: dict[str, float], config: TriageConfig, word: Structure | None, route: Route) -> str:
     if word is None:
         return ""
-    measured, steps = decide(numbers, campaign.config.triage)
+    measured, steps = decide(numbers, config)
     if all(step.answer is None for step in steps) or measured.name == route.name:
         return ""
     return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"

@@ -107,7 +107,7 @@ def start_campaign(
             progress=progress,
         )
     except BaseException:
-        if n_imported := len(campaign.volumes()):
+        if n_imported := len(campaign.volumes.records()):
             say(f"{n_imported} of {len(volumes)} volumes are in the campaign; 'rescueseg add' adds the others")
         else:
             campaign.discard()
@@ -135,7 +135,7 @@ def add_volumes(
     previews = preview_volumes(
         volumes, classes=classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
     )
-    known = {v.volume_id for v in campaign.volumes(refused=True)} | {p.volume_id for p in previews}
+    known = {v.volume_id for v in campaign.volumes.records(refused=True)} | {p.volume_id for p in previews}
     if unknown := [name for name in distinct_from if name not in known]:
         raise ConfigError(
             f"there is no volume '{unknown[0]}'", where="--distinct-from", todo=f"Volumes: {', '.join(sorted(known))}"
@@ -160,15 +160,17 @@ def add_volumes(
         for remark in preview.remarks:
             say(f"  note: {remark}")
         if distinct:
-            declare_distinct(campaign, record.volume_id)
+            declare_distinct(campaign.volumes, record.volume_id)
         elif distinct_from:
-            declare_distinct(campaign, record.volume_id, distinct_from)
-            for name in sorted({*distinct_from}.intersection(campaign.shared_places().related(record.volume_id)[1:])):
+            declare_distinct(campaign.volumes, record.volume_id, distinct_from)
+            for name in sorted(
+                {*distinct_from}.intersection(campaign.volumes.shared_places().related(record.volume_id)[1:])
+            ):
                 say(
                     f"  '{name}' and '{record.volume_id}' still count as one specimen, by equal voxels or through a volume "
                     "that both are like: see rescueseg check"
                 )
-        for line in relation_lines(campaign, record.volume_id):
+        for line in relation_lines(campaign.volumes, record.volume_id):
             say(line)
         records.append(record)
     return records

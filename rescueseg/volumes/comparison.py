@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
+from rescueseg.campaign.layout import ANCHORS
 from rescueseg.errors import VolumeError
 from rescueseg.geometry import Box
 from rescueseg.progress import Progress
@@ -30,15 +31,15 @@ _STORED = 2**21
 """Voxels above which the windows of a volume are kept in a file: of smaller ones they are found as quickly as read."""
 
 
-def ensure_compared(campaign: Campaign, progress: Progress | None = None, *, write: bool = True) -> None:
+def ensure_compared(volumes: VolumeFolder, progress: Progress | None = None, *, write: bool = True) -> None:
     """Compare the volumes that never were; nothing is done, and next to nothing read, where all are.
 
     Every command that asks which places are the same begins with it.
 
     Parameters
     ----------
-    campaign : Campaign
-        What is found is written to its ``relations.json``.
+    volumes : VolumeFolder
+        The campaign's; what is found is written to its ``relations.json``.
     progress : callable, optional
         Called with what is done, how many volumes are compared and how many there are.
     write : bool
@@ -49,22 +50,23 @@ def ensure_compared(campaign: Campaign, progress: Progress | None = None, *, wri
     VolumeError
         If the image of a volume is not there.
     """
-    if not campaign.relations().uncompared(campaign.volumes(refused=True)):
+    records = volumes.records(refused=True)
+    if not volumes.relations().uncompared(records):
         return
     if not write:
-        _Comparison(campaign, {}, write=False).compare(campaign.volumes(refused=True), progress)
+        _Comparison(volumes, {}, write=False).compare(records, progress)
         return
-    with one_at_a_time(campaign):
-        _Comparison(campaign, {}).compare(campaign.volumes(refused=True), progress)
+    with one_at_a_time(volumes.storage):
+        _Comparison(volumes, {}).compare(volumes.records(refused=True), progress)
 
 
-def compare_import(campaign: Campaign, record: VolumeRecord, url: str) -> None:
+def compare_import(volumes: VolumeFolder, record: VolumeRecord, url: str) -> None:
     """Compare a volume whose record is about to be written with all others.
 
     Parameters
     ----------
-    campaign : Campaign
-        Nobody else may import into it meanwhile.
+    volumes : VolumeFolder
+        The campaign's; nobody else may import into it meanwhile.
     record : VolumeRecord
         Of the new volume.
     url : str
@@ -75,27 +77,27 @@ def compare_import(campaign: Campaign, record: VolumeRecord, url: str) -> None:
     VolumeError
         If the image of another volume is not there.
     """
-    others = [v for v in campaign.volumes(refused=True) if v.volume_id != record.volume_id]
-    _Comparison(campaign, {record.volume_id: url}).compare([*others, record], None)
+    others = [v for v in volumes.records(refused=True) if v.volume_id != record.volume_id]
+    _Comparison(volumes, {record.volume_id: url}).compare([*others, record], None)
 
 
-def declare_distinct(campaign: Campaign, volume_id: str, others: Collection[str] | None = None) -> None:
+def declare_distinct(folder: VolumeFolder, volume_id: str, others: Collection[str] | None = None) -> None:
     """Take a person's word that a volume shows another specimen than its near copies; equal voxels stay what they are.
 
     What was known only through one of these relations is compared directly.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    folder : VolumeFolder
+        The campaign's volumes.
     volume_id : str
         The volume.
     others : collection of str, optional
         The near copies that are meant; all when omitted.
     """
-    with one_at_a_time(campaign):
+    with one_at_a_time(folder.storage):
         while True:
-            found = campaign.relations()
+            found = folder.relations()
             relations = tuple(
                 r.model_copy(update={"distinct": True})
                 if volume_id in (pair := {r.one, r.other})
@@ -106,14 +108,14 @@ def declare_distinct(campaign: Campaign, volume_id: str, others: Collection[str]
             )  # fmt: skip
             if relations == found.relations:
                 break
-            campaign.save_relations(found.model_copy(update={"relations": relations}))
-            _Comparison(campaign, {}).compare(campaign.volumes(refused=True), None)
+            folder.save_relations(found.model_copy(update={"relations": relations}))
+            _Comparison(folder, {}).compare(folder.records(refused=True), None)
 
 
-def relation_lines(campaign: Campaign, volume_id: str = "") -> list[str]:
+def relation_lines(folder: VolumeFolder, volume_id: str = "") -> list[str]:
     """Return what the comparison found of a volume, or of all, a sentence for each pair."""
-    volumes = {v.volume_id: v for v in campaign.volumes(refused=True)}
-    known = [r for r in campaign.relations().relations if r.one in volumes and r.other in volumes]
+    volumes = {v.volume_id: v for v in folder.records(refused=True)}
+    known = [r for r in folder.relations().relations if r.one in volumes and r.other in volumes]
     if volume_id:
         known = [r for r in known if volume_id in (r.one, r.other)]
     return [_sentence(r, volumes[r.one], volumes[r.other]) for r in known]
@@ -124,7 +126,7 @@ class _Comparison:
 
     Parameters
     ----------
-    campaign : Campaign
+    volumes : VolumeFolder
         Gets what is found.
     places : mapping of str to str
         Where the images of volumes lie that are not in their places yet.
@@ -132,13 +134,13 @@ class _Comparison:
         Whether anything is written.
     """
 
-    def __init__(self, campaign: Campaign, places: Mapping[str, str], *, write: bool = True) -> None:
-        self._campaign, self._places, self._write = campaign, places, write
+    def __init__(self, volumes: VolumeFolder, places: Mapping[str, str], *, write: bool = True) -> None:
+        self._volumes, self._places, self._write = volumes, places, write
         self._images: dict[str, Pyramid] = {}
 
     def compare(self, records: Sequence[VolumeRecord], progress: Progress | None) -> None:
         """Compare what was not compared yet, volume by volume; each is written down when it is done."""
-        known = self._campaign.relations()
+        known = self._volumes.relations()
         done = [v for v in records if known.compared.get(v.volume_id) == v.digest]
         names = {v.volume_id for v in done}
         known = Relations(
@@ -151,13 +153,13 @@ class _Comparison:
                 progress(f"{record.volume_id}: compared with the others", len(done), len(records))
             known = self._with(record, done, known)
             done.append(record)
-            self._campaign.save_relations(known, write=self._write)
+            self._volumes.save_relations(known, write=self._write)
         while pairs := known.open_pairs(done):
             volumes = {v.volume_id: v for v in done}
             near = self._near_copy(volumes[pairs[0][0]], volumes[pairs[0][1]])
             through = tuple(p for p in known.through if p != pairs[0])
             known = known.model_copy(update={"relations": (*known.relations, *near), "through": through})
-            self._campaign.save_relations(known, write=self._write)
+            self._volumes.save_relations(known, write=self._write)
 
     def _with(self, record: VolumeRecord, others: Sequence[VolumeRecord], known: Relations) -> Relations:
         """Return what is known once a volume is compared with others."""
@@ -189,7 +191,7 @@ class _Comparison:
         """Open an image, once."""
         name = record.volume_id
         if name not in self._images:
-            url = self._places.get(name, self._campaign.image_url(name))
+            url = self._places.get(name, self._volumes.image_url(name))
             if not Storage(url).exists("zarr.json"):
                 raise VolumeError(
                     f"the image of volume '{name}' is not there, so nobody can tell what it shares with the others",
@@ -201,10 +203,10 @@ class _Comparison:
 
     def _anchors(self, record: VolumeRecord) -> Anchors:
         """Return the windows of a volume, from their file where there is one; a large volume gets one."""
-        level, storage = self._image(record).levels[0], self._campaign.storage
+        level, storage = self._image(record).levels[0], self._volumes.storage
         if math.prod(record.shape_zyx) * record.channels <= _STORED:
             return find_anchors(level)
-        path = f"volumes/anchors/{record.digest}.npz"
+        path = ANCHORS.path(digest=record.digest)
         if storage.exists(path):
             return Anchors(storage.read_array(path), bits_of(level))
         anchors = find_anchors(level)

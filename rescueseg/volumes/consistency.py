@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import Spacing
@@ -82,22 +82,22 @@ def check(campaign: Campaign, progress: Progress | None = None) -> ConsistencyRe
     CampaignError
         If there is no volume.
     """
-    records = campaign.volumes(refused=True)
+    records = campaign.volumes.records(refused=True)
     if not records:
         raise CampaignError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
     measurements = []
     for record in records:
-        image = ome_zarr.open_level(campaign.image_url(record.volume_id))
+        image = ome_zarr.open_level(campaign.volumes.image_url(record.volume_id))
         report_progress = (lambda done, total, name=record.volume_id: progress(name, done, total)) if progress else None
         measurements.append(measure_volume(record, image, image.chunks[-3:], report_progress))
     report = judge(campaign, measurements)
-    campaign.write(CONSISTENCY, report)
+    campaign.records.write(CONSISTENCY, report)
     return report
 
 
-def apply(campaign: Campaign, report: ConsistencyReport) -> None:
+def apply(volumes: VolumeFolder, report: ConsistencyReport) -> None:
     """Record the domains of a report and bring the volumes' records into line; killed half-way, run it again."""
-    campaign.save_domains(report.domains)
+    volumes.save_domains(report.domains)
 
 
 def judge(campaign: Campaign, measurements: Sequence[Measurement]) -> ConsistencyReport:
@@ -110,7 +110,7 @@ def judge(campaign: Campaign, measurements: Sequence[Measurement]) -> Consistenc
     measurements : sequence of Measurement
         All its volumes.
     """
-    trained, recorded = grouping.trained_volumes(campaign), campaign.domains()
+    trained, recorded = grouping.trained_volumes(campaign.generations()), campaign.volumes.domains()
     config = campaign.config.consistency
     trusted = {*config.checked_spacing, *(v for v in trained if recorded.of(v))}
     refused = _refused(measurements, trusted)
@@ -281,10 +281,10 @@ class Changes:
     readmitted: tuple[str, ...]
 
 
-def changes(campaign: Campaign, report: ConsistencyReport) -> Changes:
+def changes(volumes: VolumeFolder, report: ConsistencyReport) -> Changes:
     """Return what `apply` would change in the volumes' records."""
     moved, scaled, refused, readmitted = [], [], [], []
-    for record in campaign.volumes(refused=True):
+    for record in volumes.records(refused=True):
         domain = report.domains.of(record.volume_id)
         if domain is None:
             refused += [record.volume_id] if not record.refused else []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import GenerationFolder
 from rescueseg.geometry import Spacing, same_spacing
 from rescueseg.records import Domain, Domains, Normalisation
 from rescueseg.volumes.describe import Measurement
@@ -58,9 +58,9 @@ class Group:
     scales: dict[str, float]
 
 
-def trained_volumes(campaign: Campaign) -> set[str]:
+def trained_volumes(generations: Iterable[GenerationFolder]) -> set[str]:
     """Return the volumes that a generation was, or is being, trained on: those of any snapshot."""
-    snapshots = (campaign.snapshot(g) for g in campaign.generations())
+    snapshots = (generation.snapshot() for generation in generations)
     return {item.volume_id for snapshot in snapshots if snapshot for item in snapshot.items}
 
 

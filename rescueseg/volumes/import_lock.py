@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import CAMPAIGN_FILE
+from rescueseg.storage import Storage
 
 _SECONDS, _TRIES = 2.0, 20
 """After so long, a person is told what is waited for."""
@@ -17,12 +18,12 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def one_at_a_time(campaign: Campaign) -> Iterator[None]:
+def one_at_a_time(storage: Storage) -> Iterator[None]:
     """Keep two imports into a campaign apart; the system lifts the lock when the process dies."""
-    if not campaign.storage.is_local:
+    if not storage.is_local:
         yield
         return
-    with Path(campaign.storage.path("campaign.toml")).open("rb") as file:
+    with Path(storage.path(CAMPAIGN_FILE.path())).open("rb") as file:
         for _ in range(_TRIES):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,7 +32,7 @@ def one_at_a_time(campaign: Campaign) -> Iterator[None]:
                 time.sleep(_SECONDS / _TRIES)
         else:
             _LOG.warning(
-                "%s: another process imports or compares volumes; this one goes on when that has finished", campaign.url
+                "%s: another process imports or compares volumes; this one goes on when that has finished", storage.url
             )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,18 +6,18 @@ from typing import Any
 
 import zarr
 
-from rescueseg.campaign.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.errors import VolumeError
 from rescueseg.volumes import ome_zarr
 
 
-def open_image(campaign: Campaign, volume_id: str) -> zarr.Array[Any]:
+def open_image(volumes: VolumeFolder, volume_id: str) -> zarr.Array[Any]:
     """Open a volume at full resolution, read-only.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    volumes : VolumeFolder
+        The campaign's volumes.
     volume_id : str
         A volume of it.
 
@@ -31,17 +31,17 @@ def open_image(campaign: Campaign, volume_id: str) -> zarr.Array[Any]:
     CampaignError
         If the campaign has no such volume.
     """
-    campaign.volume(volume_id)
-    return ome_zarr.open_level(campaign.image_url(volume_id))
+    volumes.record(volume_id)
+    return ome_zarr.open_level(volumes.image_url(volume_id))
 
 
-def open_truth(campaign: Campaign, volume_id: str, instances: bool = False) -> zarr.Array[Any]:
+def open_truth(volumes: VolumeFolder, volume_id: str, instances: bool = False) -> zarr.Array[Any]:
     """Open a volume's ground truth at full resolution, read-only.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    volumes : VolumeFolder
+        The campaign's volumes.
     volume_id : str
         A volume of it.
     instances : bool
@@ -57,7 +57,7 @@ def open_truth(campaign: Campaign, volume_id: str, instances: bool = False) -> z
     VolumeError
         If there is no such truth.
     """
-    kind = campaign.volume(volume_id).truth
+    kind = volumes.record(volume_id).truth
     if kind is None or (instances and kind != "instance"):
         raise VolumeError(
             f"the volume has no {'instance ' if instances else ''}ground truth",
@@ -65,4 +65,4 @@ def open_truth(campaign: Campaign, volume_id: str, instances: bool = False) -> z
             todo="Import it with --truth",
         )
     name = "truth_instances" if instances else "truth"
-    return ome_zarr.open_level(f"{campaign.image_url(volume_id)}/labels/{name}")
+    return ome_zarr.open_level(f"{volumes.image_url(volume_id)}/labels/{name}")

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from rescueseg.campaign import Campaign, check_id
+from rescueseg.campaign import Campaign, VolumeFolder, check_id
+from rescueseg.campaign.layout import IMAGE, UNFINISHED_IMAGE, VOLUME
 from rescueseg.errors import InvalidVolumeError, LabelError, MissingSpacingError, VolumeError, storage_errors
 from rescueseg.geometry import Box, Spacing, partition, zyx
 from rescueseg.image_files.hints import add_preprocessing
@@ -122,10 +123,10 @@ def import_volume(
             hints=add_preprocessing(work.image.hints, path),
             placement=work.image.placement.to_json() if work.image.placement else None,
         )
-        with one_at_a_time(campaign):
-            if campaign.storage.exists(f"volumes/{name}.json"):
-                return _same_or_refuse(campaign, work, record, domain)
-            return _build(campaign, work, record)
+        with one_at_a_time(campaign.storage):
+            if campaign.storage.exists(VOLUME.path(volume=name)):
+                return _same_or_refuse(campaign.volumes, work, record, domain)
+            return _build(campaign.volumes, work, record)
     finally:
         work.image.close()
         if work.truth is not None:
@@ -244,11 +245,11 @@ class _Import:
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRecord:
+def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> VolumeRecord:
     """Write everything in a hidden folder, move it into place, then write the record."""
-    storage, name = campaign.storage, work.name
-    final = f"volumes/{name}.ome.zarr"
-    part = f"volumes/.{name}.part" if storage.is_local else final
+    storage, name = volumes.storage, work.name
+    final = IMAGE.path(volume=name)
+    part = UNFINISHED_IMAGE.path(volume=name) if storage.is_local else final
     url = storage.url_of(part)
     with storage_errors(url):
         storage.remove(part)
@@ -271,13 +272,13 @@ def _build(campaign: Campaign, work: _Import, record: VolumeRecord) -> VolumeRec
             complete_record = record.model_copy(
                 update={"digest": _content_digest(record, image, truth), "normalisation": normalisation}
             )
-            compare_import(campaign, complete_record, url)
+            compare_import(volumes, complete_record, url)
             work.step()
             if part != final:
                 storage.remove(final)
                 Path(storage.path(part)).rename(storage.path(final))
                 url = storage.url_of(final)
-            campaign.save_volume(complete_record)
+            volumes.save(complete_record)
         except BaseException:
             shutil.rmtree(url, ignore_errors=True) if storage.is_local else storage.remove(part)
             raise
@@ -297,9 +298,9 @@ def _write_truth(url: str, work: _Import, record: VolumeRecord) -> str:
     return digest
 
 
-def _same_or_refuse(campaign: Campaign, work: _Import, record: VolumeRecord, domain: str | None) -> VolumeRecord:
+def _same_or_refuse(volumes: VolumeFolder, work: _Import, record: VolumeRecord, domain: str | None) -> VolumeRecord:
     """Return the stored record when it is of the same import; nothing is written."""
-    existing = campaign.volume(work.name)
+    existing = volumes.record(work.name)
     same = (existing.shape_zyx, existing.channels, existing.dtype) == (record.shape_zyx, record.channels, record.dtype)
     if same and (domain is None or existing.domain == domain):
         image = work.copy_image(None)
@@ -308,7 +309,7 @@ def _same_or_refuse(campaign: Campaign, work: _Import, record: VolumeRecord, dom
             return existing
     raise VolumeError(
         f"the campaign has another volume '{work.name}'",
-        where=campaign.url,
+        where=volumes.url,
         todo="Choose another volume id, or keep the one that is there",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from rescueseg.inference.windows import WindowGrid
 from rescueseg.models.predictor import PROBABILITY, Predictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.randomness import window_key
+from rescueseg.records import VolumeRecord
 from rescueseg.volumes.normalise import read_box
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 
@@ -61,15 +63,17 @@ class ChampionLabeller:
         return from_probabilities(total)
 
 
-def load_champion(url: str, campaign: Campaign) -> tuple[ChampionLabeller, str]:
+def load_champion(url: str, classes: Sequence[str], volumes: Iterable[VolumeRecord]) -> tuple[ChampionLabeller, str]:
     """Load the champion of another campaign; only safetensors are read.
 
     Parameters
     ----------
     url : str
         The other campaign.
-    campaign : Campaign
-        This one: volumes of its channels, its classes.
+    classes : sequence of str
+        Of this campaign, without the background.
+    volumes : iterable of VolumeRecord
+        Of this campaign; their channels count.
 
     Returns
     -------
@@ -84,19 +88,19 @@ def load_champion(url: str, campaign: Campaign) -> tuple[ChampionLabeller, str]:
         If it has no champion, or one of other channels or classes.
     """
     other = Campaign.open(url)
-    number = champion(other)
-    model = None if number is None else other.model(number)
+    number = champion(other.generations())
+    model = None if number is None else other.generation(number).model()
     if model is None:
         raise WeakLabelError("the campaign has no champion yet", where=url, todo="Name one that has run a generation")
-    predictor = load_predictor(other, model, other.config.inference, "auto")
-    mine, theirs = campaign.config.classes, other.config.classes
+    predictor = load_predictor(other.storage, model, other.config.inference, "auto")
+    mine, theirs = classes, other.config.classes
     if len(mine) != predictor.n_classes or (len(mine) > 1 and tuple(mine) != tuple(theirs)):
         raise WeakLabelError(
             f"its classes are {', '.join(theirs)}, here they are {', '.join(mine)}",
             where=url,
             todo="Name a campaign with the same classes in the same order",
         )
-    for volume in campaign.volumes():
+    for volume in volumes:
         if volume.channels != predictor.in_channels:
             raise WeakLabelError(
                 f"its model takes {predictor.in_channels} channels, volume '{volume.volume_id}' has {volume.channels}",

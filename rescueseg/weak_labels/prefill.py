@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rescueseg import volumes
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder
+from rescueseg.campaign.layout import WEAK_LABEL
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.errors import QueueError, WeakLabelError
@@ -113,7 +114,7 @@ def weak_label(
     WeakLabelError
         If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
     """
-    ensure_compared(campaign, progress, write=not dry_run)
+    ensure_compared(campaign.volumes, progress, write=not dry_run)
     work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
     choice, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
     if choice not in METHODS:
@@ -124,16 +125,16 @@ def weak_label(
     waiting = [
         t
         for t in store.tickets("queued", "pool")
-        if t.volume_id in work.volumes and (t.prefill is None or t.prefill.startswith("weak_labels/"))
+        if t.volume_id in work.volumes and (t.prefill is None or WEAK_LABEL.matches(t.prefill))
     ]
     folder = work.folder(choice)
-    due = [t for t in waiting if t.prefill != campaign.weak_label_path(folder, f"{t.ticket_id}.npz")]
+    due = [t for t in waiting if t.prefill != WEAK_LABEL.path(method=folder, file=f"{t.ticket_id}.npz")]
     if dry_run or not (due or method == "auto"):
         return Result(method=choice, reason=reason, agreements=table, tickets=len(due))
     if method == "auto":
         compared_on = work.compared_on()
         chosen = MethodChoice(method=choice, reason=reason, agreements=table, compared_on=compared_on)
-        campaign.write(CHOICE, chosen, "weak_labels")
+        RecordFolder(campaign.storage, "weak_labels").write(CHOICE, chosen)
     claimed = work.label(choice, folder, due)
     return Result(method=choice, reason=reason, agreements=table, tickets=len(due) - claimed, n_claimed=claimed)
 
@@ -159,7 +160,7 @@ class _Prefill:
     def __init__(self, campaign: Campaign, store: QueueStore, sources: Sources, progress: Progress) -> None:
         self.campaign, self.store, self.sources, self.progress = campaign, store, sources, progress
         self.config = campaign.config
-        self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes()}
+        self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes.records()}
         self.accepted: list[AcceptedAnnotation] = [a for a in store.accepted("pool") if a.volume_id in self.volumes]
         self._labellers_by_method: dict[str, Mapping[str, WeakLabeller]] = {}
         self._loaded_champion: tuple[WeakLabeller, str] | None = None
@@ -180,8 +181,8 @@ class _Prefill:
                     where="--method auto",
                     todo="Give --scribbles, --ilp or --from-campaign, or annotate a patch first",
                 )
-            return *method_for(self.campaign.read(TRIAGE_SUMMARY)), {}
-        places = self.campaign.shared_places()
+            return *method_for(self.campaign.records.read(TRIAGE_SUMMARY)), {}
+        places = self.campaign.volumes.shared_places()
         patches = [read_accepted(self.campaign, a, places) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
         names += [
@@ -244,13 +245,13 @@ class _Prefill:
             files = scribbled_volumes(self.sources.scribbles, self.volumes)
             content: Any = [training, [[v, file_digest(f)] for v, f in sorted(files.items())], self.config.seed]
             if files:  # of which those in the holdout are left out, in whichever volumes
-                content += [self.campaign.holdout_digest(), self.campaign.relations().to_json()]
+                content += [self.campaign.holdout_digest(), self.campaign.volumes.relations().to_json()]
         elif method == "ilastik":
             content = file_digest(self.sources.ilp)
         elif method == "champion":
             content = self._champion()[1]
         else:
-            content = polarity(self.campaign.read(TRIAGE_SUMMARY))
+            content = polarity(self.campaign.records.read(TRIAGE_SUMMARY))
         scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
         return f"{method}-{digest_json([content, scaling])[:12]}"
 
@@ -260,14 +261,14 @@ class _Prefill:
         n_claimed = 0
         for index, ticket in enumerate(due):
             self.progress(f"first masks by {method}", index, len(due))
-            path = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.npz")
+            path = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
             if not self.campaign.storage.exists(path):
                 volume = self.volumes[ticket.volume_id]
-                image = volumes.open_image(self.campaign, volume.volume_id)
+                image = volumes.open_image(self.campaign.volumes, volume.volume_id)
                 weak = label_box(
                     labellers[volume.volume_id], image, ticket.box, volume.normalisation, volume.spacing_um_zyx
                 )
-                confidence = self.campaign.weak_label_path(folder, f"{ticket.ticket_id}.confidence.npz")
+                confidence = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.confidence.npz")
                 self.campaign.storage.write_array(confidence, weak.confidence.astype(np.float16))
                 self.campaign.storage.write_array(path, weak.labels)
             try:
@@ -297,7 +298,7 @@ class _Prefill:
         pool_volumes = {t.volume_id for t in self.store.tickets(purpose="pool")}
         return {
             name: FITTED[method](
-                self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.read(TRIAGE_SUMMARY))
+                self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.records.read(TRIAGE_SUMMARY))
             )
             for name, volume in self.volumes.items()
             if name in pool_volumes
@@ -305,7 +306,7 @@ class _Prefill:
 
     def _sample(self, volume: VolumeRecord) -> list[Float32]:
         """Return parts of a volume, normalised czyx: the same ones in every run."""
-        array = volumes.open_image(self.campaign, volume.volume_id)
+        array = volumes.open_image(self.campaign.volumes, volume.volume_id)
         boxes = sample_boxes(
             volume.shape_zyx, choose_chunks(volume.shape_zyx)[0], FIT_VOXELS, self.config.seed, volume.volume_id
         )
@@ -313,11 +314,11 @@ class _Prefill:
 
     def _classifier(self) -> PixelClassifier:
         """Train the classifier, or load the one that an earlier run trained on the same annotations."""
-        path = self.campaign.weak_label_path(self.folder("classifier"), CLASSIFIER_FILE)
+        path = WEAK_LABEL.path(method=self.folder("classifier"), file=CLASSIFIER_FILE)
         if self.campaign.storage.exists(path):
             return load_classifier(self.campaign.storage.read_bytes(path), path)
         self.progress("training the pixel classifier", 0, 1)
-        places = self.campaign.shared_places()
+        places = self.campaign.volumes.shared_places()
         patches = [read_accepted(self.campaign, a, places) for a in self.accepted]
         for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
             patches += read_scribbles(self.campaign, self.volumes[name], file)
@@ -328,5 +329,7 @@ class _Prefill:
 
     def _champion(self) -> tuple[WeakLabeller, str]:
         if self._loaded_champion is None:
-            self._loaded_champion = load_champion(self.sources.from_campaign, self.campaign)
+            self._loaded_champion = load_champion(
+                self.sources.from_campaign, self.config.classes, self.volumes.values()
+            )
         return self._loaded_champion

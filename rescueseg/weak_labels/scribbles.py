@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rescueseg.annotation.label_checks import check_labels
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.snapshot import clear_box
 from rescueseg.errors import LabelError, WeakLabelError
 from rescueseg.geometry import Box, partition
@@ -39,12 +39,12 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation, places: Shar
     LeakError
         If it lies in a holdout box.
     """
-    volume, holdout = campaign.volume(accepted.volume_id), campaign.holdout()
+    volume, holdout = campaign.volumes.record(accepted.volume_id), campaign.holdout()
     holdout_boxes = holdout.of(accepted.volume_id, places) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
     array = campaign.storage.read_array(accepted.labels)
     labels = check_labels(array, accepted.box, campaign.config.n_classes, where=accepted.labels)
-    return _patch(campaign, volume, accepted.ticket_id, accepted.box, labels)
+    return _patch(campaign.volumes, volume, accepted.ticket_id, accepted.box, labels)
 
 
 def scribbled_volumes(texts: Sequence[str], volumes: Mapping[str, VolumeRecord]) -> dict[str, str]:
@@ -112,7 +112,7 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
         ) from error
     try:
         holdout = campaign.holdout()
-        guarded = holdout.guarded(volume.volume_id, campaign.shared_places()) if holdout else []
+        guarded = holdout.guarded(volume.volume_id, campaign.volumes.shared_places()) if holdout else []
         for block in partition(volume.shape_zyx, BLOCK_ZYX):
             strokes = source.read(block)[0]
             if (strokes == IGNORE).all():
@@ -122,7 +122,7 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
             for slices in inside:
                 labels[slices] = IGNORE
             if (labels != IGNORE).any():
-                patch = _patch(campaign, volume, f"{file} {block}", block, labels)
+                patch = _patch(campaign.volumes, volume, f"{file} {block}", block, labels)
                 for slices in inside:  # the features of a scribble beside the holdout are not to see it
                     patch.image[(slice(None), *slices)] = 0
                 yield patch
@@ -130,7 +130,7 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
         source.close()
 
 
-def _patch(campaign: Campaign, volume: VolumeRecord, name: str, box: Box, labels: Labels) -> AnnotatedPatch:
-    image = read_box(open_image(campaign, volume.volume_id), box)
+def _patch(folder: VolumeFolder, volume: VolumeRecord, name: str, box: Box, labels: Labels) -> AnnotatedPatch:
+    image = read_box(open_image(folder, volume.volume_id), box)
     scaled = normalise(image, volume.normalisation)
     return AnnotatedPatch(name, volume.volume_id, scaled, np.asarray(labels, np.uint8), volume.spacing_um_zyx)

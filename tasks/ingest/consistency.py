@@ -17,8 +17,10 @@ def check(campaign_url: str, apply: bool = False) -> dict[str, dict[str, str]]:
     if not apply:
         return consistency.summary(consistency.check(campaign))
     store.migrate()
-    with campaign_lock(campaign, store):  # no generation trains meanwhile on patches that are judged as untrained
+    with campaign_lock(
+        campaign.config, store
+    ):  # no generation trains meanwhile on patches that are judged as untrained
         report = consistency.check(campaign)
-        consistency.apply(campaign, report)
-        tickets.withdraw_refused(campaign, store)
+        consistency.apply(campaign.volumes, report)
+        tickets.withdraw_refused(campaign.volumes, store)
     return consistency.summary(report)

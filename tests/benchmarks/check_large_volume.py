@@ -33,11 +33,11 @@ CLI = "from rescueseg.cli.main import app; app()"
 def make_campaign(folder: Path, shape: ZYX, seed: int) -> Campaign:
     """Write a volume of noise, shard by shard, and return its campaign."""
     campaign = Campaign.create(str(folder), check_config({"name": "noise", "classes": ["object"]}))
-    array = ome_zarr.create_image(campaign.image_url("noise"), (1, *shape), np.uint16, SPACING)
+    array = ome_zarr.create_image(campaign.volumes.image_url("noise"), (1, *shape), np.uint16, SPACING)
     rng = np.random.default_rng(seed)
     for box in partition(shape, ome_zarr.choose_chunks(shape)[1]):
         array[(0, *box.slices)] = rng.integers(0, 4096, box.shape_zyx, dtype=np.uint16)
-    campaign.save_volume(
+    campaign.volumes.save(
         VolumeRecord(
             volume_id="noise",
             domain="noise",

@@ -28,12 +28,12 @@ from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.evaluation.comparison import compare_generations
-from rescueseg.evaluation.holdout_scores import Assignment, score_boxes
+from rescueseg.evaluation.holdout_scores import assign, score_boxes
 from rescueseg.evaluation.leak_check import require_unseen
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.training_scores import predict_holdout
-from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.models.registry import get_trainer, trainer_names
 from rescueseg.models.trainer import TrainingRequest
 from rescueseg.queue.store import open_queue
@@ -86,28 +86,28 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
         SimulatedAnnotator(campaign, store).drain()
         triage_campaign(campaign, store, mask="annotations")
         snapshot = make_snapshot(campaign, 0, store.accepted("pool"))
-        campaign.finish(SNAPSHOT, 0, snapshot)
+        campaign.generation(0).write(SNAPSHOT, snapshot)
         store.close()
     return Campaign.open(str(url))
 
 
 def contestants(campaign: Campaign) -> tuple[str, str]:
     """Return the two families: nnU-Net, and the MONAI U-Net with the loss that the route calls for."""
-    triage = campaign.read(TRIAGE)
+    triage = campaign.records.read(TRIAGE)
     assert triage is not None
     return "nnunet", "monai_unet_topology" if triage.route.name == "topology" else "monai_unet"
 
 
 def train_for(campaign: Campaign, trainer: str, seconds: float, work: Path) -> tuple[ModelReference, dict[str, float]]:
     """Train as long as the processor time allows; return the model and what it took."""
-    snapshot = campaign.snapshot(0)
+    snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
     seed = campaign.config.seed
 
     def configured(iterations: int) -> TrainingRequest:
         training = campaign.config.training.model_copy(update={"trainer": trainer, "iterations": iterations})
         config = campaign.config.model_copy(update={"training": training})
-        return TrainingRequest(Campaign(campaign.storage, config), snapshot, work, seed)
+        return TrainingRequest(config, campaign.volumes, campaign.holdout(), snapshot, work, seed)
 
     import monai.networks  # noqa: F401  so that its import is in no training's time
 
@@ -134,10 +134,10 @@ def train_for(campaign: Campaign, trainer: str, seconds: float, work: Path) -> t
 
 def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluation:
     """Predict the holdout boxes and score them."""
-    boxes = holdout_boxes(campaign)
-    require_unseen(campaign, 0, boxes)
-    assignment = Assignment(number, model.digest, boxes, open_truths(campaign, boxes))
-    return score_boxes(campaign, assignment, predict_holdout(campaign, model, boxes))
+    truth = holdout_truth(campaign)
+    require_unseen(campaign.generation(0), truth.boxes, campaign.volumes.shared_places())
+    assignment = assign(campaign, model.model_copy(update={"generation": number}), truth)
+    return score_boxes(assignment, predict_holdout(campaign.config.inference, campaign.volumes, model, truth.boxes))
 
 
 def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: float) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: floa
     started = cpu_seconds()
     evaluation = evaluate(campaign, model, contestants(campaign).index(trainer))
     shutil.rmtree(work, ignore_errors=True)
-    triage = campaign.read(TRIAGE)
+    triage = campaign.records.read(TRIAGE)
     assert triage is not None
-    snapshot = campaign.snapshot(0)
+    snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
     return {
         "dataset": dataset, "seed": seed, "trainer": trainer, "patches": len(snapshot.items), **spent,

@@ -32,6 +32,7 @@ from rescueseg.inference.engine import infer_volume
 from rescueseg.models.predictor import Group, class_probabilities
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
+from rescueseg.storage import Storage
 from rescueseg.volumes import ome_zarr
 
 MIB = 2**20
@@ -57,7 +58,7 @@ class Brightness:
         yield Group(0, 0), {"probability": probabilities}
 
 
-def brightness(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Brightness:
+def brightness(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Brightness:
     """Return the predictor; the block engine imports this by name."""
     return Brightness()
 
@@ -71,12 +72,12 @@ def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
         "cluster": {"workers": max(1, workers)},
     }
     campaign = Campaign.create(str(folder), check_config(config))
-    array = ome_zarr.create_image(campaign.image_url("synthetic"), (1, *shape), np.uint8, SPACING)
+    array = ome_zarr.create_image(campaign.volumes.image_url("synthetic"), (1, *shape), np.uint8, SPACING)
     tile = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8).repeat(8, 0).repeat(8, 1).repeat(8, 2)
     for box in partition(shape, tile.shape):
         z, y, x = box.shape_zyx
         array[(0, *box.slices)] = tile[:z, :y, :x] + np.uint8(sum(box.offset_zyx) // 64 % 32)
-    campaign.save_volume(
+    campaign.volumes.save(
         VolumeRecord(
             volume_id="synthetic",
             domain="synthetic",

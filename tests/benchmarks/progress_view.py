@@ -29,9 +29,14 @@ def seconds_of(look: Callable[[], object], times: int) -> float:
 def read_all(campaign: Campaign) -> None:
     """Read the result of every finished stage and how long it took."""
     for generation in campaign.generations():
-        for stage in campaign.finished_stages(generation):
-            campaign.storage.read_json(campaign.generation_path(generation, f"{stage}.json"))
-            campaign.result(seconds_file(stage), generation)
+        for stage in generation.finished_stages():
+            campaign.storage.read_json(generation.path(f"{stage}.json"))
+            generation.read(seconds_file(stage))
+
+
+def look(campaign: Campaign) -> tuple[list[tuple[int, str]], str]:
+    """Ask what the progress view asks."""
+    return list(finished_stages(campaign.generations())), running_stage(campaign.generations())
 
 
 def main() -> None:
@@ -43,12 +48,12 @@ def main() -> None:
         campaign = Campaign.create(folder, settings_of("progress", ["organelle"]))
         losses = [{"step": float(step), "loss": 1 / (step + 1), "learning_rate": 0.01} for step in range(steps)]
         for stage in STAGES[:-1]:
-            campaign.finish(seconds_file(stage), 0, 1.0)
+            campaign.generation(0).write(seconds_file(stage), 1.0)
             result = {"losses": losses} if stage == "training" else {}
-            campaign.storage.write_json(campaign.generation_path(0, f"{stage}.json"), result)
-        campaign.note_progress(0, "training step", steps, 0)
+            campaign.storage.write_json(campaign.generation(0).path(f"{stage}.json"), result)
+        campaign.generation(0).note_progress("training step", steps, 0)
         before = seconds_of(lambda: read_all(campaign), 5)
-        now = seconds_of(lambda: (list(finished_stages(campaign)), running_stage(campaign)), 200)
+        now = seconds_of(lambda: look(campaign), 200)
     print(
         f"{steps:,} losses: all read {1e3 * before:.1f} ms, a look {1e3 * now:.2f} ms, {before / now:,.0f} times less"
     )

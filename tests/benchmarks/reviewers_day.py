@@ -87,7 +87,7 @@ def work_through(campaign: Campaign, store: QueueStore) -> None:
         if n == 0:
             lead.reject(ticket.ticket_id, "look again, with care")
         elif n == 1:
-            drawn = np.asarray(volumes.open_truth(campaign, "v")[ticket.box.slices], np.uint8)
+            drawn = np.asarray(volumes.open_truth(campaign.volumes, "v")[ticket.box.slices], np.uint8)
             numbered = campaign.config.annotation.labels == "instance"
             fixed = PatchLabels.of_components(drawn) if numbered else PatchLabels(drawn)
             lead.fix(ticket.ticket_id, fixed, "simulated", active_seconds=60.0)
@@ -104,7 +104,7 @@ def work_through(campaign: Campaign, store: QueueStore) -> None:
 
 def against_truth(campaign: Campaign, box: Box, labels: PatchLabels) -> float:
     """Return the Dice of labels against the truth."""
-    truth = PatchLabels(np.asarray(volumes.open_truth(campaign, "v")[box.slices], np.uint8))
+    truth = PatchLabels(np.asarray(volumes.open_truth(campaign.volumes, "v")[box.slices], np.uint8))
     return agreement(PatchLabels(labels.classes), truth, 1).value
 
 
@@ -113,7 +113,7 @@ def quality(campaign: Campaign, store: QueueStore) -> dict[str, list[float]]:
     found: dict[str, list[float]] = defaultdict(list)
     for ticket in store.tickets():
         for version in store.annotations(ticket.ticket_id):
-            dice = against_truth(campaign, ticket.box, read_version(campaign, version))
+            dice = against_truth(campaign, ticket.box, read_version(campaign.storage, version))
             found[version.annotator if version.origin != "consensus" else "STAPLE"].append(dice)
             if version.verdict == "accepted":
                 found["accepted"].append(dice)

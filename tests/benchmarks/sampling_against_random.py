@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.evaluation.metrics import Counts, count_voxels
@@ -66,11 +67,11 @@ def choose(campaign: Campaign, arm: str, seed: int, budget: int) -> list[Queried
 
 def annotate(campaign: Campaign, chosen: Sequence[QueriedPatch], name: str) -> list[AcceptedAnnotation]:
     """Label patches with the truth and return the accepted annotations, their tickets named after `name`."""
-    truth, accepted = open_truth(campaign, "v"), []
+    truth, accepted = open_truth(campaign.volumes, "v"), []
     for i, patch in enumerate(chosen):
         labels = np.asarray(truth[patch.box.slices], np.uint8)
         digest = digest_array(labels)
-        path = campaign.annotation_path(f"{name}-{i}", digest)
+        path = ANNOTATION.path(ticket=f"{name}-{i}", digest=digest)
         campaign.storage.write_array(path, labels)
         accepted.append(
             AcceptedAnnotation(
@@ -92,7 +93,9 @@ def run(campaign: Campaign, arm: str, seed: int, budget: int) -> dict[str, Any]:
     accepted = annotate(campaign, chosen, f"{arm}-{seed}")
     shares = [round(float((campaign.storage.read_array(a.labels) == 1).mean()), 4) for a in accepted]
     work = Path(campaign.storage.path(f"runs/{arm}-{seed}"))
-    request = TrainingRequest(campaign, make_snapshot(campaign, 0, accepted), work, seed)
+    request = TrainingRequest(
+        campaign.config, campaign.volumes, campaign.holdout(), make_snapshot(campaign, 0, accepted), work, seed
+    )
     model = get_trainer("monai_unet").train(request, lambda step, metrics: None)
     relative = str(model.path.relative_to(campaign.storage.path("")))
     reference = ModelReference(generation=0, trainer="monai_unet", path=relative, digest=model.digest)
@@ -125,10 +128,10 @@ def predict_holdout(
     from rescueseg.models.registry import load_predictor
 
     config = campaign.config.inference.model_copy(update={"mc_samples": samples, "tta_symmetries": symmetries})
-    predictor = load_predictor(campaign, reference, config, "cpu")
-    volume, holdout = campaign.volume("v"), campaign.holdout()
+    predictor = load_predictor(campaign.storage, reference, config, "cpu")
+    volume, holdout = campaign.volumes.record("v"), campaign.holdout()
     assert holdout is not None
-    image, truth = open_image(campaign, "v"), open_truth(campaign, "v")
+    image, truth = open_image(campaign.volumes, "v"), open_truth(campaign.volumes, "v")
     window = predictor.window_zyx(volume.spacing_um_zyx)
     for held in holdout.boxes:
         prediction = np.zeros(held.box.shape_zyx, np.uint8)

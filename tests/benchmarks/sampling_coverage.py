@@ -114,9 +114,9 @@ def run(folder: Path, seeds: int, budgets: list[int]) -> None:
         campaign = Campaign.create(f"{scratch}/c", check_config({"name": "benchmark", "classes": ["object"]}))
         import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
         starting_patches.draw_holdout(campaign)
-        volume, boxes = campaign.volume("v"), starting_patches.candidate_boxes(campaign, "v")
-        features = measure_places(campaign, [volume], {"v": boxes})["v"]
-        image = normalise(np.asarray(open_image(campaign, "v")[:]), volume.normalisation).mean(axis=0)
+        volume, boxes = campaign.volumes.record("v"), starting_patches.candidate_boxes(campaign, "v")
+        features = measure_places(campaign.volumes, [volume], {"v": boxes})["v"]
+        image = normalise(np.asarray(open_image(campaign.volumes, "v")[:]), volume.normalisation).mean(axis=0)
         absent = [s for s in STRATA if not features.members(s).any()]
         print(
             f"{folder.name}: {len(boxes)} places of {boxes[0].shape_zyx}"

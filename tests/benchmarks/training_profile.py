@@ -87,7 +87,7 @@ def configure(campaign: Campaign, changes: dict[str, Any], iterations: int) -> t
     fields = {f.name for f in dataclasses.fields(plan.Profile)}
     settings = {k: v for k, v in changes.items() if k not in fields and k != "coarser" and "." not in k}
     if "coarser" in changes:
-        settings["spacing_um_zyx"] = [s * changes["coarser"] for s in campaign.volume("v").spacing_um_zyx]
+        settings["spacing_um_zyx"] = [s * changes["coarser"] for s in campaign.volumes.record("v").spacing_um_zyx]
     training = campaign.config.training.model_dump() | {"iterations": iterations, "checkpoint_every": 10**6, **settings}
     config = campaign.config.model_copy(update={"training": TrainingConfig.model_validate(training)})
     profile = dataclasses.replace(plan.PROFILES["cpu"], **{k: v for k, v in changes.items() if k in fields})
@@ -113,7 +113,7 @@ def train(
         stack.enter_context(patch.dict(plan.PROFILES, {"cpu": profile}))
         for target in (k for k in changes if "." in k):
             stack.enter_context(patch(target, changes[target]))
-        request = TrainingRequest(configured, snapshot, work, seed)
+        request = TrainingRequest(configured.config, configured.volumes, configured.holdout(), snapshot, work, seed)
         model = get_trainer(trainer).train(request, lambda step, metrics: times.append(time.process_time()))
     return model, times
 

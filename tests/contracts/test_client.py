@@ -234,7 +234,7 @@ def test_the_model_is_not_seen_in_the_holdout(open_as: Callable[[str], Annotatio
 def mapped(campaign: Campaign) -> None:
     """Let a model have found class 1 everywhere."""
     ones = np.ones(IMAGE.shape)
-    campaign.finish(SNAPSHOT, 0, Snapshot(generation=0, items=(), n_classes=1, holdout_digest="", digest=""))
+    campaign.generation(0).write(SNAPSHOT, Snapshot(generation=0, items=(), n_classes=1, holdout_digest="", digest=""))
     write_maps(campaign, 0, np.stack([0.2 * ones, 0.8 * ones]), 0.5 * ones, "v")
 
 

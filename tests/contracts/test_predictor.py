@@ -42,7 +42,7 @@ def make_ensemble(campaign: Campaign, folder: Path) -> Predictor:
 
 
 def make_blur(campaign: Campaign, _: Path) -> Predictor:
-    return Blur(campaign, campaign.config.inference)
+    return Blur(campaign.storage, campaign.config.inference)
 
 
 def train_one(name: str) -> Callable[[Campaign, Path], Predictor]:
@@ -50,12 +50,12 @@ def train_one(name: str) -> Callable[[Campaign, Path], Predictor]:
 
     def make(campaign: Campaign, folder: Path) -> Predictor:
         rig = make_campaign(folder, trainer=name, iterations=2)
-        request = TrainingRequest(rig, make_snapshot(rig, BOXES), folder / "work", 3)
+        request = TrainingRequest(rig.config, rig.volumes, rig.holdout(), make_snapshot(rig, BOXES), folder / "work", 3)
         model = get_trainer(name).train(request, ignore_progress)
         for file in sorted(model.path.iterdir()):
             rig.storage.write_bytes(f"model/{file.name}", file.read_bytes())
         reference = ModelReference(generation=0, trainer=name, path="model", digest=model.digest)
-        return load_predictor(rig, reference, campaign.config.inference, "cpu")
+        return load_predictor(rig.storage, reference, campaign.config.inference, "cpu")
 
     return make
 

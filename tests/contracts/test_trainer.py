@@ -60,7 +60,18 @@ def train(
     campaign: Campaign, snapshot: Snapshot, work_dir: Path, progress: Any = ignore_progress, **request: Any
 ) -> TrainedModel:
     trainer = get_trainer(campaign.config.training.trainer)
-    return trainer.train(TrainingRequest(campaign, snapshot, work_dir, request.pop("seed", SEED), **request), progress)
+    return trainer.train(
+        TrainingRequest(
+            campaign.config,
+            campaign.volumes,
+            campaign.holdout(),
+            snapshot,
+            work_dir,
+            request.pop("seed", SEED),
+            **request,
+        ),
+        progress,
+    )
 
 
 def publish(campaign: Campaign, model: TrainedModel) -> ModelReference:
@@ -70,10 +81,10 @@ def publish(campaign: Campaign, model: TrainedModel) -> ModelReference:
 
 
 def mean_probability(campaign: Campaign, model: TrainedModel, volume_id: str, box: Box) -> np.ndarray:
-    predictor = load_predictor(campaign, publish(campaign, model), campaign.config.inference, "cpu")
-    record = campaign.volume(volume_id)
+    predictor = load_predictor(campaign.storage, publish(campaign, model), campaign.config.inference, "cpu")
+    record = campaign.volumes.record(volume_id)
     window = Box(box.offset_zyx, predictor.window_zyx(record.spacing_um_zyx))
-    image = normalise(read_box(open_image(campaign, volume_id), window), record.normalisation)
+    image = normalise(read_box(open_image(campaign.volumes, volume_id), window), record.normalisation)
     members = [member["probability"][0] for _, member in predictor.members(image[None], [5])]
     config = campaign.config.inference
     assert len(members) == predictor.networks * config.mc_samples * config.tta_symmetries
@@ -83,9 +94,9 @@ def mean_probability(campaign: Campaign, model: TrainedModel, volume_id: str, bo
 def dice(campaign: Campaign, model: TrainedModel, value: int = 1) -> float:
     box = Box((4, 60, 60), (16, 32, 32))
     found = mean_probability(campaign, model, "v0", box).argmax(axis=0)
-    reach = Box(box.offset_zyx, found.shape).clip(campaign.volume("v0").shape_zyx)
+    reach = Box(box.offset_zyx, found.shape).clip(campaign.volumes.record("v0").shape_zyx)
     found = found[tuple(slice(0, n) for n in reach.shape_zyx)] == value
-    truth = np.asarray(open_truth(campaign, "v0")[reach.slices]) == value
+    truth = np.asarray(open_truth(campaign.volumes, "v0")[reach.slices]) == value
     return float(2 * (found & truth).sum() / (found.sum() + truth.sum()))
 
 
@@ -151,7 +162,7 @@ def test_another_request_in_the_same_folder_starts_afresh(trainer_name: str, tmp
 def test_killed_at_any_step_it_resumes_to_the_same_model(trainer_name: str, tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=14)
     snapshot = make_snapshot(campaign, BOXES)
-    campaign.finish(SNAPSHOT, 0, snapshot)
+    campaign.generation(0).write(SNAPSHOT, snapshot)
     undisturbed = train(campaign, snapshot, tmp_path / "undisturbed")
     firsts = [run_and_kill(campaign, tmp_path / "work", at) for at in (2, 6)]
     assert firsts == [1, 1], "each run goes on behind the last checkpoint"
@@ -209,7 +220,7 @@ def test_nothing_outside_the_read_boxes_is_read(trainer_name: str, tmp_path: Pat
     campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=4)
     snapshot = make_snapshot(campaign, BOXES, halo=(0, 8, 8))
     before = train(campaign, snapshot, tmp_path / "a")
-    level = zarr.open_group(zarr_store(campaign.image_url("v0")), mode="r+")["0"]
+    level = zarr.open_group(zarr_store(campaign.volumes.image_url("v0")), mode="r+")["0"]
     voxels = level[:]
     spoilt = np.full_like(voxels, 60000)
     for item in snapshot.items:
@@ -221,7 +232,7 @@ def test_nothing_outside_the_read_boxes_is_read(trainer_name: str, tmp_path: Pat
 
 def test_ignored_voxels_teach_nothing(trainer_name: str, tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer=trainer_name, iterations=80)
-    truth = open_truth(campaign, "v0")
+    truth = open_truth(campaign.volumes, "v0")
     partial = {}
     for i, box in enumerate(BOXES):
         labels = np.asarray(truth[box.slices]).copy()
@@ -255,7 +266,7 @@ def test_a_class_nobody_labelled_is_a_warning(trainer_name: str, tmp_path: Path)
     campaign = make_campaign(tmp_path, trainer=trainer_name, n_classes=3, iterations=2)
     labels = {}
     for i, box in enumerate(BOXES):
-        array = np.asarray(open_truth(campaign, "v0")[box.slices]).copy()
+        array = np.asarray(open_truth(campaign.volumes, "v0")[box.slices]).copy()
         array[array == 2] = 255
         labels[i] = array
     model = train(campaign, make_snapshot(campaign, BOXES, labels=labels), tmp_path / "work")
@@ -291,15 +302,15 @@ def test_volumes_of_unlike_spacing_train_together(trainer_name: str, tmp_path: P
     boxes = [*BOXES, Box((0, 0, 0), (10, 24, 24))]
     snapshot = make_snapshot(campaign, boxes, volume_ids=["v0", "v0", "v0", "v1"])
     model = train(campaign, snapshot, tmp_path / "work")
-    predictor = load_predictor(campaign, publish(campaign, model), campaign.config.inference, "cpu")
+    predictor = load_predictor(campaign.storage, publish(campaign, model), campaign.config.inference, "cpu")
     fine, coarse = (predictor.window_zyx(s) for s in spacings)
     assert coarse == tuple(n // 2 for n in fine)
     box = Box((0, 24, 24), coarse)
     found = mean_probability(campaign, model, "v1", box)
     assert found.shape[1:] == coarse
-    reach = box.clip(campaign.volume("v1").shape_zyx)
+    reach = box.clip(campaign.volumes.record("v1").shape_zyx)
     inside = found[(slice(None), *(slice(0, n) for n in reach.shape_zyx))].argmax(axis=0)
-    truth = np.asarray(open_truth(campaign, "v1")[reach.slices])
+    truth = np.asarray(open_truth(campaign.volumes, "v1")[reach.slices])
     assert 2 * ((inside == 1) & (truth == 1)).sum() / (inside.sum() + truth.sum()) > 0.6
 
 
@@ -325,7 +336,7 @@ def test_a_changed_model_file_is_not_loaded(trainer_name: str, tmp_path: Path) -
     description = json.loads(campaign.storage.read_bytes("model/model.json"))
     campaign.storage.write_json("model/model.json", description | {"seed": 1})
     with pytest.raises(InferenceError, match="not the one"):
-        load_predictor(campaign, reference, campaign.config.inference, "cpu")
+        load_predictor(campaign.storage, reference, campaign.config.inference, "cpu")
 
 
 def test_the_process_is_left_as_it_was(trainer_name: str, tmp_path: Path) -> None:
@@ -372,13 +383,13 @@ def test_it_learns_whichever_axis_is_coarse(
     campaign = make_campaign(
         tmp_path, trainer=trainer_name, spacings=(spacing,), iterations=60, window_zyx=window, checkpoint_every=60
     )
-    shape = campaign.volume("v0").shape_zyx
+    shape = campaign.volumes.record("v0").shape_zyx
     boxes = partition(shape, [-(-n // 2) for n in shape])
     model = train(campaign, make_snapshot(campaign, boxes[:-1]), tmp_path / "work")
     found = mean_probability(campaign, model, "v0", boxes[-1]).argmax(axis=0)
     reach = Box(boxes[-1].offset_zyx, zyx(found.shape)).clip(shape)
     found = found[tuple(slice(0, n) for n in reach.shape_zyx)] == 1
-    truth = np.asarray(open_truth(campaign, "v0")[reach.slices]) == 1
+    truth = np.asarray(open_truth(campaign.volumes, "v0")[reach.slices]) == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) >= 0.6
 
 
@@ -400,7 +411,9 @@ def test_what_a_trainer_cannot_do_is_refused_with_the_reason(tmp_path: Path) -> 
     campaign = make_campaign(tmp_path, n_classes=2, channels=2, gpus=2)
     labels = {0: np.full(BOXES[0].shape_zyx, 255, np.uint8)}
     snapshot = make_snapshot(campaign, BOXES, labels=labels)
-    request = TrainingRequest(campaign, snapshot, tmp_path / "work", SEED, warm_start=tmp_path)
+    request = TrainingRequest(
+        campaign.config, campaign.volumes, campaign.holdout(), snapshot, tmp_path / "work", SEED, warm_start=tmp_path
+    )
     able = TrainerCapabilities(partial_labels=True, several_gpus=True)
     check_request(Able(able), request)
     for change, reason in (
@@ -420,7 +433,17 @@ def test_who_needs_objects_is_given_them(tmp_path: Path) -> None:
     bare = make_snapshot(campaign, BOXES)
     items = tuple(item.model_copy(update={"instances": "objects.npz"}) for item in bare.items)
     able = Able(TrainerCapabilities(partial_labels=True, needs_instances=True))
-    check_request(able, TrainingRequest(campaign, bare.model_copy(update={"items": items}), tmp_path, SEED))
+    check_request(
+        able,
+        TrainingRequest(
+            campaign.config,
+            campaign.volumes,
+            campaign.holdout(),
+            bare.model_copy(update={"items": items}),
+            tmp_path,
+            SEED,
+        ),
+    )
 
 
 def another(model: type[Section], name: str) -> Any:
@@ -464,7 +487,10 @@ def test_a_campaign_that_a_triage_gave_its_trainer_asks_for_nothing_by_its_defau
     campaign = Campaign.open(made.url)
     assert campaign.config == completed
     snapshot = make_snapshot(campaign, BOXES)
-    check_request(get_trainer(name), TrainingRequest(campaign, snapshot, tmp_path / "work", SEED))
+    check_request(
+        get_trainer(name),
+        TrainingRequest(campaign.config, campaign.volumes, campaign.holdout(), snapshot, tmp_path / "work", SEED),
+    )
 
 
 def test_several_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def ilastik(campaign: Campaign, folder: Path) -> WeakLabeller:
 
 
 def champion(campaign: Campaign, folder: Path) -> WeakLabeller:
-    return ChampionLabeller(Smooth(campaign, campaign.config.inference))
+    return ChampionLabeller(Smooth(campaign.storage, campaign.config.inference))
 
 
 class Smooth(Blur):

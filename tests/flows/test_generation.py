@@ -81,11 +81,11 @@ def _post(servers: Servers, path: str, **body: Any) -> list[dict[str, Any]]:
 
 def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
     for generation in (0, 1):
-        assert looped.finished_stages(generation) == list(STAGES), generation
-    table = rows(looped)
+        assert looped.generation(generation).finished_stages() == list(STAGES), generation
+    table = rows(looped.generations())
     assert [row.patches for row in table] == [2, 4]
     assert [row.voxels for row in table] == sorted(row.voxels for row in table)
-    assert champion(looped) in (0, 1)
+    assert champion(looped.generations()) in (0, 1)
     assert set(table[0].seconds) == set(STAGES)
     page = to_markdown(looped, 1)
     assert "| 0 | 2 |" in page
@@ -95,7 +95,7 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
 def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
     store = open_queue(looped)
     waiting = store.tickets(status="queued")
-    assert {ticket.ticket_id for ticket in waiting} == set(looped.require(TICKETS, 1).tickets)
+    assert {ticket.ticket_id for ticket in waiting} == set(looped.generation(1).require(TICKETS).tickets)
     for ticket in waiting:
         assert ticket.generation == 2
         assert ticket.prefill is not None
@@ -128,10 +128,10 @@ def test_a_run_while_another_works_gives_way(looped: Campaign, servers: Servers)
 
 def test_inference_on_demand_uses_the_champion(looped: Campaign, servers: Servers) -> None:
     maps = _run(servers, "infer-volume", campaign_url=looped.url, volume_id="phantom")
-    number = champion(looped)
+    number = champion(looped.generations())
     assert number is not None
     assert maps["generation"] == number
-    assert MapReference.model_validate(maps) in looped.require(INFERENCE, number)
+    assert MapReference.model_validate(maps) in looped.generation(number).require(INFERENCE)
 
 
 def test_prefect_shows_named_tasks_and_an_artifact_and_holds_no_pickle(looped: Campaign, servers: Servers) -> None:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=6, checkpoint_every=3)
-    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     store = open_queue(campaign)
     store.migrate()
     with Servers(tmp_path / "services", f"sqlite:///{tmp_path}/mlflow.db") as servers:
@@ -31,9 +31,9 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         [line] = [line for line in done.stdout.splitlines() if line.startswith("result: ")]
         planned = train_outside.plan(campaign, store, generation=0)
-        result = outside_trainings.training_result(campaign, planned.name)
+        result = campaign.training(planned.name).read(outside_trainings.RESULT)
         assert result is not None
-        losses = outside_trainings.read_losses(campaign, campaign.training_path(planned.name))
+        losses = outside_trainings.read_losses(campaign.training(planned.name))
         assert json.loads(line.removeprefix("result: ")) == result.model.to_json()
         client = MlflowClient(servers.mlflow_uri)
         experiments = [e.experiment_id for e in client.search_experiments()]

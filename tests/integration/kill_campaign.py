@@ -84,11 +84,11 @@ def outcome(campaign: Campaign) -> dict[str, Any]:
     generations = range(GENERATIONS)
     accepted = open_queue(campaign).accepted("pool")
     return {
-        "models": [campaign.require(TRAINING, g).model.digest for g in generations],
-        "maps": [[m.digest for m in campaign.require(INFERENCE, g)] for g in generations],
-        "queried": [campaign.require(QUERY, g).patches for g in generations],
+        "models": [campaign.generation(g).require(TRAINING).model.digest for g in generations],
+        "maps": [[m.digest for m in campaign.generation(g).require(INFERENCE)] for g in generations],
+        "queried": [campaign.generation(g).require(QUERY).patches for g in generations],
         "annotations": sorted((a.ticket_id, a.labels_digest) for a in accepted),
-        "test": [campaign.require(EVALUATION, g) for g in generations],
+        "test": [campaign.generation(g).require(EVALUATION) for g in generations],
     }
 
 
@@ -124,9 +124,9 @@ def finish(campaign: Campaign, environment: dict[str, str], log: Path) -> float:
 
 def state_of(campaign: Campaign) -> str:
     """Say how far a campaign has got."""
-    g = max(campaign.generations(), default=0)
-    done = campaign.finished_stages(g)
-    return f"generation {g}, {done[-1] if done else 'nothing'} done"
+    generations = campaign.generations()
+    done = generations[-1].finished_stages() if generations else []
+    return f"generation {max(0, len(generations) - 1)}, {done[-1] if done else 'nothing'} done"
 
 
 def main() -> int:

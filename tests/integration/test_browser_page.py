@@ -310,7 +310,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
     settings = {"name": "guarded", "classes": ["nucleus"], "annotation": {"labels": "instance", "review": True}}
     campaign = Campaign.create(str(folder / "c"), check_config(settings))
     add_volume(campaign, folder, "letter", lettered_image(), SPACING)
-    tokens = {"anna": add_token(campaign, "anna", "annotator"), "rita": add_token(campaign, "rita", "reviewer")}
+    tokens = {
+        "anna": add_token(campaign.storage, "anna", "annotator"),
+        "rita": add_token(campaign.storage, "rita", "reviewer"),
+    }
     with served(campaign, "--tokens") as url:
         yield Served(campaign, url), tokens
 

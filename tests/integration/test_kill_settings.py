@@ -19,4 +19,4 @@ def test_the_campaign_that_is_killed_can_be_trained(tmp_path: Path) -> None:
         tickets.prepare(campaign, store)
         SimulatedAnnotator(campaign, store).drain()
         snapshot = make_snapshot(campaign, 0, store.accepted())
-    assert plan_training(campaign, snapshot).iterations == SETTINGS["training"]["iterations"]
+    assert plan_training(campaign.config, campaign.volumes, snapshot).iterations == SETTINGS["training"]["iterations"]

@@ -266,7 +266,7 @@ def test_the_model_predicts_pool_patches_and_never_the_holdout(tmp_path: Path) -
 
 
 def test_beyond_the_loopback_a_token_is_the_password(phantom: Campaign, tmp_path: Path) -> None:
-    token = add_token(phantom, "anna", "annotator")
+    token = add_token(phantom.storage, "anna", "annotator")
     with served(phantom, "--tokens") as url:
         client = client_of(url, tmp_path, "somebody else")
         assert client.auth_enabled()

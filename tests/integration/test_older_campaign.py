@@ -28,7 +28,7 @@ from rescueseg.annotation.formats.base import Frame, PatchFormat, relabel
 from rescueseg.annotation.formats.handout import lease_of, write_patch
 from rescueseg.annotation.label_files import read_version, starting_patch
 from rescueseg.annotation.local_client import LocalClient
-from rescueseg.campaign import Campaign, outside_trainings, snapshot
+from rescueseg.campaign import Campaign, RecordFolder, outside_trainings, snapshot
 from rescueseg.campaign.stage_results import (
     CHOICE,
     EFFORT,
@@ -41,16 +41,16 @@ from rescueseg.campaign.stage_results import (
     TrainingResult,
 )
 from rescueseg.cli.main import app
-from rescueseg.evaluation.calibration import CALIBRATION, calibrate_generation, stored_calibration
+from rescueseg.evaluation.calibration import CALIBRATION, calibrate_generation
 from rescueseg.evaluation.champion import EVALUATION, champion, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.scores import FORMAT
 from rescueseg.evaluation.stored_scores import stored_evaluation
 from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, stored_training_evaluation
-from rescueseg.evaluation.truth import truth_digest
+from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume, predict_boxes
-from rescueseg.inference.maps import QUANTITIES, finished_blocks, map_reference, open_map, read_plan
+from rescueseg.inference.maps import QUANTITIES, VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.models.files import committed_files
 from rescueseg.queue.due import campaign_lock
@@ -131,7 +131,7 @@ def unformatted(scores: Any) -> Any:
 
 def stored(campaign: Campaign, generation: int, name: str) -> Any:
     """Return a file of a generation as it lies there."""
-    return campaign.storage.read_json(campaign.generation_path(generation, f"{name}.json"))
+    return campaign.storage.read_json(campaign.generation(generation).path(f"{name}.json"))
 
 
 MOVED = {
@@ -164,21 +164,21 @@ def _volumes(campaign: Campaign, _: QueueStore) -> Any:
     return [
         {
             "record": volume,
-            "image": digest_array(np.asarray(open_image(campaign, volume.volume_id)[:])),
-            "truth": digest_array(np.asarray(open_truth(campaign, volume.volume_id)[:])),
+            "image": digest_array(np.asarray(open_image(campaign.volumes, volume.volume_id)[:])),
+            "truth": digest_array(np.asarray(open_truth(campaign.volumes, volume.volume_id)[:])),
             "objects": None
             if volume.truth != "instance"
-            else digest_array(np.asarray(open_truth(campaign, volume.volume_id, instances=True)[:])),
+            else digest_array(np.asarray(open_truth(campaign.volumes, volume.volume_id, instances=True)[:])),
         }
-        for volume in campaign.volumes(refused=True)
+        for volume in campaign.volumes.records(refused=True)
     ]
 
 
 def _looked_at(campaign: Campaign, _: QueueStore) -> Any:
     return {
-        "domains": campaign.domains(),
-        "consistency": campaign.read(CONSISTENCY),
-        "triage": campaign.read(TRIAGE),
+        "domains": campaign.volumes.domains(),
+        "consistency": campaign.records.read(CONSISTENCY),
+        "triage": campaign.records.read(TRIAGE),
         "rough": [[patch.volume_id, patch.box.to_dict()] for patch in campaign.rough_patches()],
     }
 
@@ -187,7 +187,7 @@ def _sampled(campaign: Campaign, _: QueueStore) -> Any:
     return {
         "holdout": campaign.holdout(),
         "digest": campaign.holdout_digest(),
-        "truth": truth_digest(campaign),
+        "truth": holdout_truth(campaign).digest_of_all,
         "starting": campaign.starting_patches(),
     }
 
@@ -208,59 +208,60 @@ def _queue(campaign: Campaign, store: QueueStore) -> Any:
 
 def _annotations(campaign: Campaign, store: QueueStore) -> Any:
     versions = [version for ticket in store.tickets() for version in store.annotations(ticket.ticket_id)]
-    return [{"record": version, "labels": read_version(campaign, version).digest} for version in versions]
+    return [{"record": version, "labels": read_version(campaign.storage, version).digest} for version in versions]
 
 
 def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
     paths = {ticket.prefill for ticket in store.tickets() if ticket.prefill}
     return {
         "masks": {path: digest_array(campaign.storage.read_array(path)) for path in sorted(paths)},
-        "choice": campaign.read(METHOD_CHOICE, "weak_labels"),
+        "choice": RecordFolder(campaign.storage, "weak_labels").read(METHOD_CHOICE),
     }
 
 
 def _stages(campaign: Campaign, _: QueueStore) -> Any:
     files = (SNAPSHOT, TRAINING, INFERENCE, EVALUATION, QUERY, TICKETS, REPORT, EFFORT, CHOICE)
     return {
-        g: {
-            **{file.name: campaign.result(file, g) for file in files},
-            "training": with_losses(campaign, campaign.result(TRAINING, g), campaign.generation_path(g)),
-            "seconds": generation_table.stage_seconds(campaign, g),
-            "progress": campaign.result(PROGRESS, g),
+        g.number: {
+            **{file.name: g.read(file) for file in files},
+            "training": with_losses(g, g.read(TRAINING)),
+            "seconds": generation_table.stage_seconds(g),
+            "progress": g.read(PROGRESS),
         }
         for g in campaign.generations()
     }
 
 
-def with_losses(campaign: Campaign, result: TrainingResult | None, folder: str) -> Any:
+def with_losses(folder: RecordFolder, result: TrainingResult | None) -> Any:
     """Return a training as older versions kept it, with its losses."""
-    return (
-        None if result is None else plain(result) | {"losses": plain(outside_trainings.read_losses(campaign, folder))}
-    )
+    return None if result is None else plain(result) | {"losses": plain(outside_trainings.read_losses(folder))}
 
 
 def _models(campaign: Campaign, _: QueueStore) -> Any:
-    found = {g: campaign.model(g) for g in campaign.generations()}
+    found = {g.number: g.model() for g in campaign.generations()}
     return {
-        g: {"record": model, "bytes": [len(data) for data in committed_files(campaign, model)]}
+        g: {"record": model, "bytes": [len(data) for data in committed_files(campaign.storage, model)]}
         for g, model in found.items()
         if model is not None
     }
 
 
 def _maps(campaign: Campaign, _: QueueStore) -> Any:
-    ids = [volume.volume_id for volume in campaign.volumes()]
-    return {g: {name: _maps_of(campaign, g, name) for name in ids} for g in campaign.generations()}
+    ids = [volume.volume_id for volume in campaign.volumes.records()]
+    return {g.number: {name: _maps_of(campaign, g.number, name) for name in ids} for g in campaign.generations()}
 
 
 def _maps_of(campaign: Campaign, generation: int, volume_id: str) -> Any:
-    planned, reference = read_plan(campaign, generation, volume_id), map_reference(campaign, generation, volume_id)
+    planned, reference = (
+        VolumeMaps(campaign.generation(generation), volume_id).plan(),
+        VolumeMaps(campaign.generation(generation), volume_id).reference(),
+    )
     assert planned is not None
     return {
         "plan": planned.model_dump(mode="json", exclude={"factory"}),
         "digest": planned.digest,
         "blocks": [block.to_dict() for block in planned.blocks],
-        "finished": finished_blocks(campaign, generation, planned),
+        "finished": VolumeMaps(campaign.generation(generation), planned.volume_id).finished_blocks(planned),
         "reference": reference,
         "voxels": {q: digest_array(_map(campaign, generation, volume_id, q)) for q in planned.quantities}
         if reference
@@ -269,21 +270,21 @@ def _maps_of(campaign: Campaign, generation: int, volume_id: str) -> Any:
 
 
 def _map(campaign: Campaign, generation: int, volume_id: str, quantity: str) -> np.ndarray:
-    return np.asarray(open_map(campaign, generation, volume_id, quantity)[:])
+    return np.asarray(VolumeMaps(campaign.generation(generation), volume_id).open(quantity)[:])
 
 
 def _judged(campaign: Campaign, _: QueueStore) -> Any:
     return {
-        "judgements": judgements(campaign),
-        "champion": champion(campaign),
-        "calibrations": {g: stored_calibration(campaign, g) for g in campaign.generations()},
-        "metrics": [judgement.evaluation.metrics() for judgement in judgements(campaign)],
+        "judgements": judgements(campaign.generations()),
+        "champion": champion(campaign.generations()),
+        "calibrations": {g.number: g.read(CALIBRATION) for g in campaign.generations()},
+        "metrics": [judgement.evaluation.metrics() for judgement in judgements(campaign.generations())],
     }
 
 
 def _table(campaign: Campaign, store: QueueStore) -> Any:
     due = count_due(campaign, store)
-    return {"rows": generation_table.rows(campaign), "due": [due.generation, due.due]}
+    return {"rows": generation_table.rows(campaign.generations()), "due": [due.generation, due.due]}
 
 
 def _outside(campaign: Campaign, _: QueueStore) -> Any:
@@ -291,18 +292,18 @@ def _outside(campaign: Campaign, _: QueueStore) -> Any:
 
 
 def _training(campaign: Campaign, name: str) -> Any:
-    folder = campaign.training_path(name)
+    folder = campaign.training(name)
     return {
-        "request": outside_trainings.read_request(campaign, name),
-        "finished": with_losses(campaign, outside_trainings.training_result(campaign, name), folder),
-        "step": outside_trainings.step_of(campaign, name),
-        "evaluation": campaign.read(TRAINING_EVALUATION, folder),
-        "calibration": campaign.read(CALIBRATION, folder),
+        "request": outside_trainings.read_request(folder),
+        "finished": with_losses(folder, folder.read(outside_trainings.RESULT)),
+        "step": outside_trainings.step_of(folder),
+        "evaluation": folder.read(TRAINING_EVALUATION),
+        "calibration": folder.read(CALIBRATION),
     }
 
 
 def _tokens(campaign: Campaign, _: QueueStore) -> Any:
-    return list_tokens(campaign)
+    return list_tokens(campaign.storage)
 
 
 PARTS: dict[str, Callable[[Campaign, QueueStore], Any]] = {
@@ -365,8 +366,8 @@ def predicted(campaign: Campaign, alias: str) -> dict[str, list[float]]:
     tracker = Tracker(campaign)
     tags = tracker.client.get_model_version_by_alias(tracker.name, alias).tags
     logged = tracker.client.get_logged_model(tags["rescueseg.model_id"])
-    volume = campaign.volumes()[0]
-    image = np.asarray(open_image(campaign, volume.volume_id)[..., :32], np.float32)
+    volume = campaign.volumes.records()[0]
+    image = np.asarray(open_image(campaign.volumes, volume.volume_id)[..., :32], np.float32)
     loaded = mlflow.pyfunc.load_model(logged.artifact_location.removeprefix("file://"))
     probability = loaded.predict(image, params={"spacing_um_zyx": list(volume.spacing_um_zyx), "tempered": False})
     return {tags["rescueseg.generation"]: [round(float(p), 5) for p in probability[1, ::3, ::6, ::8].ravel()]}
@@ -374,7 +375,7 @@ def predicted(campaign: Campaign, alias: str) -> dict[str, list[float]]:
 
 def go_on(campaign: Campaign, store: QueueStore) -> None:
     """Finish generation 1 as the flow does."""
-    with campaign_lock(campaign, store):
+    with campaign_lock(campaign.config, store):
         assert begin(campaign, store) == 1
         make_snapshot(campaign, 1, store)
         stage_train.train(campaign, 1, no_training)
@@ -415,7 +416,7 @@ def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 def maps_folder(campaign: Campaign, generation: int) -> Path:
-    return Path(campaign.storage.path(campaign.generation_path(generation, "maps")))
+    return Path(campaign.storage.path(campaign.generation(generation).path("maps")))
 
 
 def no_training(step: int, metrics: Mapping[str, float]) -> None:
@@ -506,7 +507,7 @@ def test_the_status_is_shown(untouched: dict[str, Campaign], name: str) -> None:
 def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
     campaign = unpack(tmp_path, name)
     [expected] = stored(campaign, 0, "inference")
-    model, before, seen = campaign.model(0), files_of(maps_folder(campaign, 0)), []
+    model, before, seen = campaign.generation(0).model(), files_of(maps_folder(campaign, 0)), []
     assert model is not None
     found = infer_volume(campaign, model, expected["volume_id"], progress=lambda *counts: seen.append(counts))
     assert same(expected, found)
@@ -524,7 +525,7 @@ def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Camp
 @pytest.mark.parametrize("name", NAMES)
 def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    kept, found = stored_calibration(campaign, 0), calibrate_generation(campaign, 0)
+    kept, found = campaign.generation(0).read(CALIBRATION), calibrate_generation(campaign, 0)
     assert kept is not None
     assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
     assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)
@@ -542,10 +543,10 @@ def test_kept_evaluations_are_still_valid(untouched: dict[str, Campaign]) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_a_box_predicted_in_memory_is_that_of_the_map(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    model, volume = campaign.model(0), campaign.volumes()[0].volume_id
+    model, volume = campaign.generation(0).model(), campaign.volumes.records()[0].volume_id
     assert model is not None
     box = Box((2, 4, 8), (4, 16, 40))
-    [found] = predict_boxes(campaign, model, volume, [box])
+    [found] = predict_boxes(campaign.volumes, model, volume, [box])
     for quantity in QUANTITIES:
         stored = _map(campaign, 0, volume, quantity)[(..., *box.slices)].astype(np.float32)
         np.testing.assert_allclose(found[quantity], stored, atol=OTHER_PROCESSOR, err_msg=quantity)
@@ -557,11 +558,11 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
     with closing(open_queue(campaign)) as opened:
         accepted = opened.accepted("pool")
     for generation in campaign.generations():
-        recorded = campaign.snapshot(generation)
+        recorded = generation.snapshot()
         assert recorded is not None
         known = {item.annotation_id for item in recorded.items}
         ours = [annotation for annotation in accepted if annotation.annotation_id in known]
-        made = snapshot.make_snapshot(campaign, generation, ours)
+        made = snapshot.make_snapshot(campaign, generation.number, ours)
         assert same(recorded.to_json(), made.to_json())
         assert [item.instances for item in made.items] == [annotation.instances for annotation in ours]
 
@@ -570,10 +571,10 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
 def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaign, generation: int) -> None:
     before = stored(phantom, generation, "training")
     for lost in ("training.json", "training.seconds.json", "model"):
-        phantom.storage.remove(phantom.generation_path(generation, lost))
+        phantom.storage.remove(phantom.generation(generation).path(lost))
     found = stage_train.train(phantom, generation, no_training)
-    assert same(before, with_losses(phantom, found, phantom.generation_path(generation)))
-    assert phantom.model(generation) is not None
+    assert same(before, with_losses(phantom.generation(generation), found))
+    assert phantom.generation(generation).model() is not None
 
 
 # what was half done goes on -------------------------------------------------------------------------------------------
@@ -588,10 +589,10 @@ def test_finished_blocks_are_kept_and_the_others_computed(phantom: Campaign) -> 
     assert seen == [(done, total) for done in range(finished, total + 1)]
     after = files_of(maps)
     assert {path: after[path] for path in before} == before
-    planned = read_plan(phantom, 1, "phantom")
+    planned = VolumeMaps(phantom.generation(1), "phantom").plan()
     assert planned is not None
     assert planned.digest == said["digest"]
-    done = finished_blocks(phantom, 1, planned)
+    done = VolumeMaps(phantom.generation(1), planned.volume_id).finished_blocks(planned)
     assert sorted(done) == list(range(total))
     assert same(said["finished"], done)
 
@@ -602,16 +603,16 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
     go_on(phantom, store)
     for stage in ("snapshot", "training"):
         assert same(said["stages"]["1"][stage], stored(phantom, 1, stage))
-    judged = judgements(phantom)
+    judged = judgements(phantom.generations())
     assert same(unformatted(said["judged"]["judgements"][0]), unformatted(plain(judged[0])))
     assert judged[1].comparison is not None
     assert judged[1].comparison.boxes > 0
-    asked, queued = phantom.require(QUERY, 1).patches, phantom.require(TICKETS, 1).tickets
+    asked, queued = phantom.generation(1).require(QUERY).patches, phantom.generation(1).require(TICKETS).tickets
     assert len(asked) == len(queued) == phantom.config.sampling.query_patches
     for ticket in (t for t in store.tickets() if t.generation == 2):
         assert ticket.prefill is not None
         assert phantom.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
-    assert [row.generation for row in generation_table.rows(phantom)] == [0, 1]
+    assert [row.generation for row in generation_table.rows(phantom.generations())] == [0, 1]
     assert "| 1 |" in generation_table.to_markdown(phantom, 1)
     assert_mlflow_went_on(phantom)
 
@@ -636,28 +637,28 @@ def assert_mlflow_went_on(campaign: Campaign) -> None:
 
 def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: QueueStore) -> None:
     [name] = objects.trainings()
-    request = outside_trainings.read_request(objects, name)
+    request = outside_trainings.read_request(objects.training(name))
     planned = train_outside.plan(objects, store, request.trainer, 0)
     assert planned == request
-    assert outside_trainings.training_result(objects, name) is None
+    assert objects.training(name).read(outside_trainings.RESULT) is None
     steps: list[int] = []
     done = train_outside.run(objects, planned, lambda step, _: steps.append(step))
     every, last = objects.config.training.checkpoint_every, done.iterations
     assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
-    losses = outside_trainings.read_losses(objects, objects.training_path(name))
+    losses = outside_trainings.read_losses(objects.training(name))
     assert len(losses) == last
     assert all(math.isfinite(entry["loss"]) for entry in losses)
-    assert outside_trainings.training_result(objects, name) is not None
+    assert objects.training(name).read(outside_trainings.RESULT) is not None
 
 
 def test_a_finished_training_outside_the_loop_is_found_again(phantom: Campaign, store: QueueStore) -> None:
     [name] = phantom.trainings()
-    request = outside_trainings.read_request(phantom, name)
+    request = outside_trainings.read_request(phantom.training(name))
     planned = train_outside.plan(phantom, store, request.trainer, 0)
     assert planned == request
     found = train_outside.run(phantom, planned, no_training)
     expected = EXPECTED["phantom"]["outside"][name]["finished"]
-    assert same(expected, with_losses(phantom, found, phantom.training_path(name)))
+    assert same(expected, with_losses(phantom.training(name), found))
 
 
 # annotating goes on ---------------------------------------------------------------------------------------------------
@@ -688,7 +689,7 @@ def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: Qu
     for ticket_id in waiting:
         assert reviewer.accept(ticket_id).verdict == "accepted"
     assert {annotation.ticket_id for annotation in store.accepted("pool")} == before | {*waiting}
-    assert read_version(objects, store.annotations(lease.ticket_id)[-1]) == made
+    assert read_version(objects.storage, store.annotations(lease.ticket_id)[-1]) == made
     following = snapshot.make_snapshot(objects, 1, store.accepted("pool"))
     assert isinstance(following, Snapshot)
     assert {item.ticket_id for item in following.items} == before | {*waiting}
@@ -701,7 +702,7 @@ def test_a_patch_sent_back_goes_on_from_the_labels_handed_in(objects: Campaign, 
     lease = client.next(ticket_id=rejected)
     assert lease is not None
     assert lease.comment == version.comment != ""
-    assert starting_patch(objects, lease) == read_version(objects, version)
+    assert starting_patch(objects.storage, lease, objects.config) == read_version(objects.storage, version)
     done = client.submit(lease.lease_id, drawn(objects, store, lease.ticket), "test", override=True)
     assert done.version == version.version + 1
 
@@ -740,9 +741,9 @@ def test_first_masks_are_known_and_made_again_by_the_stored_classifier(objects: 
 
 
 def test_a_moved_campaign_is_the_same(phantom: Campaign, tmp_path: Path) -> None:
-    before = champion(phantom)
+    before = champion(phantom.generations())
     shutil.move(phantom.url, tmp_path / "elsewhere")
     moved = Campaign.open(str(tmp_path / "elsewhere"))
-    assert champion(moved) == before
+    assert champion(moved.generations()) == before
     [expected] = stored(moved, 0, "inference")
-    assert same(expected, map_reference(moved, 0, expected["volume_id"]))
+    assert same(expected, VolumeMaps(moved.generation(0), expected["volume_id"]).reference())

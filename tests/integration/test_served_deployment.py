@@ -176,7 +176,7 @@ def test_accepted_patches_start_a_generation_by_the_event(served: Served) -> Non
     [run] = served.runs(known)
     assert (creator(run), run["state_type"], run["work_pool_name"]) == ("AUTOMATION", "COMPLETED", WORK_POOL)
     assert run["parameters"] == {"campaign_url": served.campaign.url, "only_if_due": True}
-    assert served.campaign.finished_stages(generation) == list(STAGES)
+    assert served.campaign.generation(generation).finished_stages() == list(STAGES)
     assert not count_due(served.campaign, served.store).due
     assert len(served.store.tickets(status="queued")) == 2, "the next patches wait in the queue"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import Spacing
 from rescueseg.labels import IGNORE
@@ -26,7 +26,7 @@ class Dataset:
     unlabelled_classes: tuple[int, ...]
 
 
-def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacing, folder: Path) -> Dataset:
+def write_dataset(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing, folder: Path) -> Dataset:
     """Write a snapshot as an nnU-Net dataset.
 
     A case is all that may be read around a patch, at the working spacing and on its domain's intensity scale; voxels
@@ -34,7 +34,7 @@ def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacin
 
     Parameters
     ----------
-    campaign : Campaign
+    volumes : VolumeFolder
         Where images and labels lie.
     snapshot : Snapshot
         What may be read.
@@ -55,7 +55,7 @@ def write_dataset(campaign: Campaign, snapshot: Snapshot, spacing_um_zyx: Spacin
     classes: set[int] = set()
     channels = 0
     for item in snapshot.items:
-        loaded = load_item(campaign, item, spacing_um_zyx)
+        loaded = load_item(volumes, item, spacing_um_zyx)
         annotated = loaded.labels != IGNORE
         if not annotated.any():
             continue

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescueseg.campaign import Campaign
-from rescueseg.config import TrainingConfig
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.models.nnunet.settings import NnUNetSettings
@@ -291,13 +291,13 @@ def warm_start_plan(
     ), ""
 
 
-def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
     """Return what a training of nnU-Net on a snapshot would be; no image is read. Raises as `survey_snapshot` does."""
-    config = campaign.config.training
-    window = training_window(config, survey_snapshot(campaign, snapshot))
+    config = settings.training
+    window = training_window(config, survey_snapshot(settings, volumes, snapshot))
     steps = (config.iterations or PROFILES[config.profile].iterations) * config.members
     cases = [Case(i.ticket_id, i.volume_id, i.read_box, i.box.size) for i in snapshot.items]
-    places = campaign.shared_places()
+    places = volumes.shared_places()
     folds, groups = choose_folds(cases, config.members, places), len(group_cases(cases, places))
     text = "every network trains on all patches"
     if folds:

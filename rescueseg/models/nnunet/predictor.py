@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import safetensors.torch
 from torch import Tensor, nn
 
-from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import round_up
@@ -17,6 +16,7 @@ from rescueseg.models.nnunet.network import build_network, key_dropout, load_wei
 from rescueseg.models.nnunet.plan import NnUNetPlan
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
 
 
 class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
@@ -59,7 +59,7 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
         return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
 
 
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> NnUNetPredictor:
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> NnUNetPredictor:
     """Load a finished model of a campaign; nothing is unpickled.
 
     Raises
@@ -67,9 +67,9 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     InferenceError
         If the files are not those that the reference's digest names.
     """
-    weights, description = read_committed(campaign, model)
+    weights, description = read_committed(storage, model)
     networks = []
-    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+    with model_errors(f"{storage.url}/{model.path}", InferenceError):
         plan = NnUNetPlan.model_validate(description["plan"])
         for own in split_members(safetensors.torch.load(weights), plan.members):
             networks.append(build_network(plan.network))

@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 
 from rescueseg import errors
-from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import RescuesegError, TrainingError, storage_errors
 from rescueseg.models.files import read_trained_model, read_warm_start
@@ -33,7 +32,7 @@ from rescueseg.models.trainer import (
 )
 from rescueseg.progress import StepProgress
 from rescueseg.records import ModelReference
-from rescueseg.storage import digest_json
+from rescueseg.storage import Storage, digest_json
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class NnUNetTrainer:
         Parameters
         ----------
         request : TrainingRequest
-            With `campaign.config.training` as settings.
+            With `config.training` as settings.
         progress : callable
             Gets each step (from 1) with its `loss` and `learning_rate`, and the last of an epoch with the
             `pseudo_dice` too: nnU-Net's running estimate, here over windows of the training cases. After a kill it
@@ -95,15 +94,15 @@ class NnUNetTrainer:
 
 
 def _check_gpus(request: TrainingRequest) -> None:
-    config = request.campaign.config.training
+    config = request.config.training
     if config.gpus > 1:
         check_gpus(config.gpus, request.device, torch.cuda.device_count(), config.batch_size)
 
 
 def _make_job(request: TrainingRequest) -> Job:
     """Return what the worker needs, with the identity of the training: the digest of all that its weights depend on."""
-    campaign, config = request.campaign, request.campaign.config
-    survey = survey_snapshot(campaign, request.snapshot)
+    config = request.config
+    survey = survey_snapshot(config, request.volumes, request.snapshot)
     earlier = read_warm_start(request.warm_start)
     own = NnUNetSettings.of(config.training).flat()
     training = config.training.model_dump(mode="json", include=_IDENTITY_SETTINGS) | own
@@ -117,7 +116,7 @@ def _make_job(request: TrainingRequest) -> Job:
     }
     return Job(
         identity=digest_json(identity),
-        campaign_url=campaign.url,
+        campaign_url=request.volumes.url,
         config=config.model_dump(mode="json"),
         snapshot=request.snapshot,
         work_dir=str(request.work_dir),
@@ -195,7 +194,7 @@ def _environment(job: Job) -> dict[str, str]:
     return inherited | ours | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}
 
 
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
     """Load a finished model of a campaign; nothing is unpickled, and nnU-Net is not imported.
 
     Raises
@@ -203,4 +202,4 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     InferenceError
         If the files are not those that the reference's digest names.
     """
-    return predictor.load_predictor(campaign, model, config, device)
+    return predictor.load_predictor(storage, model, config, device)

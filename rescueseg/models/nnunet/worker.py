@@ -24,7 +24,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.models import checkpoints
@@ -100,18 +100,18 @@ def run(job: Job, channel: TextIO) -> None:
     print(f"=== {start_time}: training {job.identity}, process {os.getpid()}", file=sys.stderr, flush=True)
     write_atomically(Path(job.work_dir, "job.json"), job.model_dump_json(indent=1).encode())
     config = CampaignConfig.model_validate(job.config)
-    campaign, training = Campaign(Storage(job.campaign_url), config), config.training
+    volumes, training = VolumeFolder(Storage(job.campaign_url)), config.training
     torch.set_num_threads(training.threads)
     shutil.rmtree(job.folder, ignore_errors=True)  # what an earlier run left there would be unpickled
     raw, preprocessed = (Path(str(folder), DATASET) for folder in (nnUNet_raw, nnUNet_preprocessed))
     preprocessed.mkdir(parents=True)
-    dataset = write_dataset(campaign, job.snapshot, job.spacing_um_zyx, raw)
+    dataset = write_dataset(volumes, job.snapshot, job.spacing_um_zyx, raw)
     warnings = unlabelled_warnings(config.classes, dataset.unlabelled_classes)
     earlier = _earlier_plan(job)
     plan, reason = plan_dataset(job, training, earlier, preprocessed)
     check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
     start = None if reason else earlier
-    folds = choose_folds(dataset.cases, training.members, campaign.shared_places())
+    folds = choose_folds(dataset.cases, training.members, volumes.shared_places())
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
     trainers, seconds = [], 0.0
     for member in range(training.members):

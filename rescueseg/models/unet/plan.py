@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescueseg.campaign import Campaign
-from rescueseg.config import InferenceConfig, TrainingConfig
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.survey import scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
@@ -253,9 +253,9 @@ def make_plan(
     )
 
 
-def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
     """Return what a training on a snapshot would be; no image is read. Raises as `survey_snapshot` does."""
-    config, survey = campaign.config.training, survey_snapshot(campaign, snapshot)
+    config, survey = settings.training, survey_snapshot(settings, volumes, snapshot)
     plan = make_plan(
         config,
         in_channels=survey.in_channels,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import safetensors.torch
 from torch import Tensor
 
-from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
@@ -16,6 +15,7 @@ from rescueseg.models.unet.network import StridedUNet, build_network, set_weight
 from rescueseg.models.unet.plan import TrainingPlan, inference_window
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
 
 Features = tuple[Tensor, Tensor]
 
@@ -57,7 +57,7 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
         return network.head(prepared, masks)
 
 
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
     """Load a finished model of a campaign; nothing is unpickled.
 
     Raises
@@ -65,9 +65,9 @@ def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceC
     InferenceError
         If the files are not those that the reference's digest names.
     """
-    weights, description = read_committed(campaign, model)
+    weights, description = read_committed(storage, model)
     networks = []
-    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+    with model_errors(f"{storage.url}/{model.path}", InferenceError):
         plan = TrainingPlan.model_validate(description["plan"])
         for own in split_members(safetensors.torch.load(weights), plan.members):
             networks.append(build_network(plan.network, seed=0))

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
@@ -60,7 +61,7 @@ class MonaiUNetTrainer:
         Parameters
         ----------
         request : TrainingRequest
-            With `campaign.config.training` as settings. Threads are set for the training and then restored.
+            With `config.training` as settings. Threads are set for the training and then restored.
         progress : callable
             Gets each step (from 1) with its `loss` and `learning_rate`; after a kill it starts again behind the last
             checkpoint.
@@ -84,7 +85,7 @@ class MonaiUNetTrainer:
         model = read_trained_model(request.work_dir, identity)
         if model is not None:
             return model
-        config = request.campaign.config.training
+        config = request.config.training
         with _fixed_execution(config.threads):
             self._train(request, plan, identity, reason, progress)
         model = read_trained_model(request.work_dir, identity)
@@ -95,8 +96,8 @@ class MonaiUNetTrainer:
         self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: StepProgress
     ) -> None:
         """Train the networks one after the other, then commit the model."""
-        every = request.campaign.config.training.checkpoint_every
-        data = TrainingSet(request.campaign, request.snapshot, plan)
+        every = request.config.training.checkpoint_every
+        data = TrainingSet(request.volumes, request.snapshot, plan)
         folder = None if reason else request.warm_start
         runs: list[Run] = []
         seconds = 0.0
@@ -118,7 +119,7 @@ class MonaiUNetTrainer:
                     run.save()
             runs.append(run)
             seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
-        warnings = unlabelled_warnings(request.campaign.config.classes, data.unlabelled_classes)
+        warnings = unlabelled_warnings(request.config.classes, data.unlabelled_classes)
         warnings += [reason] if reason else []
         self._export(request, plan, identity, warnings, runs, seconds)
 
@@ -137,7 +138,7 @@ class MonaiUNetTrainer:
             "trainer": self.name,
             "request": identity,
             "plan": plan.to_json(),
-            "classes": list(request.campaign.config.classes),
+            "classes": list(request.config.classes),
             "seed": request.seed,
             "generation": request.snapshot.generation,
             "snapshot": request.snapshot.digest,
@@ -177,7 +178,12 @@ class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
 
 
 def plan_training(
-    campaign: Campaign, snapshot: Snapshot, network: NetworkPlan | None = None, *, topology: bool = False
+    settings: CampaignConfig,
+    volumes: VolumeFolder,
+    snapshot: Snapshot,
+    network: NetworkPlan | None = None,
+    *,
+    topology: bool = False,
 ) -> TrainingPlan:
     """Plan the training of a snapshot, with or without terms for topology, for an earlier network or a new one.
 
@@ -188,12 +194,12 @@ def plan_training(
     ConfigError
         If `training.unet.channels` names fewer than three levels.
     """
-    config = campaign.config.training
+    config = settings.training
     channels = UNetSettings.of(config).channels
     if channels is not None and len(channels) < 3:
         where = "training.unet.channels"
         raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
-    survey = survey_snapshot(campaign, snapshot)
+    survey = survey_snapshot(settings, volumes, snapshot)
     return make_plan(
         config,
         in_channels=survey.in_channels,
@@ -208,15 +214,15 @@ def plan_training(
 
 def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:
     """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
-    campaign, snapshot = request.campaign, request.snapshot
-    plan = plan_training(campaign, snapshot, topology=topology)
+    settings, snapshot = request.config, request.snapshot
+    plan = plan_training(settings, request.volumes, snapshot, topology=topology)
     model = read_warm_start(request.warm_start)
     if model is None:
         return plan, "", ""
     with model_errors(str(request.warm_start)):
         earlier = TrainingPlan.model_validate(model.description["plan"])
-    network, reason = warm_start_network(earlier, plan, campaign.config.training)
-    return plan_training(campaign, snapshot, network, topology=topology), model.digest, reason
+    network, reason = warm_start_network(earlier, plan, settings.training)
+    return plan_training(settings, request.volumes, snapshot, network, topology=topology), model.digest, reason
 
 
 @contextmanager

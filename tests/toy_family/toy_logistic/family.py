@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import VolumeFolder
+from rescueseg.config import CampaignConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.models.family import TrainerEntry
 from rescueseg.models.settings import FamilySettings
@@ -40,9 +41,9 @@ class ToyPlan(Record):
     learning_rate: float
 
 
-def make_plan(campaign: Campaign, snapshot: Snapshot) -> ToyPlan:
+def make_plan(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> ToyPlan:
     """Return the plan of a training; no image is read."""
-    config, survey = campaign.config.training, survey_snapshot(campaign, snapshot)
+    config, survey = settings.training, survey_snapshot(settings, volumes, snapshot)
     own = ToySettings.of(config)
     return ToyPlan(
         in_channels=survey.in_channels,
@@ -57,9 +58,9 @@ def make_plan(campaign: Campaign, snapshot: Snapshot) -> ToyPlan:
     )
 
 
-def outline(campaign: Campaign, snapshot: Snapshot) -> Outline:
+def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
     """Return what a training would be."""
-    plan = make_plan(campaign, snapshot)
+    plan = make_plan(settings, volumes, snapshot)
     return Outline(len(snapshot.items), plan.window_zyx, plan.iterations, 1, "one model learns from all patches")
 
 

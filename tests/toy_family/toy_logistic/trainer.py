@@ -13,7 +13,6 @@ import safetensors.numpy
 import torch
 from scipy.ndimage import gaussian_filter
 
-from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Spacing, resampled_shape
@@ -36,7 +35,7 @@ from rescueseg.models.training_items import TrainingSet
 from rescueseg.progress import StepProgress
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import ModelReference
-from rescueseg.storage import digest_json
+from rescueseg.storage import Storage, digest_json
 from toy_logistic.family import ToyPlan, ToySettings, make_plan
 
 Float32 = npt.NDArray[np.float32]
@@ -67,7 +66,7 @@ class ToyTrainer:
     def train(self, request: TrainingRequest, progress: StepProgress) -> TrainedModel:
         """Train, or go on training, and commit the model as the last act."""
         check_request(self, request)
-        plan = make_plan(request.campaign, request.snapshot)
+        plan = make_plan(request.config, request.volumes, request.snapshot)
         earlier = read_warm_start(request.warm_start)
         identity = digest_json(
             {
@@ -84,7 +83,7 @@ class ToyTrainer:
         return model
 
     def _train(self, request: TrainingRequest, plan: ToyPlan, identity: str, progress: StepProgress) -> None:
-        data, folder = TrainingSet(request.campaign, request.snapshot, plan), member_folder(request.work_dir, 0)
+        data, folder = TrainingSet(request.volumes, request.snapshot, plan), member_folder(request.work_dir, 0)
         weights, reason = first_weights(plan, request.warm_start)
         moments, losses, before, started = np.zeros((2, *weights.shape)), [], 0.0, time.monotonic()
         if (state := checkpoints.load_checkpoint(folder, identity)) is not None:
@@ -98,11 +97,11 @@ class ToyTrainer:
             mean, square = moments[0] / (1 - 0.9 ** len(losses)), moments[1] / (1 - 0.99 ** len(losses))
             weights = weights - plan.learning_rate * mean / (np.sqrt(square) + 1e-8)
             progress(len(losses), {"loss": loss, "learning_rate": plan.learning_rate})
-            if len(losses) % request.campaign.config.training.checkpoint_every == 0:
+            if len(losses) % request.config.training.checkpoint_every == 0:
                 kept = {"weights": torch.from_numpy(weights), "moments": torch.from_numpy(moments)}
                 seconds = before + time.monotonic() - started
                 checkpoints.save_checkpoint(folder, {"request": identity, "losses": losses, "seconds": seconds, **kept})
-        classes = request.campaign.config.classes
+        classes = request.config.classes
         description = {
             "trainer": self.name,
             "request": identity,
@@ -203,9 +202,9 @@ class ToyPredictor:
                 yield Group(0, index), {name: tensor.numpy().copy() for name, tensor in member.items()}
 
 
-def load_predictor(campaign: Campaign, model: ModelReference, config: InferenceConfig, device: str) -> ToyPredictor:
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> ToyPredictor:
     """Load a finished model of a campaign."""
-    weights, description = read_committed(campaign, model)
-    with model_errors(f"{campaign.url}/{model.path}", InferenceError):
+    weights, description = read_committed(storage, model)
+    with model_errors(f"{storage.url}/{model.path}", InferenceError):
         plan = ToyPlan.model_validate(description["plan"])
         return ToyPredictor(safetensors.numpy.load(weights)["weights"], plan, config)

@@ -17,7 +17,7 @@ from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.geometry import Patch
 from rescueseg.inference.engine import infer_volume
-from rescueseg.inference.maps import open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.randomness import random_generator
 from rescueseg.records import AcceptedAnnotation, ModelReference
 from rescueseg.sampling import starting_patches
@@ -37,7 +37,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     campaign = Campaign.create(str(tmp_path / "campaign"), config)
     volumes.import_volume(campaign, str(tmp_path / "bars.tif"), volume_id="v", spacing=(0.2, 0.1, 0.1))
     holdout = starting_patches.draw_holdout(campaign)
-    assert len(starting_patches.holdout_tickets(campaign, holdout)) == len(holdout.boxes)
+    assert len(starting_patches.holdout_tickets(campaign.volumes.records(), holdout)) == len(holdout.boxes)
     assert all(b.box.stop_zyx[2] > 60 for b in holdout.boxes if b.stratum in ("bright", "dense"))
     started = starting_patches.starting_patches(campaign)
     accepted = [
@@ -53,8 +53,8 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
 
     infer_volume(campaign, MODEL, "v", load=trivial_predictors.blur)
     boxes = starting_patches.candidate_boxes(campaign, "v", [Patch("v", p.box) for p in started])
-    table = score_candidates(campaign, 0, {"v": boxes})
-    entropy = np.asarray(open_map(campaign, 0, "v", "predictive_entropy")[:], dtype=float)
+    table = score_candidates(campaign.generation(0), {"v": boxes}, 2, campaign.volumes.shared_places())
+    entropy = np.asarray(VolumeMaps(campaign.generation(0), "v").open("predictive_entropy")[:], dtype=float)
     np.testing.assert_allclose(
         table.scores["predictive_entropy"], [entropy[box.slices].mean() for box in boxes], rtol=1e-6
     )
@@ -62,7 +62,7 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     assert len(queried) == config.sampling.query_patches
     taken = [p.box for p in (*started, *queried)]
     assert not any(a.intersects(b) for i, a in enumerate(taken) for b in taken[:i])
-    assert not any(a.intersects(b) for a in taken for b in holdout.guarded("v", campaign.shared_places()))
+    assert not any(a.intersects(b) for a in taken for b in holdout.guarded("v", campaign.volumes.shared_places()))
 
 
 @pytest.mark.parametrize("name", ["stardist_img3d", "plantseg_ovule_cells", "gonuclear_1135"])

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescueseg.active_learning import candidates
-from rescueseg.active_learning.candidates import score_candidates
-from rescueseg.campaign import Campaign
+from rescueseg.active_learning.candidates import CandidateTable, score_candidates
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, axis_starts, partition
 from rescueseg.inference import box_means
+from rescueseg.progress import CountProgress
 
 SHAPE = (6, 10, 14)
 
@@ -50,9 +51,21 @@ def make_maps(volume_ids: str = "ab", n_classes: int = 2, dtype: str = "float16"
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, maps: Maps, block: tuple[int, int, int]) -> None:
-    for module in (box_means, candidates):
-        monkeypatch.setattr(module, "open_map", lambda campaign, generation, v, name: maps[v][name])
-    monkeypatch.setattr(box_means, "map_blocks", lambda campaign, generation, v: partition(SHAPE, block))
+    class Stored:
+        def __init__(self, generation: GenerationFolder, volume_id: str) -> None:
+            self.maps = maps[volume_id]
+
+        def open(self, quantity: str) -> Map:
+            return self.maps[quantity]
+
+        def blocks(self) -> list[Box]:
+            return partition(SHAPE, block)
+
+    monkeypatch.setattr(candidates, "VolumeMaps", Stored)
+
+
+def score(campaign: Campaign, boxes: dict[str, list[Box]], progress: CountProgress | None = None) -> CandidateTable:
+    return score_candidates(campaign.generation(0), boxes, 2, campaign.volumes.shared_places(), progress)
 
 
 @pytest.fixture
@@ -70,7 +83,7 @@ def test_streamed_means_are_the_means(two_classes: Campaign, block: tuple[int, i
     with pytest.MonkeyPatch.context() as patch:
         serve(patch, maps, block)
         patch.setattr(box_means, "_BLOCK_VOXELS", most)
-        table = score_candidates(two_classes, 0, boxes)
+        table = score(two_classes, boxes)
     assert table.volume_ids == ("a", *["b"] * len(boxes["b"]))
     assert list(table.boxes) == [*boxes["a"], *boxes["b"]]
     for row, (volume_id, box) in enumerate(zip(table.volume_ids, table.boxes, strict=True)):
@@ -89,8 +102,8 @@ def test_blocks_without_candidates_are_not_read(two_classes: Campaign, monkeypat
     maps["a"]["mc_variance"].data[:, :, 8:] = np.nan
     serve(monkeypatch, maps, (2, 4, 4))
     seen: list[tuple[int, int]] = []
-    table = score_candidates(
-        two_classes, 0, {"a": [Box((0, 0, 0), (6, 10, 8))], "c": []}, lambda done, total: seen.append((done, total))
+    table = score(
+        two_classes, {"a": [Box((0, 0, 0), (6, 10, 8))], "c": []}, lambda done, total: seen.append((done, total))
     )
     assert np.isfinite(table.scores["mc_variance"]).all()
     assert seen == [(i + 1, 36) for i in range(36)]
@@ -101,10 +114,10 @@ def test_values_that_are_not_finite_are_an_error(two_classes: Campaign, monkeypa
     maps["a"]["mutual_information"].data[3, 3, 3] = np.inf
     serve(monkeypatch, maps, SHAPE)
     with pytest.raises(InferenceError, match="not finite"):
-        score_candidates(two_classes, 0, {"a": [Box((0, 0, 0), (6, 10, 8))]})
+        score(two_classes, {"a": [Box((0, 0, 0), (6, 10, 8))]})
 
 
 def test_nothing_to_score(two_classes: Campaign) -> None:
-    table = score_candidates(two_classes, 0, {"a": []})
+    table = score(two_classes, {"a": []})
     assert len(table) == 0
     assert table.class_entropy.shape == (0, 2)

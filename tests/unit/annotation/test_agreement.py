@@ -109,10 +109,10 @@ def test_a_consensus_numbers_objects_as_the_first_and_adds_those_of_the_others()
 def test_the_share_of_double_patches_is_that_of_the_settings_and_the_same_in_every_run(tmp_path: Path) -> None:
     config = check_config({"name": "a", "classes": ["x"], "annotation": {"double_fraction": 0.3}})
     campaign = Campaign.create(str(tmp_path / "c"), config)
-    drawn = [annotators_of(campaign, f"t{n}") for n in range(1000)]
+    drawn = [annotators_of(campaign.config, f"t{n}") for n in range(1000)]
     assert set(drawn) == {1, 2}
     assert 240 < drawn.count(2) < 360
-    assert drawn == [annotators_of(campaign, f"t{n}") for n in range(1000)]
+    assert drawn == [annotators_of(campaign.config, f"t{n}") for n in range(1000)]
 
 
 def test_instances_are_of_one_class() -> None:

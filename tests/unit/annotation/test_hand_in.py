@@ -98,7 +98,7 @@ def test_submitted_labels_are_stored_counted_and_accepted(campaign: Campaign, st
     record = submit_labels(campaign, store, claim(store), "anna", labels, "napari", 12.0)
     assert record.voxels_corrected == 8 + 1, "eight wiped from the prefill, one drawn, four not annotated"
     assert np.array_equal(campaign.storage.read_array(record.labels), labels)
-    assert record.labels == campaign.annotation_path("t", record.labels_digest)
+    assert record.labels == f"annotations/t/{record.labels_digest}.npz"
     assert (record.verdict, record.tool, record.seconds) == ("accepted", "napari", 12.0)
 
 

@@ -39,11 +39,11 @@ def box(x: int, part: str = "test") -> HoldoutBox:
 
 
 def test_a_campaign_moves_with_its_folder(campaign: Campaign, tmp_path: Path) -> None:
-    campaign.save_volume(RECORD)
+    campaign.volumes.save(RECORD)
     campaign.freeze_holdout(Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1)))
     shutil.move(campaign.url, tmp_path / "elsewhere")
     moved = Campaign.open(str(tmp_path / "elsewhere"))
-    assert moved.volumes() == [RECORD]
+    assert moved.volumes.records() == [RECORD]
     assert moved.holdout() == Holdout(boxes=(box(0),), guard_zyx=(1, 1, 1))
     assert str(tmp_path / "elsewhere") in str(moved.database_url)
     assert str(tmp_path / "campaign") not in (tmp_path / "elsewhere" / "campaign.toml").read_text()
@@ -70,8 +70,8 @@ def test_the_holdout_only_grows(campaign: Campaign) -> None:
     grown = Holdout(boxes=(box(0), box(4), box(8)), guard_zyx=(1, 1, 1))
     campaign.freeze_holdout(grown)
     assert campaign.holdout() == grown
-    assert len(grown.of("v1", campaign.shared_places(), "test")) == 3
-    assert grown.of("v1", campaign.shared_places(), "validation") == []
+    assert len(grown.of("v1", campaign.volumes.shared_places(), "test")) == 3
+    assert grown.of("v1", campaign.volumes.shared_places(), "validation") == []
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "a\0b"])
@@ -118,9 +118,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_same_storage_on_another_filesystem() -> None:
     config = check_config({"name": "m", "classes": ["x"], "database_url": "postgresql://nowhere/x"})
     campaign = Campaign.create("memory://campaigns/one", config)
-    campaign.save_volume(RECORD)
+    campaign.volumes.save(RECORD)
     again = Campaign.open("memory://campaigns/one")
-    assert again.volumes() == [RECORD]
+    assert again.volumes.records() == [RECORD]
     assert again.config == config
     with pytest.raises(CampaignError, match="needs a database"):
         Campaign.create("memory://campaigns/two", check_config({"name": "m", "classes": ["x"]}))

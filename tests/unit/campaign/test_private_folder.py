@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.private_folder import cache_folder, private_folder
+from rescueseg.campaign.private_folder import cache_folder, local_folder, private_folder
 from rescueseg.config import check_config
 from rescueseg.errors import CampaignError
 from rescueseg.storage import digest_json, write_atomically
@@ -35,16 +35,16 @@ def place(campaign: Campaign) -> Path:
 
 
 def test_a_work_folder_is_its_users_alone_and_is_found_again(remote: Campaign) -> None:
-    folder = remote.work_folder(3)
+    folder = remote.generation(3).work_folder()
     write_atomically(folder / "members" / "0" / "checkpoint.pt", b"half")
     assert folder == place(remote) / "generations" / "0003" / "training"
     for path in (folder, *folder.parents):
         if path == cache_folder():
             break
         assert path.stat().st_mode & 0o777 == 0o700
-    again = Campaign.open(remote.url).work_folder(3)
+    again = Campaign.open(remote.url).generation(3).work_folder()
     assert (again / "members" / "0" / "checkpoint.pt").read_bytes() == b"half"
-    assert Campaign.open(remote.url).local_folder("trainings/x/training") != again
+    assert Campaign.open(remote.url).training("x").work_folder() != again
 
 
 def test_a_killed_process_finds_its_folder_in_the_next_one(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_link_on_the_way_is_refused_and_nothing_is_written_through_it(
             path.chmod(0o700)
     planted.symlink_to(target)
     with pytest.raises(CampaignError, match=r"a link or a file lies where a folder belongs.*XDG_CACHE_HOME") as error:
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
     assert str(planted) in str(error.value)
     assert list(target.iterdir()) == []
 
@@ -90,7 +90,7 @@ def test_a_folder_that_another_user_made_first_is_refused(remote: Campaign, insi
             path.chmod(0o700)
     os.chown(planted, NOBODY, NOBODY)
     with pytest.raises(CampaignError, match=rf"belongs to somebody else \(user {NOBODY}\).*Remove it after a look"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
     assert list(planted.iterdir()) == []
 
 
@@ -98,7 +98,7 @@ def test_a_folder_that_another_user_made_first_is_refused(remote: Campaign, insi
 def test_a_folder_that_others_can_enter_is_refused(remote: Campaign, mode: int) -> None:
     private_folder(cache_folder(), "rescueseg-work", "x").chmod(mode)
     with pytest.raises(CampaignError, match=rf"others can look into the folder \(mode {mode:o}\)"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
@@ -106,9 +106,9 @@ def test_a_cache_whose_entries_others_can_exchange_is_refused(remote: Campaign, 
     cache_folder().mkdir()
     cache_folder().chmod(mode)
     with pytest.raises(CampaignError, match="others can exchange what lies in the folder"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
     cache_folder().chmod(mode | 0o1000)  # as the system's temporary folder
-    assert remote.work_folder(0).is_dir()
+    assert remote.generation(0).work_folder().is_dir()
 
 
 @needs_root
@@ -116,31 +116,31 @@ def test_the_cache_of_another_user_is_refused(remote: Campaign) -> None:
     cache_folder().mkdir()
     os.chown(cache_folder(), NOBODY, NOBODY)
     with pytest.raises(CampaignError, match="others can exchange"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
 
 
 def test_a_cache_that_is_a_link_of_ones_own_is_fine(remote: Campaign, tmp_path: Path) -> None:
     (tmp_path / "large-disk").mkdir()
     cache_folder().symlink_to(tmp_path / "large-disk")
-    assert remote.work_folder(0).is_relative_to(tmp_path / "large-disk")
+    assert remote.generation(0).work_folder().is_relative_to(tmp_path / "large-disk")
 
 
 def test_no_work_folder_leaves_the_campaign(remote: Campaign) -> None:
     with pytest.raises(CampaignError, match="leaves the campaign"):
-        remote.local_folder("../other")
+        local_folder(remote.storage, "../other")
 
 
 def test_a_file_in_the_way_is_one_clear_error(remote: Campaign) -> None:
     cache_folder().mkdir()
     (cache_folder() / "rescueseg-work").touch()
     with pytest.raises(CampaignError, match="a link or a file"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
 
 
 def test_a_cache_that_cannot_be_made_is_one_clear_error(remote: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     with pytest.raises(CampaignError, match=r"/proc/nowhere: the folder cannot be used: .*XDG_CACHE_HOME"):
-        remote.work_folder(0)
+        remote.generation(0).work_folder()
 
 
 def test_a_relative_name_of_the_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rescueseg.campaign import STAGES, Campaign
-from rescueseg.campaign.outside_trainings import read_losses, training_result
+from rescueseg.campaign.outside_trainings import RESULT, read_losses
 from rescueseg.campaign.record_file import RecordFile, seconds_file
-from rescueseg.campaign.route import TRIAGE_SUMMARY, freeze_choice, query_strategy, trainer_name
+from rescueseg.campaign.route import TRIAGE_SUMMARY, current_choice, freeze_choice
 from rescueseg.campaign.stage_results import (
     CHOICE,
     EFFORT,
@@ -61,19 +61,20 @@ def test_a_damaged_or_foreign_file_is_one_error_that_names_it(
     campaign: Campaign, file: RecordFile[Any], content: str
 ) -> None:
     path = put(campaign, file, content)
-    for read in (campaign.result, campaign.require):
+    generation = campaign.generation(0)
+    for read in (generation.read, generation.require):
         with pytest.raises(StorageError) as caught:
-            read(file, 0)
+            read(file)
         assert str(caught.value).startswith(f"{path}: the file "), "the path holds the campaign's"
         assert "\n" not in str(caught.value)
         assert "pydantic" not in str(caught.value)
-    assert campaign.has(file, 0)
+    assert campaign.generation(0).has(file)
 
 
 def test_scores_of_a_later_version_are_refused_by_the_name_of_their_file(campaign: Campaign) -> None:
     path = put(campaign, SCORES, '{"format": 99}')
     with pytest.raises(StorageError, match="a later version of rescueseg wrote this file") as caught:
-        campaign.result(SCORES, 0)
+        campaign.generation(0).read(SCORES)
     assert caught.value.where == path
 
 
@@ -81,7 +82,7 @@ def test_scores_of_a_later_version_are_refused_by_the_name_of_their_file(campaig
 def test_so_is_one_at_the_root(campaign: Campaign, file: RecordFile[Any]) -> None:
     path = put(campaign, file, "{}", folder="")
     with pytest.raises(StorageError, match="does not hold what it should") as caught:
-        campaign.read(file)
+        campaign.records.read(file)
     assert caught.value.where == path
 
 
@@ -89,9 +90,9 @@ def test_so_is_one_of_a_training_outside_the_loop(campaign: Campaign) -> None:
     put(campaign, TRAINING, "{}", "trainings/unet")
     put(campaign, TRAINING_EVALUATION, "[]", "trainings/unet")
     with pytest.raises(StorageError, match=r"training\.json: the file does not hold what it should: at model"):
-        training_result(campaign, "unet")
+        campaign.training("unet").read(RESULT)
     with pytest.raises(StorageError, match=r"evaluation\.json"):
-        campaign.read(TRAINING_EVALUATION, "trainings/unet")
+        campaign.training("unet").read(TRAINING_EVALUATION)
 
 
 def test_the_command_line_says_it_in_one_line(campaign: Campaign) -> None:
@@ -106,27 +107,27 @@ def test_the_command_line_says_it_in_one_line(campaign: Campaign) -> None:
 
 
 def test_what_is_not_there_is_none_or_refused_by_the_name_of_its_stage(campaign: Campaign) -> None:
-    assert campaign.result(TRAINING, 0) is None
-    assert not campaign.has(TRAINING, 0)
+    assert campaign.generation(0).read(TRAINING) is None
+    assert not campaign.generation(0).has(TRAINING)
     with pytest.raises(CampaignError, match="the stage 'training' of generation 0 has not finished"):
-        campaign.require(TRAINING, 0)
+        campaign.generation(0).require(TRAINING)
 
 
 def test_what_is_written_is_what_older_versions_wrote(campaign: Campaign) -> None:
     effort = {"voxels_corrected": 5, "annotation_seconds": 2.5}
     patches = {"t": {"annotator": "anna", **effort}}
-    campaign.finish(
-        EFFORT, 0, GenerationEffort.model_validate({**effort, "annotators": {"anna": effort}, "patches": patches})
+    campaign.generation(0).write(
+        EFFORT, GenerationEffort.model_validate({**effort, "annotators": {"anna": effort}, "patches": patches})
     )
-    campaign.finish(INFERENCE, 0, (MAPS,))
-    campaign.finish(TICKETS, 0, TicketsResult(tickets=("t",), stop=""))
-    campaign.finish(TRAINING, 0, TrainingResult(model=MODEL, iterations=2, warnings=("few",)))
-    campaign.finish(TRAINING.seconds, 0, 1.5)
-    campaign.note_progress(0, "training step", 1, 0)
+    campaign.generation(0).write(INFERENCE, (MAPS,))
+    campaign.generation(0).write(TICKETS, TicketsResult(tickets=("t",), stop=""))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=MODEL, iterations=2, warnings=("few",)))
+    campaign.generation(0).write(TRAINING.seconds, 1.5)
+    campaign.generation(0).note_progress("training step", 1, 0)
     freeze_choice(campaign, 0)
     written = {name: campaign.storage.read_json(f"generations/0000/{name}") for name in names(campaign)}
     assert written == {
-        "choice.json": {"trainer": trainer_name(campaign), "strategy": query_strategy(campaign)},
+        "choice.json": {"trainer": current_choice(campaign).trainer, "strategy": current_choice(campaign).strategy},
         "effort.json": {**effort, "annotators": {"anna": effort}, "patches": patches, "left_out": []},
         "inference.json": [MAPS.to_json()],
         "progress.json": ["training step", 1, 0],
@@ -134,9 +135,9 @@ def test_what_is_written_is_what_older_versions_wrote(campaign: Campaign) -> Non
         "training.json": {"model": MODEL.to_json(), "iterations": 2, "warnings": ["few"]},
         "training.seconds.json": 1.5,
     }
-    assert campaign.require(INFERENCE, 0) == (MAPS,)
-    assert campaign.require(PROGRESS, 0) == ("training step", 1, 0)
-    assert campaign.model(0) == MODEL
+    assert campaign.generation(0).require(INFERENCE) == (MAPS,)
+    assert campaign.generation(0).require(PROGRESS) == ("training step", 1, 0)
+    assert campaign.generation(0).model() == MODEL
 
 
 def names(campaign: Campaign) -> list[str]:
@@ -145,22 +146,22 @@ def names(campaign: Campaign) -> list[str]:
 
 
 def test_losses_of_older_trainings_are_found_in_their_result(campaign: Campaign) -> None:
-    assert read_losses(campaign, "generations/0000") == ()
+    assert read_losses(campaign.generation(0)) == ()
     older = {"model": MODEL.to_json(), "iterations": 2, "warnings": [], "losses": LOSS, "a later key": 1}
     put(campaign, TRAINING, json.dumps(older))
-    assert campaign.require(TRAINING, 0) == TrainingResult(model=MODEL, iterations=2)
-    assert read_losses(campaign, "generations/0000") == tuple(LOSS)
-    campaign.finish(LOSSES, 0, tuple(LOSS[:1]))
-    assert read_losses(campaign, "generations/0000") == tuple(LOSS[:1])
+    assert campaign.generation(0).require(TRAINING) == TrainingResult(model=MODEL, iterations=2)
+    assert read_losses(campaign.generation(0)) == tuple(LOSS)
+    campaign.generation(0).write(LOSSES, tuple(LOSS[:1]))
+    assert read_losses(campaign.generation(0)) == tuple(LOSS[:1])
 
 
 def test_the_progress_view_reads_no_result(campaign: Campaign) -> None:
     for stage in STAGES[:2]:
         put(campaign, RecordFile(stage, int), "what is no JSON would be refused")
-        campaign.finish(seconds_file(stage), 0, 1.0)
-    campaign.note_progress(0, "v: block", 3, 8)
-    assert campaign.finished_stages(0) == list(STAGES[:2])
-    assert list(finished_stages(campaign)) == [(0, stage) for stage in STAGES[:2]]
-    assert running_stage(campaign) == ", generation 0: v: block 3 of 8"
+        campaign.generation(0).write(seconds_file(stage), 1.0)
+    campaign.generation(0).note_progress("v: block", 3, 8)
+    assert campaign.generation(0).finished_stages() == list(STAGES[:2])
+    assert list(finished_stages(campaign.generations())) == [(0, stage) for stage in STAGES[:2]]
+    assert running_stage(campaign.generations()) == ", generation 0: v: block 3 of 8"
     put(campaign, RecordFile("report", int), "")
-    assert running_stage(campaign) == "", "nothing runs"
+    assert running_stage(campaign.generations()) == "", "nothing runs"

@@ -48,7 +48,7 @@ def hold(*boxes: Box) -> Holdout:
 
 @pytest.fixture
 def held(campaign: Campaign) -> Campaign:
-    campaign.save_volume(record())
+    campaign.volumes.save(record())
     campaign.freeze_holdout(hold(Box((0, 0, 0), (20, 10, 10))))
     return campaign
 
@@ -115,7 +115,7 @@ def test_read_box_in_the_holdout_is_a_leak() -> None:
 
 def test_a_copy_of_the_volume_is_held_out_too(held: Campaign) -> None:
     """Its patches are no candidates, its context stops at the holdout boxes, and what lies in them is refused."""
-    held.save_volume(record("b"))
+    held.volumes.save(record("b"))
     item = make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)), volume_id="b")]).items[0]
     assert item.read_box == make_snapshot(held, 0, [annotation("t1", Box((4, 12, 0), (8, 8, 8)))]).items[0].read_box
     with pytest.raises(LeakError, match="overlaps the holdout box"):
@@ -125,15 +125,15 @@ def test_a_copy_of_the_volume_is_held_out_too(held: Campaign) -> None:
     with pytest.raises(LeakError, match="overlaps the holdout box"):
         make_snapshot(held, 0, [others[1], annotation("t1", Box((4, 4, 4), (8, 8, 8)))])
     assert candidate_boxes(held, "b", []) == candidate_boxes(held, "a", [])
-    held.save_volume(record("b").model_copy(update={"digest": "another image"}))
+    held.volumes.save(record("b").model_copy(update={"digest": "another image"}))
     with pytest.raises(CampaignError, match="never compared"):
         make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
-    held.save_relations(Relations(compared={v.volume_id: v.digest for v in held.volumes()}))
+    held.volumes.save_relations(Relations(compared={v.volume_id: v.digest for v in held.volumes.records()}))
     make_snapshot(held, 0, [annotation("t1", Box((4, 4, 4), (8, 8, 8)), volume_id="b")])
 
 
 def test_needs_a_holdout_and_annotations(campaign: Campaign) -> None:
-    campaign.save_volume(record())
+    campaign.volumes.save(record())
     with pytest.raises(SamplingError, match="not frozen"):
         make_snapshot(campaign, 0, [annotation("t1", Box((4, 20, 20), (8, 8, 8)))])
     campaign.freeze_holdout(hold(Box((0, 0, 0), (20, 10, 10))))

@@ -114,7 +114,7 @@ def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     said = run("generation", c, "--dry-run")
     assert "snapshot: would run" in said
     campaign = Campaign.open(str(c))
-    assert patches_due(campaign, open_queue(campaign))[0]
+    assert patches_due(campaign.config, open_queue(campaign))[0]
     assert campaign.generations() == []
 
 
@@ -225,7 +225,7 @@ def test_volumes_before_one_that_fails_stay_and_that_is_said(folder: Path) -> No
     assert result.exit_code == 1
     assert "1 of 2 volumes are in the campaign; 'rescueseg add' adds the others" in result.stdout
     assert "is NaN" in result.stderr
-    assert [v.volume_id for v in Campaign.open(str(folder / "c")).volumes()] == ["raw"]
+    assert [v.volume_id for v in Campaign.open(str(folder / "c")).volumes.records()] == ["raw"]
 
 
 def test_commands_without_a_campaign_say_so(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_dry_run_says_what_an_import_brings_and_changes_nothing(folder: Path) 
     assert "volume 'later'" in said
     assert tree(folder) == before | {"more.tif": before["raw.tif"]}
     run("add", folder / "c", folder / "more.tif", "--id", "later", "--spacing", SPACING)
-    assert [v.volume_id for v in Campaign.open(str(folder / "c")).volumes()] == ["later", "raw"]
+    assert [v.volume_id for v in Campaign.open(str(folder / "c")).volumes.records()] == ["later", "raw"]
 
 
 def test_a_long_import_is_seen_in_a_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

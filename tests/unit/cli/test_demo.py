@@ -26,7 +26,7 @@ def test_a_demo_killed_before_its_volume_was_in_goes_on(tmp_path: Path, monkeypa
     Campaign.create(str(out), settings_of("small", ["organelle"], []))
     (out / "volumes" / ".small.part").mkdir(parents=True)
     campaign = demo.open_or_start(out, "", "", [], Console(quiet=True))
-    [volume] = campaign.volumes()
+    [volume] = campaign.volumes.records()
     assert (volume.volume_id, volume.truth) == ("small", "semantic")
     assert not (out / "volumes" / ".small.part").exists()
-    assert demo.open_or_start(out, "", "", [], Console(quiet=True)).volumes() == [volume]
+    assert demo.open_or_start(out, "", "", [], Console(quiet=True)).volumes.records() == [volume]

@@ -20,9 +20,8 @@ from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
 from rescueseg.evaluation.uncertain_boxes import most_apart, most_uncertain, non_overlapping
 from rescueseg.geometry import Box, zyx
-from rescueseg.inference.maps import map_path
 from rescueseg.reports.evaluation_pages import write_evaluation_page
-from rescueseg.reports.gallery import errors, round_length, uncertain_patch
+from rescueseg.reports.gallery import BoxPictures, errors, round_length
 from rescueseg.shared_places import IDENTITY, SharedPlaces
 from tests.evaluated_campaign import SHAPE, make_campaign, phantom_truth, write_generation, write_maps
 
@@ -52,11 +51,11 @@ def test_a_dry_run_checks_and_changes_nothing(two_families: Campaign) -> None:
 
 
 def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: Campaign, tmp_path: Path) -> None:
-    judged = two_families.require(EVALUATION, 0)
+    judged = two_families.generation(0).require(EVALUATION)
     done = run("evaluate", two_families.url, "--generation", "0", "--json", tmp_path / "scores.json")
     assert done.exit_code == 0, done.stderr
-    assert two_families.require(EVALUATION, 0) == judged
-    assert two_families.require(SCORES, 0) == judgements(two_families)[0].evaluation
+    assert two_families.generation(0).require(EVALUATION) == judged
+    assert two_families.generation(0).require(SCORES) == judgements(two_families.generations())[0].evaluation
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["generation"], scores["model"]) == (0, "monai_unet")
     groups = {(g["part"], g["kind"], g["name"]): g for g in scores["groups"]}
@@ -78,7 +77,7 @@ def test_compare_sets_two_families_against_each_other(two_families: Campaign, tm
     assert "Generation 1 (nnunet) is better than generation 0 (monai_unet): test Dice +" in done.stdout
     data = json.loads((tmp_path / "differences.json").read_text())
     assert (data["generations"], data["models"]) == ([0, 1], ["monai_unet", "nnunet"])
-    first, second = (j.evaluation.test for j in judgements(two_families))
+    first, second = (j.evaluation.test for j in judgements(two_families.generations()))
     assert first is not None
     assert second is not None
     dice = data["groups"][0]["plain"]["dice"]
@@ -143,7 +142,7 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
 
     first = current_evaluation(campaign, 0, count)
     assert calls == []
-    judged, scored = (file.path(campaign.generation_path(0)) for file in (EVALUATION, SCORES))
+    judged, scored = (file.path(campaign.generation(0).path()) for file in (EVALUATION, SCORES))
     old = campaign.storage.read_json(judged)
     for box in old["evaluation"]["boxes"]:
         box["details"] = []
@@ -172,10 +171,10 @@ def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     for generation in (0, 1):
         write_generation(campaign, generation, 1.0)
-    old = campaign.require(EVALUATION, 0)
+    old = campaign.generation(0).require(EVALUATION)
     older = old.model_copy(update={"evaluation": old.evaluation.model_copy(update={"format": 1})})
-    campaign.finish(EVALUATION, 0, older)
-    campaign.storage.remove(map_path(campaign, 0, "phantom", ".json"))
+    campaign.generation(0).write(EVALUATION, older)
+    campaign.storage.remove(campaign.generation(0).path("maps", "phantom.json"))
     done = run("compare", campaign.url, 0, 1)
     assert done.exit_code == 1
     assert "Run the inference of that generation" in done.stderr
@@ -184,7 +183,7 @@ def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
 def write_entropy(campaign: Campaign, entropy: np.ndarray, block: tuple[int, int, int]) -> None:
     truth = phantom_truth()
     write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), entropy)
-    path = map_path(campaign, 0, "phantom", ".inference.json")
+    path = campaign.generation(0).path("maps", "phantom.inference.json")
     campaign.storage.write_json(path, campaign.storage.read_json(path) | {"block_zyx": list(block)})
 
 
@@ -201,10 +200,10 @@ def test_the_scan_finds_what_is_planted_and_nobody_annotated(tmp_path: Path) -> 
     assert found[0].box.intersects(planted)
     assert found[0].entropy > 5 * found[0].typical
     boxes = [place.box for place in found]
-    holdout, snapshot = campaign.holdout(), campaign.snapshot(0)
+    holdout, snapshot = campaign.holdout(), campaign.generation(0).snapshot()
     assert holdout is not None
     assert snapshot is not None
-    known = [*holdout.of("phantom", campaign.shared_places()), *(item.box for item in snapshot.items)]
+    known = [*holdout.of("phantom", campaign.volumes.shared_places()), *(item.box for item in snapshot.items)]
     assert not any(box.intersects(other) for box in boxes for other in known)
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert [place.entropy for place in found] == sorted((place.entropy for place in found), reverse=True)
@@ -244,7 +243,11 @@ def test_a_place_without_truth_is_drawn(two_families: Campaign) -> None:
     from PIL import Image
 
     place = most_uncertain(two_families, 1, 1)[0]
-    pixels = np.asarray(Image.open(io.BytesIO(uncertain_patch(two_families, 1, place))).convert("RGB"))
+    pixels = np.asarray(
+        Image.open(
+            io.BytesIO(BoxPictures(two_families.volumes, 1).uncertain(two_families.generation(1), place))
+        ).convert("RGB")
+    )
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 

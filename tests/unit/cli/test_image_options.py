@@ -28,7 +28,7 @@ def init(folder: Path, *arguments: object, code: int = 0) -> str:
 
 
 def imported(folder: Path) -> np.ndarray:
-    [record] = Campaign.open(str(folder / "c")).volumes()
+    [record] = Campaign.open(str(folder / "c")).volumes.records()
     return np.asarray(zarr.open_array(f"{folder}/c/volumes/{record.volume_id}.ome.zarr/0", mode="r")[...])
 
 

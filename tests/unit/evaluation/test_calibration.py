@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
 from rescueseg.evaluation.calibration import (
     CALIBRATION,
     Calibration,
     calibrate_generation,
-    current_calibration,
     fit_temperature,
-    stored_calibration,
     temper,
 )
 from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.evaluation.stored_scores import evaluate_and_store
 from rescueseg.stages.evaluate import evaluate
 from tests.evaluated_campaign import holdout_boxes, make_campaign, write_generation
 
@@ -61,7 +61,7 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
     found = calibrate_generation(campaign, 0)
-    assert stored_calibration(campaign, 0) is None, "nothing was written"
+    assert campaign.generation(0).read(CALIBRATION) is None, "nothing was written"
     assert found.temperature > 1.2, "its logits are doubled, so it is too sure"
     assert found.validation is not None
     assert found.test is not None
@@ -71,31 +71,36 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
 
     assert f"test calibration error {found.test.ece[0]:.3f} → {found.test.ece[1]:.3f}" in found.sentence()
     judgement = evaluate(campaign, 0)
-    assert stored_calibration(campaign, 0) == found
+    assert campaign.generation(0).read(CALIBRATION) == found
     assert judgement.evaluation.test is not None
     assert judgement.evaluation.test.ece == pytest.approx(found.test.ece[0], abs=1e-6)
-    campaign.storage.remove(EVALUATION.path(campaign.generation_path(0)))
+    campaign.storage.remove(EVALUATION.path(campaign.generation(0).path()))
     changed = found.model_copy(update={"temperature": 9.0})
-    campaign.finish(CALIBRATION, 0, changed)
+    campaign.generation(0).write(CALIBRATION, changed)
     evaluate(campaign, 0)
-    assert stored_calibration(campaign, 0) == changed, "what is kept is not fitted again"
+    assert campaign.generation(0).read(CALIBRATION) == changed, "what is kept is not fitted again"
     assert Calibration.model_validate(found.to_json()).metrics().keys() >= {"temperature", "test_ece_tempered"}
+
+
+def current_calibration(campaign: Campaign) -> Calibration:
+    """Return the temperature of generation 0 for its model and truth as they are."""
+    return evaluate_and_store(campaign, 0)[1]
 
 
 def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
-    found = current_calibration(campaign, 0)
-    assert stored_calibration(campaign, 0) == found == calibrate_generation(campaign, 0)
+    found = current_calibration(campaign)
+    assert campaign.generation(0).read(CALIBRATION) == found == calibrate_generation(campaign, 0)
     for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
-        campaign.finish(CALIBRATION, 0, found.model_copy(update={**stale, "temperature": 9.0}))
-        assert current_calibration(campaign, 0) == found == stored_calibration(campaign, 0)
+        campaign.generation(0).write(CALIBRATION, found.model_copy(update={**stale, "temperature": 9.0}))
+        assert current_calibration(campaign) == found == campaign.generation(0).read(CALIBRATION)
 
-    truth = zarr.open_array(f"{campaign.image_url('phantom')}/labels/truth/0", mode="r+")
+    truth = zarr.open_array(f"{campaign.volumes.image_url('phantom')}/labels/truth/0", mode="r+")
     box = next(b.box for b in holdout_boxes().boxes if b.part == "validation")
     corrected = np.asarray(truth[box.slices])
     truth[box.slices] = 1 - corrected
-    assert current_calibration(campaign, 0).temperature > found.temperature, "it is wrong more often than was thought"
+    assert current_calibration(campaign).temperature > found.temperature, "it is wrong more often than was thought"
     shown = CliRunner().invoke(app, ["evaluate", campaign.url, "--generation", "0"])
     assert shown.exit_code == 0, shown.output
     assert "for another model or truth" not in shown.output

@@ -16,8 +16,9 @@ from rescueseg.evaluation.champion import EVALUATION, judge, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.threshold_baseline import threshold_baseline
-from rescueseg.evaluation.truth import missing_truth, open_truths
+from rescueseg.evaluation.truth import holdout_truth, missing_truth
 from rescueseg.geometry import Box
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
@@ -59,15 +60,14 @@ def test_a_perfect_map_scores_one(tmp_path: Path) -> None:
 
 
 def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> None:
-    result = evaluated.require(EVALUATION, 1).evaluation
-    from rescueseg.inference.maps import open_map
+    result = evaluated.generation(1).require(EVALUATION).evaluation
 
-    prediction = np.asarray(open_map(evaluated, 1, "phantom", "probability")[:]).argmax(axis=0)
+    prediction = np.asarray(VolumeMaps(evaluated.generation(1), "phantom").open("probability")[:]).argmax(axis=0)
     truth = phantom_truth()
     inside = np.zeros(truth.shape, dtype=bool)
     holdout = evaluated.holdout()
     assert holdout is not None
-    for box in holdout.of("phantom", evaluated.shared_places(), "test"):
+    for box in holdout.of("phantom", evaluated.volumes.shared_places(), "test"):
         inside[box.slices] = True
     overlap = ((prediction == 1) & (truth == 1) & inside).sum()
     dice = 2 * overlap / (((prediction == 1) & inside).sum() + ((truth == 1) & inside).sum())
@@ -78,7 +78,7 @@ def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> No
 
 
 def test_fewer_errors_score_better_and_uncertainty_finds_them(evaluated: Campaign) -> None:
-    first, second, _ = (j.evaluation.test for j in judgements(evaluated))
+    first, second, _ = (j.evaluation.test for j in judgements(evaluated.generations()))
     assert first is not None
     assert second is not None
     assert second.dice > first.dice
@@ -87,7 +87,7 @@ def test_fewer_errors_score_better_and_uncertainty_finds_them(evaluated: Campaig
 
 
 def test_worst_boxes_come_worst_first(evaluated: Campaign) -> None:
-    worst = judgements(evaluated)[0].evaluation.worst(4)
+    worst = judgements(evaluated.generations())[0].evaluation.worst(4)
     shares = [b.errors / b.voxels for b in worst]
     assert len(worst) == 4
     assert shares == sorted(shares, reverse=True)
@@ -95,7 +95,7 @@ def test_worst_boxes_come_worst_first(evaluated: Campaign) -> None:
 
 
 def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> None:
-    first, second, third = judgements(evaluated)
+    first, second, third = judgements(evaluated.generations())
     assert (first.champion, first.comparison) == (0, None)
     assert second.comparison is not None
     assert (second.comparison.verdict, second.champion) == ("better", 1)
@@ -106,7 +106,10 @@ def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> N
 
 
 def test_judging_again_decides_the_same(evaluated: Campaign) -> None:
-    assert judge(evaluated, evaluate_generation(evaluated, 1)) == judgements(evaluated)[1]
+    assert (
+        judge(evaluated.generation(1), evaluate_generation(evaluated, 1), evaluated.config.seed)
+        == judgements(evaluated.generations())[1]
+    )
 
 
 def test_no_holdout_and_no_model_are_clear_errors(campaign: Campaign, tmp_path: Path) -> None:
@@ -134,8 +137,9 @@ def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
         submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
     store.close()
     assert missing_truth(campaign) == []
-    read = open_truths(campaign, boxes)
-    assert all(np.array_equal(read(b), truth[b.box.slices]) for b in boxes)
+    read = holdout_truth(campaign)
+    assert read.boxes == tuple(boxes)
+    assert all(np.array_equal(read.labels(b), truth[b.box.slices]) for b in boxes)
 
 
 def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path) -> None:
@@ -216,7 +220,7 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
     scores = group_scores(found, "test", ("nucleus",))[0].plain
     assert {"ap50", "ap75", "pq", "vi"} <= set(scores)
     assert scores["dice"].value == 1.0
-    assert found.boxes[0].truth_digest == open_truths(campaign, [box]).digest(box)
+    assert found.boxes[0].truth_digest == holdout_truth(campaign).digest(box)
     assert found.boxes[0].truth_digest != digest_array(drawn.classes)
 
 

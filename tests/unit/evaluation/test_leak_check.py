@@ -18,7 +18,6 @@ from rescueseg.evaluation.leak_check import require_unseen
 from rescueseg.evaluation.stored_scores import current_evaluation
 from rescueseg.evaluation.truth import holdout_boxes
 from rescueseg.geometry import Box
-from rescueseg.inference.maps import map_path
 from rescueseg.records import Relations
 from tests.evaluated_campaign import make_campaign, write_generation
 
@@ -34,18 +33,18 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 @pytest.fixture
 def train_on(judged: Campaign):  # type: ignore[no-untyped-def]
     """Return a function that rewrites the first item of a generation's snapshot; the old one comes back."""
-    kept = {g: judged.require(SNAPSHOT, g) for g in judged.generations()}
+    kept = {g.number: g.require(SNAPSHOT) for g in judged.generations()}
 
     def rewrite(generation: int, box: Box, read_box: Box | None = None, volume_id: str = "phantom") -> None:
-        snapshot = judged.snapshot(generation)
+        snapshot = judged.generation(generation).snapshot()
         assert snapshot is not None
         item = snapshot.items[0].model_copy(update={"box": box, "read_box": read_box or box, "volume_id": volume_id})
         changed = snapshot.model_copy(update={"items": (item, *snapshot.items[1:])})
-        judged.finish(SNAPSHOT, generation, changed)
+        judged.generation(generation).write(SNAPSHOT, changed)
 
     yield rewrite
     for generation, snapshot in kept.items():
-        judged.finish(SNAPSHOT, generation, snapshot)
+        judged.generation(generation).write(SNAPSHOT, snapshot)
 
 
 Rewrite = Callable[..., None]
@@ -81,35 +80,35 @@ def test_what_an_earlier_generation_has_read_counts(judged: Campaign, train_on: 
 
 
 def test_a_copy_of_the_volume_hides_nothing(judged: Campaign, train_on: Rewrite) -> None:
-    copy = judged.volume("phantom").model_copy(update={"volume_id": "copy"})
-    judged.save_volume(copy)
+    copy = judged.volumes.record("phantom").model_copy(update={"volume_id": "copy"})
+    judged.volumes.save(copy)
     try:
         train_on(1, TEST_BOX, volume_id="copy")
         with pytest.raises(LeakError, match="copy, which shows what phantom shows,"):
             check_evaluation(judged, 1)
         other = copy.model_copy(update={"digest": "another image"})
-        judged.save_volume(other)
+        judged.volumes.save(other)
         with pytest.raises(CampaignError, match="never compared: copy"):
             check_evaluation(judged, 1)
-        found = judged.relations()
-        judged.save_relations(Relations(compared={v.volume_id: v.digest for v in judged.volumes()}))
+        found = judged.volumes.relations()
+        judged.volumes.save_relations(Relations(compared={v.volume_id: v.digest for v in judged.volumes.records()}))
         check_evaluation(judged, 1)
-        judged.save_relations(found)
+        judged.volumes.save_relations(found)
     finally:
         judged.storage.remove("volumes/copy.json")
 
 
 def test_volumes_that_were_never_compared_are_before_an_evaluation(judged: Campaign, train_on: Rewrite) -> None:
     """In a campaign of an earlier version, of which nobody knows yet that a volume is in it twice."""
-    judged.save_volume(
-        judged.volume("phantom").model_copy(update={"volume_id": "copy", "digest": "with another truth"})
+    judged.volumes.save(
+        judged.volumes.record("phantom").model_copy(update={"volume_id": "copy", "digest": "with another truth"})
     )
     shutil.copytree(judged.storage.path("volumes/phantom.ome.zarr"), judged.storage.path("volumes/copy.ome.zarr"))
     try:
         train_on(1, TEST_BOX, volume_id="copy")
         done = CliRunner().invoke(app, ["evaluate", judged.url, "--generation", "1", "--dry-run"])
         assert isinstance(done.exception, LeakError) or "copy, which shows what phantom shows" in done.stderr
-        assert "copy" not in judged.relations().compared, "a dry run writes nothing"
+        assert "copy" not in judged.volumes.relations().compared, "a dry run writes nothing"
     finally:
         for part in ("json", "ome.zarr"):
             judged.storage.remove(f"volumes/copy.{part}")
@@ -127,21 +126,21 @@ def test_a_kept_evaluation_is_refused_all_the_same(judged: Campaign, train_on: R
 def test_a_single_voxel_is_a_touch_and_a_neighbour_is_none(
     judged: Campaign, train_on: Rewrite, axis: int, side: int
 ) -> None:
-    boxes = [b for b in holdout_boxes(judged) if b.box == TEST_BOX]
+    boxes = [b for b in holdout_boxes(judged.holdout(), judged.volumes) if b.box == TEST_BOX]
     assert boxes
     offset = list(TEST_BOX.offset_zyx)
     offset[axis] += side * TEST_BOX.shape_zyx[axis]
     beside = Box((offset[0], offset[1], offset[2]), TEST_BOX.shape_zyx)
     train_on(1, beside)
-    require_unseen(judged, 1, boxes)
+    require_unseen(judged.generation(1), boxes, judged.volumes.shared_places())
     offset[axis] -= side
     train_on(1, beside, read_box=Box((offset[0], offset[1], offset[2]), TEST_BOX.shape_zyx))
     with pytest.raises(LeakError):
-        require_unseen(judged, 1, boxes)
+        require_unseen(judged.generation(1), boxes, judged.volumes.shared_places())
 
 
 def test_maps_of_another_model_are_refused(judged: Campaign) -> None:
-    path = map_path(judged, 1, "phantom", ".json")
+    path = judged.generation(1).path("maps", "phantom.json")
     data = judged.storage.read_json(path)
     judged.storage.write_json(path, data | {"model_digest": "another"})
     try:
@@ -154,7 +153,7 @@ def test_maps_of_another_model_are_refused(judged: Campaign) -> None:
 def test_without_its_snapshot_nobody_can_tell(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, 1.0, judged=False)
-    campaign.storage.remove(campaign.generation_path(0, "snapshot.json"))
+    campaign.storage.remove(campaign.generation(0).path("snapshot.json"))
     with pytest.raises(EvaluationError, match="nobody can tell what its model has read"):
         check_evaluation(campaign, 0)
 

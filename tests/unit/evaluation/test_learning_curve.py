@@ -61,16 +61,16 @@ def test_the_forecast_says_how_many_more() -> None:
 
 def test_the_rule_of_thumb_goes_by_complexity(campaign: Campaign) -> None:
     assert learning_curve.advise(campaign) == ""
-    campaign.write(TRIAGE_SUMMARY, triaged())
+    campaign.records.write(TRIAGE_SUMMARY, triaged())
     assert learning_curve.advise(campaign) == ""
     for complexity, size in learning_curve.SIZES.items():
-        campaign.write(TRIAGE_SUMMARY, triaged(complexity=complexity))
+        campaign.records.write(TRIAGE_SUMMARY, triaged(complexity=complexity))
         assert learning_curve.advise(campaign) == f"{size} for data of this complexity ({complexity})"
 
 
 def test_three_evaluated_generations_replace_it(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
-    campaign.write(TRIAGE_SUMMARY, triaged(complexity="moderate"))
+    campaign.records.write(TRIAGE_SUMMARY, triaged(complexity="moderate"))
     for generation, noise in enumerate((6.0, 3.0, 2.4)):
         assert "5–10 volumes" in learning_curve.advise(campaign)
         write_generation(campaign, generation, noise)

@@ -37,7 +37,7 @@ HELD = (
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     made = make_campaign(tmp_path_factory.mktemp("outside"), iterations=12)
     made.freeze_holdout(Holdout(boxes=HELD, guard_zyx=(1, 4, 4)))
-    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
+    made.generation(0).write(SNAPSHOT, make_snapshot(made, BOXES))
     open_queue(made).migrate()
     return made
 
@@ -52,7 +52,7 @@ def name(campaign: Campaign) -> str:
 @pytest.fixture
 def request_file(campaign: Campaign, name: str) -> Iterator[str]:
     """Return the path of what was trained on; whatever is written there goes again."""
-    path = campaign.training_path(name, "request.json")
+    path = campaign.training(name).path("request.json")
     kept = campaign.storage.read_json(path)
     yield path
     campaign.storage.write_json(path, kept)
@@ -73,21 +73,21 @@ def files(campaign: Campaign) -> dict[str, bytes]:
 def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Campaign, name: str) -> None:
     shown = command("evaluate", campaign.url, "--training", name, "--json", f"{campaign.url}/scores.json")
     assert f"Training {name}: 2 validation, 2 test boxes" in shown
-    path = campaign.training_path(name, "evaluation.json")
+    path = campaign.training(name).path("evaluation.json")
     kept = Evaluation.model_validate(campaign.storage.read_json(path))
     assert campaign.storage.url_of(path) in shown
     written = json.loads(Path(campaign.url, "scores.json").read_text())
     assert (written["training"], written["model"]) == (name, "monai_unet")
     assert {group["part"] for group in written["groups"]} == {"validation", "test"}
 
-    result = outside_trainings.training_result(campaign, name)
+    result = campaign.training(name).read(outside_trainings.RESULT)
     assert result is not None
     model = result.model
-    campaign.finish(TRAINING, 0, TrainingResult(model=model, iterations=1))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=model, iterations=1))
     infer_volume(campaign, model, "v0")
     assert evaluate_generation(campaign, 0) == kept
     calibration = Calibration.model_validate(
-        campaign.storage.read_json(campaign.training_path(name, "calibration.json"))
+        campaign.storage.read_json(campaign.training(name).path("calibration.json"))
     )
     assert calibrate_generation(campaign, 0) == calibration
     assert calibration.sentence() in shown
@@ -109,7 +109,7 @@ def test_a_dry_run_changes_nothing(campaign: Campaign, name: str) -> None:
 def test_what_was_kept_is_taken_while_model_and_truth_are_the_same(campaign: Campaign, name: str) -> None:
     found, _ = evaluate_training(campaign, name)
     assert current_training_evaluation(campaign, name, lambda *_: pytest.fail("predicted again")) == found
-    path = campaign.training_path(name, "evaluation.json")
+    path = campaign.training(name).path("evaluation.json")
     campaign.storage.write_json(path, found.model_copy(update={"model_digest": "another"}).to_json())
     assert current_training_evaluation(campaign, name) == found
 
@@ -130,27 +130,27 @@ def test_what_a_generation_before_it_has_read_counts(campaign: Campaign, name: s
     data["snapshot"]["generation"] = 1
     campaign.storage.write_json(request_file, data)
     check_training(campaign, name)
-    snapshot = campaign.snapshot(0)
+    snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
     item = snapshot.items[0].model_copy(update={"read_box": Box((0, 0, 0), (24, 96, 96))})
-    campaign.finish(SNAPSHOT, 0, snapshot.model_copy(update={"items": (item,)}))
+    campaign.generation(0).write(SNAPSHOT, snapshot.model_copy(update={"items": (item,)}))
     with pytest.raises(LeakError, match="the training of generation 0 has read"):
         check_training(campaign, name)
-    campaign.finish(SNAPSHOT, 0, snapshot)
+    campaign.generation(0).write(SNAPSHOT, snapshot)
 
 
 def test_a_missing_truth_is_refused(campaign: Campaign, name: str) -> None:
-    record = campaign.volume("v0")
-    campaign.save_volume(record.model_copy(update={"truth": None}))
+    record = campaign.volumes.record("v0")
+    campaign.volumes.save(record.model_copy(update={"truth": None}))
     with pytest.raises(EvaluationError, match="no truth for 4 of 4 holdout boxes"):
         evaluate_training(campaign, name)
-    campaign.save_volume(record)
+    campaign.volumes.save(record)
 
 
 def test_a_training_that_is_not_there_or_not_finished_is_refused(campaign: Campaign, name: str) -> None:
     with pytest.raises(EvaluationError, match=f"no training 'mine'.*known: {name}"):
         check_training(campaign, "mine")
-    campaign.storage.write_json(campaign.training_path("begun", "request.json"), {})
+    campaign.storage.write_json(campaign.training("begun").path("request.json"), {})
     with pytest.raises(EvaluationError, match="'begun' has not finished"):
         check_training(campaign, "begun")
     both = CliRunner().invoke(app, ["evaluate", campaign.url, "--training", name, "--generation", "0"])

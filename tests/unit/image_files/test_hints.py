@@ -117,7 +117,7 @@ def test_the_import_keeps_them_and_the_name_of_the_file(tmp_path: Path, campaign
     tifffile.imwrite(tmp_path / "x_denoised.tif", VOXELS, imagej=True, metadata={"axes": "ZYX", "Info": "Lens = 20x"})
     record = import_volume(campaign, str(tmp_path / "x_denoised.tif"), spacing=(1, 1, 1))
     assert record.hints == {"objective": "20x", "preprocessing": "denoised"}
-    assert campaign.volume(record.volume_id) == record
+    assert campaign.volumes.record(record.volume_id) == record
 
 
 def test_records_from_before_still_load(campaign: Campaign, tmp_path: Path) -> None:

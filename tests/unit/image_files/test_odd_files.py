@@ -82,8 +82,8 @@ def test_axes_said_of_an_image_hold_for_its_truth(
     image = write(tmp_path / "i", np.ascontiguousarray(CUBE.transpose(order)))
     truth = write(tmp_path / "t", np.ascontiguousarray(TRUTH.transpose(order)))
     import_volume(campaign, str(image), truth=str(truth), spacing=SPACING, said=Statement(axes=axes))
-    np.testing.assert_array_equal(open_image(campaign, "i")[0], CUBE)
-    np.testing.assert_array_equal(open_truth(campaign, "i")[...], TRUTH)
+    np.testing.assert_array_equal(open_image(campaign.volumes, "i")[0], CUBE)
+    np.testing.assert_array_equal(open_truth(campaign.volumes, "i")[...], TRUTH)
 
 
 def test_channels_said_of_an_image_are_not_asked_of_its_truth(campaign: Campaign, tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_channels_said_of_an_image_are_not_asked_of_its_truth(campaign: Campaign
         campaign, str(write_h5(tmp_path / "i", two)), truth=str(write_h5(tmp_path / "t", TRUTH)), spacing=SPACING,
         said=Statement(axes="czyx"),
     )  # fmt: skip
-    np.testing.assert_array_equal(open_image(campaign, "i")[...], two)
-    np.testing.assert_array_equal(open_truth(campaign, "i")[...], TRUTH)
+    np.testing.assert_array_equal(open_image(campaign.volumes, "i")[...], two)
+    np.testing.assert_array_equal(open_truth(campaign.volumes, "i")[...], TRUTH)
 
 
 def test_sizes_follow_the_axes_that_a_person_says(tmp_path: Path) -> None:

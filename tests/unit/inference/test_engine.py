@@ -21,7 +21,7 @@ from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
 from rescueseg.inference import boxes, engine, maps
 from rescueseg.inference.engine import infer_volume
-from rescueseg.inference.maps import QUANTITIES, map_blocks, map_reference, open_map
+from rescueseg.inference.maps import QUANTITIES, VolumeMaps
 from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
@@ -41,8 +41,10 @@ def make_campaign(folder: Path, shape: tuple[int, int, int] = SHAPE, **inference
     image = np.random.default_rng(0).integers(0, 100, (1, *shape), dtype=np.uint8)
     image[0, -1, -1, -1] = 255
     spacing = (0.2, 0.1, 0.1)
-    ome_zarr.create_image(campaign.image_url("v"), image.shape, np.uint8, spacing, chunks=(16, 16, 16))[:] = image
-    campaign.save_volume(
+    ome_zarr.create_image(campaign.volumes.image_url("v"), image.shape, np.uint8, spacing, chunks=(16, 16, 16))[:] = (
+        image
+    )
+    campaign.volumes.save(
         VolumeRecord(
             volume_id="v",
             domain="d",
@@ -73,7 +75,7 @@ def infer(campaign: Campaign, predictor: str = "blur", model: ModelReference = M
 
 
 def read_maps(campaign: Campaign) -> dict[str, np.ndarray]:
-    return {quantity: np.asarray(open_map(campaign, 0, "v", quantity)[:]) for quantity in QUANTITIES}
+    return {quantity: np.asarray(VolumeMaps(campaign.generation(0), "v").open(quantity)[:]) for quantity in QUANTITIES}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_a_block_that_kills_every_worker_is_one_clear_error(tmp_path: Path, two_
             infer(campaign, "dies_always", client=two_workers)
     finally:
         two_workers.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 3))
-    assert map_reference(campaign, 0, "v") is None
+    assert VolumeMaps(campaign.generation(0), "v").reference() is None
 
 
 def test_a_rerun_computes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         infer(campaign, progress=kill)
     with pytest.raises(InferenceError, match="not complete"):
-        open_map(campaign, 0, "v", "probability")
+        VolumeMaps(campaign.generation(0), "v").open("probability")
     seen: list[int] = []
     assert infer(campaign, progress=lambda done, total: seen.append(done)) == undisturbed
     assert seen[0] == 2
@@ -233,30 +235,30 @@ def test_maps_are_valid_ome_zarr_with_one_shard_per_block(tmp_path: Path) -> Non
     campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000, map_dtype="float16")
     infer(campaign)
     for quantity in QUANTITIES:
-        ome_zarr.validate(f"{campaign.map_url(0, 'v')}/{quantity}")
-        array = open_map(campaign, 0, "v", quantity)
+        ome_zarr.validate(f"{VolumeMaps(campaign.generation(0), 'v').url}/{quantity}")
+        array = VolumeMaps(campaign.generation(0), "v").open(quantity)
         assert array.dtype == np.float16
         assert array.shape == ((3, *SHAPE) if quantity == "probability" else SHAPE)
         assert array.shards is not None
-        blocks = map_blocks(campaign, 0, "v")
+        blocks = VolumeMaps(campaign.generation(0), "v").blocks()
         assert Box((0, 0, 0), array.shards[-3:]).clip(SHAPE) == blocks[0]
     assert sum(block.size for block in blocks) == np.prod(SHAPE)
-    probability = np.asarray(open_map(campaign, 0, "v", "probability")[:], np.float32)
+    probability = np.asarray(VolumeMaps(campaign.generation(0), "v").open("probability")[:], np.float32)
     np.testing.assert_allclose(probability.sum(axis=0), 1, atol=2e-3)
-    assert open_source(f"{campaign.map_url(0, 'v')}/mc_variance").spacing_um_zyx == (0.2, 0.1, 0.1)
+    assert open_source(f"{VolumeMaps(campaign.generation(0), 'v').url}/mc_variance").spacing_um_zyx == (0.2, 0.1, 0.1)
 
 
 def test_an_ensemble_has_one_more_map(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path / "ensemble", block_voxels=60_000)
     reference = infer(campaign, "ensemble")
     assert reference.quantities == (*QUANTITIES, "ensemble_variance")
-    variance = np.asarray(open_map(campaign, 0, "v", "ensemble_variance")[:])
+    variance = np.asarray(VolumeMaps(campaign.generation(0), "v").open("ensemble_variance")[:])
     assert 0 < variance.mean() < 0.25
-    ome_zarr.validate(f"{campaign.map_url(0, 'v')}/ensemble_variance")
+    ome_zarr.validate(f"{VolumeMaps(campaign.generation(0), 'v').url}/ensemble_variance")
     single = make_campaign(tmp_path / "single")
     infer(single)
     with pytest.raises(InferenceError, match="no map 'ensemble_variance'"):
-        open_map(single, 0, "v", "ensemble_variance")
+        VolumeMaps(single.generation(0), "v").open("ensemble_variance")
 
 
 def test_half_precision_maps_are_those_of_single_precision_rounded(
@@ -282,7 +284,7 @@ def test_nans_name_the_window(tmp_path: Path) -> None:
     with pytest.raises(InferenceError) as caught:
         infer(campaign, "diverged")
     assert str(Box((12, 24, 184), (8, 16, 16))) in caught.value.where
-    assert map_reference(campaign, 0, "v") is None
+    assert VolumeMaps(campaign.generation(0), "v").reference() is None
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_a_full_disk_is_one_clear_error_and_the_rerun_finishes(
 ) -> None:
     campaign = make_campaign(tmp_path / "campaign", block_voxels=60_000)
     infer_until_full(campaign, monkeypatch)
-    assert map_reference(campaign, 0, "v") is None
+    assert VolumeMaps(campaign.generation(0), "v").reference() is None
     infer(campaign)
     assert_same(read_maps(campaign), one_block)
 
@@ -328,9 +330,9 @@ def infer_until_full(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_unknown_or_missing_maps(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path / "campaign")
     with pytest.raises(InferenceError, match="no map 'entropy'"):
-        open_map(campaign, 0, "v", "entropy")
+        VolumeMaps(campaign.generation(0), "v").open("entropy")
     with pytest.raises(InferenceError, match="not complete"):
-        map_blocks(campaign, 0, "v")
+        VolumeMaps(campaign.generation(0), "v").blocks()
 
 
 def test_relocated_maps_stay_valid(tmp_path: Path) -> None:
@@ -346,7 +348,7 @@ def test_relocated_maps_stay_valid(tmp_path: Path) -> None:
 def test_an_unknown_trainer_is_refused(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path / "campaign")
     with pytest.raises(ConfigError, match="trivial"):
-        load_predictor(campaign, MODEL, campaign.config.inference, "cpu")
+        load_predictor(campaign.storage, MODEL, campaign.config.inference, "cpu")
 
 
 def test_maps_module_needs_no_torch() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.inference.engine import infer_volume
-from rescueseg.inference.maps import open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.trainer import TrainedModel, TrainingRequest, ignore_progress
 from rescueseg.progress import StepProgress
@@ -30,7 +30,9 @@ def train(
     progress: StepProgress = ignore_progress,
     warm_start: Path | None = None,
 ) -> TrainedModel:
-    request = TrainingRequest(campaign, snapshot, work_dir, seed=3, warm_start=warm_start)
+    request = TrainingRequest(
+        campaign.config, campaign.volumes, campaign.holdout(), snapshot, work_dir, seed=3, warm_start=warm_start
+    )
     return get_trainer("monai_unet").train(request, progress)
 
 
@@ -75,7 +77,7 @@ def test_killed_within_its_second_network_it_resumes_to_the_same_model_with_a_ma
     model = ModelReference(generation=0, trainer="monai_unet", path="model", digest=resumed.digest)
     maps = infer_volume(campaign, model, "v0")
     assert maps.quantities[-1] == "ensemble_variance"
-    variance = np.asarray(open_map(campaign, 0, "v0", "ensemble_variance")[:], np.float32)
+    variance = np.asarray(VolumeMaps(campaign.generation(0), "v0").open("ensemble_variance")[:], np.float32)
     assert variance.mean() > 1e-4, "networks of other seeds disagree"
 
 

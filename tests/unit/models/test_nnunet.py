@@ -32,7 +32,7 @@ def case(name: str, volume_id: str, offset: tuple[int, int, int], voxels: int = 
 def test_a_case_is_patch_and_context_with_the_context_ignored(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="nnunet", n_classes=2, channels=2)
     snapshot = make_snapshot(campaign, BOXES, halo=(0, 6, 6))
-    dataset = write_dataset(campaign, snapshot, SPACING, tmp_path / "raw")
+    dataset = write_dataset(campaign.volumes, snapshot, SPACING, tmp_path / "raw")
     assert [c.box for c in dataset.cases] == [item.read_box for item in snapshot.items]
     assert dataset.unlabelled_classes == ()
     description = json.loads((tmp_path / "raw/dataset.json").read_text())
@@ -41,7 +41,7 @@ def test_a_case_is_patch_and_context_with_the_context_ignored(tmp_path: Path) ->
     item = snapshot.items[0]
     labels = tifffile.imread(tmp_path / "raw/labelsTr/case_0000.tif")
     inside = item.box.relative_to(item.read_box).slices
-    assert np.array_equal(labels[inside], open_truth(campaign, "v0")[item.box.slices])
+    assert np.array_equal(labels[inside], open_truth(campaign.volumes, "v0")[item.box.slices])
     outside = np.ones(labels.shape, bool)
     outside[inside] = False
     assert (labels[outside] == 3).all()

@@ -35,7 +35,7 @@ def test_a_residual_preset_trains_and_folds_of_the_default_start_from_scratch_an
     snapshot = make_snapshot(residual, BOXES)
     first = train(residual, snapshot, tmp_path / "first")
     assert (plan_of(first)["planner"], plan_of(first)["network"]["architecture"]) == ("resenc_m", "residual")
-    predictor = load_predictor(residual, publish(residual, first), residual.config.inference, "cpu")
+    predictor = load_predictor(residual.storage, publish(residual, first), residual.config.inference, "cpu")
     assert predictor.networks == 1
 
     folded = with_settings(residual, nnunet={"planner": "default"}, members=3)
@@ -49,7 +49,7 @@ def test_a_residual_preset_trains_and_folds_of_the_default_start_from_scratch_an
     assert {len(network) for network in networks} == {len(weights) // 3}
     name = next(n for n, w in networks[0].items() if w.ndim == 5).removeprefix("member0.")
     assert len({weights[f"member{i}.{name}"].tobytes() for i in range(3)}) == 3
-    predictor = load_predictor(folded, publish(folded, second), folded.config.inference, "cpu")
+    predictor = load_predictor(folded.storage, publish(folded, second), folded.config.inference, "cpu")
     assert predictor.networks == 3
 
 

@@ -162,7 +162,7 @@ def plan_of(topology: bool = False, **own: object):
 def labelled(tmp_path: Path, labels: np.ndarray, **training: object) -> tuple[TrainingSet, Snapshot]:
     campaign = make_campaign(tmp_path, n_classes=2, **training)
     snapshot = make_snapshot(campaign, BOXES[:1], labels={0: labels})
-    return TrainingSet(campaign, snapshot, plan_training(campaign, snapshot)), snapshot
+    return TrainingSet(campaign.volumes, snapshot, plan_training(campaign.config, campaign.volumes, snapshot)), snapshot
 
 
 def test_thickness_and_class_weights_are_those_of_the_labels(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_coarse_stages_see_the_labels_at_their_resolution_and_leave_the_network_
 def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, iterations=6, unet={"ema": 0.5, **ON})
     snapshot = make_snapshot(campaign, BOXES)
-    plan = plan_training(campaign, snapshot)
+    plan = plan_training(campaign.config, campaign.volumes, snapshot)
 
     def start() -> Run:
-        data = TrainingSet(campaign, snapshot, plan)
+        data = TrainingSet(campaign.volumes, snapshot, plan)
         return Run(tmp_path / "run", "id", data, plan, seed=1, device="cpu", weights=None)
 
     run = start()
@@ -245,6 +245,8 @@ def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> 
 
 def test_with_everything_on_it_learns(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, iterations=30, unet={"ema": 0.9, **ON})
-    request = TrainingRequest(campaign, make_snapshot(campaign, BOXES), tmp_path / "work", seed=3)
+    request = TrainingRequest(
+        campaign.config, campaign.volumes, campaign.holdout(), make_snapshot(campaign, BOXES), tmp_path / "work", seed=3
+    )
     losses = [e["loss"] for e in get_trainer("monai_unet_topology").train(request, ignore_progress).losses]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])

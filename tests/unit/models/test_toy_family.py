@@ -13,7 +13,7 @@ from rescueseg.campaign.campaign_file import dump_config, parse_config
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.errors import ConfigError
 from rescueseg.inference.engine import infer_volume
-from rescueseg.inference.maps import open_map
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.registry import check_families, complete_families
 from rescueseg.stages.train import train
 from rescueseg.tracking.models import _requirements
@@ -41,26 +41,28 @@ def test_its_table_is_checked_and_written_like_our_own(tmp_path: Path) -> None:
 
 def test_it_is_trained_by_the_stage_and_makes_maps(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="toy_logistic", iterations=60)
-    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     train(campaign, 0, lambda step, metrics: None)
-    model = campaign.model(0)
+    model = campaign.generation(0).model()
     assert model is not None
     assert model.trainer == "toy_logistic"
     infer_volume(campaign, model, "v0")
-    found = np.asarray(open_map(campaign, 0, "v0", "probability")[:]).argmax(axis=0) == 1
-    truth = np.asarray(open_truth(campaign, "v0")[:]) == 1
+    found = np.asarray(VolumeMaps(campaign.generation(0), "v0").open("probability")[:]).argmax(axis=0) == 1
+    truth = np.asarray(open_truth(campaign.volumes, "v0")[:]) == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
-    assert np.asarray(open_map(campaign, 0, "v0", "mutual_information")[:]).max() > 0
+    assert np.asarray(VolumeMaps(campaign.generation(0), "v0").open("mutual_information")[:]).max() > 0
     assert_the_vectors_are_those_of_the_image(campaign)
 
 
 def assert_the_vectors_are_those_of_the_image(campaign: Campaign) -> None:
     """Mean over symmetries and blended over windows, each component and ray keeps its direction."""
-    record = campaign.volume("v0")
-    image = normalise(np.asarray(open_image(campaign, "v0")[:]), record.normalisation)
+    record = campaign.volumes.record("v0")
+    image = normalise(np.asarray(open_image(campaign.volumes, "v0")[:]), record.normalisation)
     smooth = gaussian_filter(image[0], [0.1 / s for s in record.spacing_um_zyx], mode="nearest")
     expected = np.stack(np.gradient(smooth, *record.spacing_um_zyx))
-    slope, descent = (np.asarray(open_map(campaign, 0, "v0", name)[:], np.float32) for name in ("slope", "descent"))
+    slope, descent = (
+        np.asarray(VolumeMaps(campaign.generation(0), "v0").open(name)[:], np.float32) for name in ("slope", "descent")
+    )
     assert slope.min() < -1, "components of vectors may be negative"
     steep = np.abs(expected).max(axis=0) > 2
     for found, true in zip(slope, expected, strict=True):

@@ -178,8 +178,11 @@ def test_unequal_planes_are_not_turned_by_quarters() -> None:
 def test_windows_follow_from_seed_and_step(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     snapshot = make_snapshot(campaign, BOXES, halo=(2, 8, 8))
-    plan = plan_training(campaign, snapshot)
-    data, tight = TrainingSet(campaign, snapshot, plan), TrainingSet(campaign, snapshot, plan, cache_bytes=1)
+    plan = plan_training(campaign.config, campaign.volumes, snapshot)
+    data, tight = (
+        TrainingSet(campaign.volumes, snapshot, plan),
+        TrainingSet(campaign.volumes, snapshot, plan, cache_bytes=1),
+    )
     data.batch(1, 0)
     for (image, label), (same, same_label) in zip(data.batch(1, 5), tight.batch(1, 5), strict=True):
         assert torch.equal(image, same)
@@ -195,8 +198,8 @@ def test_rare_foreground_is_seen_often_and_context_is_ignored(tmp_path: Path) ->
     labels = np.zeros(BOXES[0].shape_zyx, np.uint8)
     labels[6, 24, 24] = 1
     snapshot = make_snapshot(campaign, BOXES[:1], halo=(4, 16, 16), labels={0: labels})
-    plan = plan_training(campaign, snapshot)
-    windows = [label for step in range(30) for _, label in TrainingSet(campaign, snapshot, plan).batch(1, step)]
+    plan = plan_training(campaign.config, campaign.volumes, snapshot)
+    windows = [label for step in range(30) for _, label in TrainingSet(campaign.volumes, snapshot, plan).batch(1, step)]
     assert np.mean([bool((w == 1).any()) for w in windows]) > 0.6
     assert all((w != 255).any() for w in windows)
     assert any((w == 255).any() for w in windows)
@@ -206,8 +209,8 @@ def test_a_patch_smaller_than_the_window_is_mirrored_and_ignored_beyond(tmp_path
     campaign = make_campaign(tmp_path)
     box = Box((0, 0, 0), (3, 10, 12))
     snapshot = make_snapshot(campaign, [box])
-    plan = plan_training(campaign, snapshot)
-    for _, label in TrainingSet(campaign, snapshot, plan).batch(1, 0):
+    plan = plan_training(campaign.config, campaign.volumes, snapshot)
+    for _, label in TrainingSet(campaign.volumes, snapshot, plan).batch(1, 0):
         assert int((label != 255).sum()) == box.size
 
 

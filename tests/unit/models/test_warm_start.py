@@ -137,8 +137,8 @@ def test_a_generation_does_not_start_from_a_damaged_model(
 ) -> None:
     campaign = with_settings(before[0], warm_start=True)
     reference = publish(campaign, before[2])
-    campaign.finish(TRAINING, 0, TrainingResult(model=reference, iterations=1))
-    campaign.finish(SNAPSHOT, 1, before[1].model_copy(update={"generation": 1}))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=reference, iterations=1))
+    campaign.generation(1).write(SNAPSHOT, before[1].model_copy(update={"generation": 1}))
     weights, description = (campaign.storage.read_bytes(f"model/model.{kind}") for kind in ("safetensors", "json"))
     if damage == "other weights":
         numbers = {name: -values for name, values in safetensors.numpy.load(weights).items()}
@@ -149,7 +149,7 @@ def test_a_generation_does_not_start_from_a_damaged_model(
         campaign.storage.write_bytes("model/model.json", description[:100])
     with pytest.raises(InferenceError, match="not the one that was trained"):
         stage.train(campaign, 1, lambda *_: None)
-    assert not campaign.has(TRAINING, 1)
+    assert not campaign.generation(1).has(TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_model_of_an_unknown_format_is_one_clear_error(
     weights, text = ((strange / f"model.{kind}").read_bytes() for kind in ("safetensors", "json"))
     reference = publish(campaign, replace(model, path=strange, digest=model_digest(weights, text)))
     with pytest.raises(InferenceError, match="cannot be read"):
-        load_predictor(campaign, reference, campaign.config.inference, "cpu")
+        load_predictor(campaign.storage, reference, campaign.config.inference, "cpu")
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "model/model.json", "losses.json"])

@@ -75,10 +75,10 @@ def test_cleaning_twice_changes_nothing_more_and_invents_no_class(
 
 def test_the_triages_route_decides_and_a_person_may_override(tmp_path: Path) -> None:
     campaign = Campaign.create(str(tmp_path), settings_of("n", ["a"]))
-    assert profile_of(campaign) == ("none", 0.0)
-    campaign.write(TRIAGE_SUMMARY, triaged({"thickness": 4.0}, route=ROUTES["topology"].to_json()))
-    assert profile_of(campaign) == ("connected", 4.0)
+    assert profile_of(campaign.config, campaign.records.read(TRIAGE_SUMMARY)) == ("none", 0.0)
+    campaign.records.write(TRIAGE_SUMMARY, triaged({"thickness": 4.0}, route=ROUTES["topology"].to_json()))
+    assert profile_of(campaign.config, campaign.records.read(TRIAGE_SUMMARY)) == ("connected", 4.0)
     decided = Campaign(campaign.storage, settings_of("n", ["a"], ["annotation.postprocessing=filled"]))
-    assert profile_of(decided) == ("filled", 4.0)
-    campaign.write(TRIAGE_SUMMARY, triaged(route=ROUTES["topology"].to_json()))
-    assert profile_of(campaign) == ("none", 0.0), "nothing was measured"
+    assert profile_of(decided.config, decided.records.read(TRIAGE_SUMMARY)) == ("filled", 4.0)
+    campaign.records.write(TRIAGE_SUMMARY, triaged(route=ROUTES["topology"].to_json()))
+    assert profile_of(campaign.config, campaign.records.read(TRIAGE_SUMMARY)) == ("none", 0.0), "nothing was measured"

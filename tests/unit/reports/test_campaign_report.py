@@ -16,12 +16,13 @@ from rescueseg.errors import EvaluationError
 from rescueseg.evaluation import calibration
 from rescueseg.evaluation.champion import EVALUATION, Comparison, Judgement, headline, judge, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
-from rescueseg.evaluation.truth import holdout_boxes, open_truths
+from rescueseg.evaluation.truth import holdout_boxes, holdout_truth
 from rescueseg.geometry import Box
+from rescueseg.queue.effort import effort_by
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
-from rescueseg.reports.campaign_report import effort_by_generation, effort_by_person, explain_box, write_report
-from rescueseg.reports.gallery import worst_patch
+from rescueseg.reports.campaign_report import effort_by_generation, explain_box, write_report
+from rescueseg.reports.gallery import BoxPictures
 from rescueseg.stages.publish import effort_metrics
 from rescueseg.stages.tickets import stop_decision
 from tests.evaluated_campaign import make_campaign, phantom_truth, write_generation, write_volume_maps
@@ -63,7 +64,7 @@ def test_the_page_stands_alone_and_answers_first(evaluated: Campaign) -> None:
     words = re.sub(r"\s+", " ", page.words)
     assert "Yes: generation 1 is better than generation 0" in words
     assert words.index("Yes: generation 1") < words.index("All generations")
-    test = judgements(evaluated)[1].evaluation.test
+    test = judgements(evaluated.generations())[1].evaluation.test
     assert test is not None
     assert f"{test.dice:.3f}" in words
     assert "best threshold" in words
@@ -86,7 +87,7 @@ def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
 
 
 def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
-    evaluated.finish(calibration.CALIBRATION, 1, calibration.calibrate_generation(evaluated, 1))
+    evaluated.generation(1).write(calibration.CALIBRATION, calibration.calibrate_generation(evaluated, 1))
     path = write_report(evaluated).path
     words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
     assert re.search(
@@ -105,9 +106,10 @@ def test_the_worst_patch_is_drawn_in_three_planes(evaluated: Campaign) -> None:
 
     from PIL import Image
 
-    judgement = judgements(evaluated)[0]
+    judgement = judgements(evaluated.generations())[0]
     score = judgement.evaluation.worst(1)[0]
-    drawn = worst_patch(evaluated, 0, score, open_truths(evaluated, holdout_boxes(evaluated)))
+    draw = BoxPictures(evaluated.volumes, evaluated.config.n_classes)
+    drawn = draw.worst(evaluated.generation(0), score, holdout_truth(evaluated))
     pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))
     orange, blue = np.array([0xE6, 0x9F, 0x00]), np.array([0x00, 0x72, 0xB2])
     near = [(np.abs(pixels.astype(int) - colour).sum(axis=-1) < 90).sum() for colour in (orange, blue)]
@@ -122,7 +124,7 @@ def test_nothing_judged_is_a_clear_error(campaign: Campaign) -> None:
 
 @pytest.mark.parametrize(("verdict", "begins"), [("better", "Yes"), ("worse", "No"), ("undecided", "Undecided")])
 def test_headline(evaluated: Campaign, verdict: str, begins: str) -> None:
-    first, second = judgements(evaluated)
+    first, second = judgements(evaluated.generations())
     assert headline(first).startswith("Generation 0 is the first")
     assert second.comparison is not None
     comparison = Comparison.model_validate(second.comparison.to_json() | {"verdict": verdict})
@@ -133,7 +135,7 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, truth=False)
     truth = np.zeros_like(phantom_truth())
     store = open_queue(campaign)
-    for i, held in enumerate(holdout_boxes(campaign)):
+    for i, held in enumerate(holdout_boxes(campaign.holdout(), campaign.volumes)):
         if held.part == "validation":
             truth[held.box.slices] = phantom_truth()[held.box.slices]
         store.add_tickets([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])
@@ -142,15 +144,17 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     store.close()
     for generation in (0, 1):
         write_volume_maps(campaign, generation, truth > 0)
-        judged = judge(campaign, evaluate_generation(campaign, generation))
-        campaign.finish(EVALUATION, generation, judged)
-        campaign.finish(QUERY, generation, QueryResult(strategy="random", candidates=3, patches=(), uncertainty=None))
-    last = judgements(campaign)[1]
+        judged = judge(campaign.generation(generation), evaluate_generation(campaign, generation), campaign.config.seed)
+        campaign.generation(generation).write(EVALUATION, judged)
+        campaign.generation(generation).write(
+            QUERY, QueryResult(strategy="random", candidates=3, patches=(), uncertainty=None)
+        )
+    last = judgements(campaign.generations())[1]
     assert last.evaluation.test is not None
     assert (last.evaluation.test.dice, last.champion) == (None, 0)
     assert last.comparison is not None
     assert last.comparison.verdict == "undecided"
-    assert stop_decision(campaign, 1) == ""
+    assert stop_decision(campaign.generation(1), campaign.config.stopping) == ""
     report = write_report(campaign)
     words = re.sub(r"\s+", " ", Page(campaign.storage.read_bytes(report.path).decode()).words)
     assert "On the test boxes, which never decide anything: nothing is there, and nothing was found" in words
@@ -169,12 +173,12 @@ def test_efforts_count_what_people_did(tmp_path: Path) -> None:
         lease = store.claim(annotator, 60)
         assert lease is not None
         submit_labels(campaign, store, lease, annotator, np.ones((4, 4, 4), np.uint8), "test", 30.0)
-    store.close()
-    holdout, first, second = effort_by_generation(campaign)
+    holdout, first, second = effort_by_generation(store.accepted(purpose=None))
     assert (holdout.label, holdout.patches, holdout.minutes) == ("holdout boxes", 1, 0.5)
     assert (first.label, first.patches, first.voxels, first.voxels_corrected) == ("generation 0", 2, 128, 128)
     assert (first.annotators, first.corrected_share, second.patches) == (2, 1.0, 1)
-    ann, bob = effort_by_person(campaign)
+    ann, bob = effort_by(store.efforts(), lambda work: work.annotator)
+    store.close()
     assert (ann.label, ann.patches, ann.minutes, ann.accepted) == ("ann", 3, 1.5, 3)
     assert (bob.label, bob.minutes_per_patch, bob.voxels_corrected) == ("bob", 0.5, 64)
 

@@ -42,9 +42,9 @@ def add(campaign: Campaign, name: str, volume_id: str = "a", truth: bool = False
         source="a.tif", digest=volume_id, normalisation=Normalisation(low=-1e3, high=1e3, mean=0, std=100),
         truth="semantic" if truth else None,
     )  # fmt: skip
-    campaign.save_volume(record)  # without an image, which nothing here reads: it shares nothing with the others
-    compared = {v.volume_id: v.digest for v in campaign.volumes(refused=True)}
-    campaign.save_relations(campaign.relations().model_copy(update={"compared": compared}))
+    campaign.volumes.save(record)  # without an image, which nothing here reads: it shares nothing with the others
+    compared = {v.volume_id: v.digest for v in campaign.volumes.records(refused=True)}
+    campaign.volumes.save_relations(campaign.volumes.relations().model_copy(update={"compared": compared}))
     return record
 
 
@@ -69,13 +69,13 @@ def images(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
 
 def check_holdout(campaign: Campaign, holdout: Holdout) -> None:
     held = 0
-    for volume in campaign.volumes():
-        boxes = holdout.of(volume.volume_id, campaign.shared_places())
+    for volume in campaign.volumes.records():
+        boxes = holdout.of(volume.volume_id, campaign.volumes.shared_places())
         whole = Box((0, 0, 0), volume.shape_zyx)
         assert all(whole.contains(box) for box in boxes)
         assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
         held += sum(box.size for box in boxes)
-    assert held <= campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in campaign.volumes())
+    assert held <= campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in campaign.volumes.records())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,9 @@ def test_holdout_and_pool_fit_on_every_shape(campaign: Campaign, name: str, trut
         assert strata == [s for s in HOLDOUT_STRATA if s != "artifact"]
     assert all(b.reason and b.share is not None for b in holdout.boxes)
     candidates = starting_patches.candidate_boxes(campaign, "a")
-    assert not any(c.intersects(g) for c in candidates[:3000] for g in holdout.guarded("a", campaign.shared_places()))
+    assert not any(
+        c.intersects(g) for c in candidates[:3000] for g in holdout.guarded("a", campaign.volumes.shared_places())
+    )
     assert len(choose_non_overlapping(candidates, 30)) == 30
     assert min(holdout.guard_zyx) >= 1
     assert sum(box.size for box in images) < 3e8
@@ -146,8 +148,8 @@ def test_volumes_take_their_share(campaign: Campaign) -> None:
     holdout = starting_patches.draw_holdout(campaign)
     check_holdout(campaign, holdout)
     for part in ("validation", "test"):
-        assert len(holdout.of("small", campaign.shared_places(), part)) == 1
-        assert len(holdout.of("large", campaign.shared_places(), part)) == 7
+        assert len(holdout.of("small", campaign.volumes.shared_places(), part)) == 1
+        assert len(holdout.of("large", campaign.volumes.shared_places(), part)) == 7
     assert {p.volume_id for p in starting_patches.starting_patches(campaign, 16)} == {"small", "large"}
 
 
@@ -161,7 +163,7 @@ def test_starting_patches_are_apart_and_outside_the_holdout(campaign: Campaign) 
     more = starting_patches.starting_patches(campaign, 8, occupied=[Patch("a", p.box) for p in first])
     boxes = [p.box for p in first + more]
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(a.intersects(b) for a in boxes for b in holdout.guarded("a", campaign.shared_places()))
+    assert not any(a.intersects(b) for a in boxes for b in holdout.guarded("a", campaign.volumes.shared_places()))
 
 
 def test_candidates_keep_clear_of_tickets(campaign: Campaign) -> None:
@@ -176,7 +178,7 @@ def test_a_ticket_for_each_box_without_truth(campaign: Campaign) -> None:
     add(campaign, "cdeep3m", "known", truth=True)
     add(campaign, "cdeep3m", "unknown")
     holdout = starting_patches.draw_holdout(campaign)
-    tickets = starting_patches.holdout_tickets(campaign, holdout)
+    tickets = starting_patches.holdout_tickets(campaign.volumes.records(), holdout)
     assert tickets == [b for b in holdout.boxes if b.volume_id == "unknown"]
     assert {t.part for t in tickets} == {"validation", "test"}
 
@@ -192,8 +194,8 @@ def test_added_volumes_let_the_holdout_grow_where_nothing_was_trained(campaign: 
     check_holdout(campaign, second)
     assert second.boxes[: len(first.boxes)] == first.boxes
     assert {b.part for b in second.boxes[len(first.boxes) :]} == {"validation", "test"}
-    assert min(box.offset_zyx[2] for box in second.of("b", campaign.shared_places())) >= 60 + first.guard_zyx[2]
-    assert second.of("a", campaign.shared_places()) == first.of("a", campaign.shared_places())
+    assert min(box.offset_zyx[2] for box in second.of("b", campaign.volumes.shared_places())) >= 60 + first.guard_zyx[2]
+    assert second.of("a", campaign.volumes.shared_places()) == first.of("a", campaign.volumes.shared_places())
     assert starting_patches.candidate_boxes(campaign, "b")
     assert starting_patches.draw_holdout(campaign) == second
 
@@ -216,10 +218,10 @@ def test_what_snapshots_read_counts_as_trained(campaign: Campaign) -> None:
         annotation_id="n", labels="l", labels_digest="d",
     )  # fmt: skip
     snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="h", digest="d")
-    campaign.finish(SNAPSHOT, 0, snapshot)
+    campaign.generation(0).write(SNAPSHOT, snapshot)
     holdout = starting_patches.draw_holdout(campaign)
-    assert holdout.of("b", campaign.shared_places())
-    assert not any(box.intersects(item.read_box) for box in holdout.of("b", campaign.shared_places()))
+    assert holdout.of("b", campaign.volumes.shared_places())
+    assert not any(box.intersects(item.read_box) for box in holdout.of("b", campaign.volumes.shared_places()))
 
 
 def test_what_cannot_be_sampled_is_said(campaign: Campaign, tmp_path) -> None:
@@ -246,10 +248,13 @@ def test_the_patch_is_about_isotropic_and_as_large_as_leaves_thirty(campaign: Ca
     lengths = [n * s for n, s in zip(shape, volume.spacing_um_zyx, strict=True)]
     assert max(lengths) / min(lengths) < 1.35
     assert (math.prod(shape) == pytest.approx(patches.LARGEST_PATCH, rel=0.02)) == (name == "large")
-    guarded = {"a": holdout.guarded("a", campaign.shared_places())}
-    assert patches.count_places([volume], {"a": shape}, guarded, campaign.shared_places(), 30) == 30
+    guarded = {"a": holdout.guarded("a", campaign.volumes.shared_places())}
+    assert patches.count_places([volume], {"a": shape}, guarded, campaign.volumes.shared_places(), 30) == 30
     larger = patches.advised_shape(volume, round(1.2 * math.prod(shape)))
-    assert name == "large" or patches.count_places([volume], {"a": larger}, guarded, campaign.shared_places(), 30) < 30
+    assert (
+        name == "large"
+        or patches.count_places([volume], {"a": larger}, guarded, campaign.volumes.shared_places(), 30) < 30
+    )
 
 
 def test_the_patch_shape_stays_when_volumes_are_added(campaign: Campaign) -> None:
@@ -301,7 +306,9 @@ def test_no_rough_patch_touches_the_guarded_holdout(images, tmp_path_factory, vo
     except SamplingError:
         assert campaign.holdout() is None
         return
-    assert not any(p.box.intersects(box) for p in found for box in holdout.guarded("a", campaign.shared_places()))
+    assert not any(
+        p.box.intersects(box) for p in found for box in holdout.guarded("a", campaign.volumes.shared_places())
+    )
     try:
         first = starting_patches.starting_patches(campaign)
     except SamplingError:
@@ -312,7 +319,9 @@ def test_no_rough_patch_touches_the_guarded_holdout(images, tmp_path_factory, vo
     drawn = first[len(found) :]
     assert len(first) <= max(4, len(found))
     assert not any(p.box.intersects(q.box) for i, p in enumerate(drawn) for q in (*first[: len(found)], *drawn[:i]))
-    assert not any(p.box.intersects(box) for p in drawn for box in holdout.guarded("a", campaign.shared_places()))
+    assert not any(
+        p.box.intersects(box) for p in drawn for box in holdout.guarded("a", campaign.volumes.shared_places())
+    )
 
 
 def test_every_domain_gets_a_turn(campaign: Campaign) -> None:
@@ -326,7 +335,7 @@ def test_every_domain_gets_a_turn(campaign: Campaign) -> None:
 
 def test_an_artefact_is_held_out_and_sampled_where_there_is_one(campaign: Campaign, monkeypatch) -> None:
     volume = add(campaign, "phantom")
-    clean = patches.volume_reader(campaign, volume)
+    clean = patches.volume_reader(campaign.volumes, volume)
 
     def striped(_campaign: Campaign, _volume: VolumeRecord) -> Callable[[Box], np.ndarray]:
         def read(box: Box) -> np.ndarray:

@@ -129,7 +129,7 @@ def leaks(seed: int, folder: Path) -> Iterator[str]:
     holdout = starting_patches.draw_holdout(campaign)
     started = [Patch(p.volume_id, p.box) for p in starting_patches.starting_patches(campaign)]
     snapshots = [make_snapshot(campaign, 0, accepted(started))]
-    campaign.finish(SNAPSHOT, 0, snapshots[0])
+    campaign.generation(0).write(SNAPSHOT, snapshots[0])
     for file in files[first:]:
         bring_in(campaign, folder, file, images, rng)
     holdout = starting_patches.draw_holdout(campaign, started)
@@ -298,5 +298,5 @@ def test_the_triage_tells_the_guard_where_no_truth_numbers_objects(tmp_path: Pat
         problem="blobs", trainer="monai_unet", route=AdvisedRoute(query="entropy", postprocessing="none"),
         structure=None, mask="auto", evidence=(MeasuredValue(name="thickness", value=4.6),),
     )  # fmt: skip
-    campaign.write(TRIAGE_SUMMARY, triaged)
+    campaign.records.write(TRIAGE_SUMMARY, triaged)
     assert starting_patches.draw_holdout(campaign).guard_zyx == (10, 10, 10)

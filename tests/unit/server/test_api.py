@@ -27,7 +27,7 @@ MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(Heal
 def api(campaign: Campaign) -> Any:
     """Return the server's description, but for its endless stream of events."""
     app = create_app(fill(campaign), is_open=False)
-    app.state.token = access.add_token(campaign, HOLDER, "admin")
+    app.state.token = access.add_token(campaign.storage, HOLDER, "admin")
     return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app).exclude(path="/api/v1/events")
 
 

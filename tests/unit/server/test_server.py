@@ -103,7 +103,7 @@ def test_parts_of_a_patch_lie_where_the_patch_lies(client: TestClient) -> None:
 
 
 def test_an_image_address_needs_no_token_and_ends_with_its_lease(filled: Campaign) -> None:
-    token = access.add_token(filled, "anna", "annotator")
+    token = access.add_token(filled.storage, "anna", "annotator")
     client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
     lease = client.post("/api/v1/tickets/next", headers={"Authorization": f"Bearer {token}"}).json()
     url = f"/api/v1/images/{lease['image_id']}.nii.gz"
@@ -124,8 +124,10 @@ def test_what_was_looked_at_is_not_kept_for_an_ended_lease(client: TestClient) -
 
 
 def test_roles_and_tokens(filled: Campaign) -> None:
-    tokens = {role: access.add_token(filled, role[:4], role) for role in ROLES}
-    assert all(tokens["admin"].split("_", 2)[2] not in token.model_dump_json() for token in access.list_tokens(filled))
+    tokens = {role: access.add_token(filled.storage, role[:4], role) for role in ROLES}
+    assert all(
+        tokens["admin"].split("_", 2)[2] not in token.model_dump_json() for token in access.list_tokens(filled.storage)
+    )
     client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
 
     def status(role: str, url: str = "/api/v1/review") -> int:
@@ -135,13 +137,13 @@ def test_roles_and_tokens(filled: Campaign) -> None:
     assert status("annotator", "/api/v1/info") == 200
     assert client.get("/api/v1/info").status_code == 401
     assert client.get("/api/v1/info", params={"annotator": "anna"}).status_code == 401
-    access.revoke_token(filled, access.list_tokens(filled)[0].token_id)
+    access.revoke_token(filled.storage, access.list_tokens(filled.storage)[0].token_id)
     assert 401 in [status(role, "/api/v1/info") for role in ROLES]
     for wrong in (tokens["reviewer"][:-1], "rescueseg_../../x_y", "", "ü", tokens["admin"].split("_")[1]):
         with pytest.raises(UnknownTokenError):
-            access.holder(filled, wrong)
+            access.holder(filled.storage, wrong)
     with pytest.raises(AccessError):
-        access.add_token(filled, "a\nb", "annotator")
+        access.add_token(filled.storage, "a\nb", "annotator")
 
 
 def test_somebody_elses_lease_is_theirs(client: TestClient) -> None:
@@ -228,7 +230,7 @@ def test_no_body_is_parsed_before_a_known_token_is_shown(filled: Campaign) -> No
 
 
 def test_what_needs_no_token_is_open(filled: Campaign) -> None:
-    token = access.add_token(filled, "anna", "annotator")
+    token = access.add_token(filled.storage, "anna", "annotator")
     client = TestClient(create_app(filled, is_open=False), base_url="http://lab.example")
     sample = client.post("/monai/activelearning/queue", headers={"Authorization": f"Bearer {token}"}).json()["id"]
     for path in (

@@ -144,4 +144,4 @@ def test_without_any_server_nothing_is_sent(campaign: Campaign, monkeypatch: pyt
 
 
 def test_a_campaign_is_deployed_under_its_name(campaign: Campaign) -> None:
-    assert prefect_api.deployment_name("generation", campaign) == "generation/test"
+    assert prefect_api.deployment_name("generation", campaign.config) == "generation/test"

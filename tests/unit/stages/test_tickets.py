@@ -48,7 +48,7 @@ def store(campaign: Campaign, tmp_path: Path) -> Iterator[QueueStore]:
 def accept_one(campaign: Campaign, store: QueueStore) -> None:
     lease = store.claim("ann", 60, filters=Filters(purpose="pool"))
     assert lease is not None
-    truth = volumes.open_truth(campaign, lease.ticket.volume_id)
+    truth = volumes.open_truth(campaign.volumes, lease.ticket.volume_id)
     submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
 
 
@@ -60,7 +60,7 @@ def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: Q
     add(campaign, tmp_path, "b", seed=4)
     with pytest.raises(SamplingError, match=r"^b: generation 0 was begun and not finished"):
         tickets.prepare(campaign, store)
-    with campaign_lock(campaign, store), pytest.raises(QueueError, match="holds the lock"):
+    with campaign_lock(campaign.config, store), pytest.raises(QueueError, match="holds the lock"):
         tickets.prepare(campaign, store)
     assert campaign.holdout() == frozen
     store.finish_generation(0)
@@ -85,14 +85,14 @@ def test_a_copy_is_known_before_anything_is_drawn_or_trained(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     begin(campaign, store)
     make_snapshot(campaign, 0, store)
-    assert campaign.shared_places().related("a") == ["a", "b"]
+    assert campaign.volumes.shared_places().related("a") == ["a", "b"]
     campaign.storage.remove("relations.json")
     store.finish_generation(0)
     tickets.prepare(campaign, store)
-    assert campaign.shared_places().related("a") == ["a", "b"]
+    assert campaign.volumes.shared_places().related("a") == ["a", "b"]
     grown = campaign.holdout()
     assert grown is not None
-    assert grown.of("b", campaign.shared_places()) == grown.of("a", campaign.shared_places())
+    assert grown.of("b", campaign.volumes.shared_places()) == grown.of("a", campaign.volumes.shared_places())
     boxes = [box.box for box in grown.boxes]
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert not any(t.box.intersects(box) for t in store.tickets(purpose="pool") for box in boxes)
@@ -112,7 +112,7 @@ def test_a_patch_that_turns_out_to_lie_in_a_box_of_a_copy_is_left_out_and_named(
     campaign.freeze_holdout(frozen.model_copy(update={"boxes": (*frozen.boxes, box)}))
     begin(campaign, store)
     assert [item.ticket_id for item in make_snapshot(campaign, 0, store).items] == [second.ticket_id]
-    assert campaign.require(EFFORT, 0).left_out == (first.ticket_id,)
+    assert campaign.generation(0).require(EFFORT).left_out == (first.ticket_id,)
     assert store.accepted_since_last_generation() == 0
     shown = CliRunner().invoke(app, ["status", campaign.url])
     assert f"Left out of training: {first.ticket_id} lies in" in shown.output.replace("\n", " ")
@@ -159,7 +159,9 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     assert campaign.starting_patches() is None
     assert not Path(campaign.storage.path("campaign.db")).exists()
     opened = open_queue(campaign)
-    assert tickets.prepare(campaign, opened) == len(tickets.first_tickets(campaign, holdout, starting))
+    assert tickets.prepare(campaign, opened) == len(
+        tickets.first_tickets(campaign.config, campaign.volumes.records(), holdout, starting)
+    )
     assert campaign.holdout() == holdout
     assert campaign.starting_patches() == starting
     assert starting[0].reason == "rough mask of the triage"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign, outside_trainings
 from rescueseg.campaign.campaign_file import settings_of
-from rescueseg.campaign.route import TRIAGE_SUMMARY, query_strategy, trainer_name
+from rescueseg.campaign.route import TRIAGE_SUMMARY, current_choice, frozen_choice
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
 from rescueseg.errors import ConfigError, TrainingError
@@ -36,7 +36,7 @@ def campaign(tmp_path: Path) -> Campaign:
     made = make_campaign(tmp_path, iterations=12)
     held = HoldoutBox(volume_id="v0", box=Box((14, 60, 60), (8, 30, 30)), part="test", stratum="dense")
     made.freeze_holdout(Holdout(boxes=(held,), guard_zyx=(1, 4, 4)))
-    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
+    made.generation(0).write(SNAPSHOT, make_snapshot(made, BOXES))
     return made
 
 
@@ -53,12 +53,12 @@ def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign
     result = train_outside.run(campaign, planned, lambda step, _: steps.append(step))
     assert steps == list(range(1, 13))
     assert campaign.storage.list(result.model.path) == ["model.json", "model.safetensors"]
-    assert outside_trainings.step_of(campaign, planned.name) == ", training step 10 of 12"
-    losses = outside_trainings.read_losses(campaign, campaign.training_path(planned.name))
+    assert outside_trainings.step_of(campaign.training(planned.name)) == ", training step 10 of 12"
+    losses = outside_trainings.read_losses(campaign.training(planned.name))
     assert [entry["step"] for entry in losses] == list(range(1, 13))
-    assert campaign.model(0) is None, "no generation has it"
+    assert campaign.generation(0).model() is None, "no generation has it"
     again = train_outside.run(campaign, planned, lambda step, _: pytest.fail(f"step {step} taken again"))
-    assert again == result == outside_trainings.training_result(campaign, planned.name)
+    assert again == result == campaign.training(planned.name).read(outside_trainings.RESULT)
 
 
 def test_its_name_follows_from_what_decides_the_model(campaign: Campaign, store: QueueStore) -> None:
@@ -79,9 +79,11 @@ def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
     campaign: Campaign, store: QueueStore
 ) -> None:
     """Nor is what it finds of volumes that were never compared written."""
-    copy = campaign.volumes()[0].model_copy(update={"volume_id": "copy", "digest": "with another truth"})
-    shutil.copytree(campaign.image_url(campaign.volumes()[0].volume_id), campaign.image_url("copy"))
-    campaign.save_volume(copy)
+    copy = campaign.volumes.records()[0].model_copy(update={"volume_id": "copy", "digest": "with another truth"})
+    shutil.copytree(
+        campaign.volumes.image_url(campaign.volumes.records()[0].volume_id), campaign.volumes.image_url("copy")
+    )
+    campaign.volumes.save(copy)
     campaign.storage.remove("relations.json")
     before = {str(path): path.read_bytes() for path in Path(campaign.url).rglob("*") if path.is_file()}
     shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", "--trainer", "nnunet", "--dry-run"])
@@ -92,7 +94,7 @@ def test_the_dry_run_tells_patches_window_steps_folds_and_changes_nothing(
 
 def test_a_setting_that_the_trainer_would_not_heed_is_refused_before_anything_starts(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="monai_unet", iterations=10, unet={"betti_weight": 1.0})
-    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     for extra in (["--dry-run"], []):
         shown = CliRunner().invoke(app, ["train", campaign.url, "--generation", "0", *extra])
         assert shown.exit_code == 1
@@ -116,31 +118,31 @@ def test_trainings_are_named_as_they_were_before_families_had_tables(
     tmp_path: Path, store: QueueStore, trainer: str, tables: dict[str, Any], name: str
 ) -> None:
     campaign = make_campaign(tmp_path / "named", trainer=trainer, iterations=5, **tables)
-    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     assert train_outside.plan(campaign, store, trainer, 0).name == name
 
 
 def test_a_wrong_table_is_refused_before_a_training_outside_the_loop(tmp_path: Path, store: QueueStore) -> None:
     campaign = make_campaign(tmp_path / "wrong", nnunet={"planner": "resenc"})
-    campaign.finish(SNAPSHOT, 0, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     with pytest.raises(ConfigError, match=r"campaign\.toml: 'training\.nnunet\.planner': Input should be 'default'"):
         train_outside.plan(campaign, store, "monai_unet", 0)
 
 
 def test_the_time_is_that_of_the_last_training_of_the_same_trainer(campaign: Campaign, store: QueueStore) -> None:
     model = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
-    campaign.finish(TRAINING, 0, TrainingResult(model=model, iterations=6))
-    campaign.finish(TRAINING.seconds, 0, 30.0)
+    campaign.generation(0).write(TRAINING, TrainingResult(model=model, iterations=6))
+    campaign.generation(0).write(TRAINING.seconds, 30.0)
     assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "nnunet", 0))[1] == pytest.approx(60.0)
     assert train_outside.estimate(campaign, train_outside.plan(campaign, store, "monai_unet", 0))[1] is None
 
 
 def test_the_outline_of_an_ensemble_says_how_its_networks_share_the_patches(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=10, members=3)
-    told = outline("nnunet", campaign, make_snapshot(campaign, BOXES))
+    told = outline("nnunet", campaign.config, campaign.volumes, make_snapshot(campaign, BOXES))
     assert (told.steps, told.networks) == (30, 3)
     assert told.folds == "cross-validation: " + ", ".join(["2 train and 1 validate"] * 3)
-    few = outline("nnunet", campaign, make_snapshot(campaign, BOXES, halo=(0, 8, 8)))
+    few = outline("nnunet", campaign.config, campaign.volumes, make_snapshot(campaign, BOXES, halo=(0, 8, 8)))
     assert "too few for 3 folds" in few.folds
 
 
@@ -154,15 +156,20 @@ def test_a_triage_while_a_generation_runs_changes_the_next_one_only(campaign: Ca
     from rescueseg.campaign.route import freeze_choice
 
     freeze_choice(automatic, 1)
-    automatic.write(TRIAGE_SUMMARY, triaged())
-    assert (trainer_name(automatic, 1), query_strategy(automatic, 1)) == ("monai_unet", "clasp_entropy")
-    assert (trainer_name(automatic), query_strategy(automatic)) == ("nnunet", "power_bald")
-    assert (trainer_name(automatic, 2), query_strategy(automatic, 2)) == ("nnunet", "power_bald"), "not begun yet"
+    automatic.records.write(TRIAGE_SUMMARY, triaged())
+    assert (frozen_choice(automatic, 1).trainer, frozen_choice(automatic, 1).strategy) == (
+        "monai_unet",
+        "clasp_entropy",
+    )
+    assert (current_choice(automatic).trainer, current_choice(automatic).strategy) == ("nnunet", "power_bald")
+    assert (frozen_choice(automatic, 2).trainer, frozen_choice(automatic, 2).strategy) == ("nnunet", "power_bald"), (
+        "not begun yet"
+    )
 
 
 def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign) -> None:
     other = ModelReference(generation=0, trainer="nnunet", path="m", digest="0")
-    campaign.finish(TRAINING, 0, TrainingResult(model=other, iterations=1))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=other, iterations=1))
     warm = Campaign(
         campaign.storage,
         campaign.config.model_copy(
@@ -170,7 +177,7 @@ def test_a_model_of_another_family_is_no_start_but_a_warning(campaign: Campaign)
         ),
     )
     following = make_snapshot(warm, BOXES).model_copy(update={"generation": 1})
-    warm.finish(SNAPSHOT, 1, following)
+    warm.generation(1).write(SNAPSHOT, following)
     result = train(warm, 1, lambda *_: None)
     assert result.warnings == ("trained from scratch: generation 0 was made by another trainer, nnunet",)
 
@@ -195,9 +202,9 @@ def resume_after_an_hour(campaign: Campaign, work: Path, train: Callable[[StepPr
 
 def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: QueueStore) -> None:
     planned = train_outside.plan(campaign, store, generation=0)
-    work = campaign.local_folder(campaign.training_path(planned.name, "training"))
+    work = campaign.training(planned.name).work_folder()
     resume_after_an_hour(campaign, work, lambda progress: train_outside.run(campaign, planned, progress))
-    done = outside_trainings.training_result(campaign, planned.name)
+    done = campaign.training(planned.name).read(outside_trainings.RESULT)
     assert done is not None
     assert 3600 < done.seconds < 4000
 
@@ -205,10 +212,10 @@ def test_the_seconds_of_a_killed_training_count(campaign: Campaign, store: Queue
 def test_those_of_a_killed_generation_count_in_the_table_and_the_next_estimate(
     campaign: Campaign, store: QueueStore
 ) -> None:
-    resume_after_an_hour(campaign, campaign.work_folder(0), lambda progress: train(campaign, 0, progress))
-    assert 3600 < campaign.require(TRAINING.seconds, 0) < 4000
+    resume_after_an_hour(campaign, campaign.generation(0).work_folder(), lambda progress: train(campaign, 0, progress))
+    assert 3600 < campaign.generation(0).require(TRAINING.seconds) < 4000
     written = campaign.storage.read_json("generations/0000/training.json")
     assert written.keys() == {"model", "iterations", "warnings"}, "no clock enters a result, and losses lie beside it"
-    assert len(outside_trainings.read_losses(campaign, "generations/0000")) == written["iterations"] == 12
+    assert len(outside_trainings.read_losses(campaign.generation(0))) == written["iterations"] == 12
     estimate = train_outside.estimate(campaign, train_outside.plan(campaign, store, generation=0))[1]
-    assert estimate == pytest.approx(campaign.require(TRAINING.seconds, 0))
+    assert estimate == pytest.approx(campaign.generation(0).require(TRAINING.seconds))

@@ -83,7 +83,7 @@ def tracked(tmp_path: Path, mlflow_server: str) -> Campaign:
     """Return a campaign with a volume, a snapshot and a small trained model of generation 0."""
     config = check_config({"name": "mito", "classes": ["mito"], "tracking": {"mlflow_uri": mlflow_server}})
     campaign = Campaign.create(str(tmp_path / "campaign"), config)
-    campaign.save_volume(
+    campaign.volumes.save(
         VolumeRecord(
             volume_id="v",
             domain="d",
@@ -106,17 +106,17 @@ def tracked(tmp_path: Path, mlflow_server: str) -> Campaign:
         labels_digest="d",
     )
     snapshot = Snapshot(generation=0, items=(item,), n_classes=1, holdout_digest="", digest="ab" * 32)
-    campaign.finish(SNAPSHOT, 0, snapshot)
+    campaign.generation(0).write(SNAPSHOT, snapshot)
     save_model(campaign, 0)
     return campaign
 
 
 def save_model(campaign: Campaign, generation: int) -> ModelReference:
-    path = campaign.generation_path(generation, "model")
+    path = campaign.generation(generation).path("model")
     campaign.storage.write_bytes(f"{path}/model.safetensors", b"weights")
     campaign.storage.write_bytes(f"{path}/model.json", json.dumps({"generation": generation}).encode())
     model = ModelReference(generation=generation, trainer="monai_unet", path=path, digest=f"{generation:064d}")
-    campaign.finish(TRAINING, generation, TrainingResult(model=model, iterations=1))
+    campaign.generation(generation).write(TRAINING, TrainingResult(model=model, iterations=1))
     return model
 
 
@@ -132,14 +132,14 @@ def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -
     tracker = Tracker(campaign)
     run = tracker.generation_run(generation)
     tracker.log_config(run)
-    snapshot = campaign.snapshot(0)
+    snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
     tracker.log_snapshot(generation, snapshot)
     with tracker.stage(generation, "training") as training, tracker.live(lambda: training, dict) as live:
         for step in (1, 2, 3):
             live(step, {"loss": 1 / step})
     tracker.log_files(run, {"figures/curve.png": b"png", "report.html": b"<html>"})
-    model = campaign.model(generation)
+    model = campaign.generation(generation).model()
     assert model is not None
     registered = tracker.register_model(generation, model)
     tracker.log_judgement(judgement(generation, champion), registered, {"seconds_training": 3.0})
@@ -151,7 +151,7 @@ def test_an_empty_part_has_no_dice_in_mlflow(tracked: Campaign) -> None:
     boxes = [box_score(i, [(0, 0, 0)]) for i in range(4)]
     nothing = evaluation(boxes).model_copy(update={"test": part_score("test", boxes, ("mito",))})
     tracker = Tracker(tracked)
-    model = tracked.model(0)
+    model = tracked.generation(0).model()
     assert model is not None
     judged = judgement(0, 0).model_copy(update={"evaluation": nothing})
     tracker.log_judgement(judged, tracker.register_model(0, model))
@@ -224,7 +224,7 @@ def test_a_model_that_an_earlier_version_stored_is_stored_anew(tracked: Campaign
 def test_a_kill_while_the_model_is_stored_leaves_one_whole_model(
     tracked: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tracked.model(0)
+    model = tracked.generation(0).model()
     assert model is not None
     tracker = Tracker(tracked)
     for point in ("log_model_artifacts", "finalize_logged_model", "create_model_version"):
@@ -393,7 +393,7 @@ def test_a_training_outside_the_loop_is_a_whole_run(
     from rescueseg.models.unet.loop import Run
 
     made = make_campaign(tmp_path, iterations=12)
-    made.finish(SNAPSHOT, 0, make_snapshot(made, BOXES))
+    made.generation(0).write(SNAPSHOT, make_snapshot(made, BOXES))
     campaign = Campaign(
         made.storage, made.config.model_copy(update={"tracking": TrackingConfig(mlflow_uri=mlflow_server)})
     )
@@ -469,14 +469,14 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
         field_zyx=(8, 16, 16),
     )
     network = build_network(plan.network, seed=0)
-    work = Path(tracked.storage.path(tracked.generation_path(0)))
+    work = Path(tracked.storage.path(tracked.generation(0).path()))
     export_model(work, get_weights(network), {"plan": plan.to_json(), "warnings": []}, {})
     stored = read_model(work / MODEL_FOLDER)
     assert stored is not None
     model = ModelReference(generation=0, trainer="monai_unet", path="generations/0000/model", digest=stored.digest)
     tracker = Tracker(tracked)
     calibration = Calibration(generation=0, model_digest=model.digest, temperature=2.0, validation=None, test=None)
-    tracked.finish(CALIBRATION, 0, calibration)
+    tracked.generation(0).write(CALIBRATION, calibration)
     registered = tracker.register_model(0, model)
     mlflow.set_tracking_uri(tracker.uri)
     loaded = mlflow.pyfunc.load_model(registered.uri)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
-from rescueseg.campaign.route import query_strategy, trainer_name
+from rescueseg.campaign.route import current_choice
 from rescueseg.cli.main import app
 from rescueseg.errors import CampaignError, ConfigError, SamplingError
 from rescueseg.queue.store import open_queue
@@ -85,7 +85,7 @@ def test_touching_balls_are_a_boundary_problem_and_everything_is_written_down(ca
     assert result.trainer == "nnunet"
     assert "stardist" in result.missing
     assert any("not installed" in line for line in result.advice)
-    assert campaign.read(TRIAGE) == result
+    assert campaign.records.read(TRIAGE) == result
     assert campaign.storage.read_bytes("triage.png").startswith(b"\x89PNG")
     assert result.chunks_read <= result.chunks
     assert run(campaign, mask="truth") == result, "the same again"
@@ -100,7 +100,7 @@ def test_what_was_looked_at_is_barred_from_the_holdout_and_counts_as_annotated(c
     tickets.prepare(campaign, store)
     holdout = campaign.holdout()
     assert holdout is not None
-    assert not any(p.box.intersects(b) for p in rough for b in holdout.guarded("v", campaign.shared_places()))
+    assert not any(p.box.intersects(b) for p in rough for b in holdout.guarded("v", campaign.volumes.shared_places()))
     assert {p.box for p in rough} <= {t.box for t in store.tickets(purpose="pool")}
     campaign.storage.remove("rough.json")
     with pytest.raises(SamplingError, match="frozen"):
@@ -120,7 +120,7 @@ def test_truth_of_a_volume_held_out_whole_is_left_alone_and_so_is_that_of_its_co
         truth_type="instance",
         say=lambda _: None,
     )
-    assert held.shared_places().related("v") == ["v", "copy"]
+    assert held.volumes.shared_places().related("v") == ["v", "copy"]
     with pytest.raises(SamplingError, match=r"beside what holdout.volumes holds out"):
         run(held, mask="truth")
     assert held.rough_patches() == []
@@ -128,18 +128,18 @@ def test_truth_of_a_volume_held_out_whole_is_left_alone_and_so_is_that_of_its_co
 
 def test_patches_in_a_refused_volume_are_not_looked_at_and_get_no_ticket(campaign: Campaign) -> None:
     run(campaign, mask="truth")
-    record = campaign.volume("v")
-    campaign.save_volume(record.model_copy(update={"volume_id": "good"}))
+    record = campaign.volumes.record("v")
+    campaign.volumes.save(record.model_copy(update={"volume_id": "good"}))
     shutil.copytree(campaign.storage.path("volumes/v.ome.zarr"), campaign.storage.path("volumes/good.ome.zarr"))
-    campaign.save_volume(record.model_copy(update={"refused": "its spacing is wrong"}))
+    campaign.volumes.save(record.model_copy(update={"refused": "its spacing is wrong"}))
     store = open_queue(campaign)
     tickets.prepare(campaign, store)
     assert {t.volume_id for t in store.tickets()} == {"good"}
     assert run(campaign, mask="auto").mask == "none"
-    campaign.save_volume(record)
+    campaign.volumes.save(record)
     tickets.prepare(campaign, store)
     SimulatedAnnotator(campaign, store).drain()
-    campaign.save_volume(record.model_copy(update={"refused": "its spacing is wrong"}))
+    campaign.volumes.save(record.model_copy(update={"refused": "its spacing is wrong"}))
     assert run(campaign).mask == "annotations"
 
 
@@ -168,11 +168,11 @@ def test_word_and_measurement_are_both_shown(campaign: Campaign) -> None:
 
 def test_the_route_is_the_default_and_a_person_may_override(tmp_path: Path) -> None:
     noisy = make(tmp_path / "a", picture(cells(), noise=60).astype(np.float32), cells())
-    assert (trainer_name(noisy), query_strategy(noisy)) == ("monai_unet", "clasp_entropy")
+    assert (current_choice(noisy).trainer, current_choice(noisy).strategy) == ("monai_unet", "clasp_entropy")
     assert run(noisy, mask="truth").route.name == "low_snr"
-    assert query_strategy(noisy) == "power_bald"
+    assert current_choice(noisy).strategy == "power_bald"
     decided = Campaign(noisy.storage, settings_of("n", ["a"], ["query.strategy=entropy", "training.trainer=mine"]))
-    assert (trainer_name(decided), query_strategy(decided)) == ("mine", "entropy")
+    assert (current_choice(decided).trainer, current_choice(decided).strategy) == ("mine", "entropy")
 
 
 def test_a_tree_of_tubes_is_a_topology_problem(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_campaign_that_cannot_be_triaged_says_why(campaign: Campaign, tmp_path
     empty = Campaign.create(str(tmp_path / "empty"), settings_of("e", ["a"]))
     with pytest.raises(CampaignError, match="no volume"):
         run(empty)
-    assert campaign.read(TRIAGE) is None
+    assert campaign.records.read(TRIAGE) is None
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -272,7 +272,9 @@ def test_few_equal_voxels_do_not_hide_how_the_rest_lies(
     import_volume(campaign, write(tmp_path, "a", image), spacing=SPACING)
     import_volume(campaign, write(tmp_path, "b", rescaled), spacing=SPACING)
     patch = Patch("a", Box((3, 5, 7), (4, 4, 4)))
-    assert any(box.contains(Box((3, 100 - 9, 7), (4, 4, 4))) for box in campaign.shared_places().boxes_in("b", [patch]))
+    assert any(
+        box.contains(Box((3, 100 - 9, 7), (4, 4, 4))) for box in campaign.volumes.shared_places().boxes_in("b", [patch])
+    )
 
 
 def contents(campaign: Campaign) -> dict[str, bytes]:
@@ -293,10 +295,10 @@ def test_an_image_is_known_again_with_another_truth_and_spacing(
     first = import_volume(campaign, file, spacing=SPACING)
     said: list[str] = []
     add_volumes(campaign, [file], spacing=TWICE, truths=[truth], names=["b"], say=said.append)
-    assert campaign.volume("b").digest != first.digest
+    assert campaign.volumes.record("b").digest != first.digest
     assert said[1:] == ["'b' shows what 'a' shows: voxels are equal, so holdout boxes of one count in the other"]
     patch = Patch("a", Box((3, 5, 7), (4, 4, 4)))
-    assert campaign.shared_places().boxes_in("b", [patch]) == [patch.box]
+    assert campaign.volumes.shared_places().boxes_in("b", [patch]) == [patch.box]
 
 
 def test_a_near_copy_may_be_declared_distinct_and_equal_voxels_may_not(
@@ -310,12 +312,12 @@ def test_a_near_copy_may_be_declared_distinct_and_equal_voxels_may_not(
         "'b' shows what 'a' shows, mirrored along y: a near copy, so holdout boxes of one count in the other; "
         "if they are different specimens, add it with --distinct-from a"
     )
-    assert campaign.shared_places().related("a") == ["a", "b"]
+    assert campaign.volumes.shared_places().related("a") == ["a", "b"]
     done = CliRunner().invoke(app, ["add", campaign.url, *files, "--spacing", "0.25,0.1,0.1", "--distinct"])
     assert done.exit_code == 0, done.output
     assert "a person said that they are different specimens" in done.output.replace("\n", " ")
-    assert campaign.shared_places().related("a") == ["a", "c"]
-    kinds = {(r.one, r.other): (r.found, r.distinct) for r in campaign.relations().relations}
+    assert campaign.volumes.shared_places().related("a") == ["a", "c"]
+    kinds = {(r.one, r.other): (r.found, r.distinct) for r in campaign.volumes.relations().relations}
     assert kinds["a", "b"] == ("near copy", True)
     assert kinds["a", "c"] == ("equal voxels", False)
 
@@ -326,24 +328,24 @@ def test_campaigns_of_earlier_versions_are_compared_later(
     monkeypatch.setattr(comparison, "_STORED", 0)
     for name, part in (("a", phantom), ("b", phantom[4:, ::-1]), ("c", make_phantom((24, 40, 40), seed=3)[0])):
         import_volume(campaign, write(tmp_path, name, part), volume_id=name, spacing=SPACING)
-    found = campaign.relations()
+    found = campaign.volumes.relations()
     assert [(r.one, r.other) for r in found.relations] == [("a", "b")]
     assert len(campaign.storage.list("volumes/anchors")) == 3
     campaign.storage.remove("relations.json")
     campaign.storage.remove("volumes/anchors")
     with pytest.raises(CampaignError, match=r"never compared: a, b, c. Run 'rescueseg check"):
-        campaign.shared_places()
+        campaign.volumes.shared_places()
     before = contents(campaign)
     dry = Campaign.open(campaign.url)
-    comparison.ensure_compared(dry, write=False)
-    assert dry.shared_places().related("a") == ["a", "b"]
+    comparison.ensure_compared(dry.volumes, write=False)
+    assert dry.volumes.shared_places().related("a") == ["a", "b"]
     assert contents(campaign) == before
     steps: list[tuple[str, int, int]] = []
-    comparison.ensure_compared(campaign, lambda what, done, total: steps.append((what, done, total)))
-    assert campaign.relations() == found
+    comparison.ensure_compared(campaign.volumes, lambda what, done, total: steps.append((what, done, total)))
+    assert campaign.volumes.relations() == found
     assert steps == [(f"{v}: compared with the others", i, 3) for i, v in enumerate("abc")]
     steps.clear()
-    comparison.ensure_compared(campaign, lambda what, done, total: steps.append((what, done, total)))
+    comparison.ensure_compared(campaign.volumes, lambda what, done, total: steps.append((what, done, total)))
     assert steps == []
     done = CliRunner().invoke(app, ["check", campaign.url])
     assert done.exit_code == 0, done.output
@@ -355,17 +357,17 @@ def test_what_was_found_of_a_volume_that_never_came_in_says_nothing(
 ) -> None:
     """An import killed before its last act leaves its relations; another file may then get the name."""
     import_volume(campaign, write(tmp_path, "a", phantom), spacing=SPACING)
-    known = campaign.relations()
+    known = campaign.volumes.relations()
     stale = Relation(
         one="a", other="b", axes=(0, 1, 2), steps=(1, 1, 1), start=(0, 0, 0), tolerance=(0, 0, 0), found="equal voxels"
     )
-    campaign.save_relations(
+    campaign.volumes.save_relations(
         known.model_copy(update={"compared": {**known.compared, "b": "gone"}, "relations": (stale,)})
     )
-    assert campaign.shared_places().related("a") == ["a"]
+    assert campaign.volumes.shared_places().related("a") == ["a"]
     import_volume(campaign, write(tmp_path, "b", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
-    assert campaign.relations().relations == ()
-    assert campaign.shared_places().related("b") == ["b"]
+    assert campaign.volumes.relations().relations == ()
+    assert campaign.volumes.shared_places().related("b") == ["b"]
 
 
 @pytest.fixture
@@ -374,32 +376,32 @@ def three(campaign: Campaign, tmp_path: Path, phantom: np.ndarray) -> Campaign:
     image = phantom[:24, :48, :48]
     for name, part in (("a", image), ("b", eight_bit(image)), ("c", 255 - eight_bit(image))):
         import_volume(campaign, write(tmp_path, name, part), spacing=SPACING)
-    assert {(r.one, r.other) for r in campaign.relations().relations} == {("a", "b"), ("a", "c")}
-    assert campaign.relations().through == (("b", "c"),)
+    assert {(r.one, r.other) for r in campaign.volumes.relations().relations} == {("a", "b"), ("a", "c")}
+    assert campaign.volumes.relations().through == (("b", "c"),)
     return campaign
 
 
 def test_copies_of_a_volume_that_leaves_are_compared_with_each_other(three: Campaign, tmp_path: Path) -> None:
     three.storage.remove("volumes/a.json")
     with pytest.raises(CampaignError, match="never compared: b, c"):
-        three.shared_places()
-    comparison.ensure_compared(three)
-    assert three.shared_places().related("b") == ["b", "c"]
-    assert three.relations().through == ()
+        three.volumes.shared_places()
+    comparison.ensure_compared(three.volumes)
+    assert three.volumes.shared_places().related("b") == ["b", "c"]
+    assert three.volumes.relations().through == ()
 
 
 def test_copies_of_a_volume_that_is_replaced_are_compared_with_each_other(three: Campaign, tmp_path: Path) -> None:
     three.storage.remove("volumes/a.json")
     import_volume(three, write(tmp_path, "a", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
-    assert three.shared_places().related("b") == ["b", "c"]
-    assert three.shared_places().related("a") == ["a"]
+    assert three.volumes.shared_places().related("b") == ["b", "c"]
+    assert three.volumes.shared_places().related("a") == ["a"]
 
 
 def test_copies_of_a_volume_that_is_declared_distinct_are_compared_with_each_other(three: Campaign) -> None:
-    comparison.declare_distinct(three, "a")
-    assert three.shared_places().related("b") == ["b", "c"]
-    assert three.shared_places().related("a") == ["a"]
-    marks = {(r.one, r.other): r.distinct for r in three.relations().relations}
+    comparison.declare_distinct(three.volumes, "a")
+    assert three.volumes.shared_places().related("b") == ["b", "c"]
+    assert three.volumes.shared_places().related("a") == ["a"]
+    marks = {(r.one, r.other): r.distinct for r in three.volumes.relations().relations}
     assert marks == {("a", "b"): True, ("a", "c"): True, ("b", "c"): False}
 
 
@@ -407,12 +409,12 @@ def test_one_near_copy_may_be_declared_distinct_and_the_others_stay(three: Campa
     file = str(tmp_path / "a.tif")
     with pytest.raises(ConfigError, match=r"there is no volume 'nobody'. Volumes: a, b, c"):
         add_volumes(three, [file], spacing=SPACING, distinct_from=["nobody"])
-    comparison.declare_distinct(three, "c", ["b"])
-    assert three.shared_places().related("a") == ["a", "b", "c"], "they are no near copies that were found"
+    comparison.declare_distinct(three.volumes, "c", ["b"])
+    assert three.volumes.shared_places().related("a") == ["a", "b", "c"], "they are no near copies that were found"
     said: list[str] = []
     add_volumes(three, [file], spacing=SPACING, distinct_from=["c"], say=said.append)
     assert said[1].startswith("  'c' and 'a' still count as one specimen"), "b is a near copy of both"
-    marks = {(r.one, r.other): r.distinct for r in three.relations().relations}
+    marks = {(r.one, r.other): r.distinct for r in three.volumes.relations().relations}
     assert (marks["a", "b"], marks["a", "c"]) == (False, True)
 
 
@@ -431,18 +433,18 @@ def test_volumes_whose_channels_differ_in_number_are_compared_too(
     tifffile.imwrite(tmp_path / "both.tif", both, metadata={"axes": "ZCYX"}, imagej=True)
     import_volume(campaign, str(tmp_path / "both.tif"), spacing=SPACING)
     import_volume(campaign, write(tmp_path, "a", phantom[4:]), spacing=SPACING)
-    assert [(r.one, r.other, r.start, r.found) for r in campaign.relations().relations] == [
+    assert [(r.one, r.other, r.start, r.found) for r in campaign.volumes.relations().relations] == [
         ("both", "a", (4, 0, 0), "equal voxels")
     ]
 
 
 def test_waiting_for_another_import_is_said(campaign: Campaign, caplog: pytest.LogCaptureFixture) -> None:
-    with one_at_a_time(campaign):
+    with one_at_a_time(campaign.storage):
         pass
     assert caplog.messages == []
     with ThreadPoolExecutor(1) as pool:
-        with one_at_a_time(campaign):
-            waiting = pool.submit(lambda: one_at_a_time(campaign).__enter__())
+        with one_at_a_time(campaign.storage):
+            waiting = pool.submit(lambda: one_at_a_time(campaign.storage).__enter__())
             time.sleep(2.5)
             assert not waiting.done()
             assert "another process imports or compares volumes" in caplog.text

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.cli.main import app
 from rescueseg.config import check_config
@@ -45,7 +45,7 @@ def other() -> np.ndarray:
 
 def add(campaign: Campaign, name: str, voxels: np.ndarray, spacing: Sequence[float] = SPACING, **more: Any) -> None:
     image = voxels if voxels.ndim == 4 else voxels[None]
-    array = ome_zarr.create_image(campaign.image_url(name), image.shape, image.dtype, spacing)
+    array = ome_zarr.create_image(campaign.volumes.image_url(name), image.shape, image.dtype, spacing)
     array[:] = image
     z, y, x = (float(s) for s in spacing)
     values = {
@@ -53,7 +53,7 @@ def add(campaign: Campaign, name: str, voxels: np.ndarray, spacing: Sequence[flo
         "spacing_um_zyx": (z, y, x), "channels": len(image), "dtype": str(image.dtype), "source": f"{name}.tif",
         "digest": "0", "normalisation": measure(image, (32, 64, 64)),
     }  # fmt: skip
-    campaign.save_volume(VolumeRecord.model_validate(values | more))
+    campaign.volumes.save(VolumeRecord.model_validate(values | more))
 
 
 def coarser(voxels: np.ndarray, factor: float) -> np.ndarray:
@@ -78,7 +78,7 @@ def trained_on(campaign: Campaign, *volume_ids: str) -> None:
         for v in volume_ids
     )  # fmt: skip
     snapshot = Snapshot(generation=0, items=items, n_classes=1, holdout_digest="", digest="0")
-    campaign.finish(SNAPSHOT, 0, snapshot)
+    campaign.generation(0).write(SNAPSHOT, snapshot)
 
 
 # domains -------------------------------------------------------------------------------------------------------------
@@ -111,11 +111,13 @@ def test_a_mapped_volume_is_normalised_to_the_same_voxels(campaign: Campaign, ph
     gained = (phantom * 3.0 + 700).astype(np.uint16)
     add(campaign, "b", gained)
     report = check(campaign)
-    apply(campaign, report)
-    one, two = (normalise(v[None], campaign.volume(n).normalisation) for n, v in (("a", phantom), ("b", gained)))
+    apply(campaign.volumes, report)
+    one, two = (
+        normalise(v[None], campaign.volumes.record(n).normalisation) for n, v in (("a", phantom), ("b", gained))
+    )
     assert sorted(v.verdict for v in report.volumes) == ["accept", "normalise"]
     assert np.abs(one - two).max() < 0.02
-    assert campaign.volume("a").domain == campaign.volume("b").domain
+    assert campaign.volumes.record("a").domain == campaign.volumes.record("b").domain
 
 
 @settings(deadline=None)
@@ -134,9 +136,11 @@ def test_two_samples_of_one_kind_share_one_normalisation(
 ) -> None:
     add(campaign, "a", phantom)
     add(campaign, "b", other)
-    apply(campaign, check(campaign))
-    [domain] = campaign.domains().domains
-    assert campaign.volume("a").normalisation == campaign.volume("b").normalisation == domain.normalisation
+    apply(campaign.volumes, check(campaign))
+    [domain] = campaign.volumes.domains().domains
+    assert (
+        campaign.volumes.record("a").normalisation == campaign.volumes.record("b").normalisation == domain.normalisation
+    )
     both = measure(np.stack([phantom, other])[:1], (32, 64, 64))
     assert domain.normalisation.mean == pytest.approx(both.mean, rel=0.2)
 
@@ -282,19 +286,19 @@ def test_checking_alone_changes_nothing_and_applying_twice_changes_nothing_more(
 ) -> None:
     add(campaign, "a", phantom)
     add(campaign, "b", (other * 5).astype(np.uint16))
-    before = campaign.volumes()
+    before = campaign.volumes.records()
     report = check(campaign)
-    assert campaign.volumes() == before
-    assert campaign.domains().domains == ()
-    assert changes(campaign, report).scaled == ("a", "b")
-    apply(campaign, report)
-    after = campaign.volumes()
+    assert campaign.volumes.records() == before
+    assert campaign.volumes.domains().domains == ()
+    assert changes(campaign.volumes, report).scaled == ("a", "b")
+    apply(campaign.volumes, report)
+    after = campaign.volumes.records()
     again = check(campaign)
     assert again == check(campaign)
     assert again.domains == report.domains
-    assert not any((changes(campaign, again).moved, changes(campaign, again).scaled))
-    apply(campaign, again)
-    assert campaign.volumes() == after
+    assert not any((changes(campaign.volumes, again).moved, changes(campaign.volumes, again).scaled))
+    apply(campaign.volumes, again)
+    assert campaign.volumes.records() == after
 
 
 def test_killed_half_way_it_is_finished_by_whoever_comes_next(
@@ -308,33 +312,37 @@ def test_killed_half_way_it_is_finished_by_whoever_comes_next(
         if saved:
             raise KeyboardInterrupt
         saved.append(record)
-        Campaign.save_volume(campaign, record)
+        VolumeFolder.save(campaign.volumes, record)
 
-    monkeypatch.setattr(campaign, "save_volume", killed)
+    monkeypatch.setattr(campaign.volumes, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        apply(campaign, report)
+        apply(campaign.volumes, report)
     monkeypatch.undo()
-    changed = [v for v in campaign.volumes() if v.normalisation == report.domains.domains[0].volumes[v.volume_id]]
+    changed = [
+        v for v in campaign.volumes.records() if v.normalisation == report.domains.domains[0].volumes[v.volume_id]
+    ]
     assert len(changed) == 1
-    campaign.apply_domains()
-    for record in campaign.volumes():
+    campaign.volumes.apply_domains()
+    for record in campaign.volumes.records():
         assert record.normalisation == report.domains.domains[0].volumes[record.volume_id]
 
 
 def test_what_a_model_was_trained_with_stays(campaign: Campaign, phantom: np.ndarray, other: np.ndarray) -> None:
     add(campaign, "a", phantom)
-    apply(campaign, check(campaign))
-    [first] = campaign.domains().domains
+    apply(campaign.volumes, check(campaign))
+    [first] = campaign.volumes.domains().domains
     trained_on(campaign, "a")
     for name, voxels in (("b", other), ("c", (other[::-1] * 4).astype(np.uint16)), ("d", coarser(other, 1.5))):
         spacing = SPACING if name != "d" else (0.25, 0.15, 0.15)
         add(campaign, name, voxels, spacing)
     report = check(campaign)
-    apply(campaign, report)
-    [domain] = campaign.domains().domains
+    apply(campaign.volumes, report)
+    [domain] = campaign.volumes.domains().domains
     assert (domain.spacing_um_zyx, domain.normalisation) == (first.spacing_um_zyx, first.normalisation)
-    assert campaign.volume("b").normalisation == campaign.volume("d").normalisation == first.normalisation
-    assert campaign.volume("c").normalisation.std == pytest.approx(4 * first.normalisation.std, rel=0.2)
+    assert (
+        campaign.volumes.record("b").normalisation == campaign.volumes.record("d").normalisation == first.normalisation
+    )
+    assert campaign.volumes.record("c").normalisation.std == pytest.approx(4 * first.normalisation.std, rel=0.2)
     assert "trained" in verdicts(report)["a"].reason
 
 
@@ -344,8 +352,8 @@ def test_a_model_trained_before_any_check_keeps_its_scaling(
     add(campaign, "a", phantom, normalisation=Normalisation(low=0, high=4000, mean=1000, std=500))
     add(campaign, "b", other)
     trained_on(campaign, "a")
-    apply(campaign, check(campaign))
-    assert campaign.volume("a").normalisation.mean == campaign.volume("b").normalisation.mean == 1000
+    apply(campaign.volumes, check(campaign))
+    assert campaign.volumes.record("a").normalisation.mean == campaign.volumes.record("b").normalisation.mean == 1000
 
 
 def test_a_refused_volume_is_out_until_a_later_check_lets_it_in(
@@ -354,17 +362,17 @@ def test_a_refused_volume_is_out_until_a_later_check_lets_it_in(
     add(campaign, "a", phantom)
     add(campaign, "b", phantom[::-1].copy())
     add(campaign, "wrong", other, [3 * s for s in SPACING])
-    apply(campaign, check(campaign))
-    assert [v.volume_id for v in campaign.volumes()] == ["a", "b"]
-    assert "spacing" in campaign.volume("wrong").refused
+    apply(campaign.volumes, check(campaign))
+    assert [v.volume_id for v in campaign.volumes.records()] == ["a", "b"]
+    assert "spacing" in campaign.volumes.record("wrong").refused
     config = campaign.config.model_copy(
         update={"consistency": campaign.config.consistency.model_copy(update={"checked_spacing": ("a", "b", "wrong")})}
     )
     vouched = Campaign(campaign.storage, config)
     report = check(vouched)
-    assert changes(vouched, report).readmitted == ("wrong",)
-    apply(vouched, report)
-    assert [v.volume_id for v in campaign.volumes()] == ["a", "b", "wrong"]
+    assert changes(vouched.volumes, report).readmitted == ("wrong",)
+    apply(vouched.volumes, report)
+    assert [v.volume_id for v in campaign.volumes.records()] == ["a", "b", "wrong"]
 
 
 # the command ---------------------------------------------------------------------------------------------------------
@@ -382,11 +390,11 @@ def test_the_command_reports_first_and_changes_only_when_told(
     add(campaign, "a", phantom)
     add(campaign, "b", phantom[::-1].copy())
     add(campaign, "wrong", other, [3 * s for s in SPACING])
-    before = campaign.volumes()
+    before = campaign.volumes.records()
     said = run("check", campaign.url)
     assert "Nothing was changed but consistency.json and relations.json" in said
     assert "wrong: would be refused" in said
-    assert campaign.volumes(refused=True) == sorted(before, key=lambda v: v.volume_id)
+    assert campaign.volumes.records(refused=True) == sorted(before, key=lambda v: v.volume_id)
     kept = campaign.storage.read_json("consistency.json")
     assert ConsistencyReport.model_validate(kept).chunks_read == sum(
         v["numbers"]["chunks_read"] for v in kept["volumes"]
@@ -394,7 +402,7 @@ def test_the_command_reports_first_and_changes_only_when_told(
     said = run("check", campaign.url, "--apply")
     assert "wrong: refused" in said
     assert "refused: its texture" in run("status", campaign.url)
-    assert len(campaign.domains().domains) == 1
+    assert len(campaign.volumes.domains().domains) == 1
 
 
 def test_no_generation_trains_between_the_judgement_and_its_application(
@@ -408,7 +416,7 @@ def test_no_generation_trains_between_the_judgement_and_its_application(
     judge, met = consistency.judge, []
 
     def judged(*arguments: Any) -> ConsistencyReport:
-        with pytest.raises(QueueError), campaign_lock(campaign, open_queue(campaign)):
+        with pytest.raises(QueueError), campaign_lock(campaign.config, open_queue(campaign)):
             pass
         met.append(True)
         return judge(*arguments)
@@ -416,7 +424,7 @@ def test_no_generation_trains_between_the_judgement_and_its_application(
     monkeypatch.setattr(consistency, "judge", judged)
     run("check", campaign.url, "--apply")
     assert met
-    assert len(campaign.domains().domains) == 1
+    assert len(campaign.volumes.domains().domains) == 1
 
 
 def test_tickets_of_a_refused_volume_are_withdrawn(campaign: Campaign, phantom: np.ndarray, other: np.ndarray) -> None:

@@ -26,7 +26,7 @@ OWN = Normalisation(low=0, high=3000, mean=500, std=250)
 
 def record_domain(campaign: Campaign, spacing: Spacing = SPACING) -> None:
     volumes = {"v0": COMMON, "v1": OWN}
-    campaign.save_domains(
+    campaign.volumes.save_domains(
         Domains(domains=(Domain(name="d", spacing_um_zyx=spacing, normalisation=COMMON, volumes=volumes),))
     )
 
@@ -35,35 +35,37 @@ def record_domain(campaign: Campaign, spacing: Spacing = SPACING) -> None:
 def test_training_and_inference_see_the_same_voxels(tmp_path: Path, other: Spacing) -> None:
     campaign = make_campaign(tmp_path, spacings=(SPACING, other))
     record_domain(campaign)
-    first = plan_training(campaign, make_snapshot(campaign, [Box((0, 0, 0), (4, 8, 8))], volume_ids=["v1"]))
+    first = plan_training(
+        campaign.config, campaign.volumes, make_snapshot(campaign, [Box((0, 0, 0), (4, 8, 8))], volume_ids=["v1"])
+    )
     assert first.spacing_um_zyx == SPACING, "the domain's, though only the other volume is labelled"
     predictor = UNetPredictor([build_network(first.network, 0)], first, campaign.config.inference, "cpu")
     window = Box((0, 0, 0), predictor.window_zyx(other))
-    shape = campaign.volume("v1").shape_zyx
+    shape = campaign.volumes.record("v1").shape_zyx
     if not Box((0, 0, 0), shape).contains(window):
         window = window.clip(shape)
     [item] = make_snapshot(campaign, [window], volume_ids=["v1"]).items
-    trained = load_item(campaign, item, first.spacing_um_zyx).image
+    trained = load_item(campaign.volumes, item, first.spacing_um_zyx).image
 
     seen: list[torch.Tensor] = []
     [network] = predictor._networks
     features = network.features
     network.features = lambda images: (seen.append(images.clone()), features(images))[1]  # type: ignore[method-assign]
     predictor._window = trained.shape[1:]
-    image = normalise(read_box(open_image(campaign, "v1"), window), campaign.volume("v1").normalisation)
+    image = normalise(read_box(open_image(campaign.volumes, "v1"), window), campaign.volumes.record("v1").normalisation)
     members = list(predictor.members(image[None], [0]))
     assert trained.shape[1:] != window.shape_zyx
     np.testing.assert_array_equal(seen[0][0].numpy(), trained)
     assert members[0][1]["probability"].shape[2:] == window.shape_zyx
-    assert campaign.volume("v1").normalisation == OWN
+    assert campaign.volumes.record("v1").normalisation == OWN
 
 
 def test_without_a_record_the_labelled_volumes_decide(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, spacings=(SPACING, (0.4, 0.2, 0.2)))
     snapshot = make_snapshot(campaign, [Box((0, 0, 0), (4, 8, 8))], volume_ids=["v1"])
-    assert plan_training(campaign, snapshot).spacing_um_zyx == (0.4, 0.2, 0.2)
+    assert plan_training(campaign.config, campaign.volumes, snapshot).spacing_um_zyx == (0.4, 0.2, 0.2)
     record_domain(campaign, (0.3, 0.15, 0.15))
-    assert plan_training(campaign, snapshot).spacing_um_zyx == (0.3, 0.15, 0.15)
+    assert plan_training(campaign.config, campaign.volumes, snapshot).spacing_um_zyx == (0.3, 0.15, 0.15)
 
 
 def test_annotations_in_refused_volumes_are_not_trained_on(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_annotations_in_refused_volumes_are_not_trained_on(tmp_path: Path) -> No
     ]
     assert [i.volume_id for i in freeze(campaign, 0, accepted).items] == ["v0", "v1"]
     kept = Domain(name="d", spacing_um_zyx=SPACING, normalisation=COMMON, volumes={"v0": COMMON})
-    campaign.save_domains(Domains(domains=(kept,), refused={"v1": "its spacing is wrong"}))
+    campaign.volumes.save_domains(Domains(domains=(kept,), refused={"v1": "its spacing is wrong"}))
     assert [i.volume_id for i in freeze(campaign, 1, accepted).items] == ["v0"]
     with pytest.raises(SamplingError, match="refused volumes: v1"):
         freeze(campaign, 2, accepted[1:])

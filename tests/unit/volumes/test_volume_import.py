@@ -70,15 +70,15 @@ def test_voxels_spacing_and_truth_arrive(campaign: Campaign, raw: str, tmp_path:
         truth=tiff(tmp_path / "t.tif", mask()),
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert campaign.volume("raw") == record
+    assert campaign.volumes.record("raw") == record
     assert (record.shape_zyx, record.spacing_um_zyx, record.channels) == (SHAPE, SPACING, 1)
     assert (record.dtype, record.truth, record.source) == ("uint16", "semantic", "raw.tif")
-    np.testing.assert_array_equal(open_image(campaign, "raw")[:], image()[np.newaxis])
-    assert open_truth(campaign, "raw").dtype == np.uint8
-    np.testing.assert_array_equal(open_truth(campaign, "raw")[:], mask())
+    np.testing.assert_array_equal(open_image(campaign.volumes, "raw")[:], image()[np.newaxis])
+    assert open_truth(campaign.volumes, "raw").dtype == np.uint8
+    np.testing.assert_array_equal(open_truth(campaign.volumes, "raw")[:], mask())
     assert seen == [(step, 6) for step in range(1, 7)]
-    ome_zarr.validate(campaign.image_url("raw"))
-    assert open_source(campaign.image_url("raw")).spacing_um_zyx == SPACING
+    ome_zarr.validate(campaign.volumes.image_url("raw"))
+    assert open_source(campaign.volumes.image_url("raw")).spacing_um_zyx == SPACING
 
 
 def test_instances_are_kept_and_become_one_class(campaign: Campaign, raw: str, tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_instances_are_kept_and_become_one_class(campaign: Campaign, raw: str, t
         campaign, raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", numbers), truth_type="instance"
     )
     assert record.truth == "instance"
-    instances = open_truth(campaign, "raw", instances=True)
+    instances = open_truth(campaign.volumes, "raw", instances=True)
     assert instances.dtype == np.uint32
     np.testing.assert_array_equal(instances[:], numbers)
-    np.testing.assert_array_equal(open_truth(campaign, "raw")[:], numbers > 0)
-    ome_zarr.validate(campaign.image_url("raw"))
+    np.testing.assert_array_equal(open_truth(campaign.volumes, "raw")[:], numbers > 0)
+    ome_zarr.validate(campaign.volumes.image_url("raw"))
 
 
 def test_channels_are_kept_and_scaled_each(campaign: Campaign, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_channels_are_kept_and_scaled_each(campaign: Campaign, tmp_path: Path) -
     record = import_volume(campaign, str(tmp_path / "in.ome.zarr"))
     assert record.channels == 2
     assert len(record.normalisation.per_channel) == 2
-    np.testing.assert_array_equal(open_image(campaign, "in")[:], two)
-    ome_zarr.validate(campaign.image_url("in"))
+    np.testing.assert_array_equal(open_image(campaign.volumes, "in")[:], two)
+    ome_zarr.validate(campaign.volumes.image_url("in"))
 
 
 @pytest.mark.parametrize(("given_dtype", "stored"), [("float64", "float32"), ("bool", "uint8"), (">u2", "uint16")])
@@ -114,7 +114,7 @@ def test_types_are_stored_as_what_every_reader_knows(
     assert array.shape == SHAPE
     record = import_volume(campaign, str(tmp_path / "a.zarr"), spacing=SPACING)
     assert record.dtype == stored
-    assert open_image(campaign, "a").dtype == np.dtype(stored)
+    assert open_image(campaign.volumes, "a").dtype == np.dtype(stored)
 
 
 def test_the_same_import_again_changes_nothing(campaign: Campaign, raw: str, tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_another_import_under_the_same_name_is_refused(
 def test_an_import_killed_before_its_record_is_built_anew(campaign: Campaign, raw: str) -> None:
     first = import_volume(campaign, raw, spacing=SPACING)
     campaign.storage.remove("volumes/raw.json")
-    stale = Path(campaign.image_url("raw")).with_name(".raw.part")
+    stale = Path(campaign.volumes.image_url("raw")).with_name(".raw.part")
     stale.mkdir()
     (stale / "half").write_bytes(b"written")
-    assert campaign.volumes() == []
+    assert campaign.volumes.records() == []
     assert import_volume(campaign, raw, spacing=SPACING) == first
     assert not stale.exists()
 
@@ -173,7 +173,7 @@ def refused(campaign: Campaign, error: type[RescuesegError], match: str, path: s
         import_volume(campaign, path, **options)
     assert caught.value.todo
     assert contents(campaign.url) == before
-    assert campaign.volumes() == []
+    assert campaign.volumes.records() == []
     assert not [p for p in Path(campaign.url).rglob("*") if p.name.endswith(".part")]
 
 
@@ -279,8 +279,8 @@ def test_a_full_disk_at_the_record(campaign: Campaign, raw: str, monkeypatch: py
     with pytest.raises(StorageError):
         import_volume(campaign, raw, spacing=SPACING)
     monkeypatch.undo()
-    assert campaign.volumes() == []
-    assert import_volume(campaign, raw, spacing=SPACING) == campaign.volume("raw")
+    assert campaign.volumes.records() == []
+    assert import_volume(campaign, raw, spacing=SPACING) == campaign.volumes.record("raw")
 
 
 @settings(derandomize=True)
@@ -324,7 +324,7 @@ def test_memory_does_not_follow_the_size_of_the_volume(
             peaks[depth] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert len(steps) == -(-depth // 16) * 2 + 3, "slabs, the pyramid, the intensity scaling, the comparison"
-        np.testing.assert_array_equal(open_image(campaign, f"v{depth}")[0, 20:30], voxels[20:30])
+        np.testing.assert_array_equal(open_image(campaign.volumes, f"v{depth}")[0, 20:30], voxels[20:30])
     assert peaks[128] < 1.15 * peaks[32], "four times the voxels"
 
 
@@ -334,16 +334,16 @@ def test_a_campaign_on_another_file_system(tmp_path: Path, raw: str) -> None:
     config = check_config({"name": "t", "classes": ["a"], "database_url": "postgresql://nowhere/x"})
     remote = Campaign.create("memory://campaign", config)
     record = import_volume(remote, raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", mask()))
-    assert Campaign.open("memory://campaign").volume("raw") == record
-    np.testing.assert_array_equal(open_truth(remote, "raw")[:], mask())
-    assert zarr.open_group(zarr_store(remote.image_url("raw")), mode="r").attrs["ome"]["version"] == "0.5"  # type: ignore[index, call-overload]
+    assert Campaign.open("memory://campaign").volumes.record("raw") == record
+    np.testing.assert_array_equal(open_truth(remote.volumes, "raw")[:], mask())
+    assert zarr.open_group(zarr_store(remote.volumes.image_url("raw")), mode="r").attrs["ome"]["version"] == "0.5"  # type: ignore[index, call-overload]
     remote.storage.remove(".")
 
 
 def test_asking_for_truth_that_is_not_there(campaign: Campaign, raw: str, tmp_path: Path) -> None:
     import_volume(campaign, raw, spacing=SPACING)
     with pytest.raises(VolumeError, match="no ground truth"):
-        open_truth(campaign, "raw")
+        open_truth(campaign.volumes, "raw")
     import_volume(campaign, raw, spacing=SPACING, volume_id="b", truth=tiff(tmp_path / "t.tif", mask()))
     with pytest.raises(VolumeError, match="no instance ground truth"):
-        open_truth(campaign, "b", instances=True)
+        open_truth(campaign.volumes, "b", instances=True)

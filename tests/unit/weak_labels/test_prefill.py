@@ -64,7 +64,7 @@ def store(made: Campaign) -> Iterator[QueueStore]:
 def accept_one(campaign: Campaign, store: QueueStore) -> str:
     lease = store.claim("anna", 60, filters=Filters(purpose="pool"))
     assert lease is not None
-    labels = np.asarray(volumes.open_truth(campaign, "v")[lease.ticket.box.slices])
+    labels = np.asarray(volumes.open_truth(campaign.volumes, "v")[lease.ticket.box.slices])
     submit_labels(campaign, store, lease, "anna", labels, "test", 1.0)
     return lease.ticket_id
 
@@ -91,8 +91,8 @@ def test_waiting_tickets_get_a_mask_that_their_annotator_starts_from(made: Campa
         ]  # fmt: skip
     lease = store.claim("anna", 60)
     assert lease is not None
-    truth = np.asarray(volumes.open_truth(made, "v")[lease.ticket.box.slices])
-    start = starting_labels(made, lease)
+    truth = np.asarray(volumes.open_truth(made.volumes, "v")[lease.ticket.box.slices])
+    start = starting_labels(made.storage, lease, made.config.n_classes)
     assert np.count_nonzero(start != truth) < 0.3 * np.count_nonzero(truth), "far less to change than from nothing"
 
 
@@ -133,7 +133,7 @@ def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
 
 def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStore) -> None:
     assert weak_label(made, store, dry_run=True).method == "threshold"
-    made.write(TRIAGE_SUMMARY, triaged({"plateness": 0.9, "tubularity": 0.1}, problem="topology"))
+    made.records.write(TRIAGE_SUMMARY, triaged({"plateness": 0.9, "tubularity": 0.1}, problem="topology"))
     result = weak_label(made, store, dry_run=True)
     assert (result.method, result.tickets) == ("membranes", 4)
     assert not made.storage.exists("weak_labels/choice.json")
@@ -160,18 +160,18 @@ def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Ca
 def test_a_classifier_trained_on_another_intensity_scaling_is_not_used_again(made: Campaign, store: QueueStore) -> None:
     accept_one(made, store)
     weak_label(made, store, "classifier")
-    volume = made.volume("v")
+    volume = made.volumes.record("v")
     scaled = volume.normalisation.model_copy(update={"mean": 0.0, "std": 3 * volume.normalisation.std})
-    made.save_volume(volume.model_copy(update={"normalisation": scaled}))
+    made.volumes.save(volume.model_copy(update={"normalisation": scaled}))
     assert weak_label(made, store, "classifier").tickets == len(store.tickets("queued", "pool")) > 0
     assert len([name for name in files(made) if name.endswith(".skops")]) == 2
 
 
 def test_refused_volumes_are_neither_learned_from_nor_labelled(made: Campaign, store: QueueStore) -> None:
     accept_one(made, store)
-    made.save_volume(made.volume("v").model_copy(update={"volume_id": "other"}))
+    made.volumes.save(made.volumes.record("v").model_copy(update={"volume_id": "other"}))
     shutil.copytree(made.storage.path("volumes/v.ome.zarr"), made.storage.path("volumes/other.ome.zarr"))
-    made.save_volume(made.volume("v").model_copy(update={"refused": "its spacing is wrong"}))
+    made.volumes.save(made.volumes.record("v").model_copy(update={"refused": "its spacing is wrong"}))
     result = weak_label(made, store)
     assert "nothing is annotated yet" in result.reason
     assert result.tickets == 0, "all the waiting ones lie in the refused volume"
@@ -190,7 +190,7 @@ def test_a_models_prediction_stays(made: Campaign, store: QueueStore) -> None:
 def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     made: Campaign, store: QueueStore, tmp_path: Path
 ) -> None:
-    truth = np.asarray(volumes.open_truth(made, "v")[:])
+    truth = np.asarray(volumes.open_truth(made.volumes, "v")[:])
     scribbles = np.full(SHAPE, 255, np.uint8)
     scribbles[::4, ::4, ::4] = truth[::4, ::4, ::4]
     tifffile.imwrite(tmp_path / "s.tif", scribbles, metadata={"axes": "ZYX"})
@@ -200,7 +200,7 @@ def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     holdout = made.holdout()
     assert holdout is not None
     held = np.zeros(SHAPE, bool)
-    for box in holdout.guarded("v", made.shared_places()):
+    for box in holdout.guarded("v", made.volumes.shared_places()):
         held[box.clip(SHAPE).slices] = True
     assert held.any()
     tifffile.imwrite(tmp_path / "s.tif", np.where(held, 255, scribbles), metadata={"axes": "ZYX"})
@@ -224,11 +224,13 @@ def test_features_of_scribbles_beside_the_holdout_do_not_see_it(made: Campaign, 
     holdout, seen = made.holdout(), np.zeros(SHAPE)
     assert holdout is not None
     for patch, block in zip(
-        read_scribbles(made, made.volume("v"), str(tmp_path / "s.tif")), partition(SHAPE, BLOCK_ZYX), strict=True
+        read_scribbles(made, made.volumes.record("v"), str(tmp_path / "s.tif")),
+        partition(SHAPE, BLOCK_ZYX),
+        strict=True,
     ):
         seen[block.slices] = patch.image[0]
         assert ((patch.labels == IGNORE) == (patch.image[0] == 0)).all()
-    for box in holdout.guarded("v", made.shared_places()):
+    for box in holdout.guarded("v", made.volumes.shared_places()):
         assert (seen[box.clip(SHAPE).slices] == 0).all()
 
 
@@ -279,7 +281,7 @@ def test_several_classes_need_a_method_that_tells_them_apart(tmp_path: Path) -> 
         accept_one(campaign, store)
     result = weak_label(campaign, store)
     assert (result.method, list(result.agreements)) == ("classifier", ["classifier"])
-    truth = volumes.open_truth(campaign, "v")
+    truth = volumes.open_truth(campaign.volumes, "v")
     for ticket in store.tickets("queued", "pool"):
         mask = campaign.storage.read_array(str(ticket.prefill))
         assert (mask == np.asarray(truth[ticket.box.slices])).mean() > 0.9
