@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from rescueseg.errors import LabelError
 from rescueseg.storage import digest_array, digest_json
+from rescueseg.voxels.components import label_components
 
 IGNORE = 255
 """Label of voxels that were not annotated."""
@@ -153,7 +153,7 @@ class PatchLabels:
     @classmethod
     def of_components(cls, classes: npt.NDArray[np.uint8]) -> PatchLabels:
         """Return labels of one class whose objects are its connected components (by faces)."""
-        ids, _ = ndimage.label((classes != 0) & (classes != IGNORE))
+        ids, _ = label_components((classes != 0) & (classes != IGNORE), 6)
         return cls(classes, np.asarray(ids, np.uint32))
 
     @property

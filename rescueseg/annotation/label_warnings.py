@@ -17,6 +17,7 @@ from scipy import ndimage
 from rescueseg.annotation.client import LabelWarning
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.voxels.components import fill_holes, label_components
 
 Mask = npt.NDArray[np.bool_]
 
@@ -40,8 +41,6 @@ CUT_VOXELS = 36
 """Smallest cut that is checked: 6 x 6 voxels."""
 IGNORE_VOXELS = 64
 """A region that is left out on purpose is larger than 4 x 4 x 4 voxels, or reaches the border."""
-
-_FULL = np.ones((3, 3, 3), np.bool_)
 
 
 def label_warnings(
@@ -77,23 +76,12 @@ def label_warnings(
     for value in range(1, n_classes + 1):
         mask = labels.classes == value
         if mask.any():
-            objects = components(mask) if labels.instances is None else labels.instances
+            objects = label_components(mask, 26)[0] if labels.instances is None else labels.instances
             warnings += specks(objects)
             warnings += z_gaps(objects, labels.ignore)
             warnings += holes(objects, labels.classes == 0)
             warnings += cut_at_border(mask, labels.ignore)
     return warnings + ignore_holes(labels.ignore)
-
-
-def components(mask: Mask) -> npt.NDArray[np.int32]:
-    """Return the connected components of a mask (corners connect), numbered from 1.
-
-    Examples
-    --------
-    >>> components(np.array([[[True, True, False, True]]])).tolist()
-    [[[1, 1, 0, 2]]]
-    """
-    return np.asarray(ndimage.label(mask, _FULL)[0], np.int32)
 
 
 def unchanged(
@@ -156,7 +144,7 @@ def _bits(objects: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     parts = np.zeros(objects.shape, np.int32)
     count = 0
     for value, box in _boxes(objects):
-        pieces, n_pieces = ndimage.label(objects[box] == value, _FULL)
+        pieces, n_pieces = label_components(objects[box] == value, 26)
         parts[box] = np.where(pieces > 0, pieces + count, parts[box])
         count += n_pieces
     return parts
@@ -190,9 +178,8 @@ def z_gaps(objects: npt.NDArray[Any], ignore: Mask) -> list[LabelWarning]:
 def _gap(above: npt.NDArray[Any], below: npt.NDArray[Any], nothing: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return where a plane is empty between two cross-sections that are much alike."""
     gap = np.zeros(nothing.shape, np.bool_)
-    pieces, _ = ndimage.label((above > 0) & (below > 0) & nothing)
-    upper, _ = ndimage.label(above > 0)
-    lower, _ = ndimage.label(below > 0)
+    pieces = _plane_components((above > 0) & (below > 0) & nothing)
+    upper, lower = _plane_components(above > 0), _plane_components(below > 0)
     for number, box in enumerate(ndimage.find_objects(pieces), start=1):
         piece = pieces[box] == number
         area = int(np.count_nonzero(piece))
@@ -202,6 +189,11 @@ def _gap(above: npt.NDArray[Any], below: npt.NDArray[Any], nothing: npt.NDArray[
         if area >= GAP_LIKENESS * np.count_nonzero(sides):
             gap[box] |= piece
     return gap
+
+
+def _plane_components(plane: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return the connected components of a plane (yx), numbered; corners do not connect."""
+    return np.asarray(label_components(plane[np.newaxis], 6)[0][0])
 
 
 def holes(objects: npt.NDArray[Any], background: Mask) -> list[LabelWarning]:
@@ -227,7 +219,7 @@ def holes(objects: npt.NDArray[Any], background: Mask) -> list[LabelWarning]:
     count = 0
     for value, box in _boxes(objects):
         mask = objects[box] == value
-        inside, number = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+        inside, number = label_components(fill_holes(mask) & ~mask, 6)
         if number:
             small = np.bincount(inside.ravel()) <= HOLE_SHARE * np.count_nonzero(mask)
             small[0] = False
@@ -270,7 +262,7 @@ def ignore_holes(ignore: Mask) -> list[LabelWarning]:
     """Warn of small places inside a patch that were not annotated: probably forgotten."""
     if not ignore.any():
         return []
-    places, _ = ndimage.label(ignore, _FULL)
+    places, _ = label_components(ignore, 26)
     sizes = np.bincount(places.ravel())
     small = sizes <= IGNORE_VOXELS
     small[_at_border(places)] = False

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label
 from skimage.metrics import contingency_table, variation_of_information
 
 from rescueseg.records import Record
+from rescueseg.voxels.components import label_components
 
 Numbers = npt.NDArray[Any]
 THRESHOLDS = (0.5, 0.75)
@@ -37,7 +37,7 @@ def connected_components(mask: npt.NDArray[np.bool_]) -> Numbers:
     >>> connected_components(np.array([[[True, True, False, True]]])).tolist()
     [[[1, 1, 0, 2]]]
     """
-    return np.asarray(label(mask, connectivity=3))
+    return label_components(mask, 26)[0]
 
 
 def renumber_objects(numbered: Numbers) -> Numbers:
@@ -48,7 +48,7 @@ def renumber_objects(numbered: Numbers) -> Numbers:
     >>> renumber_objects(np.array([[[7, 7, 0, 7, 9]]])).tolist()
     [[[1, 1, 0, 2, 3]]]
     """
-    return np.asarray(label(numbered, background=0, connectivity=3))
+    return label_components(numbered, 26)[0]
 
 
 def compare_instances(prediction: Numbers, truth: Numbers) -> Instances:

@@ -20,6 +20,7 @@ from rescueseg.records import HoldoutBox, Record
 from rescueseg.storage import digest_json
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.voxels.components import label_components
 
 SIGMAS = (0.0, 1.0, 2.0)
 """Smoothing in multiples of the finest voxel size; isotropic in micrometre."""
@@ -65,7 +66,7 @@ class _Setting:
         """Return the foreground (1) of a smoothed image, zyx."""
         mask = smoothed >= self.threshold if self.bright else smoothed < self.threshold
         if self.min_voxels > 0 and mask.any():
-            labels, count = ndimage.label(mask)
+            labels, count = label_components(mask, 6)
             sizes = np.bincount(labels.ravel(), minlength=count + 1)
             sizes[0] = 0
             mask = (sizes >= self.min_voxels)[labels]

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from rescueseg.campaign.route import Profile
 from rescueseg.geometry import Spacing
+from rescueseg.voxels.components import fill_holes, label_components
 
-_EVERYWHERE = np.ones((3, 3, 3))
 _SPECK = 0.5
 """Diameter of the largest speck in multiples of the structure's thickness."""
 
@@ -56,7 +56,7 @@ def clean(
     speck = math.pi / 6 * (_SPECK * thickness_um) ** 3 / math.prod(spacing_um_zyx)
     for value in np.unique(labels[labels > 0]).tolist():
         mask = labels == value
-        pieces, count = ndimage.label(mask, _EVERYWHERE)
+        pieces, count = label_components(mask, 26)
         small = np.bincount(pieces.ravel(), minlength=count + 1) < speck
         small[
             np.unique(np.concatenate([np.take(pieces, side, axis).ravel() for axis in range(3) for side in (0, -1)]))
@@ -67,7 +67,7 @@ def clean(
         result[small[pieces]] = 0
     if profile == "filled":  # after all specks are gone: one class may have been a speck inside another
         for value in np.unique(result[result > 0]).tolist():
-            result[ndimage.binary_fill_holes(result == value) & (result == 0)] = value
+            result[fill_holes(result == value) & (result == 0)] = value
     return result
 
 

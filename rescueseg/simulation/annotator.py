@@ -18,6 +18,7 @@ from rescueseg.queue.records import Lease, NewTicket
 from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.records import Record
+from rescueseg.voxels.components import label_components
 
 _DISPLACEMENT_SMOOTHNESS = 3.0
 
@@ -166,7 +167,7 @@ def miss_objects(labels: Labels, probability: float, rng: np.random.Generator) -
     for value in np.unique(labels):
         if value in (0, IGNORE):
             continue
-        objects, count = ndimage.label(labels == value)
+        objects, count = label_components(labels == value, 6)
         is_missed = np.concatenate([[False], rng.random(count) < probability])
         result[is_missed[objects]] = 0
     return result
@@ -189,7 +190,7 @@ def overlook_small(labels: Labels, voxels: int) -> Labels:
     """
     result = labels.copy()
     for value in np.unique(labels[(labels > 0) & (labels != IGNORE)]):
-        objects, _ = ndimage.label(labels == value)
+        objects, _ = label_components(labels == value, 6)
         is_small = np.bincount(objects.ravel()) < voxels
         is_small[0] = False
         result[is_small[objects]] = 0

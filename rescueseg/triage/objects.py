@@ -19,6 +19,7 @@ from skimage.morphology import h_maxima, skeletonize
 from skimage.segmentation import watershed
 
 from rescueseg.geometry import Spacing
+from rescueseg.voxels.components import label_components
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int32]
@@ -139,9 +140,9 @@ def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
         depth = np.ones(mask.shape)
     heights = np.where(mask, np.log(depth + max(spacing_um_zyx)), np.log(max(spacing_um_zyx)))
     peaks = h_maxima(heights, -math.log(_NECK))
-    markers = ndimage.label(peaks & mask, np.ones((3, 3, 3)))[0]
+    markers = label_components(peaks & mask, 26)[0]
     parts = np.asarray(watershed(-heights, markers, mask=mask), np.int32)
-    return _round_parts(ndimage.label(mask, np.ones((3, 3, 3)))[0], parts, spacing_um_zyx)
+    return _round_parts(label_components(mask, 26)[0], parts, spacing_um_zyx)
 
 
 def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
@@ -289,8 +290,8 @@ def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
 
 def tunnels(mask: Mask) -> int:
     """Return the number of tunnels: components plus cavities minus the Euler number."""
-    components = ndimage.label(mask, np.ones((3, 3, 3)))[1]
-    cavities = ndimage.label(~np.pad(mask, 1))[1] - 1
+    components = label_components(mask, 26)[1]
+    cavities = label_components(~np.pad(mask, 1), 6)[1] - 1
     return max(0, int(components + cavities - euler_number(mask, connectivity=3)))
 
 
@@ -306,7 +307,7 @@ def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, f
         near = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(step, thin.shape, strict=True))
         far = tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(step, thin.shape, strict=True))
         length += float(np.linalg.norm(step * spacing)) * int((thin[near] & thin[far]).sum())
-    return int(ndimage.label(branch, np.ones((3, 3, 3)))[1]), length
+    return label_components(branch, 26)[1], length
 
 
 def sphericity(mask: Mask, spacing: Spacing) -> float:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.measure import label
 
 from rescueseg.geometry import ZYX, Box, Spacing, isotropic_shape, zyx
 from rescueseg.triage.objects import SMALLEST, Numbers
+from rescueseg.voxels.components import label_components
 
 Reader = Callable[[Box], npt.NDArray[Any]]
 
@@ -79,7 +79,7 @@ def rough_boxes(read: Reader, shape_zyx: ZYX, spacing_um_zyx: Spacing, rng: np.r
 
 def objects_of(labels: npt.NDArray[Any]) -> Numbers:
     """Return connected voxels of one value (26-neighbourhood) as numbered objects, int32."""
-    return np.asarray(label(labels, background=0, connectivity=3), np.int32)
+    return label_components(labels, 26)[0]
 
 
 def whole_objects(numbers: Numbers, box: Box, shape_zyx: ZYX) -> list[int]:

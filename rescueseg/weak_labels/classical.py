@@ -17,6 +17,7 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries, watershed
 
 from rescueseg.geometry import ZYX, Spacing, zyx
+from rescueseg.voxels.components import label_components
 from rescueseg.weak_labels.base import Float32, WeakLabel, empty_label, from_decision
 from rescueseg.weak_labels.filters import filter_reach, finest, hessian_eigenvalues, laplacian, smooth
 from rescueseg.weak_labels.threshold import ThresholdLabeller, fit_threshold
@@ -248,7 +249,7 @@ def closing_walls(
         Voxel size in micrometre.
     """
     far = ndimage.distance_transform_edt(~membranes, sampling=spacing_um_zyx)
-    cores, count = ndimage.label(far > CORE * finest(spacing_um_zyx))
+    cores, count = label_components(far > CORE * finest(spacing_um_zyx), 6)
     if count < 2:
         return np.zeros(membranes.shape, np.bool_)
     return np.asarray(find_boundaries(watershed(response, cores), mode="thick"), np.bool_)

@@ -10,7 +10,6 @@ import pytest
 import tifffile
 
 from rescueseg.annotation.label_warnings import (
-    components,
     cut_at_border,
     empty,
     holes,
@@ -23,6 +22,7 @@ from rescueseg.annotation.label_warnings import (
 )
 from rescueseg.labels import PatchLabels
 from rescueseg.randomness import random_generator
+from rescueseg.voxels.components import label_components
 
 SHAPE = (16, 40, 40)
 NOTHING = PatchLabels(np.zeros(SHAPE, np.uint8))
@@ -32,6 +32,10 @@ NOTHING = PatchLabels(np.zeros(SHAPE, np.uint8))
 def ball() -> np.ndarray:
     z, y, x = np.indices(SHAPE)
     return (((z - 8) / 5) ** 2 + ((y - 20) / 12) ** 2 + ((x - 20) / 12) ** 2 < 1).astype(np.uint8)
+
+
+def components(mask: np.ndarray) -> np.ndarray:
+    return label_components(mask, 26)[0]
 
 
 def codes(classes: np.ndarray, start: PatchLabels = NOTHING, **model: np.ndarray) -> list[str]:
