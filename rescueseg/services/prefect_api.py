@@ -10,7 +10,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import stamina
 from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
@@ -37,6 +37,7 @@ TRAIN_FLOW = "train"
 WORK_POOL = "rescueseg"
 
 _log = logging.getLogger(__name__)
+logging.getLogger("stamina").setLevel(logging.ERROR)  # it would warn of every pause, in words of its own
 
 
 @dataclass(frozen=True)
@@ -269,18 +270,22 @@ def _run(command: list[str], environment: Mapping[str, str]) -> None:
         )
 
 
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (429, 503)
+
+
 def _request(prefect: PrefectServer, method: str, path: str, body: Any = None) -> Any:
     """Ask the API; a busy server is asked again (events and runs carry an id of ours, so nothing happens twice)."""
     where = f"{prefect.url}{path}"
     loopback = httpx.URL(prefect.url).host in {"127.0.0.1", "localhost"}
     try:
         with httpx.Client(timeout=30.0, trust_env=not loopback, headers=prefect.headers) as client:
-            for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
-                response = client.request(method, where, json=body)
-                if response.status_code not in (429, 503):
-                    break
-                time.sleep(pause)
-            response.raise_for_status()
+            for attempt in stamina.retry_context(
+                _is_busy, attempts=5, timeout=None, wait_initial=0.5, wait_max=4.0, wait_jitter=0.5
+            ):
+                with attempt:
+                    response = client.request(method, where, json=body)
+                    response.raise_for_status()
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         todo = "Is the campaign deployed? 'rescueseg up CAMPAIGN' does it"

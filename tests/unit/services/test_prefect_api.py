@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import stamina
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import ServiceError
@@ -62,7 +63,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[PrefectServer, lis
                 "/api/events": {},
             }
             found = self.path in answers
-            busy = self.path == "/api/events" and len(asked) < 2
+            busy = (self.path == "/api/events" and len(asked) < 2) or self.path == "/api/flow_runs/busy"
             self.send_response(503 if busy else 200 if found else 404)
             self.end_headers()
             self.wfile.write(json.dumps(answers.get(self.path, {"detail": "no such thing"})).encode())
@@ -106,6 +107,21 @@ def test_a_deployment_is_started_and_its_state_read(server: Any) -> None:
     state = run_state(prefect, run)
     assert state.is_final
     assert (state.type, state.name, state.message) == ("COMPLETED", "NotDue", "2 of 4")
+
+
+def test_a_server_that_stays_busy_is_asked_five_times(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    prefect, asked = server
+    with stamina.set_testing(True, attempts=99, cap=True), pytest.raises(ServiceError, match="503"):
+        run_state(prefect, "busy")
+    assert [path for _, path, _ in asked] == ["/api/flow_runs/busy"] * 5
+    assert caplog.text == ""
+
+
+def test_another_refusal_is_not_asked_again(server: Any) -> None:
+    prefect, asked = server
+    with pytest.raises(ServiceError, match="404"):
+        run_state(prefect, "none")
+    assert len(asked) == 1
 
 
 def test_a_missing_deployment_says_what_to_do(server: Any) -> None:
