@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from ome_zarr_models.common.omero import Channel, Omero
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
+from ome_zarr_models.v05.axes import Axis
+from ome_zarr_models.v05.image import ImageAttrs
+from ome_zarr_models.v05.labels import LabelsAttrs
+from ome_zarr_models.v05.multiscales import Dataset, Multiscale
+from pydantic import BaseModel
 from zarr.codecs import ZstdCodec
 
 from rescueseg.errors import InvalidVolumeError, storage_errors
@@ -132,15 +138,11 @@ def create_image(
     largest = zyx(c * max(1, s // c) for c, s in zip(chunk, default_shard, strict=True))
     shard = largest if shards is None else zyx(shards)
     lead = (1,) * (len(shape) - 3)
-    ome: dict[str, Any] = {
-        "version": "0.5",
-        "multiscales": [
-            _multiscales(name, axes, [_dataset("0", len(axes), (1, 1, 1), spacing_um_zyx, origin=origin_um_zyx)])
-        ],
-    }
+    dataset = _dataset("0", len(axes), (1, 1, 1), spacing_um_zyx, origin=origin_um_zyx)
+    ome = ImageAttrs(version="0.5", multiscales=[Multiscale(name=name, axes=axes, datasets=(dataset,))])
     with storage_errors(url):
         group = zarr.create_group(
-            zarr_store(url), overwrite=True, zarr_format=3, attributes={**(attributes or {}), "ome": ome}
+            zarr_store(url), overwrite=True, zarr_format=3, attributes={**(attributes or {}), "ome": _json(ome)}
         )
         return group.create_array(
             "0",
@@ -150,7 +152,7 @@ def create_image(
             shards=lead + shard,
             compressors=ZstdCodec(level=3),
             fill_value=fill_value,
-            dimension_names=[str(axis["name"]) for axis in axes],
+            dimension_names=[str(axis.name) for axis in axes],
         )
 
 
@@ -188,7 +190,7 @@ def create_labels(
         image = zarr.open_group(zarr_store(url), mode="r+")
         group = image.require_group("labels")
         names = _ome(group).get("labels", [])
-        group.attrs["ome"] = {"version": "0.5", "labels": sorted({*names, name})}
+        group.attrs["ome"] = _json(LabelsAttrs(version="0.5", labels=sorted({*names, name})))
         level = create_image(
             f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx
         )
@@ -226,10 +228,9 @@ def add_pyramid(url: str, *, labels: bool = False) -> int:
                 break
             total = zyx(t * f for t, f in zip(total, factors, strict=True))
             level = _write_level(group, str(len(datasets)), level, factors, labels)
-            datasets.append(_dataset(str(len(datasets)), level.ndim, total, spacing, centred=not labels))
-        multiscale["datasets"] = datasets
-        multiscale["type"] = "nearest" if labels else "mean"
-        group.attrs["ome"] = ome
+            datasets.append(_json(_dataset(str(len(datasets)), level.ndim, total, spacing, centred=not labels)))
+        multiscale |= {"datasets": datasets, "type": "nearest" if labels else "mean"}
+        group.attrs["ome"] = ome | {"multiscales": [_json(Multiscale.model_validate(multiscale))]}
     return len(datasets)
 
 
@@ -302,18 +303,20 @@ def describe_channels(url: str, names: Sequence[str], windows: Sequence[tuple[fl
         Darkest and brightest intensity to show, one per channel.
     """
     colours = ("FFFFFF",) if len(names) == 1 else ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
-    channels: Any = [
-        {
-            "label": name,
-            "color": colours[i % len(colours)],
-            "active": True,
-            "window": {"min": low, "max": high, "start": low, "end": high},
-        }
+    channels = [
+        Channel.model_validate(
+            {
+                "label": name,
+                "color": colours[i % len(colours)],
+                "active": True,
+                "window": {"min": low, "max": high, "start": low, "end": high},
+            }
+        )
         for i, (name, (low, high)) in enumerate(zip(names, windows, strict=True))
     ]
     with storage_errors(url):
         group = zarr.open_group(zarr_store(url), mode="r+")
-        group.attrs["ome"] = {**_ome(group), "omero": {"channels": channels}}
+        group.attrs["ome"] = {**_ome(group), "omero": _json(Omero(channels=channels))}
 
 
 def open_level(url: str, level: int = 0) -> zarr.Array[Any]:
@@ -348,13 +351,9 @@ def validate(url: str) -> None:
         ) from error
 
 
-def _axes(ndim: int) -> list[dict[str, str]]:
-    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
-    return ([{"name": "c", "type": "channel"}] if ndim == 4 else []) + space
-
-
-def _multiscales(name: str, axes: list[dict[str, str]], datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"name": name, "axes": axes, "datasets": datasets}
+def _axes(ndim: int) -> list[Axis]:
+    space = [Axis(name=axis, type="space", unit="micrometer") for axis in "zyx"]
+    return ([Axis(name="c", type="channel")] if ndim == 4 else []) + space
 
 
 def _dataset(
@@ -365,16 +364,19 @@ def _dataset(
     *,
     centred: bool = True,
     origin: Sequence[float] | None = None,
-) -> dict[str, Any]:
+) -> Dataset:
     lead = ndim - 3
     scale = [1.0] * lead + [float(s * f) for s, f in zip(spacing, factors, strict=True)]
-    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-    if centred and max(factors) > 1:
-        shift = [0.0] * lead + [float(s * (f - 1) / 2) for s, f in zip(spacing, factors, strict=True)]
-        transforms.append({"type": "translation", "translation": shift})
-    if origin is not None:
-        transforms.append({"type": "translation", "translation": [0.0] * lead + [float(o) for o in origin]})
-    return {"path": path, "coordinateTransformations": transforms}
+    shift = origin
+    if origin is None and centred and max(factors) > 1:
+        shift = [s * (f - 1) / 2 for s, f in zip(spacing, factors, strict=True)]
+    translation = None if shift is None else [0.0] * lead + [float(s) for s in shift]
+    return Dataset.build(path=path, scale=scale, translation=translation)
+
+
+def _json(metadata: BaseModel) -> dict[str, Any]:
+    """Return metadata as it stands in a file; what is not given is left out."""
+    return metadata.model_dump(mode="json", exclude_none=True)
 
 
 def _ome(group: zarr.Group) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +118,41 @@ def test_a_broken_image_is_found_out(tmp_path: Path) -> None:
     del group["0"]
     with pytest.raises(InvalidVolumeError, match="not a valid OME-Zarr"):
         ome_zarr.validate(url)
+
+
+def test_what_stands_in_the_file(tmp_path: Path) -> None:
+    """Written out by hand from NGFF 0.5: the place in space, what each level is and what a viewer shows."""
+    url = str(tmp_path / "a.ome.zarr")
+    ome_zarr.create_image(url, (1, 8, 200, 16), np.uint16, (0.4, np.float32(0.25), 0.25), attributes={"rescueseg": 1})
+    ome_zarr.add_pyramid(url)
+    ome_zarr.describe_channels(url, ["DAPI"], [(1.0, 250.5)])
+    channel = {"name": "c", "type": "channel"}
+    axes = [channel] + [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    fine = [{"type": "scale", "scale": [1.0, 0.4, 0.25, 0.25]}]
+    coarse = [
+        {"type": "scale", "scale": [1.0, 0.4, 0.5, 0.5]},
+        {"type": "translation", "translation": [0.0, 0.0, 0.125, 0.125]},
+    ]
+    datasets = [
+        {"path": "0", "coordinateTransformations": fine},
+        {"path": "1", "coordinateTransformations": coarse},
+    ]
+    window = {"min": 1.0, "max": 250.5, "start": 1.0, "end": 250.5}
+    assert zarr.open_group(url).attrs.asdict() == {
+        "rescueseg": 1,
+        "ome": {
+            "version": "0.5",
+            "multiscales": [{"name": "image", "axes": axes, "datasets": datasets, "type": "mean"}],
+            "omero": {"channels": [{"label": "DAPI", "color": "FFFFFF", "active": True, "window": window}]},
+        },
+    }
+
+
+def test_where_the_first_voxel_lies_stands_in_the_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "a.ome.zarr")
+    ome_zarr.create_image(url, (8, 9, 10), np.uint8, (0.4, 0.25, 0.25), origin_um_zyx=(1, 2.5, 3))
+    ome: Any = zarr.open_group(url).attrs["ome"]
+    assert ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] == [
+        {"type": "scale", "scale": [0.4, 0.25, 0.25]},
+        {"type": "translation", "translation": [1.0, 2.5, 3.0]},
+    ]
