@@ -19,6 +19,7 @@ from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
 from rescueseg.volumes.ome_zarr import create_image
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 SHAPE = (24, 96, 96)
@@ -51,10 +52,12 @@ def make_campaign(folder: Path, truth: bool = True) -> Campaign:
         tifffile.imwrite(folder / f"{name}.tif", array)
     import_volume(
         campaign,
-        str(folder / "image.tif"),
-        volume_id="phantom",
-        spacing=SPACING,
-        truth=str(folder / "truth.tif") if truth else None,
+        VolumeImport(
+            str(folder / "image.tif"),
+            volume_id="phantom",
+            spacing=SPACING,
+            truth=str(folder / "truth.tif") if truth else None,
+        ),
     )
     campaign.freeze_holdout(holdout_boxes())
     return campaign

@@ -19,6 +19,7 @@ from rescueseg.models.registry import get_trainer
 from rescueseg.models.trainer import TrainingRequest
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array, digest_json
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 SHAPE = (24, 96, 96)
@@ -76,7 +77,8 @@ def make_campaign(
         tifffile.imwrite(root / f"v{i}.tif", stack, imagej=True, metadata={"axes": axes})
         tifffile.imwrite(root / f"t{i}.tif", truth)
         import_volume(
-            campaign, str(root / f"v{i}.tif"), volume_id=f"v{i}", spacing=spacing, truth=str(root / f"t{i}.tif")
+            campaign,
+            VolumeImport(str(root / f"v{i}.tif"), volume_id=f"v{i}", spacing=spacing, truth=str(root / f"t{i}.tif")),
         )
     return campaign
 

@@ -21,6 +21,7 @@ from rescueseg.services.prefect_api import LOOP_FLOW
 from rescueseg.storage import Storage
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.examples import Example, load_example
+from rescueseg.volumes.volume_files import VolumeImport
 
 DEFAULT_DATASET = "gonuclear_1135"
 PHANTOM_SEED = 7
@@ -98,18 +99,22 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
             console.print(f"{error.what}; taking a phantom instead.", style="dim", highlight=False)
         example = make_phantom_example(out.parent / f"{out.name}-phantom")
         settings = tuple(PHANTOM_QUICK if setting == QUICK else setting for setting in settings)
-    options: dict[str, Any] = {
-        "spacing": example.spacing,
-        "truths": [example.truth_path],
-        "truth_type": example.truth_type,
-        "names": [example.name],
-        "say": lambda line: console.print(line, highlight=False, soft_wrap=True),
-    }
+    volume = VolumeImport(
+        example.raw_path,
+        volume_id=example.name,
+        spacing=example.spacing,
+        truth=example.truth_path,
+        truth_type=example.truth_type,
+    )
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
     if existing is not None:  # killed before its volume was in
-        add_volumes(existing, [example.raw_path], **options)
+        add_volumes(existing, [volume], say=say)
         return existing
     config = complete_families(settings_of(example.name, example.classes, settings), "--set")
-    return start_campaign(str(out), config, [example.raw_path], **options)
+    return start_campaign(str(out), config, [volume], say=say)
 
 
 def make_phantom_example(folder: Path) -> Example:

@@ -7,19 +7,19 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.console import console, say_line, shown_progress
-from rescueseg.cli.options import CampaignArgument, SetOption
-from rescueseg.errors import ConfigError
-from rescueseg.image_files.slices import join_planes
-from rescueseg.image_files.source import Statement
-from rescueseg.records import LabelType
+from rescueseg.cli.import_options import ImportOptions
+from rescueseg.cli.options import CampaignArgument, SetOption, option_groups
 from rescueseg.storage import write_atomically
+
+if TYPE_CHECKING:
+    from rescueseg.volumes.volume_files import VolumeImport
 
 _DRAWN = 8
 """Volumes on the picture of a dry run."""
@@ -31,88 +31,16 @@ Volumes = Annotated[
         help="Image files: TIFF, NIfTI, NRRD, HDF5 (file.h5:dataset), Zarr, OME-Zarr; a folder of planes, or a pattern of theirs in quotes.",
     ),
 ]
-AxesOption = Annotated[
-    str,
-    typer.Option(
-        metavar="LETTERS",
-        help="Axes of the files in their order, when they do not say them: z, y, x, c (channel), t, p (position); such as czyx.",
-    ),
-]
-SeriesOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Which image of a file that holds several, from 0.")
-]
-PositionOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Which position of a file that holds several, from 0.")
-]
-SlicesOption = Annotated[bool, typer.Option("--slices", help="The files given are the planes of one volume.")]
-HolesOption = Annotated[
-    bool,
-    typer.Option(
-        "--accept-holes", help="Take parts of a chunked file that are absent as they read, even where they look lost."
-    ),
-]
-SpacingOption = Annotated[
-    str, typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong.")
-]
-IdOption = Annotated[
-    list[str],
-    typer.Option(
-        "--id",
-        metavar="NAME",
-        help="Name of each volume in the campaign, in their order; made from the file's when omitted.",
-    ),
-]
-TruthOption = Annotated[
-    list[str], typer.Option(metavar="FILE", help="Ground truth of each volume, in their order; repeat the option.")
-]
-TruthTypeOption = Annotated[str, typer.Option(metavar="semantic|instance", help="What the truth's numbers mean.")]
-DomainOption = Annotated[
-    str, typer.Option(help="Acquisition group of these volumes: same microscope, objective, bit depth, spacing.")
-]
-DistinctOption = Annotated[
-    bool,
-    typer.Option(
-        "--distinct",
-        help="These volumes show other specimens than the near copies found; equal voxels are never distinct.",
-    ),
-]
-DistinctFromOption = Annotated[
-    list[str],
-    typer.Option(
-        "--distinct-from",
-        metavar="NAME",
-        help="The same of one near copy only: these volumes show another specimen than it; repeat the option.",
-    ),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say and show what the files hold and how much they take, and change nothing.")
-]
-PictureOption = Annotated[
-    str,
-    typer.Option(metavar="FILE.png", help="Where a dry run draws the volumes; a temporary folder when omitted."),
-]
 
 
+@option_groups
 def init(
     campaign: CampaignArgument,
     volumes: Volumes,
     classes: Annotated[str, typer.Option(help="Names of the classes 1, 2…, separated by commas.")],
+    options: ImportOptions,
     name: Annotated[str, typer.Option(help="Name of the campaign; the folder's name when omitted.")] = "",
-    spacing: SpacingOption = "",
-    ids: IdOption = [],  # noqa: B006
-    truth: TruthOption = [],  # noqa: B006
-    truth_type: TruthTypeOption = "semantic",
-    domain: DomainOption = "",
     settings: SetOption = [],  # noqa: B006
-    axes: AxesOption = "",
-    series: SeriesOption = None,
-    position: PositionOption = None,
-    slices: SlicesOption = False,
-    accept_holes: HolesOption = False,
-    distinct: DistinctOption = False,
-    distinct_from: DistinctFromOption = [],  # noqa: B006
-    dry_run: DryRunOption = False,
-    picture: PictureOption = "",
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
     from rescueseg.models.registry import complete_families
@@ -120,70 +48,29 @@ def init(
 
     given = settings_of(name or default_name(campaign), classes.split(","), settings)
     config = complete_families(given, "--set")
-    files = [join_planes(volumes)] if slices else volumes
-    said = Statement(parse_axes(axes), series, position, accept_holes)
-    options = _options(spacing, ids, truth, truth_type, said)
-    check_picture(picture, dry_run)
-    if dry_run:
+    imports = options.imports(volumes)
+    if options.dry_run:
         Campaign.free_place(campaign, config)
-        show_volumes(files, config.classes, options, picture)
+        show_volumes(imports, config.classes, options.picture)
         return
     with shown_progress(console) as progress:
-        created = start_campaign(
-            campaign,
-            config,
-            files,
-            **options,
-            domain=domain or None,
-            distinct=distinct,
-            distinct_from=distinct_from,
-            say=say_line,
-            progress=progress,
-        )
+        created = start_campaign(campaign, config, imports, say=say_line, progress=progress)
     console.print(f"Campaign '{created.config.name}' in {created.url}")
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
-def add(
-    campaign: CampaignArgument,
-    volumes: Volumes,
-    spacing: SpacingOption = "",
-    ids: IdOption = [],  # noqa: B006
-    truth: TruthOption = [],  # noqa: B006
-    truth_type: TruthTypeOption = "semantic",
-    domain: DomainOption = "",
-    axes: AxesOption = "",
-    series: SeriesOption = None,
-    position: PositionOption = None,
-    slices: SlicesOption = False,
-    accept_holes: HolesOption = False,
-    distinct: DistinctOption = False,
-    distinct_from: DistinctFromOption = [],  # noqa: B006
-    dry_run: DryRunOption = False,
-    picture: PictureOption = "",
-) -> None:
+@option_groups
+def add(campaign: CampaignArgument, volumes: Volumes, options: ImportOptions) -> None:
     """Add volumes to a campaign; the next sampling lets the holdout grow into them."""
     from rescueseg.volumes.batch_import import add_volumes
 
     opened = Campaign.open(campaign)
-    files = [join_planes(volumes)] if slices else volumes
-    said = Statement(parse_axes(axes), series, position, accept_holes)
-    options = _options(spacing, ids, truth, truth_type, said)
-    check_picture(picture, dry_run)
-    if dry_run:
-        show_volumes(files, opened.config.classes, options, picture)
+    imports = options.imports(volumes)
+    if options.dry_run:
+        show_volumes(imports, opened.config.classes, options.picture)
         return
     with shown_progress(console) as progress:
-        add_volumes(
-            opened,
-            files,
-            **options,
-            domain=domain or None,
-            distinct=distinct,
-            distinct_from=distinct_from,
-            say=say_line,
-            progress=progress,
-        )
+        add_volumes(opened, imports, say=say_line, progress=progress)
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
 
@@ -230,51 +117,15 @@ def check(
         console.print(f"rescueseg check {campaign} --apply records the domains", style="dim")
 
 
-class ImportOptions(TypedDict):
-    """What `init` and `add` were told of their volumes."""
-
-    spacing: tuple[float, float, float] | None
-    truths: list[str]
-    truth_type: LabelType
-    names: list[str]
-    said: Statement
-
-
-def _options(spacing: str, ids: list[str], truth: list[str], truth_type: str, said: Statement) -> ImportOptions:
-    return {
-        "spacing": parse_spacing(spacing),
-        "truths": truth,
-        "truth_type": parse_truth_type(truth_type),
-        "names": ids,
-        "said": said,
-    }
-
-
-def check_picture(picture: str, dry_run: bool) -> None:
-    """Refuse a picture that nobody would draw.
-
-    Raises
-    ------
-    ConfigError
-        If it is asked for without a dry run, or is no PNG.
-    """
-    if picture and (not dry_run or not picture.lower().endswith(".png")):
-        raise ConfigError(
-            "a dry run draws it, as PNG", where=f"--picture {picture}", todo="Add --dry-run, and end its name in .png"
-        )
-
-
-def show_volumes(files: Sequence[str], classes: Sequence[str], options: ImportOptions, picture: str) -> None:
+def show_volumes(volumes: Sequence[VolumeImport], classes: Sequence[str], picture: str) -> None:
     """Print what a dry run found, one line per volume and one per remark on its file, and draw the volumes.
 
     Parameters
     ----------
-    files : sequence of str
+    volumes : sequence of VolumeImport
         The volumes.
     classes : sequence of str
         Names of the classes 1…K.
-    options : ImportOptions
-        As for the import.
     picture : str
         Where the picture goes; a folder of its own among the system's temporary files when empty.
     """
@@ -282,7 +133,7 @@ def show_volumes(files: Sequence[str], classes: Sequence[str], options: ImportOp
     from rescueseg.volumes.batch_import import preview_volumes
 
     with shown_progress(console) as progress:
-        looks = preview_volumes(files, classes=classes, **options, planes=_DRAWN, progress=progress)
+        looks = preview_volumes(volumes, classes, planes=_DRAWN, progress=progress)
     for look in looks:
         say_line(str(look))
         for remark in look.remarks:
@@ -303,65 +154,3 @@ def default_name(campaign: str) -> str:
     """
     folder = campaign.rstrip("/").rsplit("/", 1)[-1] if "://" in campaign else Path(campaign).resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:63] or "campaign"
-
-
-def parse_axes(text: str) -> str:
-    """Return the letters of ``--axes``.
-
-    Raises
-    ------
-    ConfigError
-        If a letter is not known, comes twice, or z, y and x are not among them.
-
-    Examples
-    --------
-    >>> parse_axes("CZYX")
-    'czyx'
-    """
-    letters = text.strip().lower()
-    if letters and (set(letters) - set("zyxctp") or len(set(letters)) < len(letters) or not set("zyx") <= set(letters)):
-        raise ConfigError(
-            f"'{text}' names no axes",
-            where="--axes",
-            todo="One letter per axis in the file's order: z, y, x, c (channel), t, p (position); such as czyx",
-        )
-    return letters
-
-
-def parse_spacing(text: str) -> tuple[float, float, float] | None:
-    """Return the spacing of a ``Z,Y,X`` option, None when it is empty.
-
-    Raises
-    ------
-    ConfigError
-        If it is not three positive numbers.
-
-    Examples
-    --------
-    >>> parse_spacing("0.3,0.1,0.1")
-    (0.3, 0.1, 0.1)
-    """
-    if not text:
-        return None
-    try:
-        z, y, x = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"'{text}' is no spacing", where="--spacing", todo="Three numbers in µm: Z,Y,X, such as 0.3,0.1,0.1"
-        ) from error
-    if min(z, y, x) <= 0:
-        raise ConfigError(f"'{text}' is not positive", where="--spacing", todo="Three numbers in µm: Z,Y,X")
-    return z, y, x
-
-
-def parse_truth_type(text: str) -> LabelType:
-    """Return a truth type.
-
-    Raises
-    ------
-    ConfigError
-        If it is unknown.
-    """
-    if text not in ("semantic", "instance"):
-        raise ConfigError(f"'{text}' is no truth type", where="--truth-type", todo="'semantic' or 'instance'")
-    return cast(LabelType, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rescueseg.volumes.opening import open_image, open_truth
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
-__all__ = ["import_volume", "open_image", "open_truth"]
+__all__ = ["VolumeImport", "import_volume", "open_image", "open_truth"]

@@ -11,24 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from rescueseg.campaign import Campaign, check_id
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
-from rescueseg.image_files.registry import open_source
-from rescueseg.image_files.slices import is_planes, planes_name, shown
-from rescueseg.image_files.source import Source, Statement
+from rescueseg.image_files.slices import shown
 from rescueseg.progress import Progress
-from rescueseg.records import LabelType, VolumeRecord
-from rescueseg.volumes.comparison import declare_distinct, relation_lines
+from rescueseg.records import VolumeRecord
+from rescueseg.volumes.comparison import relation_lines
 from rescueseg.volumes.middle_planes import MiddlePlanes, middle_planes
-from rescueseg.volumes.volume_import import (
-    default_id,
-    import_volume,
-    open_truth_file,
-    resolve_spacing,
-    shared_statement,
-)
+from rescueseg.volumes.volume_files import VolumeImport
+from rescueseg.volumes.volume_import import import_volume
 
 Say = Callable[[str], object]
 
@@ -36,16 +29,8 @@ Say = Callable[[str], object]
 def start_campaign(
     url: str,
     config: CampaignConfig,
-    volumes: Sequence[str],
+    volumes: Sequence[VolumeImport],
     *,
-    spacing: Spacing | None = None,
-    truths: Sequence[str] = (),
-    truth_type: LabelType = "semantic",
-    domain: str | None = None,
-    names: Sequence[str] = (),
-    said: Statement | None = None,
-    distinct: bool = False,
-    distinct_from: Sequence[str] = (),
     say: Say = print,
     progress: Progress | None = None,
 ) -> Campaign:
@@ -57,24 +42,8 @@ def start_campaign(
         Where.
     config : CampaignConfig
         Its settings.
-    volumes : sequence of str
-        Image files.
-    spacing : tuple of float, optional
-        Voxel size z, y, x in micrometre, for all of them.
-    truths : sequence of str
-        Ground truth of each, or none at all.
-    truth_type : {"semantic", "instance"}
-        Its kind.
-    domain : str, optional
-        Acquisition group.
-    names : sequence of str
-        Ids of the volumes; made from the file names when empty.
-    said : Statement, optional
-        What a person says of the images that their files do not say.
-    distinct : bool
-        Whether they show other specimens than the volumes that they look like; see `rescueseg.volumes.comparison`.
-    distinct_from : sequence of str
-        Ids of the volumes of which this is so, where it is not of all.
+    volumes : sequence of VolumeImport
+        Its volumes.
     say : callable
         Gets one line per volume, one per remark on its file, and one for each volume that shows the same.
     progress : callable, optional
@@ -87,25 +56,10 @@ def start_campaign(
     VolumeError, LabelError, StorageError
         If a volume cannot be imported.
     """
-    preview_volumes(
-        volumes, classes=config.classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
-    )
+    preview_volumes(volumes, config.classes)
     campaign = Campaign.create(url, config)
     try:
-        add_volumes(
-            campaign,
-            volumes,
-            spacing=spacing,
-            truths=truths,
-            truth_type=truth_type,
-            domain=domain,
-            names=names,
-            said=said,
-            distinct=distinct,
-            distinct_from=distinct_from,
-            say=say,
-            progress=progress,
-        )
+        add_volumes(campaign, volumes, say=say, progress=progress)
     except BaseException:
         if n_imported := len(campaign.volumes.records()):
             say(f"{n_imported} of {len(volumes)} volumes are in the campaign; 'rescueseg add' adds the others")
@@ -116,64 +70,43 @@ def start_campaign(
 
 
 def add_volumes(
-    campaign: Campaign,
-    volumes: Sequence[str],
-    *,
-    spacing: Spacing | None = None,
-    truths: Sequence[str] = (),
-    truth_type: LabelType = "semantic",
-    domain: str | None = None,
-    names: Sequence[str] = (),
-    said: Statement | None = None,
-    distinct: bool = False,
-    distinct_from: Sequence[str] = (),
-    say: Say = print,
-    progress: Progress | None = None,
+    campaign: Campaign, volumes: Sequence[VolumeImport], *, say: Say = print, progress: Progress | None = None
 ) -> list[VolumeRecord]:
     """Import volumes into a campaign; those before a failing one stay. Parameters as `start_campaign`."""
-    classes = campaign.config.classes
-    previews = preview_volumes(
-        volumes, classes=classes, spacing=spacing, truths=truths, truth_type=truth_type, names=names, said=said
-    )
+    previews = preview_volumes(volumes, campaign.config.classes)
     known = {v.volume_id for v in campaign.volumes.records(refused=True)} | {p.volume_id for p in previews}
-    if unknown := [name for name in distinct_from if name not in known]:
+    if unknown := [name for volume in volumes for name in volume.distinct_from if name not in known]:
         raise ConfigError(
             f"there is no volume '{unknown[0]}'", where="--distinct-from", todo=f"Volumes: {', '.join(sorted(known))}"
         )
     records: list[VolumeRecord] = []
-    for index, preview in enumerate(previews):
-        path, label = preview.path, shown(preview.path)
+    for volume, preview in zip(volumes, previews, strict=True):
+        label = shown(volume.path)
         if progress is not None:
             progress(label, 0, 1)
-        record = import_volume(
-            campaign,
-            path,
-            volume_id=preview.volume_id,
-            spacing=spacing,
-            domain=domain,
-            truth=truths[index] if truths else None,
-            truth_type=truth_type,
-            said=said,
-            progress=partial(progress, label) if progress is not None else None,
-        )
+        record = import_volume(campaign, volume, partial(progress, label) if progress is not None else None)
         say(f"{label} → volume '{record.volume_id}', {'×'.join(map(str, record.shape_zyx))} voxels (zyx)")
         for remark in preview.remarks:
             say(f"  note: {remark}")
-        if distinct:
-            declare_distinct(campaign.volumes, record.volume_id)
-        elif distinct_from:
-            declare_distinct(campaign.volumes, record.volume_id, distinct_from)
-            for name in sorted(
-                {*distinct_from}.intersection(campaign.volumes.shared_places().related(record.volume_id)[1:])
-            ):
-                say(
-                    f"  '{name}' and '{record.volume_id}' still count as one specimen, by equal voxels or through a volume "
-                    "that both are like: see rescueseg check"
-                )
-        for line in relation_lines(campaign.volumes, record.volume_id):
+        for line in (
+            *_still_one_specimen(campaign.volumes, volume),
+            *relation_lines(campaign.volumes, record.volume_id),
+        ):
             say(line)
         records.append(record)
     return records
+
+
+def _still_one_specimen(volumes: VolumeFolder, volume: VolumeImport) -> list[str]:
+    """Return a line for each volume that an imported one was declared distinct from, and still counts as one with."""
+    if volume.distinct or not volume.distinct_from:
+        return []
+    alike = {*volume.distinct_from}.intersection(volumes.shared_places().related(volume.name)[1:])
+    return [
+        f"  '{name}' and '{volume.name}' still count as one specimen, by equal voxels or through a volume "
+        "that both are like: see rescueseg check"
+        for name in sorted(alike)
+    ]
 
 
 @dataclass(frozen=True)
@@ -226,16 +159,7 @@ class VolumePreview:
 
 
 def preview_volumes(
-    volumes: Sequence[str],
-    *,
-    classes: Sequence[str],
-    spacing: Spacing | None = None,
-    truths: Sequence[str] = (),
-    truth_type: LabelType = "semantic",
-    names: Sequence[str] = (),
-    said: Statement | None = None,
-    planes: int = 0,
-    progress: Progress | None = None,
+    volumes: Sequence[VolumeImport], classes: Sequence[str], *, planes: int = 0, progress: Progress | None = None
 ) -> list[VolumePreview]:
     """Describe volumes from their metadata, and refuse at once what would fail after a long import.
 
@@ -247,49 +171,41 @@ def preview_volumes(
     VolumeError, LabelError
         If a file's format, dimensionality, spacing or its truth's shape would be refused.
     ConfigError
-        If there is not one truth or name for each volume, or two would have one name.
+        If two volumes would have one name.
     """
-    for option, values in (("--truth", truths), ("--id", names)):
-        if values and len(values) != len(volumes):
-            raise ConfigError(
-                f"{len(values)} given for {len(volumes)} volumes",
-                where=option,
-                todo="Give one for each, in their order",
-            )
     previews: list[VolumePreview] = []
-    for index, path in enumerate(volumes):
-        name = check_id(names[index] if names else _volume_name(path), "volume id")
+    for index, volume in enumerate(volumes):
+        name = volume.name
         if name in (preview.volume_id for preview in previews):
-            raise ConfigError(f"two volumes would be called '{name}'", where=path, todo="Name each of them with --id")
-        with ExitStack() as stack:
-            image = stack.enter_context(closing(open_source(path, said)))
-            truth: Source | None = None
-            size = resolve_spacing(image, spacing, path)
-            if truths:
-                truth = stack.enter_context(
-                    closing(
-                        open_truth_file(
-                            truths[index], image, classes, truth_type, shared_statement(path, truths[index], said)
-                        )
-                    )
-                )
-            if progress is not None:
-                progress(shown(path), index, len(volumes))
-            for source in (s for s in (image, truth) if s is not None and s.chunked):
-                source.read(Box(zyx(n - 1 for n in source.shape_zyx), (1, 1, 1)))  # a file cut short ends before it
-            remarks = (*image.remarks, *(f"ground truth: {r}" for r in (truth.remarks if truth else ())))
-            previews.append(
-                VolumePreview(
-                    path, name, image.shape_zyx, image.channels, image.dtype, size, bool(truths), remarks,
-                    middle_planes(image, truth) if index < planes else None,
-                )
-            )  # fmt: skip
+            raise ConfigError(
+                f"two volumes would be called '{name}'", where=volume.path, todo="Name each of them with --id"
+            )
+        if progress is not None:
+            progress(shown(volume.path), index, len(volumes))
+        previews.append(_preview(volume, classes, with_planes=index < planes))
     return previews
 
 
-def _volume_name(path: str) -> str:
-    """Return the id of a volume that nobody named: the file's name, or what the planes of a stack share."""
-    return default_id(planes_name(path) if is_planes(path) else path)
+def _preview(volume: VolumeImport, classes: Sequence[str], *, with_planes: bool) -> VolumePreview:
+    with ExitStack() as stack:
+        image = stack.enter_context(closing(volume.open_image()))
+        size = volume.spacing_of(image)
+        truth = volume.open_truth(image, classes)
+        if truth is not None:
+            stack.enter_context(closing(truth))
+        for source in (s for s in (image, truth) if s is not None and s.chunked):
+            source.read(Box(zyx(n - 1 for n in source.shape_zyx), (1, 1, 1)))  # a file cut short ends before it
+        return VolumePreview(
+            volume.path,
+            volume.name,
+            image.shape_zyx,
+            image.channels,
+            image.dtype,
+            size,
+            truth is not None,
+            (*image.remarks, *(f"ground truth: {r}" for r in (truth.remarks if truth else ()))),
+            middle_planes(image, truth) if with_planes else None,
+        )
 
 
 def _bytes(count: float) -> str:

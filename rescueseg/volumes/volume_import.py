@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,71 +13,42 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from rescueseg.campaign import Campaign, VolumeFolder, check_id
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.layout import IMAGE, UNFINISHED_IMAGE, VOLUME
-from rescueseg.errors import InvalidVolumeError, LabelError, MissingSpacingError, VolumeError, storage_errors
+from rescueseg.errors import InvalidVolumeError, LabelError, VolumeError, storage_errors
 from rescueseg.geometry import Box, Spacing, partition, zyx
 from rescueseg.image_files.hints import add_preprocessing
-from rescueseg.image_files.label_files import Grid, open_labels
-from rescueseg.image_files.registry import open_source
-from rescueseg.image_files.slices import is_planes, planes_name
-from rescueseg.image_files.source import Source, Statement
+from rescueseg.image_files.source import Source
 from rescueseg.labels import IGNORE, class_numbers, object_numbers
 from rescueseg.progress import CountProgress
 from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.comparison import compare_import
+from rescueseg.volumes.comparison import compare_import, declare_distinct
 from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.normalise import measure
+from rescueseg.volumes.volume_files import VolumeImport
 
 _SLAB_BYTES = 128 * 2**20
-_EXTENSION = re.compile(
-    r"(\.ome)?\.(tiff?|btf|tf[28]|lsm|stk|nii|nii\.(gz|bz2)|hdr|img|img\.gz|nrrd|nhdr|zarr|h5|hdf5|hdf|ims|czi|nd2|lif|mrc|mrcs|rec|map|st|ali|nc)(?=$|[:/])",
-    re.IGNORECASE,
-)
 _LOST = 1e-3
 """Share of the range of values that rounding may cost."""
 _STORED = {"bool": "uint8", "float16": "float32", "float64": "float32"}
 
 
-def import_volume(
-    campaign: Campaign,
-    path: str,
-    *,
-    volume_id: str | None = None,
-    domain: str | None = None,
-    spacing: Sequence[float] | None = None,
-    truth: str | None = None,
-    truth_type: LabelType | None = "semantic",
-    said: Statement | None = None,
-    progress: CountProgress | None = None,
-) -> VolumeRecord:
+def import_volume(campaign: Campaign, volume: VolumeImport, progress: CountProgress | None = None) -> VolumeRecord:
     """Copy an image, and its ground truth if there is any, into a campaign as OME-Zarr 0.5.
 
     The image is built beside its place and moved there when complete; the record, written last, makes it part of the
     campaign. A rerun of the same import changes nothing. At most about 128 MiB of voxels are held at a time where the
-    source can be read in parts.
+    source can be read in parts. Objects become class 1 in ``labels/truth`` (uint8), and their numbers stand in
+    ``labels/truth_instances`` (uint32).
 
     Parameters
     ----------
     campaign : Campaign
         Where it goes.
-    path : str
-        Any format of `open_source`.
-    volume_id : str, optional
-        Its name in the campaign; made from the file name when omitted.
-    domain : str, optional
-        Acquisition group; volumes of one dtype and spacing share one when omitted.
-    spacing : sequence of float, optional
-        Voxel size z, y, x in micrometre; wins over the metadata.
-    truth : str, optional
-        Ground truth of the same shape, any format.
-    truth_type : {"semantic", "instance"}
-        Semantic: 0 background, 1…K classes, 255 ignore. Instance: every object its own number; stored as class 1 in
-        ``labels/truth`` (uint8) and as numbers in ``labels/truth_instances`` (uint32).
-    said : Statement, optional
-        What a person says of the image that its file does not say.
+    volume : VolumeImport
+        Its files, and what a person says of them.
     progress : callable, optional
         Called with steps done and steps in all: slabs copied, pyramids built, the intensity scaling measured, the volume
         compared with the others.
@@ -101,36 +71,43 @@ def import_volume(
     StorageError
         If the disk is full. In every case the campaign is as it was.
     """
-    name = check_id(volume_id if volume_id is not None else default_id(path), "volume id")
-    work = _Import(campaign, name, open_source(path, said), None, truth_type or "semantic", progress or _silent)
+    name = volume.name
+    work = _Import(campaign, name, volume.open_image(), None, volume.truth_type, progress or _silent)
     try:
-        size = resolve_spacing(work.image, spacing, path)
-        if truth is not None:
-            work.truth = open_truth_file(
-                truth, work.image, campaign.config.classes, work.truth_type, shared_statement(path, truth, said)
-            )
-        record = VolumeRecord(
-            volume_id=name,
-            domain=domain or default_domain(str(work.dtype), size),
-            shape_zyx=work.image.shape_zyx,
-            spacing_um_zyx=size,
-            channels=work.image.channels,
-            dtype=str(work.dtype),
-            source=PurePosixPath(planes_name(path) if is_planes(path) else path).name,
-            digest="",
-            truth=work.truth_type if truth is not None else None,
-            normalisation=Normalisation(low=0, high=1, mean=0, std=1),
-            hints=add_preprocessing(work.image.hints, path),
-            placement=work.image.placement.to_json() if work.image.placement else None,
-        )
+        size = volume.spacing_of(work.image)
+        work.truth = volume.open_truth(work.image, campaign.config.classes)
+        record = _new_record(volume, work, size)
         with one_at_a_time(campaign.storage):
             if campaign.storage.exists(VOLUME.path(volume=name)):
-                return _same_or_refuse(campaign.volumes, work, record, domain)
-            return _build(campaign.volumes, work, record)
+                record = _same_or_refuse(campaign.volumes, work, record, volume.domain)
+            else:
+                record = _build(campaign.volumes, work, record)
     finally:
         work.image.close()
         if work.truth is not None:
             work.truth.close()
+    if volume.distinct or volume.distinct_from:
+        declare_distinct(campaign.volumes, name, None if volume.distinct else volume.distinct_from)
+    return record
+
+
+def _new_record(volume: VolumeImport, work: _Import, spacing: Spacing) -> VolumeRecord:
+    """Return what the campaign keeps of a volume, before its voxels are read."""
+    image = work.image
+    return VolumeRecord(
+        volume_id=work.name,
+        domain=volume.domain or default_domain(str(work.dtype), spacing),
+        shape_zyx=image.shape_zyx,
+        spacing_um_zyx=spacing,
+        channels=image.channels,
+        dtype=str(work.dtype),
+        source=PurePosixPath(volume.origin).name,
+        digest="",
+        truth=None if work.truth is None else work.truth_type,
+        normalisation=Normalisation(low=0, high=1, mean=0, std=1),
+        hints=add_preprocessing(image.hints, volume.path),
+        placement=image.placement.to_json() if image.placement else None,
+    )
 
 
 @dataclass
@@ -318,70 +295,6 @@ def _content_digest(record: VolumeRecord, image: str, truth: str) -> str:
     return digest_json(
         {"image": image, "truth": truth, "truth_type": record.truth, "spacing": list(record.spacing_um_zyx)}
     )
-
-
-def open_truth_file(
-    path: str, image: Source, classes: Sequence[str], truth_type: LabelType, said: Statement | None = None
-) -> Source:
-    """Open the ground truth of an image, laid on its voxels.
-
-    Parameters
-    ----------
-    path : str
-        Any format; a segmentation of 3D Slicer names its classes.
-    image : Source
-        The image.
-    classes : sequence of str
-        Names of classes 1…K.
-    truth_type : {"semantic", "instance"}
-        What its numbers mean.
-    said : Statement, optional
-        What a person says of image and truth, where both are of one format.
-
-    Raises
-    ------
-    UnreadableVolumeError, LabelError
-        If it cannot be read, or does not lie on the image.
-    """
-    names = {name: number for number, name in enumerate(classes, start=1)} if truth_type == "semantic" else {}
-    return open_labels(path, Grid.of(image), names, said)
-
-
-def shared_statement(path: str, truth: str, said: Statement | None) -> Statement | None:
-    """Return what is said of an image where it holds for its truth too: where both are of one format."""
-    ends = [(_EXTENSION.search(p) or [""])[0].lower() for p in (path, truth)]
-    return said if ends[0] == ends[1] else None
-
-
-def resolve_spacing(image: Source, override: Sequence[float] | None, where: str) -> Spacing:
-    """Return the voxel size in micrometre, z y x: `override` where it is given, else that of the metadata.
-
-    Raises
-    ------
-    MissingSpacingError
-        If there is none, or `override` is no voxel size.
-    """
-    if override is not None:
-        values = [float(v) for v in override]
-        if len(values) != 3 or not all(np.isfinite(v) and v > 0 for v in values):
-            raise MissingSpacingError(
-                f"the spacing {values} is no voxel size", where=where, todo="Give three lengths in micrometre: z y x"
-            )
-        return values[0], values[1], values[2]
-    if image.spacing_um_zyx is None:
-        note = f" ({image.spacing_note})" if image.spacing_note else ""
-        raise MissingSpacingError(
-            f"the voxel size is not known{note}", where=where, todo="Give it in micrometre: --spacing Z,Y,X"
-        )
-    return image.spacing_um_zyx
-
-
-def default_id(path: str) -> str:
-    """Return a volume id made from a file name, safe whatever the name is."""
-    stem = _EXTENSION.sub("", path.rstrip("/"))
-    last = re.split(r"[/\\]", stem.split(":")[0] if "://" not in stem else stem)[-1]
-    clean = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", last).strip("-._")
-    return clean[:64] or "volume"
 
 
 def default_domain(dtype: str, spacing: Spacing) -> str:

@@ -42,6 +42,7 @@ from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages.tickets import prepare
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.triage.records import TRIAGE
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 DATASETS = ("bbbc050_mosaic_train", "vesselnn_poon2015_BBB_noLeakage", "cdeep3m_mito_train")
@@ -78,7 +79,10 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
         campaign = Campaign.create(str(url), config)
         raw, labels = (str(data / dataset / name) for name in ("raw.tif", "labels.tif"))
         import_volume(
-            campaign, raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
+            campaign,
+            VolumeImport(
+                raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
+            ),
         )
         store = open_queue(campaign)
         store.migrate()

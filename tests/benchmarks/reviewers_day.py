@@ -54,7 +54,10 @@ def make_campaign(out: Path, source: Path | None, labels: str, patches: int, see
         truth = (truth > 0).astype(np.uint8)
     for name, array in (("raw.tif", image), ("truth.tif", truth)):
         tifffile.imwrite(out / name, array, metadata={"axes": "ZYX"})
-    volumes.import_volume(campaign, str(out / "raw.tif"), volume_id="v", spacing=spacing, truth=str(out / "truth.tif"))
+    volumes.import_volume(
+        campaign,
+        volumes.VolumeImport(str(out / "raw.tif"), volume_id="v", spacing=spacing, truth=str(out / "truth.tif")),
+    )
     store = open_queue(campaign)
     store.add_tickets(
         [

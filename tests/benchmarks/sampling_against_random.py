@@ -32,6 +32,7 @@ from rescueseg.sampling import starting_patches
 from rescueseg.storage import digest_array
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 ARMS = ("stratified", "random")
@@ -48,7 +49,10 @@ def open_or_make(data: Path, out: Path, dataset: str, **training: Any) -> Campai
         campaign = Campaign.create(str(url), config)
         raw, labels = (str(data / dataset / name) for name in ("raw.tif", "labels.tif"))
         import_volume(
-            campaign, raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
+            campaign,
+            VolumeImport(
+                raw, volume_id="v", spacing=meta["voxel_size_um_zyx"], truth=labels, truth_type=meta["label_type"]
+            ),
         )
         starting_patches.draw_holdout(campaign)
     return Campaign.open(str(url))

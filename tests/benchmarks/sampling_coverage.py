@@ -35,6 +35,7 @@ from rescueseg.sampling.patches import measure_places, subsample_places
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 STRATA = ("best_case", "worst_case", "low_snr", "dense", "sparse", "volume_edge", "artifact")
@@ -112,7 +113,7 @@ def run(folder: Path, seeds: int, budgets: list[int]) -> None:
     spacing = json.loads((folder / "meta.json").read_text())["voxel_size_um_zyx"]
     with tempfile.TemporaryDirectory() as scratch:
         campaign = Campaign.create(f"{scratch}/c", check_config({"name": "benchmark", "classes": ["object"]}))
-        import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
+        import_volume(campaign, VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=spacing))
         starting_patches.draw_holdout(campaign)
         volume, boxes = campaign.volumes.record("v"), starting_patches.candidate_boxes(campaign, "v")
         features = measure_places(campaign.volumes, [volume], {"v": boxes})["v"]

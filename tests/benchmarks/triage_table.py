@@ -27,6 +27,7 @@ from rescueseg.queue.store import open_queue
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.triage.records import Triage
 from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.volume_files import VolumeImport
 
 DEFAULT = (
     *(
@@ -84,10 +85,10 @@ def triaged(image: np.ndarray, truth: np.ndarray, kind: Any, spacing: tuple[floa
     try:
         tifffile.imwrite(folder / "raw.tif", image)
         tifffile.imwrite(folder / "truth.tif", truth)
-        campaign: Campaign = start_campaign(
-            str(folder / "campaign"), settings_of("t", ["structure"], [f"seed={seed}"]), [str(folder / "raw.tif")],
-            spacing=spacing, truths=[str(folder / "truth.tif")], truth_type=kind, say=lambda line: None,
-        )  # fmt: skip
+        files = str(folder / "raw.tif"), str(folder / "truth.tif")
+        volume = VolumeImport(files[0], spacing=spacing, truth=files[1], truth_type=kind)
+        config = settings_of("t", ["structure"], [f"seed={seed}"])
+        campaign: Campaign = start_campaign(str(folder / "campaign"), config, [volume], say=lambda line: None)
         store = open_queue(campaign)
         store.migrate()
         return triage_campaign(campaign, store, mask="truth")

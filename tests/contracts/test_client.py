@@ -39,7 +39,9 @@ IMAGE = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
 @pytest.fixture
 def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
     tifffile.imwrite(tmp_path / "raw.tif", IMAGE)
-    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    )
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[0, 1, 2] = 1
     campaign.storage.write_array("weak_labels/t/a.npz", prefill)
@@ -348,7 +350,9 @@ def numbered(tmp_path: Path) -> Campaign:
     config = check_config({"name": "n", "classes": ["nucleus"], "annotation": {"labels": "instance"}})
     campaign = Campaign.create(str(tmp_path / "numbered"), config)
     tifffile.imwrite(tmp_path / "numbered.tif", IMAGE)
-    volumes.import_volume(campaign, str(tmp_path / "numbered.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "numbered.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    )
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[0, 0, 0] = prefill[2, 3, 4] = 1
     campaign.storage.write_array("weak_labels/t/a.npz", prefill)

@@ -24,6 +24,7 @@ from rescueseg.services.prefect_api import flow_command
 from rescueseg.stages.due import count_due
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 
 SETTINGS = [
     "training.iterations=6",
@@ -54,10 +55,7 @@ def looped(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Campai
     campaign = start_campaign(
         str(folder / "campaign"),
         settings_of("loop", ["organelle"], SETTINGS),
-        [str(folder / "raw.tif")],
-        spacing=spacing,
-        truths=[str(folder / "truth.tif")],
-        names=["phantom"],
+        [VolumeImport(str(folder / "raw.tif"), spacing=spacing, truth=str(folder / "truth.tif"), volume_id="phantom")],
     )
     result = _run(servers, "active-learning", campaign_url=campaign.url, generations=2)
     assert [row["generation"] for row in result] == [0, 1]

@@ -16,6 +16,7 @@ from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,9 +28,7 @@ def test_evidence_and_picture_are_artifacts_in_prefect_and_mlflow(tmp_path: Path
     campaign = start_campaign(
         str(tmp_path / "campaign"),
         settings_of("Triaged_1.x", ["organelle"]),
-        [str(tmp_path / "raw.tif")],
-        spacing=spacing,
-        truths=[str(tmp_path / "truth.tif")],
+        [VolumeImport(str(tmp_path / "raw.tif"), spacing=spacing, truth=str(tmp_path / "truth.tif"))],
     )
     with Servers(tmp_path / "services", f"sqlite:///{tmp_path}/mlflow.db") as servers:
         command = flow_command("triage", {"campaign_url": campaign.url, "mask": "truth"})

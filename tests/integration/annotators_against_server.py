@@ -64,7 +64,9 @@ def make_campaign(folder: Path, database_url: str, tickets: int, lease_seconds: 
     boxes = [Box(place, PATCH) for place in itertools.islice(places, tickets)]
     noise = np.random.default_rng(1).integers(0, 255, (32, 160, 128), np.uint8)
     tifffile.imwrite(folder / "raw.tif", noise)
-    volumes.import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=(0.3, 0.1, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=(0.3, 0.1, 0.1))
+    )
     new = [NewTicket(ticket_id=f"t{n:04d}", volume_id="v", box=box, score=n % 7) for n, box in enumerate(boxes)]
     open_queue(campaign).add_tickets(new)
     return campaign
@@ -295,7 +297,9 @@ def time_large(folder: Path, database_url: str, count: int, annotators: int = 4)
     campaign = Campaign.create(str(folder / "large"), check_config(settings))
     rng = np.random.default_rng(2)
     tifffile.imwrite(folder / "large.tif", rng.integers(0, 255, (160, 160, 160), np.uint8))
-    volumes.import_volume(campaign, str(folder / "large.tif"), volume_id="v", spacing=(0.1, 0.1, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / "large.tif"), volume_id="v", spacing=(0.1, 0.1, 0.1))
+    )
     places = [tuple(int(v) for v in rng.integers(0, 33, 3)) for _ in range(count)]
     new = [NewTicket(ticket_id=f"t{n:04d}", volume_id="v", box=Box(p, LARGE)) for n, p in enumerate(places)]  # type: ignore[arg-type]
     open_queue(campaign).add_tickets(new)

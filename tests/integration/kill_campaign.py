@@ -33,6 +33,7 @@ from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import LOOP_FLOW, flow_command
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 
 GENERATIONS = 2
 SETTINGS: dict[str, Any] = {
@@ -62,10 +63,7 @@ def make_campaign(folder: Path, work: Path) -> Campaign:
     return start_campaign(
         str(folder),
         check_config(SETTINGS),
-        [str(raw)],
-        spacing=(0.09, 0.03, 0.03),
-        truths=[str(truth)],
-        truth_type="semantic",
+        [VolumeImport(str(raw), spacing=(0.09, 0.03, 0.03), truth=str(truth), truth_type="semantic")],
         say=lambda _line: None,
     )
 

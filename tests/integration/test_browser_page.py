@@ -91,7 +91,7 @@ def letter(shape: Voxel, at: Voxel = AT) -> npt.NDArray[np.bool_]:
 
 def add_volume(campaign: Campaign, folder: Path, name: str, image: npt.NDArray[Any], spacing: Spacing) -> None:
     tifffile.imwrite(folder / f"{name}.tif", image)
-    volumes.import_volume(campaign, str(folder / f"{name}.tif"), volume_id=name, spacing=spacing)
+    volumes.import_volume(campaign, volumes.VolumeImport(str(folder / f"{name}.tif"), volume_id=name, spacing=spacing))
 
 
 def lettered_image() -> npt.NDArray[np.uint16]:
@@ -278,7 +278,9 @@ REAL = [
 def test_round_trip_on_a_real_volume(site: Served, browser: Any, real_data: Path, name: str, box: Box) -> None:
     raw = tifffile.imread(real_data / name / "raw.tif")
     spacing = json.loads((real_data / name / "meta.json").read_text())["voxel_size_um_zyx"]
-    volumes.import_volume(site.campaign, str(real_data / name / "raw.tif"), volume_id=name, spacing=spacing)
+    volumes.import_volume(
+        site.campaign, volumes.VolumeImport(str(real_data / name / "raw.tif"), volume_id=name, spacing=spacing)
+    )
     start = (tifffile.imread(real_data / name / "labels.tif")[box.slices] > 0).astype(np.uint8)
     start[:2] = IGNORE
     site.ticket(name, name, box, start)

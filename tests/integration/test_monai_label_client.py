@@ -45,7 +45,7 @@ def campaign_of(folder: Path, image: np.ndarray, spacing: tuple[float, float, fl
     config = check_config({"name": "rest", "classes": classes, "annotation": annotation})
     campaign = Campaign.create(str(folder / "campaign"), config)
     tifffile.imwrite(folder / "raw.tif", image)
-    volumes.import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
+    volumes.import_volume(campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=spacing))
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[1, 2:9, 3:5] = 1
     campaign.storage.write_array("weak_labels/t/a.npz", prefill)

@@ -63,7 +63,9 @@ def fill(
 ) -> None:
     """Import a volume, and queue one patch of it with a first mask."""
     tifffile.imwrite(folder / f"{volume_id}.tif", raw)
-    volumes.import_volume(campaign, str(folder / f"{volume_id}.tif"), volume_id=volume_id, spacing=spacing)
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / f"{volume_id}.tif"), volume_id=volume_id, spacing=spacing)
+    )
     campaign.storage.write_array(f"weak_labels/t/{volume_id}.npz", start)
     ticket = NewTicket(
         ticket_id=volume_id, volume_id=volume_id, box=box, prefill=f"weak_labels/t/{volume_id}.npz", reason="a test"
@@ -186,7 +188,9 @@ def test_a_blind_pair_is_compared_and_one_of_it_accepted(play: Play, tmp_path: P
     settings = {"name": "pair", "classes": ["one"], "annotation": {"review": True}}
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config(settings))
     tifffile.imwrite(tmp_path / "v.tif", random_generator(5, "raw").integers(0, 250, (8, 30, 40)).astype(np.uint8))
-    volumes.import_volume(campaign, str(tmp_path / "v.tif"), volume_id="v", spacing=(0.6, 0.2, 0.2))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "v.tif"), volume_id="v", spacing=(0.6, 0.2, 0.2))
+    )
     store = open_queue(campaign)
     store.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=box, annotators=2)])
     drawn = {"anna": np.zeros(box.shape_zyx, np.uint8), "bob": np.zeros(box.shape_zyx, np.uint8)}

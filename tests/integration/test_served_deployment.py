@@ -33,6 +33,7 @@ from rescueseg.stages import tickets
 from rescueseg.stages.due import count_due
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 from tests import annotation_server
 
 EVERY_MINUTE = "* * * * *"
@@ -131,10 +132,7 @@ def make_campaign(folder: Path) -> tuple[Campaign, QueueStore]:
     campaign = start_campaign(
         str(folder / "campaign"),
         settings_of("served", ["organelle"], SETTINGS),
-        [str(folder / "raw.tif")],
-        spacing=spacing,
-        truths=[str(folder / "truth.tif")],
-        names=["phantom"],
+        [VolumeImport(str(folder / "raw.tif"), spacing=spacing, truth=str(folder / "truth.tif"), volume_id="phantom")],
     )
     store = open_queue(campaign)
     assert tickets.prepare(campaign, store) == 2

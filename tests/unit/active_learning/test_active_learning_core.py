@@ -35,7 +35,9 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
         {"name": "bars", "classes": ["a", "b"], "inference": {"mc_samples": 2}, "cluster": {"workers": 1}}
     )
     campaign = Campaign.create(str(tmp_path / "campaign"), config)
-    volumes.import_volume(campaign, str(tmp_path / "bars.tif"), volume_id="v", spacing=(0.2, 0.1, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "bars.tif"), volume_id="v", spacing=(0.2, 0.1, 0.1))
+    )
     holdout = starting_patches.draw_holdout(campaign)
     assert len(starting_patches.holdout_tickets(campaign.volumes.records(), holdout)) == len(holdout.boxes)
     assert all(b.box.stop_zyx[2] > 60 for b in holdout.boxes if b.stratum in ("bright", "dense"))
@@ -70,7 +72,7 @@ def test_small_real_volumes_have_room(real_data: Path, tmp_path: Path, name: str
     folder = real_data / name
     spacing = json.loads((folder / "meta.json").read_text())["voxel_size_um_zyx"]
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "real", "classes": ["o"]}))
-    volumes.import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=spacing)
+    volumes.import_volume(campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=spacing))
     holdout = starting_patches.draw_holdout(campaign)
     assert [b.part for b in holdout.boxes] == ["validation", "test"] * 8
     taken: list[Patch] = []

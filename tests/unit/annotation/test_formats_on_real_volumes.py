@@ -43,7 +43,9 @@ def laid(
     tifffile.imwrite(folder / "raw.tif", raw[around.slices])
     config = {"name": "real", "classes": ["structure"], "annotation": {"labels": labels}}
     campaign = Campaign.create(str(folder / "campaign"), check_config(config))
-    volumes.import_volume(campaign, str(folder / "raw.tif"), volume_id="v", spacing=tuple(spacing))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=tuple(spacing))
+    )
     inside = box.relative_to(around)
     open_queue(campaign).add_tickets([NewTicket(ticket_id=kind.name, volume_id="v", box=inside) for kind in FORMATS])
     unseen = np.zeros(box.shape_zyx, np.bool_)

@@ -36,7 +36,9 @@ SHAPE = (3, 4, 5)
 def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
     image = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
     tifffile.imwrite(tmp_path / "raw.tif", image)
-    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    )
     tickets = [
         NewTicket(ticket_id=name, volume_id="v", box=Box((i, 3, 4), SHAPE), score=9.0 - i)
         for i, name in enumerate("abcd")
@@ -233,7 +235,9 @@ def test_more_objects_than_a_format_holds_do_not_end_the_watcher(tmp_path: Path)
     tifffile.imwrite(
         tmp_path / "raw.tif", np.arange(6 * 404 * 344, dtype=np.uint32).reshape(6, 404, 344).astype(np.uint8)
     )
-    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+    )
     dots = np.zeros((3, 400, 340), np.uint8)
     dots[::2, ::2, ::2] = 1
     campaign.storage.write_array("weak_labels/t/many.npz", dots)

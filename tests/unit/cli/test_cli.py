@@ -164,7 +164,6 @@ WRONG = {
     "two truths": (["raw.tif", "--truth", "truth.tif", "--truth", "truth.tif"], "2 given for 1 volumes"),
     "two of one name": (["raw.tif", "raw.tif"], "two volumes would be called 'raw'"),
     "name that leaves the folder": (["raw.tif", "--id", "../x"], "no valid volume id"),
-    "unknown truth type": (["raw.tif", "--truth-type", "fuzzy"], "'fuzzy' is no truth type"),
     "unknown section": (["raw.tif", "--set", "trainig.iterations=3"], "unknown key 'trainig'. Did you mean 'training'"),
     "unknown key": (["raw.tif", "--set", "training.iteration=3"], "Did you mean 'training.iterations'"),
     "value out of range": (["raw.tif", "--set", "training.dropout=2"], "'training.dropout'"),
@@ -188,6 +187,19 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert expected in said
     assert (tree(folder), sorted(folder.iterdir())) == (before, names)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["init", "add"])
+def test_a_truth_type_that_is_none_is_refused_with_the_ones_there_are(command: str, folder: Path) -> None:
+    more = ["--classes", "organelle"] if command == "init" else []
+    before = tree(folder)
+    words = [command, folder / "c", folder / "raw.tif", "--truth-type", "fuzzy", *more]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert "Invalid value for '--truth-type'" in said
+    assert "'fuzzy' is not one of 'semantic', 'instance'" in said
+    assert tree(folder) == before
 
 
 @pytest.mark.parametrize("what", ["NaNs", "label outside the classes", "mask of another shape", "two of one name"])

@@ -37,7 +37,7 @@ SPACING = (0.4, 0.2, 0.1)
 def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
     image = np.arange(8 * 9 * 10, dtype=np.uint16).reshape(8, 9, 10)
     tifffile.imwrite(tmp_path / "raw.tif", image)
-    volumes.import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=SPACING)
+    volumes.import_volume(campaign, volumes.VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=SPACING))
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[0, 1, 2] = 1
     campaign.storage.write_array("generations/0000/prefills/a.npz", prefill)

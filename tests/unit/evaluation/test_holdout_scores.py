@@ -24,6 +24,7 @@ from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.storage import digest_array
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 from tests.evaluated_campaign import (
     SHAPE,
@@ -186,7 +187,10 @@ def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "image.tif", np.where(truth > 0, 10, 200).astype(np.uint8))
     tifffile.imwrite(tmp_path / "truth.tif", truth)
     import_volume(
-        campaign, str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING, truth=str(tmp_path / "truth.tif")
+        campaign,
+        VolumeImport(
+            str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING, truth=str(tmp_path / "truth.tif")
+        ),
     )
     campaign.freeze_holdout(holdout_boxes())
     result = threshold_baseline(campaign)
@@ -202,7 +206,7 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
         check_config({"name": "objects", "classes": ["nucleus"], "annotation": {"labels": "instance"}}),
     )
     tifffile.imwrite(tmp_path / "image.tif", (numbered > 0) * np.uint16(500))
-    import_volume(campaign, str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING)
+    import_volume(campaign, VolumeImport(str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING))
     box = HoldoutBox(volume_id="phantom", box=Box((0, 30, 0), (8, 24, 24)), part="test", stratum="grid")
     campaign.freeze_holdout(Holdout(boxes=(box,), guard_zyx=(2, 4, 4)))
     store = open_queue(campaign)
@@ -233,7 +237,9 @@ def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None
     for name, array in (("image", (numbered > 0) * np.uint16(500)), ("truth", numbered)):
         tifffile.imwrite(tmp_path / f"{name}.tif", array)
     image, truth = str(tmp_path / "image.tif"), str(tmp_path / "truth.tif")
-    import_volume(campaign, image, volume_id="phantom", spacing=SPACING, truth=truth, truth_type="instance")
+    import_volume(
+        campaign, VolumeImport(image, volume_id="phantom", spacing=SPACING, truth=truth, truth_type="instance")
+    )
     boxes = [Box((0, 30, 0), (8, 24, 24)), Box((12, 30, 0), (8, 24, 24)), Box((0, 60, 60), (8, 24, 24))]
     held = tuple(HoldoutBox(volume_id="phantom", box=box, part="test", stratum="grid") for box in boxes)
     campaign.freeze_holdout(Holdout(boxes=held, guard_zyx=(2, 4, 4)))

@@ -17,6 +17,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.image_files.hints import of_imagej, of_ome, treatments
 from rescueseg.image_files.registry import open_source
 from rescueseg.records import VolumeRecord
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 VOXELS = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8)
@@ -115,13 +116,13 @@ def test_every_format_gives_its_hints(tmp_path: Path, writer: Any, expected: dic
 
 def test_the_import_keeps_them_and_the_name_of_the_file(tmp_path: Path, campaign: Campaign) -> None:
     tifffile.imwrite(tmp_path / "x_denoised.tif", VOXELS, imagej=True, metadata={"axes": "ZYX", "Info": "Lens = 20x"})
-    record = import_volume(campaign, str(tmp_path / "x_denoised.tif"), spacing=(1, 1, 1))
+    record = import_volume(campaign, VolumeImport(str(tmp_path / "x_denoised.tif"), spacing=(1, 1, 1)))
     assert record.hints == {"objective": "20x", "preprocessing": "denoised"}
     assert campaign.volumes.record(record.volume_id) == record
 
 
 def test_records_from_before_still_load(campaign: Campaign, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", VOXELS, metadata={"axes": "ZYX"})
-    record = import_volume(campaign, str(tmp_path / "a.tif"), spacing=(1, 1, 1))
+    record = import_volume(campaign, VolumeImport(str(tmp_path / "a.tif"), spacing=(1, 1, 1)))
     old = {key: value for key, value in record.to_json().items() if key not in ("hints", "refused")}
     assert VolumeRecord.model_validate(old) == record

@@ -23,7 +23,7 @@ from rescueseg.geometry import Box
 from rescueseg.image_files.label_files import Grid, open_labels
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.source import Statement
-from rescueseg.volumes import import_volume, open_image, open_truth
+from rescueseg.volumes import VolumeImport, import_volume, open_image, open_truth
 
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(11)
@@ -81,17 +81,16 @@ def test_axes_said_of_an_image_hold_for_its_truth(
     order = ["zyx".index(a) for a in axes]
     image = write(tmp_path / "i", np.ascontiguousarray(CUBE.transpose(order)))
     truth = write(tmp_path / "t", np.ascontiguousarray(TRUTH.transpose(order)))
-    import_volume(campaign, str(image), truth=str(truth), spacing=SPACING, said=Statement(axes=axes))
+    import_volume(campaign, VolumeImport(str(image), truth=str(truth), spacing=SPACING, said=Statement(axes=axes)))
     np.testing.assert_array_equal(open_image(campaign.volumes, "i")[0], CUBE)
     np.testing.assert_array_equal(open_truth(campaign.volumes, "i")[...], TRUTH)
 
 
 def test_channels_said_of_an_image_are_not_asked_of_its_truth(campaign: Campaign, tmp_path: Path) -> None:
     two = np.stack([CUBE, CUBE[::-1]])
-    import_volume(
-        campaign, str(write_h5(tmp_path / "i", two)), truth=str(write_h5(tmp_path / "t", TRUTH)), spacing=SPACING,
-        said=Statement(axes="czyx"),
-    )  # fmt: skip
+    image, truth = write_h5(tmp_path / "i", two), write_h5(tmp_path / "t", TRUTH)
+    said = Statement(axes="czyx")
+    import_volume(campaign, VolumeImport(str(image), truth=str(truth), spacing=SPACING, said=said))
     np.testing.assert_array_equal(open_image(campaign.volumes, "i")[...], two)
     np.testing.assert_array_equal(open_truth(campaign.volumes, "i")[...], TRUTH)
 
@@ -251,7 +250,7 @@ def test_numbers_that_are_no_grey_values_are_said(tmp_path: Path, options: dict[
 def test_values_that_single_precision_cannot_tell_apart(campaign: Campaign, tmp_path: Path, offset: float) -> None:
     tifffile.imwrite(tmp_path / "a.tif", RNG.random((10, 10, 10)) + offset, photometric="minisblack")
     with pytest.raises(RescuesegError, match="too close together for float32"):
-        import_volume(campaign, str(tmp_path / "a.tif"), spacing=SPACING)
+        import_volume(campaign, VolumeImport(str(tmp_path / "a.tif"), spacing=SPACING))
 
 
 @pytest.mark.parametrize("position", [3, -1])

@@ -40,7 +40,9 @@ class Hands:
         settings = {"name": "test", "classes": ["organelle"], "annotation": {"review": True}}
         self.campaign = Campaign.create(str(folder / "campaign"), check_config(settings))
         tifffile.imwrite(folder / "raw.tif", np.arange(720, dtype=np.uint16).reshape(8, 9, 10))
-        volumes.import_volume(self.campaign, str(folder / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+        volumes.import_volume(
+            self.campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
+        )
         self.store = QueueStore(self.campaign.database_url, clock=self.now)
         self.store.migrate()
         boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}

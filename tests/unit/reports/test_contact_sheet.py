@@ -50,7 +50,7 @@ def test_groups_that_fit_a_row_are_not_broken(sizes: list[int]) -> None:
 def test_every_part_is_on_the_sheet(campaign: Campaign, tmp_path: Path, rough: bool) -> None:
     image, _, spacing = make_phantom((16, 64, 64), seed=3)
     tifffile.imwrite(tmp_path / "a.tif", image, metadata={"axes": "ZYX"})
-    volumes.import_volume(campaign, str(tmp_path / "a.tif"), volume_id="a", spacing=spacing)
+    volumes.import_volume(campaign, volumes.VolumeImport(str(tmp_path / "a.tif"), volume_id="a", spacing=spacing))
     if rough:
         campaign.save_rough_patches([Patch("a", Box((0, 0, 0), (8, 12, 12)))])
     holdout = starting_patches.draw_holdout(campaign)

@@ -18,6 +18,7 @@ from rescueseg.reports.preview_picture import draw_previews
 from rescueseg.volumes import middle_planes as reading
 from rescueseg.volumes.batch_import import VolumePreview, preview_volumes
 from rescueseg.volumes.middle_planes import middle_planes
+from rescueseg.volumes.volume_files import VolumeImport
 
 SHAPE = (12, 40, 64)
 SPACING = (0.5, 0.1, 0.2)
@@ -26,11 +27,12 @@ HALVES = np.broadcast_to(np.arange(64) >= 32, SHAPE).astype(np.uint16) * 1000
 
 def look(folder: Path, data: npt.NDArray[Any], truth: npt.NDArray[Any] | None = None) -> VolumePreview:
     tifffile.imwrite(folder / "a.tif", data, photometric="minisblack", metadata={"axes": "CZYX"[-data.ndim :]})
-    truths = []
+    truth_file = None
     if truth is not None:
         tifffile.imwrite(folder / "t.tif", truth, photometric="minisblack", metadata={"axes": "ZYX"})
-        truths = [str(folder / "t.tif")]
-    [preview] = preview_volumes([str(folder / "a.tif")], classes=["x"], spacing=SPACING, truths=truths, planes=1)
+        truth_file = str(folder / "t.tif")
+    volume = VolumeImport(str(folder / "a.tif"), spacing=SPACING, truth=truth_file)
+    [preview] = preview_volumes([volume], ["x"], planes=1)
     return preview
 
 

@@ -24,7 +24,7 @@ from rescueseg.errors import CampaignError, ConfigError, LeakError, SamplingErro
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import AcceptedAnnotation
 from rescueseg.sampling import patches, starting_patches
-from rescueseg.volumes import import_volume
+from rescueseg.volumes import VolumeImport, import_volume
 
 SOURCE = (26, 28, 32)
 """Shape of each of the two specimens."""
@@ -98,7 +98,8 @@ def bring_in(campaign: Campaign, folder: Path, file: File, images: list[np.ndarr
     tifffile.imwrite(truth, (rng.random(voxels.shape) < 0.3).astype(np.uint8), metadata={"axes": "ZYX"})
     spacing = [(0.1, 0.1, 0.1), (0.1001, 0.1, 0.1), (0.3, 0.1, 0.1)][rng.integers(3)]
     import_volume(
-        campaign, str(path), volume_id=file.name, spacing=spacing, truth=str(truth) if rng.random() < 0.5 else None
+        campaign,
+        VolumeImport(str(path), volume_id=file.name, spacing=spacing, truth=str(truth) if rng.random() < 0.5 else None),
     )
 
 
@@ -217,9 +218,9 @@ def make(folder: Path, **holdout: object) -> Campaign:
 def test_nothing_that_a_volume_held_out_whole_shows_is_offered_or_read(tmp_path: Path) -> None:
     one, two = specimens(np.random.default_rng(0))
     campaign = make(tmp_path, volumes=["whole"], guard_zyx=[1, 2, 2])
-    import_volume(campaign, write(tmp_path, "whole", one[:, :, 16:]), spacing=(1, 1, 1))
-    import_volume(campaign, write(tmp_path, "beside", one[:, :, :24][::-1]), spacing=(1, 1, 1))
-    import_volume(campaign, write(tmp_path, "other", two), spacing=(1, 1, 1))
+    import_volume(campaign, VolumeImport(write(tmp_path, "whole", one[:, :, 16:]), spacing=(1, 1, 1)))
+    import_volume(campaign, VolumeImport(write(tmp_path, "beside", one[:, :, :24][::-1]), spacing=(1, 1, 1)))
+    import_volume(campaign, VolumeImport(write(tmp_path, "other", two), spacing=(1, 1, 1)))
     holdout = starting_patches.draw_holdout(campaign)
     assert holdout.whole == ("whole",)
     assert {b.volume_id for b in holdout.boxes} == {"whole"}
@@ -233,7 +234,7 @@ def test_nothing_that_a_volume_held_out_whole_shows_is_offered_or_read(tmp_path:
     assert read.stop_zyx[2] <= 16
     with pytest.raises(LeakError, match="overlaps the holdout box"):
         make_snapshot(campaign, 0, accepted([Patch("whole", Box((0, 0, 0), (4, 4, 4)))]))
-    import_volume(campaign, write(tmp_path, "copy", one[:, ::-1, 16:]), spacing=(1, 1, 1))
+    import_volume(campaign, VolumeImport(write(tmp_path, "copy", one[:, ::-1, 16:]), spacing=(1, 1, 1)))
     grown = starting_patches.draw_holdout(campaign)
     assert (grown.boxes, grown.whole) == (holdout.boxes, ("whole",)), "boxes are drawn in no other volume"
     assert starting_patches.candidate_boxes(campaign, "copy") == []
@@ -244,13 +245,13 @@ def test_nothing_that_a_volume_held_out_whole_shows_is_offered_or_read(tmp_path:
 def test_a_volume_that_cannot_be_held_out_whole_is_named(tmp_path: Path) -> None:
     one, _ = specimens(np.random.default_rng(0))
     campaign = make(tmp_path, volumes=["gone"])
-    import_volume(campaign, write(tmp_path, "a", one), spacing=(1, 1, 1))
+    import_volume(campaign, VolumeImport(write(tmp_path, "a", one), spacing=(1, 1, 1)))
     with pytest.raises(SamplingError, match=r"^holdout.volumes: there is no volume 'gone'"):
         starting_patches.draw_holdout(campaign)
     (tmp_path / "second").mkdir()
     seen = make(tmp_path / "second", volumes=["a"])
-    import_volume(seen, str(tmp_path / "a.tif"), spacing=(1, 1, 1))
-    import_volume(seen, write(tmp_path, "b", one[2:]), spacing=(1, 1, 1))
+    import_volume(seen, VolumeImport(str(tmp_path / "a.tif"), spacing=(1, 1, 1)))
+    import_volume(seen, VolumeImport(write(tmp_path, "b", one[2:]), spacing=(1, 1, 1)))
     seen.save_rough_patches([Patch("b", Box((0, 0, 0), (4, 4, 4)))])
     with pytest.raises(SamplingError, match="'a' cannot be held out whole: something that it shows was annotated"):
         starting_patches.draw_holdout(seen)
@@ -278,7 +279,7 @@ def test_the_guard_is_about_an_object_wide_unless_somebody_chose_one(
 ) -> None:
     campaign = make(tmp_path, **settings)
     image, truth = balls(tmp_path, 11)
-    import_volume(campaign, image, spacing=(0.5, 0.5, 0.5), truth=truth, truth_type="instance")
+    import_volume(campaign, VolumeImport(image, spacing=(0.5, 0.5, 0.5), truth=truth, truth_type="instance"))
     guard_zyx = starting_patches.draw_holdout(campaign).guard_zyx
     if isinstance(expected, int):
         assert all(abs(width - expected) <= 1 for width in guard_zyx)
@@ -293,7 +294,7 @@ def test_both_ways_to_choose_a_guard_are_one_too_many(tmp_path: Path) -> None:
 
 def test_the_triage_tells_the_guard_where_no_truth_numbers_objects(tmp_path: Path) -> None:
     campaign = make(tmp_path)
-    import_volume(campaign, balls(tmp_path, 11)[0], spacing=(0.5, 0.5, 0.5))
+    import_volume(campaign, VolumeImport(balls(tmp_path, 11)[0], spacing=(0.5, 0.5, 0.5)))
     triaged = TriageSummary(
         problem="blobs", trainer="monai_unet", route=AdvisedRoute(query="entropy", postprocessing="none"),
         structure=None, mask="auto", evidence=(MeasuredValue(name="thickness", value=4.6),),

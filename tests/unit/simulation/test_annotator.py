@@ -16,6 +16,7 @@ from rescueseg.geometry import Box, Patch
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.simulation.annotator import AnnotatorOptions, SimulatedAnnotator, jitter_boundaries, miss_objects
+from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
 BOXES = [Box((0, 0, 0), (8, 16, 16)), Box((4, 16, 8), (8, 16, 16)), Box((8, 0, 16), (8, 16, 16))]
@@ -33,7 +34,8 @@ def queue(campaign: Campaign, tmp_path: Path, truth: np.ndarray) -> QueueStore:
     tifffile.imwrite(tmp_path / "raw.tif", (truth * 100 + 20).astype(np.uint8), metadata={"axes": "ZYX"})
     tifffile.imwrite(tmp_path / "truth.tif", truth, metadata={"axes": "ZYX"})
     import_volume(
-        campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1), truth=str(tmp_path / "truth.tif")
+        campaign,
+        VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1), truth=str(tmp_path / "truth.tif")),
     )
     store = open_queue(campaign)
     store.add_tickets(
@@ -82,7 +84,7 @@ def test_truth_is_needed(campaign: Campaign, tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "raw.tif", np.arange(4096, dtype=np.uint16).reshape(16, 16, 16), metadata={"axes": "ZYX"}
     )
-    import_volume(campaign, str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1))
+    import_volume(campaign, VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1)))
     store = open_queue(campaign)
     store.add_tickets([NewTicket(ticket_id="pool-1", volume_id="v", box=Box((0, 0, 0), (8, 8, 8)))])
     with pytest.raises(LabelError, match="needs ground truth"):

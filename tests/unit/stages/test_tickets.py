@@ -32,7 +32,9 @@ def add(campaign: Campaign, folder: Path, name: str, truth: bool = True, seed: i
     for part, array in (("image", image), ("truth", labels)):
         tifffile.imwrite(folder / f"{part}.tif", array, metadata={"axes": "ZYX"})
     given = str(folder / "truth.tif") if truth else None
-    volumes.import_volume(campaign, str(folder / "image.tif"), volume_id=name, spacing=spacing, truth=given)
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / "image.tif"), volume_id=name, spacing=spacing, truth=given)
+    )
 
 
 @pytest.fixture

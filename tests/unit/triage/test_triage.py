@@ -26,6 +26,7 @@ from rescueseg.stages.triage import triage_campaign
 from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
+from rescueseg.volumes.volume_files import VolumeImport
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -55,11 +56,15 @@ def make(folder: Path, image: np.ndarray, truth: np.ndarray, kind: Any = "instan
     return start_campaign(
         str(folder / "campaign"),
         settings_of("cells", ["cell"], more.pop("settings", [])),
-        [str(folder / "raw.tif")],
-        spacing=SPACING,
-        truths=[str(folder / "truth.tif")],
-        truth_type=kind,
-        names=["v"],
+        [
+            VolumeImport(
+                str(folder / "raw.tif"),
+                spacing=SPACING,
+                truth=str(folder / "truth.tif"),
+                truth_type=kind,
+                volume_id="v",
+            )
+        ],
         say=lambda line: None,
     )
 
@@ -114,10 +119,11 @@ def test_truth_of_a_volume_held_out_whole_is_left_alone_and_so_is_that_of_its_co
     tifffile.imwrite(tmp_path / "turned.tif", numbers[:, ::-1], metadata={"axes": "ZYX"})
     add_volumes(
         held,
-        [str(tmp_path / "copy.tif")],
-        spacing=SPACING,
-        truths=[str(tmp_path / "turned.tif")],
-        truth_type="instance",
+        [
+            VolumeImport(
+                str(tmp_path / "copy.tif"), spacing=SPACING, truth=str(tmp_path / "turned.tif"), truth_type="instance"
+            )
+        ],
         say=lambda _: None,
     )
     assert held.volumes.shared_places().related("v") == ["v", "copy"]
@@ -252,10 +258,8 @@ def test_a_phantom_from_the_command_line(tmp_path: Path) -> None:
     image, truth, spacing = make_phantom((16, 64, 64), seed=3)
     tifffile.imwrite(tmp_path / "raw.tif", image, metadata={"axes": "ZYX"})
     tifffile.imwrite(tmp_path / "truth.tif", truth, metadata={"axes": "ZYX"})
-    start_campaign(
-        str(tmp_path / "c"), settings_of("p", ["organelle"]), [str(tmp_path / "raw.tif")],
-        spacing=spacing, truths=[str(tmp_path / "truth.tif")], say=lambda line: None,
-    )  # fmt: skip
+    volume = VolumeImport(str(tmp_path / "raw.tif"), spacing=spacing, truth=str(tmp_path / "truth.tif"))
+    start_campaign(str(tmp_path / "c"), settings_of("p", ["organelle"]), [volume], say=lambda line: None)
     runner = CliRunner()
     wrong = runner.invoke(app, ["triage", str(tmp_path / "c"), "--structure", "tube"])
     assert wrong.exit_code == 1

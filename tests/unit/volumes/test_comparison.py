@@ -17,7 +17,7 @@ from rescueseg.errors import CampaignError, ConfigError, VolumeError
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Relation
 from rescueseg.shared_places import GridMap
-from rescueseg.volumes import comparison, import_volume
+from rescueseg.volumes import VolumeImport, comparison, import_volume
 from rescueseg.volumes.anchors import find_anchors
 from rescueseg.volumes.batch_import import add_volumes
 from rescueseg.volumes.coarse_reading import Pyramid
@@ -269,8 +269,8 @@ def test_few_equal_voxels_do_not_hide_how_the_rest_lies(
     """A rescaling leaves some values as they were: they alone may suit another way to lie as well."""
     image = eight_bit(ndimage.gaussian_filter(phantom.astype(np.float32), 1.5))[:, :100, :100]
     rescaled = ((image - 13.0) * 1.0625).clip(0, 255).round().astype(np.uint8)[:, ::-1]
-    import_volume(campaign, write(tmp_path, "a", image), spacing=SPACING)
-    import_volume(campaign, write(tmp_path, "b", rescaled), spacing=SPACING)
+    import_volume(campaign, VolumeImport(write(tmp_path, "a", image), spacing=SPACING))
+    import_volume(campaign, VolumeImport(write(tmp_path, "b", rescaled), spacing=SPACING))
     patch = Patch("a", Box((3, 5, 7), (4, 4, 4)))
     assert any(
         box.contains(Box((3, 100 - 9, 7), (4, 4, 4))) for box in campaign.volumes.shared_places().boxes_in("b", [patch])
@@ -292,9 +292,9 @@ def test_an_image_is_known_again_with_another_truth_and_spacing(
 ) -> None:
     file = write(tmp_path, "a", phantom[:, :60, :60])
     truth = write(tmp_path, "t", (phantom[:, :60, :60] > 900).astype(np.uint8))
-    first = import_volume(campaign, file, spacing=SPACING)
+    first = import_volume(campaign, VolumeImport(file, spacing=SPACING))
     said: list[str] = []
-    add_volumes(campaign, [file], spacing=TWICE, truths=[truth], names=["b"], say=said.append)
+    add_volumes(campaign, [VolumeImport(file, spacing=TWICE, truth=truth, volume_id="b")], say=said.append)
     assert campaign.volumes.record("b").digest != first.digest
     assert said[1:] == ["'b' shows what 'a' shows: voxels are equal, so holdout boxes of one count in the other"]
     patch = Patch("a", Box((3, 5, 7), (4, 4, 4)))
@@ -304,10 +304,10 @@ def test_an_image_is_known_again_with_another_truth_and_spacing(
 def test_a_near_copy_may_be_declared_distinct_and_equal_voxels_may_not(
     campaign: Campaign, tmp_path: Path, phantom: np.ndarray
 ) -> None:
-    import_volume(campaign, write(tmp_path, "a", phantom), spacing=SPACING)
+    import_volume(campaign, VolumeImport(write(tmp_path, "a", phantom), spacing=SPACING))
     files = [write(tmp_path, "b", eight_bit(phantom)[:, ::-1]), write(tmp_path, "c", phantom[4:])]
     said: list[str] = []
-    add_volumes(campaign, files[:1], spacing=SPACING, say=said.append)
+    add_volumes(campaign, [VolumeImport(files[0], spacing=SPACING)], say=said.append)
     assert said[1] == (
         "'b' shows what 'a' shows, mirrored along y: a near copy, so holdout boxes of one count in the other; "
         "if they are different specimens, add it with --distinct-from a"
@@ -327,7 +327,7 @@ def test_campaigns_of_earlier_versions_are_compared_later(
 ) -> None:
     monkeypatch.setattr(comparison, "_STORED", 0)
     for name, part in (("a", phantom), ("b", phantom[4:, ::-1]), ("c", make_phantom((24, 40, 40), seed=3)[0])):
-        import_volume(campaign, write(tmp_path, name, part), volume_id=name, spacing=SPACING)
+        import_volume(campaign, VolumeImport(write(tmp_path, name, part), volume_id=name, spacing=SPACING))
     found = campaign.volumes.relations()
     assert [(r.one, r.other) for r in found.relations] == [("a", "b")]
     assert len(campaign.storage.list("volumes/anchors")) == 3
@@ -356,7 +356,7 @@ def test_what_was_found_of_a_volume_that_never_came_in_says_nothing(
     campaign: Campaign, tmp_path: Path, phantom: np.ndarray
 ) -> None:
     """An import killed before its last act leaves its relations; another file may then get the name."""
-    import_volume(campaign, write(tmp_path, "a", phantom), spacing=SPACING)
+    import_volume(campaign, VolumeImport(write(tmp_path, "a", phantom), spacing=SPACING))
     known = campaign.volumes.relations()
     stale = Relation(
         one="a", other="b", axes=(0, 1, 2), steps=(1, 1, 1), start=(0, 0, 0), tolerance=(0, 0, 0), found="equal voxels"
@@ -365,7 +365,7 @@ def test_what_was_found_of_a_volume_that_never_came_in_says_nothing(
         known.model_copy(update={"compared": {**known.compared, "b": "gone"}, "relations": (stale,)})
     )
     assert campaign.volumes.shared_places().related("a") == ["a"]
-    import_volume(campaign, write(tmp_path, "b", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
+    import_volume(campaign, VolumeImport(write(tmp_path, "b", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING))
     assert campaign.volumes.relations().relations == ()
     assert campaign.volumes.shared_places().related("b") == ["b"]
 
@@ -375,7 +375,7 @@ def three(campaign: Campaign, tmp_path: Path, phantom: np.ndarray) -> Campaign:
     """A volume and two near copies of it, of which the second is an inverted copy of the first."""
     image = phantom[:24, :48, :48]
     for name, part in (("a", image), ("b", eight_bit(image)), ("c", 255 - eight_bit(image))):
-        import_volume(campaign, write(tmp_path, name, part), spacing=SPACING)
+        import_volume(campaign, VolumeImport(write(tmp_path, name, part), spacing=SPACING))
     assert {(r.one, r.other) for r in campaign.volumes.relations().relations} == {("a", "b"), ("a", "c")}
     assert campaign.volumes.relations().through == (("b", "c"),)
     return campaign
@@ -392,7 +392,7 @@ def test_copies_of_a_volume_that_leaves_are_compared_with_each_other(three: Camp
 
 def test_copies_of_a_volume_that_is_replaced_are_compared_with_each_other(three: Campaign, tmp_path: Path) -> None:
     three.storage.remove("volumes/a.json")
-    import_volume(three, write(tmp_path, "a", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
+    import_volume(three, VolumeImport(write(tmp_path, "a", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING))
     assert three.volumes.shared_places().related("b") == ["b", "c"]
     assert three.volumes.shared_places().related("a") == ["a"]
 
@@ -408,11 +408,11 @@ def test_copies_of_a_volume_that_is_declared_distinct_are_compared_with_each_oth
 def test_one_near_copy_may_be_declared_distinct_and_the_others_stay(three: Campaign, tmp_path: Path) -> None:
     file = str(tmp_path / "a.tif")
     with pytest.raises(ConfigError, match=r"there is no volume 'nobody'. Volumes: a, b, c"):
-        add_volumes(three, [file], spacing=SPACING, distinct_from=["nobody"])
+        add_volumes(three, [VolumeImport(file, spacing=SPACING, distinct_from=["nobody"])])
     comparison.declare_distinct(three.volumes, "c", ["b"])
     assert three.volumes.shared_places().related("a") == ["a", "b", "c"], "they are no near copies that were found"
     said: list[str] = []
-    add_volumes(three, [file], spacing=SPACING, distinct_from=["c"], say=said.append)
+    add_volumes(three, [VolumeImport(file, spacing=SPACING, distinct_from=["c"])], say=said.append)
     assert said[1].startswith("  'c' and 'a' still count as one specimen"), "b is a near copy of both"
     marks = {(r.one, r.other): r.distinct for r in three.volumes.relations().relations}
     assert (marks["a", "b"], marks["a", "c"]) == (False, True)
@@ -422,7 +422,7 @@ def test_an_image_that_is_not_there_is_named_and_nothing_changes(three: Campaign
     three.storage.remove("volumes/b.ome.zarr")
     before = contents(three)
     with pytest.raises(VolumeError, match=r"the image of volume 'b' is not there.*remove volumes/b.json as well"):
-        import_volume(three, write(tmp_path, "d", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING)
+        import_volume(three, VolumeImport(write(tmp_path, "d", make_phantom((24, 40, 40), seed=3)[0]), spacing=SPACING))
     assert contents(three) == before
 
 
@@ -431,8 +431,8 @@ def test_volumes_whose_channels_differ_in_number_are_compared_too(
 ) -> None:
     both = np.stack([another, phantom], axis=1)
     tifffile.imwrite(tmp_path / "both.tif", both, metadata={"axes": "ZCYX"}, imagej=True)
-    import_volume(campaign, str(tmp_path / "both.tif"), spacing=SPACING)
-    import_volume(campaign, write(tmp_path, "a", phantom[4:]), spacing=SPACING)
+    import_volume(campaign, VolumeImport(str(tmp_path / "both.tif"), spacing=SPACING))
+    import_volume(campaign, VolumeImport(write(tmp_path, "a", phantom[4:]), spacing=SPACING))
     assert [(r.one, r.other, r.start, r.found) for r in campaign.volumes.relations().relations] == [
         ("both", "a", (4, 0, 0), "equal voxels")
     ]

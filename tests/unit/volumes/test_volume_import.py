@@ -30,7 +30,8 @@ from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.volumes import ome_zarr, open_image, open_truth
 from rescueseg.volumes import volume_import as module
-from rescueseg.volumes.volume_import import default_id, import_volume
+from rescueseg.volumes.volume_files import VolumeImport, default_id
+from rescueseg.volumes.volume_import import import_volume
 
 SPACING = (0.3, 0.1, 0.1)
 SHAPE = (10, 40, 50)
@@ -65,9 +66,7 @@ def test_voxels_spacing_and_truth_arrive(campaign: Campaign, raw: str, tmp_path:
     seen: list[tuple[int, int]] = []
     record = import_volume(
         campaign,
-        raw,
-        spacing=SPACING,
-        truth=tiff(tmp_path / "t.tif", mask()),
+        VolumeImport(raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", mask())),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert campaign.volumes.record("raw") == record
@@ -85,7 +84,7 @@ def test_instances_are_kept_and_become_one_class(campaign: Campaign, raw: str, t
     numbers = np.zeros(SHAPE, np.uint16)
     numbers[1:4, 5:9, 5:9], numbers[5:8, 20:30, 20:30] = 1, 40_000
     record = import_volume(
-        campaign, raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", numbers), truth_type="instance"
+        campaign, VolumeImport(raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", numbers), truth_type="instance")
     )
     assert record.truth == "instance"
     instances = open_truth(campaign.volumes, "raw", instances=True)
@@ -99,7 +98,7 @@ def test_channels_are_kept_and_scaled_each(campaign: Campaign, tmp_path: Path) -
     two = np.stack([image(), image(1) // 100])
     array = ome_zarr.create_image(str(tmp_path / "in.ome.zarr"), two.shape, two.dtype, SPACING)
     array[...] = two
-    record = import_volume(campaign, str(tmp_path / "in.ome.zarr"))
+    record = import_volume(campaign, VolumeImport(str(tmp_path / "in.ome.zarr")))
     assert record.channels == 2
     assert len(record.normalisation.per_channel) == 2
     np.testing.assert_array_equal(open_image(campaign.volumes, "in")[:], two)
@@ -112,16 +111,16 @@ def test_types_are_stored_as_what_every_reader_knows(
 ) -> None:
     array = zarr.create_array(str(tmp_path / "a.zarr"), data=(image() > 2000).astype(given_dtype), zarr_format=2)
     assert array.shape == SHAPE
-    record = import_volume(campaign, str(tmp_path / "a.zarr"), spacing=SPACING)
+    record = import_volume(campaign, VolumeImport(str(tmp_path / "a.zarr"), spacing=SPACING))
     assert record.dtype == stored
     assert open_image(campaign.volumes, "a").dtype == np.dtype(stored)
 
 
 def test_the_same_import_again_changes_nothing(campaign: Campaign, raw: str, tmp_path: Path) -> None:
     truth = tiff(tmp_path / "t.tif", mask())
-    first = import_volume(campaign, raw, spacing=SPACING, truth=truth)
+    first = import_volume(campaign, VolumeImport(raw, spacing=SPACING, truth=truth))
     before = contents(campaign.url)
-    assert import_volume(campaign, raw, spacing=SPACING, truth=truth) == first
+    assert import_volume(campaign, VolumeImport(raw, spacing=SPACING, truth=truth)) == first
     assert contents(campaign.url) == before
 
 
@@ -130,7 +129,7 @@ def test_another_import_under_the_same_name_is_refused(
     campaign: Campaign, raw: str, tmp_path: Path, change: str
 ) -> None:
     settings: dict[str, Any] = {"spacing": SPACING, "volume_id": "v"}
-    import_volume(campaign, raw, **settings)
+    import_volume(campaign, VolumeImport(raw, **settings))
     before, path = contents(campaign.url), raw
     if change == "voxels":
         other = image()
@@ -143,34 +142,37 @@ def test_another_import_under_the_same_name_is_refused(
     else:
         settings[change] = (0.3, 0.1, 0.2) if change == "spacing" else "another"
     with pytest.raises(VolumeError, match="another volume 'v'"):
-        import_volume(campaign, path, **settings)
+        import_volume(campaign, VolumeImport(path, **settings))
     assert contents(campaign.url) == before
 
 
 def test_an_import_killed_before_its_record_is_built_anew(campaign: Campaign, raw: str) -> None:
-    first = import_volume(campaign, raw, spacing=SPACING)
+    first = import_volume(campaign, VolumeImport(raw, spacing=SPACING))
     campaign.storage.remove("volumes/raw.json")
     stale = Path(campaign.volumes.image_url("raw")).with_name(".raw.part")
     stale.mkdir()
     (stale / "half").write_bytes(b"written")
     assert campaign.volumes.records() == []
-    assert import_volume(campaign, raw, spacing=SPACING) == first
+    assert import_volume(campaign, VolumeImport(raw, spacing=SPACING)) == first
     assert not stale.exists()
 
 
 def test_the_digest_follows_the_voxels_not_the_file_format(campaign: Campaign, raw: str, tmp_path: Path) -> None:
     array = ome_zarr.create_image(str(tmp_path / "b.ome.zarr"), SHAPE, np.uint16, SPACING)
     array[...] = image()
-    first = import_volume(campaign, raw, spacing=SPACING)
-    assert import_volume(campaign, str(tmp_path / "b.ome.zarr")).digest == first.digest
-    assert import_volume(campaign, tiff(tmp_path / "c.tif", image(3)), spacing=SPACING).digest != first.digest
+    first = import_volume(campaign, VolumeImport(raw, spacing=SPACING))
+    assert import_volume(campaign, VolumeImport(str(tmp_path / "b.ome.zarr"))).digest == first.digest
+    assert (
+        import_volume(campaign, VolumeImport(tiff(tmp_path / "c.tif", image(3)), spacing=SPACING)).digest
+        != first.digest
+    )
 
 
 def refused(campaign: Campaign, error: type[RescuesegError], match: str, path: str, **options: Any) -> None:
     """Assert that an import fails with one clear error and leaves the campaign as it was."""
     before = contents(campaign.url)
     with pytest.raises(error, match=match) as caught:
-        import_volume(campaign, path, **options)
+        import_volume(campaign, VolumeImport(path, **options))
     assert caught.value.todo
     assert contents(campaign.url) == before
     assert campaign.volumes.records() == []
@@ -268,7 +270,7 @@ def test_a_full_disk(
     monkeypatch.setattr(local, "_put", full)
     refused(campaign, StorageError, "disk is full", raw, spacing=SPACING, truth=truth)
     monkeypatch.undo()
-    import_volume(campaign, raw, spacing=SPACING, truth=truth)
+    import_volume(campaign, VolumeImport(raw, spacing=SPACING, truth=truth))
 
 
 def test_a_full_disk_at_the_record(campaign: Campaign, raw: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,10 +279,10 @@ def test_a_full_disk_at_the_record(campaign: Campaign, raw: str, monkeypatch: py
 
     monkeypatch.setattr(Campaign, "save_volume", full)
     with pytest.raises(StorageError):
-        import_volume(campaign, raw, spacing=SPACING)
+        import_volume(campaign, VolumeImport(raw, spacing=SPACING))
     monkeypatch.undo()
     assert campaign.volumes.records() == []
-    assert import_volume(campaign, raw, spacing=SPACING) == campaign.volumes.record("raw")
+    assert import_volume(campaign, VolumeImport(raw, spacing=SPACING)) == campaign.volumes.record("raw")
 
 
 @settings(derandomize=True)
@@ -320,7 +322,9 @@ def test_memory_does_not_follow_the_size_of_the_volume(
         steps: list[int] = []
         with zarr.config.set({"async.concurrency": 1}):  # one chunk at a time: how many overlap is a matter of chance
             tracemalloc.start()
-            import_volume(campaign, path, spacing=SPACING, progress=lambda done, _, steps=steps: steps.append(done))  # type: ignore[misc]
+            import_volume(
+                campaign, VolumeImport(path, spacing=SPACING), progress=lambda done, _, steps=steps: steps.append(done)
+            )  # type: ignore[misc]
             peaks[depth] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert len(steps) == -(-depth // 16) * 2 + 3, "slabs, the pyramid, the intensity scaling, the comparison"
@@ -333,7 +337,7 @@ def test_a_campaign_on_another_file_system(tmp_path: Path, raw: str) -> None:
 
     config = check_config({"name": "t", "classes": ["a"], "database_url": "postgresql://nowhere/x"})
     remote = Campaign.create("memory://campaign", config)
-    record = import_volume(remote, raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", mask()))
+    record = import_volume(remote, VolumeImport(raw, spacing=SPACING, truth=tiff(tmp_path / "t.tif", mask())))
     assert Campaign.open("memory://campaign").volumes.record("raw") == record
     np.testing.assert_array_equal(open_truth(remote.volumes, "raw")[:], mask())
     assert zarr.open_group(zarr_store(remote.volumes.image_url("raw")), mode="r").attrs["ome"]["version"] == "0.5"  # type: ignore[index, call-overload]
@@ -341,9 +345,9 @@ def test_a_campaign_on_another_file_system(tmp_path: Path, raw: str) -> None:
 
 
 def test_asking_for_truth_that_is_not_there(campaign: Campaign, raw: str, tmp_path: Path) -> None:
-    import_volume(campaign, raw, spacing=SPACING)
+    import_volume(campaign, VolumeImport(raw, spacing=SPACING))
     with pytest.raises(VolumeError, match="no ground truth"):
         open_truth(campaign.volumes, "raw")
-    import_volume(campaign, raw, spacing=SPACING, volume_id="b", truth=tiff(tmp_path / "t.tif", mask()))
+    import_volume(campaign, VolumeImport(raw, spacing=SPACING, volume_id="b", truth=tiff(tmp_path / "t.tif", mask())))
     with pytest.raises(VolumeError, match="no instance ground truth"):
         open_truth(campaign.volumes, "b", instances=True)

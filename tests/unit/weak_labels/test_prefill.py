@@ -42,7 +42,9 @@ def make(folder: Path, n_classes: int = 1, truth: bool = True) -> Campaign:
     tifffile.imwrite(folder / "v.tif", image, metadata={"axes": "ZYX"})
     tifffile.imwrite(folder / "t.tif", labels, metadata={"axes": "ZYX"})
     given = str(folder / "t.tif") if truth else None
-    volumes.import_volume(campaign, str(folder / "v.tif"), volume_id="v", spacing=SPACING, truth=given)
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(folder / "v.tif"), volume_id="v", spacing=SPACING, truth=given)
+    )
     store = open_queue(campaign)
     tickets.prepare(campaign, store)
     store.close()
