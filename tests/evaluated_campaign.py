@@ -17,6 +17,7 @@ from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
+from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
@@ -124,7 +125,7 @@ def write_maps(
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
     for name, array in (("probability", probability), ("predictive_entropy", entropy)):
         url = f"{VolumeMaps(campaign.generation(generation), volume_id).url}/{name}"
-        create_image(url, array.shape, np.float16, spacing, name=name)[...] = array.astype(np.float16)
+        create_image(url, ImageLayout(array.shape, np.float16, spacing, name=name))[...] = array.astype(np.float16)
     reference = MapReference(
         generation=generation,
         volume_id=volume_id,

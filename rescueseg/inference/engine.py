@@ -35,7 +35,7 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
-from rescueseg.volumes.ome_zarr import choose_chunks
+from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.opening import open_image
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ from rescueseg.inference.windows import WindowGrid
 from rescueseg.models.predictor import PROBABILITY, Output
 from rescueseg.records import MapReference, ModelReference, Record
 from rescueseg.storage import Storage, digest_json
+from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_image
 
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
@@ -187,13 +188,15 @@ class VolumeMaps:
         for quantity in plan.quantities:
             create_image(
                 f"{self.url}/{quantity}",
-                plan.map_shape(quantity, plan.shape_zyx),
-                plan.inference.map_dtype,
-                plan.spacing_um_zyx,
-                chunks=plan.chunk_zyx,
-                shards=plan.block_zyx,
-                name=quantity,
-                attributes={"rescueseg": {"model": plan.model.digest, "classes": ["background", *classes]}},
+                ImageLayout(
+                    plan.map_shape(quantity, plan.shape_zyx),
+                    plan.inference.map_dtype,
+                    plan.spacing_um_zyx,
+                    chunks=plan.chunk_zyx,
+                    shards=plan.block_zyx,
+                    name=quantity,
+                    attributes={"rescueseg": {"model": plan.model.digest, "classes": ["background", *classes]}},
+                ),
             )
         self._storage.write_json(self._path(MAPS_PLAN), plan.to_json())
         return plan

@@ -127,6 +127,28 @@ def symmetries(count: int, square: bool, outputs: Sequence[Output] = ()) -> tupl
     return tuple([symmetry for symmetry in group if all(symmetry.suits(output) for output in outputs)][:count])
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """What the networks of a predictor take.
+
+    Parameters
+    ----------
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    window_zyx : tuple of int
+        In voxels of the working spacing.
+    square : bool
+        Whether y and x may be exchanged.
+    axes : tuple of int
+        Which of z, y, x the networks' first, second and third axis are.
+    """
+
+    spacing_um_zyx: Spacing
+    window_zyx: ZYX
+    square: bool
+    axes: tuple[int, int, int] = (0, 1, 2)
+
+
 class NetworksPredictor(ABC, Generic[N, P]):
     """A `Predictor` of one or more networks; a family says what it computes once per symmetry, and what per sample.
 
@@ -140,14 +162,8 @@ class NetworksPredictor(ABC, Generic[N, P]):
         Samples and symmetries.
     device : str
         A torch device.
-    spacing_um_zyx : tuple of float
-        Working spacing.
-    window_zyx : tuple of int
-        Input of the networks, in voxels of the working spacing.
-    axes : tuple of int
-        Which of z, y, x the networks' first, second and third axis are.
-    square : bool
-        Whether y and x may be exchanged.
+    network_input : NetworkInput
+        Spacing, size and axes of their input.
     """
 
     def __init__(
@@ -156,18 +172,14 @@ class NetworksPredictor(ABC, Generic[N, P]):
         plan: NetworkPlan | NnUNetNetwork,
         config: InferenceConfig,
         device: str,
-        *,
-        spacing_um_zyx: Spacing,
-        window_zyx: ZYX,
-        axes: tuple[int, int, int] = (0, 1, 2),
-        square: bool,
+        network_input: NetworkInput,
     ) -> None:
         self._device = torch.device(device)
         self._networks = [network.to(self._device).eval().requires_grad_(False) for network in networks]
-        self._plan, self._axes = plan, axes
+        self._plan, self._axes = plan, network_input.axes
         self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
-        self._spacing, self._window = spacing_um_zyx, window_zyx
-        self.symmetries = symmetries(config.tta_symmetries, square)
+        self._spacing, self._window = network_input.spacing_um_zyx, network_input.window_zyx
+        self.symmetries = symmetries(config.tta_symmetries, network_input.square)
         self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout all samples are the same
 
     @property

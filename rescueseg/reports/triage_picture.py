@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,15 @@ _RIGHT, _ROUTE_WIDTH = 9.4, 3.6
 _SCALE = (5.5, 8.6)
 """Where the bars of the distances lie, in the figure's units."""
 _OCTAVES = 3.0
+
+
+class _Rectangle(NamedTuple):
+    """Where a box lies, in the figure's units."""
+
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 def draw_decision(result: Triage) -> bytes:
@@ -44,7 +53,8 @@ def draw_decision(result: Triage) -> bytes:
     for index, step in enumerate(result.steps):
         y, last = rows - 1 - index, index == rows - 1
         _question(axes, y, step, on_path=index <= decision, decides=index == decision, last=last)
-    _box(axes, _LEFT, -0.82, _WIDTH, 0.5, ROUTES["custom"].title, active=decision == rows, dim=decision < rows)
+    last_box = _Rectangle(_LEFT, -0.82, _WIDTH, 0.5)
+    _box(axes, last_box, ROUTES["custom"].title, active=decision == rows, dim=decision < rows)
     axes.text(_SCALE[0], rows + 0.1, "no", color=BLUE, ha="left", fontsize=9)
     axes.text(_SCALE[1], rows + 0.1, "yes", color=ORANGE, ha="right", fontsize=9)
     axes.text(sum(_SCALE) / 2, rows + 0.1, "threshold", color=GREY, ha="center", fontsize=9)
@@ -65,19 +75,10 @@ def draw_decision(result: Triage) -> bytes:
 
 def _question(axes: Axes, y: float, step: Step, *, on_path: bool, decides: bool, last: bool) -> None:
     """Draw one question; those up to the one that decides are on the path."""
-    _box(axes, _LEFT, y + 0.1, _WIDTH, 0.75, step.question, step.detail, active=decides, dim=not on_path)
+    question, answer = _Rectangle(_LEFT, y + 0.1, _WIDTH, 0.75), _Rectangle(_RIGHT, y + 0.1, _ROUTE_WIDTH, 0.75)
+    _box(axes, question, step.question, step.detail, active=decides, dim=not on_path)
     route = ROUTES[step.route]
-    _box(
-        axes,
-        _RIGHT,
-        y + 0.1,
-        _ROUTE_WIDTH,
-        0.75,
-        route.title,
-        route.trainers[0],
-        active=decides,
-        dim=not decides,
-    )
+    _box(axes, answer, route.title, route.trainers[0], active=decides, dim=not decides)
     if not decides:
         colour = ORANGE if on_path else "#d1d5db"
         axes.annotate(
@@ -103,18 +104,8 @@ def _question(axes: Axes, y: float, step: Step, *, on_path: bool, decides: bool,
               ha="left" if length >= 0 else "right", color="black" if on_path else GREY)  # fmt: skip
 
 
-def _box(
-    axes: Axes,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    text: str,
-    small: str = "",
-    *,
-    active: bool = False,
-    dim: bool = False,
-) -> None:
+def _box(axes: Axes, place: _Rectangle, text: str, small: str = "", *, active: bool = False, dim: bool = False) -> None:
+    x, y, width, height = place
     edge = ORANGE if active else "#d1d5db" if dim else GREEN
     axes.add_patch(
         FancyBboxPatch(

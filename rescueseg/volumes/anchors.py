@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import Box, partition, zyx
-from rescueseg.volumes import ome_zarr
+from rescueseg.volumes import image_layout
 from rescueseg.volumes.normalise import Array
 
 Rows = npt.NDArray[Any]
@@ -86,10 +86,10 @@ def find_anchors(image: Array) -> Anchors:
     reach = (max(lengths) - 1,) * 3
     parts: list[Rows] = []
     for channel in range(image.shape[0]):
-        for shard in partition(shape, ome_zarr.SHARD_ZYX):
+        for shard in partition(shape, image_layout.SHARD_ZYX):
             wide = Box(shard.offset_zyx, zyx(n + r for n, r in zip(shard.shape_zyx, reach, strict=True))).clip(shape)
             words = canonical(np.asarray(image[(channel, *wide.slices)]))
-            for chunk in partition(shard.shape_zyx, ome_zarr.CHUNK_ZYX):
+            for chunk in partition(shard.shape_zyx, image_layout.CHUNK_ZYX):
                 stop = [min(s + r, n) for s, r, n in zip(chunk.stop_zyx, reach, wide.shape_zyx, strict=True)]
                 part = words[Box.from_bounds(chunk.offset_zyx, stop).slices]
                 for length in lengths:

@@ -29,30 +29,10 @@ from zarr.codecs import ZstdCodec
 from rescueseg.errors import InvalidVolumeError, storage_errors
 from rescueseg.geometry import ZYX, Box, partition, zyx
 from rescueseg.image_files.zarr_url import zarr_store
+from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 
-CHUNK_ZYX: ZYX = (32, 64, 64)
-SHARD_ZYX: ZYX = (64, 256, 256)
 _SMALLEST_LEVEL = 128
 _SMALLEST_AXIS = 8
-
-
-def choose_chunks(shape_zyx: Sequence[int]) -> tuple[ZYX, ZYX]:
-    """Return the chunk and shard shape for a volume.
-
-    Parameters
-    ----------
-    shape_zyx : sequence of int
-        Shape of the volume in voxels.
-
-    Returns
-    -------
-    tuple
-        Chunks of about 32×64×64 voxels and shards of about 64×256×256, neither longer than the volume needs; each
-        shard axis is a multiple of the chunk axis.
-    """
-    chunks = zyx(min(c, n) for c, n in zip(CHUNK_ZYX, shape_zyx, strict=True))
-    shards = zyx(c * min(s // c, math.ceil(n / c)) for c, s, n in zip(chunks, SHARD_ZYX, shape_zyx, strict=True))
-    return chunks, shards
 
 
 def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> ZYX | None:
@@ -84,42 +64,15 @@ def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> 
     return zyx(2 if a and s < finest * math.sqrt(2) else 1 for s, a in zip(spacing_um_zyx, able, strict=True))
 
 
-def create_image(
-    url: str,
-    shape: Sequence[int],
-    dtype: npt.DTypeLike,
-    spacing_um_zyx: Sequence[float],
-    *,
-    chunks: Sequence[int] | None = None,
-    shards: Sequence[int] | None = None,
-    name: str = "image",
-    fill_value: float = 0,
-    attributes: dict[str, Any] | None = None,
-    origin_um_zyx: Sequence[float] | None = None,
-) -> zarr.Array[Any]:
+def create_image(url: str, layout: ImageLayout) -> zarr.Array[Any]:
     """Create an OME-Zarr 0.5 image with one level and return that level, ready to be written.
 
     Parameters
     ----------
     url : str
         Folder or fsspec URL of the image; what is there is replaced.
-    shape : sequence of int
-        ``czyx`` or ``zyx``.
-    dtype : dtype
-        Voxel type.
-    spacing_um_zyx : sequence of float
-        Voxel size in micrometre.
-    chunks, shards : sequence of int, optional
-        Their ``zyx`` shape; a channel axis gets 1. Chosen by `choose_chunks` when omitted. A shard axis must be a
-        multiple of the chunk axis; the shard may reach beyond the volume.
-    name : str
-        Name in the metadata.
-    fill_value : float
-        What an unwritten voxel reads as.
-    attributes : dict, optional
-        Further attributes of the group, beside ``ome``.
-    origin_um_zyx : sequence of float, optional
-        Where the first voxel lies in micrometre.
+    layout : ImageLayout
+        What it is to be.
 
     Returns
     -------
@@ -131,27 +84,23 @@ def create_image(
     StorageError
         If the disk is full or not writable.
     """
-    axes = _axes(len(shape))
-    size = zyx(shape[-3:])
-    default_chunk, default_shard = choose_chunks(size)
-    chunk = zyx(chunks) if chunks is not None else default_chunk
-    largest = zyx(c * max(1, s // c) for c, s in zip(chunk, default_shard, strict=True))
-    shard = largest if shards is None else zyx(shards)
-    lead = (1,) * (len(shape) - 3)
-    dataset = _dataset("0", len(axes), (1, 1, 1), spacing_um_zyx, origin=origin_um_zyx)
-    ome = ImageAttrs(version="0.5", multiscales=[Multiscale(name=name, axes=axes, datasets=(dataset,))])
+    axes = _axes(len(layout.shape))
+    chunk, shard = layout.chunks_and_shards()
+    lead = (1,) * (len(layout.shape) - 3)
+    dataset = _dataset("0", len(axes), (1, 1, 1), layout.spacing_um_zyx, origin=layout.origin_um_zyx)
+    ome = ImageAttrs(version="0.5", multiscales=[Multiscale(name=layout.name, axes=axes, datasets=(dataset,))])
     with storage_errors(url):
         group = zarr.create_group(
-            zarr_store(url), overwrite=True, zarr_format=3, attributes={**(attributes or {}), "ome": _json(ome)}
+            zarr_store(url), overwrite=True, zarr_format=3, attributes={**layout.attributes, "ome": _json(ome)}
         )
         return group.create_array(
             "0",
-            shape=tuple(int(n) for n in shape),
-            dtype=np.dtype(dtype),
+            shape=tuple(int(n) for n in layout.shape),
+            dtype=np.dtype(layout.dtype),
             chunks=lead + chunk,
             shards=lead + shard,
             compressors=ZstdCodec(level=3),
-            fill_value=fill_value,
+            fill_value=layout.fill_value,
             dimension_names=[str(axis.name) for axis in axes],
         )
 
@@ -191,9 +140,8 @@ def create_labels(
         group = image.require_group("labels")
         names = _ome(group).get("labels", [])
         group.attrs["ome"] = _json(LabelsAttrs(version="0.5", labels=sorted({*names, name})))
-        level = create_image(
-            f"{url}/labels/{name}", shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx
-        )
+        layout = ImageLayout(shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx)
+        level = create_image(f"{url}/labels/{name}", layout)
         label = image.require_group(f"labels/{name}")
         label.attrs["ome"] = {**_ome(label), "image-label": {"source": {"image": "../../"}}}
     return level

@@ -25,6 +25,7 @@ from rescueseg.records import LabelType, Normalisation, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.comparison import compare_import, declare_distinct
+from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.normalise import measure
 from rescueseg.volumes.volume_files import VolumeImport
@@ -131,7 +132,7 @@ class _Import:
         """Return the parts read at a time: whole rows of shards, within the memory bound."""
         shape = self.image.shape_zyx
         voxel_bytes = self.dtype.itemsize * self.image.channels
-        shard = list(ome_zarr.choose_chunks(shape)[1])
+        shard = list(choose_chunks(shape)[1])
         slab = list(shard)
         for axis in (2, 1):
             for length in range(shape[axis] + shard[axis] - 1, shard[axis], -1):
@@ -232,15 +233,14 @@ def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> Volume
         storage.remove(part)
         try:
             image, truth, shape = "", "", record.shape_zyx
-            level = ome_zarr.create_image(
-                url, (record.channels, *shape), work.dtype, record.spacing_um_zyx, name=name
-            )  # fmt: skip
+            layout = ImageLayout((record.channels, *shape), work.dtype, record.spacing_um_zyx, name=name)
+            level = ome_zarr.create_image(url, layout)
             image = work.copy_image(level)
             ome_zarr.add_pyramid(url)
             work.step()
             if work.truth is not None:
                 truth = _write_truth(url, work, record)
-            normalisation = measure(level, ome_zarr.choose_chunks(shape)[0])
+            normalisation = measure(level, choose_chunks(shape)[0])
             work.step()
             parts = normalisation.per_channel or (normalisation,)
             names = [f"channel {i}" for i in range(len(parts))] if len(parts) > 1 else [name]

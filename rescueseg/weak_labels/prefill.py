@@ -21,8 +21,8 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation, Record, VolumeRecord
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.volumes.comparison import ensure_compared
+from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.normalise import normalise, read_box
-from rescueseg.volumes.ome_zarr import choose_chunks
 from rescueseg.volumes.subsample import sample_boxes
 from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
 from rescueseg.weak_labels.champion import load_champion

@@ -22,6 +22,7 @@ from rescueseg.config import check_config
 from rescueseg.geometry import ZYX, Spacing, partition
 from rescueseg.records import Normalisation, VolumeRecord
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 
 GIB = 2**30
 SPACING: Spacing = (0.3, 0.1, 0.1)
@@ -33,9 +34,9 @@ CLI = "from rescueseg.cli.main import app; app()"
 def make_campaign(folder: Path, shape: ZYX, seed: int) -> Campaign:
     """Write a volume of noise, shard by shard, and return its campaign."""
     campaign = Campaign.create(str(folder), check_config({"name": "noise", "classes": ["object"]}))
-    array = ome_zarr.create_image(campaign.volumes.image_url("noise"), (1, *shape), np.uint16, SPACING)
+    array = ome_zarr.create_image(campaign.volumes.image_url("noise"), ImageLayout((1, *shape), np.uint16, SPACING))
     rng = np.random.default_rng(seed)
-    for box in partition(shape, ome_zarr.choose_chunks(shape)[1]):
+    for box in partition(shape, choose_chunks(shape)[1]):
         array[(0, *box.slices)] = rng.integers(0, 4096, box.shape_zyx, dtype=np.uint16)
     campaign.volumes.save(
         VolumeRecord(

@@ -34,6 +34,7 @@ from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout
 
 MIB = 2**20
 MODEL = ModelReference(generation=0, trainer="brightness", path="generations/0000/model", digest="0" * 64)
@@ -72,7 +73,7 @@ def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
         "cluster": {"workers": max(1, workers)},
     }
     campaign = Campaign.create(str(folder), check_config(config))
-    array = ome_zarr.create_image(campaign.volumes.image_url("synthetic"), (1, *shape), np.uint8, SPACING)
+    array = ome_zarr.create_image(campaign.volumes.image_url("synthetic"), ImageLayout((1, *shape), np.uint8, SPACING))
     tile = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8).repeat(8, 0).repeat(8, 1).repeat(8, 2)
     for box in partition(shape, tile.shape):
         z, y, x = box.shape_zyx

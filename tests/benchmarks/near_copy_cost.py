@@ -11,6 +11,7 @@ from scipy import ndimage
 from rescueseg.geometry import ZYX
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.coarse_reading import Pyramid
+from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.near_copies import near_copy
 
 SPACING = (0.25, 0.1, 0.1)
@@ -20,7 +21,7 @@ SHAPES: tuple[ZYX, ...] = ((24, 24, 24), (64, 512, 512), (40, 1536, 1536))
 def store(folder: str, name: str, image: np.ndarray) -> Pyramid:
     """Write an image as an import does and open it."""
     url = f"{folder}/{name}.ome.zarr"
-    level = ome_zarr.create_image(url, (1, *image.shape), image.dtype, SPACING, name=name)
+    level = ome_zarr.create_image(url, ImageLayout((1, *image.shape), image.dtype, SPACING, name=name))
     level[0] = image
     ome_zarr.add_pyramid(url)
     return Pyramid.open(url)

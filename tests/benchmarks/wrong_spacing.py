@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from rescueseg.records import Normalisation, VolumeRecord
 from rescueseg.volumes.describe import Measurement, measure_volume
-from rescueseg.volumes.ome_zarr import choose_chunks
+from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.spacing_tags import contradict
 
 WRONG = ((1.3,) * 3, (1.5,) * 3, (2.0,) * 3, (10.0,) * 3, (1000.0,) * 3, (2.0, 1, 1), (5.0, 1, 1), (1, 2.0, 2.0))

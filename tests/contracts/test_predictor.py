@@ -12,6 +12,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
 from rescueseg.models.predictor import Group, Predictor, class_probabilities
 from rescueseg.models.registry import get_trainer, load_predictor, trainer_names
+from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.records import ModelReference
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -27,11 +28,8 @@ def make_unet(campaign: Campaign, _: Path, networks: int = 1) -> Predictor:
 
     plan = make_plan(
         TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "dropout": 0.3, "unet": {"channels": [4, 8, 16]}}),
-        in_channels=1,
-        n_classes=campaign.config.n_classes,
-        spacing_um_zyx=SPACING,
-        volume_zyx=(8, 32, 32),
-        field_zyx=(8, 32, 32),
+        Survey(in_channels=1, spacing_um_zyx=SPACING, volume_zyx=(8, 32, 32), field_zyx=(8, 32, 32)),
+        campaign.config.n_classes,
     )
     built = [build_network(plan.network, seed) for seed in range(networks)]
     return UNetPredictor(built, plan, campaign.config.inference, "cpu")

@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from rescueseg.errors import UnreadableVolumeError
 from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
+from rescueseg.volumes.image_layout import ImageLayout
 
 Array = npt.NDArray[Any]
 Writer = Callable[[Path, Array], str]
@@ -106,7 +107,7 @@ def ome_zarr_04(folder: Path, voxels: Array) -> str:
 def ome_zarr_05(folder: Path, voxels: Array) -> str:
     from rescueseg.volumes import ome_zarr
 
-    array = ome_zarr.create_image(str(folder / "b.ome.zarr"), voxels.shape, voxels.dtype, SPACING)
+    array = ome_zarr.create_image(str(folder / "b.ome.zarr"), ImageLayout(voxels.shape, voxels.dtype, SPACING))
     array[...] = voxels
     ome_zarr.add_pyramid(str(folder / "b.ome.zarr"))
     return str(folder / "b.ome.zarr")

@@ -32,6 +32,7 @@ from rescueseg.image_files import ome_axes
 from rescueseg.image_files.axes import axes_of_names
 from rescueseg.labels import PatchLabels
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout
 
 LABELS, IGNORED = "annotation", "ignore"
 _CHUNK_BYTES = 1 << 26
@@ -91,11 +92,15 @@ def _write(path: Path, image: npt.NDArray[Any], box: Box, frame: Frame, labels: 
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     voxels = medical_dtype(image)
     try:
-        attributes = {"rescueseg": ticket_mark(frame.ticket_id)}
-        level = ome_zarr.create_image(
-            str(part), voxels.shape, voxels.dtype, frame.spacing_um_zyx,
-            name=frame.ticket_id, attributes=attributes, origin_um_zyx=_origin(box, frame),
-        )  # fmt: skip
+        layout = ImageLayout(
+            voxels.shape,
+            voxels.dtype,
+            frame.spacing_um_zyx,
+            name=frame.ticket_id,
+            attributes={"rescueseg": ticket_mark(frame.ticket_id)},
+            origin_um_zyx=_origin(box, frame),
+        )
+        level = ome_zarr.create_image(str(part), layout)
         level[...] = voxels
         if labels is not None:
             _write_labels(part, labels, frame)

@@ -11,7 +11,7 @@ from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import round_up
 from rescueseg.models.files import model_errors, read_committed
-from rescueseg.models.members import NetworksPredictor, SampleKey
+from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
 from rescueseg.models.nnunet.network import build_network, key_dropout, load_weights
 from rescueseg.models.nnunet.plan import NnUNetPlan
 from rescueseg.models.weights import split_members
@@ -42,10 +42,12 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
             plan.network,
             config,
             device,
-            spacing_um_zyx=plan.spacing_um_zyx,
-            window_zyx=round_up(window, plan.total_stride_zyx) if window else plan.inference_window_zyx,
-            axes=plan.axes,
-            square=False,
+            NetworkInput(
+                plan.spacing_um_zyx,
+                round_up(window, plan.total_stride_zyx) if window else plan.inference_window_zyx,
+                square=False,
+                axes=plan.axes,
+            ),
         )
 
     def _prepare(self, _: nn.Module, images: Tensor) -> Tensor:

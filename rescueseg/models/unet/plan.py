@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
-from rescueseg.models.survey import scratch_reason, survey_snapshot
+from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
 from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.records import Record, Snapshot
@@ -175,12 +175,9 @@ def warm_start_network(
 
 def make_plan(
     config: TrainingConfig,
-    *,
-    in_channels: int,
+    survey: Survey,
     n_classes: int,
-    spacing_um_zyx: Spacing,
-    volume_zyx: ZYX,
-    field_zyx: ZYX,
+    *,
     network: NetworkPlan | None = None,
     topology: bool = False,
 ) -> TrainingPlan:
@@ -190,14 +187,11 @@ def make_plan(
     ----------
     config : TrainingConfig
         Its settings, and those of the family in it, win over the plan's own choice.
-    in_channels, n_classes : int
-        Image channels, foreground classes.
-    spacing_um_zyx : tuple of float
-        Working spacing.
-    volume_zyx : tuple of int
-        Smallest extent of the volumes along each axis, in voxels of the working spacing: bounds the inference window.
-    field_zyx : tuple of int
-        Largest extent of what training may read around a patch: a longer window would hold padding alone.
+    survey : Survey
+        Of the training set. The smallest extent of its volumes bounds the inference window; a training window longer
+        than what may be read around a patch would hold padding alone.
+    n_classes : int
+        Foreground classes.
     network : NetworkPlan, optional
         The network of a model to start from, used as it is.
     topology : bool
@@ -207,38 +201,22 @@ def make_plan(
     --------
     Windows are about as long in micrometre along each axis, and multiples of the network's strides:
 
-    >>> plan = make_plan(
-    ...     TrainingConfig.model_validate({"unet": {"channels": [8, 16, 32]}}),
-    ...     in_channels=1,
-    ...     n_classes=1,
-    ...     spacing_um_zyx=(0.4, 0.1, 0.1),
-    ...     volume_zyx=(40, 512, 512),
-    ...     field_zyx=(16, 96, 96),
-    ... )
+    >>> config = TrainingConfig.model_validate({"unet": {"channels": [8, 16, 32]}})
+    >>> survey = Survey(1, spacing_um_zyx=(0.4, 0.1, 0.1), volume_zyx=(40, 512, 512), field_zyx=(16, 96, 96))
+    >>> plan = make_plan(config, survey, n_classes=1)
     >>> plan.window_zyx, plan.inference_window_zyx, plan.network.total_stride_zyx
     ((14, 56, 56), (28, 112, 112), (2, 8, 8))
     """
-    profile, settings = PROFILES[config.profile], UNetSettings.of(config)
-    least_window = config.window_zyx or isotropic_shape(spacing_um_zyx, profile.window_voxels, field_zyx)
-    if network is None:
-        channels = settings.channels or profile.channels
-        strides, kernels = choose_strides(spacing_um_zyx, least_window, len(channels))
-        network = NetworkPlan(
-            in_channels=in_channels,
-            n_classes=n_classes,
-            channels=channels,
-            strides=strides,
-            kernels=kernels,
-            dropout=_DROPOUT if config.dropout is None else config.dropout,
-            supervised=len(channels) - 2 if settings.deep_supervision else 0,
-        )
+    profile, settings, spacing = PROFILES[config.profile], UNetSettings.of(config), survey.spacing_um_zyx
+    least_window = config.window_zyx or isotropic_shape(spacing, profile.window_voxels, survey.field_zyx)
+    network = network or _plan_network(config, survey, n_classes, least_window)
     multiple = network.total_stride_zyx
     window = round_up(least_window, multiple)
-    inference_voxels = round(math.prod(window) * profile.inference_scale)
-    larger = isotropic_shape(spacing_um_zyx, inference_voxels, volume_zyx)
+    larger = isotropic_shape(spacing, round(math.prod(window) * profile.inference_scale), survey.volume_zyx)
+    weights = TopologyPlan(cldice=settings.cldice_weight, betti=settings.betti_weight, begin=0.5, every=2)
     return TrainingPlan(
         network=network,
-        spacing_um_zyx=spacing_um_zyx,
+        spacing_um_zyx=spacing,
         window_zyx=window,
         inference_window_zyx=round_up([max(a, b) for a, b in zip(larger, window, strict=True)], multiple),
         batch_size=config.batch_size or profile.batch_size,
@@ -247,23 +225,30 @@ def make_plan(
         members=config.members,
         ema=settings.ema,
         balanced=settings.balanced_classes,
-        topology=TopologyPlan(cldice=settings.cldice_weight, betti=settings.betti_weight, begin=0.5, every=2)
-        if topology
-        else None,
+        topology=weights if topology else None,
+    )
+
+
+def _plan_network(config: TrainingConfig, survey: Survey, n_classes: int, least_window: ZYX) -> NetworkPlan:
+    """Return the network of a training from scratch."""
+    settings = UNetSettings.of(config)
+    channels = settings.channels or PROFILES[config.profile].channels
+    strides, kernels = choose_strides(survey.spacing_um_zyx, least_window, len(channels))
+    return NetworkPlan(
+        in_channels=survey.in_channels,
+        n_classes=n_classes,
+        channels=channels,
+        strides=strides,
+        kernels=kernels,
+        dropout=_DROPOUT if config.dropout is None else config.dropout,
+        supervised=len(channels) - 2 if settings.deep_supervision else 0,
     )
 
 
 def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
     """Return what a training on a snapshot would be; no image is read. Raises as `survey_snapshot` does."""
     config, survey = settings.training, survey_snapshot(settings, volumes, snapshot)
-    plan = make_plan(
-        config,
-        in_channels=survey.in_channels,
-        n_classes=snapshot.n_classes,
-        spacing_um_zyx=survey.spacing_um_zyx,
-        volume_zyx=survey.volume_zyx,
-        field_zyx=survey.field_zyx,
-    )
+    plan = make_plan(config, survey, snapshot.n_classes)
     steps = plan.iterations * plan.members
     return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
-from rescueseg.models.members import NetworksPredictor, SampleKey
+from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
 from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, inference_window
 from rescueseg.models.weights import split_members
@@ -39,14 +39,9 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
         self, networks: Sequence[StridedUNet], plan: TrainingPlan, config: InferenceConfig, device: str
     ) -> None:
         window = inference_window(plan, config)
+        square = plan.square and window[1] == window[2]
         super().__init__(
-            networks,
-            plan.network,
-            config,
-            device,
-            spacing_um_zyx=plan.spacing_um_zyx,
-            window_zyx=window,
-            square=plan.square and window[1] == window[2],
+            networks, plan.network, config, device, NetworkInput(plan.spacing_um_zyx, window, square=square)
         )
 
     def _prepare(self, network: StridedUNet, images: Tensor) -> Features:

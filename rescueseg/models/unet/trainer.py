@@ -200,16 +200,7 @@ def plan_training(
         where = "training.unet.channels"
         raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
     survey = survey_snapshot(settings, volumes, snapshot)
-    return make_plan(
-        config,
-        in_channels=survey.in_channels,
-        n_classes=snapshot.n_classes,
-        network=network,
-        spacing_um_zyx=survey.spacing_um_zyx,
-        volume_zyx=survey.volume_zyx,
-        field_zyx=survey.field_zyx,
-        topology=topology,
-    )
+    return make_plan(config, survey, snapshot.n_classes, network=network, topology=topology)
 
 
 def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:

@@ -18,6 +18,7 @@ from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.source import Statement
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout
 
 Array = npt.NDArray[Any]
 SHAPE = (32, 48, 64)
@@ -188,7 +189,9 @@ def test_a_shard_cut_short_is_refused_before_it_is_read(
 
 
 def test_our_own_images_without_empty_chunks_are_read(tmp_path: Path) -> None:
-    array = ome_zarr.create_image(str(tmp_path / "a.ome.zarr"), SHAPE, np.dtype(np.uint16), (0.3, 0.1, 0.1))
+    array = ome_zarr.create_image(
+        str(tmp_path / "a.ome.zarr"), ImageLayout(SHAPE, np.dtype(np.uint16), (0.3, 0.1, 0.1))
+    )
     array[...] = SPARSE
     ome_zarr.add_pyramid(str(tmp_path / "a.ome.zarr"))
     source = open_source(str(tmp_path / "a.ome.zarr"))

@@ -26,6 +26,7 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout
 from tests import trivial_predictors
 
 SHAPE = (20, 40, 200)
@@ -41,9 +42,9 @@ def make_campaign(folder: Path, shape: tuple[int, int, int] = SHAPE, **inference
     image = np.random.default_rng(0).integers(0, 100, (1, *shape), dtype=np.uint8)
     image[0, -1, -1, -1] = 255
     spacing = (0.2, 0.1, 0.1)
-    ome_zarr.create_image(campaign.volumes.image_url("v"), image.shape, np.uint8, spacing, chunks=(16, 16, 16))[:] = (
-        image
-    )
+    ome_zarr.create_image(
+        campaign.volumes.image_url("v"), ImageLayout(image.shape, np.uint8, spacing, chunks=(16, 16, 16))
+    )[:] = image
     campaign.volumes.save(
         VolumeRecord(
             volume_id="v",

@@ -31,6 +31,7 @@ from rescueseg.models.precision import (
     verdict_key,
 )
 from rescueseg.models.precision_trial import ConvolutionCheck, compare, difference
+from rescueseg.models.survey import Survey
 from rescueseg.models.trial import Trial, Verdict
 from rescueseg.models.unet.network import build_network
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
@@ -57,11 +58,8 @@ def _own_memory() -> Iterator[None]:
 def unet_plan(*window: int, dropout: float = 0.2) -> TrainingPlan:
     return make_plan(
         TrainingConfig.model_validate({"window_zyx": window, "dropout": dropout, "unet": {"channels": [4, 8, 16]}}),
-        in_channels=1,
-        n_classes=1,
-        spacing_um_zyx=(0.2, 0.1, 0.1),
-        volume_zyx=(8, 32, 32),
-        field_zyx=(8, 32, 32),
+        Survey(in_channels=1, spacing_um_zyx=(0.2, 0.1, 0.1), volume_zyx=(8, 32, 32), field_zyx=(8, 32, 32)),
+        1,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rescueseg.config import TrainingConfig
 from rescueseg.models.registry import get_trainer
+from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.loop import Run
@@ -150,11 +151,8 @@ def plan_of(topology: bool = False, **own: object):
     settings = {"window_zyx": (8, 32, 32), "iterations": 10, "unet": {"channels": [8, 16, 32, 32], **own}}
     return make_plan(
         TrainingConfig.model_validate(settings),
-        in_channels=1,
-        n_classes=2,
-        spacing_um_zyx=(0.2, 0.1, 0.1),
-        volume_zyx=(16, 64, 64),
-        field_zyx=(16, 64, 64),
+        Survey(in_channels=1, spacing_um_zyx=(0.2, 0.1, 0.1), volume_zyx=(16, 64, 64), field_zyx=(16, 64, 64)),
+        2,
         topology=topology,
     )
 

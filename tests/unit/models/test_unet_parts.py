@@ -16,6 +16,7 @@ from rescueseg.models import checkpoints
 from rescueseg.models.files import CHECKPOINT_FILE
 from rescueseg.models.members import symmetries
 from rescueseg.models.precision import autocast_dtype, bfloat16_verdict
+from rescueseg.models.survey import Survey
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
@@ -30,11 +31,8 @@ from tests.training_rig import BOXES, make_campaign, make_snapshot
 def small_plan(channels: Sequence[int] = (8, 16, 32), **config: object) -> TrainingPlan:
     return make_plan(
         TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "unet": {"channels": [*channels]}, **config}),
-        in_channels=1,
-        n_classes=2,
-        spacing_um_zyx=(0.2, 0.1, 0.1),
-        volume_zyx=(16, 64, 64),
-        field_zyx=(16, 64, 64),
+        Survey(in_channels=1, spacing_um_zyx=(0.2, 0.1, 0.1), volume_zyx=(16, 64, 64), field_zyx=(16, 64, 64)),
+        2,
     )
 
 

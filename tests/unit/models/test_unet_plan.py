@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.geometry import resampled_shape
-from rescueseg.models.survey import working_spacing
+from rescueseg.models.survey import Survey, working_spacing
 from rescueseg.models.unet.plan import (
     PROFILES,
     TrainingPlan,
@@ -26,11 +26,8 @@ SHAPES = st.tuples(st.integers(1, 200), st.integers(1, 600), st.integers(1, 600)
 def plan_of(spacing: tuple[float, float, float], volume: tuple[int, int, int], **config: object) -> TrainingPlan:
     return make_plan(
         TrainingConfig.model_validate(config),
-        in_channels=1,
-        n_classes=1,
-        spacing_um_zyx=spacing,
-        volume_zyx=volume,
-        field_zyx=volume,
+        Survey(in_channels=1, spacing_um_zyx=spacing, volume_zyx=volume, field_zyx=volume),
+        1,
     )
 
 

@@ -29,6 +29,7 @@ from rescueseg.evaluation.champion import Judgement
 from rescueseg.evaluation.scores import Evaluation, part_score
 from rescueseg.geometry import Box
 from rescueseg.models.files import CHECKPOINT_FILE, MODEL_FOLDER, checkpoints, member_folder, read_model
+from rescueseg.models.survey import Survey
 from rescueseg.queue.store import open_queue
 from rescueseg.records import ModelReference, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.stages import train_outside
@@ -462,11 +463,8 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
 
     plan = make_plan(
         tracked.config.training,
-        in_channels=1,
-        n_classes=1,
-        spacing_um_zyx=(0.1, 0.1, 0.1),
-        volume_zyx=(8, 16, 16),
-        field_zyx=(8, 16, 16),
+        Survey(in_channels=1, spacing_um_zyx=(0.1, 0.1, 0.1), volume_zyx=(8, 16, 16), field_zyx=(8, 16, 16)),
+        1,
     )
     network = build_network(plan.network, seed=0)
     work = Path(tracked.storage.path(tracked.generation(0).path()))

@@ -24,6 +24,7 @@ from rescueseg.geometry import Box
 from rescueseg.records import Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.volumes import consistency, ome_zarr
 from rescueseg.volumes.consistency import ConsistencyReport, VolumeVerdict, apply, changes, check
+from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.normalise import measure, normalise, rescaled
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.spacing_tags import implausibility
@@ -45,7 +46,7 @@ def other() -> np.ndarray:
 
 def add(campaign: Campaign, name: str, voxels: np.ndarray, spacing: Sequence[float] = SPACING, **more: Any) -> None:
     image = voxels if voxels.ndim == 4 else voxels[None]
-    array = ome_zarr.create_image(campaign.volumes.image_url(name), image.shape, image.dtype, spacing)
+    array = ome_zarr.create_image(campaign.volumes.image_url(name), ImageLayout(image.shape, image.dtype, spacing))
     array[:] = image
     z, y, x = (float(s) for s in spacing)
     values = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rescueseg.errors import InvalidVolumeError
 from rescueseg.volumes import ome_zarr
+from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from rescueseg.volumes import ome_zarr
     ],
 )
 def test_chunks_and_shards(shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...]) -> None:
-    found = ome_zarr.choose_chunks(shape)
+    found = choose_chunks(shape)
     assert found[0] == chunks
     assert all(s <= limit for s, limit in zip(found[1], shards, strict=True))
 
@@ -31,7 +32,7 @@ def test_chunks_and_shards(shape: tuple[int, ...], chunks: tuple[int, ...], shar
 @settings(derandomize=True)
 @given(st.tuples(*[st.integers(1, 3000)] * 3))
 def test_shards_are_made_of_whole_chunks_and_waste_less_than_one(shape: tuple[int, int, int]) -> None:
-    chunks, shards = ome_zarr.choose_chunks(shape)
+    chunks, shards = choose_chunks(shape)
     assert all(s % c == 0 for s, c in zip(shards, chunks, strict=True))
     assert all(s < n + c for s, n, c in zip(shards, shape, chunks, strict=True))
     assert np.prod(shards) <= 64 * 256 * 256
@@ -60,7 +61,7 @@ def test_a_thin_axis_does_not_stop_the_pyramid() -> None:
 def test_levels_hold_means_and_their_place_in_space(tmp_path: Path) -> None:
     url = str(tmp_path / "a.ome.zarr")
     voxels = np.random.default_rng(0).integers(0, 255, (1, 9, 300, 200)).astype(np.uint8)
-    ome_zarr.create_image(url, voxels.shape, voxels.dtype, (0.2, 0.1, 0.1))[...] = voxels
+    ome_zarr.create_image(url, ImageLayout(voxels.shape, voxels.dtype, (0.2, 0.1, 0.1)))[...] = voxels
     assert ome_zarr.add_pyramid(url) == 3
     level = np.asarray(ome_zarr.open_level(url, 1)[:])
     assert level.shape == (1, 9, 150, 100)
@@ -82,7 +83,7 @@ def test_odd_lengths_repeat_their_last_plane() -> None:
 
 def test_labels_are_never_averaged(tmp_path: Path) -> None:
     url = str(tmp_path / "a.ome.zarr")
-    ome_zarr.create_image(url, (1, 8, 256, 256), np.uint8, (1, 1, 1))
+    ome_zarr.create_image(url, ImageLayout((1, 8, 256, 256), np.uint8, (1, 1, 1)))
     labels = np.random.default_rng(0).choice([0, 3, 255], (8, 256, 256)).astype(np.uint8)
     ome_zarr.create_labels(url, "truth", labels.shape, np.uint8, (1, 1, 1))[...] = labels
     assert ome_zarr.add_pyramid(url) == ome_zarr.add_pyramid(f"{url}/labels/truth", labels=True) == 2
@@ -92,7 +93,7 @@ def test_labels_are_never_averaged(tmp_path: Path) -> None:
 
 def test_label_groups_are_listed(tmp_path: Path) -> None:
     url = str(tmp_path / "a.ome.zarr")
-    ome_zarr.create_image(url, (1, 4, 4, 4), np.uint8, (1, 1, 1))
+    ome_zarr.create_image(url, ImageLayout((1, 4, 4, 4), np.uint8, (1, 1, 1)))
     for name in ("truth", "other", "truth"):
         ome_zarr.create_labels(url, name, (4, 4, 4), np.uint8, (1, 1, 1))
     attributes = zarr.open_group(url, path="labels", mode="r").attrs.asdict()
@@ -103,7 +104,8 @@ def test_label_groups_are_listed(tmp_path: Path) -> None:
 def test_one_level_is_valid_and_written_as_asked(tmp_path: Path) -> None:
     url = str(tmp_path / "map")
     array = ome_zarr.create_image(
-        url, (3, 20, 40, 40), np.float16, (1, 1, 1), chunks=(10, 20, 20), shards=(20, 40, 40), fill_value=-1
+        url,
+        ImageLayout((3, 20, 40, 40), np.float16, (1, 1, 1), chunks=(10, 20, 20), shards=(20, 40, 40), fill_value=-1),
     )
     assert (array.chunks, array.shards) == ((1, 10, 20, 20), (1, 20, 40, 40))
     assert array.metadata.zarr_format == 3
@@ -113,7 +115,7 @@ def test_one_level_is_valid_and_written_as_asked(tmp_path: Path) -> None:
 
 def test_a_broken_image_is_found_out(tmp_path: Path) -> None:
     url = str(tmp_path / "a.ome.zarr")
-    ome_zarr.create_image(url, (4, 4, 4), np.uint8, (1, 1, 1))
+    ome_zarr.create_image(url, ImageLayout((4, 4, 4), np.uint8, (1, 1, 1)))
     group = zarr.open_group(url)
     del group["0"]
     with pytest.raises(InvalidVolumeError, match="not a valid OME-Zarr"):
@@ -123,7 +125,9 @@ def test_a_broken_image_is_found_out(tmp_path: Path) -> None:
 def test_what_stands_in_the_file(tmp_path: Path) -> None:
     """Written out by hand from NGFF 0.5: the place in space, what each level is and what a viewer shows."""
     url = str(tmp_path / "a.ome.zarr")
-    ome_zarr.create_image(url, (1, 8, 200, 16), np.uint16, (0.4, np.float32(0.25), 0.25), attributes={"rescueseg": 1})
+    ome_zarr.create_image(
+        url, ImageLayout((1, 8, 200, 16), np.uint16, (0.4, np.float32(0.25), 0.25), attributes={"rescueseg": 1})
+    )
     ome_zarr.add_pyramid(url)
     ome_zarr.describe_channels(url, ["DAPI"], [(1.0, 250.5)])
     channel = {"name": "c", "type": "channel"}
@@ -150,7 +154,7 @@ def test_what_stands_in_the_file(tmp_path: Path) -> None:
 
 def test_where_the_first_voxel_lies_stands_in_the_file(tmp_path: Path) -> None:
     url = str(tmp_path / "a.ome.zarr")
-    ome_zarr.create_image(url, (8, 9, 10), np.uint8, (0.4, 0.25, 0.25), origin_um_zyx=(1, 2.5, 3))
+    ome_zarr.create_image(url, ImageLayout((8, 9, 10), np.uint8, (0.4, 0.25, 0.25), origin_um_zyx=(1, 2.5, 3)))
     ome: Any = zarr.open_group(url).attrs["ome"]
     assert ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] == [
         {"type": "scale", "scale": [0.4, 0.25, 0.25]},

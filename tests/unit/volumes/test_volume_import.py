@@ -28,8 +28,9 @@ from rescueseg.errors import (
 )
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.zarr_url import zarr_store
-from rescueseg.volumes import ome_zarr, open_image, open_truth
+from rescueseg.volumes import image_layout, ome_zarr, open_image, open_truth
 from rescueseg.volumes import volume_import as module
+from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.volume_files import VolumeImport, default_id
 from rescueseg.volumes.volume_import import import_volume
 
@@ -96,7 +97,7 @@ def test_instances_are_kept_and_become_one_class(campaign: Campaign, raw: str, t
 
 def test_channels_are_kept_and_scaled_each(campaign: Campaign, tmp_path: Path) -> None:
     two = np.stack([image(), image(1) // 100])
-    array = ome_zarr.create_image(str(tmp_path / "in.ome.zarr"), two.shape, two.dtype, SPACING)
+    array = ome_zarr.create_image(str(tmp_path / "in.ome.zarr"), ImageLayout(two.shape, two.dtype, SPACING))
     array[...] = two
     record = import_volume(campaign, VolumeImport(str(tmp_path / "in.ome.zarr")))
     assert record.channels == 2
@@ -158,7 +159,7 @@ def test_an_import_killed_before_its_record_is_built_anew(campaign: Campaign, ra
 
 
 def test_the_digest_follows_the_voxels_not_the_file_format(campaign: Campaign, raw: str, tmp_path: Path) -> None:
-    array = ome_zarr.create_image(str(tmp_path / "b.ome.zarr"), SHAPE, np.uint16, SPACING)
+    array = ome_zarr.create_image(str(tmp_path / "b.ome.zarr"), ImageLayout(SHAPE, np.uint16, SPACING))
     array[...] = image()
     first = import_volume(campaign, VolumeImport(raw, spacing=SPACING))
     assert import_volume(campaign, VolumeImport(str(tmp_path / "b.ome.zarr"))).digest == first.digest
@@ -311,8 +312,8 @@ def test_memory_does_not_follow_the_size_of_the_volume(
     campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SLAB_BYTES", 2**20)
-    monkeypatch.setattr(ome_zarr, "CHUNK_ZYX", (16, 64, 64))
-    monkeypatch.setattr(ome_zarr, "SHARD_ZYX", (16, 128, 128))
+    monkeypatch.setattr(image_layout, "CHUNK_ZYX", (16, 64, 64))
+    monkeypatch.setattr(image_layout, "SHARD_ZYX", (16, 128, 128))
     monkeypatch.setattr(importlib.import_module("rescueseg.volumes.normalise"), "_SAMPLE_BOXES", 4)
     peaks = {}
     for depth in (31, 32, 128):  # the first is compared with no other volume
