@@ -37,12 +37,12 @@ def active_learning(
     rows: list[dict[str, JsonValue]] = []
     with scheduler_of(campaign) as reached:
         while True:
-            last = store.last_generation()
+            last = store.ledger.last_generation()
             if last is not None and last.finished_at is not None and last.generation + 1 >= generations:
                 return rows
             if last is None or last.finished_at is not None:
                 handed_in = annotate(campaign_url, annotator or AnnotatorOptions())
-                if last is not None and handed_in == 0 and store.accepted_since_last_generation() == 0:
+                if last is not None and handed_in == 0 and store.ledger.accepted_since_last_generation() == 0:
                     get_run_logger().info("no patch is left to annotate")
                     return rows
             rows.append(generation(campaign_url, scheduler=reached.address, tls_folder=reached.tls_folder))

@@ -65,7 +65,7 @@ def generation(
             return _nothing(due.reason)
         number = begin(campaign, store)
         row = _run_stages(campaign, number, cluster, lock)
-        store.finish_generation(number)
+        store.ledger.finish_generation(number)
     if only_if_due:
         wake(campaign, store)
     return row.to_json()

@@ -33,7 +33,7 @@ def fill(campaign: Campaign) -> Campaign:
     volumes.import_volume(campaign, volumes.VolumeImport(str(source), volume_id="v", spacing=SPACING))
     boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
     tickets = [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]
-    open_queue(campaign).add_tickets(tickets)
+    open_queue(campaign).tickets.add(tickets)
     return campaign
 
 

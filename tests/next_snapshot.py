@@ -21,7 +21,7 @@ def next_labels(campaign: Campaign, ticket_id: str, volume_id: str, box: Box) ->
     if campaign.holdout() is None:
         corner = HoldoutBox(volume_id=volume_id, box=Box((0, 0, 0), (1, 1, 1)), part="test", stratum="dense")
         campaign.freeze_holdout(Holdout(boxes=(corner,), guard_zyx=(1, 2, 2)))
-    snapshot = make_snapshot(campaign, 0, open_queue(campaign).accepted())
+    snapshot = make_snapshot(campaign, 0, open_queue(campaign).views.accepted())
     (item,) = (item for item in snapshot.items if item.ticket_id == ticket_id)
     assert (item.volume_id, item.box) == (volume_id, box)
     found = load_item(campaign.volumes, item, campaign.volumes.record(volume_id).spacing_um_zyx).labels

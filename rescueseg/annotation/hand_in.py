@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.queue.store import QueueStore
+from rescueseg.queue.submission import Work
 
 
 def submit_labels(
@@ -22,11 +22,7 @@ def submit_labels(
     lease: Lease,
     annotator: str,
     labels: PatchLabels | npt.NDArray[Any],
-    tool: str,
-    seconds: float | None,
-    *,
-    active_seconds: float = 0.0,
-    overridden: Sequence[str] = (),
+    work: Work,
 ) -> AnnotationRecord:
     """Check labels, store them, hand them in, and accept them when the campaign asks for no review.
 
@@ -45,41 +41,28 @@ def submit_labels(
         Name of the annotator.
     labels : PatchLabels, or ndarray of classes, zyx
         In the shape of the patch; see `check_patch`.
-    tool : str
-        Name of the annotation tool.
-    seconds : float or None
-        Time that the annotator states; None for the time counted under the lease.
-    active_seconds, overridden
-        As in `QueueStore.submit`.
+    work : Work
+        How they were made.
 
     Raises
     ------
     LabelError
         If the labels do not fit the patch.
     LeaseExpiredError, NotYourLeaseError, QueueError
-        As `QueueStore.submit`.
+        As `rescueseg.queue.leases.Leases.submit`.
     StorageError
         If they cannot be stored. In every case nothing was handed in.
     """
     ticket, config = lease.ticket, campaign.config
     patch_labels = labels if isinstance(labels, PatchLabels) else PatchLabels(labels)
     patch_labels = check_patch(patch_labels, ticket.box, config, where=f"ticket {ticket.ticket_id}")
-    store.check_submit(lease.lease_id, annotator, patch_labels.digest)
+    store.leases.check_submit(lease.lease_id, annotator, patch_labels.digest)
     n_corrected = corrected_voxels(patch_labels, starting_patch(campaign.storage, lease, config))
-    label, instances = store_labels(campaign.storage, ticket.ticket_id, patch_labels)
-    annotation = store.submit(
-        lease.lease_id,
-        annotator,
-        label,
-        tool,
-        seconds,
-        n_corrected,
-        accept=not config.annotation.review,
-        active_seconds=active_seconds,
-        instances=instances,
-        overridden=overridden,
-    )
+    stored = store_labels(campaign.storage, ticket.ticket_id, patch_labels, n_corrected)
+    accept = not config.annotation.review
+    annotation = store.leases.submit(lease.lease_id, annotator, stored, work, accept=accept)
     if ticket.annotators > 1:
         try_to_resolve(campaign, store, ticket.ticket_id)
-        return next(v for v in store.annotations(ticket.ticket_id) if v.annotation_id == annotation.annotation_id)
+        versions = store.views.annotations(ticket.ticket_id)
+        return next(v for v in versions if v.annotation_id == annotation.annotation_id)
     return annotation

@@ -13,6 +13,7 @@ from rescueseg.config import CampaignConfig
 from rescueseg.geometry import Patch
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import AnnotationRecord, Lease
+from rescueseg.queue.submission import StoredLabels
 from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
 from rescueseg.storage import Storage, digest_array, digest_json
 
@@ -84,8 +85,20 @@ def read_version(storage: Storage, record: AnnotationRecord | AcceptedAnnotation
     return PatchLabels(classes, storage.read_array(record.instances) if record.instances else None)
 
 
-def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels) -> tuple[LabelReference, LabelReference | None]:
-    """Store labels under their digests, classes and objects in files of their own; an existing file stays."""
+def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels, voxels_corrected: int) -> StoredLabels:
+    """Store labels under their digests, classes and objects in files of their own; an existing file stays.
+
+    Parameters
+    ----------
+    storage : Storage
+        The campaign's.
+    ticket_id : str
+        The ticket that they belong to.
+    labels : PatchLabels
+        The labels.
+    voxels_corrected : int
+        Voxels that differ from the mask they started from.
+    """
 
     def store(array: npt.NDArray[Any]) -> LabelReference:
         digest = digest_array(array)
@@ -94,4 +107,5 @@ def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels) -> tuple
             storage.write_array(reference.path, array)
         return reference
 
-    return store(labels.classes), None if labels.instances is None else store(labels.instances)
+    instances = None if labels.instances is None else store(labels.instances)
+    return StoredLabels(store(labels.classes), voxels_corrected, instances)

@@ -29,6 +29,7 @@ from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.execute import labels_digest
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.queue.store import QueueStore
+from rescueseg.queue.submission import Work
 from rescueseg.services.prefect_api import wake
 
 
@@ -62,7 +63,7 @@ class LocalClient:
             annotator=self.annotator,
             role=self.role,
             lease_seconds=self.campaign.config.annotation.lease_minutes * 60,
-            counts=self.store.counts(),
+            counts=self.store.views.counts(),
         )
 
     def next(
@@ -77,7 +78,7 @@ class LocalClient:
                 todo=f"Classes: {', '.join(config.classes)}",
             )
         resolve_pairs(self.campaign, self.store)
-        return self.store.claim(
+        return self.store.leases.claim(
             self.annotator,
             config.annotation.lease_minutes * 60,
             filters=filters,
@@ -88,15 +89,15 @@ class LocalClient:
 
     def leases(self) -> list[Lease]:
         """Return this person's running leases, oldest first."""
-        return self.store.leases(self.annotator)
+        return self.store.views.leases(self.annotator)
 
     def heartbeat(self, lease_id: str, active_seconds: float = 0.0) -> Lease:
         """Extend a lease and add the seconds of work to it."""
-        return self.store.heartbeat(lease_id, self.annotator, active_seconds)
+        return self.store.leases.heartbeat(lease_id, self.annotator, active_seconds)
 
     def view(self, lease_id: str) -> PatchView:
         """Return the leased patch with what surrounds it; of a lease that was handed in, the labels handed in."""
-        lease = self.store.lease(lease_id)
+        lease = self.store.views.lease(lease_id)
         if lease.annotator != self.annotator:
             raise NotYourLeaseError(
                 f"the lease belongs to '{lease.annotator}', not to '{self.annotator}'",
@@ -104,7 +105,7 @@ class LocalClient:
                 todo="Look at a patch of your own",
             )
         if lease.ended == "submitted":
-            labels = read_version(self.campaign.storage, self.store.submission(lease_id))
+            labels = read_version(self.campaign.storage, self.store.views.submission(lease_id))
             return self._view(lease.ticket, labels, with_model=False)
         if lease.ended is not None:
             raise LeaseExpiredError(
@@ -155,7 +156,7 @@ class LocalClient:
 
     def check(self, lease_id: str, labels: PatchLabels) -> list[LabelWarning]:
         """Return warnings about labels."""
-        lease = self.store.lease(lease_id)
+        lease = self.store.views.lease(lease_id)
         return self._warnings(lease, self._checked_labels(lease.ticket, labels))
 
     def _checked_labels(self, ticket: TicketRecord, labels: PatchLabels) -> PatchLabels:
@@ -172,9 +173,9 @@ class LocalClient:
         self, lease_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0, override: bool = False
     ) -> AnnotationRecord:
         """Hand in labels; warnings refuse them unless `override`."""
-        lease = self.store.lease(lease_id)
+        lease = self.store.views.lease(lease_id)
         labels = self._checked_labels(lease.ticket, labels)  # first: the digest is that of the stored dtype
-        self.store.check_submit(lease_id, self.annotator, labels.digest)
+        self.store.leases.check_submit(lease_id, self.annotator, labels.digest)
         warnings = tuple(self._warnings(lease, labels))
         if warnings and not override and not self._is_replay(lease, labels):
             raise LabelWarningsError(
@@ -183,44 +184,35 @@ class LocalClient:
                 todo="Correct the mask, or insist that it is right",
                 warnings=warnings,
             )
-        annotation = submit_labels(
-            self.campaign,
-            self.store,
-            lease,
-            self.annotator,
-            labels,
-            tool,
-            None,
-            active_seconds=active_seconds,
-            overridden=[warning.code for warning in warnings],
-        )
+        work = Work(tool, active_seconds=active_seconds, overridden=[warning.code for warning in warnings])
+        annotation = submit_labels(self.campaign, self.store, lease, self.annotator, labels, work)
         self._wake()
         return annotation
 
     def _is_replay(self, lease: Lease, labels: PatchLabels) -> bool:
         """Tell whether the person has handed in these labels before; then warnings do not refuse them."""
-        versions = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == self.annotator]
+        versions = [v for v in self.store.views.annotations(lease.ticket_id) if v.annotator == self.annotator]
         return any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in versions)
 
     def skip(self, lease_id: str, reason: str) -> None:
         """Say that nobody can annotate the patch."""
-        self.store.skip(lease_id, self.annotator, reason)
+        self.store.leases.skip(lease_id, self.annotator, reason)
         self._wake()  # a generation may have waited for this patch alone
 
     def release(self, lease_id: str) -> None:
         """Give the patch back untouched."""
-        self.store.release(lease_id, self.annotator)
+        self.store.leases.release(lease_id, self.annotator)
 
     def to_review(self) -> list[TicketRecord]:
         """Return the tickets that wait for a reviewer, oldest first."""
         self._require_reviewer()
         resolve_pairs(self.campaign, self.store)
-        return sorted(self.store.tickets("submitted"), key=lambda t: (t.updated_at, t.ticket_id))
+        return sorted(self.store.views.tickets("submitted"), key=lambda t: (t.updated_at, t.ticket_id))
 
     def review_view(self, ticket_id: str) -> PatchView:
         """Return a ticket's patch for a reviewer; it starts from the latest version."""
         self._require_reviewer()
-        return self._view(self.store.ticket(ticket_id), self.version_labels(ticket_id, self._latest(ticket_id)))
+        return self._view(self.store.views.ticket(ticket_id), self.version_labels(ticket_id, self._latest(ticket_id)))
 
     def _latest(self, ticket_id: str) -> int:
         versions = self.versions(ticket_id)
@@ -230,13 +222,13 @@ class LocalClient:
 
     def versions(self, ticket_id: str) -> list[AnnotationRecord]:
         """Return the versions that this person may see, oldest first: of an unfinished blind pair only their own."""
-        versions = self.store.annotations(ticket_id)
+        versions = self.store.views.annotations(ticket_id)
         if self.role == "annotator" or self._is_blind(ticket_id):
             return [v for v in versions if v.annotator == self.annotator]
         return versions
 
     def _is_blind(self, ticket_id: str) -> bool:
-        ticket = self.store.ticket(ticket_id)
+        ticket = self.store.views.ticket(ticket_id)
         return ticket.annotators > 1 and ticket.status in ("queued", "leased")
 
     def version_labels(self, ticket_id: str, version: int) -> PatchLabels:
@@ -244,7 +236,7 @@ class LocalClient:
         for record in self.versions(ticket_id):
             if record.version == version:
                 return read_version(self.campaign.storage, record)
-        if version in [v.version for v in self.store.annotations(ticket_id)]:
+        if version in [v.version for v in self.store.views.annotations(ticket_id)]:
             raise AccessError(
                 f"version {version} is somebody else's", where=ticket_id, todo="Wait until the ticket is reviewed"
             )
@@ -253,7 +245,7 @@ class LocalClient:
     def accept(self, ticket_id: str, version: int | None = None) -> AnnotationRecord:
         """Accept a version of a submitted ticket, the latest when None."""
         self._require_reviewer()
-        annotation = self.store.accept(ticket_id, self.annotator, version)
+        annotation = self.store.reviews.accept(ticket_id, self.annotator, version)
         self._wake()
         return annotation
 
@@ -266,7 +258,7 @@ class LocalClient:
                 "a consensus needs the labels of two people", where=ticket_id, todo="See 'rescueseg queue review'"
             )
         labels = [read_version(self.campaign.storage, v) for v in versions]
-        ticket = self.store.ticket(ticket_id)
+        ticket = self.store.views.ticket(ticket_id)
         annotation = accept_consensus(self.campaign, self.store, ticket, versions, labels, self.annotator)
         self._wake()
         return annotation
@@ -274,24 +266,24 @@ class LocalClient:
     def reject(self, ticket_id: str, comment: str) -> None:
         """Send a submitted ticket back to who annotated it."""
         self._require_reviewer()
-        self.store.reject(ticket_id, self.annotator, comment, self.campaign.config.annotation.return_hours * 3600)
+        self.store.reviews.reject(
+            ticket_id, self.annotator, comment, self.campaign.config.annotation.return_hours * 3600
+        )
 
     def fix(self, ticket_id: str, labels: PatchLabels, tool: str, *, active_seconds: float = 0.0) -> AnnotationRecord:
         """Hand in a reviewer's own labels of a submitted ticket and accept them."""
         self._require_reviewer()
-        ticket = self.store.ticket(ticket_id)
+        ticket = self.store.views.ticket(ticket_id)
         labels = self._checked_labels(ticket, labels)
         n_corrected = corrected_voxels(labels, self.version_labels(ticket_id, self._latest(ticket_id)))
-        classes, instances = store_labels(self.campaign.storage, ticket_id, labels)
-        annotation = self.store.fix(
-            ticket_id, self.annotator, classes, tool, n_corrected, seconds=active_seconds, instances=instances
-        )
+        stored = store_labels(self.campaign.storage, ticket_id, labels, n_corrected)
+        annotation = self.store.reviews.fix(ticket_id, self.annotator, stored, Work(tool, active_seconds))
         self._wake()
         return annotation
 
     def history(self, ticket_id: str) -> list[AuditEntry]:
         """Return every change of a ticket, oldest first."""
-        return self.store.history(ticket_id)
+        return self.store.views.history(ticket_id)
 
     def _wake(self) -> None:
         """Tell a served campaign that patches were accepted."""

@@ -19,6 +19,7 @@ from rescueseg.errors import QueueError, RescuesegError
 from rescueseg.labels import PatchLabels, corrected_voxels
 from rescueseg.queue.records import AnnotationRecord, TicketRecord
 from rescueseg.queue.store import QueueStore
+from rescueseg.queue.submission import Work
 from rescueseg.randomness import random_generator
 
 AUTOMATIC_ACTOR = "rescueseg"
@@ -35,7 +36,7 @@ def annotators_of(config: CampaignConfig, ticket_id: str) -> int:
 def resolve_pairs(campaign: Campaign, store: QueueStore) -> None:
     """Resolve the pairs that a killed process left unresolved."""
     review = campaign.config.annotation.review
-    for ticket_id in store.undecided_pairs(2.0 if review else campaign.config.annotation.agreement_dice):
+    for ticket_id in store.views.undecided_pairs(2.0 if review else campaign.config.annotation.agreement_dice):
         try_to_resolve(campaign, store, ticket_id)
 
 
@@ -52,11 +53,11 @@ def resolve_pair(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
 
     A second call changes nothing.
     """
-    ticket = store.ticket(ticket_id)
+    ticket = store.views.ticket(ticket_id)
     if ticket.status != "submitted" or ticket.annotators < 2:
         return
     config = campaign.config
-    pair = [v for v in store.annotations(ticket_id) if v.verdict == "submitted" and v.origin == "annotator"]
+    pair = [v for v in store.views.annotations(ticket_id) if v.verdict == "submitted" and v.origin == "annotator"]
     labels = [read_version(campaign.storage, version) for version in pair]
     if len(pair) != 2:  # resolved, or sent back, in the meantime
         return
@@ -69,12 +70,12 @@ def resolve_pair(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
         "objects": result.objects,
     }
     with suppress(QueueError):  # resolved, or sent back, in the meantime
-        store.record_agreement(ticket_id, (pair[0].annotation_id, pair[1].annotation_id), result.value, details)
+        store.reviews.record_agreement(ticket_id, (pair[0].annotation_id, pair[1].annotation_id), result.value, details)
         if result.value >= config.annotation.agreement_dice and not config.annotation.review:
             if config.annotation.consensus == "staple":
                 accept_consensus(campaign, store, ticket, pair, labels, AUTOMATIC_ACTOR)
             else:
-                store.accept(ticket_id, AUTOMATIC_ACTOR, pair[more_complete(labels)].version)
+                store.reviews.accept(ticket_id, AUTOMATIC_ACTOR, pair[more_complete(labels)].version)
 
 
 def more_complete(labels: list[PatchLabels]) -> int:
@@ -102,14 +103,13 @@ def accept_consensus(
 ) -> AnnotationRecord:
     """Store the STAPLE consensus of a submitted ticket's versions as a version of its own, and accept it."""
     consensus, provenance = staple(labels, campaign.config.n_classes)
-    classes, instances = store_labels(campaign.storage, ticket.ticket_id, consensus)
-    return store.fix(
+    corrected = corrected_voxels(consensus, labels[0])
+    stored = store_labels(campaign.storage, ticket.ticket_id, consensus, corrected)
+    return store.reviews.fix(
         ticket.ticket_id,
         actor,
-        classes,
-        "staple",
-        corrected_voxels(consensus, labels[0]),
-        instances=instances,
+        stored,
+        Work("staple"),
         origin="consensus",
         provenance=provenance | {"versions": [v.version for v in pair]},
     )

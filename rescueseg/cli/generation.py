@@ -77,7 +77,9 @@ def status(campaign: CampaignArgument) -> None:
             f"  {volume.volume_id}: {'×'.join(map(str, volume.shape_zyx))} voxels (zyx), "
             f"{' × '.join(f'{s:g}' for s in volume.spacing_um_zyx)} µm{truth}"
         )
-    console.print("Queue: " + (", ".join(f"{n} {status}" for status, n in store.counts().items() if n) or "empty"))
+    console.print(
+        "Queue: " + (", ".join(f"{n} {status}" for status, n in store.views.counts().items() if n) or "empty")
+    )
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
     show_generations(opened)

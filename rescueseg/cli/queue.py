@@ -39,21 +39,21 @@ def status(campaign: CampaignArgument) -> None:
     from rescueseg.queue.store import utc_now
 
     opened, store = open_with_queue(campaign)
-    store.expire()
+    store.leases.expire()
     console = plain_console()
     table = Table("", *STATUSES, title=f"queue of {opened.config.name}")
-    everything = store.tickets()
+    everything = store.views.tickets()
     for purpose in queue_files.PURPOSES:
         statuses = [ticket.status for ticket in everything if ticket.purpose == purpose]
         if statuses:
             table.add_row(purpose, *(str(statuses.count(name)) for name in STATUSES))
     console.print(table)
-    for lease in store.leases():
+    for lease in store.views.leases():
         minutes = (lease.expires_at - utc_now()).total_seconds() / 60
         console.print(f"{lease.ticket_id}  {lease.annotator}, {minutes:.0f} min left, lease {lease.lease_id}")
     threshold = opened.config.trigger.accepted_patches
     console.print(
-        f"{store.accepted_since_last_generation()} of {threshold} accepted patches towards the next generation"
+        f"{store.ledger.accepted_since_last_generation()} of {threshold} accepted patches towards the next generation"
     )
 
 
@@ -78,8 +78,8 @@ def skip(
 ) -> None:
     """Take a patch out of the queue because it cannot be annotated."""
     opened, store = open_with_queue(campaign)
-    store.skip(lease, annotator, reason)
-    plain_console().print(f"{store.lease(lease).ticket_id}: skipped")
+    store.leases.skip(lease, annotator, reason)
+    plain_console().print(f"{store.views.lease(lease).ticket_id}: skipped")
     _wake(opened, store)  # a generation may have waited for this patch alone
 
 
@@ -87,8 +87,8 @@ def skip(
 def release(campaign: CampaignArgument, lease: LeaseArgument, annotator: AnnotatorOption) -> None:
     """Give a patch back to the queue untouched."""
     _, store = open_with_queue(campaign)
-    store.release(lease, annotator)
-    plain_console().print(f"{store.lease(lease).ticket_id}: back in the queue")
+    store.leases.release(lease, annotator)
+    plain_console().print(f"{store.views.lease(lease).ticket_id}: back in the queue")
 
 
 queue_app.command(epilog="Example: rescueseg queue review ./mito")(queue_review.review)
@@ -108,7 +108,7 @@ def history(campaign: CampaignArgument, ticket: TicketArgument) -> None:
     """Show every change of a ticket."""
     _, store = open_with_queue(campaign)
     console = plain_console()
-    for entry in store.history(ticket):
+    for entry in store.views.history(ticket):
         details = ", ".join(f"{key} {value}" for key, value in entry.details.items() if value not in ("", None))
         step = entry.after if entry.before in ("", entry.after) else f"{entry.before} → {entry.after}"
         line = f"{entry.at:%Y-%m-%d %H:%M:%S}  {entry.event:<9}  {entry.actor}  {step}"

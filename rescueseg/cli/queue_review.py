@@ -69,7 +69,7 @@ def _draw(url: str, ticket_id: str, picture: Path) -> None:
     from rescueseg.reports.agreement_page import disagreement_view, single_version_view
 
     campaign, store = open_with_queue(url)
-    comparisons = [c for c in store.comparisons() if c.ticket_id == ticket_id]
+    comparisons = [c for c in store.views.comparisons() if c.ticket_id == ticket_id]
     if not comparisons:
         picture.write_bytes(single_version_view(campaign, store, ticket_id))
         plain_console().print(f"{picture}: what changed from the first mask")
@@ -172,7 +172,7 @@ def effort(
     from rescueseg.queue.effort import effort_by, effort_table, generation_label
 
     _, store = open_with_queue(campaign)
-    work, console = store.efforts(), plain_console()
+    work, console = store.views.efforts(), plain_console()
     console.print(effort_table("by generation", effort_by(work, generation_label)))
     console.print(effort_table("by person", effort_by(work, lambda entry: entry.annotator)))
     if patches:

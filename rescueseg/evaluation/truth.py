@@ -173,8 +173,8 @@ def _annotated(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> Annotated:
         return annotated
     with closing(open_queue(campaign)) as store:
         for part in PARTS:
-            annotated |= {(t.volume_id, t.box): None for t in store.tickets("skipped", part)}
-            annotated |= {(a.volume_id, a.box): a for a in store.accepted(part)}
+            annotated |= {(t.volume_id, t.box): None for t in store.views.tickets("skipped", part)}
+            annotated |= {(a.volume_id, a.box): a for a in store.views.accepted(part)}
     return annotated
 
 

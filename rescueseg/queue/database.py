@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -170,6 +172,11 @@ class Database:
         engine = self.engine.execution_options(rescueseg_reading=True, **level)
         with self.errors(), engine.begin() as connection:
             yield connection
+
+    def insert_if_new(self, table: sa.Table) -> Any:
+        """Return an insert that does nothing when the primary key is taken."""
+        dialect: Any = sqlite if self.is_sqlite else postgresql
+        return dialect.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
 
     def version(self) -> str | None:
         """Return the schema version in the database, None when it is new."""

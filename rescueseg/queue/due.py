@@ -16,10 +16,10 @@ def patches_due(config: CampaignConfig, store: QueueStore) -> tuple[bool, str]:
 
     Enough are ``trigger.accepted_patches``, or all tickets of the pool when those are fewer.
     """
-    accepted, threshold = store.accepted_since_last_generation(), config.trigger.accepted_patches
+    accepted, threshold = store.ledger.accepted_since_last_generation(), config.trigger.accepted_patches
     reason = f"{accepted} of {threshold} patches accepted since the last generation"
     if 0 < accepted < threshold:
-        states = {ticket.status for ticket in store.tickets(purpose="pool")}
+        states = {ticket.status for ticket in store.views.tickets(purpose="pool")}
         if states <= {"accepted", "skipped"}:
             return True, f"{reason}, and no more were asked for"
     return accepted >= threshold, reason
@@ -49,7 +49,7 @@ def campaign_lock(
     """
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(store.lock(name, f"{name} of {config.name}"))
+            lock = stack.enter_context(store.ledger.lock(name, f"{name} of {config.name}"))
         except QueueError:
             if refuse:
                 raise

@@ -18,6 +18,7 @@ from rescueseg.queue.events import (
     Audit,
     Decide,
     EndLease,
+    Event,
     ExtendLease,
     GrantLease,
     Instruction,
@@ -30,7 +31,7 @@ from rescueseg.queue.events import (
     StoreAnnotation,
 )
 from rescueseg.queue.records import TicketRecord
-from rescueseg.queue.states import Instructions, TicketState
+from rescueseg.queue.states import Instructions, TicketState, transition
 from rescueseg.queue.tables import annotation_table, assignments, audit, leases, tickets
 from rescueseg.storage import digest_json
 
@@ -114,6 +115,17 @@ def execute(
     scope = Scope(connection, instructions.ticket.ticket_id, now, label_columns or {})
     for step in instructions.steps:
         _carry_out(step, scope)
+
+
+def apply(
+    connection: Connection,
+    ticket_id: str,
+    event: Event,
+    now: datetime,
+    label_columns: Mapping[str, Any] | None = None,
+) -> None:
+    """Let an event happen to a ticket in the open transaction. Raises as `load` and `transition` do."""
+    execute(connection, transition(load(connection, ticket_id, lock=True), event), now, label_columns)
 
 
 @singledispatch

@@ -9,11 +9,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import psutil
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, RowMapping
 
 from rescueseg.errors import QueueError, StorageError
@@ -54,16 +52,19 @@ class Lock:
 
 
 class Ledger:
-    """Locks and generations of one campaign; the half of the `QueueStore` that the flows use."""
+    """Locks and generations of one campaign.
+
+    Parameters
+    ----------
+    database : Database
+        The queue's.
+    clock : callable
+        Returns the time in UTC.
+    """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-
-    def _insert_if_new(self, table: sa.Table) -> Any:
-        """Return an insert that does nothing when the primary key is taken."""
-        dialect: Any = sqlite if self._database.is_sqlite else postgresql
-        return dialect.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
 
     # locks --------------------------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Ledger:
             "expires_at": now + timedelta(seconds=ttl_seconds),
         }
         with self._database.write() as connection:
-            if connection.execute(self._insert_if_new(locks).values(name=name, **values)).rowcount:
+            if connection.execute(self._database.insert_if_new(locks).values(name=name, **values)).rowcount:
                 return
             query = sa.select(locks).where(locks.c.name == name)
             holder = connection.execute(query.with_for_update()).mappings().first()
@@ -184,7 +185,7 @@ class Ledger:
                     todo="Run the generation that is due",
                 )
             connection.execute(
-                self._insert_if_new(generations).values(
+                self._database.insert_if_new(generations).values(
                     generation=generation, accepted_count=accepted_count, begun_at=self._clock()
                 )
             )

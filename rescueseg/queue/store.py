@@ -1,26 +1,21 @@
-"""The annotation queue: a thin store over the state machine, one immediate transaction per call."""
+"""A campaign's annotation queue, put together of its parts: what is read, leased, reviewed, queued and counted."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from rescueseg.errors import QueueError, TicketNotFoundError
+from rescueseg.errors import QueueError
 from rescueseg.queue.database import Database
-from rescueseg.queue.events import IDLE_SECONDS, Claim, Expire, Heartbeat, Release, Skip, Submit
-from rescueseg.queue.execute import Clock, execute, labels_digest, load
-from rescueseg.queue.next_ticket import due_tickets, next_ticket
-from rescueseg.queue.records import AnnotationRecord, Filters, Lease
-from rescueseg.queue.review_store import annotation_columns, check_seconds
-from rescueseg.queue.states import transition
-from rescueseg.queue.tables import annotation_table, leases, owner, tickets
-from rescueseg.queue.ticket_store import TicketStore
-from rescueseg.records import LabelReference, Purpose
+from rescueseg.queue.execute import Clock
+from rescueseg.queue.leases import Leases
+from rescueseg.queue.ledger import Ledger
+from rescueseg.queue.reviews import Reviews
+from rescueseg.queue.tables import owner
+from rescueseg.queue.tickets import Tickets
+from rescueseg.queue.views import QueueViews
 
 if TYPE_CHECKING:
     from rescueseg.campaign import Campaign
@@ -47,7 +42,7 @@ def open_queue(campaign: Campaign) -> QueueStore:
     return store
 
 
-class QueueStore(TicketStore):
+class QueueStore:
     """The queue of one campaign. Safe to use from many processes and threads at once.
 
     Parameters
@@ -66,15 +61,25 @@ class QueueStore(TicketStore):
     """
 
     def __init__(self, database_url: str | sa.URL, *, clock: Clock = utc_now) -> None:
-        super().__init__(Database(database_url), clock)
+        self.database = Database(database_url)
+        self.views = QueueViews(self.database, clock)
+        """What can be read."""
+        self.leases = Leases(self.database, clock)
+        """What annotators do."""
+        self.reviews = Reviews(self.database, clock)
+        """What reviewers do."""
+        self.tickets = Tickets(self.database, clock)
+        """What the campaign does to tickets."""
+        self.ledger = Ledger(self.database, clock)
+        """Locks and generations."""
 
     def migrate(self) -> None:
         """Make the tables or bring them up to date; several processes may do so at once."""
-        self._database.migrate()
+        self.database.migrate()
 
     def close(self) -> None:
         """Close the database connections; the store can be used again."""
-        self._database.engine.dispose()
+        self.database.engine.dispose()
 
     def belong_to(self, campaign: str) -> None:
         """Write down whose queue this is, once.
@@ -84,11 +89,11 @@ class QueueStore(TicketStore):
         QueueError
             If it is another campaign's.
         """
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             name = connection.execute(sa.select(owner.c.campaign)).scalar()
         if name is None:
-            with self._database.write() as connection:
-                if not self._database.is_sqlite:
+            with self.database.write() as connection:
+                if not self.database.is_sqlite:
                     connection.execute(sa.text("LOCK TABLE owner IN EXCLUSIVE MODE"))
                 name = connection.execute(sa.select(owner.c.campaign)).scalar()
                 if name is None:
@@ -97,217 +102,6 @@ class QueueStore(TicketStore):
         if name != campaign:
             raise QueueError(
                 f"the database holds the queue of campaign '{name}', not of '{campaign}'",
-                where=self._database.where,
+                where=self.database.where,
                 todo="Give each campaign a database (or PostgreSQL schema) of its own: database_url in campaign.toml",
             )
-
-    # leases -------------------------------------------------------------------------------------------------------
-
-    def claim(
-        self,
-        annotator: str,
-        lease_seconds: float,
-        *,
-        ticket_id: str | None = None,
-        resume: bool = False,
-        filters: Filters | None = None,
-        idle_seconds: float = IDLE_SECONDS,
-    ) -> Lease | None:
-        """Lease the next ticket to somebody, in one transaction.
-
-        Higher priority goes first, then what was sent back to this person, then holdout tickets, then the higher
-        score; see `rescueseg.queue.next_ticket.choose`. Leases that ran out are ended on the way.
-
-        Parameters
-        ----------
-        annotator : str
-            Who will work on it.
-        lease_seconds : float
-            How long the ticket is theirs without a heartbeat.
-        ticket_id : str, optional
-            This ticket and no other; a skipped one is taken up again.
-        resume : bool
-            Return the oldest lease that this person already holds, if any, before granting a new one.
-        filters : Filters, optional
-            Only such tickets.
-        idle_seconds : float
-            Longest gap between two heartbeats that counts as work.
-
-        Returns
-        -------
-        Lease or None
-            None when there is nothing to do.
-
-        Raises
-        ------
-        QueueError
-            If the named ticket cannot be claimed, or a name or duration is not valid.
-        TicketNotFoundError
-            If there is no ticket of that id.
-        """
-        if not annotator or len(annotator) > 128 or not lease_seconds > 0:
-            raise QueueError("a claim needs a name of up to 128 letters and a lease of more than 0 seconds")
-        now = self._clock()
-        filters = filters or Filters()
-        with self._database.write() as connection:
-            self._expire(connection, now)
-            if resume:
-                lease_id = self._oldest_lease(connection, annotator, filters.purpose, ticket_id)
-                if lease_id:
-                    return self._lease(connection, lease_id)
-            by_id = ticket_id is not None
-            claim = Claim(uuid.uuid4().hex, annotator, now, float(lease_seconds), by_id, float(idle_seconds))
-            ticket_id = ticket_id or next_ticket(connection, annotator, now, filters)
-            if ticket_id is None:
-                return None
-            self._apply(connection, ticket_id, claim, now)
-            return self._lease(connection, claim.lease_id)
-
-    def _expire(self, connection: Connection, now: datetime) -> int:
-        """End leases that ran out; tickets that another transaction holds are left to it."""
-        ticket_ids = due_tickets(connection, now)
-        for ticket_id in ticket_ids:
-            self._apply(connection, ticket_id, Expire(now), now)
-        return len(ticket_ids)
-
-    def _oldest_lease(
-        self, connection: Connection, annotator: str, purpose: Purpose | None = None, ticket_id: str | None = None
-    ) -> str | None:
-        query = (
-            sa.select(leases.c.lease_id)
-            .join(tickets)
-            .where(leases.c.annotator == annotator, leases.c.ended.is_(None))
-            .order_by(leases.c.granted_at, leases.c.lease_id)
-        )
-        if purpose is not None:
-            query = query.where(tickets.c.purpose == purpose)
-        if ticket_id is not None:
-            query = query.where(tickets.c.ticket_id == ticket_id)
-        lease_id = connection.execute(query).scalars().first()
-        return None if lease_id is None else str(lease_id)
-
-    def heartbeat(self, lease_id: str, annotator: str, active_seconds: float = 0.0) -> Lease:
-        """Move a lease's expiry to its full length from now, and add to its working time.
-
-        Parameters
-        ----------
-        lease_id, annotator : str
-            The lease and its holder.
-        active_seconds : float
-            Working time since the last heartbeat, at most the time since then; 0 when the tool does not know: then
-            the time since then counts, at most the lease's `idle_seconds`.
-
-        Raises
-        ------
-        LeaseExpiredError, NotYourLeaseError, TicketNotFoundError
-            If the lease ran out, is somebody else's, or does not exist.
-        QueueError
-            If the time is negative or no number.
-        """
-        check_seconds(active_seconds)
-        return self._on_lease(Heartbeat(lease_id, annotator, self._clock(), float(active_seconds)))
-
-    def release(self, lease_id: str, annotator: str) -> None:
-        """Give a ticket back untouched; again is no error. Errors as in `heartbeat`."""
-        self._on_lease(Release(lease_id, annotator, self._clock()))
-
-    def skip(self, lease_id: str, annotator: str, reason: str) -> None:
-        """Take a ticket out of the queue because it cannot be annotated; again is no error.
-
-        Raises
-        ------
-        QueueError
-            If no reason is given, or others work on the ticket; otherwise as in `heartbeat`.
-        """
-        if not reason.strip():
-            raise QueueError("a skip needs a reason", where=lease_id, todo="Say in a few words what is wrong")
-        self._on_lease(Skip(lease_id, annotator, self._clock(), reason))
-
-    def expire(self, now: datetime | None = None) -> int:
-        """End the leases that ran out; return how many tickets that touched."""
-        moment = now or self._clock()
-        with self._database.write() as connection:
-            return self._expire(connection, moment)
-
-    # labels -------------------------------------------------------------------------------------------------------
-
-    def check_submit(self, lease_id: str, annotator: str, digest: str) -> None:
-        """Raise what `submit` would raise, and change nothing."""
-        with self._database.read() as connection:
-            ticket_id = self._ticket_of(connection, lease_id)
-            transition(load(connection, ticket_id, lock=False), Submit(lease_id, annotator, self._clock(), digest))
-
-    def submit(
-        self,
-        lease_id: str,
-        annotator: str,
-        label: LabelReference,
-        tool: str,
-        seconds: float | None,
-        voxels_corrected: int,
-        *,
-        accept: bool = False,
-        active_seconds: float = 0.0,
-        instances: LabelReference | None = None,
-        overridden: Sequence[str] = (),
-    ) -> AnnotationRecord:
-        """Hand in labels. The same lease and labels again return the same record and change nothing.
-
-        Parameters
-        ----------
-        lease_id, annotator : str
-            The lease and its holder.
-        label : LabelReference
-            Where the classes were stored, and their digest.
-        tool : str
-            What they were made with.
-        seconds : float or None
-            Working time, where a person states it; else the one counted under the lease.
-        voxels_corrected : int
-            Voxels that differ from the mask they started from.
-        accept : bool
-            Accept in the same transaction, when no review is wanted; the halves of a blind pair never are.
-        active_seconds : float
-            Work since the last heartbeat, as in `heartbeat`.
-        instances : LabelReference, optional
-            Where the objects were stored.
-        overridden : sequence of str
-            Codes of the warnings that were overruled.
-
-        Raises
-        ------
-        LeaseExpiredError, NotYourLeaseError, TicketNotFoundError
-            If the lease ran out, is somebody else's, or does not exist.
-        QueueError
-            If the lease ended otherwise, or was handed in with other labels.
-        """
-        for duration in (seconds or 0.0, active_seconds):
-            check_seconds(duration)
-        event = Submit(
-            lease_id,
-            annotator,
-            self._clock(),
-            labels_digest(label.digest, instances.digest if instances else None),
-            accept,
-            None if seconds is None else float(seconds),
-            float(active_seconds),
-            tuple(overridden),
-        )
-        with self._database.write() as connection:
-            ticket_id = self._ticket_of(connection, lease_id)
-            instructions = transition(load(connection, ticket_id, lock=True), event)
-            execute(connection, instructions, event.now, annotation_columns(label, instances, tool, voxels_corrected))
-            return self._annotation(connection, annotation_table.c.lease_id == lease_id)
-
-    # common -------------------------------------------------------------------------------------------------------
-
-    def _on_lease(self, event: Heartbeat | Release | Skip) -> Lease:
-        with self._database.write() as connection:
-            self._apply(connection, self._ticket_of(connection, event.lease_id), event, event.now)
-            return self._lease(connection, event.lease_id)
-
-    def _ticket_of(self, connection: Connection, lease_id: str) -> str:
-        ticket_id = connection.execute(sa.select(leases.c.ticket_id).where(leases.c.lease_id == lease_id)).scalar()
-        if ticket_id is None:
-            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
-        return str(ticket_id)

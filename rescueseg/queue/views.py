@@ -1,4 +1,4 @@
-"""The reading half of the queue's store: nothing here changes the database."""
+"""What can be read in the queue: nothing here changes the database."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.engine import RowMapping
 
-from rescueseg.errors import QueueError, TicketNotFoundError
-from rescueseg.queue.execute import box_of, ticket_record
-from rescueseg.queue.ledger import Ledger
+from rescueseg.queue.database import Database
+from rescueseg.queue.execute import Clock, box_of, ticket_record
 from rescueseg.queue.records import (
     STATUSES,
     AnnotationRecord,
@@ -21,8 +20,9 @@ from rescueseg.queue.records import (
     TicketRecord,
     TicketStatus,
 )
+from rescueseg.queue.rows import read_annotation, read_lease, read_ticket
 from rescueseg.queue.tables import annotation_table, audit, leases, tickets
-from rescueseg.records import AcceptedAnnotation, LabelReference, Purpose
+from rescueseg.records import AcceptedAnnotation, Purpose
 
 _ANNOTATION = (
     "annotation_id",
@@ -38,8 +38,20 @@ _ANNOTATION = (
 )
 
 
-class QueueViews(Ledger):
-    """The reading half of the `QueueStore`: each call one consistent view."""
+class QueueViews:
+    """What can be read in a campaign's queue; each call is one consistent view.
+
+    Parameters
+    ----------
+    database : Database
+        The queue's.
+    clock : callable
+        Returns the time in UTC.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
     def counts(self) -> dict[str, int]:
         """Return how many tickets are in each status; every status is named."""
@@ -82,7 +94,7 @@ class QueueViews(Ledger):
             If there is none of that id.
         """
         with self._database.read() as connection:
-            return self._ticket(connection, ticket_id)
+            return read_ticket(connection, ticket_id)
 
     def largest_patch(self) -> int:
         """Return how many voxels the largest patch in the queue has; 0 without tickets."""
@@ -167,40 +179,8 @@ class QueueViews(Ledger):
         """
         query = sa.select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.number)
         with self._database.read() as connection:
-            self._ticket(connection, ticket_id)
+            read_ticket(connection, ticket_id)
             return [AuditEntry(**row) for row in connection.execute(query).mappings()]
-
-    def _lease(self, connection: Connection, lease_id: str) -> Lease:
-        row = connection.execute(sa.select(leases).where(leases.c.lease_id == lease_id)).mappings().first()
-        if row is None:
-            raise TicketNotFoundError("there is no such lease", where=lease_id, todo="Claim a ticket first")
-        latest = (
-            connection.execute(
-                sa.select(annotation_table)
-                .where(
-                    annotation_table.c.assignment_id == row["assignment_id"],
-                    annotation_table.c.verdict == "rejected",
-                )
-                .order_by(annotation_table.c.version.desc())
-            )
-            .mappings()
-            .first()
-        )
-        return Lease(
-            lease_id=lease_id,
-            assignment_id=row["assignment_id"],
-            annotator=row["annotator"],
-            granted_at=row["granted_at"],
-            expires_at=row["expires_at"],
-            ticket=self._ticket(connection, row["ticket_id"]),
-            previous=LabelReference(path=latest["labels"], digest=latest["labels_digest"]) if latest else None,
-            previous_instances=LabelReference(path=latest["instances"], digest=latest["instances_digest"])
-            if latest and latest["instances"]
-            else None,
-            comment=latest["comment"] if latest else "",
-            active_seconds=row["active_seconds"],
-            ended=row["ended"] or ("expired" if row["expires_at"] <= self._clock() else None),
-        )
 
     def lease(self, lease_id: str) -> Lease:
         """Return a lease, running or over.
@@ -211,7 +191,7 @@ class QueueViews(Ledger):
             If there is none of that id.
         """
         with self._database.read() as connection:
-            return self._lease(connection, lease_id)
+            return read_lease(connection, lease_id, self._clock())
 
     def submission(self, lease_id: str) -> AnnotationRecord:
         """Return the version that was handed in under a lease.
@@ -222,7 +202,7 @@ class QueueViews(Ledger):
             If there is none.
         """
         with self._database.read() as connection:
-            return self._annotation(connection, annotation_table.c.lease_id == lease_id)
+            return read_annotation(connection, annotation_table.c.lease_id == lease_id)
 
     def leases(self, annotator: str | None = None) -> list[Lease]:
         """Return the running leases, of one person or of all, oldest first."""
@@ -231,24 +211,7 @@ class QueueViews(Ledger):
             query = query.where(leases.c.annotator == annotator)
         with self._database.read() as connection:
             ids = connection.execute(query.order_by(leases.c.granted_at, leases.c.lease_id)).scalars().all()
-            return [self._lease(connection, lease_id) for lease_id in ids]
-
-    # rows ---
-
-    def _ticket(self, connection: Connection, ticket_id: str) -> TicketRecord:
-        row = connection.execute(sa.select(tickets).where(tickets.c.ticket_id == ticket_id)).mappings().first()
-        if row is None:
-            raise TicketNotFoundError(
-                "there is no such ticket", where=ticket_id, todo="See 'rescueseg queue status CAMPAIGN'"
-            )
-        return ticket_record(row)
-
-    def _annotation(self, connection: Connection, which: sa.ColumnElement[bool]) -> AnnotationRecord:
-        query = sa.select(annotation_table).where(which).order_by(annotation_table.c.version.desc())
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise QueueError("the annotation is missing from the database", todo="Restore the database from its backup")
-        return AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields})
+            return [read_lease(connection, lease_id, self._clock()) for lease_id in ids]
 
 
 def _effort(ticket: TicketRecord, annotator: str, lease_seconds: float, versions: Sequence[RowMapping]) -> Effort:

@@ -74,7 +74,7 @@ def agreement_page(
 
 def disagreement_view(campaign: Campaign, store: QueueStore, comparison: Comparison) -> bytes:
     """Draw both masks of a compared pair, where they differ, and what was accepted where that is neither."""
-    versions = store.annotations(comparison.ticket_id)
+    versions = store.views.annotations(comparison.ticket_id)
     pair = report.versions_of(store, comparison)
     accepted = next((v for v in versions if v.verdict == "accepted" and v not in pair), None)
     masks = [(v.annotator, read_version(campaign.storage, v)) for v in pair]
@@ -91,7 +91,7 @@ def single_version_view(campaign: Campaign, store: QueueStore, ticket_id: str) -
     QueueError
         If nothing was handed in for it.
     """
-    ticket, versions = store.ticket(ticket_id), store.annotations(ticket_id)
+    ticket, versions = store.views.ticket(ticket_id), store.views.annotations(ticket_id)
     if not versions:
         raise QueueError("nothing was handed in for it", where=ticket_id, todo="See 'rescueseg queue review'")
     empty = np.zeros(ticket.box.shape_zyx, np.uint8)

@@ -74,7 +74,7 @@ def measure(campaign: Campaign, store: QueueStore, progress: Progress = no_progr
     progress : callable, optional
         Called with (what is counted, how many are done, how many there are).
     """
-    records = store.comparisons()
+    records = store.views.comparisons()
     comparisons = []
     for index, comparison in enumerate(records):
         progress("patches compared", index, len(records))
@@ -94,7 +94,7 @@ def measure(campaign: Campaign, store: QueueStore, progress: Progress = no_progr
 
 def versions_of(store: QueueStore, comparison: Comparison) -> list[AnnotationRecord]:
     """Return the two versions that were compared."""
-    versions = {v.version: v for v in store.annotations(comparison.ticket_id)}
+    versions = {v.version: v for v in store.views.annotations(comparison.ticket_id)}
     return [versions[number] for number in comparison.versions]
 
 

@@ -207,8 +207,8 @@ def explain_box(score: BoxScore) -> str:
 def _efforts(campaign: Campaign) -> tuple[list[Effort], list[EffortRow]]:
     """Return the effort by generation, and what each person put in, by name: all leases, and reviewing."""
     with closing(open_queue(campaign)) as store:
-        people = effort_by(store.efforts(), lambda work: work.annotator)
-        return effort_by_generation(store.accepted(purpose=None)), people
+        people = effort_by(store.views.efforts(), lambda work: work.annotator)
+        return effort_by_generation(store.views.accepted(purpose=None)), people
 
 
 def effort_by_generation(accepted: Iterable[AcceptedAnnotation]) -> list[Effort]:

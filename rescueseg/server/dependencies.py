@@ -64,13 +64,13 @@ class Service:
             return upload_mib * 2**20
         when, limit = self._limit
         if time.monotonic() - when > _CACHE_SECONDS or not limit:
-            limit = upload_limit(self.store.largest_patch())
+            limit = upload_limit(self.store.views.largest_patch())
             self._limit = (time.monotonic(), limit)
         return limit
 
     def view(self, client: AnnotationClient, lease_id: str) -> PatchView:
         """Return a leased patch. Clients request its parts one after the other, so that the latest views are cached."""
-        if self.store.lease(lease_id).ended is not None:
+        if self.store.views.lease(lease_id).ended is not None:
             return client.view(lease_id)
         now = time.monotonic()
         for key in [key for key, (when, _) in list(self._views.items()) if now - when > _CACHE_SECONDS]:
@@ -160,7 +160,7 @@ def own_lease(service: AppService, person: CurrentPerson, lease_id: LeaseId) -> 
     TicketNotFoundError
         If there is none of that id.
     """
-    lease = service.store.lease(lease_id)
+    lease = service.store.views.lease(lease_id)
     if lease.annotator != person.name:
         raise NotYourLeaseError("the lease belongs to somebody else", where=lease_id, todo="Take a patch of your own")
     return lease
@@ -172,7 +172,7 @@ OwnLease = Annotated[Lease, Depends(own_lease)]
 def reviewed_ticket(service: AppService, person: CurrentPerson, ticket_id: TicketId) -> TicketRecord:
     """Return the ticket in a request's path, to a reviewer."""
     person.require("reviewer")
-    return service.store.ticket(ticket_id)
+    return service.store.views.ticket(ticket_id)
 
 
 ReviewedTicket = Annotated[TicketRecord, Depends(reviewed_ticket)]

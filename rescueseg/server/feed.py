@@ -21,11 +21,13 @@ _OVERLAP = 100
 
 async def follow(service: Service, person: Person, after: int | None) -> AsyncIterator[ServerSentEvent]:
     """Yield changes with larger numbers than `after`, from now on when None, until the client leaves."""
-    last = after if after is not None else await run_in_threadpool(service.store.last_change)
-    sent_numbers = {entry.number for entry in await run_in_threadpool(service.store.changes, last - _OVERLAP, last)}
+    last = after if after is not None else await run_in_threadpool(service.store.views.last_change)
+    sent_numbers = {
+        entry.number for entry in await run_in_threadpool(service.store.views.changes, last - _OVERLAP, last)
+    }
     yield ServerSentEvent(comment="connected", retry=2000)
     while True:
-        for entry in await run_in_threadpool(service.store.changes, last - _OVERLAP):
+        for entry in await run_in_threadpool(service.store.views.changes, last - _OVERLAP):
             if entry.number not in sent_numbers:
                 sent_numbers.add(entry.number)
                 last = max(last, entry.number)

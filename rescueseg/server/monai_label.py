@@ -178,7 +178,7 @@ def _datastore(router: APIRouter, users: MonaiUsers) -> None:
     @router.get("/datastore/image/info", summary="What a lease is about")
     def image_info(image: str) -> dict[str, Any]:
         client, lease_id = users.client_of_image(image)
-        return _lease_info(client.store.lease(lease_id))
+        return _lease_info(client.store.views.lease(lease_id))
 
     @router.put("/datastore/image", include_in_schema=False)
     @router.put("/datastore/", summary="Refused: volumes are imported, not uploaded")
@@ -240,7 +240,7 @@ def _hand_in(client: LocalClient, lease: Lease, labels: PatchLabels, warning_dig
         try:
             client.submit(lease.lease_id, labels, TOOL, override=override)
         except LeaseExpiredError:
-            versions = (v for v in client.store.annotations(lease.ticket_id) if v.annotator == client.annotator)
+            versions = (v for v in client.store.views.annotations(lease.ticket_id) if v.annotator == client.annotator)
             if any(labels_digest(v.labels_digest, v.instances_digest) == labels.digest for v in versions):
                 return
             again = client.next(ticket_id=lease.ticket_id)

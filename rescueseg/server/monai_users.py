@@ -58,7 +58,7 @@ class MonaiUsers:
             If its lease does not run any more.
         """
         lease_id = access.lease_of_image(self.service.key, image)
-        annotators = {lease.lease_id: lease.annotator for lease in self.service.store.leases()}
+        annotators = {lease.lease_id: lease.annotator for lease in self.service.store.views.leases()}
         if lease_id not in annotators:
             raise TicketNotFoundError("the lease is over", where=image[:64], todo="Ask for the next sample")
         client = LocalClient(self.service.campaign, self.service.store, annotators[lease_id], "annotator")
@@ -75,7 +75,7 @@ class MonaiUsers:
         NotYourLeaseError
             If somebody else holds it.
         """
-        lease = client.store.lease(access.lease_of_image(self.service.key, image))
+        lease = client.store.views.lease(access.lease_of_image(self.service.key, image))
         if lease.annotator != client.annotator:
             raise NotYourLeaseError("somebody else holds the patch", where=image[:64], todo="Ask for the next sample")
         return lease

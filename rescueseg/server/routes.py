@@ -190,7 +190,7 @@ def lease_part(
 )
 def image(service: AppService, image_id: ImageId, area: Area = "context") -> _File:
     """For viewers that cannot send one: only the lease's annotator knows the address, and it ends with the lease."""
-    lease = service.store.lease(access.lease_of_image(service.key, image_id))
+    lease = service.store.views.lease(access.lease_of_image(service.key, image_id))
     if lease.ended is not None:
         raise LeaseExpiredError("the lease is over", where=lease.lease_id, todo="Take the patch again")
     return _part(service.view(service.client(lease.annotator, "annotator"), lease.lease_id), "image", area)

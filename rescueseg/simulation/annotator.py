@@ -16,6 +16,7 @@ from rescueseg.errors import LabelError
 from rescueseg.labels import IGNORE, PatchLabels, corrected_voxels
 from rescueseg.queue.records import Lease, NewTicket
 from rescueseg.queue.store import QueueStore
+from rescueseg.queue.submission import Work
 from rescueseg.randomness import random_generator
 from rescueseg.records import Record
 from rescueseg.voxels.components import label_components
@@ -96,9 +97,9 @@ class SimulatedAnnotator:
         """
         n_submitted = 0
         seconds = self.campaign.config.annotation.lease_minutes * 60
-        while (lease := self.store.claim(self.name, seconds, resume=True)) is not None:
+        while (lease := self.store.leases.claim(self.name, seconds, resume=True)) is not None:
             if self._abandons(lease):
-                self.store.expire(lease.expires_at + timedelta(seconds=1))
+                self.store.leases.expire(lease.expires_at + timedelta(seconds=1))
                 continue
             self.annotate(lease)
             n_submitted += 1
@@ -111,7 +112,7 @@ class SimulatedAnnotator:
         labels = PatchLabels.of_components(classes) if numbered else PatchLabels(classes)
         corrected = corrected_voxels(labels, starting_patch(self.campaign.storage, lease, self.campaign.config))
         seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
-        submit_labels(self.campaign, self.store, lease, self.name, labels, "simulated", seconds)
+        submit_labels(self.campaign, self.store, lease, self.name, labels, Work("simulated", seconds))
 
     def draw(self, ticket: NewTicket) -> Labels:
         """Return the labels of a ticket, uint8 zyx: the truth inside its box, with the errors asked for.
@@ -144,7 +145,7 @@ class SimulatedAnnotator:
     def _abandons(self, lease: Lease) -> bool:
         if not self.options.abandoned:
             return False
-        events = [entry.event for entry in self.store.history(lease.ticket.ticket_id)]
+        events = [entry.event for entry in self.store.views.history(lease.ticket.ticket_id)]
         if "expired" in events:
             return False
         rng = random_generator(self.campaign.config.seed, "abandon", lease.ticket_id)

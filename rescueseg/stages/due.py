@@ -45,7 +45,7 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     store : QueueStore
         Queue and ledger.
     """
-    last = store.last_generation()
+    last = store.ledger.last_generation()
     if last is not None and last.finished_at is None:
         return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
     following = 0 if last is None else last.generation + 1
@@ -72,7 +72,7 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
     """
     accepted = check_ready(campaign, store)
     due = count_due(campaign, store)
-    store.begin_generation(due.generation, accepted)
+    store.ledger.begin_generation(due.generation, accepted)
     return due.generation
 
 
@@ -81,7 +81,7 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
     find_strategy(current_choice(campaign).strategy)
     check_families(campaign.config.training, campaign.file)
     check_address(campaign.config.cluster)
-    accepted = len(store.accepted("pool"))
+    accepted = len(store.views.accepted("pool"))
     if not accepted:
         raise QueueError(
             "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"

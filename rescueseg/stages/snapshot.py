@@ -21,7 +21,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Sna
     def work() -> Snapshot:
         campaign.volumes.apply_domains()
         ensure_compared(campaign.volumes)
-        accepted = store.accepted("pool")
+        accepted = store.views.accepted("pool")
         previous = campaign.generation(generation - 1).snapshot() if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()
         new = [a for a in accepted if a.annotation_id not in earlier]
@@ -34,7 +34,7 @@ def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Sna
 
     result = run_stage(folder, SNAPSHOT, work)
     effort = folder.read(EFFORT)
-    store.count_accepted(generation, len(result.items) + (len(effort.left_out) if effort else 0))
+    store.ledger.count_accepted(generation, len(result.items) + (len(effort.left_out) if effort else 0))
     return result
 
 

@@ -68,7 +68,7 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
     if campaign.starting_patches() is None:
         campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress))
     starting = campaign.starting_patches() or []
-    return store.add_tickets(first_tickets(campaign.config, campaign.volumes.records(), holdout, starting))
+    return store.tickets.add(first_tickets(campaign.config, campaign.volumes.records(), holdout, starting))
 
 
 def preview_sampling(
@@ -111,23 +111,23 @@ def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | No
 
 def _trained(store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
     """Return the patches that were, or may soon be, trained on; refuse while a generation is unfinished."""
-    last = store.last_generation()
+    last = store.ledger.last_generation()
     if last is not None and last.finished_at is None:
         raise SamplingError(
             f"generation {last.generation} was begun and not finished; the holdout grows after it",
             where=", ".join(v.volume_id for v in new),
             todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
         )
-    return [ticket.patch for ticket in store.tickets(purpose="pool")]
+    return [ticket.patch for ticket in store.views.tickets(purpose="pool")]
 
 
 def withdraw_refused(volumes: VolumeFolder, store: QueueStore) -> int:
     """Skip the waiting tickets of refused volumes, so that nobody annotates them; return how many."""
     refused = {v.volume_id for v in volumes.records(refused=True) if v.refused}
-    waiting = [ticket for ticket in store.tickets("queued") if ticket.volume_id in refused]
+    waiting = [ticket for ticket in store.views.tickets("queued") if ticket.volume_id in refused]
     for ticket in waiting:
         with suppress(QueueError):  # leased to somebody in the meantime
-            store.withdraw(ticket.ticket_id, "rescueseg check", "the volume was refused")
+            store.tickets.withdraw(ticket.ticket_id, "rescueseg check", "the volume was refused")
     return len(waiting)
 
 
@@ -141,7 +141,7 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
     config, strategy = campaign.config, frozen_choice(campaign, generation).strategy
-    occupied = [ticket.patch for ticket in store.tickets(purpose="pool") if ticket.generation <= generation]
+    occupied = [ticket.patch for ticket in store.views.tickets(purpose="pool") if ticket.generation <= generation]
     boxes, places = starting_patches.all_candidates(campaign, occupied), campaign.volumes.shared_places()
     table = score_candidates(campaign.generation(generation), boxes, config.n_classes, places)
     rng = random_generator(config.seed, "query", generation, strategy)
@@ -193,7 +193,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsR
         mask = clean(mask, campaign.volumes.record(patch.volume_id).spacing_um_zyx, *profile)
         campaign.storage.write_array(prefill, mask)
         tickets.append(ticket.model_copy(update={"prefill": prefill, "classes": class_names(config.classes, mask)}))
-    store.add_tickets(tickets)
+    store.tickets.add(tickets)
     return TicketsResult(tickets=tuple(ticket.ticket_id for ticket in tickets), stop="")
 
 

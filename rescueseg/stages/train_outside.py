@@ -67,8 +67,8 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
 
 def _new_snapshot(campaign: Campaign, store: QueueStore) -> Snapshot:
     """Return the snapshot that the next generation would have now."""
-    last = store.last_generation()
-    return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.accepted("pool"))
+    last = store.ledger.last_generation()
+    return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.views.accepted("pool"))
 
 
 def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:

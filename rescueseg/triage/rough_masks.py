@@ -73,7 +73,9 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
 def _from_annotations(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
     patches = []
     usable = {volume.volume_id: volume for volume in campaign.volumes.records()}
-    accepted = [annotation for annotation in store.accepted("pool") if annotation.volume_id in usable][:_MOST_PATCHES]
+    accepted = [annotation for annotation in store.views.accepted("pool") if annotation.volume_id in usable][
+        :_MOST_PATCHES
+    ]
     for annotation in accepted:
         labels = campaign.storage.read_array(annotation.labels)
         spacing = usable[annotation.volume_id].spacing_um_zyx

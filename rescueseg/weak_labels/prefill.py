@@ -124,7 +124,7 @@ def weak_label(
     work.require(choice)
     waiting = [
         t
-        for t in store.tickets("queued", "pool")
+        for t in store.views.tickets("queued", "pool")
         if t.volume_id in work.volumes and (t.prefill is None or WEAK_LABEL.matches(t.prefill))
     ]
     folder = work.folder(choice)
@@ -161,7 +161,9 @@ class _Prefill:
         self.campaign, self.store, self.sources, self.progress = campaign, store, sources, progress
         self.config = campaign.config
         self.volumes: dict[str, VolumeRecord] = {v.volume_id: v for v in campaign.volumes.records()}
-        self.accepted: list[AcceptedAnnotation] = [a for a in store.accepted("pool") if a.volume_id in self.volumes]
+        self.accepted: list[AcceptedAnnotation] = [
+            a for a in store.views.accepted("pool") if a.volume_id in self.volumes
+        ]
         self._labellers_by_method: dict[str, Mapping[str, WeakLabeller]] = {}
         self._loaded_champion: tuple[WeakLabeller, str] | None = None
 
@@ -206,7 +208,7 @@ class _Prefill:
 
     def compared_on(self) -> tuple[ComparedPatch, ...]:
         """Return the annotations that methods were compared on, and the mask each was made from: that method is favoured."""
-        prefills = {t.ticket_id: t.prefill or "" for t in self.store.tickets(purpose="pool")}
+        prefills = {t.ticket_id: t.prefill or "" for t in self.store.views.tickets(purpose="pool")}
         return tuple(
             ComparedPatch(ticket=a.ticket_id, began_from=prefills[a.ticket_id]) for a in self.accepted[:MOST_PATCHES]
         )
@@ -273,7 +275,7 @@ class _Prefill:
                 self.campaign.storage.write_array(path, weak.labels)
             try:
                 names = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
-                self.store.prefill(ticket.ticket_id, path, method, names)
+                self.store.tickets.prefill(ticket.ticket_id, path, method, names)
             except QueueError:
                 n_claimed += 1
         return n_claimed
@@ -295,7 +297,7 @@ class _Prefill:
                 name: IlastikLabeller(program, self.sources.ilp, order, v.normalisation, v.dtype)
                 for name, v in self.volumes.items()
             }
-        pool_volumes = {t.volume_id for t in self.store.tickets(purpose="pool")}
+        pool_volumes = {t.volume_id for t in self.store.views.tickets(purpose="pool")}
         return {
             name: FITTED[method](
                 self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.records.read(TRIAGE_SUMMARY))

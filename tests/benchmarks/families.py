@@ -89,7 +89,7 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
         prepare(campaign, store)
         SimulatedAnnotator(campaign, store).drain()
         triage_campaign(campaign, store, mask="annotations")
-        snapshot = make_snapshot(campaign, 0, store.accepted("pool"))
+        snapshot = make_snapshot(campaign, 0, store.views.accepted("pool"))
         campaign.generation(0).write(SNAPSHOT, snapshot)
         store.close()
     return Campaign.open(str(url))

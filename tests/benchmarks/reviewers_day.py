@@ -59,7 +59,7 @@ def make_campaign(out: Path, source: Path | None, labels: str, patches: int, see
         volumes.VolumeImport(str(out / "raw.tif"), volume_id="v", spacing=spacing, truth=str(out / "truth.tif")),
     )
     store = open_queue(campaign)
-    store.add_tickets(
+    store.tickets.add(
         [
             NewTicket(ticket_id=f"pool-0000-{n:02d}", volume_id="v", box=box, annotators=2)
             for n, box in enumerate(draw_boxes(truth, isotropic_shape(spacing, 25_000, truth.shape), patches, seed))
@@ -114,8 +114,8 @@ def against_truth(campaign: Campaign, box: Box, labels: PatchLabels) -> float:
 def quality(campaign: Campaign, store: QueueStore) -> dict[str, list[float]]:
     """Return the Dice against the truth of every version, by who or what made it."""
     found: dict[str, list[float]] = defaultdict(list)
-    for ticket in store.tickets():
-        for version in store.annotations(ticket.ticket_id):
+    for ticket in store.views.tickets():
+        for version in store.views.annotations(ticket.ticket_id):
             dice = against_truth(campaign, ticket.box, read_version(campaign.storage, version))
             found[version.annotator if version.origin != "consensus" else "STAPLE"].append(dice)
             if version.verdict == "accepted":
@@ -139,8 +139,8 @@ def main() -> None:
     classes, threshold = campaign.config.classes, campaign.config.annotation.agreement_dice
     console.print(report.table("pairs", report.by_pair(measured, threshold), classes))
     console.print(report.table("annotators", report.by_annotator(measured, threshold), classes))
-    console.print(effort_table("effort", effort_by(store.efforts(), lambda done: done.annotator)))
-    console.print(f"tickets: {store.counts()}")
+    console.print(effort_table("effort", effort_by(store.views.efforts(), lambda done: done.annotator)))
+    console.print(f"tickets: {store.views.counts()}")
     for who, values in quality(campaign, store).items():
         console.print(
             f"Dice against the truth, {who:9} mean {np.mean(values):.3f}, lowest {min(values):.3f}, n {len(values)}"

@@ -49,7 +49,7 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
         NewTicket(ticket_id="a", volume_id="v", box=BOX, prefill="weak_labels/t/a.npz", score=2.0),
         NewTicket(ticket_id="b", volume_id="v", box=Box((5, 0, 0), (2, 3, 4)), score=1.0),
     ]
-    open_queue(campaign).add_tickets(tickets)
+    open_queue(campaign).tickets.add(tickets)
     return campaign
 
 
@@ -175,11 +175,11 @@ def test_the_same_labels_again_change_nothing_whatever_their_type(
 
 def test_a_pair_that_cannot_be_read_stops_nobody(open_as: Callable[[str], AnnotationClient], filled: Campaign) -> None:
     pairs = [NewTicket(ticket_id=name, volume_id="v", box=BOX, score=9.0, annotators=2) for name in ("p", "q")]
-    open_queue(filled).add_tickets(pairs)
+    open_queue(filled).tickets.add(pairs)
     anna, bob, lead = open_as("anna"), open_as("bob"), open_as("lead")
     for name in ("p", "q"):
         handed_in(anna, name)
-    damaged, missing = (open_queue(filled).annotations(name)[0].labels for name in ("p", "q"))
+    damaged, missing = (open_queue(filled).views.annotations(name)[0].labels for name in ("p", "q"))
     filled.storage.write_bytes(damaged, filled.storage.read_bytes(damaged)[:50])
     filled.storage.remove(missing)
     for name in ("p", "q"):
@@ -198,7 +198,7 @@ def test_a_pair_that_cannot_be_read_stops_nobody(open_as: Callable[[str], Annota
 def test_two_who_looked_at_different_voxels_do_not_agree(
     open_as: Callable[[str], AnnotationClient], filled: Campaign
 ) -> None:
-    open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
+    open_queue(filled).tickets.add([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
     for name, left_out in (("anna", slice(0, 2)), ("bob", slice(2, 3))):
         drawn = np.ones(BOX.shape_zyx, np.uint8)
         drawn[left_out] = 255
@@ -254,7 +254,7 @@ def test_a_lease_that_ended_shows_nothing_new(
         anna.view(released.lease_id)
     expired = anna.next(ticket_id="b")
     assert expired is not None
-    open_queue(filled).expire(expired.expires_at)
+    open_queue(filled).leases.expire(expired.expires_at)
     with pytest.raises(LeaseExpiredError, match="expired"):
         anna.view(expired.lease_id)
     lease = anna.next(ticket_id="b")
@@ -292,7 +292,7 @@ def test_a_reviewer_rejects_then_fixes(reviewed: None, open_as: Callable[[str], 
 def test_a_reviewer_accepts_one_version_of_a_blind_pair(
     open_as: Callable[[str], AnnotationClient], filled: Campaign
 ) -> None:
-    open_queue(filled).add_tickets([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
+    open_queue(filled).tickets.add([NewTicket(ticket_id="p", volume_id="v", box=BOX, score=9.0, annotators=2)])
     anna, bob, lead = open_as("anna"), open_as("bob"), open_as("lead")
     first = handed_in(anna, "p")
     assert [v.version for v in anna.versions("p")] == [1]
@@ -321,7 +321,7 @@ def test_patches_are_asked_for_by_what_they_hold(open_as: Callable[[str], Annota
         generation=3,
         classes=("organelle",),
     )
-    open_queue(filled).add_tickets([more])
+    open_queue(filled).tickets.add([more])
     for wanted in (Filters(stratum="dense"), Filters(generation=3), Filters(class_name="organelle")):
         client = open_as("anna")
         lease = client.next(wanted)
@@ -340,7 +340,7 @@ def test_work_is_counted_under_the_lease(open_as: Callable[[str], AnnotationClie
     assert client.heartbeat(lease.lease_id, 1e-3).active_seconds == pytest.approx(1e-3)
     done = client.submit(lease.lease_id, PatchLabels(np.ones((2, 3, 4), np.uint8)), "test", active_seconds=2e-3)
     assert done.seconds == pytest.approx(3e-3)
-    (work,) = open_queue(filled).efforts()
+    (work,) = open_queue(filled).views.efforts()
     assert (work.annotator, work.voxels_corrected, work.accepted) == ("anna", 24, 1)
     assert work.seconds == pytest.approx(3e-3)
 
@@ -356,7 +356,7 @@ def numbered(tmp_path: Path) -> Campaign:
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[0, 0, 0] = prefill[2, 3, 4] = 1
     campaign.storage.write_array("weak_labels/t/a.npz", prefill)
-    open_queue(campaign).add_tickets(
+    open_queue(campaign).tickets.add(
         [NewTicket(ticket_id="a", volume_id="v", box=BOX, prefill="weak_labels/t/a.npz", annotators=2)]
     )
     return campaign
@@ -391,6 +391,6 @@ def test_numbered_objects_come_back_as_they_were_drawn(
     second = other.next()
     assert second is not None
     other.submit(second.lease_id, drawn, "test")
-    (found,) = open_queue(numbered).accepted()
+    (found,) = open_queue(numbered).views.accepted()
     assert (found.version, found.instances) == (1, done.instances), "two who agree need no reviewer"
     assert np.array_equal(numbered.storage.read_array(found.labels), drawn.classes)

@@ -92,13 +92,13 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
 
 def test_queried_patches_wait_with_the_prediction_as_first_mask(looped: Campaign) -> None:
     store = open_queue(looped)
-    waiting = store.tickets(status="queued")
+    waiting = store.views.tickets(status="queued")
     assert {ticket.ticket_id for ticket in waiting} == set(looped.generation(1).require(TICKETS).tickets)
     for ticket in waiting:
         assert ticket.generation == 2
         assert ticket.prefill is not None
         assert looped.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
-    last = store.last_generation()
+    last = store.ledger.last_generation()
     assert last is not None
     assert last.finished_at is not None
 
@@ -119,7 +119,7 @@ def test_a_generation_that_is_not_due_does_nothing(looped: Campaign, servers: Se
 
 
 def test_a_run_while_another_works_gives_way(looped: Campaign, servers: Servers) -> None:
-    with open_queue(looped).lock("generation", "somebody else"):
+    with open_queue(looped).ledger.lock("generation", "somebody else"):
         result = _run(servers, "generation", campaign_url=looped.url, only_if_due=True)
     assert result["reason"] == "another run is at work on this campaign"
 

@@ -68,7 +68,7 @@ def make_campaign(folder: Path, database_url: str, tickets: int, lease_seconds: 
         campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=(0.3, 0.1, 0.1))
     )
     new = [NewTicket(ticket_id=f"t{n:04d}", volume_id="v", box=box, score=n % 7) for n, box in enumerate(boxes)]
-    open_queue(campaign).add_tickets(new)
+    open_queue(campaign).tickets.add(new)
     return campaign
 
 
@@ -195,14 +195,14 @@ class Crowd:
 def run(campaign: Campaign, annotators: int, restarts: int, logs: Path, limit: float = 3600.0) -> dict[str, Any]:
     """Let the crowd empty the queue while the server is killed; return the figures, checked."""
     store = open_queue(campaign)
-    total = len(store.tickets())
+    total = len(store.views.tickets())
     server, url = start_server(campaign.url)
     crowd = Crowd(url, annotators, logs)
     began, killed = time.monotonic(), 0
     try:
         while crowd.tend():
-            assert time.monotonic() - began < limit, store.counts()
-            counts = store.counts()
+            assert time.monotonic() - began < limit, store.views.counts()
+            counts = store.views.counts()
             if killed < restarts and counts["accepted"] >= (killed + 1) * total // (restarts + 1):
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
@@ -244,22 +244,22 @@ def _percentiles(told: list[dict[str, Any]], what: str) -> list[float]:
 def _trail(store: QueueStore) -> list[AuditEntry]:
     """Return the whole audit trail."""
     found: list[AuditEntry] = []
-    while more := store.changes(found[-1].number if found else 0):
+    while more := store.views.changes(found[-1].number if found else 0):
         found += more
     return found
 
 
 def check(campaign: Campaign, store: QueueStore, told: list[dict[str, Any]]) -> None:
     """Compare what annotators were told with the queue, the stored labels and the audit trail."""
-    tickets = {t.ticket_id: t for t in store.tickets()}
-    assert {t.status for t in tickets.values()} <= {"accepted", "skipped"}, store.counts()
+    tickets = {t.ticket_id: t for t in store.views.tickets()}
+    assert {t.status for t in tickets.values()} <= {"accepted", "skipped"}, store.views.counts()
     trail: dict[str, list[AuditEntry]] = defaultdict(list)
     for entry in _trail(store):
         trail[entry.ticket_id].append(entry)
     assert set(trail) == set(tickets)
     for ticket_id, entries in trail.items():
         _replay(entries, tickets[ticket_id].status)
-    accepted = {a.ticket_id: a for a in store.accepted()}
+    accepted = {a.ticket_id: a for a in store.views.accepted()}
     assert set(accepted) == {t.ticket_id for t in tickets.values() if t.status == "accepted"}
     for ticket_id, annotation in accepted.items():
         drawn = labels_by(annotation.annotator, ticket_id)
@@ -268,7 +268,7 @@ def check(campaign: Campaign, store: QueueStore, told: list[dict[str, Any]]) -> 
         assert annotation.labels_digest == drawn.digest == digest_array(stored)
     for entry in told:
         if entry["what"] == "submit":
-            versions = {(a.annotator, a.labels_digest) for a in store.annotations(entry["ticket"])}
+            versions = {(a.annotator, a.labels_digest) for a in store.views.annotations(entry["ticket"])}
             assert (entry["by"], entry["digest"]) in versions, f"lost: {entry}"
     granted = {(t["lease"], t["by"]) for t in told if t["what"] == "next" and t["lease"]}
     claimed = {(e.lease_id, e.actor) for entries in trail.values() for e in entries if e.event == "claimed"}
@@ -302,7 +302,7 @@ def time_large(folder: Path, database_url: str, count: int, annotators: int = 4)
     )
     places = [tuple(int(v) for v in rng.integers(0, 33, 3)) for _ in range(count)]
     new = [NewTicket(ticket_id=f"t{n:04d}", volume_id="v", box=Box(p, LARGE)) for n, p in enumerate(places)]  # type: ignore[arg-type]
-    open_queue(campaign).add_tickets(new)
+    open_queue(campaign).tickets.add(new)
     blobs = ndimage.gaussian_filter(rng.normal(size=LARGE), 4) > 0
     server, url = start_server(campaign.url)
     try:

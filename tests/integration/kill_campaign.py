@@ -80,7 +80,7 @@ def start(campaign: Campaign, environment: dict[str, str], log: Path) -> subproc
 def outcome(campaign: Campaign) -> dict[str, Any]:
     """Return what must not depend on kills."""
     generations = range(GENERATIONS)
-    accepted = open_queue(campaign).accepted("pool")
+    accepted = open_queue(campaign).views.accepted("pool")
     return {
         "models": [campaign.generation(g).require(TRAINING).model.digest for g in generations],
         "maps": [[m.digest for m in campaign.generation(g).require(INFERENCE)] for g in generations],

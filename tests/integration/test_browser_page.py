@@ -64,11 +64,11 @@ class Served:
             path = f"weak_labels/{name}/start.npz"
             self.campaign.storage.write_array(path, prefill)
         ticket = NewTicket(ticket_id=name, volume_id=volume, box=box, prefill=path)
-        open_queue(self.campaign).add_tickets([ticket])
+        open_queue(self.campaign).tickets.add([ticket])
 
     def accepted(self, name: str) -> AcceptedAnnotation:
         """Return the accepted annotation of a ticket."""
-        (found,) = (a for a in open_queue(self.campaign).accepted() if a.ticket_id == name)
+        (found,) = (a for a in open_queue(self.campaign).views.accepted() if a.ticket_id == name)
         return found
 
     def labels(self, name: str, volume: str, box: Box) -> npt.NDArray[np.uint8]:
@@ -227,13 +227,13 @@ def test_a_lease_that_ran_out_while_the_page_was_closed_loses_nothing(site: Serv
         drawn = visitor.labels(PATCH)
         assert np.sum(drawn != letter(PATCH)) == 4
         visitor.until("page.editor.saving === 0")
-        (lease,) = queue.leases("carl")
-        queue.release(lease.lease_id, "carl")
+        (lease,) = queue.views.leases("carl")
+        queue.leases.release(lease.lease_id, "carl")
         visitor.visit()
         visitor.says("Your drawing on expired was not handed in")
         visitor.page.click("text=Take the patch again")
         visitor.says("is back")
-        (again,) = queue.leases("carl")
+        (again,) = queue.views.leases("carl")
         assert (again.ticket_id, again.lease_id != lease.lease_id) == ("expired", True)
         assert np.array_equal(visitor.labels(PATCH), drawn)
         visitor.submit()
@@ -261,7 +261,7 @@ def test_a_patch_that_cannot_be_loaded_does_not_block(site: Served, browser: Any
         visitor.page.click("#release")
         visitor.says("Given back")
         visitor.wrong.clear()  # the browser's own line about the 503
-    states = {ticket.ticket_id: ticket.status for ticket in open_queue(site.campaign).tickets()}
+    states = {ticket.ticket_id: ticket.status for ticket in open_queue(site.campaign).views.tickets()}
     assert (states["lost"], states["after"]) == ("skipped", "queued")
 
 

@@ -18,5 +18,5 @@ def test_the_campaign_that_is_killed_can_be_trained(tmp_path: Path) -> None:
     with closing(open_queue(campaign)) as store:
         tickets.prepare(campaign, store)
         SimulatedAnnotator(campaign, store).drain()
-        snapshot = make_snapshot(campaign, 0, store.accepted())
+        snapshot = make_snapshot(campaign, 0, store.views.accepted())
     assert plan_training(campaign.config, campaign.volumes, snapshot).iterations == SETTINGS["training"]["iterations"]

@@ -65,7 +65,7 @@ def test_every_malformed_upload_is_refused_and_changes_nothing(campaign: Campaig
             done = client.post(f"{path}/submit?tool=fuzz&override=true", content=nifti())
             assert done.status_code == 200, "the lease still stands"
             assert psutil.Process(process.pid).is_running()
-        assert [a.version for a in open_queue(campaign).annotations("a")] == [1]
+        assert [a.version for a in open_queue(campaign).views.annotations("a")] == [1]
     finally:
         stop_tree(process.pid)
         process.wait()

@@ -49,7 +49,7 @@ def campaign_of(folder: Path, image: np.ndarray, spacing: tuple[float, float, fl
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[1, 2:9, 3:5] = 1
     campaign.storage.write_array("weak_labels/t/a.npz", prefill)
-    open_queue(campaign).add_tickets(
+    open_queue(campaign).tickets.add(
         [NewTicket(ticket_id="a", volume_id="v", box=BOX, prefill="weak_labels/t/a.npz", reason="worst case")]
     )
     return campaign
@@ -114,7 +114,7 @@ def test_a_real_patch_goes_out_and_comes_back_in_its_place(name: str, real_data:
         path = save(tmp_path / "my label.nii.gz", drawn, start)
         hand_in(client, sample["id"], path, {"label_info": segments})
         assert client.next_sample("queue", {}) == {}
-    (accepted,) = open_queue(campaign).accepted()
+    (accepted,) = open_queue(campaign).views.accepted()
     assert accepted.annotator == "anna"
     np.testing.assert_array_equal(next_labels(campaign, "a", "v", BOX), expected)
 
@@ -171,7 +171,7 @@ def test_what_is_wrong_is_refused_and_nothing_changes(phantom: Campaign, tmp_pat
             said = refused(client.save_label, lease, str(start), params={"label_info": odd})
             assert "Status: 422" in said
             assert "label_info" in said
-    assert open_queue(phantom).annotations("a") == []
+    assert open_queue(phantom).views.annotations("a") == []
 
 
 def test_objects_are_numbered_anew_and_ignore_is_kept(tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_a_lease_that_ran_out_is_taken_again_and_a_lost_reply_is_given_again(pha
         mask[mask == 0] = 2
         path = save(tmp_path / "late.nii.gz", mask, start)
         store = open_queue(phantom)
-        assert store.expire(utc_now() + timedelta(days=1)) == 1
+        assert store.leases.expire(utc_now() + timedelta(days=1)) == 1
         hand_in(client, lease, path, {})
-        [(first)] = store.annotations("a")
+        [(first)] = store.views.annotations("a")
         client.save_label(lease, str(path), params={})
-        assert store.annotations("a") == [first], "the same again changes nothing"
+        assert store.views.annotations("a") == [first], "the same again changes nothing"
 
 
 def test_a_session_keeps_an_image_for_a_while(phantom: Campaign, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_model_predicts_pool_patches_and_never_the_holdout(tmp_path: Path) -
     inside = np.argwhere(evaluated_campaign.phantom_truth() > 0)
     box = Box(tuple(inside[len(inside) // 2]), (6, 20, 16)).clip(evaluated_campaign.SHAPE)
     store = open_queue(campaign)
-    store.add_tickets(
+    store.tickets.add(
         [
             NewTicket(ticket_id="p", volume_id="phantom", box=box),
             NewTicket(ticket_id="t", volume_id="phantom", box=Box((0, 0, 0), (8, 24, 24)), purpose="test"),
@@ -276,7 +276,7 @@ def test_beyond_the_loopback_a_token_is_the_password(phantom: Campaign, tmp_path
         client.update_auth(client.auth_token("anna", token))
         assert client.auth_valid_token()
         sample = client.next_sample("queue", {})
-        assert open_queue(phantom).leases()[0].annotator == "anna"
+        assert open_queue(phantom).views.leases()[0].annotator == "anna"
         assert set(client.datastore()["objects"]) == {sample["id"]}
         for call in (client.train_stop, lambda: client.train_start("champion", {})):
             assert "needs the role 'admin'" in refused(call)
@@ -284,4 +284,4 @@ def test_beyond_the_loopback_a_token_is_the_password(phantom: Campaign, tmp_path
         start = Path(client.download_label(sample["id"], "original"))
         hand_in(client, sample["id"], start, {})
         assert client.info()["datastore"]["completed"] == 1, "its stale content-length does no harm"
-    assert [a.annotator for a in open_queue(phantom).accepted()] == ["anna"]
+    assert [a.annotator for a in open_queue(phantom).views.accepted()] == ["anna"]

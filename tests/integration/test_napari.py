@@ -70,7 +70,7 @@ def fill(
     ticket = NewTicket(
         ticket_id=volume_id, volume_id=volume_id, box=box, prefill=f"weak_labels/t/{volume_id}.npz", reason="a test"
     )
-    open_queue(campaign).add_tickets([ticket])
+    open_queue(campaign).tickets.add([ticket])
 
 
 def strokes_in(box: Box, seed: str, labels: list[int], count: int = 5) -> list[list[int]]:
@@ -118,7 +118,7 @@ def test_a_day_of_annotation(play: Play, tmp_path: Path) -> None:
     for name, drawn in strokes.items():
         assert first["seen"][name] == [stroke[:3] for stroke in drawn]
         assert first["values"][name] == [int(raws[name][tuple(stroke[:3])]) for stroke in drawn]
-    assert store.counts() | {"submitted": 2, "leased": 1} == store.counts()
+    assert store.views.counts() | {"submitted": 2, "leased": 1} == store.views.counts()
 
     stroke = [*np.add(BOXES["a"].offset_zyx, (1, 2, 3)).tolist(), 2]
     second = play("finish", place=campaign.url, name="anna", reject="b", fix="a", stroke=stroke)
@@ -132,7 +132,7 @@ def test_a_day_of_annotation(play: Play, tmp_path: Path) -> None:
         assert (record.tool, record.annotator) == ("napari", "anna")
         assert client.version_labels(name, 1) == PatchLabels(drawn_over(starts[name], box, strokes[name]))
         assert 0 < record.seconds < 120
-    assert {ticket.ticket_id: ticket.status for ticket in store.tickets()} == {
+    assert {ticket.ticket_id: ticket.status for ticket in store.views.tickets()} == {
         "a": "accepted", "b": "queued", "c": "accepted",
     }  # fmt: skip
     fixed = drawn_over(starts["a"], BOXES["a"], [*strokes["a"], stroke])
@@ -192,7 +192,7 @@ def test_a_blind_pair_is_compared_and_one_of_it_accepted(play: Play, tmp_path: P
         campaign, volumes.VolumeImport(str(tmp_path / "v.tif"), volume_id="v", spacing=(0.6, 0.2, 0.2))
     )
     store = open_queue(campaign)
-    store.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=box, annotators=2)])
+    store.tickets.add([NewTicket(ticket_id="t", volume_id="v", box=box, annotators=2)])
     drawn = {"anna": np.zeros(box.shape_zyx, np.uint8), "bob": np.zeros(box.shape_zyx, np.uint8)}
     drawn["anna"][1:3, 4:8, 4:8] = drawn["bob"][1:3, 4:8, 4:8] = 1
     drawn["bob"][2, 10:13, 13:16] = 1
@@ -208,9 +208,9 @@ def test_a_blind_pair_is_compared_and_one_of_it_accepted(play: Play, tmp_path: P
     assert "9 voxels differ" in found["about"]
     assert found["spot"] == [4, 17, 22], "the middle of what bob drew alone, in voxels of the volume"
     assert found["history"] == ["History of t"]
-    verdicts = {record.annotator: record.verdict for record in store.annotations("t")}
+    verdicts = {record.annotator: record.verdict for record in store.views.annotations("t")}
     assert verdicts["bob"] == "accepted"
-    assert store.counts()["accepted"] == 1
+    assert store.views.counts()["accepted"] == 1
 
 
 REAL_OBJECTS = {

@@ -194,25 +194,25 @@ def _sampled(campaign: Campaign, _: QueueStore) -> Any:
 
 def _queue(campaign: Campaign, store: QueueStore) -> Any:
     return {
-        "counts": store.counts(),
-        "tickets": store.tickets(),
-        "accepted": store.accepted(None),
-        "leases": store.leases(),
-        "history": {ticket.ticket_id: store.history(ticket.ticket_id) for ticket in store.tickets()},
-        "work": store.efforts(),
-        "comparisons": store.comparisons(),
-        "last_generation": store.last_generation(),
-        "accepted_since": store.accepted_since_last_generation(),
+        "counts": store.views.counts(),
+        "tickets": store.views.tickets(),
+        "accepted": store.views.accepted(None),
+        "leases": store.views.leases(),
+        "history": {ticket.ticket_id: store.views.history(ticket.ticket_id) for ticket in store.views.tickets()},
+        "work": store.views.efforts(),
+        "comparisons": store.views.comparisons(),
+        "last_generation": store.ledger.last_generation(),
+        "accepted_since": store.ledger.accepted_since_last_generation(),
     }
 
 
 def _annotations(campaign: Campaign, store: QueueStore) -> Any:
-    versions = [version for ticket in store.tickets() for version in store.annotations(ticket.ticket_id)]
+    versions = [version for ticket in store.views.tickets() for version in store.views.annotations(ticket.ticket_id)]
     return [{"record": version, "labels": read_version(campaign.storage, version).digest} for version in versions]
 
 
 def _first_masks(campaign: Campaign, store: QueueStore) -> Any:
-    paths = {ticket.prefill for ticket in store.tickets() if ticket.prefill}
+    paths = {ticket.prefill for ticket in store.views.tickets() if ticket.prefill}
     return {
         "masks": {path: digest_array(campaign.storage.read_array(path)) for path in sorted(paths)},
         "choice": RecordFolder(campaign.storage, "weak_labels").read(METHOD_CHOICE),
@@ -384,7 +384,7 @@ def go_on(campaign: Campaign, store: QueueStore) -> None:
         tickets.query(campaign, 1, store)
         tickets.enqueue(campaign, 1, store)
         publish.publish(campaign, 1)
-        store.finish_generation(1)
+        store.ledger.finish_generation(1)
 
 
 # the stored campaigns -------------------------------------------------------------------------------------------------
@@ -556,7 +556,7 @@ def test_a_box_predicted_in_memory_is_that_of_the_map(untouched: dict[str, Campa
 def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
     with closing(open_queue(campaign)) as opened:
-        accepted = opened.accepted("pool")
+        accepted = opened.views.accepted("pool")
     for generation in campaign.generations():
         recorded = generation.snapshot()
         assert recorded is not None
@@ -609,7 +609,7 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
     assert judged[1].comparison.boxes > 0
     asked, queued = phantom.generation(1).require(QUERY).patches, phantom.generation(1).require(TICKETS).tickets
     assert len(asked) == len(queued) == phantom.config.sampling.query_patches
-    for ticket in (t for t in store.tickets() if t.generation == 2):
+    for ticket in (t for t in store.views.tickets() if t.generation == 2):
         assert ticket.prefill is not None
         assert phantom.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
     assert [row.generation for row in generation_table.rows(phantom.generations())] == [0, 1]
@@ -671,12 +671,14 @@ def drawn(campaign: Campaign, store: QueueStore, ticket: Any) -> PatchLabels:
 
 def ticket_with(store: QueueStore, event: str) -> str:
     """Return the one ticket that an event happened to."""
-    [found] = [t.ticket_id for t in store.tickets() if event in {e.event for e in store.history(t.ticket_id)}]
+    [found] = [
+        t.ticket_id for t in store.views.tickets() if event in {e.event for e in store.views.history(t.ticket_id)}
+    ]
     return found
 
 
 def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: QueueStore) -> None:
-    before = {annotation.ticket_id for annotation in store.accepted("pool")}
+    before = {annotation.ticket_id for annotation in store.views.accepted("pool")}
     client, reviewer = LocalClient(objects, store, "ben"), LocalClient(objects, store, "rita")
     [lease] = client.leases()
     made = drawn(objects, store, lease.ticket)
@@ -688,16 +690,16 @@ def test_patches_in_work_are_handed_in_and_accepted(objects: Campaign, store: Qu
     assert lease.ticket_id in waiting
     for ticket_id in waiting:
         assert reviewer.accept(ticket_id).verdict == "accepted"
-    assert {annotation.ticket_id for annotation in store.accepted("pool")} == before | {*waiting}
-    assert read_version(objects.storage, store.annotations(lease.ticket_id)[-1]) == made
-    following = snapshot.make_snapshot(objects, 1, store.accepted("pool"))
+    assert {annotation.ticket_id for annotation in store.views.accepted("pool")} == before | {*waiting}
+    assert read_version(objects.storage, store.views.annotations(lease.ticket_id)[-1]) == made
+    following = snapshot.make_snapshot(objects, 1, store.views.accepted("pool"))
     assert isinstance(following, Snapshot)
     assert {item.ticket_id for item in following.items} == before | {*waiting}
 
 
 def test_a_patch_sent_back_goes_on_from_the_labels_handed_in(objects: Campaign, store: QueueStore) -> None:
     rejected = ticket_with(store, "rejected")
-    [version] = store.annotations(rejected)
+    [version] = store.views.annotations(rejected)
     client = LocalClient(objects, store, version.annotator)
     lease = client.next(ticket_id=rejected)
     assert lease is not None
@@ -710,7 +712,7 @@ def test_a_patch_sent_back_goes_on_from_the_labels_handed_in(objects: Campaign, 
 def test_a_skipped_patch_is_taken_up_again(objects: Campaign, store: QueueStore) -> None:
     lease = LocalClient(objects, store, "ben").next(ticket_id=ticket_with(store, "skipped"), another=True)
     assert lease is not None
-    assert store.ticket(lease.ticket_id).status == "leased"
+    assert store.views.ticket(lease.ticket_id).status == "leased"
 
 
 @pytest.mark.parametrize("kind", [k for k in FORMATS if "instance" in k.carries], ids=lambda kind: kind.name)
@@ -725,7 +727,9 @@ def test_a_leased_patch_is_exported(objects: Campaign, store: QueueStore, tmp_pa
 
 
 def test_first_masks_are_known_and_made_again_by_the_stored_classifier(objects: Campaign, store: QueueStore) -> None:
-    ours = [t for t in store.tickets("queued", "pool") if t.prefill and t.prefill.startswith("weak_labels/classifier")]
+    ours = [
+        t for t in store.views.tickets("queued", "pool") if t.prefill and t.prefill.startswith("weak_labels/classifier")
+    ]
     assert ours
     assert weak_label(objects, store, "classifier", dry_run=True).tickets == 0
     masks = {t.prefill: objects.storage.read_array(t.prefill) for t in ours if t.prefill}

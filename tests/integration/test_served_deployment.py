@@ -92,13 +92,13 @@ class Served:
         """Hand in patches; without review they are accepted at once. No event is sent."""
         annotator = SimulatedAnnotator(self.campaign, self.store)
         for _ in range(count):
-            lease = self.store.claim("simulated", 600)
+            lease = self.store.leases.claim("simulated", 600)
             assert lease is not None
             annotator.annotate(lease)
 
     def last(self) -> int:
         """Return the number of the last finished generation, -1 before the first."""
-        row = self.store.last_generation()
+        row = self.store.ledger.last_generation()
         return -1 if row is None else row.generation if row.finished_at else row.generation - 1
 
     def schedule(self, cron: str) -> None:
@@ -176,7 +176,7 @@ def test_accepted_patches_start_a_generation_by_the_event(served: Served) -> Non
     assert run["parameters"] == {"campaign_url": served.campaign.url, "only_if_due": True}
     assert served.campaign.generation(generation).finished_stages() == list(STAGES)
     assert not count_due(served.campaign, served.store).due
-    assert len(served.store.tickets(status="queued")) == 2, "the next patches wait in the queue"
+    assert len(served.store.views.tickets(status="queued")) == 2, "the next patches wait in the queue"
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def test_up_starts_what_came_due_while_nothing_was_served_and_stops_with_all_its
     family: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 240
-        while (row := store.last_generation()) is None or row.finished_at is None:
+        while (row := store.ledger.last_generation()) is None or row.finished_at is None:
             assert up.poll() is None, (tmp_path / "up.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.5)

@@ -123,8 +123,8 @@ def test_instances_are_of_one_class() -> None:
 def test_a_reviewers_day(tmp_path: Path) -> None:
     campaign, store = make_campaign(tmp_path, None, "semantic", 4, 1)
     work_through(campaign, store)
-    assert store.counts()["accepted"] == 4
-    events = [entry.event for t in store.tickets() for entry in store.history(t.ticket_id)]
+    assert store.views.counts()["accepted"] == 4
+    events = [entry.event for t in store.views.tickets() for entry in store.views.history(t.ticket_id)]
     assert {"compared", "rejected", "fixed", "consensus", "accepted"} <= set(events)
     measured = report.measure(campaign, store)
     assert len(measured) == 5, "one was done twice"
@@ -140,7 +140,7 @@ def test_a_reviewers_day(tmp_path: Path) -> None:
     found = quality(campaign, store)
     assert found["lead"] == [1.0]
     assert np.mean(found["accepted"]) > np.mean(found["anna"])
-    for done in store.efforts():
+    for done in store.views.efforts():
         assert done.seconds > 0
     resolve_pairs(campaign, store)
     page = tmp_path / "agreement.html"
@@ -149,7 +149,9 @@ def test_a_reviewers_day(tmp_path: Path) -> None:
     assert "anna and" in shown.output
     assert page.read_text().count("data:image/png") == 2
     picture = tmp_path / "view.png"
-    drawn = CliRunner().invoke(queue_app, ["review", campaign.url, store.tickets()[0].ticket_id, "-o", str(picture)])
+    drawn = CliRunner().invoke(
+        queue_app, ["review", campaign.url, store.views.tickets()[0].ticket_id, "-o", str(picture)]
+    )
     assert drawn.exit_code == 0, drawn.output
     assert picture.read_bytes().startswith(b"\x89PNG")
     spent = CliRunner().invoke(queue_app, ["effort", campaign.url, "--patches"])

@@ -47,7 +47,7 @@ def laid(
         campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=tuple(spacing))
     )
     inside = box.relative_to(around)
-    open_queue(campaign).add_tickets([NewTicket(ticket_id=kind.name, volume_id="v", box=inside) for kind in FORMATS])
+    open_queue(campaign).tickets.add([NewTicket(ticket_id=kind.name, volume_id="v", box=inside) for kind in FORMATS])
     unseen = np.zeros(box.shape_zyx, np.bool_)
     unseen[:, :3] = True
     found = truth[box.slices].astype(np.uint32)

@@ -18,6 +18,7 @@ from rescueseg.errors import LabelError, LeaseExpiredError, NotYourLeaseError, S
 from rescueseg.geometry import Box, Patch
 from rescueseg.queue.records import Lease, NewTicket
 from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.queue.submission import Work
 
 BOX = Box((1, 2, 3), (2, 3, 4))
 PREFILL = "generations/0000/prefills/t.npz"
@@ -29,12 +30,12 @@ def store(campaign: Campaign) -> QueueStore:
     prefill[0] = 1
     campaign.storage.write_array(PREFILL, prefill)
     opened = open_queue(campaign)
-    opened.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=BOX, prefill=PREFILL)])
+    opened.tickets.add([NewTicket(ticket_id="t", volume_id="v", box=BOX, prefill=PREFILL)])
     return opened
 
 
 def claim(store: QueueStore, who: str = "anna", seconds: float = 60) -> Lease:
-    lease = store.claim(who, seconds)
+    lease = store.leases.claim(who, seconds)
     assert lease is not None
     return lease
 
@@ -95,7 +96,7 @@ def test_submitted_labels_are_stored_counted_and_accepted(campaign: Campaign, st
     labels = np.zeros(BOX.shape_zyx, np.uint8)
     labels[0, 0, :] = 255
     labels[1, 0, 0] = 1
-    record = submit_labels(campaign, store, claim(store), "anna", labels, "napari", 12.0)
+    record = submit_labels(campaign, store, claim(store), "anna", labels, Work("napari", 12.0))
     assert record.voxels_corrected == 8 + 1, "eight wiped from the prefill, one drawn, four not annotated"
     assert np.array_equal(campaign.storage.read_array(record.labels), labels)
     assert record.labels == f"annotations/t/{record.labels_digest}.npz"
@@ -106,13 +107,13 @@ def test_with_review_labels_wait_and_a_rejected_mask_is_counted_against(tmp_path
     config = check_config({"name": "test", "classes": ["organelle"], "annotation": {"review": True}})
     campaign = Campaign.create(str(tmp_path / "reviewed"), config)
     store = open_queue(campaign)
-    store.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=BOX)])
+    store.tickets.add([NewTicket(ticket_id="t", volume_id="v", box=BOX)])
     labels = np.ones(BOX.shape_zyx, np.uint8)
-    first = submit_labels(campaign, store, claim(store), "anna", labels, "x", 1)
+    first = submit_labels(campaign, store, claim(store), "anna", labels, Work("x", 1))
     assert (first.verdict, first.voxels_corrected) == ("submitted", 24)
-    store.reject("t", "lead", "one too many")
+    store.reviews.reject("t", "lead", "one too many")
     labels[0, 0, 0] = 0
-    second = submit_labels(campaign, store, claim(store), "anna", labels, "x", 1)
+    second = submit_labels(campaign, store, claim(store), "anna", labels, Work("x", 1))
     assert (second.version, second.voxels_corrected) == (2, 1)
     assert len(campaign.storage.list("annotations/t")) == 2
 
@@ -122,12 +123,12 @@ def test_what_is_refused_leaves_nothing_behind(campaign: Campaign, store: QueueS
     lease = claim(store)
     for who, labels, error in [("anna", bad, LabelError), ("bob", good, NotYourLeaseError)]:
         with pytest.raises(error):
-            submit_labels(campaign, store, lease, who, labels, "x", 1)
-    store.expire(lease.expires_at)
+            submit_labels(campaign, store, lease, who, labels, Work("x", 1))
+    store.leases.expire(lease.expires_at)
     with pytest.raises(LeaseExpiredError):
-        submit_labels(campaign, store, lease, "anna", good, "x", 1)
+        submit_labels(campaign, store, lease, "anna", good, Work("x", 1))
     assert campaign.storage.list("annotations") == []
-    assert store.annotations("t") == []
+    assert store.views.annotations("t") == []
 
 
 def test_a_full_disk_is_one_error_and_the_lease_goes_on(
@@ -141,6 +142,6 @@ def test_a_full_disk_is_one_error_and_the_lease_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr("rescueseg.storage.os.fsync", full)
         with pytest.raises(StorageError, match="disk is full"):
-            submit_labels(campaign, store, lease, "anna", labels, "x", 1)
+            submit_labels(campaign, store, lease, "anna", labels, Work("x", 1))
     assert list(Path(campaign.url, "annotations").rglob("*.*")) == []
-    assert submit_labels(campaign, store, lease, "anna", labels, "x", 1).verdict == "accepted"
+    assert submit_labels(campaign, store, lease, "anna", labels, Work("x", 1)).verdict == "accepted"

@@ -43,7 +43,7 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
         NewTicket(ticket_id=name, volume_id="v", box=Box((i, 3, 4), SHAPE), score=9.0 - i)
         for i, name in enumerate("abcd")
     ]
-    open_queue(campaign).add_tickets(tickets)
+    open_queue(campaign).tickets.add(tickets)
     return campaign
 
 
@@ -79,7 +79,7 @@ def save(path: Path, labels: Any) -> None:
 
 
 def statuses(campaign: Campaign) -> dict[str, str]:
-    return {ticket.ticket_id: ticket.status for ticket in open_queue(campaign).tickets()}
+    return {ticket.ticket_id: ticket.status for ticket in open_queue(campaign).views.tickets()}
 
 
 def test_a_saved_mask_is_handed_in_and_the_next_patch_appears(filled: Campaign, watcher: Watcher) -> None:
@@ -92,7 +92,7 @@ def test_a_saved_mask_is_handed_in_and_the_next_patch_appears(filled: Campaign, 
     assert watcher.tickets == ["a", "c"]
     assert [p.name for p in watcher.folder.glob("*b*") if p.name.startswith("b")] == []
     assert (watcher.folder / "done" / "b_labels.nii.gz").exists()
-    (stored,) = open_queue(filled).accepted()
+    (stored,) = open_queue(filled).views.accepted()
     assert np.array_equal(next_labels(filled, "b", "v", Box((1, 3, 4), SHAPE)), mask())
     assert stored.tool == "watch"
 
@@ -172,22 +172,22 @@ def test_a_lease_that_ran_out_is_taken_again_unless_somebody_else_has_the_patch(
 ) -> None:
     looks(watcher, 1)
     store = open_queue(filled)
-    store.expire(max(lease.expires_at for lease in store.leases()))
-    bobs = store.claim("bob", 60, ticket_id="b")
+    store.leases.expire(max(lease.expires_at for lease in store.views.leases()))
+    bobs = store.leases.claim("bob", 60, ticket_id="b")
     for name in "ab":
         save(watcher.folder / f"{name}_labels.nii.gz", mask())
     looks(watcher)
     assert statuses(filled)["a"] == "accepted", said
     assert statuses(filled)["b"] == "leased"
     assert bobs is not None
-    assert store.lease(bobs.lease_id).annotator == "bob"
+    assert store.views.lease(bobs.lease_id).annotator == "bob"
     assert (watcher.folder / "b_labels.nii.gz").exists(), "work is never thrown away"
 
 
 def lose_leases(campaign: Campaign, watcher: Watcher) -> None:
     """Let all leases run out, and a beat be due."""
     store = open_queue(campaign)
-    store.expire(max(lease.expires_at for lease in store.leases()))
+    store.leases.expire(max(lease.expires_at for lease in store.views.leases()))
     for patch in watcher._patches.values():
         patch.beat_at = -1e9
 
@@ -211,7 +211,7 @@ def test_a_mask_saved_while_the_lease_ran_out_is_not_thrown_away(filled: Campaig
     save(watcher.folder / "a_labels.nii.gz", mask())
     lose_leases(filled, watcher)
     for ticket_id in "ab":
-        assert open_queue(filled).claim("bob", 60, ticket_id=ticket_id, resume=False) is not None
+        assert open_queue(filled).leases.claim("bob", 60, ticket_id=ticket_id, resume=False) is not None
     looks(watcher, 1)
     assert np.array_equal(np.asarray(nib.load(watcher.folder / "a_labels.nii.gz").dataobj).T, mask())
     assert not (watcher.folder / "b_labels.nii.gz").exists(), "nobody drew on it"
@@ -219,7 +219,7 @@ def test_a_mask_saved_while_the_lease_ran_out_is_not_thrown_away(filled: Campaig
 
 def test_what_cannot_be_laid_out_is_left_to_others(filled: Campaign, tmp_path: Path) -> None:
     ticket = NewTicket(ticket_id="damaged", volume_id="v", box=Box((5, 3, 4), SHAPE), prefill="gone.npz", score=99.0)
-    open_queue(filled).add_tickets([ticket])
+    open_queue(filled).tickets.add([ticket])
     watcher = watch(filled, tmp_path / "todo")
     looks(watcher)
     watcher._requested_at = -1e9
@@ -244,7 +244,7 @@ def test_more_objects_than_a_format_holds_do_not_end_the_watcher(tmp_path: Path)
     crowded = NewTicket(
         ticket_id="many", volume_id="v", box=Box((0, 0, 0), dots.shape), prefill="weak_labels/t/many.npz", score=9.0
     )
-    open_queue(campaign).add_tickets([crowded, NewTicket(ticket_id="few", volume_id="v", box=Box((0, 3, 4), SHAPE))])
+    open_queue(campaign).tickets.add([crowded, NewTicket(ticket_id="few", volume_id="v", box=Box((0, 3, 4), SHAPE))])
     assert dots.sum() > 65535
     watcher = watch(campaign, tmp_path / "todo", "imagej")
     looks(watcher)

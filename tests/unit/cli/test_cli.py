@@ -277,7 +277,7 @@ def test_a_lease_that_has_ended(folder: Path) -> None:
     [mask] = (folder / "p").glob("*_labels.nii.gz")
     assert "the lease ended" in run("queue", "submit", folder / "c", lease, mask, "-a", "anna", code=1)
     assert tree(folder) == before
-    assert open_queue(Campaign.open(str(folder / "c"))).accepted() == []
+    assert open_queue(Campaign.open(str(folder / "c"))).views.accepted() == []
 
 
 def test_a_mask_that_does_not_fit_is_not_handed_in(folder: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_mask_that_does_not_fit_is_not_handed_in(folder: Path) -> None:
     submit = ["queue", "submit", folder / "c", lease, folder / "sevens.tif", "-a", "anna"]
     assert "has shape (16, 64, 64)" in run(*submit, code=1)
     assert tree(folder) == before
-    assert open_queue(Campaign.open(str(folder / "c"))).accepted() == []
+    assert open_queue(Campaign.open(str(folder / "c"))).views.accepted() == []
 
 
 # a full disk ---------------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_a_full_disk_while_small_files_are_written(folder: Path, monkeypatch: py
         assert "the disk is full. Free some space" in run(*shlex.split(hand_in), "--unchanged", code=1)
     assert tree(folder) == before
     campaign = Campaign.open(str(folder / "c"))
-    assert open_queue(campaign).accepted() == []
+    assert open_queue(campaign).views.accepted() == []
     assert "accepted" in run(*shlex.split(hand_in), "--unchanged"), "with room again it goes through"
 
 

@@ -27,6 +27,7 @@ from rescueseg.errors import LabelError
 from rescueseg.geometry import Box
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
+from rescueseg.queue.submission import StoredLabels, Work
 from rescueseg.records import LabelReference
 
 BOX = Box((2, 3, 4), (3, 4, 5))
@@ -41,7 +42,7 @@ def filled(campaign: Campaign, tmp_path: Path) -> Campaign:
     prefill = np.zeros(BOX.shape_zyx, np.uint8)
     prefill[0, 1, 2] = 1
     campaign.storage.write_array("generations/0000/prefills/a.npz", prefill)
-    open_queue(campaign).add_tickets(
+    open_queue(campaign).tickets.add(
         [
             NewTicket(
                 ticket_id="a", volume_id="v", box=BOX, prefill="generations/0000/prefills/a.npz", reason="look [here]"
@@ -87,7 +88,7 @@ def test_a_patch_goes_out_and_comes_back(filled: Campaign, tmp_path: Path) -> No
     for _ in range(2):
         done = queue("submit", filled.url, lease_of(said), out / "a_labels.nii.gz", "-a", "anna", "--tool", "itk-snap")
         assert "version 1 accepted, 1 voxels corrected" in done
-    (stored,) = open_queue(filled).accepted()
+    (stored,) = open_queue(filled).views.accepted()
     labels = filled.storage.read_array(stored.labels)
     assert labels[0, 0, 0] == labels[0, 1, 2] == 1
     assert labels.sum() == 2
@@ -116,11 +117,12 @@ def test_skip_release_and_review(filled: Campaign) -> None:
     assert "Nothing" in queue("next", filled.url, "-a", "bob")
     lease = lease_of(queue("next", filled.url, "-a", "bob", "--ticket", "a"))
     store = open_queue(filled)
-    store.submit(lease, "bob", LabelReference(path="p", digest="d"), "x", 1, 1)
+    labels, work = StoredLabels(LabelReference(path="p", digest="d"), 1), Work("x", 1)
+    store.leases.submit(lease, "bob", labels, work)
     assert "back in the queue" in queue("reject", filled.url, "a", "--comment", "misses one", "-a", "lead")
     lease = lease_of(said := queue("next", filled.url, "-a", "bob"))
     assert "misses one" in said
-    store.submit(lease, "bob", LabelReference(path="p", digest="d"), "x", 1, 1)
+    store.leases.submit(lease, "bob", labels, work)
     assert "version 2 accepted" in queue("accept", filled.url, "a", "-a", "lead")
 
 
@@ -144,9 +146,9 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
         assert said.startswith("Error: ")
         assert expected in said
         assert said.count("\n") == 1
-    open_queue(filled).expire(open_queue(filled).lease(lease).expires_at)
+    open_queue(filled).leases.expire(open_queue(filled).views.lease(lease).expires_at)
     assert "lease ended" in queue("submit", filled.url, lease, tmp_path / "good.npz", "-a", "anna", code=1)
-    assert open_queue(filled).annotations("a") == []
+    assert open_queue(filled).views.annotations("a") == []
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
+from rescueseg.queue.submission import Work
 from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.storage import digest_array
 from rescueseg.volumes.volume_files import VolumeImport
@@ -127,15 +128,15 @@ def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no truth for 16 of 16 holdout boxes: validation box phantom \[0:8"):
         evaluate_generation(campaign, 0)
     store = open_queue(campaign)
-    store.add_tickets(
+    store.tickets.add(
         [
             NewTicket(ticket_id=f"h{i}", volume_id=b.volume_id, box=b.box, purpose=b.part, stratum=b.stratum)
             for i, b in enumerate(boxes)
         ]
     )
     truth = phantom_truth()
-    while (lease := store.claim("ann", 60)) is not None:
-        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    while (lease := store.leases.claim("ann", 60)) is not None:
+        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], Work("test", 1.0))
     store.close()
     assert missing_truth(campaign) == []
     read = holdout_truth(campaign)
@@ -147,18 +148,18 @@ def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path
     campaign = make_campaign(tmp_path, truth=False)
     boxes = missing_truth(campaign)
     store = open_queue(campaign)
-    store.add_tickets(
+    store.tickets.add(
         [
             NewTicket(ticket_id=f"h{i:02d}", volume_id=b.volume_id, box=b.box, purpose=b.part, stratum=b.stratum)
             for i, b in enumerate(boxes)
         ]
     )
     truth = phantom_truth()
-    while (lease := store.claim("ann", 60)) is not None:
+    while (lease := store.leases.claim("ann", 60)) is not None:
         if lease.ticket.purpose == "test" or lease.ticket_id == "h00":
-            store.skip(lease.lease_id, "ann", "an artifact covers all of it")
+            store.leases.skip(lease.lease_id, "ann", "an artifact covers all of it")
         else:
-            submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+            submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], Work("test", 1.0))
     store.close()
     assert missing_truth(campaign) == []
     write_generation(campaign, 0, 0.1, judged=False)
@@ -210,11 +211,11 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
     box = HoldoutBox(volume_id="phantom", box=Box((0, 30, 0), (8, 24, 24)), part="test", stratum="grid")
     campaign.freeze_holdout(Holdout(boxes=(box,), guard_zyx=(2, 4, 4)))
     store = open_queue(campaign)
-    store.add_tickets([NewTicket(ticket_id="h", volume_id="phantom", box=box.box, purpose="test")])
-    lease = store.claim("ann", 60)
+    store.tickets.add([NewTicket(ticket_id="h", volume_id="phantom", box=box.box, purpose="test")])
+    lease = store.leases.claim("ann", 60)
     assert lease is not None
     drawn = PatchLabels.of_instances(numbered[box.box.slices])
-    submit_labels(campaign, store, lease, "ann", drawn, "test", 1.0)
+    submit_labels(campaign, store, lease, "ann", drawn, Work("test", 1.0))
     store.close()
     write_volume_maps(campaign, 0, numbered > 0)
     found = evaluate_generation(campaign, 0)

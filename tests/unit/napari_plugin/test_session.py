@@ -46,7 +46,7 @@ class Hands:
         self.store = QueueStore(self.campaign.database_url, clock=self.now)
         self.store.migrate()
         boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
-        self.store.add_tickets(
+        self.store.tickets.add(
             [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]
         )
 
@@ -140,7 +140,7 @@ def test_a_patch_that_cannot_be_loaded_is_skipped_and_the_next_one_comes(
     view = LocalClient.view
 
     def broken(client: LocalClient, lease_id: str) -> Any:
-        if client.store.lease(lease_id).ticket_id == "a":
+        if client.store.views.lease(lease_id).ticket_id == "a":
             raise StorageError("the file is missing", where="image")
         return view(client, lease_id)
 
@@ -170,7 +170,7 @@ def test_work_goes_on_after_the_lease_ran_out(hands: Hands) -> None:
     assert session.lease.lease_id != work.lease.lease_id
     hands.seconds = 20_000
     session.hand_in(drawing(hands))
-    assert hands.store.counts()["submitted"] == 1
+    assert hands.store.views.counts()["submitted"] == 1
 
 
 def test_a_patch_that_somebody_else_has_by_now_is_not_handed_in_but_kept(hands: Hands) -> None:
@@ -181,7 +181,7 @@ def test_a_patch_that_somebody_else_has_by_now_is_not_handed_in_but_kept(hands: 
     with pytest.raises(LeaseExpiredError, match="stays on this machine"):
         session.hand_in(drawing(hands))
     assert len(list((hands.folder / "drafts").rglob("*.npz"))) == 1
-    assert hands.store.counts()["submitted"] == 0
+    assert hands.store.views.counts()["submitted"] == 0
 
 
 def test_a_lease_on_what_somebody_else_has_changed_is_given_back(hands: Hands) -> None:
@@ -193,7 +193,7 @@ def test_a_lease_on_what_somebody_else_has_changed_is_given_back(hands: Hands) -
     hands.seconds = 8000
     with pytest.raises(LeaseExpiredError, match="somebody else has worked"):
         session.hand_in(drawing(hands))
-    assert hands.store.leases() == []
+    assert hands.store.views.leases() == []
     assert len(list((hands.folder / "drafts").rglob("*.npz"))) == 1
 
 

@@ -18,9 +18,11 @@ from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError
 from rescueseg.geometry import Box
-from rescueseg.queue import store as store_module
+from rescueseg.queue import leases as leases_module
+from rescueseg.queue.leases import Leases
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.queue.submission import StoredLabels, Work
 from rescueseg.records import LabelReference
 
 FORK = multiprocessing.get_context("fork")
@@ -44,17 +46,17 @@ def _work(url: str, name: str, start: Any, found: Any) -> None:
     """Claim until nothing is left; hand in every second ticket, give back or drop none."""
     store = QueueStore(url)
     start.wait()
-    while (lease := store.claim(name, 600)) is not None:
+    while (lease := store.leases.claim(name, 600)) is not None:
         found.put((lease.ticket_id, lease.lease_id))
         label = LabelReference(path="p", digest=f"{name}{lease.ticket_id}")
-        store.submit(lease.lease_id, name, label, "test", 1.0, 0, accept=True)
+        store.leases.submit(lease.lease_id, name, StoredLabels(label, 0), Work("test", 1.0), accept=True)
     store.close()
 
 
 def test_no_ticket_is_given_twice(database_url: str) -> None:
     store = QueueStore(database_url)
     store.migrate()
-    store.add_tickets(tickets(TICKETS))
+    store.tickets.add(tickets(TICKETS))
     store.close()
     found, start = FORK.SimpleQueue(), FORK.Event()
     start.set()
@@ -64,16 +66,21 @@ def test_no_ticket_is_given_twice(database_url: str) -> None:
     while not found.empty():
         given[found.get()[0]] += 1
     assert given == Counter(t.ticket_id for t in tickets(TICKETS))
-    assert len(store.accepted()) == TICKETS
-    for ticket in store.tickets():
-        assert [e.event for e in store.history(ticket.ticket_id)] == ["created", "claimed", "submitted", "accepted"]
+    assert len(store.views.accepted()) == TICKETS
+    for ticket in store.views.tickets():
+        assert [e.event for e in store.views.history(ticket.ticket_id)] == [
+            "created",
+            "claimed",
+            "submitted",
+            "accepted",
+        ]
     store.close()
 
 
 def _claim_one(url: str, name: str, start: Any, found: Any) -> None:
     store = QueueStore(url)
     start.wait()
-    lease = store.claim(name, 600)
+    lease = store.leases.claim(name, 600)
     found.put(lease.annotator if lease else "")
     store.close()
 
@@ -81,7 +88,7 @@ def _claim_one(url: str, name: str, start: Any, found: Any) -> None:
 def test_one_ticket_goes_to_one_of_many(database_url: str) -> None:
     store = QueueStore(database_url)
     store.migrate()
-    store.add_tickets(tickets(1))
+    store.tickets.add(tickets(1))
     store.close()
     found, start = FORK.SimpleQueue(), FORK.Event()
     processes = [FORK.Process(target=_claim_one, args=(database_url, f"p{i}", start, found)) for i in range(WORKERS)]
@@ -92,14 +99,14 @@ def test_one_ticket_goes_to_one_of_many(database_url: str) -> None:
         process.join(60)
     answers = [found.get() for _ in range(WORKERS)]
     assert answers.count("") == WORKERS - 1
-    assert [lease.annotator for lease in store.leases()] == [a for a in answers if a]
+    assert [lease.annotator for lease in store.views.leases()] == [a for a in answers if a]
     store.close()
 
 
 def _add(url: str, start: Any) -> None:
     store = QueueStore(url)
     start.wait()
-    store.add_tickets(tickets(20))
+    store.tickets.add(tickets(20))
     store.close()
 
 
@@ -110,8 +117,8 @@ def test_the_same_tickets_added_at_once_are_there_once(database_url: str) -> Non
     start = FORK.Event()
     start.set()
     assert in_processes(_add, *((database_url, start) for _ in range(4))) == [0] * 4
-    assert len(store.tickets()) == 20
-    assert all([e.event for e in store.history(t.ticket_id)] == ["created"] for t in store.tickets())
+    assert len(store.views.tickets()) == 20
+    assert all([e.event for e in store.views.history(t.ticket_id)] == ["created"] for t in store.views.tickets())
     store.close()
 
 
@@ -126,15 +133,15 @@ def _submit_and_die(url: str, lease_id: str, where: str) -> None:
     campaign = Campaign.open(url)
     store = open_queue(campaign)
     if where == "before the row":
-        QueueStore.submit = _die  # type: ignore[method-assign]
+        Leases.submit = _die  # type: ignore[method-assign]
     elif where == "before the commit":
-        execute = store_module.execute
+        apply = leases_module.apply
 
-        def execute_and_die(*arguments: Any) -> None:
-            execute(*arguments)
+        def apply_and_die(*arguments: Any) -> None:
+            apply(*arguments)
             _die()
 
-        store_module.execute = execute_and_die
+        leases_module.apply = apply_and_die
     elif where == "before the file":
         type(campaign.storage).write_bytes = _die  # type: ignore[method-assign]
     _hand_in(campaign, store, lease_id)
@@ -142,28 +149,30 @@ def _submit_and_die(url: str, lease_id: str, where: str) -> None:
 
 
 def _hand_in(campaign: Campaign, store: QueueStore, lease_id: str) -> Any:
-    return submit_labels(campaign, store, store.lease(lease_id), "anna", np.ones((1, 2, 2), np.uint8), "test", 1.0)
+    return submit_labels(
+        campaign, store, store.views.lease(lease_id), "anna", np.ones((1, 2, 2), np.uint8), Work("test", 1.0)
+    )
 
 
 @pytest.mark.parametrize("where", ["before the file", "before the row", "before the commit", "after the commit"])
 def test_killed_in_the_middle_of_a_submit_it_is_simply_repeated(campaign: Campaign, where: str) -> None:
     store = open_queue(campaign)
-    store.add_tickets(tickets(1))
-    lease = store.claim("anna", 600)
+    store.tickets.add(tickets(1))
+    lease = store.leases.claim("anna", 600)
     assert lease is not None
     assert in_processes(_submit_and_die, (campaign.url, lease.lease_id, where)) == [-signal.SIGKILL]
     stored = list(Path(campaign.url, "annotations").rglob("*.npz"))
     assert len(stored) == (where != "before the file")
-    assert store.counts()["accepted"] == (where == "after the commit")
+    assert store.views.counts()["accepted"] == (where == "after the commit")
     record = _hand_in(campaign, store, lease.lease_id)
-    assert store.counts()["accepted"] == 1
+    assert store.views.counts()["accepted"] == 1
     assert campaign.storage.read_array(record.labels).tolist() == np.ones((1, 2, 2)).tolist()
     assert len(list(Path(campaign.url, "annotations").rglob("*.npz"))) == 1
-    assert [e.event for e in store.history("t000")] == ["created", "claimed", "submitted", "accepted"]
+    assert [e.event for e in store.views.history("t000")] == ["created", "claimed", "submitted", "accepted"]
 
 
 def _hold(url: str, ready: Any) -> None:
-    with QueueStore(url).lock("campaign", "victim", 3600):
+    with QueueStore(url).ledger.lock("campaign", "victim", 3600):
         ready.set()
         time.sleep(60)
 
@@ -176,10 +185,10 @@ def test_the_lock_of_a_killed_process_is_free_at_once(database_url: str) -> None
     process = FORK.Process(target=_hold, args=(database_url, ready))
     process.start()
     assert ready.wait(30)
-    with pytest.raises(QueueError, match="'victim'"), store.lock("campaign", "heir", 60):
+    with pytest.raises(QueueError, match="'victim'"), store.ledger.lock("campaign", "heir", 60):
         pytest.fail("two holders")
     process.kill()
     process.join()
-    with store.lock("campaign", "heir", 60) as held:
+    with store.ledger.lock("campaign", "heir", 60) as held:
         held.check()
     store.close()

@@ -38,17 +38,17 @@ def test_the_migrated_schema_is_that_of_the_tables(database_url: str) -> None:
 def test_the_database_refuses_a_second_running_lease(database_url: str) -> None:
     store = QueueStore(database_url)
     store.migrate()
-    store.add_tickets([NewTicket(ticket_id="t", volume_id="v", box=Box((0, 0, 0), (1, 1, 1)))])
-    lease = store.claim("anna", 60)
+    store.tickets.add([NewTicket(ticket_id="t", volume_id="v", box=Box((0, 0, 0), (1, 1, 1)))])
+    lease = store.leases.claim("anna", 60)
     assert lease is not None
     copy = sa.insert(leases).from_select(
         [c.name for c in leases.c],
         sa.select(*(sa.literal("other") if c.name == "lease_id" else c for c in leases.c)),
     )
-    with pytest.raises(IntegrityError), store._database.write() as connection:
+    with pytest.raises(IntegrityError), store.database.write() as connection:
         connection.execute(copy)
-    store.release(lease.lease_id, "anna")
-    assert store.claim("bob", 60) is not None
+    store.leases.release(lease.lease_id, "anna")
+    assert store.leases.claim("bob", 60) is not None
     store.close()
 
 
@@ -67,10 +67,10 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(database_url: str) -
             connection.exec_driver_sql(f"INSERT INTO {table} VALUES {row}")
     store = QueueStore(database_url)
     store.migrate()
-    assert store.ticket("t").annotators == 1
-    assert [(a.version, a.origin, a.seconds) for a in store.annotations("t")] == [(1, "annotator", 42.0)]
-    assert [(w.seconds, w.voxels_corrected, w.accepted) for w in store.efforts()] == [(42.0, 7, 1)]
-    assert [a.ticket_id for a in store.accepted()] == ["t"]
+    assert store.views.ticket("t").annotators == 1
+    assert [(a.version, a.origin, a.seconds) for a in store.views.annotations("t")] == [(1, "annotator", 42.0)]
+    assert [(w.seconds, w.voxels_corrected, w.accepted) for w in store.views.efforts()] == [(42.0, 7, 1)]
+    assert [a.ticket_id for a in store.views.accepted()] == ["t"]
     store.close()
     database.engine.dispose()
 

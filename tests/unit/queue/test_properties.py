@@ -37,6 +37,7 @@ from rescueseg.queue.events import (
 from rescueseg.queue.records import AuditEntry, Lease, NewTicket
 from rescueseg.queue.states import TicketState, transition
 from rescueseg.queue.store import QueueStore
+from rescueseg.queue.submission import StoredLabels, Work
 from rescueseg.records import AcceptedAnnotation, LabelReference
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -168,17 +169,19 @@ class QueueMachine(RuleBasedStateMachine):
             score=-number,
             annotators=1 + number % 2,
         )
-        assert self.store.add_tickets([new]) == (new.ticket_id not in self.trails)
+        assert self.store.tickets.add([new]) == (new.ticket_id not in self.trails)
 
     @rule(target=leases, who=st.sampled_from(PEOPLE), seconds=st.sampled_from([10.0, 1000.0]))
     def claim(self, who: str, seconds: float) -> Any:
-        lease = self.store.claim(who, seconds)
+        lease = self.store.leases.claim(who, seconds)
         if lease is None:
             return multiple()
         running = [other for other in self.held.values() if other.expires_at > self.now]
         assert lease.assignment_id not in {other.assignment_id for other in running}, "two leases on one assignment"
         assert (lease.ticket_id, who) not in {(other.ticket_id, other.annotator) for other in running}
-        others = [v for v in self.store.annotations(lease.ticket_id) if v.annotator == who and v.origin == "annotator"]
+        others = [
+            v for v in self.store.views.annotations(lease.ticket_id) if v.annotator == who and v.origin == "annotator"
+        ]
         assert all(self.assigned[v.annotation_id] == lease.assignment_id for v in others), "both halves of a pair"
         self.held[lease.lease_id] = lease
         return lease
@@ -190,7 +193,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(lease=leases)
     def heartbeat(self, lease: Lease) -> None:
         try:
-            self.held[lease.lease_id] = self.store.heartbeat(lease.lease_id, lease.annotator)
+            self.held[lease.lease_id] = self.store.leases.heartbeat(lease.lease_id, lease.annotator)
         except QueueError:
             self.held.pop(lease.lease_id, None)
 
@@ -198,9 +201,9 @@ class QueueMachine(RuleBasedStateMachine):
     def give_back(self, lease: Lease, skip: bool) -> None:
         try:
             if skip:
-                self.store.skip(lease.lease_id, lease.annotator, "why")
+                self.store.leases.skip(lease.lease_id, lease.annotator, "why")
             else:
-                self.store.release(lease.lease_id, lease.annotator)
+                self.store.leases.release(lease.lease_id, lease.annotator)
         except QueueError:
             return
         self.held.pop(lease.lease_id, None)
@@ -208,66 +211,68 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=submitted, lease=consumes(leases), digest=st.sampled_from("de"), accept=st.booleans())
     def submit(self, lease: Lease, digest: str, accept: bool) -> Any:
         label = LabelReference(path=f"annotations/{lease.ticket_id}/{digest}.npz", digest=digest)
-        values = (lease.lease_id, lease.annotator, label, "test", 1.0, 1)
+        values = (lease.lease_id, lease.annotator, StoredLabels(label, 1), Work("test", 1.0))
         was_mine = lease.lease_id in self.held and self.held[lease.lease_id].expires_at > self.now
         try:
-            record = self.store.submit(*values, accept=accept)
+            record = self.store.leases.submit(*values, accept=accept)
         except QueueError:
             assert not was_mine, "a running lease can be handed in"
             return multiple()
         assert was_mine
         del self.held[lease.lease_id]
         self.assigned[record.annotation_id] = lease.assignment_id
-        trail = self.store.history(lease.ticket_id)
-        assert self.store.submit(*values, accept=accept) == record, "a replay gives the same"
-        assert self.store.history(lease.ticket_id) == trail, "a replay leaves no trace"
+        trail = self.store.views.history(lease.ticket_id)
+        assert self.store.leases.submit(*values, accept=accept) == record, "a replay gives the same"
+        assert self.store.views.history(lease.ticket_id) == trail, "a replay leaves no trace"
         return lease.ticket_id
 
     @rule(ticket_id=submitted, who=st.sampled_from(PEOPLE), accept=st.booleans())
     def review(self, ticket_id: str, who: str, accept: bool) -> None:
         try:
             if accept:
-                assert self.store.accept(ticket_id, who).verdict == "accepted"
+                assert self.store.reviews.accept(ticket_id, who).verdict == "accepted"
             else:
-                self.store.reject(ticket_id, who, "why", 100.0)
+                self.store.reviews.reject(ticket_id, who, "why", 100.0)
         except QueueError:
-            assert self.store.annotations(ticket_id), "what was handed in is still there"
+            assert self.store.views.annotations(ticket_id), "what was handed in is still there"
 
     @rule(ticket_id=submitted, who=st.sampled_from(PEOPLE))
     def fix(self, ticket_id: str, who: str) -> None:
-        before = self.store.annotations(ticket_id)
+        before = self.store.views.annotations(ticket_id)
         label = LabelReference(path="p", digest="fixed")
         try:
-            fixed = self.store.fix(ticket_id, who, label, "test", 1)
+            fixed = self.store.reviews.fix(ticket_id, who, StoredLabels(label, 1), Work("test"))
         except QueueError:
-            assert self.store.annotations(ticket_id) == before
+            assert self.store.views.annotations(ticket_id) == before
             return
         assert (fixed.verdict, fixed.origin) == ("accepted", "reviewer")
-        assert self.store.fix(ticket_id, who, label, "test", 1) == fixed, "a replay gives the same"
+        assert self.store.reviews.fix(ticket_id, who, StoredLabels(label, 1), Work("test")) == fixed, (
+            "a replay gives the same"
+        )
 
     @rule()
     def compare(self) -> None:
-        for ticket_id in self.store.undecided_pairs(2.0):
-            pair = [v for v in self.store.annotations(ticket_id) if v.verdict == "submitted"]
+        for ticket_id in self.store.views.undecided_pairs(2.0):
+            pair = [v for v in self.store.views.annotations(ticket_id) if v.verdict == "submitted"]
             assert len(pair) == 2, "a pair waits for both halves"
             details = {"versions": [v.version for v in pair], "annotators": [v.annotator for v in pair]}
             ids = (pair[0].annotation_id, pair[1].annotation_id)
-            self.store.record_agreement(ticket_id, ids, 0.5, details | {"agreement": 0.5, "dice": {}})
-            assert self.store.ticket(ticket_id).agreement == 0.5
-        assert self.store.undecided_pairs(2.0) == []
-        assert all(len(set(c.annotators)) == 2 for c in self.store.comparisons())
+            self.store.reviews.record_agreement(ticket_id, ids, 0.5, details | {"agreement": 0.5, "dice": {}})
+            assert self.store.views.ticket(ticket_id).agreement == 0.5
+        assert self.store.views.undecided_pairs(2.0) == []
+        assert all(len(set(c.annotators)) == 2 for c in self.store.views.comparisons())
 
     @invariant()
     def accepted_annotations_stay(self) -> None:
-        found = {a.ticket_id: a for a in self.store.accepted()}
+        found = {a.ticket_id: a for a in self.store.views.accepted()}
         assert {name: found.get(name) for name in self.accepted} == self.accepted
         self.accepted = found
-        assert self.store.counts()["accepted"] == len(found) == self.store.accepted_since_last_generation()
+        assert self.store.views.counts()["accepted"] == len(found) == self.store.ledger.accepted_since_last_generation()
 
     @invariant()
     def the_trail_tells_the_whole_story(self) -> None:
-        for ticket in self.store.tickets():
-            trail = self.store.history(ticket.ticket_id)
+        for ticket in self.store.views.tickets():
+            trail = self.store.views.history(ticket.ticket_id)
             old = self.trails.get(ticket.ticket_id, [])
             assert trail[: len(old)] == old, "the trail is only ever added to"
             assert trail[0].event == "created"

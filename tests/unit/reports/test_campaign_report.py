@@ -21,6 +21,7 @@ from rescueseg.geometry import Box
 from rescueseg.queue.effort import effort_by
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
+from rescueseg.queue.submission import Work
 from rescueseg.reports.campaign_report import effort_by_generation, explain_box, write_report
 from rescueseg.reports.gallery import BoxPictures
 from rescueseg.stages.publish import effort_metrics
@@ -138,9 +139,9 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     for i, held in enumerate(holdout_boxes(campaign.holdout(), campaign.volumes)):
         if held.part == "validation":
             truth[held.box.slices] = phantom_truth()[held.box.slices]
-        store.add_tickets([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])
-    while (lease := store.claim("ann", 60)) is not None:
-        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+        store.tickets.add([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])
+    while (lease := store.leases.claim("ann", 60)) is not None:
+        submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], Work("test", 1.0))
     store.close()
     for generation in (0, 1):
         write_volume_maps(campaign, generation, truth > 0)
@@ -168,16 +169,16 @@ def test_efforts_count_what_people_did(tmp_path: Path) -> None:
         NewTicket(ticket_id=f"q{i}", volume_id="phantom", box=Box((0, 0, 8 * i), (4, 4, 4)), generation=i // 2)
         for i in range(3)
     ]
-    store.add_tickets([*tickets, tickets[0].model_copy(update={"ticket_id": "h", "purpose": "test"})])
+    store.tickets.add([*tickets, tickets[0].model_copy(update={"ticket_id": "h", "purpose": "test"})])
     for annotator in ("ann", "bob", "ann", "ann"):
-        lease = store.claim(annotator, 60)
+        lease = store.leases.claim(annotator, 60)
         assert lease is not None
-        submit_labels(campaign, store, lease, annotator, np.ones((4, 4, 4), np.uint8), "test", 30.0)
-    holdout, first, second = effort_by_generation(store.accepted(purpose=None))
+        submit_labels(campaign, store, lease, annotator, np.ones((4, 4, 4), np.uint8), Work("test", 30.0))
+    holdout, first, second = effort_by_generation(store.views.accepted(purpose=None))
     assert (holdout.label, holdout.patches, holdout.minutes) == ("holdout boxes", 1, 0.5)
     assert (first.label, first.patches, first.voxels, first.voxels_corrected) == ("generation 0", 2, 128, 128)
     assert (first.annotators, first.corrected_share, second.patches) == (2, 1.0, 1)
-    ann, bob = effort_by(store.efforts(), lambda work: work.annotator)
+    ann, bob = effort_by(store.views.efforts(), lambda work: work.annotator)
     store.close()
     assert (ann.label, ann.patches, ann.minutes, ann.accepted) == ("ann", 3, 1.5, 3)
     assert (bob.label, bob.minutes_per_patch, bob.voxels_corrected) == ("bob", 0.5, 64)

@@ -38,7 +38,7 @@ def queue(campaign: Campaign, tmp_path: Path, truth: np.ndarray) -> QueueStore:
         VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1), truth=str(tmp_path / "truth.tif")),
     )
     store = open_queue(campaign)
-    store.add_tickets(
+    store.tickets.add(
         [NewTicket(ticket_id=ticket_id("test", 0, Patch("v", b), "pool"), volume_id="v", box=b) for b in BOXES]
     )
     return store
@@ -47,7 +47,7 @@ def queue(campaign: Campaign, tmp_path: Path, truth: np.ndarray) -> QueueStore:
 def test_without_errors_it_hands_in_the_truth(campaign: Campaign, queue: QueueStore, truth: np.ndarray) -> None:
     options = AnnotatorOptions(seconds_per_voxel=0.5, seconds_per_patch=3.0)
     assert SimulatedAnnotator(campaign, queue, options=options).drain() == len(BOXES)
-    accepted = queue.accepted()
+    accepted = queue.views.accepted()
     assert {a.box for a in accepted} == set(BOXES)
     for annotation in accepted:
         labels = campaign.storage.read_array(annotation.labels)
@@ -60,19 +60,19 @@ def test_without_errors_it_hands_in_the_truth(campaign: Campaign, queue: QueueSt
 def test_an_abandoned_lease_comes_back_and_nothing_is_lost(campaign: Campaign, queue: QueueStore) -> None:
     annotator = SimulatedAnnotator(campaign, queue, options=AnnotatorOptions(abandoned=1.0))
     assert annotator.drain() == len(BOXES)
-    for annotation in queue.accepted():
-        events = [entry.event for entry in queue.history(annotation.ticket_id)]
+    for annotation in queue.views.accepted():
+        events = [entry.event for entry in queue.views.history(annotation.ticket_id)]
         assert events.count("expired") == 1
 
 
 def test_a_lease_from_before_a_kill_is_taken_up_again(campaign: Campaign, queue: QueueStore) -> None:
-    assert queue.claim("simulated", 3600) is not None
+    assert queue.leases.claim("simulated", 3600) is not None
     assert SimulatedAnnotator(campaign, queue).drain() == len(BOXES)
 
 
 def test_errors_depend_on_the_ticket_alone(campaign: Campaign, queue: QueueStore, truth: np.ndarray) -> None:
     options = AnnotatorOptions(jitter_voxels=1.0, missed_objects=0.3)
-    tickets = queue.tickets()
+    tickets = queue.views.tickets()
     first = [SimulatedAnnotator(campaign, queue, options=options).draw(t) for t in tickets]
     again = [SimulatedAnnotator(campaign, queue, name="x", options=options).draw(t) for t in reversed(tickets)]
     for a, b in zip(first, reversed(again), strict=True):
@@ -86,10 +86,10 @@ def test_truth_is_needed(campaign: Campaign, tmp_path: Path) -> None:
     )
     import_volume(campaign, VolumeImport(str(tmp_path / "raw.tif"), volume_id="v", spacing=(1, 1, 1)))
     store = open_queue(campaign)
-    store.add_tickets([NewTicket(ticket_id="pool-1", volume_id="v", box=Box((0, 0, 0), (8, 8, 8)))])
+    store.tickets.add([NewTicket(ticket_id="pool-1", volume_id="v", box=Box((0, 0, 0), (8, 8, 8)))])
     with pytest.raises(LabelError, match="needs ground truth"):
         SimulatedAnnotator(campaign, store).drain()
-    assert store.accepted() == []
+    assert store.views.accepted() == []
 
 
 def test_missed_objects_vanish_whole() -> None:

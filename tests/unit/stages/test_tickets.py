@@ -20,6 +20,7 @@ from rescueseg.geometry import Box, Patch
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.queue.submission import Work
 from rescueseg.records import HoldoutBox
 from rescueseg.stages import tickets
 from rescueseg.stages.due import begin
@@ -48,10 +49,10 @@ def store(campaign: Campaign, tmp_path: Path) -> Iterator[QueueStore]:
 
 
 def accept_one(campaign: Campaign, store: QueueStore) -> None:
-    lease = store.claim("ann", 60, filters=Filters(purpose="pool"))
+    lease = store.leases.claim("ann", 60, filters=Filters(purpose="pool"))
     assert lease is not None
     truth = volumes.open_truth(campaign.volumes, lease.ticket.volume_id)
-    submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], "test", 1.0)
+    submit_labels(campaign, store, lease, "ann", truth[lease.ticket.box.slices], Work("test", 1.0))
 
 
 def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: QueueStore, tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_the_holdout_grows_between_generations_only(campaign: Campaign, store: Q
     with campaign_lock(campaign.config, store), pytest.raises(QueueError, match="holds the lock"):
         tickets.prepare(campaign, store)
     assert campaign.holdout() == frozen
-    store.finish_generation(0)
+    store.ledger.finish_generation(0)
     tickets.prepare(campaign, store)
     grown = campaign.holdout()
     assert grown is not None
@@ -89,7 +90,7 @@ def test_a_copy_is_known_before_anything_is_drawn_or_trained(
     make_snapshot(campaign, 0, store)
     assert campaign.volumes.shared_places().related("a") == ["a", "b"]
     campaign.storage.remove("relations.json")
-    store.finish_generation(0)
+    store.ledger.finish_generation(0)
     tickets.prepare(campaign, store)
     assert campaign.volumes.shared_places().related("a") == ["a", "b"]
     grown = campaign.holdout()
@@ -97,7 +98,7 @@ def test_a_copy_is_known_before_anything_is_drawn_or_trained(
     assert grown.of("b", campaign.volumes.shared_places()) == grown.of("a", campaign.volumes.shared_places())
     boxes = [box.box for box in grown.boxes]
     assert not any(a.intersects(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(t.box.intersects(box) for t in store.tickets(purpose="pool") for box in boxes)
+    assert not any(t.box.intersects(box) for t in store.views.tickets(purpose="pool") for box in boxes)
 
 
 def test_a_patch_that_turns_out_to_lie_in_a_box_of_a_copy_is_left_out_and_named(
@@ -106,7 +107,7 @@ def test_a_patch_that_turns_out_to_lie_in_a_box_of_a_copy_is_left_out_and_named(
     """As in a campaign whose volumes were compared after patches were annotated."""
     accept_one(campaign, store)
     accept_one(campaign, store)
-    first, second = store.accepted("pool")
+    first, second = store.views.accepted("pool")
     add(campaign, tmp_path, "b")
     frozen = campaign.holdout()
     assert frozen is not None
@@ -115,7 +116,7 @@ def test_a_patch_that_turns_out_to_lie_in_a_box_of_a_copy_is_left_out_and_named(
     begin(campaign, store)
     assert [item.ticket_id for item in make_snapshot(campaign, 0, store).items] == [second.ticket_id]
     assert campaign.generation(0).require(EFFORT).left_out == (first.ticket_id,)
-    assert store.accepted_since_last_generation() == 0
+    assert store.ledger.accepted_since_last_generation() == 0
     shown = CliRunner().invoke(app, ["status", campaign.url])
     assert f"Left out of training: {first.ticket_id} lies in" in shown.output.replace("\n", " ")
 
@@ -125,10 +126,10 @@ def test_patches_accepted_before_the_snapshot_count_as_trained_on(campaign: Camp
     begin(campaign, store)
     accept_one(campaign, store)
     assert len(make_snapshot(campaign, 0, store).items) == 2
-    assert store.accepted_since_last_generation() == 0
+    assert store.ledger.accepted_since_last_generation() == 0
     accept_one(campaign, store)
     make_snapshot(campaign, 0, store)
-    assert store.accepted_since_last_generation() == 1, "the snapshot stays as it was made"
+    assert store.ledger.accepted_since_last_generation() == 1, "the snapshot stays as it was made"
 
 
 def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Pat
     store = open_queue(campaign)
     with pytest.raises(ConfigError, match="unknown query strategy"):
         begin(campaign, store)
-    assert store.last_generation() is None
+    assert store.ledger.last_generation() is None
 
 
 def test_a_wrong_table_of_a_family_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_wrong_table_of_a_family_is_refused_before_anything_is_trained(tmp_pat
     store = open_queue(campaign)
     with pytest.raises(ConfigError, match=r"campaign\.toml: there is no model family 'unett'.*nnunet.*unet"):
         begin(campaign, store)
-    assert store.last_generation() is None
+    assert store.ledger.last_generation() is None
 
 
 def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     assert campaign.starting_patches() == starting
     assert starting[0].reason == "rough mask of the triage"
     assert len(starting) == campaign.config.sampling.starting_patches
-    first = next(t for t in opened.tickets(purpose="pool") if t.box == starting[0].box)
+    first = next(t for t in opened.views.tickets(purpose="pool") if t.box == starting[0].box)
     assert (first.stratum, first.reason) == ("rough_mask", "rough mask of the triage")
     assert tickets.preview_sampling(campaign, no_queue) == (holdout, starting)
     opened.close()

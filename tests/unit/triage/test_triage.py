@@ -106,7 +106,7 @@ def test_what_was_looked_at_is_barred_from_the_holdout_and_counts_as_annotated(c
     holdout = campaign.holdout()
     assert holdout is not None
     assert not any(p.box.intersects(b) for p in rough for b in holdout.guarded("v", campaign.volumes.shared_places()))
-    assert {p.box for p in rough} <= {t.box for t in store.tickets(purpose="pool")}
+    assert {p.box for p in rough} <= {t.box for t in store.views.tickets(purpose="pool")}
     campaign.storage.remove("rough.json")
     with pytest.raises(SamplingError, match="frozen"):
         run(campaign, mask="truth")
@@ -140,7 +140,7 @@ def test_patches_in_a_refused_volume_are_not_looked_at_and_get_no_ticket(campaig
     campaign.volumes.save(record.model_copy(update={"refused": "its spacing is wrong"}))
     store = open_queue(campaign)
     tickets.prepare(campaign, store)
-    assert {t.volume_id for t in store.tickets()} == {"good"}
+    assert {t.volume_id for t in store.views.tickets()} == {"good"}
     assert run(campaign, mask="auto").mask == "none"
     campaign.volumes.save(record)
     tickets.prepare(campaign, store)

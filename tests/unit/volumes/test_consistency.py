@@ -436,10 +436,10 @@ def test_tickets_of_a_refused_volume_are_withdrawn(campaign: Campaign, phantom: 
     add(campaign, "wrong", other, [3 * s for s in SPACING])
     run("sample", campaign.url)
     store = open_queue(campaign)
-    assert {t.volume_id for t in store.tickets("queued")} == {"a", "b", "wrong"}
+    assert {t.volume_id for t in store.views.tickets("queued")} == {"a", "b", "wrong"}
     run("check", campaign.url, "--apply")
-    assert {t.volume_id for t in store.tickets("queued")} == {"a", "b"}
-    assert {t.volume_id for t in store.tickets("skipped")} == {"wrong"}
+    assert {t.volume_id for t in store.views.tickets("queued")} == {"a", "b"}
+    assert {t.volume_id for t in store.views.tickets("skipped")} == {"wrong"}
 
 
 # real volumes --------------------------------------------------------------------------------------------------------

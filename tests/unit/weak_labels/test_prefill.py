@@ -24,6 +24,7 @@ from rescueseg.geometry import partition
 from rescueseg.labels import IGNORE
 from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
+from rescueseg.queue.submission import Work
 from rescueseg.stages import tickets
 from rescueseg.weak_labels.base import BLOCK_ZYX
 from rescueseg.weak_labels.prefill import Sources, weak_label
@@ -64,10 +65,10 @@ def store(made: Campaign) -> Iterator[QueueStore]:
 
 
 def accept_one(campaign: Campaign, store: QueueStore) -> str:
-    lease = store.claim("anna", 60, filters=Filters(purpose="pool"))
+    lease = store.leases.claim("anna", 60, filters=Filters(purpose="pool"))
     assert lease is not None
     labels = np.asarray(volumes.open_truth(campaign.volumes, "v")[lease.ticket.box.slices])
-    submit_labels(campaign, store, lease, "anna", labels, "test", 1.0)
+    submit_labels(campaign, store, lease, "anna", labels, Work("test", 1.0))
     return lease.ticket_id
 
 
@@ -77,21 +78,21 @@ def files(campaign: Campaign) -> dict[str, bytes]:
 
 
 def test_waiting_tickets_get_a_mask_that_their_annotator_starts_from(made: Campaign, store: QueueStore) -> None:
-    leased = store.claim("bob", 60)
+    leased = store.leases.claim("bob", 60)
     assert leased is not None
     result = weak_label(made, store, "threshold")
     assert (result.method, result.tickets) == ("threshold", 3)
-    for ticket in store.tickets(purpose="pool"):
+    for ticket in store.views.tickets(purpose="pool"):
         if ticket.ticket_id == leased.ticket_id:
             assert ticket.prefill is None, "what somebody works on stays as it is"
             continue
         assert re.fullmatch(f"weak_labels/threshold-[0-9a-f]{{12}}/{ticket.ticket_id}.npz", str(ticket.prefill))
         confidence = made.storage.read_array(str(ticket.prefill).replace(".npz", ".confidence.npz"))
         assert confidence.shape == ticket.box.shape_zyx
-        assert [(e.event, e.actor) for e in store.history(ticket.ticket_id)] == [
+        assert [(e.event, e.actor) for e in store.views.history(ticket.ticket_id)] == [
             ("created", "rescueseg"), ("prefilled", "rescueseg"),
         ]  # fmt: skip
-    lease = store.claim("anna", 60)
+    lease = store.leases.claim("anna", 60)
     assert lease is not None
     truth = np.asarray(volumes.open_truth(made.volumes, "v")[lease.ticket.box.slices])
     start = starting_labels(made.storage, lease, made.config.n_classes)
@@ -102,35 +103,35 @@ def test_holdout_tickets_stay_empty(tmp_path: Path) -> None:
     campaign = make(tmp_path, truth=False)
     store = open_queue(campaign)
     weak_label(campaign, store)
-    held = [t for t in store.tickets() if t.purpose != "pool"]
+    held = [t for t in store.views.tickets() if t.purpose != "pool"]
     assert len(held) == 16
     assert all(t.prefill is None for t in held)
     with pytest.raises(QueueError, match="could bias it"):
-        store.prefill(held[0].ticket_id, "weak_labels/x.npz", "threshold")
+        store.tickets.prefill(held[0].ticket_id, "weak_labels/x.npz", "threshold")
 
 
 def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
     made: Campaign, store: QueueStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls, prefill = [], store.tickets.prefill
 
     def dies(ticket_id: str, path: str, method: str, classes: Sequence[str]) -> None:
         calls.append(ticket_id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        QueueStore.prefill(store, ticket_id, path, method, classes)
+        prefill(ticket_id, path, method, classes)
 
-    monkeypatch.setattr(store, "prefill", dies)
+    monkeypatch.setattr(store.tickets, "prefill", dies)
     with pytest.raises(KeyboardInterrupt):
         weak_label(made, store, "threshold")
     monkeypatch.undo()
     half = files(made)
     assert weak_label(made, store, "threshold").tickets == 3
-    done, history = files(made), [store.history(t.ticket_id) for t in store.tickets()]
+    done, history = files(made), [store.views.history(t.ticket_id) for t in store.views.tickets()]
     assert half.items() <= done.items()
     assert weak_label(made, store, "threshold").tickets == 0
     assert files(made) == done
-    assert [store.history(t.ticket_id) for t in store.tickets()] == history
+    assert [store.views.history(t.ticket_id) for t in store.views.tickets()] == history
 
 
 def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStore) -> None:
@@ -139,7 +140,7 @@ def test_without_annotations_the_triage_chooses(made: Campaign, store: QueueStor
     result = weak_label(made, store, dry_run=True)
     assert (result.method, result.tickets) == ("membranes", 4)
     assert not made.storage.exists("weak_labels/choice.json")
-    assert all(t.prefill is None for t in store.tickets())
+    assert all(t.prefill is None for t in store.views.tickets())
 
 
 def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Campaign, store: QueueStore) -> None:
@@ -154,7 +155,7 @@ def test_accepted_annotations_choose_and_the_rest_gets_the_better_masks(made: Ca
     assert choice["method"] == result.method
     [compared] = [entry for entry in choice["compared_on"] if entry["ticket"] == first]
     assert compared["began_from"].startswith("weak_labels/membranes-")
-    for ticket in store.tickets("queued", "pool"):
+    for ticket in store.views.tickets("queued", "pool"):
         assert str(ticket.prefill).startswith(f"weak_labels/{result.method}")
     assert weak_label(made, store).tickets == 0
 
@@ -165,7 +166,7 @@ def test_a_classifier_trained_on_another_intensity_scaling_is_not_used_again(mad
     volume = made.volumes.record("v")
     scaled = volume.normalisation.model_copy(update={"mean": 0.0, "std": 3 * volume.normalisation.std})
     made.volumes.save(volume.model_copy(update={"normalisation": scaled}))
-    assert weak_label(made, store, "classifier").tickets == len(store.tickets("queued", "pool")) > 0
+    assert weak_label(made, store, "classifier").tickets == len(store.views.tickets("queued", "pool")) > 0
     assert len([name for name in files(made) if name.endswith(".skops")]) == 2
 
 
@@ -182,11 +183,11 @@ def test_refused_volumes_are_neither_learned_from_nor_labelled(made: Campaign, s
 
 
 def test_a_models_prediction_stays(made: Campaign, store: QueueStore) -> None:
-    ticket = store.tickets("queued", "pool")[0]
+    ticket = store.views.tickets("queued", "pool")[0]
     path = f"generations/0000/prefills/{ticket.ticket_id}.npz"
-    store.prefill(ticket.ticket_id, path, "model")
+    store.tickets.prefill(ticket.ticket_id, path, "model")
     assert weak_label(made, store, "threshold").tickets == 3
-    assert {t.ticket_id: t.prefill for t in store.tickets()}[ticket.ticket_id] == path
+    assert {t.ticket_id: t.prefill for t in store.views.tickets()}[ticket.ticket_id] == path
 
 
 def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
@@ -208,9 +209,9 @@ def test_scribbles_train_the_classifier_and_those_in_the_holdout_do_not(
     tifffile.imwrite(tmp_path / "s.tif", np.where(held, 255, scribbles), metadata={"axes": "ZYX"})
     weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),)))
     assert before.items() <= files(made).items()
-    for ticket in store.tickets("queued", "pool"):
+    for ticket in store.views.tickets("queued", "pool"):
         made.storage.remove(str(ticket.prefill))
-        store.prefill(ticket.ticket_id, "weak_labels/lost.npz", "test")
+        store.tickets.prefill(ticket.ticket_id, "weak_labels/lost.npz", "test")
     assert weak_label(made, store, "classifier", Sources(scribbles=(str(tmp_path / "s.tif"),))).tickets == 4
     folders = sorted({name.split("/")[0] for name in files(made) if "/" in name})
     first, second = (
@@ -245,7 +246,7 @@ def test_ilastik_is_run_where_it_is_installed(
         weak_label(made, store, "ilastik", ilp)
     monkeypatch.setenv("RESCUESEG_ILASTIK", install(tmp_path))
     assert weak_label(made, store, "ilastik", ilp).tickets == 4
-    assert str(store.tickets("queued", "pool")[0].prefill).startswith("weak_labels/ilastik-")
+    assert str(store.views.tickets("queued", "pool")[0].prefill).startswith("weak_labels/ilastik-")
     monkeypatch.setenv("STAND_IN_FAILS", "1")
     other = Sources(ilp=project(tmp_path / "b.ilp", ["class1", "ground"]))
     with pytest.raises(WeakLabelError, match="status 1: RuntimeError: Could not find training data"):
@@ -269,7 +270,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(
     with pytest.raises(RescuesegError, match=said):
         weak_label(made, store, method, sources)
     assert files(made) == {}
-    assert all(t.prefill is None for t in store.tickets())
+    assert all(t.prefill is None for t in store.views.tickets())
 
 
 def test_several_classes_need_a_method_that_tells_them_apart(tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def test_several_classes_need_a_method_that_tells_them_apart(tmp_path: Path) -> 
     result = weak_label(campaign, store)
     assert (result.method, list(result.agreements)) == ("classifier", ["classifier"])
     truth = volumes.open_truth(campaign.volumes, "v")
-    for ticket in store.tickets("queued", "pool"):
+    for ticket in store.views.tickets("queued", "pool"):
         mask = campaign.storage.read_array(str(ticket.prefill))
         assert (mask == np.asarray(truth[ticket.box.slices])).mean() > 0.9
 

@@ -1,4 +1,4 @@
-"""The half of the `QueueStore` that a campaign uses: tickets are queued, given a first mask, withdrawn."""
+"""What a campaign does to its tickets: they are queued, given a first mask, withdrawn."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from rescueseg.errors import QueueError
+from rescueseg.queue.database import Database
 from rescueseg.queue.events import Prefill, Withdraw
-from rescueseg.queue.execute import box_columns, classes_text
+from rescueseg.queue.execute import Clock, apply, box_columns, classes_text
 from rescueseg.queue.records import NewTicket
-from rescueseg.queue.review_store import ReviewStore
+from rescueseg.queue.rows import read_ticket
 from rescueseg.queue.tables import assignments, audit, tickets
 
 
-class TicketStore(ReviewStore):
-    """What a campaign does to tickets that nobody works on; each call one immediate transaction."""
+class Tickets:
+    """What a campaign does to tickets that nobody works on; each call is one immediate transaction.
 
-    def add_tickets(self, new: Sequence[NewTicket]) -> int:
+    Parameters
+    ----------
+    database : Database
+        The queue's.
+    clock : callable
+        Returns the time in UTC.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add(self, new: Sequence[NewTicket]) -> int:
         """Put patches in the queue; a ticket already there (by id) stays as it is.
 
         Returns
@@ -36,15 +49,15 @@ class TicketStore(ReviewStore):
         now = self._clock()
         with self._database.write() as connection:
             for ticket in sorted(new, key=lambda t: t.ticket_id):
-                added += self._add_ticket(connection, ticket, now)
+                added += self._add(connection, ticket, now)
         return added
 
-    def _add_ticket(self, connection: Connection, ticket: NewTicket, now: datetime) -> bool:
+    def _add(self, connection: Connection, ticket: NewTicket, now: datetime) -> bool:
         plain = ticket.model_dump(exclude={"box"}) | {"classes": classes_text(ticket.classes)}
         values = plain | box_columns(ticket.box) | {"status": "queued", "created_at": now, "updated_at": now}
-        insert = self._insert_if_new(tickets).values(values)
+        insert = self._database.insert_if_new(tickets).values(values)
         if connection.execute(insert).rowcount == 0:
-            existing = self._ticket(connection, ticket.ticket_id)
+            existing = read_ticket(connection, ticket.ticket_id)
             if (existing.patch, existing.purpose) != (ticket.patch, ticket.purpose):
                 raise QueueError(
                     f"there is a ticket of that id for {existing.purpose} patch {existing.box} of '{existing.volume_id}'",
@@ -90,7 +103,7 @@ class TicketStore(ReviewStore):
             If there is none of that id.
         """
         with self._database.write() as connection:
-            self._apply(connection, ticket_id, Prefill(path, method, tuple(classes)), self._clock())
+            apply(connection, ticket_id, Prefill(path, method, tuple(classes)), self._clock())
 
     def withdraw(self, ticket_id: str, actor: str, reason: str) -> None:
         """Take a ticket that nobody works on out of the queue; again is no error.
@@ -103,4 +116,4 @@ class TicketStore(ReviewStore):
             If there is none of that id.
         """
         with self._database.write() as connection:
-            self._apply(connection, ticket_id, Withdraw(actor, reason), self._clock())
+            apply(connection, ticket_id, Withdraw(actor, reason), self._clock())
