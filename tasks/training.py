@@ -21,7 +21,7 @@ def train(campaign_url: str, generation: int) -> ModelReference:
     with (
         tracked(campaign, generation, "training") as tracker,
         tracker.live(
-            partial(tracker.stage_run, generation, "training"),
+            partial(tracker.runs.stage_run, generation, "training"),
             partial(checkpoints, campaign.generation(generation).work_folder()),
         ) as live,
     ):

@@ -26,7 +26,7 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
         campaign, store, structure=cast("Structure | None", structure or None), mask=cast(Mask, mask), channel=channel
     )
     tracker = Tracker(campaign)
-    tracker.log_files(tracker.campaign_run(), triage_files(campaign.storage))
+    tracker.log_files(tracker.runs.campaign_run(), triage_files(campaign.storage))
     key = f"triage-{campaign.config.name}".lower().replace("_", "-").replace(".", "-")
     create_table_artifact(
         [e.to_json() for e in result.evidence], key=f"{key}-evidence", description="Evidence of the triage"

@@ -52,18 +52,18 @@ def _publish(campaign: Campaign, generation: int) -> Row:
             "its snapshot or model is gone", where=f"generation {generation}", todo="Restore the campaign's folder"
         )
     tracker = Tracker(campaign)
-    run = tracker.generation_run(generation)
+    run = tracker.runs.generation_run(generation)
     tracker.log_config(run)
     tracker.log_snapshot(generation, snapshot)
     registered = tracker.register_model(generation, model)
     effort = folder.require(EFFORT)
     tracker.log_judgement(judgement, registered, _extra(row) | effort_metrics(effort))
-    report = campaign_report.write_report(campaign, [("MLflow", tracker.url)])
+    report = campaign_report.write_report(campaign, [("MLflow", tracker.runs.url)])
     page = campaign.storage.read_bytes(report.path)
     files = {"report.html": page, "effort.json": canonical_json(effort.to_json()).encode()}
     figures = {f"figures/{name}": data for name, data in report.figures.items()}
     tracker.log_files(run, {**files, **figures, **triage_files(campaign.storage)})
-    tracker.finish_generation(generation)
+    tracker.runs.finish_generation(generation)
     return row
 
 
@@ -112,7 +112,7 @@ def run_tracked(campaign: Campaign, training: OutsideTraining) -> OutsideResult:
         If MLflow cannot be reached before or after the training; a finished training is not repeated.
     """
     tracker, name = Tracker(campaign), training.name
-    with tracker.training(name) as run_id:
+    with tracker.runs.training(name) as run_id:
         tracker.log_config(run_id, {"training.trainer": training.trainer})
         folder = campaign.training(name)
         folder.write(REQUEST, training)

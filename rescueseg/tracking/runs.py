@@ -20,7 +20,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -46,7 +46,15 @@ _QUIET = {
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Runs = TypeVar("Runs", bound="CampaignRuns")
+S = TypeVar("S", bound="OnServer")
+
+
+class OnServer(Protocol):
+    """Something whose methods call an MLflow server."""
+
+    @property
+    def uri(self) -> str:
+        """Tracking URI."""
 
 
 def tracking_uri(campaign: Campaign) -> str:
@@ -54,11 +62,11 @@ def tracking_uri(campaign: Campaign) -> str:
     return campaign.config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or campaign.tracking_uri
 
 
-def mlflow_errors(method: Callable[Concatenate[Runs, P], R]) -> Callable[Concatenate[Runs, P], R]:
+def mlflow_errors(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Turn MLflow's and its connection's errors into a `ServiceError`."""
 
     @functools.wraps(method)
-    def call(self: Runs, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
         except (MlflowException, ConnectionError) as error:
@@ -66,7 +74,7 @@ def mlflow_errors(method: Callable[Concatenate[Runs, P], R]) -> Callable[Concate
                 f"MLflow refused: {error}", where=self.uri, todo="Check that the MLflow server runs, then run again"
             ) from error
 
-    return cast("Callable[Concatenate[Runs, P], R]", call)
+    return cast("Callable[Concatenate[S, P], R]", call)
 
 
 class CampaignRuns:

@@ -32,8 +32,8 @@ _PARAMETER_LENGTH = 6000
 _BATCH = 1000  # metrics in one request, of which MLflow takes no more
 
 
-class Tracker(CampaignRuns):
-    """Mirrors one campaign in MLflow.
+class Tracker:
+    """Mirrors one campaign in MLflow: what its runs hold, its models and judgements; the runs themselves are `runs`.
 
     Parameters
     ----------
@@ -49,15 +49,26 @@ class Tracker(CampaignRuns):
     """
 
     def __init__(self, campaign: Campaign, uri: str | None = None) -> None:
-        super().__init__(campaign, uri)
+        self.campaign = campaign
+        self.runs = CampaignRuns(campaign, uri)
+        """The experiment and its runs."""
         self._steps: dict[tuple[str, str], set[int]] = {}
+
+    @property
+    def uri(self) -> str:
+        """Tracking URI."""
+        return self.runs.uri
+
+    def check_server(self) -> None:
+        """Make sure that the server answers at all, within seconds."""
+        self.runs.check_server()
 
     @contextmanager
     def stage(self, generation: int, stage: str) -> Iterator[str]:
         """Keep a stage's run open during the block; it ends as finished, or failed when the block raises."""
-        run_id = self.stage_run(generation, stage)
+        run_id = self.runs.stage_run(generation, stage)
         start = time.monotonic()
-        with self.open_run(run_id):
+        with self.runs.open_run(run_id):
             yield run_id
             seconds = self.campaign.generation(generation).read(seconds_file(stage))  # those before a kill included
             self.log_metrics(run_id, 0, {"seconds": time.monotonic() - start if seconds is None else seconds})
@@ -65,10 +76,10 @@ class Tracker(CampaignRuns):
     @mlflow_errors
     def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:
         """Add parameters; one that the run has already stays as it is (MLflow parameters never change)."""
-        present = self.client.get_run(run_id).data.params
+        present = self.runs.client.get_run(run_id).data.params
         new = [Param(k, str(v)[:_PARAMETER_LENGTH]) for k, v in sorted(parameters.items()) if k not in present]
         for start in range(0, len(new), 100):
-            self.client.log_batch(run_id, params=new[start : start + 100])
+            self.runs.client.log_batch(run_id, params=new[start : start + 100])
 
     def log_config(self, run_id: str, overrides: Mapping[str, Any] = {}) -> None:
         """Add the campaign's settings as parameters such as `training.trainer`; `overrides` replaces some of them."""
@@ -119,7 +130,7 @@ class Tracker(CampaignRuns):
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
             try:
-                self.client.log_batch(run_id, metrics=batch)
+                self.runs.client.log_batch(run_id, metrics=batch)
             except BaseException:  # the points may have arrived all the same: ask the server again
                 self._steps = {key: steps for key, steps in self._steps.items() if key[0] != run_id}
                 raise
@@ -128,7 +139,7 @@ class Tracker(CampaignRuns):
 
     def _steps_of(self, run_id: str, key: str) -> set[int]:
         if (run_id, key) not in self._steps:
-            self._steps[run_id, key] = {m.step for m in self.client.get_metric_history(run_id, key)}
+            self._steps[run_id, key] = {m.step for m in self.runs.client.get_metric_history(run_id, key)}
         return self._steps[run_id, key]
 
     def live(self, run: Callable[[], str], checkpoints: Callable[[], Mapping[str, Path]]) -> LiveRun:
@@ -147,7 +158,7 @@ class Tracker(CampaignRuns):
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:
         """Make a training set the dataset input of its generation's run and of the training stage."""
         path = self.campaign.generation(snapshot.generation).path("snapshot.json")
-        for run_id in (self.generation_run(generation), self.stage_run(generation, "training")):
+        for run_id in (self.runs.generation_run(generation), self.runs.stage_run(generation, "training")):
             self.log_training_set(run_id, snapshot, path)
 
     @mlflow_errors
@@ -164,8 +175,8 @@ class Tracker(CampaignRuns):
         )
         tags = [InputTag("mlflow.data.context", "training")]
         self.log_params(run_id, {"annotated_patches": len(snapshot.items), "annotated_voxels": voxels})
-        self.client.set_tag(run_id, "rescueseg.snapshot_digest", snapshot.digest)
-        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+        self.runs.client.set_tag(run_id, "rescueseg.snapshot_digest", snapshot.digest)
+        self.runs.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
     @mlflow_errors
     def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
@@ -181,13 +192,13 @@ class Tracker(CampaignRuns):
     def log_file(self, run_id: str, name: str, path: Path) -> None:
         """Store a local file with a run under a path that ends in the file's own name; it replaces one that is there."""
         parent = str(Path(name).parent)
-        self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
+        self.runs.client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
     # models and judgements ---------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _registry(self) -> ModelRegistry:
-        return ModelRegistry(self.client, self.campaign, *self._experiment)
+        return ModelRegistry(self.runs.client, self.campaign, self.runs.experiment_id, self.runs.name)
 
     @mlflow_errors
     def register_model(self, generation: int, model: ModelReference) -> RegisteredModel:
@@ -195,7 +206,7 @@ class Tracker(CampaignRuns):
 
         The model is a pyfunc made from code: its folder (safetensors and JSON) and `pyfunc_model.py`, nothing pickled.
         """
-        return self._registry.register(generation, model, self.generation_run(generation))
+        return self._registry.register(generation, model, self.runs.generation_run(generation))
 
     @mlflow_errors
     def log_model(self, name: str, model: ModelReference, run_id: str) -> str:
@@ -232,21 +243,23 @@ class Tracker(CampaignRuns):
             scores["validation_dice_gain_over_champion"] = comparison.difference
         snapshot = self.campaign.generation(g).snapshot()
         dataset = (f"{self.campaign.config.name}-snapshot-{g:04d}", snapshot.digest) if snapshot else None
-        self.log_metrics(self.generation_run(g), g, scores, model_id=model.model_id, dataset=dataset)
-        self.log_metrics(self.generation_run(g), g, {**effort, **extra})
-        self.log_metrics(self.campaign_run(), g, {**scores, **effort, **extra, "champion": float(judgement.champion)})
+        self.log_metrics(self.runs.generation_run(g), g, scores, model_id=model.model_id, dataset=dataset)
+        self.log_metrics(self.runs.generation_run(g), g, {**effort, **extra})
+        self.log_metrics(
+            self.runs.campaign_run(), g, {**scores, **effort, **extra, "champion": float(judgement.champion)}
+        )
         verdict = comparison.verdict if comparison else "first"
         note = headline(judgement)
         for run_id, tags in (
-            (self.generation_run(g), {"rescueseg.verdict": verdict, "mlflow.note.content": note}),
+            (self.runs.generation_run(g), {"rescueseg.verdict": verdict, "mlflow.note.content": note}),
             (
-                self.campaign_run(),
+                self.runs.campaign_run(),
                 {"rescueseg.champion": str(judgement.champion), "mlflow.note.content": note},
             ),
         ):
             for key, value in tags.items():
-                self.client.set_tag(run_id, key, value)
-        self._registry.set_champion(judgement.champion, self.generation_run(judgement.champion))
+                self.runs.client.set_tag(run_id, key, value)
+        self._registry.set_champion(judgement.champion, self.runs.generation_run(judgement.champion))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

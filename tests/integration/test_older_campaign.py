@@ -334,14 +334,14 @@ def described(campaign: Campaign) -> dict[str, Any]:
 def tracked(campaign: Campaign) -> Any:
     """Return what MLflow's database holds of a campaign."""
     tracker = Tracker(campaign)
-    runs = tracker.client.search_runs([tracker.experiment_id])
-    model = tracker.client.get_registered_model(tracker.name)
+    runs = tracker.runs.client.search_runs([tracker.runs.experiment_id])
+    model = tracker.runs.client.get_registered_model(tracker.runs.name)
     return {
-        "experiment": tracker.name,
+        "experiment": tracker.runs.name,
         "runs": {run.data.tags["rescueseg.key"]: _run(run) for run in runs},
         "versions": [
             [version.version, dict(version.tags)]
-            for version in tracker.client.search_model_versions(f"name = '{tracker.name}'")
+            for version in tracker.runs.client.search_model_versions(f"name = '{tracker.runs.name}'")
         ],
         "aliases": {name: int(version) for name, version in model.aliases.items()},
     }
@@ -364,8 +364,8 @@ def predicted(campaign: Campaign, alias: str) -> dict[str, list[float]]:
     import mlflow.pyfunc
 
     tracker = Tracker(campaign)
-    tags = tracker.client.get_model_version_by_alias(tracker.name, alias).tags
-    logged = tracker.client.get_logged_model(tags["rescueseg.model_id"])
+    tags = tracker.runs.client.get_model_version_by_alias(tracker.runs.name, alias).tags
+    logged = tracker.runs.client.get_logged_model(tags["rescueseg.model_id"])
     volume = campaign.volumes.records()[0]
     image = np.asarray(open_image(campaign.volumes, volume.volume_id)[..., :32], np.float32)
     loaded = mlflow.pyfunc.load_model(logged.artifact_location.removeprefix("file://"))
@@ -623,8 +623,8 @@ def assert_mlflow_went_on(campaign: Campaign) -> None:
     ids = {key: run["id"] for key, run in after["runs"].items()}
     assert before["experiment"] == after["experiment"]
     assert same({key: run["id"] for key, run in before["runs"].items()}, ids)
-    client = Tracker(campaign).client
-    assert len(client.search_runs([Tracker(campaign).experiment_id])) == len(ids)
+    client = Tracker(campaign).runs.client
+    assert len(client.search_runs([Tracker(campaign).runs.experiment_id])) == len(ids)
     assert after["runs"]["generation/1"]["status"] == "FINISHED"
     curve = client.get_metric_history(ids["campaign"], "validation_dice")
     assert [point.step for point in curve] == [0, 1]

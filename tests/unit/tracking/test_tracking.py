@@ -131,7 +131,7 @@ def judgement(generation: int, champion: int) -> Judgement:
 def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -> Tracker:
     """Log a whole generation, as a flow does."""
     tracker = Tracker(campaign)
-    run = tracker.generation_run(generation)
+    run = tracker.runs.generation_run(generation)
     tracker.log_config(run)
     snapshot = campaign.generation(0).snapshot()
     assert snapshot is not None
@@ -144,7 +144,7 @@ def log_generation(campaign: Campaign, generation: int = 0, champion: int = 0) -
     assert model is not None
     registered = tracker.register_model(generation, model)
     tracker.log_judgement(judgement(generation, champion), registered, {"seconds_training": 3.0})
-    tracker.finish_generation(generation)
+    tracker.runs.finish_generation(generation)
     return tracker
 
 
@@ -156,7 +156,7 @@ def test_an_empty_part_has_no_dice_in_mlflow(tracked: Campaign) -> None:
     assert model is not None
     judged = judgement(0, 0).model_copy(update={"evaluation": nothing})
     tracker.log_judgement(judged, tracker.register_model(0, model))
-    logged = tracker.client.get_run(tracker.generation_run(0)).data.metrics
+    logged = tracker.runs.client.get_run(tracker.runs.generation_run(0)).data.metrics
     assert "test_ece" in logged
     assert not {"test_dice", "test_iou", "test_precision", "test_recall", "test_pool_dice"} & set(logged)
 
@@ -164,31 +164,31 @@ def test_an_empty_part_has_no_dice_in_mlflow(tracked: Campaign) -> None:
 def test_a_rerun_adds_nothing(tracked: Campaign) -> None:
     first = log_generation(tracked)
     again = log_generation(tracked)
-    assert again.experiment_id == first.experiment_id
-    assert again.campaign_run() == first.campaign_run()
-    client = first.client
-    runs = client.search_runs([first.experiment_id])
+    assert again.runs.experiment_id == first.runs.experiment_id
+    assert again.runs.campaign_run() == first.runs.campaign_run()
+    client = first.runs.client
+    runs = client.search_runs([first.runs.experiment_id])
     assert sorted(r.info.run_name for r in runs) == ["generation 0", "mito (all generations)", "training"]
     assert all(r.info.status == "FINISHED" for r in runs)
-    curve = client.get_metric_history(first.campaign_run(), "annotated_voxels")
+    curve = client.get_metric_history(first.runs.campaign_run(), "annotated_voxels")
     assert [(m.step, m.value) for m in curve] == [(0, 64.0)]
-    loss = client.get_metric_history(first.stage_run(0, "training"), "loss")
+    loss = client.get_metric_history(first.runs.stage_run(0, "training"), "loss")
     assert [m.step for m in loss] == [1, 2, 3]
-    assert len(client.search_model_versions(f"name = '{first.name}'")) == 1
-    assert len(client.search_logged_models([first.experiment_id])) == 1
-    generation = client.get_run(first.generation_run(0))
+    assert len(client.search_model_versions(f"name = '{first.runs.name}'")) == 1
+    assert len(client.search_logged_models([first.runs.experiment_id])) == 1
+    generation = client.get_run(first.runs.generation_run(0))
     assert generation.data.params["annotated_voxels"] == "64"
     assert generation.data.tags["mlflow.note.content"].startswith("Generation 0 is the first")
     inputs = generation.inputs.dataset_inputs
     assert [i.dataset.digest for i in inputs] == [("ab" * 32)[:36]]
-    assert [f.path for f in client.list_artifacts(first.generation_run(0), "figures")] == ["figures/curve.png"]
+    assert [f.path for f in client.list_artifacts(first.runs.generation_run(0), "figures")] == ["figures/curve.png"]
 
 
 def test_runs_are_nested(tracked: Campaign) -> None:
     tracker = Tracker(tracked)
-    stage = tracker.client.get_run(tracker.stage_run(0, "inference"))
-    assert stage.data.tags["mlflow.parentRunId"] == tracker.generation_run(0)
-    generation = tracker.client.get_run(tracker.generation_run(0))
+    stage = tracker.runs.client.get_run(tracker.runs.stage_run(0, "inference"))
+    assert stage.data.tags["mlflow.parentRunId"] == tracker.runs.generation_run(0)
+    generation = tracker.runs.client.get_run(tracker.runs.generation_run(0))
     assert "mlflow.parentRunId" not in generation.data.tags, "or the list of runs hides the generations"
 
 
@@ -196,17 +196,17 @@ def test_candidate_and_champion(tracked: Campaign) -> None:
     log_generation(tracked)
     save_model(tracked, 1)
     tracker = log_generation(tracked, 1, champion=0)
-    client = tracker.client
-    assert client.get_model_version_by_alias(tracker.name, "candidate").tags["rescueseg.generation"] == "1"
-    assert client.get_model_version_by_alias(tracker.name, "champion").tags["rescueseg.generation"] == "0"
+    client = tracker.runs.client
+    assert client.get_model_version_by_alias(tracker.runs.name, "candidate").tags["rescueseg.generation"] == "1"
+    assert client.get_model_version_by_alias(tracker.runs.name, "champion").tags["rescueseg.generation"] == "0"
     log_generation(tracked, 1, champion=1)
-    assert client.get_model_version_by_alias(tracker.name, "champion").tags["rescueseg.generation"] == "1"
-    assert len(client.search_model_versions(f"name = '{tracker.name}'")) == 2
+    assert client.get_model_version_by_alias(tracker.runs.name, "champion").tags["rescueseg.generation"] == "1"
+    assert len(client.search_model_versions(f"name = '{tracker.runs.name}'")) == 2
 
 
 def test_a_model_that_an_earlier_version_stored_is_stored_anew(tracked: Campaign) -> None:
     tracker = log_generation(tracked)
-    client, name = tracker.client, tracker.name
+    client, name = tracker.runs.client, tracker.runs.name
     former = client.get_model_version_by_alias(name, "champion")
     client.delete_model_version_tag(name, former.version, CODE)
     client.delete_logged_model_tag(former.tags["rescueseg.model_id"], CODE)
@@ -230,13 +230,13 @@ def test_a_kill_while_the_model_is_stored_leaves_one_whole_model(
     tracker = Tracker(tracked)
     for point in ("log_model_artifacts", "finalize_logged_model", "create_model_version"):
         with monkeypatch.context() as patch:
-            patch.setattr(tracker.client, point, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(tracker.runs.client, point, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tracker.register_model(0, model)
     registered = Tracker(tracked).register_model(0, model)
-    models = tracker.client.search_logged_models([tracker.experiment_id])
+    models = tracker.runs.client.search_logged_models([tracker.runs.experiment_id])
     assert [(m.model_id, str(m.status)) for m in models] == [(registered.model_id, "READY")]
-    files = {f.path for f in tracker.client.list_logged_model_artifacts(registered.model_id)}
+    files = {f.path for f in tracker.runs.client.list_logged_model_artifacts(registered.model_id)}
     assert {"MLmodel", "pyfunc_model.py", "requirements.txt"} <= files
     assert not any(name.endswith(".pkl") for name in files)
 
@@ -244,19 +244,19 @@ def test_a_kill_while_the_model_is_stored_leaves_one_whole_model(
 def test_two_campaigns_of_one_name_do_not_mix(tracked: Campaign, tmp_path: Path) -> None:
     other = Campaign.create(str(tmp_path / "other"), tracked.config)
     mine, theirs = Tracker(tracked), Tracker(other)
-    assert mine.experiment_id != theirs.experiment_id
-    assert mine.name != theirs.name
-    assert mine.campaign_run() != theirs.campaign_run()
+    assert mine.runs.experiment_id != theirs.runs.experiment_id
+    assert mine.runs.name != theirs.runs.name
+    assert mine.runs.campaign_run() != theirs.runs.campaign_run()
 
 
 def test_a_failed_stage_says_so_and_a_rerun_mends_it(tracked: Campaign) -> None:
     tracker = Tracker(tracked)
     with pytest.raises(ValueError, match="boom"), tracker.stage(0, "inference") as run:
         raise ValueError("boom")
-    assert tracker.client.get_run(run).info.status == "FAILED"
+    assert tracker.runs.client.get_run(run).info.status == "FAILED"
     with tracker.stage(0, "inference"):
-        assert tracker.client.get_run(run).info.status == "RUNNING"
-    assert tracker.client.get_run(run).info.status == "FINISHED"
+        assert tracker.runs.client.get_run(run).info.status == "RUNNING"
+    assert tracker.runs.client.get_run(run).info.status == "FINISHED"
 
 
 def test_a_stage_killed_after_its_commit_does_not_run_for_ever(tracked: Campaign) -> None:
@@ -264,7 +264,7 @@ def test_a_stage_killed_after_its_commit_does_not_run_for_ever(tracked: Campaign
     killed = tracker.stage(0, "inference")
     run = killed.__enter__()  # and nothing ends it: the process is gone
     log_generation(tracked)
-    assert tracker.client.get_run(run).info.status == "FINISHED"
+    assert tracker.runs.client.get_run(run).info.status == "FINISHED"
 
 
 def test_a_failing_server_does_not_hide_why_a_stage_failed(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a_failing_server_does_not_hide_why_a_stage_failed(tracked: Campaign, mo
         raise ConnectionError("gone")
 
     tracker = Tracker(tracked)
-    monkeypatch.setattr(tracker.client, "set_terminated", refuse)
+    monkeypatch.setattr(tracker.runs.client, "set_terminated", refuse)
     with pytest.raises(ValueError, match="boom"), tracker.stage(0, "inference"):
         raise ValueError("boom")
 
@@ -280,7 +280,7 @@ def test_a_failing_server_does_not_hide_why_a_stage_failed(tracked: Campaign, mo
 def test_no_server_is_one_clear_error(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # it would wait for a server that is being restarted
     with pytest.raises(ServiceError, match="MLflow server runs"):
-        Tracker(campaign, "http://127.0.0.1:9").campaign_run()
+        Tracker(campaign, "http://127.0.0.1:9").runs.campaign_run()
 
 
 @pytest.mark.timeout(120)
@@ -302,14 +302,14 @@ def test_a_server_that_takes_calls_and_never_answers_does_neither(campaign: Camp
 
 def train_live(tracker: Tracker, steps: int) -> None:
     """Tell of a training's steps as fast as they come."""
-    with tracker.live(partial(tracker.stage_run, 0, "training"), dict) as live:
+    with tracker.live(partial(tracker.runs.stage_run, 0, "training"), dict) as live:
         for step in range(steps):
             live(step, {"loss": 1.0})
 
 
 def test_points_wait_for_a_server_that_comes_back(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(tracked)
-    run = tracker.stage_run(0, "training")
+    run = tracker.runs.stage_run(0, "training")
     away, tried = threading.Event(), threading.Event()
     whole = tracker.check_server
 
@@ -327,7 +327,7 @@ def test_points_wait_for_a_server_that_comes_back(tracked: Campaign, monkeypatch
         with pytest.warns(UserWarning, match="the training goes on, its points wait for MLflow: .*away"):
             live_until_warned(live)
         away.clear()
-    points = tracker.client.get_metric_history(run, "loss")
+    points = tracker.runs.client.get_metric_history(run, "loss")
     assert [(p.step, p.value) for p in points if p.step < 3] == [(1, 3.0), (2, 2.0)]
 
 
@@ -342,19 +342,19 @@ def live_until_warned(live: LiveRun) -> None:
 
 def test_a_training_of_many_steps_is_sent_in_few_requests(tracked: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(tracked)
-    run = tracker.stage_run(0, "training")
+    run = tracker.runs.stage_run(0, "training")
     requests = []
-    log_batch = tracker.client.log_batch
-    monkeypatch.setattr(tracker.client, "log_batch", lambda *a, **k: (requests.append(1), log_batch(*a, **k)))
+    log_batch = tracker.runs.client.log_batch
+    monkeypatch.setattr(tracker.runs.client, "log_batch", lambda *a, **k: (requests.append(1), log_batch(*a, **k)))
     with tracker.live(lambda: run, dict) as live:
         for step in range(1, 1201):
             live(step, {"loss": 1 / step, "learning_rate": 0.01})
-    history = tracker.client.get_metric_history(run, "loss")
+    history = tracker.runs.client.get_metric_history(run, "loss")
     assert sorted(p.step for p in history) == list(range(1, 1201))
     assert len(requests) <= 8
     with tracker.live(lambda: run, dict) as again:
         again(1200, {"loss": 5.0})
-    assert len(tracker.client.get_metric_history(run, "loss")) == 1200, "a rerun adds no second point"
+    assert len(tracker.runs.client.get_metric_history(run, "loss")) == 1200, "a rerun adds no second point"
 
 
 def test_a_changed_checkpoint_replaces_the_one_before_and_an_unchanged_one_is_not_sent(
@@ -363,7 +363,7 @@ def test_a_changed_checkpoint_replaces_the_one_before_and_an_unchanged_one_is_no
     monkeypatch.setattr("rescueseg.tracking.live.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("rescueseg.tracking.live.EVERY", 0.05)
     tracker, sent, looked = Tracker(tracked), [], []
-    run = tracker.stage_run(0, "training")
+    run = tracker.runs.stage_run(0, "training")
     log_file = tracker.log_file
     monkeypatch.setattr(tracker, "log_file", lambda *args: (log_file(*args), sent.append(args[1])))
     work = tmp_path / "work"
@@ -382,7 +382,7 @@ def test_a_changed_checkpoint_replaces_the_one_before_and_an_unchanged_one_is_no
             wait_for(version, sent)
         wait_for(len(looked) + 3, looked)
     assert sent == ["members/0/checkpoint.pt"] * 2
-    stored = tracker.client.download_artifacts(run, "members/0/checkpoint.pt", str(tmp_path))
+    stored = tracker.runs.client.download_artifacts(run, "members/0/checkpoint.pt", str(tmp_path))
     assert Path(stored).read_text() == "state 2"
 
 
@@ -400,7 +400,7 @@ def test_a_training_outside_the_loop_is_a_whole_run(
     )
     planned = train_outside.plan(campaign, open_queue(campaign), "monai_unet_topology", generation=0)
     tracker = Tracker(campaign)
-    client, run_id = tracker.client, tracker.training_run(planned.name)
+    client, run_id = tracker.runs.client, tracker.runs.training_run(planned.name)
     advance = Run.advance
 
     def die_at_ten(self: Run) -> dict[str, float]:
@@ -424,12 +424,12 @@ def test_a_training_outside_the_loop_is_a_whole_run(
     assert run.data.metrics["seconds"] == result.seconds
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [planned.snapshot.digest[:36]]
     assert [p.step for p in client.get_metric_history(run_id, "loss")] == list(range(1, 13))
-    [model] = client.search_logged_models([tracker.experiment_id])
+    [model] = client.search_logged_models([tracker.runs.experiment_id])
     assert (model.params["model_digest"], model.source_run_id) == (result.model.digest, run_id)
     assert [o.model_id for o in run.outputs.model_outputs] == [model.model_id]
-    assert not client.search_model_versions(f"name = '{tracker.name}'"), "candidate and champion are generations"
+    assert not client.search_model_versions(f"name = '{tracker.runs.name}'"), "candidate and champion are generations"
     assert run_tracked(campaign, planned) == result
-    assert len(client.search_logged_models([tracker.experiment_id])) == 1
+    assert len(client.search_logged_models([tracker.runs.experiment_id])) == 1
 
 
 def test_without_a_server_everything_stays_in_the_campaign(
@@ -440,9 +440,9 @@ def test_without_a_server_everything_stays_in_the_campaign(
     before = set(tmp_path.iterdir())
     tracker = Tracker(campaign)
     assert tracker.uri == tracking_uri(campaign) == campaign.tracking_uri
-    tracker.log_files(tracker.campaign_run(), {"note.txt": b"hello"})
+    tracker.log_files(tracker.runs.campaign_run(), {"note.txt": b"hello"})
     assert set(tmp_path.iterdir()) == before
-    assert [f.path for f in tracker.client.list_artifacts(tracker.campaign_run())] == ["note.txt"]
+    assert [f.path for f in tracker.runs.client.list_artifacts(tracker.runs.campaign_run())] == ["note.txt"]
 
 
 def test_nothing_but_tracking_imports_mlflow() -> None:
