@@ -12,8 +12,7 @@ from rescueseg.stages.publish import triage_files
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.tracking.tracker import Tracker
 from rescueseg.triage.records import Triage
-from rescueseg.triage.rough_masks import Mask
-from rescueseg.triage.tree import Structure
+from rescueseg.triage.tree import Mask, Structure
 from tasks.options import STAGE, open_campaign
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rescueseg.evaluation.scores import Evaluation
 
 
-PartOption = Annotated[str, typer.Option(metavar="test|validation", help="Boxes to show; the files hold both parts.")]
+PartOption = Annotated[Part, typer.Option(help="Boxes to show; the files hold both parts.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write every score with its interval there.")
 ]
@@ -49,7 +49,7 @@ def evaluate(
     if training:
         if generation >= 0:
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
-        _evaluate_training(opened, training, _part(part), json_file, dry_run=dry_run)
+        _evaluate_training(opened, training, part, json_file, dry_run=dry_run)
         return
     from rescueseg.evaluation.calibration import CALIBRATION
     from rescueseg.evaluation.champion import champion
@@ -59,7 +59,6 @@ def evaluate(
     from rescueseg.reports.evaluation_tables import show_groups
     from rescueseg.reports.html import family
 
-    first = _part(part)
     number = generation if generation >= 0 else champion(opened.generations())
     if number is None:
         raise EvaluationError(
@@ -74,9 +73,9 @@ def evaluate(
     with shown_progress(console) as progress:
         before = folder.read(CALIBRATION)
         evaluation, calibration = store_scores(folder, assignment, lambda done, total: progress("boxes", done, total))
-        groups = _groups(opened.config.classes, evaluation, first)
+        groups = _groups(opened.config.classes, evaluation, part)
         page = write_evaluation_page(opened, evaluation, groups, progress)
-    show_groups(console, groups[first])
+    show_groups(console, groups[part])
     say_line(calibration.sentence())
     if before is not None and before != calibration:
         say_line(
@@ -107,7 +106,7 @@ def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
     return dry_run
 
 
-def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path | None, *, dry_run: bool) -> None:
+def _evaluate_training(opened: Campaign, name: str, part: Part, json_file: Path | None, *, dry_run: bool) -> None:
     from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, check_training, evaluate_training
     from rescueseg.reports.evaluation_tables import show_groups
 
@@ -116,8 +115,8 @@ def _evaluate_training(opened: Campaign, name: str, first: Part, json_file: Path
         return
     with shown_progress(console) as progress:
         evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
-        groups = _groups(opened.config.classes, evaluation, first)
-    show_groups(console, groups[first])
+        groups = _groups(opened.config.classes, evaluation, part)
+    show_groups(console, groups[part])
     say_line(calibration.sentence())
     if json_file is not None:
         _write(json_file, {"training": name, "model": assignment.model.trainer, "groups": _json(groups)})
@@ -146,7 +145,7 @@ def compare(
     from rescueseg.reports.evaluation_pages import headline, write_comparison_page
     from rescueseg.reports.evaluation_tables import show_differences
 
-    opened, first_part = Campaign.open(campaign), _part(part)
+    opened = Campaign.open(campaign)
     if first == second:
         raise ConfigError("both generations are the same", where=first, todo="Name two of them")
     _compare_volumes(opened.volumes, write=not dry_run)
@@ -157,13 +156,13 @@ def compare(
     with shown_progress(console) as progress:
         a, b = (_evaluation(opened, which, progress) for which in (first, second))
         classes = opened.config.classes
-        parts = [p for p in _order(first_part) if p == first_part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
+        parts = [p for p in _order(part) if p == part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
         page = write_comparison_page(opened, a, b, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
-    say_line(headline(differences[first_part][0], names))
-    show_differences(console, differences[first_part], names)
+    say_line(headline(differences[part][0], names))
+    show_differences(console, differences[part], names)
     if json_file is not None:
         both = [int(which) if which.isdecimal() else which for which in (first, second)]
         _write(json_file, {"generations": both, "models": models, "groups": _json(differences)})
@@ -223,14 +222,6 @@ def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluatio
     if which.isdecimal():
         return current_evaluation(campaign, int(which), count)
     return current_training_evaluation(campaign, which, count)
-
-
-def _part(text: str) -> Part:
-    from rescueseg.evaluation.truth import PARTS
-
-    if text not in PARTS:
-        raise ConfigError(f"'{text}' is no part of the holdout", where="--part", todo="'test' or 'validation'")
-    return text
 
 
 def _order(first: Part) -> list[Part]:

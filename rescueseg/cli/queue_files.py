@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from rescueseg.cli.options import AnnotatorOption, CampaignOrServerArgument, plain_console
+from rescueseg.cli.options import AnnotatorOption, CampaignOrServerArgument, option_groups, plain_console
 from rescueseg.errors import ConfigError, LabelError, LabelWarningsError
 from rescueseg.queue.records import AnnotationRecord, Lease
 from rescueseg.records import Purpose
@@ -20,7 +21,8 @@ from rescueseg.records import Purpose
 if TYPE_CHECKING:
     from rescueseg.annotation.client import AnnotationClient
 
-FORMAT_EXTENSIONS = {
+FormatName = Literal["nifti", "nrrd", "imagej", "ome-zarr", "cvat", "npz"]
+FORMAT_EXTENSIONS: dict[FormatName, str] = {
     "nifti": ".nii.gz",
     "nrrd": ".seg.nrrd",
     "imagej": ".tif",
@@ -31,8 +33,8 @@ FORMAT_EXTENSIONS = {
 """First extension of each of `rescueseg.annotation.formats.FORMATS`, named here so that ``--help`` need not import them."""
 PURPOSES: tuple[Purpose, ...] = ("validation", "test", "pool")
 
-FormatOption = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMAT_EXTENSIONS)}.")]
-PurposeOption = Annotated[str | None, typer.Option(help="Only pool, validation or test patches.")]
+FormatOption = Annotated[FormatName, typer.Option("--format", help="Of the files.")]
+PurposeOption = Annotated[Purpose | None, typer.Option(help="Only patches of the pool, or of a part of the holdout.")]
 TicketOption = Annotated[str | None, typer.Option(help="This ticket; a skipped one is taken up again.")]
 
 
@@ -72,9 +74,9 @@ def export(
 def _take(
     campaign: str,
     annotator: str,
-    format_: str,
+    format_: FormatName,
     out: Path | None,
-    purpose: str | None,
+    purpose: Purpose | None,
     ticket: str | None,
     cvat: str = "",
 ) -> None:
@@ -86,7 +88,7 @@ def _take(
     from rescueseg.annotation.formats.handout import write_patch
 
     kind, client = format_named(format_), open_client(campaign, annotator)
-    lease = client.next(Filters(purpose=_purpose(purpose)), ticket)
+    lease = client.next(Filters(purpose=purpose), ticket)
     console = plain_console()
     if lease is None:
         console.print("Nothing to annotate now.")
@@ -109,13 +111,6 @@ def _take(
     console.print(f"hand in   {hand_in}", markup=False)
 
 
-def _purpose(name: str | None) -> Purpose | None:
-    purpose = next((valid for valid in PURPOSES if valid == name), None)
-    if name is not None and purpose is None:
-        raise ConfigError(f"unknown purpose '{name}'", todo=f"Use one of {', '.join(PURPOSES)}")
-    return purpose
-
-
 def describe(console: Console, lease: Lease) -> None:
     """Print a lease and its patch."""
     ticket = lease.ticket
@@ -128,6 +123,19 @@ def describe(console: Console, lease: Lease) -> None:
         console.print(f"reviewer  {lease.comment}", markup=False)
 
 
+@dataclass(frozen=True)
+class SubmitOptions:
+    """How a mask that is handed in was made, and which warnings are overruled."""
+
+    tool: Annotated[str, typer.Option(help="What you worked with.")] = "file"
+    seconds: Annotated[
+        float, typer.Option(help="Time you took.", min=0, show_default="told by the lease's account")
+    ] = 0.0
+    unchanged: Annotated[bool, typer.Option(help="The mask is right as it was handed out.")] = False
+    override: Annotated[bool, typer.Option("--override", help="Hand in in spite of warnings.")] = False
+
+
+@option_groups
 def submit(
     campaign: CampaignOrServerArgument,
     first: Annotated[
@@ -137,6 +145,7 @@ def submit(
         ),
     ],
     annotator: AnnotatorOption,
+    options: SubmitOptions,
     second: Annotated[
         str,
         typer.Argument(
@@ -144,12 +153,6 @@ def submit(
             help=f"{', '.join(FORMAT_EXTENSIONS.values())}…, or the address of a CVAT task.",
         ),
     ] = "",
-    tool: Annotated[str, typer.Option(help="What you worked with.")] = "file",
-    seconds: Annotated[
-        float, typer.Option(help="Time you took.", min=0, show_default="told by the lease's account")
-    ] = 0.0,
-    unchanged: Annotated[bool, typer.Option(help="The mask is right as it was handed out.")] = False,
-    override: Annotated[bool, typer.Option("--override", help="Hand in in spite of warnings.")] = False,
 ) -> None:
     """Hand in a mask. Handing in the same mask again changes nothing."""
     from rescueseg.annotation.clients import open_client
@@ -159,22 +162,21 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         source = second or first
         file = download(source, Path(folder) / "annotations.zip") if is_task(source) else Path(source)
-        confirm(_submit(client, file, first if second else "", tool, seconds, unchanged, override))
+        confirm(_submit(client, file, first if second else "", options))
 
 
-def _submit(
-    client: AnnotationClient, file: Path, lease_id: str, tool: str, seconds: float, unchanged: bool, override: bool
-) -> AnnotationRecord:
+def _submit(client: AnnotationClient, file: Path, lease_id: str, options: SubmitOptions) -> AnnotationRecord:
     from rescueseg.annotation.formats import read_labels
     from rescueseg.annotation.formats.base import Frame
     from rescueseg.annotation.formats.handout import lease_of
 
     lease_id = lease_id or lease_of(file, client.leases()).lease_id
     labels = read_labels(file, Frame.of(client.view(lease_id), client.info()))
+    tool, seconds = options.tool, options.seconds
     try:
-        return client.submit(lease_id, labels, tool, active_seconds=seconds, override=override)
+        return client.submit(lease_id, labels, tool, active_seconds=seconds, override=options.override)
     except LabelWarningsError as error:
-        if not unchanged or any(warning.code != "unchanged" for warning in error.warnings):
+        if not options.unchanged or any(warning.code != "unchanged" for warning in error.warnings):
             todo = "Correct it, or say --override (--unchanged if it is right as it was handed out)"
             raise LabelError(error.what, where=str(file), todo=todo) from error
         return client.submit(lease_id, labels, tool, active_seconds=seconds, override=True)

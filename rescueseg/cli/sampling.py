@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
+
+MethodName = Literal["auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion"]
+"""`auto` and each of `rescueseg.weak_labels.methods.METHODS`, named here so that ``--help`` need not import them."""
 
 
 def sample(
@@ -53,9 +56,7 @@ def sample(
 
 def weak_label(
     campaign: CampaignArgument,
-    method: Annotated[
-        str, typer.Option(help="auto, threshold, blobs, tubes, membranes, classifier, ilastik or champion.")
-    ] = "auto",
+    method: Annotated[MethodName, typer.Option(help="How the masks are made.")] = "auto",
     scribbles: Annotated[
         list[str],
         typer.Option(

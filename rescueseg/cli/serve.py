@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rescueseg.annotation.client import Role
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import OneLineErrors, shown_progress
 from rescueseg.cli.options import CampaignArgument
 from rescueseg.config import ANNOTATION_PORT
-from rescueseg.errors import AccessError, ConfigError, ServiceError
+from rescueseg.errors import AccessError, ServiceError
 
 STOP_SECONDS = 3
 """Grace period for running requests when the server stops."""
@@ -99,16 +100,12 @@ def _listen(host: str, port: int) -> socket.socket:
 def add(
     campaign: CampaignArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The annotator's name in the queue.")],
-    role: Annotated[str, typer.Option(help="annotator, reviewer or admin: each may do what the ones before may.")],
+    role: Annotated[Role, typer.Option(help="Each may do what the ones before may.")],
 ) -> None:
     """Make a token and print it: it cannot be shown again."""
-    from rescueseg.annotation.client import ROLES
     from rescueseg.server import access
 
-    valid_role = next((valid for valid in ROLES if valid == role), None)
-    if valid_role is None:
-        raise ConfigError(f"'{role}' is no role", where="--role", todo=f"One of {', '.join(ROLES)}")
-    typer.echo(access.add_token(Campaign.open(campaign).storage, name, valid_role))
+    typer.echo(access.add_token(Campaign.open(campaign).storage, name, role))
 
 
 @token_app.command("list", epilog="Example: rescueseg token list liver")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import TRIAGE_PICTURE
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
+from rescueseg.triage.tree import Mask, Structure
 
 if TYPE_CHECKING:
     from rescueseg.triage.records import Triage
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 def triage(
     campaign: CampaignArgument,
-    structure: Annotated[
-        str, typer.Option(help="What it is, in your word: star-convex, blob, network, membrane, fibre or other.")
-    ] = "",
+    structure: Annotated[Structure | None, typer.Option(help="What it is, in your word.")] = None,
     mask: Annotated[
-        str,
+        Mask,
         typer.Option(
-            help="Where a rough mask comes from: annotations, truth (a few seeded patches of it; they count as annotated), "
-            "threshold, none; auto takes annotations where there are some, else a threshold."
+            help="Where a rough mask comes from. Of the truth a few seeded patches are taken, which count as annotated; "
+            "auto takes annotations where there are some, else a threshold."
         ),
     ] = "auto",
     channel: Annotated[int, typer.Option(min=0, help="Channel of the image.")] = 0,
@@ -38,8 +37,6 @@ def triage(
     """
     from rescueseg.queue.store import open_queue
     from rescueseg.stages.triage import triage_campaign
-    from rescueseg.triage.rough_masks import Mask
-    from rescueseg.triage.tree import Structure
 
     opened = Campaign.open(campaign)
     store = open_queue(opened)
@@ -48,8 +45,8 @@ def triage(
         result = triage_campaign(
             opened,
             store,
-            structure=cast("Structure | None", structure or None),
-            mask=cast(Mask, mask),
+            structure=structure,
+            mask=mask,
             channel=channel,
             progress=progress,
         )

@@ -9,8 +9,7 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.reports.triage_picture import draw_decision
 from rescueseg.triage import triage
 from rescueseg.triage.records import TRIAGE, Triage
-from rescueseg.triage.rough_masks import Mask
-from rescueseg.triage.tree import Structure
+from rescueseg.triage.tree import Mask, Structure
 
 
 def triage_campaign(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -18,12 +17,10 @@ from rescueseg.records import VolumeRecord
 from rescueseg.sampling.patches import patch_shape
 from rescueseg.triage.evidence import RoughPatch
 from rescueseg.triage.rough_truth import rough_boxes
+from rescueseg.triage.tree import Mask
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise
 from rescueseg.weak_labels.threshold import rough_mask
-
-Mask = Literal["auto", "annotations", "truth", "threshold", "none"]
-MASKS: tuple[Mask, ...] = ("auto", "annotations", "truth", "threshold", "none")
 
 _MOST_PATCHES = 8
 """Patches whose shapes are measured."""

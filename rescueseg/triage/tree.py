@@ -13,8 +13,11 @@ from rescueseg.records import Record
 Problem = Literal["boundary", "snr", "topology", "other"]
 Structure = Literal["star-convex", "blob", "network", "membrane", "fibre", "other"]
 Complexity = Literal["moderate", "difficult", "extremely noisy"]
+Mask = Literal["auto", "annotations", "truth", "threshold", "none"]
+"""Where a rough mask comes from."""
 Numbers = Mapping[str, float]
 
+MASKS: tuple[Mask, ...] = ("auto", "annotations", "truth", "threshold", "none")
 STRUCTURES: tuple[Structure, ...] = ("star-convex", "blob", "network", "membrane", "fibre", "other")
 
 

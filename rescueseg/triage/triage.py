@@ -17,8 +17,8 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
 from rescueseg.triage.evidence import ImageMeasures, image_evidence, measure_chunks, structure_evidence
 from rescueseg.triage.records import Triage
-from rescueseg.triage.rough_masks import MASKS, Mask, rough_patches, with_labels
-from rescueseg.triage.tree import STRUCTURES, Route, Structure, decide
+from rescueseg.triage.rough_masks import rough_patches, with_labels
+from rescueseg.triage.tree import MASKS, STRUCTURES, Mask, Route, Structure, decide
 from rescueseg.volumes import open_image
 from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.subsample import sample_boxes

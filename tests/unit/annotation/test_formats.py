@@ -8,7 +8,7 @@ import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nrrd
 import numpy as np
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rescueseg.annotation.formats import FORMATS, format_named, read_labels
 from rescueseg.annotation.formats.base import MOST_OBJECTS_8_BIT, Frame, number_array
-from rescueseg.cli.queue_files import FORMAT_EXTENSIONS
+from rescueseg.cli.queue_files import FORMAT_EXTENSIONS, FormatName
 from rescueseg.errors import ConfigError, LabelError
 from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
@@ -258,5 +258,6 @@ def test_clients_of_8_bits_take_254_objects() -> None:
 def test_formats_are_known_by_name() -> None:
     assert [kind.name for kind in FORMATS] == ["nifti", "nrrd", "imagej", "ome-zarr", "cvat", "npz"]
     assert {kind.name: kind.extensions[0] for kind in FORMATS} == FORMAT_EXTENSIONS, "what --help says"
+    assert get_args(FormatName) == tuple(FORMAT_EXTENSIONS)
     with pytest.raises(ConfigError, match="unknown format 'dicom'"):
         format_named("dicom")

@@ -23,6 +23,7 @@ from rescueseg.geometry import Box, zyx
 from rescueseg.reports.evaluation_pages import write_evaluation_page
 from rescueseg.reports.gallery import BoxPictures, errors, round_length
 from rescueseg.shared_places import IDENTITY, SharedPlaces
+from tests.choices import refused_choice
 from tests.evaluated_campaign import SHAPE, make_campaign, phantom_truth, write_generation, write_maps
 
 
@@ -113,7 +114,6 @@ def test_validation_boxes_are_shown_on_demand(two_families: Campaign) -> None:
         (["compare", "{}", 1, 1], "both generations are the same"),
         (["compare", "{}", 0, 7], "generation 7 has no model"),
         (["evaluate", "{}", "--generation", 7], "generation 7 has no model"),
-        (["evaluate", "{}", "--part", "training"], "'training' is no part of the holdout"),
     ],
 )
 def test_what_cannot_be_is_one_line(two_families: Campaign, arguments: list[object], complaint: str) -> None:
@@ -121,6 +121,13 @@ def test_what_cannot_be_is_one_line(two_families: Campaign, arguments: list[obje
     assert done.exit_code == 1
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["evaluate", "{}"], ["compare", "{}", "0", "1"]])
+def test_a_part_that_is_none_is_refused_with_the_ones_there_are(two_families: Campaign, command: list[str]) -> None:
+    said = refused_choice(run(*(a.replace("{}", two_families.url) for a in command), "--part", "training"))
+    assert "Invalid value for '--part'" in said
+    assert "'training' is not one of 'validation', 'test'" in said
 
 
 def test_before_the_first_champion_a_generation_must_be_named(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
 from rescueseg.queue.submission import StoredLabels, Work
 from rescueseg.records import LabelReference
+from tests.choices import refused_choice
 
 BOX = Box((2, 3, 4), (3, 4, 5))
 SPACING = (0.4, 0.2, 0.1)
@@ -137,7 +138,6 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
         (["submit", filled.url, lease, tmp_path / "none.npz", "-a", "anna"], "no such file"),
         (["submit", filled.url, lease, tmp_path / "good.npz", "-a", "bob"], "belongs to 'anna'"),
         (["submit", filled.url, "nope", tmp_path / "good.npz", "-a", "anna"], "no such lease"),
-        (["next", filled.url, "-a", "anna", "--purpose", "tests"], "unknown purpose 'tests'"),
         (["history", filled.url, "nope"], "no such ticket"),
         (["accept", filled.url, "a"], "only a submitted one"),
         (["status", tmp_path], "no campaign here"),
@@ -146,6 +146,15 @@ def test_mistakes_are_one_line_each(filled: Campaign, tmp_path: Path) -> None:
         assert said.startswith("Error: ")
         assert expected in said
         assert said.count("\n") == 1
+    for arguments, options in [
+        (["next", filled.url, "-a", "bob", "--purpose", "tests"], "'tests' is not one of 'pool', 'validation', 'test'"),
+        (["export", filled.url, "-a", "bob", "--format", "dicom"], "'dicom' is not one of 'nifti', 'nrrd', 'imagej'"),
+        (["watch", filled.url, tmp_path, "-a", "bob", "--format", ""], "'' is not one of 'nifti', 'nrrd', 'imagej'"),
+    ]:
+        said = refused_choice(CliRunner().invoke(queue_app, [str(a) for a in arguments]))
+        assert f"Invalid value for '{arguments[-2]}'" in said
+        assert options in said
+    assert [held.lease_id for held in open_queue(filled).views.leases()] == [lease]
     open_queue(filled).leases.expire(open_queue(filled).views.lease(lease).expires_at)
     assert "lease ended" in queue("submit", filled.url, lease, tmp_path / "good.npz", "-a", "anna", code=1)
     assert open_queue(filled).views.annotations("a") == []

@@ -27,6 +27,7 @@ from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
+from tests.choices import refused_choice
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -262,8 +263,9 @@ def test_a_phantom_from_the_command_line(tmp_path: Path) -> None:
     start_campaign(str(tmp_path / "c"), settings_of("p", ["organelle"]), [volume], say=lambda line: None)
     runner = CliRunner()
     wrong = runner.invoke(app, ["triage", str(tmp_path / "c"), "--structure", "tube"])
-    assert wrong.exit_code == 1
-    assert "Choose one of star-convex" in wrong.output
+    assert "'tube' is not one of 'star-convex', 'blob', 'network'," in refused_choice(wrong)
+    wrong = runner.invoke(app, ["triage", str(tmp_path / "c"), "--mask", "guess"])
+    assert "'guess' is not one of 'auto', 'annotations', 'truth'," in refused_choice(wrong)
     done = runner.invoke(app, ["triage", str(tmp_path / "c"), "--mask", "truth"])
     assert done.exit_code == 0, done.output
     assert "Problem" in done.output

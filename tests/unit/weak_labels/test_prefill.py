@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rescueseg.annotation.label_files import starting_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.cli.main import app
+from rescueseg.cli.sampling import MethodName
 from rescueseg.config import check_config
 from rescueseg.errors import QueueError, RescuesegError, WeakLabelError
 from rescueseg.geometry import partition
@@ -27,8 +29,10 @@ from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.queue.submission import Work
 from rescueseg.stages import tickets
 from rescueseg.weak_labels.base import BLOCK_ZYX
+from rescueseg.weak_labels.methods import METHODS
 from rescueseg.weak_labels.prefill import Sources, weak_label
 from rescueseg.weak_labels.scribbles import read_scribbles
+from tests.choices import refused_choice
 from tests.stand_in_ilastik import install, project
 from tests.training_rig import balls
 from tests.triage_summaries import triaged
@@ -299,5 +303,12 @@ def test_the_command_says_what_it_chose(made: Campaign) -> None:
     assert "4 tickets got a first mask" in said.stdout
     assert made.storage.read_json("weak_labels/choice.json")["method"] == "threshold"
     said = CliRunner().invoke(app, ["weak-label", made.url, "--method", "magic"])
-    assert said.exit_code == 1
-    assert said.stderr.startswith("Error: --method: unknown method 'magic'. Choose one of auto, threshold")
+    assert "'magic' is not one of 'auto', 'threshold', 'blobs'," in refused_choice(said)
+    assert get_args(MethodName) == ("auto", *METHODS), "what --help says"
+
+
+def test_a_method_that_is_none_is_refused(made: Campaign, store: QueueStore) -> None:
+    before = files(made)
+    with pytest.raises(WeakLabelError, match=r"unknown method 'magic'\. Choose one of auto, threshold"):
+        weak_label(made, store, "magic")
+    assert files(made) == before
