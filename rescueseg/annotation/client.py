@@ -12,36 +12,13 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.errors import AccessError
+from rescueseg.annotation.roles import Role
 from rescueseg.geometry import Box, Spacing
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Filters, Lease, TicketRecord
 from rescueseg.records import Record
 
-__all__ = ["ROLES", "AnnotationClient", "CampaignInfo", "Filters", "LabelWarning", "PatchView", "Role", "require_role"]
-
-Role = Literal["annotator", "reviewer", "admin"]
-ROLES: tuple[Role, ...] = ("annotator", "reviewer", "admin")
-"""Each may do what those before it may."""
-
-
-def require_role(name: str, role: Role, minimum: Role) -> None:
-    """Check that somebody's role covers what another role may do.
-
-    Raises
-    ------
-    AccessError
-        If it does not.
-
-    Examples
-    --------
-    >>> require_role("lead", "admin", "reviewer")
-    >>> require_role("anna", "annotator", "reviewer")
-    Traceback (most recent call last):
-    rescueseg.errors.AccessError: this needs the role 'reviewer', and 'anna' is 'annotator'. Ask a reviewer
-    """
-    if ROLES.index(role) < ROLES.index(minimum):
-        raise AccessError(f"this needs the role '{minimum}', and '{name}' is '{role}'", todo=f"Ask a {minimum}")
+__all__ = ["AnnotationClient", "CampaignInfo", "Filters", "LabelWarning", "PatchView"]
 
 
 class LabelWarning(Record):

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg import volumes
-from rescueseg.annotation.client import CampaignInfo, Filters, LabelWarning, PatchView, Role, require_role
+from rescueseg.annotation.client import CampaignInfo, Filters, LabelWarning, PatchView
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.annotation.label_checks import check_patch
 from rescueseg.annotation.label_files import read_version, starting_patch, store_labels
 from rescueseg.annotation.label_warnings import label_warnings
 from rescueseg.annotation.pairs import accept_consensus, resolve_pairs
+from rescueseg.annotation.roles import Role, require_role
 from rescueseg.campaign import Campaign
 from rescueseg.errors import (
     AccessError,

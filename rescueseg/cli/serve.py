@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rescueseg.annotation.client import Role
+from rescueseg.annotation.roles import Role
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import OneLineErrors, shown_progress
 from rescueseg.cli.options import CampaignArgument

@@ -8,7 +8,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from rescueseg.annotation.client import Role, require_role
+from rescueseg.annotation.roles import Role, require_role
 from rescueseg.campaign.layout import IMAGE_KEY, TOKEN
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import AccessError, CampaignError, StorageError, UnknownTokenError

@@ -12,9 +12,10 @@ from fastapi import Depends, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from rescueseg.annotation.client import AnnotationClient, PatchView, Role
+from rescueseg.annotation.client import AnnotationClient, PatchView
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.annotation.remote_client import ANNOTATOR_HEADER
+from rescueseg.annotation.roles import Role
 from rescueseg.campaign import Campaign
 from rescueseg.errors import NotYourLeaseError
 from rescueseg.labels import PatchLabels

@@ -9,7 +9,7 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import ServerSentEvent
 
-from rescueseg.annotation.client import ROLES
+from rescueseg.annotation.roles import ROLES
 from rescueseg.queue.records import AuditEntry
 from rescueseg.server.access import Person
 from rescueseg.server.dependencies import Service

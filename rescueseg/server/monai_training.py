@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from rescueseg.annotation.client import require_role
+from rescueseg.annotation.roles import require_role
 from rescueseg.campaign import Campaign
 from rescueseg.errors import QueueError, TicketNotFoundError
 from rescueseg.server.monai_users import MonaiUsers

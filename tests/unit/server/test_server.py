@@ -14,9 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.engine import make_url
 
-from rescueseg.annotation.client import ROLES
 from rescueseg.annotation.formats.space import affine_mm
 from rescueseg.annotation.packing import pack_labels
+from rescueseg.annotation.roles import ROLES
 from rescueseg.campaign import Campaign
 from rescueseg.errors import AccessError, UnknownTokenError
 from rescueseg.labels import PatchLabels

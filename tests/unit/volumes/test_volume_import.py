@@ -323,9 +323,8 @@ def test_memory_does_not_follow_the_size_of_the_volume(
         steps: list[int] = []
         with zarr.config.set({"async.concurrency": 1}):  # one chunk at a time: how many overlap is a matter of chance
             tracemalloc.start()
-            import_volume(
-                campaign, VolumeImport(path, spacing=SPACING), progress=lambda done, _, steps=steps: steps.append(done)
-            )  # type: ignore[misc]
+            volume = VolumeImport(path, spacing=SPACING)
+            import_volume(campaign, volume, lambda done, _, steps=steps: steps.append(done))  # type: ignore[misc]
             peaks[depth] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert len(steps) == -(-depth // 16) * 2 + 3, "slabs, the pyramid, the intensity scaling, the comparison"
