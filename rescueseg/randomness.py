@@ -1,4 +1,7 @@
-"""Random numbers that depend on what they are for, not on what was drawn before."""
+"""Random numbers that depend on what they are for, not on what was drawn before.
+
+No other module makes a generator; torch's own are seeded in `rescueseg.models`, with numbers drawn here.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,33 @@ def keyed_generator(*key: int | str) -> np.random.Generator:
     """
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8")))
+
+
+def seeded_generator(*seed: int) -> np.random.Generator:
+    """Return numpy's own generator of one or several numbers, for streams that were begun without keys.
+
+    Parameters
+    ----------
+    *seed : int
+        Not negative. New streams take `random_generator`, whose keys say what the numbers are for.
+
+    Examples
+    --------
+    >>> seeded_generator(0).integers(100, size=3).tolist()
+    [85, 63, 51]
+    """
+    return np.random.default_rng(seed)
+
+
+def seed_numpy(seed: int) -> None:
+    """Seed numpy's global generator, for libraries that draw from it.
+
+    Parameters
+    ----------
+    seed : int
+        From 0 to 2³²-1, such as a number that `keyed_generator` gave.
+    """
+    np.random.seed(seed)
 
 
 def window_key(seed: int, volume_id: str, index: int) -> int:

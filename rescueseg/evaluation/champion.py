@@ -18,6 +18,7 @@ from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.metrics import dice_of
 from rescueseg.evaluation.pooled import interval, resampling
 from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.randomness import seeded_generator
 from rescueseg.records import Part, Record
 
 MINIMUM_BOXES = 8
@@ -171,7 +172,7 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
             len(common),
             f"{len(common)} validation boxes are too few to tell; {MINIMUM_BOXES} are needed",
         )
-    rng = np.random.default_rng(seed)
+    rng = seeded_generator(seed)
     times = rng.multinomial(len(common), np.full(len(common), 1 / len(common)), size=resamples)
     resampled = _difference(np.einsum("rb,mbkc->mrkc", times, both))
     low, high = (float(v) for v in np.percentile(resampled, (2.5, 97.5)))

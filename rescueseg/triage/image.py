@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg.geometry import Spacing
+from rescueseg.randomness import seeded_generator
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -65,7 +66,7 @@ def haar_noise(planes: npt.NDArray[Any], step: float) -> Floats:
     detail = image[:, ::2, ::2] - image[:, 1::2, ::2] - image[:, ::2, 1::2] + image[:, 1::2, 1::2]
     detail = (detail / 2).reshape(len(image), -1)
     # rounded values would make the median jump by whole steps
-    detail = detail + np.random.default_rng(0).uniform(-step / 4, step / 4, detail.shape[1])
+    detail = detail + seeded_generator(0).uniform(-step / 4, step / 4, detail.shape[1])
     middle = np.median(detail, axis=1, keepdims=True)
     floor = step / math.sqrt(12)
     noise: Floats = np.maximum(np.median(np.abs(detail - middle), axis=1) / _NORMAL_MAD, floor)

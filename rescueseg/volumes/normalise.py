@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import Box, partition, zyx
+from rescueseg.randomness import seeded_generator
 from rescueseg.records import Normalisation
 
 _PERCENTILES = (0.5, 99.5)
@@ -128,7 +129,7 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
     """
     boxes = partition(array.shape[-3:], zyx(chunk_zyx))
     if len(boxes) > _SAMPLE_BOXES:
-        indices = np.random.default_rng(_SAMPLE_SEED).choice(len(boxes), _SAMPLE_BOXES, replace=False)
+        indices = seeded_generator(_SAMPLE_SEED).choice(len(boxes), _SAMPLE_BOXES, replace=False)
         boxes = [boxes[i] for i in sorted(indices.tolist())]
     samples = [
         np.concatenate([np.ravel(array[(c, *box.slices)])[::_SAMPLE_STEP].astype(np.float32) for box in boxes])

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg.geometry import ZYX, Spacing, zyx
+from rescueseg.randomness import seeded_generator
 
 SHAPE: ZYX = (32, 160, 160)
 SPACING: Spacing = (0.25, 0.1, 0.1)
@@ -56,7 +57,7 @@ def make_phantom(
     shape = zyx(shape_zyx)
     z, y, x = (float(s) for s in spacing)
     size: Spacing = (z, y, x)
-    rng = np.random.default_rng([seed, *shape])
+    rng = seeded_generator(seed, *shape)
     scene = _Scene(shape, size)
     truth = scene.organelles(rng)
     scene.distractors(rng, 1.2 * int(truth.sum()))

@@ -26,7 +26,7 @@ from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.precision import choose_precision
 from rescueseg.models.trial import Trial
-from rescueseg.randomness import keyed_generator
+from rescueseg.randomness import keyed_generator, seed_numpy
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def reseed(self, *key: int | str) -> None:
         """Set every global generator that nnU-Net draws from."""
         seed = int(keyed_generator(self.job.seed, "nnunet", self.member, self.local_rank, *key).integers(2**32))
-        np.random.seed(seed)
+        seed_numpy(seed)
         torch.manual_seed(seed)
 
     def initialize(self) -> None:
