@@ -6,9 +6,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -120,17 +123,46 @@ def write_atomically(path: Path, data: bytes) -> None:
     StorageError
         If the disk is full or not writable; the old file is untouched.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
-        finally:
+        with replace_atomically(path) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def replace_atomically(path: Path, *, ending: str = "") -> Iterator[Path]:
+    """Yield where to write a local file or folder; once it is written, it takes its place, all of it or nothing.
+
+    It is written to no disk by force, as `write_atomically` does: a power cut may take back what was replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder, in a folder that exists. An old file is replaced; an old folder must be removed before.
+    ending : str
+        What the name must end with, for writers that go by it, such as ``.nii.gz``.
+
+    Yields
+    ------
+    Path
+        A new hidden name beside it. On an error what was written there is removed, and the old file untouched.
+
+    Raises
+    ------
+    OSError
+        If it cannot be moved to its place.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{ending}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

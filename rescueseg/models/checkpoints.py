@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rescueseg.models.files import (
     MODEL_FOLDER,
 )
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
-from rescueseg.storage import write_atomically
+from rescueseg.storage import replace_atomically, write_atomically
 
 
 def save_checkpoint(work_dir: Path, state: dict[str, Any]) -> None:
@@ -64,13 +63,11 @@ def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[s
     text = (json.dumps(description, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     write_atomically(work_dir / LOSSES_FILE, json.dumps(log | {"digest": model_digest(weights, text)}).encode())
     final = work_dir / MODEL_FOLDER
-    part = work_dir / f".{MODEL_FOLDER}.{uuid.uuid4().hex[:8]}.part"
     for stale in work_dir.glob(f".{MODEL_FOLDER}.*.part"):
         shutil.rmtree(stale)
-    write_atomically(part / WEIGHTS_FILE, weights)
-    write_atomically(part / DESCRIPTION_FILE, text)
-    with storage_errors(str(final)):
+    with storage_errors(str(final)), replace_atomically(final) as part:
+        write_atomically(part / WEIGHTS_FILE, weights)
+        write_atomically(part / DESCRIPTION_FILE, text)
         if final.exists():
             shutil.rmtree(final)
-        part.replace(final)
     shutil.rmtree(work_dir / MEMBERS_FOLDER, ignore_errors=True)

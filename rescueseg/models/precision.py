@@ -15,7 +15,6 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ import pooch
 import torch
 
 from rescueseg.models.trial import OUT_OF_MEMORY, Trial, Verdict
-from rescueseg.storage import digest_json, file_digest
+from rescueseg.storage import digest_json, file_digest, replace_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -226,13 +225,8 @@ def _write_verdict(file: Path, verdict: Verdict) -> None:
     """Store a verdict, whole or not at all, readable by this user alone."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
-            try:
-                part.write(verdict.model_dump_json() + "\n")
-                part.flush()
-                Path(part.name).replace(file)
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
+        with replace_atomically(file) as part:
+            part.touch(mode=0o600, exist_ok=False)
+            part.write_text(verdict.model_dump_json() + "\n")
     except OSError as error:
         _log.info("the verdict on bfloat16 is not kept: %s", error)

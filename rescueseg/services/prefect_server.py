@@ -12,12 +12,12 @@ import logging
 import os
 import secrets
 import shlex
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescueseg.errors import storage_errors
+from rescueseg.storage import replace_atomically
 
 SECRET_FILE = "prefect-secret"
 _ONLY_THE_OWNER = 0o700
@@ -101,14 +101,10 @@ def make_secret(folder: Path) -> str:
     """
     secret = f"rescueseg:{secrets.token_urlsafe(32)}"
     path = folder / SECRET_FILE
-    part = folder / f".{SECRET_FILE}.{uuid.uuid4().hex}.part"
     with storage_errors(str(path)):
-        try:
-            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-                file.write(f"{secret}\n")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replace_atomically(path) as part:
+            part.touch(mode=0o600, exist_ok=False)
+            part.write_text(f"{secret}\n")
         if path.stat().st_mode & 0o077:
             _log.warning(
                 "%s: the file system keeps no permissions, so other accounts of this machine may read it", path

@@ -15,6 +15,7 @@ import psutil
 from rescueseg.errors import ServiceError, storage_errors
 from rescueseg.services.prefect_server import PrefectServer, read_secret
 from rescueseg.services.processes import stop_tree
+from rescueseg.storage import write_atomically
 
 OWNER = "owner"
 """Entry in ``services.json`` of the process that started the servers."""
@@ -82,10 +83,7 @@ def write_state(
     started = {name: _create_time(pid) for name, pid in all_pids.items()}
     state = ServiceState(prefect_api_url, mlflow_uri, all_pids, started, annotation_url)
     path = folder / _FILE
-    part = path.with_suffix(".part")
-    with storage_errors(str(path)):
-        part.write_text(json.dumps(asdict(state), indent=1) + "\n")
-        part.replace(path)
+    write_atomically(path, (json.dumps(asdict(state), indent=1) + "\n").encode())
 
 
 def stop_stale_servers(folder: Path) -> ServiceState | None:

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from rescueseg.errors import ConfigError, ExampleUnavailable
 from rescueseg.geometry import Box, Spacing
 from rescueseg.image_files.registry import open_source
 from rescueseg.records import LabelType
+from rescueseg.storage import replace_atomically
 
 _REGISTRY = Path(__file__).with_name("examples_registry.txt")
 _TIMEOUT = (4, 60)
@@ -183,12 +183,8 @@ def _write_tiff(path: Path, make: Callable[[], npt.NDArray[Any]]) -> str:
     """Write a converted volume once, atomically."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
+        with replace_atomically(path) as part:
             tifffile.imwrite(part, make(), photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     return str(path)
 
 

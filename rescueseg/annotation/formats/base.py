@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from rescueseg.annotation.client import CampaignInfo, PatchView
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box, Spacing
 from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.storage import replace_atomically
 
 Kind = Literal["semantic", "instance"]
 
@@ -229,13 +228,9 @@ def number_array(labels: PatchLabels, largest: int, what: str) -> npt.NDArray[An
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the target and move it there."""
-    part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
+    """Write beside the target, by a name of the same extension, and move it there."""
+    with replace_atomically(path, ending="".join(path.suffixes[-2:])) as part:
         write(part)
-        os.replace(part, path)  # noqa: PTH105
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_labels_and_ignore(

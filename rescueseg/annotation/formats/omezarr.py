@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from rescueseg.geometry import Box
 from rescueseg.image_files import ome_axes
 from rescueseg.image_files.axes import axes_of_names
 from rescueseg.labels import PatchLabels
+from rescueseg.storage import replace_atomically
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.image_layout import ImageLayout
 
@@ -89,24 +88,20 @@ class OmeZarr:
 
 def _write(path: Path, image: npt.NDArray[Any], box: Box, frame: Frame, labels: PatchLabels | None = None) -> None:
     """Write an image that covers `box`, and its labels, beside the target and move it there."""
-    part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     voxels = medical_dtype(image)
-    try:
-        layout = ImageLayout(
-            voxels.shape,
-            voxels.dtype,
-            frame.spacing_um_zyx,
-            name=frame.ticket_id,
-            attributes={"rescueseg": ticket_mark(frame.ticket_id)},
-            origin_um_zyx=_origin(box, frame),
-        )
+    layout = ImageLayout(
+        voxels.shape,
+        voxels.dtype,
+        frame.spacing_um_zyx,
+        name=frame.ticket_id,
+        attributes={"rescueseg": ticket_mark(frame.ticket_id)},
+        origin_um_zyx=_origin(box, frame),
+    )
+    with replace_atomically(path) as part:
         level = ome_zarr.create_image(str(part), layout)
         level[...] = voxels
         if labels is not None:
             _write_labels(part, labels, frame)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_labels(path: Path, labels: PatchLabels, frame: Frame) -> None:
