@@ -218,24 +218,6 @@ def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
     return [Box(zyx(start), zyx(block_zyx)).clip(shape_zyx) for start in itertools.product(*starts)]
 
 
-def choose_non_overlapping(ordered: Iterable[Box], count: int) -> list[Box]:
-    """Return the first `count` boxes, in the order of `ordered`, that do not overlap each other.
-
-    Examples
-    --------
-    >>> ordered = [Box((0, y, 0), (8, 16, 16)) for y in (0, 8, 16)]
-    >>> [str(box) for box in choose_non_overlapping(ordered, 2)]
-    ['[0:8, 0:16, 0:16]', '[0:8, 16:32, 0:16]']
-    """
-    boxes: list[Box] = []
-    for box in ordered:
-        if len(boxes) == count:
-            break
-        if not any(box.intersects(b) for b in boxes):
-            boxes.append(box)
-    return boxes
-
-
 def isotropic_shape(spacing_um_zyx: Sequence[float], voxels: int, limit_zyx: Sequence[int]) -> ZYX:
     """Return the box shape that is about isotropic in micrometre, holds about `voxels`, and fits in a volume.
 
@@ -284,6 +266,19 @@ def box_bounds(boxes: Sequence[Box]) -> tuple[Integers, Integers]:
     """
     starts = np.array([box.offset_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
     return starts, starts + np.array([box.shape_zyx for box in boxes], dtype=np.int64).reshape(-1, 3)
+
+
+def overlapping(starts: Integers, stops: Integers, box: Box) -> npt.NDArray[np.bool_]:
+    """Tell which of n boxes, given by int64 arrays (n, 3) of starts and stops, share a voxel with `box`.
+
+    Examples
+    --------
+    >>> starts = np.array([[0, 0, 0], [0, 0, 8]])
+    >>> overlapping(starts, starts + 8, Box((0, 0, 0), (8, 8, 8))).tolist()
+    [True, False]
+    """
+    result: npt.NDArray[np.bool_] = np.all((starts < box.stop_zyx) & (stops > box.offset_zyx), axis=1)
+    return result
 
 
 SAME_SPACING = 0.05

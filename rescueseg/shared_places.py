@@ -201,20 +201,6 @@ class SharedPlaces:
                 waiting += [v for v, grid in links if v not in root and self._thin_part(here, v, grid) is None]
         return root
 
-    def choose_apart(self, ordered: Iterable[Patch], count: int) -> list[Patch]:
-        """Return the first `count` patches, in the order of `ordered`, of which no two share a voxel."""
-        chosen: list[Patch] = []
-        taken: dict[str, list[Box]] = {}
-        for patch in ordered:
-            if len(chosen) == count:
-                break
-            if any(patch.box.intersects(box) for box in taken.get(patch.volume_id, ())):
-                continue
-            chosen.append(patch)
-            for volume_id in self.related(patch.volume_id):
-                taken.setdefault(volume_id, []).extend(self.boxes_in(volume_id, [patch]))
-        return chosen
-
     def _maps_to(self, volume_id: str) -> dict[str, list[_Way]]:
         """Return the ways from every related volume into one; the most exact come first."""
         if volume_id not in self._maps:

@@ -16,7 +16,8 @@ from rescueseg.active_learning.acquisition import power_noise
 from rescueseg.active_learning.candidates import CandidateTable
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
-from rescueseg.geometry import Floats, Patch, box_bounds
+from rescueseg.free_places import FreePlaces, bounds_by_volume
+from rescueseg.geometry import Floats, Patch
 from rescueseg.records import QueriedPatch
 
 CLASS_SHARE = 0.66
@@ -61,31 +62,14 @@ class Batch:
 
     def __init__(self, table: CandidateTable) -> None:
         self.picks: list[Pick] = []
-        self._table = table
-        self._starts, self._stops = box_bounds(table.boxes)
-        names, self._volumes = np.unique(np.array(table.volume_ids, dtype=str), return_inverse=True)
-        self._numbers = {str(name): number for number, name in enumerate(names)}
-        self._free = np.ones(len(table), dtype=bool)
+        bounds, self._rows = bounds_by_volume([*map(Patch, table.volume_ids, table.boxes)])
+        self._places = FreePlaces(bounds, table.places)
 
     def add(self, order: npt.NDArray[np.int64], count: int, scores: Floats, reason: str) -> None:
         """Add up to `count` patches that are still free, in the order of their rows."""
-        size = len(self.picks) + count
-        for index in order:
-            if len(self.picks) == size:
-                break
-            if not self._free[index]:
-                continue
-            self._take(Patch(self._table.volume_ids[index], self._table.boxes[index]))
-            self.picks.append(Pick(int(index), float(scores[index]), reason))
-
-    def _take(self, patch: Patch) -> None:
-        """Mark the candidates that share a voxel with a patch, in its volume and in all that show the same."""
-        places = self._table.places
-        for name in places.related(patch.volume_id):
-            if name in self._numbers:
-                for box in places.boxes_in(name, [patch]):
-                    overlap = np.all((self._starts < box.stop_zyx) & (self._stops > box.offset_zyx), axis=1)
-                    self._free &= ~(overlap & (self._volumes == self._numbers[name]))
+        for position in self._places.take_first((self._rows[index] for index in order), count):
+            index = int(order[position])
+            self.picks.append(Pick(index, float(scores[index]), reason))
 
 
 Strategy = Callable[[CandidateTable, int, np.random.Generator, Loop], list[Pick]]

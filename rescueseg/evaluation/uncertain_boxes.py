@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from rescueseg.campaign import Campaign, GenerationFolder
+from rescueseg.free_places import FreePlaces, choose_apart
 from rescueseg.geometry import ZYX, Box, Floats, Integers, Patch, zyx
 from rescueseg.inference.box_means import box_sums, map_pieces, touching
 from rescueseg.inference.maps import VolumeMaps
@@ -91,7 +92,7 @@ def most_apart(
             for i in rows
         ]
         values_of = {patch: value for value, patch in sorted(found, key=lambda one: (-one[0], one[1]))}
-        chosen = places.choose_apart(values_of, count)
+        chosen = choose_apart(values_of, count, places)
         # what one volume takes away from another makes room for lower values there
         if len(chosen) == count or all(len(rows) < of_each for _, rows in best):
             return {patch: values_of[patch] for patch in chosen}
@@ -141,10 +142,7 @@ def non_overlapping(values: Floats, starts: Integers, shape_zyx: ZYX, count: int
     >>> non_overlapping(np.array([0.9, 0.8, 0.1]), starts, (4, 4, 4), 2)
     [0, 2]
     """
-    remaining = values.copy()
-    indices: list[int] = []
-    while len(indices) < count and len(remaining) and np.isfinite(remaining.max()):
-        best = int(remaining.argmax())
-        indices.append(best)
-        remaining[np.all(np.abs(starts - starts[best]) < np.array(shape_zyx), axis=1)] = -np.inf
-    return indices
+    order = np.argsort(-values, kind="stable")
+    order = order[np.isfinite(values[order])]
+    grid = FreePlaces({"": (starts, starts + np.array(shape_zyx))})
+    return [int(order[i]) for i in grid.take_first((("", row) for row in order), count)]

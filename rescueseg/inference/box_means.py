@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.geometry import ZYX, Box, Floats, Integers, partition, zyx
+from rescueseg.geometry import ZYX, Box, Floats, Integers, overlapping, partition, zyx
 from rescueseg.inference.maps import VolumeMaps
 
 
@@ -59,7 +59,7 @@ def touching(block: Box, starts: Integers, stops: Integers) -> npt.NDArray[np.in
     >>> touching(Box((0, 0, 0), (8, 8, 8)), starts, starts + 8).tolist()
     [0]
     """
-    return np.flatnonzero(np.all((starts < block.stop_zyx) & (stops > block.offset_zyx), axis=1))
+    return np.flatnonzero(overlapping(starts, stops, block))
 
 
 SCORES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")

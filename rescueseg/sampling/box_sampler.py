@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rescueseg.free_places import FreePlaces
 from rescueseg.geometry import ZYX, Box, Patch, box_bounds
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import strata
-from rescueseg.sampling.patches import overlapping
 from rescueseg.shared_places import SharedPlaces
 
 
@@ -68,11 +68,9 @@ class BoxSampler:
         gap_zyx: ZYX = (0, 0, 0),
     ) -> None:
         self.volumes = [v for v in volumes if places[v.volume_id]]
-        self.places, self.shared, self.rng = places, shared, rng
-        self.gap_zyx, self.features = gap_zyx, features
-        self.bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
-        self.free = {v: np.ones(len(boxes), dtype=bool) for v, boxes in places.items()}
-        self.spaced = {v: free.copy() for v, free in self.free.items()}
+        self.places, self.rng, self.features = places, rng, features
+        bounds = {v: box_bounds(boxes) for v, boxes in places.items()}
+        self._disjoint, self._spaced = FreePlaces(bounds, shared), FreePlaces(bounds, shared, gap_zyx)
 
     def draw(self, turns: Sequence[str], order: Sequence[str]) -> list[SampledBox]:
         """Draw one box for each turn of a volume, fewer when all is full.
@@ -114,27 +112,24 @@ class BoxSampler:
 
     def _volume_for(self, stratum: str, turns: Sequence[str]) -> str | None:
         anywhere = [*dict.fromkeys(turns), *(v.volume_id for v in self.volumes if v.volume_id not in turns)]
-        return next((v for v in anywhere if (self.free[v] & self._eligible(v, stratum)).any()), None)
+        return next((v for v in anywhere if (self._disjoint.free[v] & self._eligible(v, stratum)).any()), None)
 
     def _eligible(self, volume_id: str, stratum: str) -> npt.NDArray[np.bool_]:
         if self.features is None:
-            return np.ones(len(self.free[volume_id]), dtype=bool)
+            return np.ones(len(self.places[volume_id]), dtype=bool)
         return self.features[volume_id].eligible(stratum)
 
     def _draw_in(self, volume_id: str, stratum: str) -> SampledBox:
         eligible = self._eligible(volume_id, stratum)
-        free, spaced = self.free[volume_id], self.spaced[volume_id]
+        free, spaced = self._disjoint.free[volume_id], self._spaced.free[volume_id]
         features = self.features[volume_id] if self.features else None
         score = np.zeros(len(free)) if features is None else features.score(stratum)
         preferred = spaced & eligible
         index = strata.draw(score, preferred if preferred.any() else free & eligible, self.rng)
         assert index is not None, "the volume was chosen because it has a free box"
         box = self.places[volume_id][index]
-        for name in self.shared.related(volume_id):
-            if name in self.bounds:
-                for taken, margin in ((self.free[name], (0, 0, 0)), (self.spaced[name], self.gap_zyx)):
-                    for there in self.shared.boxes_in(name, [Patch(volume_id, box)], margin):
-                        taken &= ~overlapping(*self.bounds[name], there)
+        for boxes in (self._disjoint, self._spaced):
+            boxes.take(Patch(volume_id, box))
         return SampledBox(volume_id, box, stratum, features.reason(stratum, index) if features else "")
 
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.geometry import ZYX, Box, Patch, axis_starts, choose_non_overlapping, isotropic_shape, zyx
+from rescueseg.free_places import FreePlaces
+from rescueseg.geometry import ZYX, Box, Patch, axis_starts, isotropic_shape, overlapping, zyx
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
@@ -151,8 +152,11 @@ def count_places(
     chosen: list[Patch] = []
     for volume in volumes:
         name = volume.volume_id
-        free = candidates(volume, shapes[name], [*guarded.get(name, []), *places.boxes_in(name, chosen)])
-        chosen += [Patch(name, box) for box in choose_non_overlapping(free, enough - len(chosen))]
+        shape, blocked = shapes[name], [*guarded.get(name, []), *places.boxes_in(name, chosen)]
+        starts = grid_starts(volume.shape_zyx, shape, half_stride(shape), blocked)
+        grid = FreePlaces({name: (starts, starts + np.array(shape))})
+        rows = grid.take_first(((name, row) for row in range(len(starts))), enough - len(chosen))
+        chosen += [Patch(name, Box(zyx(starts[row]), shape)) for row in rows]
     return len(chosen)
 
 
@@ -249,9 +253,3 @@ def volume_reader(folder: VolumeFolder, volume: VolumeRecord) -> strata.Reader:
     """Return a function that reads a box of a volume as acquired, czyx."""
     image = open_image(folder, volume.volume_id)
     return lambda box: read_box(image, box)
-
-
-def overlapping(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], box: Box) -> npt.NDArray[np.bool_]:
-    """Tell which of n boxes, given by arrays (n, 3) of starts and stops, overlap `box`."""
-    result: npt.NDArray[np.bool_] = np.all((starts < box.stop_zyx) & (stops > box.offset_zyx), axis=1)
-    return result

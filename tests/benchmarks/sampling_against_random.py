@@ -25,7 +25,8 @@ from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.evaluation.metrics import Counts, count_voxels
-from rescueseg.geometry import Box, axis_starts, choose_non_overlapping, zyx
+from rescueseg.free_places import choose_apart
+from rescueseg.geometry import Box, Patch, axis_starts, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import AcceptedAnnotation, HoldoutBox, ModelReference, QueriedPatch
 from rescueseg.sampling import starting_patches
@@ -65,8 +66,8 @@ def choose(campaign: Campaign, arm: str, seed: int, budget: int) -> list[Queried
         return starting_patches.starting_patches(seeded, budget)
     boxes = starting_patches.candidate_boxes(campaign, "v")
     order = random_generator(seed, "random patches").permutation(len(boxes))
-    chosen = choose_non_overlapping((boxes[i] for i in order), budget)
-    return [QueriedPatch(volume_id="v", box=box, score=1, stratum="random") for box in chosen]
+    chosen = choose_apart((Patch("v", boxes[i]) for i in order), budget)
+    return [QueriedPatch(volume_id="v", box=p.box, score=1, stratum="random") for p in chosen]
 
 
 def annotate(campaign: Campaign, chosen: Sequence[QueriedPatch], name: str) -> list[AcceptedAnnotation]:

@@ -26,7 +26,8 @@ from scipy.stats import wasserstein_distance
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
-from rescueseg.geometry import ZYX, Box, choose_non_overlapping, zyx
+from rescueseg.free_places import choose_apart
+from rescueseg.geometry import ZYX, Box, Patch, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import starting_patches, strata
@@ -90,7 +91,7 @@ def measure(
         order = random_generator(seed, "random patches").permutation(len(boxes))
         arms = {
             "stratified": [d.box for d in drawn],
-            "random": choose_non_overlapping((boxes[i] for i in order), budget),
+            "random": [p.box for p in choose_apart((Patch("v", boxes[i]) for i in order), budget)],
         }
         for arm, chosen in arms.items():
             index = [number[box] for box in chosen]

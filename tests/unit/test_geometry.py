@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescueseg.geometry import Box, axis_starts, choose_non_overlapping, isotropic_shape, partition
+from rescueseg.geometry import Box, axis_starts, isotropic_shape, partition
 
 small = st.integers(1, 12)
 shapes = st.tuples(small, small, small)
@@ -52,16 +52,6 @@ def test_partition_covers_every_voxel_once(shape: tuple, block: tuple) -> None:
     for cell in partition(shape, block):
         count[cell.slices] += 1
     assert (count == 1).all()
-
-
-@given(st.lists(boxes, max_size=12), st.integers(0, 6))
-def test_chosen_boxes_never_overlap(ordered: list[Box], count: int) -> None:
-    chosen = choose_non_overlapping(ordered, count)
-    assert len(chosen) <= count
-    for i, box in enumerate(chosen):
-        assert not any(box.intersects(other) for other in chosen[:i])
-    if len(chosen) < count:
-        assert all(any(box.intersects(other) for other in chosen) for box in ordered)
 
 
 @given(shapes, st.integers(1, 1000), st.tuples(*[st.floats(0.1, 5)] * 3))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,11 +121,3 @@ def test_a_volume_held_out_whole_whose_record_is_gone_is_named() -> None:
     holdout = Holdout(boxes=(), guard_zyx=(1, 1, 1), whole=("gone",))
     with pytest.raises(CampaignError, match="the volume 'gone' is held out whole, and its record is gone"):
         holdout.of("a", SharedPlaces({"a": (8, 8, 8)}))
-
-
-def test_chosen_patches_share_no_voxel_in_whichever_volumes() -> None:
-    places = SharedPlaces({"a": (8, 8, 32), "b": (8, 8, 32), "c": (8, 8, 32)}, [("a", "b", IDENTITY)])
-    boxes = [Box((0, 0, x), (8, 8, 8)) for x in (0, 4, 8)]
-    ordered = [Patch(v, box) for box, v in itertools.product(boxes, "abc")]
-    chosen = [(p.volume_id, p.box.offset_zyx[2]) for p in places.choose_apart(ordered, 9)]
-    assert chosen == [("a", 0), ("c", 0), ("a", 8), ("c", 8)]

@@ -12,7 +12,8 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import SamplingError
-from rescueseg.geometry import Box, Patch, choose_non_overlapping
+from rescueseg.free_places import choose_apart
+from rescueseg.geometry import Box, Patch
 from rescueseg.records import Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.sampling import patches, starting_patches
 from rescueseg.sampling.holdout import expected_shapes
@@ -94,7 +95,7 @@ def test_holdout_and_pool_fit_on_every_shape(campaign: Campaign, name: str, trut
     assert not any(
         c.intersects(g) for c in candidates[:3000] for g in holdout.guarded("a", campaign.volumes.shared_places())
     )
-    assert len(choose_non_overlapping(candidates, 30)) == 30
+    assert len(choose_apart((Patch("a", box) for box in candidates), 30)) == 30
     assert min(holdout.guard_zyx) >= 1
     assert sum(box.size for box in images) < 3e8
 
