@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import numpy.typing as npt
 import zarr
 
 from rescueseg.errors import InferenceError
-from rescueseg.geometry import Box
+from rescueseg.geometry import Box, Spacing, zyx
 from rescueseg.inference.maps import InferencePlan
 from rescueseg.inference.uncertainty import MemberStatistics
-from rescueseg.inference.windows import WindowGrid
+from rescueseg.inference.windows import WindowBlender, WindowGrid, WindowPart
 from rescueseg.models.predictor import PROBABILITY, Predictor
 from rescueseg.randomness import window_key
 from rescueseg.records import VolumeRecord
@@ -26,28 +25,6 @@ BATCH_VOXELS = 1_000_000
 """Voxels of the windows that go through the predictor together (at least one window)."""
 
 Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The part of a window inside a block."""
-
-    index: int
-    window: Box
-    inside: Box
-    weights: Float32
-
-    @classmethod
-    def of(cls, grid: WindowGrid, index: int, block: Box) -> _Part:
-        window = grid.box(index)
-        inside = window.intersection(block)
-        assert inside is not None, "every window of a block touches it"
-        first = [max(0, o) for o in window.offset_zyx]
-        z, y, x = (
-            weights[o - f : o - f + s]
-            for weights, o, f, s in zip(grid.weights(index), inside.offset_zyx, first, inside.shape_zyx, strict=True)
-        )
-        return cls(index, window, inside, z[:, None, None] * y[None, :, None] * x[None, None, :])
 
 
 def compute_box(
@@ -71,30 +48,26 @@ def compute_box(
     grid = plan.grid
     read = grid.read_box(block)
     raw = read_box(image, read)
-    maps = {q: np.zeros(plan.map_shape(q, block.shape_zyx), np.float32) for q in plan.quantities}
+    maps = {q: WindowBlender(block, plan.channels.get(q)) for q in plan.quantities}
     batch = max(1, BATCH_VOXELS // math.prod(plan.window_zyx))
-    indices = grid.touching(block)
-    while chunk := list(itertools.islice(indices, batch)):
-        parts = [_Part.of(grid, index, block) for index in chunk]
+    all_parts = grid.parts(block)
+    while parts := list(itertools.islice(all_parts, batch)):
         windows = np.stack(
             [normalise(raw[(..., *p.window.relative_to(read).slices)], volume.normalisation) for p in parts]
         )
         for part, statistics in zip(parts, _statistics(plan, predictor, windows, parts), strict=True):
-            target = (..., *part.inside.relative_to(block).slices)
-            for quantity in plan.quantities:
-                values = statistics.pop(quantity)
-                values *= part.weights
-                maps[quantity][target] += values
-    return maps
+            for quantity, blender in maps.items():
+                blender.add(part, statistics.pop(quantity))
+    return {quantity: blender.blended for quantity, blender in maps.items()}
 
 
 def _statistics(
-    plan: InferencePlan, predictor: Predictor, windows: Float32, parts: Sequence[_Part]
+    plan: InferencePlan, predictor: Predictor, windows: Float32, parts: Sequence[WindowPart]
 ) -> Iterator[dict[str, Float32]]:
     """Yield the statistics over all members, for each window its part inside the block; of other outputs the mean."""
     accumulators = [MemberStatistics() for _ in parts]
     others = [{o.name: np.zeros((), np.float32) for o in plan.outputs} for _ in parts]
-    cuts = [(slice(None), *part.inside.relative_to(part.window).slices) for part in parts]
+    cuts = [(slice(None), *part.cut) for part in parts]
     keys = [window_key(plan.seed, plan.volume_id, part.index) for part in parts]
     for count, (group, member) in enumerate(predictor.members(windows, keys), start=1):
         _check_member(plan, member, parts)
@@ -117,7 +90,7 @@ def _statistics(
         yield result
 
 
-def _check_member(plan: InferencePlan, member: Mapping[str, Float32], parts: Sequence[_Part]) -> None:
+def _check_member(plan: InferencePlan, member: Mapping[str, Float32], parts: Sequence[WindowPart]) -> None:
     """Refuse a member that does not hold what the predictor named."""
     for name, channels in plan.channels.items():
         expected = (len(parts), channels, *plan.window_zyx)
@@ -128,3 +101,34 @@ def _check_member(plan: InferencePlan, member: Mapping[str, Float32], parts: Seq
                 where=f"volume {plan.volume_id}, window {parts[0].index}",
                 todo="Mend the predictor of this trainer",
             )
+
+
+def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing, overlap: float, name: str) -> Float32:
+    """Return the class probabilities of a whole image in memory, window by window: the mean over all members.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        The model.
+    image : ndarray of float32, czyx
+        Normalised.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre: it decides on the window.
+    overlap : float
+        Overlap of neighbouring windows as a fraction of the window.
+    name : str
+        What the random numbers of the members derive from, beside each window's index.
+
+    Returns
+    -------
+    ndarray of float32, (K + 1)zyx
+        Background first.
+    """
+    whole = Box((0, 0, 0), zyx(image.shape[1:]))
+    grid = WindowGrid(whole.shape_zyx, predictor.window_zyx(spacing_um_zyx), overlap)
+    blender = WindowBlender(whole, predictor.n_classes + 1)
+    for part in grid.parts(whole):
+        window = read_box(image, part.window)[np.newaxis]
+        members = [p[PROBABILITY][0] for _, p in predictor.members(window, [window_key(0, name, part.index)])]
+        blender.add(part, np.mean(members, axis=0)[(slice(None), *part.cut)])
+    return blender.blended

@@ -102,6 +102,33 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class WindowPart:
+    """The part of a window inside a block.
+
+    Parameters
+    ----------
+    index : int
+        Of the window in its grid.
+    window : Box
+        All of it; it may reach beyond the volume.
+    inside : Box
+        What lies in the block.
+    weights : ndarray of float32, zyx
+        Of the voxels inside.
+    """
+
+    index: int
+    window: Box
+    inside: Box
+    weights: Weights
+
+    @property
+    def cut(self) -> tuple[slice, slice, slice]:
+        """Where the part lies in an array of the window, zyx."""
+        return self.inside.relative_to(self.window).slices
+
+
+@dataclass(frozen=True)
 class WindowGrid:
     """All windows of a volume, numbered in z, y, x order; none is stored.
 
@@ -151,6 +178,22 @@ class WindowGrid:
         for position in itertools.product(*ranges):
             yield int(np.ravel_multi_index(position, self.shape))
 
+    def part(self, index: int, block: Box) -> WindowPart:
+        """Return the part of a window inside a block that it touches, with its weights."""
+        window = self.box(index)
+        inside = window.intersection(block)
+        assert inside is not None, "every window of a block touches it"
+        first = [max(0, o) for o in window.offset_zyx]
+        z, y, x = (
+            weights[o - f : o - f + s]
+            for weights, o, f, s in zip(self.weights(index), inside.offset_zyx, first, inside.shape_zyx, strict=True)
+        )
+        return WindowPart(index, window, inside, z[:, None, None] * y[None, :, None] * x[None, None, :])
+
+    def parts(self, block: Box) -> Iterator[WindowPart]:
+        """Yield the parts of all windows that touch a block, by ascending index."""
+        return (self.part(index, block) for index in self.touching(block))
+
     def read_box(self, block: Box) -> Box:
         """Return the box around all windows that touch a block: what the block must read."""
         start, stop = [], []
@@ -159,6 +202,44 @@ class WindowGrid:
             start.append(axis.starts[indices[0]])
             stop.append(axis.starts[indices[-1]] + axis.window)
         return Box.from_bounds(start, stop)
+
+
+class WindowBlender:
+    """Adds the windows of a block up, each by its weights: once all were added, they are blended.
+
+    Parameters
+    ----------
+    block : Box
+        What is blended.
+    channels : int, optional
+        Channels of the values; without it they have no axis for them.
+
+    Attributes
+    ----------
+    blended : ndarray of float32, zyx or czyx
+        The sum so far.
+
+    Examples
+    --------
+    Two windows of 4 voxels along x say 1 and 3; where they overlap, what is nearer to its window's centre weighs more:
+
+    >>> grid = WindowGrid((1, 1, 7), (1, 1, 4), 0.25)
+    >>> block = Box((0, 0, 0), (1, 1, 7))
+    >>> blender = WindowBlender(block)
+    >>> for part, value in zip(grid.parts(block), (1, 3)):
+    ...     blender.add(part, np.full(part.inside.shape_zyx, value, np.float32))
+    >>> blender.blended.ravel().tolist()
+    [1.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0]
+    """
+
+    def __init__(self, block: Box, channels: int | None = None) -> None:
+        self.block = block
+        self.blended: Weights = np.zeros((*(() if channels is None else (channels,)), *block.shape_zyx), np.float32)
+
+    def add(self, part: WindowPart, values: Weights) -> None:
+        """Add the values of a window's part, float32 (c)zyx; they are scaled in place, to spare the memory."""
+        values *= part.weights
+        self.blended[(..., *part.inside.relative_to(self.block).slices)] += values
 
 
 def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int, workers: int) -> ZYX:

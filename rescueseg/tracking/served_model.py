@@ -15,14 +15,11 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.evaluation.calibration import temper
-from rescueseg.geometry import Box, zyx
-from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import PROBABILITY
+from rescueseg.inference.boxes import predict_image
 from rescueseg.models.registry import load_predictor
-from rescueseg.randomness import window_key
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
-from rescueseg.volumes.normalise import measure, normalise, read_box
+from rescueseg.volumes.normalise import measure, normalise
 
 
 class SegmentationModel(PythonModel):
@@ -70,21 +67,5 @@ class SegmentationModel(PythonModel):
         z, y, x = (float(s) for s in (params or {})["spacing_um_zyx"])
         image = np.asarray(model_input)
         scaled = normalise(image, measure(image, image.shape[1:]))
-        shape = zyx(image.shape[1:])
-        grid = WindowGrid(shape, self._predictor.window_zyx((z, y, x)), self._config.overlap)
-        blended = np.zeros((self._predictor.n_classes + 1, *shape), dtype=np.float32)
-        for index in range(len(grid)):
-            box = grid.box(index)
-            window = read_box(scaled, box)[None]
-            members = [p[PROBABILITY][0] for _, p in self._predictor.members(window, [window_key(0, "pyfunc", index)])]
-            inside = box.clip(shape)
-            weights = grid.weights(index)
-            mean = np.mean(members, axis=0)[(slice(None), *_local(inside, box))]
-            blended[(slice(None), *inside.slices)] += (
-                mean * weights[0][:, None, None] * weights[1][:, None] * weights[2]
-            )
+        blended = predict_image(self._predictor, scaled, (z, y, x), self._config.overlap, "pyfunc")
         return temper(blended, self._temperature) if tempered and self._temperature is not None else blended
-
-
-def _local(inside: Box, box: Box) -> tuple[slice, slice, slice]:
-    return inside.relative_to(box).slices

@@ -6,18 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rescueseg.campaign import Campaign
 from rescueseg.errors import WeakLabelError
 from rescueseg.evaluation.champion import champion
 from rescueseg.geometry import ZYX, Spacing, zyx
-from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import PROBABILITY, Predictor
+from rescueseg.inference.boxes import predict_image
+from rescueseg.models.predictor import Predictor
 from rescueseg.models.registry import load_predictor
-from rescueseg.randomness import window_key
 from rescueseg.records import VolumeRecord
-from rescueseg.volumes.normalise import read_box
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 
 
@@ -49,18 +45,7 @@ class ChampionLabeller:
 
     def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
         """Label an image (float32 czyx) by the mean over the model's members; see `WeakLabeller`."""
-        grid = WindowGrid(zyx(image.shape[1:]), self.predictor.window_zyx(spacing_um_zyx), self.overlap)
-        total = np.zeros((self.n_classes + 1, *image.shape[1:]), np.float32)
-        for index in range(len(grid)):
-            window = grid.box(index)
-            inside = window.clip(image.shape[1:])
-            read = read_box(image, window)[np.newaxis]
-            members = [p[PROBABILITY][0] for _, p in self.predictor.members(read, [window_key(0, self.name, index)])]
-            along_z, along_y, along_x = grid.weights(index)
-            weights = along_z[:, None, None] * along_y[:, None] * along_x
-            mean = np.mean(members, axis=0)[(slice(None), *inside.relative_to(window).slices)]
-            total[(slice(None), *inside.slices)] += weights * mean
-        return from_probabilities(total)
+        return from_probabilities(predict_image(self.predictor, image, spacing_um_zyx, self.overlap, self.name))
 
 
 def load_champion(url: str, classes: Sequence[str], volumes: Iterable[VolumeRecord]) -> tuple[ChampionLabeller, str]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.geometry import Box, partition, zyx
-from rescueseg.inference.windows import Axis, WindowGrid, choose_blocks, gaussian
+from rescueseg.inference.windows import Axis, WindowBlender, WindowGrid, choose_blocks, gaussian
 
 axes = st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 
@@ -83,6 +83,31 @@ def test_separable_weights_add_up_to_one_in_the_volume(grid: WindowGrid) -> None
         inside = grid.box(index).clip(grid.volume_zyx)
         total[inside.slices] += z[:, None, None] * y[None, :, None] * x[None, None, :]
     np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+@given(some_grid, st.data())
+@settings(max_examples=30, deadline=None)
+def test_blended_is_the_mean_of_the_windows_by_their_weights(grid: WindowGrid, data: st.DataObject) -> None:
+    if len(grid) > 200:
+        return
+    block_zyx = [data.draw(st.integers(1, n)) for n in grid.volume_zyx]
+    block = data.draw(st.sampled_from(partition(grid.volume_zyx, block_zyx)))
+    bells = [gaussian(n) for n in grid.window_zyx]
+    weights = bells[0][:, None, None] * bells[1][:, None] * bells[2]
+    total, weight = np.zeros((2, *block.shape_zyx)), np.zeros(block.shape_zyx)
+    blender = WindowBlender(block, channels=2)
+    rng = np.random.default_rng(0)
+    for index in range(len(grid)):
+        window = grid.box(index)
+        values = rng.random((2, *grid.window_zyx), dtype=np.float32)
+        if (inside := window.intersection(block)) is not None:
+            cut, target = inside.relative_to(window).slices, inside.relative_to(block).slices
+            total[(..., *target)] += (values * weights)[(..., *cut)]
+            weight[target] += weights[cut]
+            part = grid.part(index, block)
+            assert (part.index, part.window, part.inside) == (index, window, inside)
+            blender.add(part, values[(..., *part.cut)])
+    np.testing.assert_allclose(blender.blended, total / weight, rtol=1e-5)
 
 
 def test_the_gaussian_peaks_in_the_centre_and_keeps_a_floor() -> None:
