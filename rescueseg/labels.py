@@ -36,6 +36,24 @@ def whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.asarray(np.where(np.abs(labels - rounded) <= _WHOLE, rounded, labels))
 
 
+def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the most likely class of each voxel, uint8; of equal ones the first.
+
+    Parameters
+    ----------
+    probability : ndarray, (K + 1, …)
+        Class by class, background first.
+
+    Examples
+    --------
+    One class in two voxels:
+
+    >>> most_likely(np.array([[[[0.9, 0.2]]], [[[0.1, 0.8]]]])).tolist()
+    [[[0, 1]]]
+    """
+    return np.asarray(probability.argmax(axis=0), np.uint8)
+
+
 def class_numbers(labels: npt.NDArray[Any], n_classes: int, where: str) -> npt.NDArray[np.uint8]:
     """Return classes as uint8, checked.
 

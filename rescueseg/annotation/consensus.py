@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK
 
-from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.labels import IGNORE, PatchLabels, most_likely
 
 DOI = "10.1109/TMI.2004.828354"
 
@@ -51,7 +51,7 @@ def staple(versions: Sequence[PatchLabels], n_classes: int) -> tuple[PatchLabels
         if masks.any():
             probability[value], performance[str(value)] = _one_class(masks)
     classes = _first_annotation(stack)
-    classes[annotated] = probability.argmax(axis=0).astype(np.uint8)
+    classes[annotated] = most_likely(probability)
     provenance = {"method": "staple", "doi": DOI, "performance": performance}
     return PatchLabels(classes, _objects(versions, classes)), provenance
 

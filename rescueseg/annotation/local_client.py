@@ -26,7 +26,7 @@ from rescueseg.errors import (
 )
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import VolumeMaps
-from rescueseg.labels import PatchLabels, corrected_voxels
+from rescueseg.labels import PatchLabels, corrected_voxels, most_likely
 from rescueseg.queue.execute import labels_digest
 from rescueseg.queue.records import AnnotationRecord, AuditEntry, Lease, TicketRecord
 from rescueseg.queue.store import QueueStore
@@ -140,7 +140,7 @@ class LocalClient:
                 z, y, x = context.slices
                 probability = maps.open("probability")[:, z, y, x]
                 entropy = maps.open("predictive_entropy")[z, y, x]
-                prediction = np.asarray(probability).argmax(axis=0).astype(np.uint8)
+                prediction = most_likely(np.asarray(probability))
                 uncertainty = np.array(entropy, np.float32)
                 for box in self._holdout_in(ticket.volume_id, context):
                     prediction[box.slices] = 0

@@ -20,7 +20,7 @@ from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, check_evalu
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import PARTS, Labels
-from rescueseg.labels import IGNORE
+from rescueseg.labels import IGNORE, most_likely
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part, Record
 
@@ -223,7 +223,7 @@ def _measure(part: Part, probability: Float32, truth: Labels, temperature: float
     nll, ece = [], []
     for values in (probability, temper(probability, temperature)):
         bins = Bins(CALIBRATION_BINS, 1.0)
-        bins.add(values.max(axis=0), values.argmax(axis=0) == truth)
+        bins.add(values.max(axis=0), most_likely(values) == truth)
         nll.append(negative_log_likelihood(values, truth))
         ece.append(bins.result().calibration_error())
     return PartCalibration(part=part, voxels=len(truth), nll=(nll[0], nll[1]), ece=(ece[0], ece[1]))

@@ -29,7 +29,7 @@ from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
 from rescueseg.geometry import Spacing
 from rescueseg.inference.maps import VolumeMaps
-from rescueseg.labels import IGNORE
+from rescueseg.labels import IGNORE, most_likely
 from rescueseg.postprocessing.clean import clean
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
@@ -172,7 +172,7 @@ def score_box(
     """
     k, volume = len(assignment.classes), assignment.truth.volumes[box.volume_id]
     truth, numbered = assignment.truth.labels(box), assignment.truth.objects(box)
-    prediction = probability.argmax(axis=0).astype(np.uint8)
+    prediction = most_likely(probability)
     has_truth = truth != IGNORE
     right = (prediction == truth)[has_truth]
     counts = count_voxels(prediction, truth, k)

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import zarr
 from pydantic import ValidationError, model_validator
 
@@ -279,16 +277,3 @@ class VolumeMaps:
             where=f"volume {self.volume_id}",
             todo="Run the inference of that generation; it goes on where it stopped",
         )
-
-
-def most_likely(probability: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return the most likely class of each voxel: uint8 zyx from probabilities (K + 1, z, y, x).
-
-    Examples
-    --------
-    One class in two voxels:
-
-    >>> most_likely(np.array([[[[0.9, 0.2]]], [[[0.1, 0.8]]]])).tolist()
-    [[[0, 1]]]
-    """
-    return np.asarray(probability.argmax(axis=0), np.uint8)

@@ -24,8 +24,8 @@ from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
 from rescueseg.evaluation.uncertain_boxes import UncertainBox
 from rescueseg.geometry import Box, Spacing
-from rescueseg.inference.maps import VolumeMaps, most_likely
-from rescueseg.labels import IGNORE, PatchLabels, predecessors
+from rescueseg.inference.maps import VolumeMaps
+from rescueseg.labels import IGNORE, PatchLabels, most_likely, predecessors
 from rescueseg.reports.figures import (
     CLASS_COLOURS,
     INVENTED,

@@ -20,8 +20,8 @@ from rescueseg.config import CampaignConfig, StoppingConfig
 from rescueseg.errors import QueueError, SamplingError
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.geometry import Patch
-from rescueseg.inference.maps import VolumeMaps, most_likely
-from rescueseg.labels import class_names
+from rescueseg.inference.maps import VolumeMaps
+from rescueseg.labels import class_names, most_likely
 from rescueseg.postprocessing.clean import clean
 from rescueseg.progress import Progress
 from rescueseg.queue.due import campaign_lock

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
+from rescueseg.labels import most_likely
 from rescueseg.records import Normalisation
 from rescueseg.volumes.normalise import Array, normalise, read_box
 
@@ -116,7 +117,7 @@ def from_probabilities(probabilities: Float32) -> WeakLabel:
     >>> weak.labels.tolist(), weak.confidence.tolist()
     ([[[0, 1, 1]]], [[[0.5, 0.25, 0.0]]])
     """
-    labels = probabilities.argmax(axis=0).astype(np.uint8)
+    labels = most_likely(probabilities)
     second, first = np.sort(probabilities, axis=0)[-2:]
     return WeakLabel(labels, np.clip(first - second, 0, 1).astype(np.float32))
 
