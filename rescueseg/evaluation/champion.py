@@ -8,21 +8,20 @@ the tracking server says; MLflow's aliases only mirror it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from rescueseg.campaign import GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.evaluation.metrics import dice_of
-from rescueseg.evaluation.pooled import interval, resampling
+from rescueseg.evaluation.bootstrap import RESAMPLES, interval, paired_interval, paired_values, resampling
+from rescueseg.evaluation.metric_table import DICE, Tables, occurs
+from rescueseg.evaluation.pooled import pool
 from rescueseg.evaluation.scores import BoxScore, Evaluation
-from rescueseg.randomness import seeded_generator
+from rescueseg.randomness import random_generator, seeded_generator
 from rescueseg.records import Part, Record
 
 MINIMUM_BOXES = 8
-RESAMPLES = 5000
 
 
 class Comparison(Record):
@@ -111,32 +110,9 @@ def headline(judgement: Judgement) -> str:
     return f"Undecided: generation {g} cannot be told from {against}, which stays."
 
 
-def pooled_dice(counts: npt.NDArray[Any], classes: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
-    """Return the Dice of pooled counts (…, K, 3), averaged over classes.
-
-    Parameters
-    ----------
-    counts : ndarray
-        TP, FP, FN per class.
-    classes : ndarray of bool (…, K), optional
-        Which classes count; those that occur when omitted. Without any the result is 1.
-
-    Examples
-    --------
-    Two classes; the second occurs in neither truth nor prediction and does not count:
-
-    >>> float(pooled_dice(np.array([[6, 2, 2], [0, 0, 0]])))
-    0.75
-    """
-    counted = counts.sum(axis=-1) > 0 if classes is None else classes
-    number = counted.sum(axis=-1)
-    total = np.where(counted, dice_of(counts.astype(np.float64)), 0.0).sum(axis=-1)
-    return np.where(number > 0, total / np.maximum(number, 1), 1.0)
-
-
-def box_counts(boxes: list[BoxScore]) -> npt.NDArray[np.int64]:
-    """Return the counts of boxes, int64 (boxes, K, 3)."""
-    return np.array([[[c.tp, c.fp, c.fn] for c in b.counts] for b in boxes], dtype=np.int64)
+def _counts(boxes: list[BoxScore]) -> Tables:
+    """Return the table of counts, (boxes, K, 3): all that Dice needs, and evaluations of every version hold."""
+    return {"counts": np.array([[(c.tp, c.fp, c.fn) for c in b.counts] for b in boxes], dtype=np.float64)}
 
 
 def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
@@ -162,9 +138,12 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
     common = sorted(set(new) & set(old))
     if not common:
         return _undecided(candidate, champion, 0.0, 0, "no validation box was judged for both")
-    both = np.stack([box_counts([scores[key] for key in common]) for scores in (new, old)])
-    difference = float(_difference(both.sum(axis=1)))
-    if len(common) < MINIMUM_BOXES:
+    both = [_counts([scores[key] for key in common]) for scores in (old, new)]
+    before, now = paired_values(DICE, [pool(counts, np.ones(len(common))) for counts in both])
+    difference = float(now - before)
+    times = None if len(common) < MINIMUM_BOXES else resampling(len(common), seeded_generator(seed), resamples)
+    change = None if times is None else paired_interval(DICE, [pool(counts, times) for counts in both])
+    if change is None:
         return _undecided(
             candidate,
             champion,
@@ -172,10 +151,7 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
             len(common),
             f"{len(common)} validation boxes are too few to tell; {MINIMUM_BOXES} are needed",
         )
-    rng = seeded_generator(seed)
-    times = rng.multinomial(len(common), np.full(len(common), 1 / len(common)), size=resamples)
-    resampled = _difference(np.einsum("rb,mbkc->mrkc", times, both))
-    low, high = (float(v) for v in np.percentile(resampled, (2.5, 97.5)))
+    low, high = change
     verdict: Literal["better", "worse", "undecided"] = "better" if low > 0 else "worse" if high < 0 else "undecided"
     return Comparison(
         verdict=verdict,
@@ -191,17 +167,11 @@ def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resam
 def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 4 boxes."""
     boxes = evaluation.boxes_with_truth(part)
-    times = resampling(len(boxes))
+    times = resampling(len(boxes), random_generator(0, "bootstrap"))
     if times is None:
         return None
-    counts = np.einsum("rb,bkc->rkc", times, box_counts(boxes))
-    return interval(np.where(counts.sum(axis=(-1, -2)) > 0, pooled_dice(counts), np.nan))
-
-
-def _difference(both: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return candidate minus champion for pooled counts (2, …, K, 3)."""
-    occurs = (both.sum(axis=-1) > 0).any(axis=0)
-    return pooled_dice(both[0], occurs) - pooled_dice(both[1], occurs)
+    counts = pool(_counts(boxes), times)
+    return interval(DICE.value(counts, occurs(counts)))
 
 
 def _undecided(candidate: Evaluation, champion: Evaluation, difference: float, boxes: int, reason: str) -> Comparison:

@@ -8,26 +8,30 @@ from typing import Literal
 import numpy as np
 
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.champion import MINIMUM_BOXES
-from rescueseg.evaluation.metric_table import METRICS, Metric, Tables, occurs
-from rescueseg.evaluation.pooled import (
+from rescueseg.evaluation.bootstrap import (
     LEAST_BOXES,
     RESAMPLES,
     Interval,
+    paired_interval,
+    paired_values,
+    resampling,
+)
+from rescueseg.evaluation.champion import MINIMUM_BOXES
+from rescueseg.evaluation.metric_table import METRICS, Metric, Tables, occurs
+from rescueseg.evaluation.pooled import (
     Kind,
     PoolShare,
     box_tables,
     effective_boxes,
-    interval,
     pool,
     pool_weights,
-    resampling,
     selected_rows,
     selections,
     weighting,
 )
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.geometry import Floats
+from rescueseg.randomness import random_generator
 from rescueseg.records import Part, Record
 
 
@@ -105,7 +109,7 @@ def compare_generations(
     groups = []
     for selection in selections(boxes, classes):
         both = selected_rows(tables[0], selection), selected_rows(tables[1], selection)
-        times = resampling(len(selection.index), seed, resamples)
+        times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
         weights, share = weighting(shares, selection)
         groups.append(
             GroupComparison(
@@ -128,26 +132,15 @@ def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Flo
     nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
     differences = {}
     for metric in METRICS:
-        values = [float(v) for v in _values(metric, pooled)]
+        values = [float(v) for v in paired_values(metric, pooled)]
         if np.isnan(values).all():
             continue
-        change = None
-        if resamples is not None:
-            a, b = _values(metric, resamples)
-            change = interval(b - a)
+        change = None if resamples is None else paired_interval(metric, resamples)
         difference = _difference(metric, values, change, boxes)
         if nothing and not np.isnan(metric.empty):
             difference = difference.model_copy(update={"first": None, "second": None})
         differences[metric.name] = difference
     return differences
-
-
-def _values(metric: Metric, pooled: Sequence[Tables]) -> list[Floats]:
-    """Return a score of both generations over the classes that occur in either; `metric.empty` where none does."""
-    classes = occurs(pooled[0]) | occurs(pooled[1])
-    nothing = ~classes.any(axis=-1)
-    values = (metric.value(tables, classes) for tables in pooled)
-    return [np.where(nothing & np.isnan(v), metric.empty, v) for v in values]
 
 
 def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: float) -> Difference:

@@ -135,8 +135,12 @@ def _aurc(t: Tables, _: Booleans) -> Floats:
     return risk_coverage_area(t["entropies"])
 
 
+DICE = Metric(
+    "dice", "Dice", True, "Overlap of prediction and truth, over all voxels of all boxes together.", _dice, empty=1.0
+)
+"""By it the champion is chosen."""
 METRICS = (
-    Metric("dice", "Dice", True, "Overlap of prediction and truth, over all voxels of all boxes together.", _dice, empty=1.0),
+    DICE,
     Metric("iou", "IoU", True, "Intersection over union of the same voxels.", _count_ratio((0, 1, 2)), empty=1.0),
     Metric("precision", "precision", True, "Of what was found, how much is there.", _count_ratio((0, 1)), empty=1.0),
     Metric("recall", "recall", True, "Of what is there, how much was found.", _count_ratio((0, 2)), empty=1.0),

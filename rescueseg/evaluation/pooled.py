@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rescueseg.evaluation.bootstrap import LEAST_BOXES, RESAMPLES, Interval, interval, resampling
 from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.truth import PARTS
@@ -24,16 +25,10 @@ from rescueseg.geometry import Floats
 from rescueseg.randomness import random_generator
 from rescueseg.records import Part, Record
 
-Interval = tuple[float, float]
 Kind = Literal["all", "class", "stratum", "domain"]
 
-RESAMPLES = 5000
-LEAST_BOXES = 4
-"""Fewer boxes say nothing about how much the score would change with others."""
 LEAST_COVERED = 0.8
 """Share of the pool that the boxes must stand for, for figures weighted to it."""
-_LEAST_DEFINED = 0.5
-"""Share of the resamples in which a score must be defined for its interval."""
 _BINS = ("calibration", "entropies")
 
 
@@ -135,7 +130,8 @@ def group_scores(
     tables, shares = box_tables(boxes), pool_weights(boxes)
     groups = []
     for selection in selections(boxes, classes):
-        rows, times = selected_rows(tables, selection), resampling(len(selection.index), seed, resamples)
+        rows = selected_rows(tables, selection)
+        times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
         weights, share = weighting(shares, selection)
         voxels = sum(boxes[i].voxels for i in selection.index)
         groups.append(
@@ -185,30 +181,6 @@ def _figures(tables: Tables, times: Floats | None, weights: Floats) -> dict[str,
         values = None if resampled is None else metric.value(resampled, occurs(resampled))
         figures[metric.name] = Figure(value=value, interval=interval(values))
     return figures
-
-
-def interval(values: Floats | None) -> Interval | None:
-    """Return the 2.5 and 97.5 percentiles of resampled scores; None where fewer than half of them are defined.
-
-    Examples
-    --------
-    >>> interval(np.arange(41.0))
-    (1.0, 39.0)
-    >>> interval(np.array([0.5, np.nan, np.nan])) is None
-    True
-    """
-    if values is None or np.isfinite(values).mean() < _LEAST_DEFINED:
-        return None
-    low, high = np.nanpercentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Floats | None:
-    """Return how often each box is drawn in each resample, (resamples, boxes); None with too few boxes."""
-    if count < LEAST_BOXES or not resamples:
-        return None
-    rng = random_generator(seed, "bootstrap")
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def pool_weights(boxes: Sequence[BoxScore]) -> Floats | None:

@@ -8,9 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rescueseg.evaluation.bootstrap import Interval
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.metric_table import METRICS, Metric
-from rescueseg.evaluation.pooled import Figure, Group, Interval
+from rescueseg.evaluation.pooled import Figure, Group
 from rescueseg.reports.cells import number
 from rescueseg.reports.html import shown_metrics
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rescueseg.evaluation.pooled import resampling
+from rescueseg.evaluation.bootstrap import resampling
 from rescueseg.models.unet.trainer import member_seed
 from rescueseg.randomness import keyed_generator, random_generator, seed_numpy, seeded_generator, window_key
 from rescueseg.triage.image import haar_noise
@@ -81,7 +81,7 @@ def test_the_dither_under_the_noise_of_an_image_stays() -> None:
 
 
 def test_the_boxes_drawn_for_intervals_stay() -> None:
-    times = resampling(5, seed=3, resamples=2)
+    times = resampling(5, random_generator(3, "bootstrap"), resamples=2)
     assert times is not None
     assert times.tolist() == [[2, 0, 1, 0, 2], [0, 3, 1, 0, 1]]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rescueseg.evaluation.champion import compare, dice_interval, pooled_dice
+from rescueseg.evaluation.bootstrap import paired_values
+from rescueseg.evaluation.champion import compare, dice_interval
+from rescueseg.evaluation.metric_table import DICE
 from rescueseg.evaluation.metrics import Counts
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.geometry import Box
@@ -90,13 +92,26 @@ def test_an_invented_class_counts_against_its_inventor() -> None:
     assert compare(evaluation(1, inventor), evaluation(0, honest)).verdict == "worse"
 
 
-def test_pooled_dice() -> None:
-    assert pooled_dice(np.array([[3, 1, 2], [0, 0, 0]])) == pytest.approx(6 / 9)
-    assert pooled_dice(np.zeros((2, 3))) == 1.0
+def test_dice_of_two_generations_is_that_of_the_classes_that_either_or_truth_holds() -> None:
+    first, second = np.array([[3.0, 1, 2], [0, 0, 0], [0, 0, 0]]), np.array([[5.0, 0, 0], [0, 2, 0], [0, 0, 0]])
+    dice = paired_values(DICE, [{"counts": first}, {"counts": second}])
+    assert [float(d) for d in dice] == pytest.approx([(6 / 9 + 1) / 2, (1 + 0) / 2])
+    assert paired_values(DICE, [{"counts": np.zeros((2, 3))}] * 2) == (1.0, 1.0)
 
 
 def test_dice_interval_holds_the_pooled_dice() -> None:
     interval = dice_interval(evaluation(0, NOISE), "validation")
     assert interval is not None
-    assert interval[0] <= float(pooled_dice(np.sum(np.array(NOISE), axis=0))) <= interval[1]
+    tp, fp, fn = np.sum(NOISE, axis=(0, 1))
+    assert interval[0] <= 2 * tp / (2 * tp + fp + fn) <= interval[1]
     assert dice_interval(evaluation(0, NOISE[:1]), "validation") is None
+
+
+def test_the_numbers_of_the_comparison_stay_between_versions() -> None:
+    """A rerun must decide as the first run did: the boxes drawn for the interval follow from the seed alone."""
+    result = compare(evaluation(1, NOISE), evaluation(0, WEAK), seed=7)
+    assert result.difference == pytest.approx(0.013937282229965153, rel=1e-12)
+    assert result.interval == pytest.approx((-0.049294567887130825, 0.06281026869943132), rel=1e-12)
+    assert dice_interval(evaluation(0, NOISE), "validation") == pytest.approx(
+        (0.5081967213114754, 0.620253164556962), rel=1e-12
+    )
