@@ -23,7 +23,8 @@ from rescueseg.evaluation.metrics import (
     count_voxels,
     mean_over_classes,
 )
-from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_pairs, part_score
+from rescueseg.evaluation.pooled import part_score
+from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_pairs
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth

@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
 
 from rescueseg.evaluation.bootstrap import LEAST_BOXES, RESAMPLES, Interval, interval, resampling
 from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
-from rescueseg.evaluation.scores import BoxScore, ClassDetail, Evaluation
+from rescueseg.evaluation.scores import BoxScore, ClassDetail, ClassScore, Evaluation, PartScore
 from rescueseg.evaluation.truth import PARTS
 from rescueseg.geometry import Floats
 from rescueseg.randomness import random_generator
@@ -30,6 +32,7 @@ Kind = Literal["all", "class", "stratum", "domain"]
 LEAST_COVERED = 0.8
 """Share of the pool that the boxes must stand for, for figures weighted to it."""
 _BINS = ("calibration", "entropies")
+_OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
 
 
 class Figure(Record):
@@ -150,12 +153,56 @@ def group_scores(
     return groups
 
 
+def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) -> PartScore | None:
+    """Pool the boxes of a part, None where not one voxel of it has a known truth.
+
+    Parameters
+    ----------
+    part : str
+        Which part.
+    boxes : sequence of BoxScore
+        Complete; those of the other part are left out.
+    classes : sequence of str
+        Names of the classes 1…K.
+    """
+    boxes = [b for b in boxes if b.part == part and b.voxels]
+    if not boxes:
+        return None
+    tables = box_tables(boxes)
+    scores = _values(tables, ("ece", *_OVERLAPS))
+    ece = scores.pop("ece")
+    everything = tuple(range(len(boxes)))
+    return PartScore(
+        part=part,
+        boxes=len(boxes),
+        voxels=sum(b.voxels for b in boxes),
+        **scores,
+        ece=0.0 if ece is None else ece,
+        classes=tuple(
+            ClassScore(
+                name=name,
+                counts=reduce(add, (b.counts[c] for b in boxes)),
+                **_values(selected_rows(tables, Selection("class", name, everything, c)), _OVERLAPS),
+            )
+            for c, name in enumerate(classes)
+        ),
+        calibration=reduce(add, (b.calibration for b in boxes if b.calibration)),
+        uncertainty=reduce(add, (b.entropies for b in boxes if b.entropies)),
+    )
+
+
+def _values(tables: Tables, names: Sequence[str]) -> dict[str, float | None]:
+    """Return some scores of all boxes together, by name; None where one is not defined."""
+    figures = _figures(tables, None, np.ones(len(tables["counts"])))
+    return {name: figures[name].value if name in figures else None for name in names}
+
+
 def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
     """Return the scores over all boxes of both parts as flat names, such as `test_cldice` and `test_pool_dice`.
 
-    Empty for an evaluation that is not complete.
+    Those that are stored with the evaluation are taken from there, and are all there is where it is not complete.
     """
-    scores: dict[str, float] = {}
+    scores = evaluation.metrics()
     if not evaluation.complete:
         return scores
     for part in PARTS:
@@ -164,7 +211,9 @@ def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, flo
             continue
         whole = groups[0]
         for prefix, figures in ((part, whole.plain), (f"{part}_pool", whole.weighted)):
-            scores |= {f"{prefix}_{name}": f.value for name, f in figures.items() if f.value is not None}
+            for name, figure in figures.items():
+                if figure.value is not None:
+                    scores.setdefault(f"{prefix}_{name}", figure.value)
         if whole.pool is not None and whole.weighted:
             scores[f"{part}_pool_effective_boxes"] = whole.pool.effective
     return scores

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 
 from pydantic import field_validator
 
 from rescueseg.evaluation.instances import Instances
-from rescueseg.evaluation.metrics import BinnedCounts, Counts, mean_over_classes
+from rescueseg.evaluation.metrics import BinnedCounts, Counts
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import ZYX
 from rescueseg.records import BoxField, Part, Record
@@ -164,55 +162,6 @@ class Evaluation(Record):
         """Return all scores as flat names such as `test_dice`."""
         validation = self.validation.metrics() if self.validation else {}
         return validation | (self.test.metrics() if self.test else {})
-
-
-def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) -> PartScore | None:
-    """Pool the boxes of a part, None where not one voxel of it has a known truth.
-
-    Parameters
-    ----------
-    part : str
-        Which part.
-    boxes : sequence of BoxScore
-        Complete; those of the other part are left out.
-    classes : sequence of str
-        Names of the classes 1…K.
-    """
-    boxes = [b for b in boxes if b.part == part and b.voxels]
-    if not boxes:
-        return None
-    counts = [reduce(add, (b.counts[c] for b in boxes)) for c in range(len(classes))]
-    surfaces = [mean_pairs([_surface(b.details[c]) for b in boxes]) for c in range(len(classes))]
-    surface_dice, hd95_um = mean_pairs(surfaces) or (None, None)
-    calibration = reduce(add, (b.calibration for b in boxes if b.calibration))
-    return PartScore(
-        part=part,
-        boxes=len(boxes),
-        voxels=sum(b.voxels for b in boxes),
-        **_ratios(counts),
-        surface_dice=surface_dice,
-        hd95_um=hd95_um,
-        ece=calibration.calibration_error(),
-        classes=tuple(_class_score(*row) for row in zip(classes, counts, surfaces, strict=True)),
-        calibration=calibration,
-        uncertainty=reduce(add, (b.entropies for b in boxes if b.entropies)),
-    )
-
-
-def _class_score(name: str, counts: Counts, surface: tuple[float, float] | None) -> ClassScore:
-    surface_dice, hd95_um = surface or (None, None)
-    return ClassScore(name=name, counts=counts, **_ratios([counts]), surface_dice=surface_dice, hd95_um=hd95_um)
-
-
-def _ratios(counts: Sequence[Counts]) -> dict[str, float | None]:
-    """Return the means over the classes that occur, None when none does."""
-    any_occurs = any(c.occurs for c in counts)
-    return {n: mean_over_classes(counts, n) if any_occurs else None for n in ("dice", "iou", "precision", "recall")}
-
-
-def _surface(detail: ClassDetail) -> tuple[float, float] | None:
-    surface_dice, hd95_um = detail.surface_dice, detail.hd95_um
-    return None if surface_dice is None or hd95_um is None else (surface_dice, hd95_um)
 
 
 def mean_pairs(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:

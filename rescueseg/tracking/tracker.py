@@ -234,8 +234,7 @@ class Tracker:
             "annotated_patches": float(judgement.annotated_patches),
             "annotated_voxels": float(judgement.annotated_voxels),
         }
-        # both hold the scores over all boxes, equal but for the last digit; those of the evaluation are the stored ones
-        scores = flat_scores(judgement.evaluation, self.campaign.config.classes) | judgement.evaluation.metrics()
+        scores = flat_scores(judgement.evaluation, self.campaign.config.classes)
         if (calibration := self.campaign.generation(g).read(CALIBRATION)) is not None:
             scores |= calibration.metrics()
         comparison = judgement.comparison

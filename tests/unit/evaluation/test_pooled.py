@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+from statistics import mean
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +17,8 @@ from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.metrics import UNCERTAINTY_BINS, Bins, Counts
-from rescueseg.evaluation.pooled import effective_boxes, flat_scores, group_scores, pool_weights
-from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, part_score
+from rescueseg.evaluation.pooled import effective_boxes, flat_scores, group_scores, part_score, pool_weights
+from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import Box
 
@@ -220,20 +224,26 @@ counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 
 @given(st.lists(st.lists(counts, min_size=2, max_size=2), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=40)
-def test_plain_scores_are_those_of_the_part(table: list[list[tuple[int, int, int]]]) -> None:
+def test_the_scores_of_a_part_are_the_means_over_its_classes(table: list[list[tuple[int, int, int]]]) -> None:
+    """Read from the counts by hand: the table of the groups and what is stored of the part both say so."""
     boxes = [box_score(i, row) for i, row in enumerate(table)]
     part = part_score("test", boxes, CLASSES)
     assert part is not None
     found = group_scores(evaluation(boxes), "test", CLASSES, resamples=10)[0].plain
-    if not any(c.occurs for b in boxes for c in b.counts):
-        assert set(found) <= {"ece", "error_auroc", "aurc"}, "nothing found where nothing is has no overlap"
-        return
-    for name in ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um", "ece"):
-        value = getattr(part, name)
-        if value is None:
-            assert name not in found
+    pooled = [reduce(add, (b.counts[c] for b in boxes)) for c in range(2)]
+    details = [[b.details[c] for b in boxes if b.details[c].surface_dice is not None] for c in range(2)]
+    for name in ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um"):
+        if name in ("surface_dice", "hd95_um"):
+            of_class = [mean(getattr(d, name) for d in own) if own else None for own in details]
         else:
-            assert found[name].value == pytest.approx(value)
+            of_class = [getattr(counts, name) if counts.occurs else None for counts in pooled]
+        for score, expected in zip(part.classes, of_class, strict=True):
+            assert getattr(score, name) == (None if expected is None else pytest.approx(expected))
+        values = [value for value in of_class if value is not None]
+        assert getattr(part, name) == (pytest.approx(mean(values)) if values else None)
+        assert (found[name].value if name in found else None) == getattr(part, name)
+    assert [score.counts for score in part.classes] == pooled
+    assert part.ece == found["ece"].value == pytest.approx(part.calibration.calibration_error())
 
 
 def test_intervals_hold_the_score_and_need_four_boxes() -> None:
@@ -307,6 +317,10 @@ def test_flat_names_agree_with_the_table() -> None:
     assert flat["test_cldice"] == whole.plain["cldice"].value
     assert flat["test_pool_dice"] == whole.weighted["dice"].value
     assert not any(name.startswith("validation") for name in flat)
+    stored = easy_and_hard().model_copy(update={"test": part_score("test", easy_and_hard().boxes, ("a",))})
+    assert flat_scores(stored, ("a",)) == pytest.approx(flat), "one source: what is stored and what is pooled anew"
+    earlier = stored.model_copy(update={"test": stored.test.model_copy(update={"dice": 0.125}), "format": 1})
+    assert flat_scores(earlier, ("a",)) == earlier.metrics(), "of an evaluation that is not complete, what it stored"
     old = easy_and_hard().boxes[0].model_copy(update={"details": ()})
     assert flat_scores(evaluation([old]), ("a",)) == {}
 

@@ -26,7 +26,8 @@ from rescueseg.config import TrackingConfig, check_config
 from rescueseg.errors import ServiceError
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration, temper
 from rescueseg.evaluation.champion import Judgement
-from rescueseg.evaluation.scores import Evaluation, part_score
+from rescueseg.evaluation.pooled import part_score
+from rescueseg.evaluation.scores import Evaluation
 from rescueseg.geometry import Box
 from rescueseg.models.files import CHECKPOINT_FILE, MODEL_FOLDER, checkpoints, member_folder, read_model
 from rescueseg.models.survey import Survey
