@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rescueseg.evaluation.instances import compare_instances
 from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.labels import IGNORE, PatchLabels
 from rescueseg.records import Record
@@ -84,14 +85,7 @@ def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     >>> object_f1(first, second)
     0.666667
     """
-    sizes = [dict(zip(*(a.tolist() for a in np.unique(ids[ids > 0], return_counts=True)), strict=True))
-             for ids in (first, second)]  # fmt: skip
-    total = len(sizes[0]) + len(sizes[1])
-    both = (first > 0) & (second > 0)
-    if not total or not both.any():
-        return float(not total)
-    pairs, overlaps = np.unique(np.stack([first[both], second[both]]), axis=1, return_counts=True)
-    same = sum(
-        2 * n > sizes[0][a] + sizes[1][b] - n for a, b, n in zip(*pairs.tolist(), overlaps.tolist(), strict=True)
-    )
-    return round(2 * int(same) / total, 6)
+    numbered = [np.searchsorted(np.unique(np.append(ids, 0)), ids) for ids in (first, second)]
+    pairs = compare_instances(*numbered)
+    objects = pairs.found + pairs.true
+    return round(2 * pairs.matched[0] / objects, 6) if objects else 1.0

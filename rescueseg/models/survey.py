@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import TrainingError
@@ -86,17 +88,9 @@ def working_spacing(spacings: Sequence[tuple[Spacing, int]]) -> Spacing:
     >>> working_spacing([((0.1, 0.1, 0.1), 1000), ((0.4, 0.2, 0.2), 3000)])
     (0.4, 0.2, 0.2)
     """
-
-    def median(axis: int) -> float:
-        ordered = sorted((s[axis], weight) for s, weight in spacings)
-        half, cumulative = sum(weight for _, weight in ordered) / 2, 0
-        for value, weight in ordered:
-            cumulative += weight
-            if cumulative >= half:
-                return value
-        return ordered[-1][0]
-
-    return median(0), median(1), median(2)
+    values, weights = [s for s, _ in spacings], [weight for _, weight in spacings]
+    z, y, x = np.quantile(values, 0.5, axis=0, weights=weights, method="inverted_cdf").tolist()
+    return z, y, x
 
 
 def scratch_reason(pairs: Mapping[str, tuple[Any, Any]]) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.measure import euler_number, marching_cubes, mesh_surface_area
+from skimage.measure import marching_cubes, mesh_surface_area
 from skimage.morphology import h_maxima, skeletonize
 from skimage.segmentation import watershed
 
+from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
 from rescueseg.voxels.components import label_components
 
@@ -233,7 +234,7 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
         thickness=2 * radius,
         extent=volume / (4 / 3 * math.pi * radius**3),
         branches=branches,
-        loops=tunnels(smooth),
+        loops=betti_numbers(smooth)[1],
         skeleton=length,
         tubularity=tube,
         plateness=plate,
@@ -286,13 +287,6 @@ def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
     """Return a mask without the roughness of its surface, of which a skeleton would make branches."""
     smooth: Mask = ndimage.gaussian_filter(mask.astype(np.float32), sigmas) > 0.5
     return smooth if smooth.any() else mask
-
-
-def tunnels(mask: Mask) -> int:
-    """Return the number of tunnels: components plus cavities minus the Euler number."""
-    components = label_components(mask, 26)[1]
-    cavities = label_components(~np.pad(mask, 1), 6)[1] - 1
-    return max(0, int(components + cavities - euler_number(mask, connectivity=3)))
 
 
 def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, float]:

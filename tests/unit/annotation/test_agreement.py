@@ -63,6 +63,17 @@ def test_other_numbers_are_the_same_objects(ids: np.ndarray) -> None:
     assert not disagreement(PatchLabels.of_instances(ids), PatchLabels.of_instances(other)).any()
 
 
+@given(objects, objects)
+@settings(deadline=None)
+def test_two_objects_are_the_same_where_more_than_half_of_their_voxels_are(one: np.ndarray, two: np.ndarray) -> None:
+    """Every pair of objects is looked at; numbers may be as large as a file holds."""
+    far = two.astype(np.uint32) * np.uint32(1_000_000_007)
+    pairs = [(one == a, far == b) for a in set(one[one > 0].tolist()) for b in set(far[far > 0].tolist())]
+    same = sum(2 * int((a & b).sum()) > int((a | b).sum()) for a, b in pairs)
+    total = len(np.unique(one[one > 0])) + len(np.unique(far[far > 0]))
+    assert object_f1(one, far) == (pytest.approx(2 * same / total, abs=1e-6) if total else 1)
+
+
 def test_merged_objects_disagree_though_the_voxels_are_the_same() -> None:
     two = np.zeros(SHAPE, np.uint32)
     two[0, :2], two[0, 2:] = 1, 2
