@@ -16,9 +16,9 @@ from rescueseg.active_learning.acquisition import power_noise
 from rescueseg.active_learning.candidates import CandidateTable
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
-from rescueseg.free_places import FreePlaces, bounds_by_volume
 from rescueseg.geometry import Floats, Patch
 from rescueseg.records import QueriedPatch
+from rescueseg.sampling.free_places import FreePlaces, bounds_by_volume
 
 CLASS_SHARE = 0.66
 """Share of a ClaSP batch that goes to the foreground classes."""

@@ -8,12 +8,12 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from rescueseg.campaign import Campaign, GenerationFolder
-from rescueseg.free_places import FreePlaces, choose_apart
 from rescueseg.geometry import ZYX, Box, Floats, Integers, Patch, zyx
 from rescueseg.inference.box_means import box_sums, map_pieces, touching
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.progress import Progress
 from rescueseg.records import BoxField, Holdout, Record
+from rescueseg.sampling.free_places import FreePlaces, choose_apart
 from rescueseg.sampling.patches import grid_starts, half_stride, patch_shape
 from rescueseg.shared_places import SharedPlaces
 

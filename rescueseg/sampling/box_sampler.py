@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.free_places import FreePlaces
 from rescueseg.geometry import ZYX, Box, Patch, box_bounds
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import strata
+from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.shared_places import SharedPlaces
 
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.free_places import FreePlaces
 from rescueseg.geometry import ZYX, Box, Patch, axis_starts, isotropic_shape, overlapping, zyx
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
+from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import read_box

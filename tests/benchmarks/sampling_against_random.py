@@ -25,11 +25,11 @@ from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.evaluation.metrics import Counts, count_voxels
-from rescueseg.free_places import choose_apart
 from rescueseg.geometry import Box, Patch, axis_starts, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import AcceptedAnnotation, HoldoutBox, ModelReference, QueriedPatch
 from rescueseg.sampling import starting_patches
+from rescueseg.sampling.free_places import choose_apart
 from rescueseg.storage import digest_array
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise, read_box

@@ -26,12 +26,12 @@ from scipy.stats import wasserstein_distance
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
-from rescueseg.free_places import choose_apart
 from rescueseg.geometry import ZYX, Box, Patch, zyx
 from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling import starting_patches, strata
 from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
+from rescueseg.sampling.free_places import choose_apart
 from rescueseg.sampling.patches import measure_places, subsample_places
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image

@@ -12,10 +12,10 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import SamplingError
-from rescueseg.free_places import choose_apart
 from rescueseg.geometry import Box, Patch
 from rescueseg.records import Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.sampling import patches, starting_patches
+from rescueseg.sampling.free_places import choose_apart
 from rescueseg.sampling.holdout import expected_shapes
 from rescueseg.sampling.strata import HOLDOUT_STRATA
 

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescueseg.free_places import FreePlaces, bounds_by_volume, choose_apart
 from rescueseg.geometry import Box, Patch
+from rescueseg.sampling.free_places import FreePlaces, bounds_by_volume, choose_apart
 from rescueseg.shared_places import IDENTITY, GridMap, SharedPlaces
 
 PLACES = SharedPlaces(
