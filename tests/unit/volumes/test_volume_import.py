@@ -15,7 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.errors import (
     CampaignError,
     InvalidVolumeError,
@@ -278,7 +278,7 @@ def test_a_full_disk_at_the_record(campaign: Campaign, raw: str, monkeypatch: py
     def full(*_: Any) -> None:
         raise StorageError("the disk is full", todo="Free some space")
 
-    monkeypatch.setattr(Campaign, "save_volume", full)
+    monkeypatch.setattr(VolumeFolder, "save", full)
     with pytest.raises(StorageError):
         import_volume(campaign, VolumeImport(raw, spacing=SPACING))
     monkeypatch.undo()
