@@ -41,6 +41,11 @@ class Place:
     pattern: str
     purpose: str
 
+    @property
+    def top(self) -> str:
+        """The first part of its path: what lies at the campaign's root."""
+        return self.pattern.split("/")[0]
+
     def path(self, **names: str | int) -> str:
         """Return the path below the campaign; numbers are written with four digits.
 
@@ -107,7 +112,7 @@ SERVICES = Place("services/", "local servers: URLs, logs, databases (services/st
 
 PLACES = tuple(value for value in list(globals().values()) if isinstance(value, Place))
 """All of them."""
-PARTS = tuple(dict.fromkeys(p.pattern.split("/")[0] for p in PLACES if p is not CAMPAIGN_FILE))
+PARTS = tuple(dict.fromkeys(p.top for p in PLACES if p is not CAMPAIGN_FILE))
 """What a campaign may write beside its settings: a folder that holds any of it is no free place for a new one."""
 
 

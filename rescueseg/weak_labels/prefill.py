@@ -125,7 +125,7 @@ def weak_label(
     waiting = [
         t
         for t in store.views.tickets("queued", "pool")
-        if t.volume_id in work.volumes and (t.prefill is None or WEAK_LABEL.matches(t.prefill))
+        if t.volume_id in work.volumes and (t.prefill is None or t.prefill.split("/")[0] == WEAK_LABEL.top)
     ]
     folder = work.folder(choice)
     due = [t for t in waiting if t.prefill != WEAK_LABEL.path(method=folder, file=f"{t.ticket_id}.npz")]
