@@ -30,7 +30,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
-from rescueseg.errors import ConfigError, QueueError, StorageError
+from rescueseg.errors import ConfigError, QueueError, StorageError, storage_errors
 from rescueseg.queue.tables import VERSION_TABLE
 
 HEAD = "0002"
@@ -52,6 +52,11 @@ def network_file_system(path: Path) -> str | None:
     inside = [(len(mount.parts), kind) for mount, kind in mounts if target.is_relative_to(mount)]
     kind = max(inside, default=(0, ""))[1]
     return kind if kind.startswith(_NETWORK) else None
+
+
+def damage(where: str, what: str) -> StorageError:
+    """Return the error about a database that no longer holds what was stored in it: lost, cut or altered."""
+    return StorageError(what, where=where, todo="Restore it from a backup")
 
 
 def make_engine(url: str | URL) -> Engine:
@@ -84,9 +89,16 @@ def make_engine(url: str | URL) -> Engine:
             todo="Put the campaign on a local disk, or set database_url to a PostgreSQL URL",
         )
     engine = sa.create_engine(parsed, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
+    sa.event.listen(engine, "do_connect", _open_existing)
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _open_existing(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Let SQLite open only what is there: by itself it makes a missing database anew, empty."""
+    arguments[0] = f"{Path(arguments[0]).absolute().as_uri()}?mode=rw"
+    options["uri"] = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -121,8 +133,10 @@ class Database:
 
     def __init__(self, url: str | URL) -> None:
         self.engine = make_engine(url)
-        self.where = self.engine.url.render_as_string(hide_password=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.file = Path(str(self.engine.url.database)).absolute() if self.is_sqlite else None
+        """The file of SQLite, None for a server."""
+        self.where = str(self.file) if self.file else self.engine.url.render_as_string(hide_password=True)
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
         """SQLite lets waiting writers poll, and some of many threads starve: here they queue up."""
 
@@ -137,16 +151,14 @@ class Database:
             ) from error
         except (DatabaseError, InterfaceError) as error:
             text = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
-            if "no such table" in text or "does not exist" in text:
-                raise QueueError(
-                    "the queue is not set up", where=self.where, todo="Run 'rescueseg queue status CAMPAIGN' once"
-                ) from error
+            if "no such table" in text or (isinstance(error, ProgrammingError) and "does not exist" in text):
+                raise damage(self.where, f"tables of the queue are missing: {text}") from error
             if isinstance(error, (ProgrammingError, IntegrityError, DataError)):
                 raise
             if "not a database" in text or "malformed" in text:
-                raise StorageError(
-                    f"the database is damaged: {text}", where=self.where, todo="Restore it from a backup"
-                ) from error
+                raise damage(self.where, f"the database is damaged: {text}") from error
+            if self._is_missing():
+                raise damage(self.where, "the database is missing") from error
             if self.is_sqlite and ("full" in text or self._disk_is_full()):
                 text = "the disk is full"
             todo = "Free some space" if "full" in text else "Check that the database is reachable and writable"
@@ -154,14 +166,40 @@ class Database:
                 f"the database refused: {text}", where=self.where, todo=f"{todo}, then run again; nothing was changed"
             ) from error
 
+    def _is_missing(self) -> bool:
+        """Tell whether SQLite's file is not in its folder; without the folder, perhaps a disk is out of reach."""
+        return self.file is not None and self.file.parent.is_dir() and not self.file.exists()
+
     def _disk_is_full(self) -> bool:
         """Tell what SQLite calls an I/O error: there is no room for its log."""
-        folder = Path(str(self.engine.url.database)).parent
-        return folder.is_dir() and shutil.disk_usage(folder).free < _LOG_BYTES
+        folder = self.file.parent if self.file else None
+        return folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < _LOG_BYTES
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Open one immediate transaction; all of it happens or nothing."""
+        """Open one immediate transaction on the schema of this version; all of it happens or nothing.
+
+        Raises
+        ------
+        QueueError
+            If the database has another schema by now: nothing is written to one that this code does not know.
+        StorageError
+            If the database is lost, damaged, full or out of reach.
+        """
+        with self._begin() as connection:
+            # another process cannot upgrade it before this transaction has ended
+            keep = "" if self.is_sqlite else " FOR KEY SHARE"
+            version = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}{keep}")).scalar()
+            if version != HEAD:
+                raise QueueError(
+                    f"the queue's database is of version {version}, this program writes version {HEAD}",
+                    where=self.where,
+                    todo="Stop this and start it again with the rescueseg that upgraded the campaign; nothing was changed",
+                )
+            yield connection
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
         with self._turn, self.errors(), self.engine.begin() as connection:
             yield connection
 
@@ -179,12 +217,19 @@ class Database:
         return dialect.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
 
     def version(self) -> str | None:
-        """Return the schema version in the database, None when it is new."""
+        """Return the schema version in the database, None when there is no database or it holds no queue."""
+        if self._is_missing() or (self.file and self.file.is_file() and not self.file.stat().st_size):
+            return None
         with self.errors(), self.engine.execution_options(rescueseg_reading=True).begin() as connection:
             return _version(connection)
 
     def migrate(self, target: str = HEAD) -> None:
-        """Bring the schema up to date, or to another version (for tests); several processes may do so at once.
+        """Make the database, or bring its schema to a version; several processes may do so at once.
+
+        Parameters
+        ----------
+        target : str
+            Another version than this code's, for tests.
 
         Raises
         ------
@@ -193,10 +238,13 @@ class Database:
         """
         if self.version() == target:
             return
+        if self._is_missing() and self.file:
+            with storage_errors(self.where):
+                self.file.touch()
 
         config = Config()
         config.set_main_option("script_location", "rescueseg.queue:migrations")
-        with self.write() as connection:
+        with self._begin() as connection:
             if not self.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             if _version(connection) == target:

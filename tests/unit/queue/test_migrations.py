@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(database_url: str) -
         "leases": "('l', 't', 1, 'anna', '2026-01-01', '2026-01-02', 60, 'submitted')",
         "annotations": "('a', 't', 1, 'l', 1, 'anna', 'file', 'p', 'd', 42.0, 7, '2026-01-01', 'accepted', NULL, NULL, '')",
     }
-    with database.write() as connection:
+    with database.engine.begin() as connection:
         for table, row in rows.items():
             connection.exec_driver_sql(f"INSERT INTO {table} VALUES {row}")
     store = QueueStore(database_url)
@@ -84,12 +85,49 @@ def test_head_is_the_last_script() -> None:
 def test_a_newer_database_is_refused(database_url: str) -> None:
     database = Database(database_url)
     database.migrate()
-    with database.write() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     with pytest.raises(QueueError, match="newer version"):
         database.migrate()
     assert database.version() == "9999"
     database.engine.dispose()
+
+
+def test_nothing_is_written_to_another_version(database_url: str) -> None:
+    store = QueueStore(database_url)
+    store.migrate()
+    new = [NewTicket(ticket_id="t", volume_id="v", box=Box((0, 0, 0), (1, 1, 1)))]
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    with pytest.raises(QueueError, match="version 9999, this program writes version"):
+        store.tickets.add(new)
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '{HEAD}'")
+    assert store.views.tickets() == []
+    assert store.tickets.add(new) == 1
+    store.close()
+
+
+def test_no_upgrade_comes_between_the_look_at_the_version_and_the_commit(database_url: str) -> None:
+    store, other = QueueStore(database_url), Database(database_url)
+    store.migrate()
+    ended: list[str] = []
+
+    def upgrade() -> None:
+        with other.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+            ended.append("upgrade")
+
+    with store.database.write() as connection:
+        beside = threading.Thread(target=upgrade)
+        beside.start()
+        beside.join(0.5)
+        connection.exec_driver_sql("SELECT 1")
+        ended.append("write")
+    beside.join(30)
+    assert ended == ["write", "upgrade"]
+    store.close()
+    other.engine.dispose()
 
 
 def _migrate(url: str, start: multiprocessing.synchronize.Event) -> None:

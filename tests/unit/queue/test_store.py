@@ -334,9 +334,19 @@ def test_open_queue_survives_a_moved_campaign(campaign: Campaign, tmp_path: Path
 # where a queue cannot live -------------------------------------------------------------------------------------------
 
 
-def test_a_queue_that_was_not_migrated_says_so(database_url: str) -> None:
-    with pytest.raises(QueueError, match="not set up"):
-        QueueStore(database_url).views.counts()
+def test_a_missing_or_empty_database_is_not_made_by_looking_at_it(database_url: str) -> None:
+    store = QueueStore(database_url)
+    with pytest.raises(StorageError, match=r"missing.*Restore it from a backup"):
+        store.views.counts()
+    with pytest.raises(StorageError, match=r"missing.*Restore it from a backup"):
+        store.tickets.add([ticket("a")])
+    if store.database.file is None:
+        return
+    assert not store.database.file.exists()
+    store.database.file.touch()
+    with pytest.raises(StorageError, match=r"missing.*Restore it from a backup"):
+        store.views.counts()
+    assert store.database.version() is None
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuchdb://x/y"])
