@@ -14,6 +14,7 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
+from rescueseg.queue.store import make_queue
 from tests.other_packages import install_toy_family
 from tests.postgres import throw_away_postgres
 
@@ -27,8 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def campaign(tmp_path: Path) -> Campaign:
-    """Return an empty campaign with one class."""
-    return Campaign.create(str(tmp_path / "campaign"), check_config({"name": "test", "classes": ["organelle"]}))
+    """Return an empty campaign with one class, as `rescueseg init` leaves it."""
+    made = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "test", "classes": ["organelle"]}))
+    make_queue(made)
+    return made
 
 
 @pytest.fixture(scope="session")

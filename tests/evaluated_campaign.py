@@ -16,6 +16,7 @@ from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import Box
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
+from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_image
@@ -48,6 +49,7 @@ def make_campaign(folder: Path, truth: bool = True) -> Campaign:
     """Return a campaign with one phantom volume and a frozen holdout."""
     folder.mkdir(exist_ok=True)
     campaign = Campaign.create(str(folder / "campaign"), check_config({"name": "phantom", "classes": ["organelle"]}))
+    make_queue(campaign)
     image, labels, _ = make_phantom(SHAPE, SPACING, 3)
     for name, array in (("image", image), ("truth", labels)):
         tifffile.imwrite(folder / f"{name}.tif", array)

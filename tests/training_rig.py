@@ -17,6 +17,7 @@ from rescueseg.config import check_config
 from rescueseg.geometry import Box
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.trainer import TrainingRequest
+from rescueseg.queue.store import make_queue
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.storage import digest_array, digest_json
 from rescueseg.volumes.volume_files import VolumeImport
@@ -69,6 +70,7 @@ def make_campaign(
         }
     )
     campaign = Campaign.create(str(root / "campaign"), config)
+    make_queue(campaign)
     for i, spacing in enumerate(spacings):
         shape = [max(8, round(n * a / b)) for n, a, b in zip(SHAPE, SPACING, spacing, strict=True)]
         image, truth = balls(shape, spacing, i, n_classes)

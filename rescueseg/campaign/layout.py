@@ -73,7 +73,9 @@ class Place:
 
 
 CAMPAIGN_FILE = Place("campaign.toml", "settings")
+IDENTITY = Place("identity.json", "id by which the queue's database knows it again (campaign/identity.py)")
 DATABASE = Place("campaign.db", "queue, when no other database is named")
+DATABASE_COPY = Place("campaign.db.{copy}", "the queue's database before an upgrade, by its version and the time")
 TRACKING_DATABASE = Place("mlflow.db", "MLflow's runs, when no other server is named")
 IMAGE = Place("volumes/{volume}.ome.zarr/", "image; labels/truth inside when ground truth came with it")
 VOLUME = Place("volumes/{volume}.json", "its record: the import's commit point")
@@ -112,7 +114,7 @@ SERVICES = Place("services/", "local servers: URLs, logs, databases (services/st
 
 PLACES = tuple(value for value in list(globals().values()) if isinstance(value, Place))
 """All of them."""
-PARTS = tuple(dict.fromkeys(p.top for p in PLACES if p is not CAMPAIGN_FILE))
+PARTS = tuple(dict.fromkeys(p.top for p in PLACES if p not in (CAMPAIGN_FILE, DATABASE_COPY)))
 """What a campaign may write beside its settings: a folder that holds any of it is no free place for a new one."""
 
 

@@ -14,6 +14,7 @@ from rescueseg.cli.queue import queue_app
 from rescueseg.cli.serve import serve, token_app
 from rescueseg.cli.train import train
 from rescueseg.cli.triage import triage
+from rescueseg.cli.upgrade import upgrade
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -41,6 +42,7 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (compare, "compare liver 2 3 --json differences.json; or the name of a training"),
     (generation.status, "status liver"),
     (generation.up, "up liver"),
+    (upgrade, "upgrade liver --dry-run"),
     (generation.demo, "demo --dataset cdeep3m_mito_train --data-dir /data/volumes --generations 3 --out demo"),
 )
 """Every command, in the order of a campaign, with the example that its ``--help`` ends with."""

@@ -44,6 +44,7 @@ def init(
 ) -> None:
     """Start a campaign and import its volumes as OME-Zarr."""
     from rescueseg.models.registry import complete_families
+    from rescueseg.queue.store import make_queue
     from rescueseg.volumes.batch_import import start_campaign
 
     given = settings_of(name or default_name(campaign), classes.split(","), settings)
@@ -55,6 +56,7 @@ def init(
         return
     with shown_progress(console) as progress:
         created = start_campaign(campaign, config, imports, say=say_line, progress=progress)
+    make_queue(created)
     console.print(f"Campaign '{created.config.name}' in {created.url}")
     console.print(f"Next: rescueseg sample {campaign}", style="dim")
 
@@ -96,7 +98,6 @@ def check(
     with ExitStack() as stack:
         if apply:  # no generation may train meanwhile on patches that are judged as untrained
             store = open_queue(opened)
-            store.migrate()
             stack.enter_context(campaign_lock(opened.config, store))
         with shown_progress(console) as progress:
             comparison.ensure_compared(opened.volumes, progress)

@@ -33,7 +33,7 @@ from sqlalchemy.pool import NullPool
 from rescueseg.errors import ConfigError, QueueError, StorageError, storage_errors
 from rescueseg.queue.tables import VERSION_TABLE
 
-HEAD = "0002"
+HEAD = "0003"
 """The schema version that this code reads and writes."""
 
 _BUSY_SECONDS = 60

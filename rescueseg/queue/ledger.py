@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psutil
 import sqlalchemy as sa
@@ -123,12 +123,7 @@ class Ledger:
             if holder is None:
                 raise QueueError("the lock was given up just now", where=name, todo="Run again")
             if holder["expires_at"] > now and not _is_dead(holder):
-                raise QueueError(
-                    f"'{holder['owner']}' (process {holder['pid']} on {holder['host']}) holds the lock since "
-                    f"{holder['acquired_at']:%Y-%m-%d %H:%M:%S} UTC",
-                    where=name,
-                    todo="Wait until it has finished",
-                )
+                raise QueueError(_held_by(holder), where=name, todo="Wait until it has finished")
             connection.execute(sa.update(locks).where(locks.c.name == name).values(**values))
 
     def _renew_lock(self, lock: Lock, token: str, ttl_seconds: float, stop: threading.Event) -> None:
@@ -244,6 +239,19 @@ class Ledger:
         query = sa.select(generations).order_by(generations.c.generation.desc()).limit(1)
         row = connection.execute(query).mappings().first()
         return GenerationRow(**row) if row else None
+
+
+def running_locks(connection: Connection, now: datetime) -> list[str]:
+    """Return a sentence for each lock that a living process holds."""
+    holders = connection.execute(sa.select(locks).where(locks.c.expires_at > now)).mappings()
+    return [_held_by(holder) for holder in holders if not _is_dead(holder)]
+
+
+def _held_by(holder: RowMapping) -> str:
+    return (
+        f"'{holder['owner']}' (process {holder['pid']} on {holder['host']}) holds the lock since "
+        f"{holder['acquired_at']:%Y-%m-%d %H:%M:%S} UTC"
+    )
 
 
 def _is_dead(holder: RowMapping) -> bool:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.identity import IDENTITY, Identity
+from rescueseg.campaign.layout import ANNOTATION, GENERATION, HOLDOUT
 from rescueseg.errors import QueueError
-from rescueseg.queue.database import Database
+from rescueseg.queue.database import HEAD, Database, damage
 from rescueseg.queue.execute import Clock
 from rescueseg.queue.leases import Leases
 from rescueseg.queue.ledger import Ledger
+from rescueseg.queue.owner import check_name, check_owner, claim, is_here, lies_inside
 from rescueseg.queue.reviews import Reviews
-from rescueseg.queue.tables import owner
 from rescueseg.queue.tickets import Tickets
 from rescueseg.queue.views import QueueViews
-
-if TYPE_CHECKING:
-    from rescueseg.campaign import Campaign
 
 
 def utc_now() -> datetime:
@@ -27,19 +27,85 @@ def utc_now() -> datetime:
 
 
 def open_queue(campaign: Campaign) -> QueueStore:
-    """Open a campaign's queue, its database made or brought up to date.
+    """Open a campaign's queue; that of a new campaign is made.
 
     Raises
     ------
     QueueError
-        If the database belongs to another campaign, or lies on a network file system.
+        If the database belongs to another campaign, another version of rescueseg made it, or it lies on a network file
+        system.
     StorageError
-        If the database cannot be reached.
+        If the database is lost, damaged or cannot be reached.
+    """
+    if is_new(campaign):
+        make_queue(campaign)
+    store = QueueStore(campaign.database_url)
+    require_this_version(store.database, campaign)
+    check_owner(store.database, campaign)
+    return store
+
+
+def is_new(campaign: Campaign) -> bool:
+    """Tell whether a campaign's queue was never made, so that an empty one loses nothing."""
+    places = (HOLDOUT.path(), ANNOTATION.top, GENERATION.top)
+    return not campaign.records.has(IDENTITY) and not any(map(campaign.storage.exists, places))
+
+
+def make_queue(campaign: Campaign) -> None:
+    """Make the queue of a new campaign, and give the campaign its id; what another process has made stays.
+
+    Raises
+    ------
+    QueueError, StorageError
+        As `open_queue`.
     """
     store = QueueStore(campaign.database_url)
-    store.migrate()
-    store.belong_to(campaign.config.name)
-    return store
+    database = store.database
+    if database.version() is None:
+        database.migrate()
+    require_this_version(database, campaign)
+    claimed = claim(database, campaign, uuid.uuid4().hex)
+    check_name(database, campaign, claimed.campaign)
+    own = lies_inside(database, campaign.storage) or is_here(campaign.storage, claimed.place)
+    if not own or campaign.records.has(IDENTITY):
+        return
+    if any(store.views.counts().values()):
+        raise QueueError(
+            f"the database holds the queue of another campaign of the name '{claimed.campaign}', which lay here before",
+            where=database.where,
+            todo="Restore that campaign, or name another database (or PostgreSQL schema): database_url in campaign.toml",
+        )
+    campaign.records.write(IDENTITY, Identity(campaign_id=claimed.campaign_id))
+
+
+def require_this_version(database: Database, campaign: Campaign) -> None:
+    """Refuse a database that holds no queue, or one of another version.
+
+    Raises
+    ------
+    StorageError
+        If there is no database, or no queue in it.
+    QueueError
+        If another version of rescueseg made it.
+    """
+    version = database.version()
+    if version is None:
+        raise damage(
+            database.where,
+            "the database of the queue is missing or empty, and with it who annotated what, every ticket, lease and review",
+        )
+    if version > HEAD:
+        raise QueueError(
+            f"a later version of rescueseg made the queue: its version is {version}, this one reads up to {HEAD}",
+            where=database.where,
+            todo="Update rescueseg; nothing was changed",
+        )
+    if version < HEAD:
+        raise QueueError(
+            f"an earlier version of rescueseg made the queue: its version is {version}, this one reads {HEAD}",
+            where=database.where,
+            todo=f"Run 'rescueseg upgrade {campaign.url}', which copies it first; nothing was changed",
+        )
 
 
 class QueueStore:
@@ -74,34 +140,9 @@ class QueueStore:
         """Locks and generations."""
 
     def migrate(self) -> None:
-        """Make the tables or bring them up to date; several processes may do so at once."""
+        """Make the database, or bring its tables up to date; several processes may do so at once."""
         self.database.migrate()
 
     def close(self) -> None:
         """Close the database connections; the store can be used again."""
         self.database.engine.dispose()
-
-    def belong_to(self, campaign: str) -> None:
-        """Write down whose queue this is, once.
-
-        Raises
-        ------
-        QueueError
-            If it is another campaign's.
-        """
-        with self.database.read() as connection:
-            name = connection.execute(sa.select(owner.c.campaign)).scalar()
-        if name is None:
-            with self.database.write() as connection:
-                if not self.database.is_sqlite:
-                    connection.execute(sa.text("LOCK TABLE owner IN EXCLUSIVE MODE"))
-                name = connection.execute(sa.select(owner.c.campaign)).scalar()
-                if name is None:
-                    connection.execute(sa.insert(owner).values(number=1, campaign=campaign))
-                    return
-        if name != campaign:
-            raise QueueError(
-                f"the database holds the queue of campaign '{name}', not of '{campaign}'",
-                where=self.database.where,
-                todo="Give each campaign a database (or PostgreSQL schema) of its own: database_url in campaign.toml",
-            )

@@ -70,8 +70,12 @@ owner = Table(
     metadata,
     _column("number", Integer, primary_key=True, autoincrement=False),
     _column("campaign", String(64)),
+    _column("campaign_id", String(32), server_default=text("''")),
+    _column("host", String(255), server_default=text("''")),
+    _column("url", Text, server_default=text("''")),
+    _column("folder", String(32), server_default=text("''")),
 )
-"""One row: the campaign whose queue this is."""
+"""One row: the campaign whose queue this is, and where it lies; see `rescueseg.queue.owner`."""
 
 tickets = Table(
     "tickets",

@@ -85,7 +85,6 @@ def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
             ),
         )
         store = open_queue(campaign)
-        store.migrate()
         prepare(campaign, store)
         SimulatedAnnotator(campaign, store).drain()
         triage_campaign(campaign, store, mask="annotations")

@@ -90,7 +90,6 @@ def triaged(image: np.ndarray, truth: np.ndarray, kind: Any, spacing: tuple[floa
         config = settings_of("t", ["structure"], [f"seed={seed}"])
         campaign: Campaign = start_campaign(str(folder / "campaign"), config, [volume], say=lambda line: None)
         store = open_queue(campaign)
-        store.migrate()
         return triage_campaign(campaign, store, mask="truth")
     finally:
         shutil.rmtree(folder)

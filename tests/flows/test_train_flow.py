@@ -24,7 +24,6 @@ def test_the_loss_is_seen_in_mlflow_and_the_model_lies_in_the_campaign(tmp_path:
     campaign = make_campaign(tmp_path, trainer="nnunet", iterations=6, checkpoint_every=3)
     campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
     store = open_queue(campaign)
-    store.migrate()
     with Servers(tmp_path / "services", f"sqlite:///{tmp_path}/mlflow.db") as servers:
         command = flow_command("train", {"campaign_url": campaign.url, "generation": 0})
         done = subprocess.run(command, env=servers.environment, capture_output=True, text=True, timeout=400)

@@ -410,6 +410,14 @@ def unpack(folder: Path, name: str) -> Campaign:
     return Campaign.open(str(folder / name))
 
 
+def upgraded(folder: Path, name: str) -> Campaign:
+    """Unpack one of the stored campaigns and bring it to this version, as a person has to first."""
+    campaign = unpack(folder, name)
+    told = CliRunner().invoke(app, ["upgrade", campaign.url])
+    assert told.exit_code == 0, told.output
+    return campaign
+
+
 def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Return when each file below a folder was written, and what it holds."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
@@ -437,17 +445,17 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Campaign]:
     """Both campaigns, for tests that only read."""
     folder = tmp_path_factory.mktemp("older")
-    return {name: unpack(folder, name) for name in NAMES}
+    return {name: upgraded(folder, name) for name in NAMES}
 
 
 @pytest.fixture
 def phantom(tmp_path: Path) -> Campaign:
-    return unpack(tmp_path, "phantom")
+    return upgraded(tmp_path, "phantom")
 
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Campaign:
-    return unpack(tmp_path, "objects")
+    return upgraded(tmp_path, "objects")
 
 
 @pytest.fixture
@@ -500,12 +508,41 @@ def test_the_status_is_shown(untouched: dict[str, Campaign], name: str) -> None:
     assert f"champion is generation {EXPECTED[name]['judged']['champion']}" in shown.output
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_changed_before_a_person_upgrades_it(tmp_path: Path, name: str) -> None:
+    campaign = unpack(tmp_path, name)
+    before = contents(tmp_path)
+    for command in (["status"], ["queue", "status"], ["upgrade", "--dry-run"]):
+        told = CliRunner().invoke(app, [*command, campaign.url])
+        said = "Would copy the database" if command[0] == "upgrade" else f"rescueseg upgrade {campaign.url}"
+        assert said in told.output
+        assert told.exit_code == (command[0] != "upgrade")
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return what each file below a folder holds, but for the log that SQLite keeps beside an open database."""
+    return {
+        path: content for path, (_, content) in files_of(folder).items() if path.suffix not in (".db-wal", ".db-shm")
+    }
+
+
+def test_the_copy_made_before_the_upgrade_is_the_older_database(tmp_path: Path) -> None:
+    campaign = unpack(tmp_path, "phantom")
+    with closing(sqlite3.connect(Path(campaign.url) / "campaign.db")) as connection:
+        before = list(connection.iterdump())
+    assert CliRunner().invoke(app, ["upgrade", campaign.url]).exit_code == 0
+    [copy] = Path(campaign.url).glob("campaign.db.0002-*")
+    with closing(sqlite3.connect(copy)) as connection:
+        assert list(connection.iterdump()) == before
+
+
 # what was finished stays ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inferring_again_computes_nothing(tmp_path: Path, name: str) -> None:
-    campaign = unpack(tmp_path, name)
+    campaign = upgraded(tmp_path, name)
     [expected] = stored(campaign, 0, "inference")
     model, before, seen = campaign.generation(0).model(), files_of(maps_folder(campaign, 0)), []
     assert model is not None

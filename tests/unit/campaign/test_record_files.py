@@ -34,7 +34,6 @@ from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.stored_scores import SCORES
 from rescueseg.evaluation.training_scores import TRAINING_EVALUATION
-from rescueseg.queue.store import open_queue
 from rescueseg.records import MapReference, ModelReference
 from rescueseg.reports.generation_table import REPORT
 from rescueseg.triage.records import TRIAGE
@@ -96,7 +95,6 @@ def test_so_is_one_of_a_training_outside_the_loop(campaign: Campaign) -> None:
 
 
 def test_the_command_line_says_it_in_one_line(campaign: Campaign) -> None:
-    open_queue(campaign).migrate()
     put(campaign, TICKETS, '{"tickets": [], "stop": ""}')
     path = put(campaign, EVALUATION, '{"champion": "none"}')
     shown = CliRunner().invoke(app, ["status", campaign.url])

@@ -21,7 +21,7 @@ from rescueseg.geometry import Box
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
-from rescueseg.queue.store import open_queue
+from rescueseg.queue.store import make_queue, open_queue
 from rescueseg.queue.submission import Work
 from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.storage import digest_array
@@ -185,6 +185,7 @@ def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     from tests.evaluated_campaign import holdout_boxes
 
     campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "easy", "classes": ["a"]}))
+    make_queue(campaign)
     truth = phantom_truth()
     tifffile.imwrite(tmp_path / "image.tif", np.where(truth > 0, 10, 200).astype(np.uint8))
     tifffile.imwrite(tmp_path / "truth.tif", truth)
@@ -210,8 +211,8 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "image.tif", (numbered > 0) * np.uint16(500))
     import_volume(campaign, VolumeImport(str(tmp_path / "image.tif"), volume_id="phantom", spacing=SPACING))
     box = HoldoutBox(volume_id="phantom", box=Box((0, 30, 0), (8, 24, 24)), part="test", stratum="grid")
-    campaign.freeze_holdout(Holdout(boxes=(box,), guard_zyx=(2, 4, 4)))
     store = open_queue(campaign)
+    campaign.freeze_holdout(Holdout(boxes=(box,), guard_zyx=(2, 4, 4)))
     store.tickets.add([NewTicket(ticket_id="h", volume_id="phantom", box=box.box, purpose="test")])
     lease = store.leases.claim("ann", 60)
     assert lease is not None
@@ -236,6 +237,7 @@ def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None
     numbered[1:7, 31:52, 1:10], numbered[1:7, 31:52, 10:20] = 4, 9
     numbered[13:19, 31:50, 2:20] = 2
     campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "objects", "classes": ["nucleus"]}))
+    make_queue(campaign)
     for name, array in (("image", (numbered > 0) * np.uint16(500)), ("truth", numbered)):
         tifffile.imwrite(tmp_path / f"{name}.tif", array)
     image, truth = str(tmp_path / "image.tif"), str(tmp_path / "truth.tif")

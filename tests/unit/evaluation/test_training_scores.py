@@ -38,7 +38,6 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     made = make_campaign(tmp_path_factory.mktemp("outside"), iterations=12)
     made.freeze_holdout(Holdout(boxes=HELD, guard_zyx=(1, 4, 4)))
     made.generation(0).write(SNAPSHOT, make_snapshot(made, BOXES))
-    open_queue(made).migrate()
     return made
 
 

@@ -25,7 +25,7 @@ from rescueseg.napari_plugin.drafts import Drafts
 from rescueseg.napari_plugin.review import Review, choose_pair, disagreement
 from rescueseg.napari_plugin.session import IDLE_AFTER, ActiveClock, Session, top_spots
 from rescueseg.queue.records import NewTicket
-from rescueseg.queue.store import QueueStore
+from rescueseg.queue.store import QueueStore, make_queue
 from rescueseg.records import LabelReference
 
 BOX = Box((2, 3, 4), (3, 4, 5))
@@ -43,8 +43,8 @@ class Hands:
         volumes.import_volume(
             self.campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=(0.4, 0.2, 0.1))
         )
+        make_queue(self.campaign)
         self.store = QueueStore(self.campaign.database_url, clock=self.now)
-        self.store.migrate()
         boxes = {"a": BOX, "b": Box((5, 0, 0), (2, 3, 4))}
         self.store.tickets.add(
             [NewTicket(ticket_id=name, volume_id="v", box=box, score=-ord(name)) for name, box in boxes.items()]

@@ -317,13 +317,6 @@ def test_readers_do_not_wait_for_a_writer(store: QueueStore) -> None:
     assert store.views.tickets()[0].priority == 3
 
 
-def test_a_queue_belongs_to_one_campaign(store: QueueStore) -> None:
-    store.belong_to("mito")
-    store.belong_to("mito")
-    with pytest.raises(QueueError, match="queue of campaign 'mito'"):
-        store.belong_to("nuclei")
-
-
 def test_open_queue_survives_a_moved_campaign(campaign: Campaign, tmp_path: Path) -> None:
     open_queue(campaign).tickets.add([ticket("a")])
     moved = tmp_path / "moved by 20%20 + ü # ?x=y"

@@ -42,9 +42,7 @@ def campaign(tmp_path: Path) -> Campaign:
 
 @pytest.fixture
 def store(campaign: Campaign) -> QueueStore:
-    opened = open_queue(campaign)
-    opened.migrate()
-    return opened
+    return open_queue(campaign)
 
 
 def test_it_trains_beside_the_generations_and_is_not_repeated(campaign: Campaign, store: QueueStore) -> None:

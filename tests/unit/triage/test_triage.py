@@ -72,7 +72,6 @@ def make(folder: Path, image: np.ndarray, truth: np.ndarray, kind: Any = "instan
 
 def run(campaign: Campaign, **options: Any) -> Triage:
     store = open_queue(campaign)
-    store.migrate()
     return triage_campaign(campaign, store, **options)
 
 
