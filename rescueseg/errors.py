@@ -24,7 +24,7 @@
     ├── TrainingError
     ├── InferenceError
     ├── EvaluationError
-    ├── StorageError           disk full, no permission, lost connection
+    ├── StorageError           disk full, no permission, lost connection, a file that is damaged or lost
     └── ServiceError           a server that did not start or did not answer
 """
 
@@ -165,11 +165,29 @@ class EvaluationError(RescuesegError):
 
 
 class StorageError(RescuesegError):
-    """The storage refused: full, read-only or out of reach."""
+    """The storage refused: full, read-only, out of reach; or what it holds is not what was stored."""
 
 
 class ServiceError(RescuesegError):
     """A server did not start or did not answer."""
+
+
+def damaged(path: str, what: str) -> StorageError:
+    """Return the error for a file that does not hold what was stored in it.
+
+    Parameters
+    ----------
+    path : str
+        The whole path of the file.
+    what : str
+        What is wrong with it.
+
+    Examples
+    --------
+    >>> print(damaged("liver/volumes/v.json", "its checksum does not fit"))
+    liver/volumes/v.json: the file is damaged: its checksum does not fit. Restore it from a backup
+    """
+    return StorageError(f"the file is damaged: {what}", where=path, todo="Restore it from a backup")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Small files and Zarr stores below one URL: atomic writes, no path that leaves the root."""
+"""Small files and Zarr stores below one URL: atomic writes, checked reads, no path that leaves the root."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import shutil
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -19,10 +18,14 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.errors import CampaignError, StorageError, storage_errors
+from rescueseg.errors import CampaignError, StorageError, damaged, storage_errors
 
-FORMAT = 1
+FORMAT = 2
 """Of the records that this version writes; raised when an earlier version would misread one."""
+_KEYS = {1: {"format", "record"}, FORMAT: {"format", "record", "sha256"}}
+"""What stands around a record, by format."""
+_ARRAY = "array.npy"
+"""Name of the one array in an npz file."""
 
 
 def canonical_json(data: Any) -> str:
@@ -108,7 +111,72 @@ def check_format(version: Any, newest: int, where: str) -> None:
         )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def record_bytes(record: Any) -> bytes:
+    """Return what the file of a record holds: its format, the record, and the sha256 of the record.
+
+    Parameters
+    ----------
+    record : JSON value
+        Also with tuples, or with numbers as keys: they are read back as lists and as texts.
+
+    Examples
+    --------
+    >>> print(record_bytes({"z": 4}).decode().strip())
+    {
+     "format": 2,
+     "record": {
+      "z": 4
+     },
+     "sha256": "2cb4c442ff7a0c4a8785959b9b9b4cbad72240bc2648c27514b0db900513eaf4"
+    }
+    """
+    as_read = json.loads(json.dumps(record, allow_nan=False))
+    document = {"format": FORMAT, "record": as_read, "sha256": digest_json(as_read)}
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def parse_record(data: bytes, where: str) -> Any:
+    """Return the record in a file that `record_bytes` made, or an earlier version.
+
+    Format 1 has no checksum; before it, the file held the bare record.
+
+    Parameters
+    ----------
+    data : bytes
+        All of the file.
+    where : str
+        Its path, for the error message.
+
+    Raises
+    ------
+    StorageError
+        If it is damaged, or of a later format than this version reads.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, f"{error}" if data else "it is empty") from error
+    if not isinstance(document, dict) or not ("record" in document or len(_KEYS[FORMAT] & document.keys()) > 1):
+        return document
+    version = document.get("format")
+    if isinstance(version, int):
+        check_format(version, FORMAT, where)
+    if not isinstance(version, int) or document.keys() != _KEYS.get(version):
+        raise damaged(where, "what stands around its record is not what was written")
+    if version > 1 and document["sha256"] != _digest_or_none(document["record"]):
+        raise damaged(where, "its checksum does not fit what it holds")
+    return document["record"]
+
+
+def _digest_or_none(record: Any) -> str | None:
+    """Return the digest of a record, None of one with a number that JSON does not know, which is never written."""
+    try:
+        return digest_json(record)
+    except ValueError:
+        return None
+
+
+def write_atomically(path: Path, data: bytes, *, read_only: bool = False) -> None:
     """Write a local file so that a reader, or a rerun after a kill, finds the old or the new one, never a part.
 
     Parameters
@@ -117,6 +185,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         The file; its folder is made when missing.
     data : bytes
         All of it.
+    read_only : bool
+        Whether nobody may write into the file from then on; it can still be replaced or removed.
 
     Raises
     ------
@@ -124,12 +194,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         If the disk is full or not writable; the old file is untouched.
     """
     with storage_errors(str(path)):
+        new_folders = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as part, part.open("wb") as file:
             file.write(data)
             file.flush()
+            if read_only:
+                os.fchmod(file.fileno(), 0o444)
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        for folder in dict.fromkeys((path.parent, *(new.parent for new in new_folders))):
+            _sync_folder(folder)
 
 
 @contextmanager
@@ -229,8 +303,8 @@ class Storage:
             str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(self.path(relative), detail=False)
         )
 
-    def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write a file so that a reader sees the old or the new one, never a part.
+    def write_bytes(self, relative: str, data: bytes, *, read_only: bool = False) -> None:
+        """Write a file so that a reader sees the old or the new one, never a part; `read_only` is for local ones.
 
         Raises
         ------
@@ -239,7 +313,7 @@ class Storage:
         """
         path = self.path(relative)
         if self.is_local:
-            write_atomically(Path(path), data)
+            write_atomically(Path(path), data, read_only=read_only)
             return
         with storage_errors(path):
             self.fs.pipe_file(path, data)
@@ -252,60 +326,61 @@ class Storage:
         StorageError
             If it is not there.
         """
+        path = self.path(relative)
         try:
-            return bytes(self.fs.cat_file(self.path(relative)))
+            return bytes(self.fs.cat_file(path))
         except FileNotFoundError as error:
             raise StorageError(
-                "the file is missing", where=self.path(relative), todo="Restore it or run the step that writes it"
+                "the file is missing", where=path, todo="Restore it or run the step that writes it"
+            ) from error
+        except IsADirectoryError as error:
+            raise damaged(path, "a folder stands in its place") from error
+        except OSError as error:
+            raise StorageError(
+                f"the file cannot be read: {error.strerror or error}",
+                where=path,
+                todo="Check its owner and the disk, then run again",
             ) from error
 
     def write_json(self, relative: str, record: Any) -> None:
-        """Write a record atomically, as ``{"format": FORMAT, "record": …}``."""
-        document = {"format": FORMAT, "record": record}
-        self.write_bytes(relative, (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        """Write a record atomically, with its format and its checksum; see `record_bytes`."""
+        self.write_bytes(relative, record_bytes(record))
 
     def read_json(self, relative: str) -> Any:
-        """Return the record that `write_json` wrote, or that a version wrote which did not yet note its format.
+        """Return the record that `write_json` wrote, or an earlier version.
 
         Raises
         ------
         StorageError
             If it is missing, damaged, or of a later format than this version reads.
         """
-        try:
-            document = json.loads(self.read_bytes(relative))
-        except ValueError as error:
-            raise StorageError(
-                f"the file is damaged: {error}", where=self.path(relative), todo="Restore it from a backup"
-            ) from error
-        if not isinstance(document, dict) or document.keys() != {"format", "record"}:
-            return document
-        check_format(document["format"], FORMAT, self.path(relative))
-        return document["record"]
+        return parse_record(self.read_bytes(relative), self.path(relative))
 
-    def write_array(self, relative: str, array: npt.NDArray[Any]) -> None:
-        """Write one array as compressed npz, atomically."""
+    def write_array(self, relative: str, array: npt.NDArray[Any], *, read_only: bool = False) -> None:
+        """Write one array as compressed npz, atomically; `read_only` as in `write_atomically`."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, array=array)
-        self.write_bytes(relative, buffer.getvalue())
+        self.write_bytes(relative, buffer.getvalue(), read_only=read_only)
 
     def read_array(self, relative: str) -> npt.NDArray[Any]:
-        """Read what `write_array` wrote; nothing is unpickled.
+        """Read what `write_array` wrote, and check it by the CRC in the file; nothing is unpickled.
 
         Raises
         ------
         StorageError
             If it is missing or damaged.
         """
-        content = io.BytesIO(self.read_bytes(relative))
+        content = self.read_bytes(relative)
         try:
-            with np.load(content, allow_pickle=False) as archive:
-                array: npt.NDArray[Any] = archive["array"]
-                return array
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise StorageError(
-                f"the array is damaged: {error}", where=self.path(relative), todo="Restore it from a backup"
-            ) from error
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                member = io.BytesIO(archive.read(_ARRAY))  # to its end, where the CRC is compared
+            array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # the readers of damaged files raise nearly anything
+            what = str(error) or type(error).__name__
+            raise damaged(self.path(relative), what if content else "it is empty") from error
+        return array
 
     def remove(self, relative: str) -> None:
         """Remove a file or folder, if there."""

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar, cast
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from rescueseg.errors import StorageError
+from rescueseg.errors import StorageError, damaged
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ class RecordFile(Generic[T]):
     >>> steps.parse([10, "many"], "trainings/unet/progress.json")
     Traceback (most recent call last):
     ...
-    rescueseg.errors.StorageError: trainings/unet/progress.json: the file does not hold what it should: at 1, input \
-should be a valid integer, unable to parse string as an integer. Restore it from a backup
+    rescueseg.errors.StorageError: trainings/unet/progress.json: the file is damaged: it does not hold what it should: \
+at 1, input should be a valid integer, unable to parse string as an integer. Restore it from a backup
     """
 
     def __init__(self, name: str, kind: type[T]) -> None:
@@ -76,11 +76,8 @@ should be a valid integer, unable to parse string as an integer. Restore it from
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
             message = first["msg"][:1].lower() + first["msg"][1:]
-            raise StorageError(
-                f"the file does not hold what it should: {f'at {place}, ' * bool(place)}{message}",
-                where=where,
-                todo="Restore it from a backup",
-            ) from error
+            what = f"it does not hold what it should: {f'at {place}, ' * bool(place)}{message}"
+            raise damaged(where, what) from error
 
     def to_json(self, value: T) -> JsonValue:
         """Return what is written for a value."""

@@ -88,7 +88,9 @@ def test_so_is_one_at_the_root(campaign: Campaign, file: RecordFile[Any]) -> Non
 def test_so_is_one_of_a_training_outside_the_loop(campaign: Campaign) -> None:
     put(campaign, TRAINING, "{}", "trainings/unet")
     put(campaign, TRAINING_EVALUATION, "[]", "trainings/unet")
-    with pytest.raises(StorageError, match=r"training\.json: the file does not hold what it should: at model"):
+    with pytest.raises(
+        StorageError, match=r"training\.json: the file is damaged: it does not hold what it should: at model"
+    ):
         campaign.training("unet").read(RESULT)
     with pytest.raises(StorageError, match=r"evaluation\.json"):
         campaign.training("unet").read(TRAINING_EVALUATION)
@@ -99,7 +101,7 @@ def test_the_command_line_says_it_in_one_line(campaign: Campaign) -> None:
     path = put(campaign, EVALUATION, '{"champion": "none"}')
     shown = CliRunner().invoke(app, ["status", campaign.url])
     assert shown.exit_code == 1
-    assert "the file does not hold what it should" in shown.stderr
+    assert "it does not hold what it should" in shown.stderr
     assert Path(path).name in shown.stderr
     assert "Traceback" not in shown.stderr
 
