@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.annotation.label_checks import check_labels, check_patch
+from rescueseg.campaign.label_arrays import read_classes, read_label_array, read_objects, write_label_array
 from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.config import CampaignConfig
 from rescueseg.geometry import Patch
@@ -51,11 +52,11 @@ def starting_labels(storage: Storage, lease: Lease, n_classes: int) -> npt.NDArr
     LabelError
         If the stored mask does not fit the patch.
     StorageError
-        If it is missing.
+        If it is missing, damaged, or, of rejected labels, another one than was handed in.
     """
     if lease.start is None:
         return np.zeros(lease.ticket.box.shape_zyx, np.uint8)
-    array = storage.read_array(lease.start)
+    array = read_label_array(storage, lease.previous) if lease.previous else storage.read_array(lease.start)
     return check_labels(array, lease.ticket.box, n_classes, where=lease.start)
 
 
@@ -69,7 +70,7 @@ def starting_patch(storage: Storage, lease: Lease, config: CampaignConfig) -> Pa
         return PatchLabels(classes)
     if lease.previous_instances is None:
         return PatchLabels.of_components(classes)
-    ids = storage.read_array(lease.previous_instances.path)
+    ids = read_label_array(storage, lease.previous_instances)
     return check_patch(PatchLabels(classes, ids), lease.ticket.box, config, where=lease.previous_instances.path)
 
 
@@ -79,14 +80,13 @@ def read_version(storage: Storage, record: AnnotationRecord | AcceptedAnnotation
     Raises
     ------
     StorageError
-        If they are missing.
+        If they are missing, damaged, or others than were handed in.
     """
-    classes = storage.read_array(record.labels)
-    return PatchLabels(classes, storage.read_array(record.instances) if record.instances else None)
+    return PatchLabels(read_classes(storage, record), read_objects(storage, record))
 
 
 def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels, voxels_corrected: int) -> StoredLabels:
-    """Store labels under their digests, classes and objects in files of their own; an existing file stays.
+    """Store labels under their digests, classes and objects in files of their own; a damaged file of that name is mended.
 
     Parameters
     ----------
@@ -103,8 +103,7 @@ def store_labels(storage: Storage, ticket_id: str, labels: PatchLabels, voxels_c
     def store(array: npt.NDArray[Any]) -> LabelReference:
         digest = digest_array(array)
         reference = LabelReference(path=ANNOTATION.path(ticket=ticket_id, digest=digest), digest=digest)
-        if not storage.exists(reference.path):
-            storage.write_array(reference.path, array)
+        write_label_array(storage, reference, array)
         return reference
 
     instances = None if labels.instances is None else store(labels.instances)

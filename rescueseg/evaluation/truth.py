@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.errors import EvaluationError
 from rescueseg.geometry import Box
 from rescueseg.labels import IGNORE
@@ -61,6 +62,8 @@ class HoldoutTruth:
         ------
         EvaluationError
             If they have another shape, or classes that the campaign does not have.
+        StorageError
+            If accepted labels are missing, damaged, or others than were handed in.
         """
         if box not in self._labels:
             self._labels[box] = _check_labels(self._read(box), box, self._n_classes)
@@ -72,7 +75,7 @@ class HoldoutTruth:
         accepted = self._annotated[box.volume_id, box.box]
         if accepted is None:
             return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
-        return self._folder.storage.read_array(accepted.labels)
+        return read_classes(self._folder.storage, accepted)
 
     def _has_truth(self, box: HoldoutBox) -> bool:
         """Tell whether the truth came with the volume."""
@@ -84,9 +87,7 @@ class HoldoutTruth:
         if truth == "instance":
             return np.asarray(open_truth(self._folder, box.volume_id, instances=True)[box.box.slices])
         accepted = self._annotated.get((box.volume_id, box.box)) if truth is None else None
-        if accepted is None or accepted.instances is None:
-            return None
-        return self._folder.storage.read_array(accepted.instances)
+        return None if accepted is None else read_objects(self._folder.storage, accepted)
 
     def digest(self, box: HoldoutBox) -> str:
         """Return the digest of a box's truth: of its labels, and of the objects where people numbered them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rescueseg.campaign import VolumeFolder
+from rescueseg.campaign.label_arrays import read_classes
 from rescueseg.campaign.snapshot import guard
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import TrainingError
@@ -296,7 +297,7 @@ def check_gpus(gpus: int, device: str, available: int, batch_size: int | None) -
 
 
 def _has_partial_labels(storage: Storage, snapshot: Snapshot) -> bool:
-    return any((storage.read_array(item.labels) == IGNORE).any() for item in snapshot.items)
+    return any((read_classes(storage, item) == IGNORE).any() for item in snapshot.items)
 
 
 def unlabelled_warnings(names: Sequence[str], classes: Iterable[int]) -> list[str]:

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescueseg.campaign import VolumeFolder
+from rescueseg.campaign.label_arrays import read_classes
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
 from rescueseg.models.resample import resample
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot, SnapshotItem
-from rescueseg.storage import digest_array
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise, read_box
 
@@ -68,17 +68,19 @@ def load_item(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing
 
     Raises
     ------
+    StorageError
+        If the label array is missing, damaged, or not the one that the snapshot names.
     TrainingError
-        If the label array is not the one the snapshot names, or does not fit its patch.
+        If it does not fit its patch.
     """
     record = volumes.record(item.volume_id)
     context = item.read_box
-    labels = volumes.storage.read_array(item.labels)
-    if labels.shape != item.box.shape_zyx or digest_array(labels) != item.labels_digest:
+    labels = read_classes(volumes.storage, item)
+    if labels.shape != item.box.shape_zyx:
         raise TrainingError(
-            "the label array is not the one that was accepted",
+            f"the label array has shape {labels.shape}, its patch {item.box.shape_zyx}",
             where=item.labels,
-            todo="Restore the campaign's annotations folder from a backup",
+            todo="Restore the snapshot from a backup",
         )
     image = normalise(read_box(open_image(volumes, item.volume_id), context), record.normalisation)
     context_labels = np.full(context.shape_zyx, IGNORE, dtype=np.uint8)
@@ -116,7 +118,9 @@ class TrainingSet:
     Raises
     ------
     TrainingError
-        If not one voxel is labelled, or a label array is damaged.
+        If not one voxel is labelled.
+    StorageError
+        If a label array is damaged.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.label_arrays import read_classes
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch, Spacing, isotropic_shape, zyx
@@ -74,7 +75,7 @@ def _from_annotations(campaign: Campaign, store: QueueStore, channel: int) -> li
         :_MOST_PATCHES
     ]
     for annotation in accepted:
-        labels = campaign.storage.read_array(annotation.labels)
+        labels = read_classes(campaign.storage, annotation)
         spacing = usable[annotation.volume_id].spacing_um_zyx
         box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
         labels = labels[box.relative_to(annotation.box).slices]

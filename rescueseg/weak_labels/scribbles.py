@@ -8,6 +8,7 @@ import numpy as np
 
 from rescueseg.annotation.label_checks import check_labels
 from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.label_arrays import read_classes
 from rescueseg.campaign.snapshot import clear_box
 from rescueseg.errors import LabelError, WeakLabelError
 from rescueseg.geometry import Box, partition
@@ -38,12 +39,15 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation, places: Shar
     ------
     LeakError
         If it lies in a holdout box.
+    StorageError
+        If its labels are missing, damaged, or others than were accepted.
     """
     volume, holdout = campaign.volumes.record(accepted.volume_id), campaign.holdout()
     holdout_boxes = holdout.of(accepted.volume_id, places) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
-    array = campaign.storage.read_array(accepted.labels)
-    labels = check_labels(array, accepted.box, campaign.config.n_classes, where=accepted.labels)
+    labels = check_labels(
+        read_classes(campaign.storage, accepted), accepted.box, campaign.config.n_classes, where=accepted.labels
+    )
     return _patch(campaign.volumes, volume, accepted.ticket_id, accepted.box, labels)
 
 

@@ -46,7 +46,9 @@ def write_dataset(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spa
     Raises
     ------
     TrainingError
-        If not one voxel is labelled, or a label array is damaged.
+        If not one voxel is labelled.
+    StorageError
+        If a label array is damaged.
     """
     ignore = snapshot.n_classes + 1
     for part in ("imagesTr", "labelsTr"):

@@ -74,12 +74,12 @@ class NnUNetTrainer:
         Raises
         ------
         TrainingError
-            If no voxel is labelled, a label array is damaged, the loss is no longer a number, there is no model to
-            start from, or nnU-Net fails; its log lies in the work folder.
+            If no voxel is labelled, the loss is no longer a number, there is no model to start from, or nnU-Net fails;
+            its log lies in the work folder.
         LeakError
             If the snapshot reads from a holdout box.
         StorageError
-            If the disk is full; the last checkpoint stays.
+            If a label array is damaged, or the disk is full; the last checkpoint stays.
         """
         check_request(self, request)
         _check_gpus(request)

@@ -74,10 +74,10 @@ class MonaiUNetTrainer:
         Raises
         ------
         TrainingError
-            If no voxel is labelled, a label array is damaged, the loss is no longer a number, or the model to start
-            from is missing or damaged; one of another plan is a warning, and the training starts from scratch.
+            If no voxel is labelled, the loss is no longer a number, or the model to start from is missing or damaged;
+            one of another plan is a warning, and the training starts from scratch.
         StorageError
-            If the disk is full; the last checkpoint stays.
+            If a label array is damaged, or the disk is full; the last checkpoint stays.
         """
         check_request(self, request)
         plan, start, reason = _plan_request(request, self.topology)
