@@ -68,6 +68,8 @@ class VolumeRecord(Record):
     """How its grid lies in the space of its file; see `rescueseg.image_files.placement.Placement`."""
     refused: str = ""
     """Why the volume may not be used, in one sentence; empty for a usable one. See `rescueseg.volumes.consistency`."""
+    files: str = ""
+    """sha256 of the list of its image's files; empty where an earlier version imported it. See `rescueseg.volumes.opening`."""
 
 
 class Domain(Record):

@@ -80,6 +80,7 @@ TRACKING_DATABASE = Place("mlflow.db", "MLflow's runs, when no other server is n
 IMAGE = Place("volumes/{volume}.ome.zarr/", "image; labels/truth inside when ground truth came with it")
 VOLUME = Place("volumes/{volume}.json", "its record: the import's commit point")
 UNFINISHED_IMAGE = Place("volumes/.{volume}.part/", "image of an import that runs, or was cut off")
+SHARDS = Place("volumes/shards/{volume}.json", "its image's files: size and checksums (volumes/shards.py)")
 ANCHORS = Place("volumes/anchors/{digest}.npz", "windows by which it is known again (volumes/anchors.py)")
 RELATIONS = Place("relations.json", "which volumes show the same (volumes/comparison.py)")
 CONSISTENCY = Place("consistency.json", "what the check of the volumes found (volumes/consistency.py)")

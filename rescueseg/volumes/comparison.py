@@ -25,6 +25,7 @@ from rescueseg.volumes.anchors import Anchors, bits_of, find_anchors
 from rescueseg.volumes.coarse_reading import Pyramid
 from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.near_copies import near_copy
+from rescueseg.volumes.opening import open_levels
 from rescueseg.volumes.same_voxels import equal_voxels
 
 _STORED = 2**21
@@ -191,14 +192,15 @@ class _Comparison:
         """Open an image, once."""
         name = record.volume_id
         if name not in self._images:
-            url = self._places.get(name, self._volumes.image_url(name))
+            place = self._places.get(name)
+            url = place or self._volumes.image_url(name)
             if not Storage(url).exists("zarr.json"):
                 raise VolumeError(
                     f"the image of volume '{name}' is not there, so nobody can tell what it shares with the others",
                     where=url,
                     todo=f"Restore it, or remove volumes/{name}.json as well",
                 )
-            self._images[name] = Pyramid.open(url)
+            self._images[name] = Pyramid.open(url) if place else Pyramid(open_levels(self._volumes, record))
         return self._images[name]
 
     def _anchors(self, record: VolumeRecord) -> Anchors:

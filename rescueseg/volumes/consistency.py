@@ -20,10 +20,11 @@ from rescueseg.geometry import Spacing
 from rescueseg.progress import Progress
 from rescueseg.records import Domains, Record
 from rescueseg.volumes import domains as grouping
-from rescueseg.volumes import ome_zarr, spacing_tags
+from rescueseg.volumes import spacing_tags
 from rescueseg.volumes.describe import Description, Measurement, measure_volume
 from rescueseg.volumes.domains import Group
 from rescueseg.volumes.limits import LIMITS, limit
+from rescueseg.volumes.opening import open_image
 
 Verdict = Literal["accept", "normalise", "separate domain", "refuse"]
 
@@ -87,7 +88,7 @@ def check(campaign: Campaign, progress: Progress | None = None) -> ConsistencyRe
         raise CampaignError("the campaign has no volume", where=campaign.url, todo="Add one with 'rescueseg add'")
     measurements = []
     for record in records:
-        image = ome_zarr.open_level(campaign.volumes.image_url(record.volume_id))
+        image = open_image(campaign.volumes, record.volume_id)
         report_progress = (lambda done, total, name=record.volume_id: progress(name, done, total)) if progress else None
         measurements.append(measure_volume(record, image, image.chunks[-3:], report_progress))
     report = judge(campaign, measurements)

@@ -30,9 +30,11 @@ from rescueseg.errors import InvalidVolumeError, storage_errors
 from rescueseg.geometry import ZYX, Box, partition, zyx
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
+from rescueseg.volumes.shards import WrittenFiles
 
 _SMALLEST_LEVEL = 128
 _SMALLEST_AXIS = 8
+_COMPRESSOR = ZstdCodec(level=3, checksum=True)
 
 
 def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> ZYX | None:
@@ -64,7 +66,7 @@ def level_factors(shape_zyx: Sequence[int], spacing_um_zyx: Sequence[float]) -> 
     return zyx(2 if a and s < finest * math.sqrt(2) else 1 for s, a in zip(spacing_um_zyx, able, strict=True))
 
 
-def create_image(url: str, layout: ImageLayout) -> zarr.Array[Any]:
+def create_image(url: str, layout: ImageLayout, written: WrittenFiles | None = None) -> zarr.Array[Any]:
     """Create an OME-Zarr 0.5 image with one level and return that level, ready to be written.
 
     Parameters
@@ -73,6 +75,8 @@ def create_image(url: str, layout: ImageLayout) -> zarr.Array[Any]:
         Folder or fsspec URL of the image; what is there is replaced.
     layout : ImageLayout
         What it is to be.
+    written : WrittenFiles, optional
+        Where its shards are noted.
 
     Returns
     -------
@@ -91,7 +95,7 @@ def create_image(url: str, layout: ImageLayout) -> zarr.Array[Any]:
     ome = ImageAttrs(version="0.5", multiscales=[Multiscale(name=layout.name, axes=axes, datasets=(dataset,))])
     with storage_errors(url):
         group = zarr.create_group(
-            zarr_store(url), overwrite=True, zarr_format=3, attributes={**layout.attributes, "ome": _json(ome)}
+            _store(url, written), overwrite=True, zarr_format=3, attributes={**layout.attributes, "ome": _json(ome)}
         )
         return group.create_array(
             "0",
@@ -99,7 +103,7 @@ def create_image(url: str, layout: ImageLayout) -> zarr.Array[Any]:
             dtype=np.dtype(layout.dtype),
             chunks=lead + chunk,
             shards=lead + shard,
-            compressors=ZstdCodec(level=3),
+            compressors=_COMPRESSOR,
             fill_value=layout.fill_value,
             dimension_names=[str(axis.name) for axis in axes],
         )
@@ -112,6 +116,7 @@ def create_labels(
     dtype: npt.DTypeLike,
     spacing_um_zyx: Sequence[float],
     origin_um_zyx: Sequence[float] | None = None,
+    written: WrittenFiles | None = None,
 ) -> zarr.Array[Any]:
     """Create a label image below an image's ``labels`` group and return its level 0.
 
@@ -129,6 +134,8 @@ def create_labels(
         Voxel size in micrometre.
     origin_um_zyx : sequence of float, optional
         Where the first voxel lies in micrometre.
+    written : WrittenFiles, optional
+        Where its shards are noted.
 
     Returns
     -------
@@ -141,13 +148,13 @@ def create_labels(
         names = _ome(group).get("labels", [])
         group.attrs["ome"] = _json(LabelsAttrs(version="0.5", labels=sorted({*names, name})))
         layout = ImageLayout(shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx)
-        level = create_image(f"{url}/labels/{name}", layout)
+        level = create_image(f"{url}/labels/{name}", layout, written)
         label = image.require_group(f"labels/{name}")
         label.attrs["ome"] = {**_ome(label), "image-label": {"source": {"image": "../../"}}}
     return level
 
 
-def add_pyramid(url: str, *, labels: bool = False) -> int:
+def add_pyramid(url: str, *, labels: bool = False, written: WrittenFiles | None = None) -> int:
     """Write the coarser levels of an image, shard by shard, and list them in its metadata.
 
     Parameters
@@ -156,6 +163,8 @@ def add_pyramid(url: str, *, labels: bool = False) -> int:
         An image made by `create_image`, level 0 written.
     labels : bool
         Take every second voxel, so that no label is invented; images take the mean.
+    written : WrittenFiles, optional
+        Where their shards are noted.
 
     Returns
     -------
@@ -163,7 +172,7 @@ def add_pyramid(url: str, *, labels: bool = False) -> int:
         Number of levels, the full resolution included.
     """
     with storage_errors(url):
-        group = zarr.open_group(zarr_store(url), mode="r+")
+        group = zarr.open_group(_store(url, written), mode="r+")
         ome = _ome(group)
         multiscale = ome["multiscales"][0]
         spacing = _spacing(multiscale)
@@ -193,7 +202,7 @@ def _write_level(group: zarr.Group, path: str, fine: zarr.Array[Any], factors: Z
         dtype=fine.dtype,
         chunks=ones + chunks,
         shards=ones + shards,
-        compressors=ZstdCodec(level=3),
+        compressors=_COMPRESSOR,
         fill_value=0,
         dimension_names=fine.metadata.dimension_names,  # type: ignore[union-attr]
         overwrite=True,
@@ -274,8 +283,12 @@ def open_level(url: str, level: int = 0) -> zarr.Array[Any]:
 
 def levels(url: str) -> list[str]:
     """Return the paths of an image's resolution levels, finest first."""
-    group = zarr.open_group(zarr_store(url), mode="r")
-    return [str(dataset["path"]) for dataset in _ome(group)["multiscales"][0]["datasets"]]
+    return level_paths(zarr.open_group(zarr_store(url), mode="r").attrs.asdict())
+
+
+def level_paths(attributes: dict[str, Any]) -> list[str]:
+    """Return the paths of the resolution levels that an image's attributes name, finest first."""
+    return [str(dataset["path"]) for dataset in attributes["ome"]["multiscales"][0]["datasets"]]
 
 
 def validate(url: str) -> None:
@@ -297,6 +310,10 @@ def validate(url: str) -> None:
         raise InvalidVolumeError(
             f"not a valid OME-Zarr 0.5 image: {error}", where=url, todo="Import the volume again"
         ) from error
+
+
+def _store(url: str, written: WrittenFiles | None) -> Any:
+    return zarr_store(url) if written is None else written.store(url)
 
 
 def _axes(ndim: int) -> list[Axis]:

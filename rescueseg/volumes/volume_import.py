@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +15,9 @@ import numpy.typing as npt
 import zarr
 
 from rescueseg.campaign import Campaign, VolumeFolder
-from rescueseg.campaign.layout import IMAGE, UNFINISHED_IMAGE, VOLUME
+from rescueseg.campaign.layout import IMAGE, SHARDS, UNFINISHED_IMAGE, VOLUME
 from rescueseg.errors import InvalidVolumeError, LabelError, VolumeError, storage_errors
-from rescueseg.geometry import Box, Spacing, partition, zyx
+from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
 from rescueseg.image_files.hints import add_preprocessing
 from rescueseg.image_files.source import Source
 from rescueseg.labels import IGNORE, class_numbers, object_numbers
@@ -28,6 +29,8 @@ from rescueseg.volumes.comparison import compare_import, declare_distinct
 from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 from rescueseg.volumes.import_lock import one_at_a_time
 from rescueseg.volumes.normalise import measure
+from rescueseg.volumes.opening import save_file_table
+from rescueseg.volumes.shards import WrittenFiles, sync_files
 from rescueseg.volumes.volume_files import VolumeImport
 
 _SLAB_BYTES = 128 * 2**20
@@ -92,6 +95,21 @@ def import_volume(campaign: Campaign, volume: VolumeImport, progress: CountProgr
     return record
 
 
+def import_slabs(shape_zyx: ZYX, voxel_bytes: int) -> list[Box]:
+    """Return the parts that a volume is imported by, and that its digest is made of: rows of shards within the memory bound."""
+    shard = list(choose_chunks(shape_zyx)[1])
+    slab = list(shard)
+    for axis in (2, 1):
+        for length in range(shape_zyx[axis] + shard[axis] - 1, shard[axis], -1):
+            if length % shard[axis]:
+                continue
+            size = [*slab[:axis], length, *slab[axis + 1 :]]
+            if np.prod(size) * voxel_bytes <= _SLAB_BYTES:
+                slab = size
+                break
+    return partition(shape_zyx, zyx(slab))
+
+
 def _new_record(volume: VolumeImport, work: _Import, spacing: Spacing) -> VolumeRecord:
     """Return what the campaign keeps of a volume, before its voxels are read."""
     image = work.image
@@ -130,19 +148,7 @@ class _Import:
 
     def slabs(self) -> list[Box]:
         """Return the parts read at a time: whole rows of shards, within the memory bound."""
-        shape = self.image.shape_zyx
-        voxel_bytes = self.dtype.itemsize * self.image.channels
-        shard = list(choose_chunks(shape)[1])
-        slab = list(shard)
-        for axis in (2, 1):
-            for length in range(shape[axis] + shard[axis] - 1, shard[axis], -1):
-                if length % shard[axis]:
-                    continue
-                size = [*slab[:axis], length, *slab[axis + 1 :]]
-                if np.prod(size) * voxel_bytes <= _SLAB_BYTES:
-                    slab = size
-                    break
-        return partition(shape, zyx(slab))
+        return import_slabs(self.image.shape_zyx, self.dtype.itemsize * self.image.channels)
 
     def total(self) -> int:
         """Return the number of steps: slabs of all passes, pyramids, the intensity scaling, the comparison."""
@@ -186,7 +192,7 @@ class _Import:
                 where=self.name,
                 todo="Subtract an offset from the image, and import it again",
             )
-        return self._digest(digests)
+        return slabs_digest(digests)
 
     def copy_truth(self, classes: zarr.Array[Any] | None, instances: zarr.Array[Any] | None) -> str:
         """Write the truth (unless the arrays are None) and return its digest."""
@@ -211,16 +217,13 @@ class _Import:
                 where=self.name,
                 todo="Write the class as 1, or import with truth type 'instance'",
             )
-        return self._digest(digests)
+        return slabs_digest(digests)
 
     def _write(self, array: zarr.Array[Any] | None, slab: Box, voxels: npt.NDArray[Any]) -> str:
         if array is not None:
             array[(..., *slab.slices)] = voxels
         self.step()
         return digest_array(voxels)
-
-    def _digest(self, parts: list[str]) -> str:
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> VolumeRecord:
@@ -234,12 +237,13 @@ def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> Volume
         try:
             image, truth, shape = "", "", record.shape_zyx
             layout = ImageLayout((record.channels, *shape), work.dtype, record.spacing_um_zyx, name=name)
-            level = ome_zarr.create_image(url, layout)
+            written = WrittenFiles(url)
+            level = ome_zarr.create_image(url, layout, written)
             image = work.copy_image(level)
-            ome_zarr.add_pyramid(url)
+            ome_zarr.add_pyramid(url, written=written)
             work.step()
             if work.truth is not None:
-                truth = _write_truth(url, work, record)
+                truth = _write_truth(work, record, written)
             normalisation = measure(level, choose_chunks(shape)[0])
             work.step()
             parts = normalisation.per_channel or (normalisation,)
@@ -247,30 +251,36 @@ def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> Volume
             ome_zarr.describe_channels(url, names, [(p.low, p.high) for p in parts])
             ome_zarr.validate(url)
             complete_record = record.model_copy(
-                update={"digest": _content_digest(record, image, truth), "normalisation": normalisation}
+                update={"digest": content_digest(record, image, truth), "normalisation": normalisation}
             )
             compare_import(volumes, complete_record, url)
             work.step()
+            table = written.table(storage, part)
+            sync_files(storage, part, table)
             if part != final:
                 storage.remove(final)
                 Path(storage.path(part)).rename(storage.path(final))
                 url = storage.url_of(final)
+                sync_files(storage, "volumes", ())
+            files = save_file_table(volumes, name, table)
+            complete_record = complete_record.model_copy(update={"files": files})
             volumes.save(complete_record)
         except BaseException:
+            storage.remove(SHARDS.path(volume=name))
             shutil.rmtree(url, ignore_errors=True) if storage.is_local else storage.remove(part)
             raise
     return complete_record
 
 
-def _write_truth(url: str, work: _Import, record: VolumeRecord) -> str:
-    shape, spacing = record.shape_zyx, record.spacing_um_zyx
-    classes = ome_zarr.create_labels(url, "truth", shape, np.uint8, spacing)
+def _write_truth(work: _Import, record: VolumeRecord, written: WrittenFiles) -> str:
+    url, shape, spacing = written.url, record.shape_zyx, record.spacing_um_zyx
+    classes = ome_zarr.create_labels(url, "truth", shape, np.uint8, spacing, written=written)
     instances = None
     if work.truth_type == "instance":
-        instances = ome_zarr.create_labels(url, "truth_instances", shape, np.uint32, spacing)
+        instances = ome_zarr.create_labels(url, "truth_instances", shape, np.uint32, spacing, written=written)
     digest = work.copy_truth(classes, instances)
     for name in ["truth"] if instances is None else ["truth", "truth_instances"]:
-        ome_zarr.add_pyramid(f"{url}/labels/{name}", labels=True)
+        ome_zarr.add_pyramid(f"{url}/labels/{name}", labels=True, written=written)
     work.step()
     return digest
 
@@ -282,7 +292,7 @@ def _same_or_refuse(volumes: VolumeFolder, work: _Import, record: VolumeRecord, 
     if same and (domain is None or existing.domain == domain):
         image = work.copy_image(None)
         truth = "" if work.truth is None else work.copy_truth(None, None)
-        if existing.digest == _content_digest(record, image, truth):
+        if existing.digest == content_digest(record, image, truth):
             return existing
     raise VolumeError(
         f"the campaign has another volume '{work.name}'",
@@ -291,7 +301,13 @@ def _same_or_refuse(volumes: VolumeFolder, work: _Import, record: VolumeRecord, 
     )
 
 
-def _content_digest(record: VolumeRecord, image: str, truth: str) -> str:
+def slabs_digest(digests: Sequence[str]) -> str:
+    """Return the digest of an image or a truth, from those of its slabs."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def content_digest(record: VolumeRecord, image: str, truth: str) -> str:
+    """Return what `VolumeRecord.digest` is, from the digests of image and truth; the latter empty where there is none."""
     return digest_json(
         {"image": image, "truth": truth, "truth_type": record.truth, "spacing": list(record.spacing_um_zyx)}
     )

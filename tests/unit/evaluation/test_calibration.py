@@ -96,6 +96,8 @@ def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
         campaign.generation(0).write(CALIBRATION, found.model_copy(update={**stale, "temperature": 9.0}))
         assert current_calibration(campaign) == found == campaign.generation(0).read(CALIBRATION)
 
+    volume = campaign.volumes.record("phantom")
+    campaign.volumes.save(volume.model_copy(update={"files": ""}))  # so that its files may be altered
     truth = zarr.open_array(f"{campaign.volumes.image_url('phantom')}/labels/truth/0", mode="r+")
     box = next(b.box for b in holdout_boxes().boxes if b.part == "validation")
     corrected = np.asarray(truth[box.slices])
