@@ -18,8 +18,6 @@ from rescueseg.geometry import Box
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
-from rescueseg.volumes.image_layout import ImageLayout
-from rescueseg.volumes.ome_zarr import create_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
@@ -125,18 +123,6 @@ def write_maps(
     """Write the two maps that evaluation reads, and the record that makes them complete."""
     record = campaign.volumes.record(volume_id)
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
-    for name, array in (("probability", probability), ("predictive_entropy", entropy)):
-        url = f"{VolumeMaps(campaign.generation(generation), volume_id).url}/{name}"
-        create_image(url, ImageLayout(array.shape, np.float16, spacing, name=name))[...] = array.astype(np.float16)
-    reference = MapReference(
-        generation=generation,
-        volume_id=volume_id,
-        model_digest=f"{generation:064x}",
-        quantities=("probability", "predictive_entropy"),
-        blocks=1,
-        digest="d",
-    )
-    campaign.storage.write_json(campaign.generation(generation).path("maps", f"{volume_id}.json"), reference.to_json())
     plan = InferencePlan(
         model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
         volume_id=volume_id,
@@ -150,6 +136,19 @@ def write_maps(
         block_zyx=shape,
         chunk_zyx=shape,
     )
-    campaign.storage.write_json(
-        campaign.generation(generation).path("maps", f"{volume_id}.inference.json"), plan.to_json()
+    maps = VolumeMaps(campaign.generation(generation), volume_id)
+    maps.prepare(plan, campaign.config.classes)
+    whole, files = Box((0, 0, 0), shape), {}
+    for name, array in (("probability", probability), ("predictive_entropy", entropy)):
+        files |= maps.write(name, whole, array.astype(np.float16))
+    maps.mark(plan, 0, "d", files)
+    maps.finish(
+        MapReference(
+            generation=generation,
+            volume_id=volume_id,
+            model_digest=f"{generation:064x}",
+            quantities=("probability", "predictive_entropy"),
+            blocks=1,
+            digest="d",
+        )
     )

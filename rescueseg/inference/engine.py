@@ -25,7 +25,7 @@ from distributed import KilledWorker, as_completed
 
 from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError, ServiceError, storage_errors
+from rescueseg.errors import InferenceError, ServiceError
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import Float32, compute_box
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
@@ -37,6 +37,7 @@ from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.storage import digest_json
 from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.opening import open_image
+from rescueseg.volumes.shards import FileSum
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -285,17 +286,16 @@ def run_block(
     predictor = _predictor(campaign_url, plan.model, plan.inference, load, device)
     block = plan.blocks[index]
     maps = compute_box(image, plan, volume, predictor, block)
-    digest = hashlib.sha256()
+    digest, files = hashlib.sha256(), dict[str, FileSum]()
     dtype = np.dtype(plan.inference.map_dtype)
-    with storage_errors(stored.url):
-        for quantity in plan.quantities:
-            values = maps.pop(quantity)
-            limit = float(np.finfo(dtype).max)
-            np.clip(values, plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit, out=values)
-            voxels = values.astype(dtype, copy=False)
-            digest.update(voxels.data)
-            stored.open_array(quantity, "r+")[(..., *block.slices)] = voxels
-    stored.mark(plan, index, digest.hexdigest())
+    for quantity in plan.quantities:
+        values = maps.pop(quantity)
+        limit = float(np.finfo(dtype).max)
+        np.clip(values, plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit, out=values)
+        voxels = values.astype(dtype, copy=False)
+        digest.update(voxels.data)
+        files |= stored.write(quantity, block, voxels)
+    stored.mark(plan, index, digest.hexdigest(), files)
     return digest.hexdigest()
 
 

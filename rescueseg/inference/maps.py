@@ -4,7 +4,7 @@ Below a generation's folder::
 
     maps/<volume>.zarr/<quantity>/0       the array (level 0 of an OME-Zarr image), one shard per block
     maps/<volume>.inference.json          what the maps are made with: written when all arrays exist
-    maps/<volume>.blocks/000012.json      one completion marker per block, written after its shards
+    maps/<volume>.blocks/000012.json      one completion marker per block with the sums of its shards, written after them
     maps/<volume>.json                    the finished `MapReference`
 
 `probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x), `ensemble_variance` is there when
@@ -14,10 +14,13 @@ the model is an ensemble; what else a model says is (channels, z, y, x), the mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any
 
+import numpy.typing as npt
 import zarr
 from pydantic import ValidationError, model_validator
 
@@ -25,15 +28,17 @@ from rescueseg.campaign import GenerationFolder, check_id
 from rescueseg.campaign.layout import MAPS, MAPS_BLOCKS, MAPS_PLAN, MAPS_RECORD, Place
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError, storage_errors
+from rescueseg.errors import InferenceError, damaged, storage_errors
 from rescueseg.geometry import ZYX, Box, Spacing, partition
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.inference.windows import WindowGrid
 from rescueseg.models.predictor import PROBABILITY, Output
-from rescueseg.records import MapReference, ModelReference, Record
+from rescueseg.records import BoxField, MapReference, ModelReference, Record
 from rescueseg.storage import Storage, digest_json
+from rescueseg.volumes.checked_array import CheckedArray, TableOf, open_checked
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_image
+from rescueseg.volumes.shards import FileSum, FileTable, WrittenFiles, sum_of_file, sync_files, zarr_files
 
 UNCERTAINTIES = ("predictive_entropy", "mutual_information", "mc_variance", "tta_variance")
 QUANTITIES = (PROBABILITY, *UNCERTAINTIES)
@@ -43,6 +48,8 @@ ENSEMBLE_VARIANCE = "ensemble_variance"
 RESERVED = (*QUANTITIES, ENSEMBLE_VARIANCE)
 """What no other output may be called."""
 
+_MOST_MARKERS = 512
+"""Markers kept of a map that is being read."""
 _REFERENCE = RecordFile("maps", MapReference)
 _FACTORY = "rescueseg.inference.predictor:load_predictor"
 """Plans before version 0.2 named it; in their digests for ever, so that the maps made then stay valid."""
@@ -120,6 +127,22 @@ class InferencePlan(Record):
         return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.overlap)
 
 
+class BlockMarker(Record):
+    """Says that a block is done."""
+
+    block: int
+    box: BoxField
+    digest: str
+    """sha256 of its voxels in all maps."""
+    plan: str
+    """Digest of the plan that it was computed by."""
+    files: dict[str, FileSum] | None = None
+    """Its shards, below the folder of the maps; with the first block all metadata, too. None by earlier versions."""
+
+
+_MARKER = RecordFile("marker", BlockMarker)
+
+
 @dataclass(frozen=True)
 class VolumeMaps:
     """The maps of one volume in one generation, finished or not.
@@ -135,7 +158,8 @@ class VolumeMaps:
     generation: GenerationFolder
     volume_id: str
 
-    def _path(self, place: Place, *parts: str) -> str:
+    def path(self, place: Place, *parts: str) -> str:
+        """Return a path of the maps below the campaign."""
         name = check_id(self.volume_id, "volume id")
         return "/".join((place.path(generation=self.generation.number, volume=name), *parts))
 
@@ -146,11 +170,11 @@ class VolumeMaps:
     @property
     def url(self) -> str:
         """URL of the OME-Zarr group that holds them."""
-        return self._storage.url_of(self._path(MAPS))
+        return self._storage.url_of(self.path(MAPS))
 
     def plan(self) -> InferencePlan | None:
         """Return what the maps on disk are made with, None when there are none or another version made them."""
-        path = self._path(MAPS_PLAN)
+        path = self.path(MAPS_PLAN)
         if not self._storage.exists(path):
             return None
         try:
@@ -180,7 +204,7 @@ class VolumeMaps:
         if earlier is not None and earlier.identity == plan.identity:
             return earlier
         for place in (MAPS_RECORD, MAPS_PLAN, MAPS_BLOCKS, MAPS):
-            self._storage.remove(self._path(place))
+            self._storage.remove(self.path(place))
         with storage_errors(self.url):
             zarr.create_group(zarr_store(self.url), zarr_format=3)
         for quantity in plan.quantities:
@@ -196,30 +220,74 @@ class VolumeMaps:
                     attributes={"rescueseg": {"model": plan.model.digest, "classes": ["background", *classes]}},
                 ),
             )
-        self._storage.write_json(self._path(MAPS_PLAN), plan.to_json())
+        sync_files(self._storage, self.path(MAPS), zarr_files(self._storage, self.path(MAPS)))
+        self._storage.write_json(self.path(MAPS_PLAN), plan.to_json())
         return plan
 
-    def mark(self, plan: InferencePlan, index: int, digest: str) -> None:
-        """Mark a block as done; `digest` is the sha256 of its voxels in all maps."""
-        marker = {"block": index, "box": plan.blocks[index].to_dict(), "digest": digest, "plan": plan.digest}
-        self._storage.write_json(self._path(MAPS_BLOCKS, f"{index:06d}.json"), marker)
+    def write(self, quantity: str, box: Box, voxels: npt.NDArray[Any]) -> dict[str, FileSum]:
+        """Write a block of one map, and return the sums of its shards."""
+        written = WrittenFiles(self.url)
+        with storage_errors(self.url):
+            array = zarr.open_array(store=written.store(self.url), path=f"{quantity}/0", mode="r+", zarr_format=3)
+            array[(..., *box.slices)] = voxels
+        return written.sums
+
+    def mark(self, plan: InferencePlan, index: int, digest: str, files: FileTable) -> None:
+        """Mark a block as done, once its files outlast a power cut.
+
+        Parameters
+        ----------
+        plan : InferencePlan
+            What it was computed by.
+        index : int
+            Which block.
+        digest : str
+            sha256 of its voxels in all maps.
+        files : mapping
+            The sums of its shards in all maps.
+        """
+        folder, files = self.path(MAPS), dict(files)
+        sync_files(self._storage, folder, files)
+        if index == 0:
+            names = ["zarr.json", *(f"{q}/{name}" for q in plan.quantities for name in ("zarr.json", "0/zarr.json"))]
+            files |= {name: sum_of_file(self._storage, f"{folder}/{name}") for name in names}
+        marker = BlockMarker(block=index, box=plan.blocks[index], digest=digest, plan=plan.digest, files=files)
+        self._storage.write_json(self._marker_path(index), _MARKER.to_json(marker))
+
+    def _marker_path(self, index: int) -> str:
+        return self.path(MAPS_BLOCKS, f"{index:06d}.json")
+
+    def marker(self, plan: InferencePlan, index: int) -> BlockMarker:
+        """Return what is known of a finished block.
+
+        Raises
+        ------
+        StorageError
+            If its marker is missing, damaged or of other maps.
+        """
+        path = self._marker_path(index)
+        marker = _MARKER.parse(self._storage.read_json(path), self._storage.path(path))
+        if (marker.block, marker.plan) != (index, plan.digest):
+            raise damaged(self._storage.path(path), "it is of another block or of other maps")
+        return marker
 
     def finished_blocks(self, plan: InferencePlan) -> dict[int, str]:
         """Return the digests of the blocks that are done, by index."""
-        folder = self._path(MAPS_BLOCKS)
+        folder = self.path(MAPS_BLOCKS)
         names = [n for n in self._storage.list(folder) if n.endswith(".json") and not n.startswith(".")]
-        markers = [self._storage.read_json(f"{folder}/{name}") for name in names]
+        paths = [f"{folder}/{name}" for name in names]
+        markers = [_MARKER.parse(self._storage.read_json(path), self._storage.path(path)) for path in paths]
         digest = plan.digest
-        return {int(m["block"]): str(m["digest"]) for m in markers if m["plan"] == digest}
+        return {m.block: m.digest for m in markers if m.plan == digest}
 
     def finish(self, reference: MapReference) -> None:
         """Write the reference to the finished maps, unless it is there."""
         if self.reference() != reference:
-            self._storage.write_json(self._path(MAPS_RECORD), reference.to_json())
+            self._storage.write_json(self.path(MAPS_RECORD), reference.to_json())
 
     def reference(self) -> MapReference | None:
         """Return the finished maps, None before they are complete."""
-        path = self._path(MAPS_RECORD)
+        path = self.path(MAPS_RECORD)
         if not self._storage.exists(path):
             return None
         return _REFERENCE.parse(self._storage.read_json(path), self._storage.path(path))
@@ -237,7 +305,7 @@ class VolumeMaps:
             raise self._incomplete()
         return plan.blocks
 
-    def open(self, quantity: str) -> zarr.Array[Any]:
+    def open(self, quantity: str) -> CheckedArray:
         """Open one finished map for reading.
 
         Parameters
@@ -249,13 +317,15 @@ class VolumeMaps:
 
         Returns
         -------
-        zarr.Array
+        CheckedArray
             float16 or float32, read-only; one shard per block of `blocks`.
 
         Raises
         ------
         InferenceError
             If there is no such map or the maps are not complete.
+        StorageError
+            If a file is missing or damaged, here or when voxels are read.
         """
         reference = self.reference()
         plan = None if reference else self.plan()
@@ -265,11 +335,34 @@ class VolumeMaps:
             raise InferenceError(f"no map '{quantity}'", where=self.volume_id, todo=f"Maps: {', '.join(quantities)}")
         if reference is None:
             raise self._incomplete()
-        return self.open_array(quantity, mode="r")
+        plan = self.plan()
+        if plan is None:
+            if not self._storage.exists(self.path(MAPS_PLAN)):
+                raise damaged(self._storage.path(self.path(MAPS_PLAN)), "it is missing")
+            return open_checked(self.url, f"{quantity}/0", lambda _: None)
+        return self.open_planned(plan, quantity)
 
-    def open_array(self, quantity: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
-        """Open the array of a map, finished or not; the block engine writes into it."""
-        return zarr.open_array(store=zarr_store(self.url), path=f"{quantity}/0", mode=mode)
+    def open_planned(self, plan: InferencePlan, quantity: str) -> CheckedArray:
+        """Open a map of which not all blocks need be done; only those that are can be read."""
+        array = open_checked(self.url, f"{quantity}/0", self._tables(plan))
+        return array.require(plan.map_shape(quantity, plan.shape_zyx), plan.inference.map_dtype)
+
+    def _tables(self, plan: InferencePlan) -> TableOf:
+        """Return what finds the list that a file of the maps stands in: in the marker of its block."""
+        counts = [math.ceil(n / b) for n, b in zip(plan.shape_zyx, plan.block_zyx, strict=True)]
+
+        @lru_cache(maxsize=_MOST_MARKERS)
+        def files(index: int) -> dict[str, FileSum] | None:
+            return self.marker(plan, index).files
+
+        def table_of(key: str) -> FileTable | None:
+            parts = key.split("/c/")
+            if len(parts) == 1:
+                return files(0)
+            z, y, x = (int(number) for number in parts[1].split("/")[-3:])
+            return files((z * counts[1] + y) * counts[2] + x)
+
+        return table_of
 
     def _incomplete(self) -> InferenceError:
         return InferenceError(
