@@ -82,7 +82,7 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
         ticket.status,
         tuple(part.assignment_id for part in parts),
         tuple(LeaseState(**row) for row in lease_rows),
-        tuple(_annotation_state(row) for row in annotation_rows),
+        tuple(annotation_state(row) for row in annotation_rows),
         ticket.purpose,
         ticket.prefill,
         tuple(Reservation(p.assignment_id, p.reserved_for, p.reserved_until) for p in parts if p.reserved_until),
@@ -90,7 +90,8 @@ def load(connection: Connection, ticket_id: str, *, lock: bool) -> TicketState:
     )
 
 
-def _annotation_state(row: RowMapping) -> AnnotationState:
+def annotation_state(row: RowMapping) -> AnnotationState:
+    """Return a row of the annotations table as the state machine sees it."""
     return AnnotationState(
         row["annotation_id"],
         row["assignment_id"],

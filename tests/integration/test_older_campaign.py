@@ -53,6 +53,7 @@ from rescueseg.inference.engine import infer_volume, predict_boxes
 from rescueseg.inference.maps import QUANTITIES, VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.models.files import committed_files
+from rescueseg.queue.check import check_queue
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Record, Snapshot
@@ -385,6 +386,7 @@ def go_on(campaign: Campaign, store: QueueStore) -> None:
         tickets.enqueue(campaign, 1, store)
         publish.publish(campaign, 1)
         store.ledger.finish_generation(1)
+    assert check_queue(campaign) == []
 
 
 # the stored campaigns -------------------------------------------------------------------------------------------------
@@ -525,6 +527,11 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {
         path: content for path, (_, content) in files_of(folder).items() if path.suffix not in (".db-wal", ".db-shm")
     }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_the_queue_looks_damaged(untouched: dict[str, Campaign], name: str) -> None:
+    assert check_queue(untouched[name]) == []
 
 
 def test_the_copy_made_before_the_upgrade_is_the_older_database(tmp_path: Path) -> None:

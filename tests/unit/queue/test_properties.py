@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from rescueseg.errors import QueueError
 from rescueseg.geometry import Box
+from rescueseg.queue.check import check_rows
 from rescueseg.queue.events import (
     Accept,
     Audit,
@@ -157,6 +158,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.trails: dict[str, list[AuditEntry]] = {}
 
     def teardown(self) -> None:
+        assert check_rows(self.store.database) == [], "nothing that happens looks like damage"
         self.store.close()
         self.folder.cleanup()
 
