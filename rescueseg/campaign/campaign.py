@@ -8,13 +8,13 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from rescueseg.campaign.campaign_file import dump_config, parse_config
+from rescueseg.campaign.campaign_file import decode_config, dump_config, parse_config
 from rescueseg.campaign.folders import GenerationFolder, RecordFolder, TrainingFolder, generations
 from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.volume_folder import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.errors import CampaignError
+from rescueseg.errors import CampaignError, StorageError
 from rescueseg.geometry import Patch
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.storage import Storage, digest_json
@@ -115,7 +115,8 @@ class Campaign:
                 "there is no campaign here", where=storage.url, todo="Make one with 'rescueseg init CAMPAIGN VOLUME…'"
             )
         file = CAMPAIGN_FILE.path()
-        return cls(storage, parse_config(storage.read_bytes(file).decode(), f"{storage.url}/{file}"))
+        where = f"{storage.url}/{file}"
+        return cls(storage, parse_config(decode_config(storage.read_bytes(file), where), where))
 
     def discard(self) -> None:
         """Remove what `create` and a failed first import left: the settings, and folders that hold nothing."""
@@ -183,8 +184,21 @@ class Campaign:
     # which patches are whose --------------------------------------------------------------------------------------
 
     def holdout(self) -> Holdout | None:
-        """Return the frozen holdout, None before the first sampling."""
-        return self.records.read(HOLDOUT)
+        """Return the frozen holdout, None before the first sampling.
+
+        Raises
+        ------
+        StorageError
+            If it is damaged, or lost: what it kept apart was drawn after it.
+        """
+        holdout = self.records.read(HOLDOUT)
+        if holdout is None and self.records.has(STARTING):
+            raise StorageError(
+                "the frozen holdout is lost: the file is missing, and the starting patches were drawn beside it",
+                where=self.storage.path(HOLDOUT.path()),
+                todo="Restore it from a backup",
+            )
+        return holdout
 
     def freeze_holdout(self, holdout: Holdout) -> None:
         """Write the holdout; a later one may only add boxes.

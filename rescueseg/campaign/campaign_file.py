@@ -16,6 +16,26 @@ FORMAT = 1
 """Of the campaign file; raised when an earlier version would misread one."""
 
 
+def decode_config(data: bytes, where: str) -> str:
+    """Return the text of a campaign file.
+
+    Raises
+    ------
+    ConfigError
+        If it is empty, or not saved as UTF-8.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"line {line} is no UTF-8 text", where=where, todo="Save the file as UTF-8, or restore it from a backup"
+        ) from error
+    if not text.strip():
+        raise ConfigError("the file is empty", where=where, todo="Restore it from a backup")
+    return text
+
+
 def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
     r"""Read a campaign file; settings that had another name in an earlier version are moved.
 
@@ -39,7 +59,7 @@ def parse_config(text: str, where: str = "campaign.toml") -> CampaignConfig:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are no TOMLDecodeError
         raise ConfigError(f"not valid TOML: {error}", where=where, todo="Mend the file and run again") from error
     if isinstance(version := data.get("format"), int) and version > FORMAT:
         raise ConfigError(

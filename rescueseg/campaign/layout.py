@@ -143,9 +143,14 @@ def check_id(value: str, what: str) -> str:
     ...
     rescueseg.errors.CampaignError: '../liver' is no valid volume id. Use letters, digits, '.', '-' and '_'
     """
-    if not _ID.fullmatch(value) or ".." in value:
+    if not is_id(value):
         raise CampaignError(f"'{value}' is no valid {what}", todo="Use letters, digits, '.', '-' and '_'")
     return value
+
+
+def is_id(value: str) -> bool:
+    """Tell whether a text is safe as a file name; see `check_id`."""
+    return _ID.fullmatch(value) is not None and ".." not in value
 
 
 def describe() -> str:

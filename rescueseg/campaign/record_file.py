@@ -78,6 +78,8 @@ at 1, input should be a valid integer, unable to parse string as an integer. Res
             message = first["msg"][:1].lower() + first["msg"][1:]
             what = f"it does not hold what it should: {f'at {place}, ' * bool(place)}{message}"
             raise damaged(where, what) from error
+        except (KeyError, TypeError, AttributeError) as error:  # of a box without its offset, for one
+            raise damaged(where, f"it does not hold what it should: {error}") from error
 
     def to_json(self, value: T) -> JsonValue:
         """Return what is written for a value."""

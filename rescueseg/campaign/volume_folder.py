@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rescueseg.campaign.folders import RecordFolder
-from rescueseg.campaign.layout import IMAGE, VOLUME, check_id
+from rescueseg.campaign.layout import IMAGE, VOLUME, check_id, is_id
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.errors import CampaignError
+from rescueseg.errors import CampaignError, StorageError, damaged
 from rescueseg.geometry import Spacing
 from rescueseg.records import Domain, Domains, Relations, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
@@ -36,14 +36,29 @@ class VolumeFolder:
         return self.storage.url
 
     def records(self, *, refused: bool = False) -> list[VolumeRecord]:
-        """Return the records of the volumes that may be used, by id; with `refused`, of all."""
-        names = (n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith("."))
+        """Return the records of the volumes that may be used, by id; with `refused`, of all.
+
+        Raises
+        ------
+        StorageError
+            If one is damaged, or something else lies among them.
+        """
+        names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
+        if strange := [name for name in names if not is_id(name.removesuffix(".json"))]:
+            raise StorageError(
+                "this file is no record of a volume",
+                where="/".join((self.storage.path("volumes"), strange[0])),
+                todo="Move it out of the campaign",
+            )
         records = [self._read(n.removesuffix(".json")) for n in names]
         return [record for record in records if refused or not record.refused]
 
     def _read(self, volume_id: str) -> VolumeRecord:
         path = VOLUME.path(volume=volume_id)
-        return _RECORD.parse(self.storage.read_json(path), self.storage.path(path))
+        record = _RECORD.parse(self.storage.read_json(path), self.storage.path(path))
+        if record.volume_id != volume_id:
+            raise damaged(self.storage.path(path), f"it holds the record of volume '{record.volume_id}'")
+        return record
 
     def record(self, volume_id: str) -> VolumeRecord:
         """Return the record of one volume.
@@ -52,6 +67,8 @@ class VolumeFolder:
         ------
         CampaignError
             If the campaign has no such volume.
+        StorageError
+            If its record is damaged, or another volume's.
         """
         if not self.storage.exists(VOLUME.path(volume=check_id(volume_id, "volume id"))):
             names = ", ".join(v.volume_id for v in self.records(refused=True)) or "none yet"

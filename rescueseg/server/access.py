@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from rescueseg.annotation.roles import Role, require_role
-from rescueseg.campaign.layout import IMAGE_KEY, TOKEN
+from rescueseg.campaign.layout import IMAGE_KEY, TOKEN, is_id
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.errors import AccessError, CampaignError, StorageError, UnknownTokenError
+from rescueseg.errors import AccessError, StorageError, UnknownTokenError, damaged
 from rescueseg.records import Record
 from rescueseg.storage import Storage
 
 _PREFIX = "rescueseg"
 _MAC_LETTERS = 32
 _LEASE_LETTERS = 32
+_KEY_BYTES = 32
 
 
 class Person(NamedTuple):
@@ -102,28 +103,48 @@ def add_token(storage: Storage, name: str, role: Role) -> str:
 
 
 def list_tokens(storage: Storage) -> list[Token]:
-    """Return all tokens, oldest first."""
-    names = [name.removesuffix(".json") for name in storage.list("tokens")]
+    """Return all tokens, oldest first.
+
+    Raises
+    ------
+    StorageError
+        If one is damaged, or something else lies among them.
+    """
+    files = [name for name in storage.list("tokens") if not name.startswith(".")]
+    if strange := [name for name in files if not name.endswith(".json") or not is_id(name.removesuffix(".json"))]:
+        raise StorageError(
+            "this file is no token",
+            where="/".join((storage.path("tokens"), strange[0])),
+            todo="Move it out of the campaign",
+        )
+    names = [name.removesuffix(".json") for name in files]
     tokens = [_read(storage, name) for name in names]
     return sorted(tokens, key=lambda token: (token.created_at, token.token_id))
 
 
 def _read(storage: Storage, token_id: str) -> Token:
     path = TOKEN.path(token_id=token_id)
-    return _TOKEN.parse(storage.read_json(path), storage.path(path))
+    token = _TOKEN.parse(storage.read_json(path), storage.path(path))
+    if token.token_id != token_id:
+        raise damaged(storage.path(path), f"it holds the token '{token.token_id}'")
+    return token
 
 
 def revoke_token(storage: Storage, token_id: str) -> None:
-    """Revoke a token; it stops working at once.
+    """Revoke a token; it stops working at once. One whose file is damaged can be revoked too.
 
     Raises
     ------
     AccessError
         If there is none of that id.
     """
-    if token_id not in [token.token_id for token in list_tokens(storage)]:
+    if not _exists(storage, token_id):
         raise AccessError(f"there is no token '{token_id}'", todo="See 'rescueseg token list CAMPAIGN'")
     storage.remove(TOKEN.path(token_id=token_id))
+
+
+def _exists(storage: Storage, token_id: str) -> bool:
+    return is_id(token_id) and storage.exists(TOKEN.path(token_id=token_id))
 
 
 def holder(storage: Storage, token_text: str) -> Person:
@@ -133,13 +154,16 @@ def holder(storage: Storage, token_text: str) -> Person:
     ------
     UnknownTokenError
         If the campaign has no such token.
+    StorageError
+        If what the campaign knows of it is damaged.
     """
     prefix, _, rest = token_text.partition("_")
     token_id, _, secret = rest.partition("_")
     try:
-        token = _read(storage, token_id or "-")
-    except (CampaignError, StorageError):
-        token = None
+        token = _read(storage, token_id) if _exists(storage, token_id) else None
+    except StorageError as error:  # told to whoever shows the token: not where the campaign lies
+        where = TOKEN.path(token_id=token_id)
+        raise StorageError(error.what, where=where, todo="Ask an admin for another one: rescueseg token add") from error
     digest = token.digest if token else _digest("")
     if not hmac.compare_digest(digest, _digest(secret)) or token is None or prefix != _PREFIX:
         raise UnknownTokenError("this token is not known here", todo="Ask an admin for one: rescueseg token add")
@@ -171,11 +195,20 @@ def _digest(secret: str) -> str:
 
 
 def image_key(storage: Storage) -> bytes:
-    """Return the campaign's key for image addresses, made on the first call."""
+    """Return the campaign's key for image addresses, made on the first call.
+
+    Raises
+    ------
+    StorageError
+        If it is shorter or longer than the one that was made: anybody could sign with an empty key.
+    """
     path = IMAGE_KEY.path()
     if not storage.exists(path):
-        storage.write_bytes(path, secrets.token_bytes(32))
-    return storage.read_bytes(path)
+        storage.write_bytes(path, secrets.token_bytes(_KEY_BYTES))
+    key = storage.read_bytes(path)
+    if len(key) != _KEY_BYTES:
+        raise damaged(storage.path(path), f"it holds {len(key)} bytes, not {_KEY_BYTES}")
+    return key
 
 
 def image_id(key: bytes, lease_id: str) -> str:

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import CampaignConfig
-from rescueseg.errors import ServiceError
+from rescueseg.errors import ServiceError, StorageError
 from rescueseg.queue.due import patches_due
 from rescueseg.queue.store import QueueStore
 from rescueseg.services.local_servers import Servers, checkout
@@ -113,12 +113,12 @@ def wake(campaign: Campaign, store: QueueStore) -> bool:
     due, reason = patches_due(campaign.config, store)
     if not due:
         return False
-    prefect = prefect_server(campaign)
-    if prefect is None:
-        return False
     try:
+        prefect = prefect_server(campaign)
+        if prefect is None:
+            return False
         emit_event(prefect, PATCHES_ACCEPTED, f"rescueseg.campaign.{campaign.config.name}", {"reason": reason})
-    except ServiceError as error:
+    except (ServiceError, StorageError) as error:
         _log.warning("%s", error)
         return False
     return True

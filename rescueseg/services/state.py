@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from rescueseg.errors import ServiceError, storage_errors
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.errors import ServiceError, StorageError, storage_errors
 from rescueseg.services.prefect_server import PrefectServer, read_secret
 from rescueseg.services.processes import stop_tree
-from rescueseg.storage import write_atomically
+from rescueseg.storage import parse_record, record_bytes, write_atomically
 
 OWNER = "owner"
 """Entry in ``services.json`` of the process that started the servers."""
@@ -55,6 +55,9 @@ class ServiceState:
         return PrefectServer(self.prefect_api_url, read_secret(folder))
 
 
+_STATE = RecordFile("services", ServiceState)
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one session at a time start servers in `folder`: the next one waits, and then finds what the first started."""
@@ -67,6 +70,11 @@ def read_state(folder: Path) -> ServiceState | None:
     """Return the state of the servers that run from `folder`; None when none was started or they are gone.
 
     None too for an account that may not enter the folder: the servers are not for it.
+
+    Raises
+    ------
+    StorageError
+        If the file is damaged: nobody knows then what runs.
     """
     try:
         state = _read(folder)
@@ -82,8 +90,7 @@ def write_state(
     all_pids = {OWNER: os.getpid(), **pids}
     started = {name: _create_time(pid) for name, pid in all_pids.items()}
     state = ServiceState(prefect_api_url, mlflow_uri, all_pids, started, annotation_url)
-    path = folder / _FILE
-    write_atomically(path, (json.dumps(asdict(state), indent=1) + "\n").encode())
+    write_atomically(folder / _FILE, record_bytes(asdict(state)))
 
 
 def stop_stale_servers(folder: Path) -> ServiceState | None:
@@ -94,7 +101,7 @@ def stop_stale_servers(folder: Path) -> ServiceState | None:
     ServiceError
         If the session is not dead: its servers are in use.
     StorageError
-        If the folder is another account's.
+        If the folder is another account's, or the file is damaged.
     """
     with storage_errors(str(folder)):
         state = _read(folder)
@@ -113,10 +120,14 @@ def stop_stale_servers(folder: Path) -> ServiceState | None:
 
 
 def _read(folder: Path) -> ServiceState | None:
+    path = folder / _FILE
     try:
-        return ServiceState(**json.loads((folder / _FILE).read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return _STATE.parse(parse_record(path.read_bytes(), str(path)), str(path))
+    except FileNotFoundError:
         return None
+    except StorageError as error:
+        todo = "Stop the servers that its session left running, if there are any, and remove it"
+        raise StorageError(error.what, where=str(path), todo=todo) from error
 
 
 def _create_time(pid: int) -> float:

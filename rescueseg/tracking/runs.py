@@ -20,22 +20,24 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import Annotated, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.rest_utils import http_request
+from pydantic import Field
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.layout import TRACKING, TRACKING_FILES
+from rescueseg.campaign.layout import TRACKING_FILES
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import ServiceError
+from rescueseg.records import Record
 from rescueseg.tracking.models import GENERATION
 
 KEY = "rescueseg.key"
 CAMPAIGN_ID = "rescueseg.campaign_id"
-_IDENTITY = TRACKING.path()
 _PATIENCE = 5
 """Seconds in which a server has to answer before something is sent that may as well wait."""
 _QUIET = {
@@ -47,6 +49,15 @@ _QUIET = {
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="OnServer")
+
+
+class TrackingIdentity(Record):
+    """What a campaign's experiment is found by."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+_IDENTITY = RecordFile("tracking", TrackingIdentity)
 
 
 class OnServer(Protocol):
@@ -122,10 +133,11 @@ class CampaignRuns:
         return self.client.create_experiment(name, artifact_location=location, tags=tags), name
 
     def _identity(self) -> str:
-        storage = self.campaign.storage
-        if not storage.exists(_IDENTITY):
-            storage.write_json(_IDENTITY, {"id": uuid.uuid4().hex})
-        return str(storage.read_json(_IDENTITY)["id"])
+        identity = self.campaign.records.read(_IDENTITY)
+        if identity is None:
+            identity = TrackingIdentity(id=uuid.uuid4().hex)
+            self.campaign.records.write(_IDENTITY, identity)
+        return identity.id
 
     @property
     @mlflow_errors
