@@ -36,6 +36,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+RESTORE = "Restore it from a backup"
+"""What is to be done about whatever is damaged or lost."""
+
 
 class RescuesegError(Exception):
     """Base of everything rescueseg raises on purpose.
@@ -187,7 +190,7 @@ def damaged(path: str, what: str) -> StorageError:
     >>> print(damaged("liver/volumes/v.json", "its checksum does not fit"))
     liver/volumes/v.json: the file is damaged: its checksum does not fit. Restore it from a backup
     """
-    return StorageError(f"the file is damaged: {what}", where=path, todo="Restore it from a backup")
+    return StorageError(f"the file is damaged: {what}", where=path, todo=RESTORE)
 
 
 @contextmanager

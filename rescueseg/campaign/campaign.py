@@ -14,7 +14,7 @@ from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, 
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.volume_folder import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.errors import CampaignError, StorageError
+from rescueseg.errors import RESTORE, CampaignError, StorageError
 from rescueseg.geometry import Patch
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.storage import Storage, digest_json
@@ -196,7 +196,7 @@ class Campaign:
             raise StorageError(
                 "the frozen holdout is lost: the file is missing, and the starting patches were drawn beside it",
                 where=self.storage.path(HOLDOUT.path()),
-                todo="Restore it from a backup",
+                todo=RESTORE,
             )
         return holdout
 

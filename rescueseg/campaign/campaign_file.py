@@ -10,7 +10,7 @@ import tomli_w
 
 from rescueseg.campaign.renamed_settings import move_renamed, refuse_renamed
 from rescueseg.config import CampaignConfig, check_config
-from rescueseg.errors import ConfigError
+from rescueseg.errors import RESTORE, ConfigError
 
 FORMAT = 1
 """Of the campaign file; raised when an earlier version would misread one."""
@@ -32,7 +32,7 @@ def decode_config(data: bytes, where: str) -> str:
             f"line {line} is no UTF-8 text", where=where, todo="Save the file as UTF-8, or restore it from a backup"
         ) from error
     if not text.strip():
-        raise ConfigError("the file is empty", where=where, todo="Restore it from a backup")
+        raise ConfigError("the file is empty", where=where, todo=RESTORE)
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rescueseg.campaign.folders import RecordFolder, TrainingFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.stage_results import LOSSES, OLDER_LOSSES, Losses, TrainingResult
-from rescueseg.errors import CampaignError
+from rescueseg.errors import RESTORE, CampaignError
 from rescueseg.records import Record, Snapshot
 
 
@@ -42,7 +42,7 @@ def read_request(training: TrainingFolder) -> OutsideTraining:
         raise CampaignError(
             f"the training '{training.name}' has no request.json",
             where=training.storage.url,
-            todo="Restore it from a backup",
+            todo=RESTORE,
         )
     return request
 

@@ -30,7 +30,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
-from rescueseg.errors import ConfigError, QueueError, StorageError, storage_errors
+from rescueseg.errors import RESTORE, ConfigError, QueueError, StorageError, storage_errors
 from rescueseg.queue.tables import VERSION_TABLE
 
 HEAD = "0003"
@@ -56,7 +56,7 @@ def network_file_system(path: Path) -> str | None:
 
 def damage(where: str, what: str) -> StorageError:
     """Return the error about a database that no longer holds what was stored in it: lost, cut or altered."""
-    return StorageError(what, where=where, todo="Restore it from a backup")
+    return StorageError(what, where=where, todo=RESTORE)
 
 
 def make_engine(url: str | URL) -> Engine:
