@@ -169,15 +169,14 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
     if not boxes:
         return None
     tables = box_tables(boxes)
-    scores = _values(tables, ("ece", *_OVERLAPS))
-    ece = scores.pop("ece")
+    calibration = reduce(add, (b.calibration for b in boxes if b.calibration))
     everything = tuple(range(len(boxes)))
     return PartScore(
         part=part,
         boxes=len(boxes),
         voxels=sum(b.voxels for b in boxes),
-        **scores,
-        ece=0.0 if ece is None else ece,
+        **_values(tables, _OVERLAPS),
+        ece=calibration.calibration_error(),
         classes=tuple(
             ClassScore(
                 name=name,
@@ -186,7 +185,7 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
             )
             for c, name in enumerate(classes)
         ),
-        calibration=reduce(add, (b.calibration for b in boxes if b.calibration)),
+        calibration=calibration,
         uncertainty=reduce(add, (b.entropies for b in boxes if b.entropies)),
     )
 
