@@ -285,6 +285,10 @@ class Storage:
             )
         return f"{self.root}/{parts}" if str(parts) != "." else self.root
 
+    def name_of(self, relative: str) -> str:
+        """Return what messages call something below the root; unlike `path`, nothing is looked up on the disk."""
+        return f"{self.root}/{relative}"
+
     def url_of(self, relative: str) -> str:
         """Return the URL of something below the root, as another process opens it."""
         path = self.path(relative)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rescueseg.active_learning.acquisition import class_entropy
 from rescueseg.campaign import GenerationFolder
 from rescueseg.errors import InferenceError
-from rescueseg.geometry import Box, Floats, Integers, box_bounds
+from rescueseg.geometry import Box, Floats, Integers, box_bounds, zyx
 from rescueseg.inference.box_means import SCORES, box_sums, map_pieces, touching
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.progress import CountProgress
@@ -85,12 +85,13 @@ def score_candidates(
         If the maps of a volume are not complete, or hold values that are not finite.
     """
     volumes = [v for v in sorted(boxes) if boxes[v]]
-    blocks = {volume_id: map_pieces(VolumeMaps(generation, volume_id)) for volume_id in volumes}
+    stored = {volume_id: VolumeMaps(generation, volume_id) for volume_id in volumes}
+    opened = {volume_id: maps.open_several((*SCORES, "probability")) for volume_id, maps in stored.items()}
+    blocks = {v: map_pieces(maps, zyx(opened[v][SCORES[0]].chunks)) for v, maps in stored.items()}
     done_count, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
     for volume_id in volumes:
-        stored = VolumeMaps(generation, volume_id)
-        maps = {name: stored.open(name) for name in (*SCORES, "probability")}
+        maps = opened[volume_id]
         sums: Floats | None = None
         starts, stops = box_bounds(boxes[volume_id])
         for block in blocks[volume_id]:

@@ -43,7 +43,9 @@ class RecordFolder:
             If it is damaged, holds something else, or a later version wrote it.
         """
         path = file.path(self.folder)
-        return file.parse(self.storage.read_json(path), self.storage.path(path)) if self.storage.exists(path) else None
+        if not self.storage.exists(path):
+            return None
+        return file.parse(self.storage.read_json(path), self.storage.name_of(path))
 
     def write(self, file: RecordFile[T], value: T) -> None:
         """Write a file atomically. A stage's result is its commit point, after which a rerun skips the stage."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rescueseg.campaign.folders import RecordFolder
 from rescueseg.campaign.layout import IMAGE, VOLUME, check_id, is_id
 from rescueseg.campaign.record_file import RecordFile
@@ -55,7 +57,7 @@ class VolumeFolder:
 
     def _read(self, volume_id: str) -> VolumeRecord:
         path = VOLUME.path(volume=volume_id)
-        record = _RECORD.parse(self.storage.read_json(path), self.storage.path(path))
+        record = _RECORD.parse(self.storage.read_json(path), self.storage.name_of(path))
         if record.volume_id != volume_id:
             raise damaged(self.storage.path(path), f"it holds the record of volume '{record.volume_id}'")
         return record
@@ -85,15 +87,20 @@ class VolumeFolder:
 
     # what they share ----------------------------------------------------------------------------------------------
 
-    def shared_places(self) -> SharedPlaces:
+    def shared_places(self, records: Sequence[VolumeRecord] | None = None) -> SharedPlaces:
         """Return which places of the volumes are the same piece of the specimen, refused volumes included.
+
+        Parameters
+        ----------
+        records : sequence of VolumeRecord, optional
+            Of all volumes, refused ones too; read where omitted.
 
         Raises
         ------
         CampaignError
             If volumes were never compared with the others; `rescueseg.volumes.comparison.ensure_compared` does it.
         """
-        relations, volumes = self.relations(), self.records(refused=True)
+        relations, volumes = self.relations(), self.records(refused=True) if records is None else records
         if names := relations.uncompared(volumes):
             raise CampaignError(
                 f"nobody knows what these volumes share with others, as they were never compared: {', '.join(names)}",

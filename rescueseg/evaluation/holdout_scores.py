@@ -85,7 +85,7 @@ def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
     """
     truth, folder = holdout_truth(campaign), campaign.generation(generation)
     model = require_model(folder)
-    require_unseen(folder, truth.boxes, campaign.volumes.shared_places())
+    require_unseen(folder, truth.boxes, campaign.volumes.shared_places(truth.records))
     require_own_maps(folder, model, truth.boxes)
     return assign(campaign, model, truth)
 
@@ -149,8 +149,8 @@ def stored_maps(generation: GenerationFolder, boxes: Iterable[HoldoutBox]) -> It
     arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
     for box in boxes:
         if box.volume_id not in arrays:
-            maps = VolumeMaps(generation, box.volume_id)
-            arrays[box.volume_id] = maps.open("probability"), maps.open("predictive_entropy")
+            maps = VolumeMaps(generation, box.volume_id).open_several(("probability", "predictive_entropy"))
+            arrays[box.volume_id] = maps["probability"], maps["predictive_entropy"]
         probability, entropy = (np.asarray(a[(..., *box.box.slices)], np.float32) for a in arrays[box.volume_id])
         yield box, probability, entropy
 

@@ -44,10 +44,7 @@ def require_own_maps(generation: GenerationFolder, model: ModelReference, boxes:
         If another model made them.
     """
     for volume_id in sorted({b.volume_id for b in boxes}):
-        maps = VolumeMaps(generation, volume_id)
-        maps.open("probability")
-        reference = maps.reference()
-        if reference is None or reference.model_digest != model.digest:
+        if VolumeMaps(generation, volume_id).finished().model_digest != model.digest:
             raise EvaluationError(
                 f"another model than that of generation {model.generation} made the maps",
                 where=f"volume {volume_id}",

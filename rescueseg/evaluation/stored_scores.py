@@ -63,7 +63,7 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     """
     truth, folder = holdout_truth(campaign), campaign.generation(generation)
     model = require_model(folder)
-    require_unseen(folder, truth.boxes, campaign.volumes.shared_places())
+    require_unseen(folder, truth.boxes, campaign.volumes.shared_places(truth.records))
     judgement = folder.read(EVALUATION)
     return first_valid((folder.read(SCORES), judgement.evaluation if judgement else None), model.digest, truth)
 

@@ -61,7 +61,7 @@ def check_training(campaign: Campaign, name: str) -> Assignment:
         If a box was read by the training, or by a generation before it.
     """
     truth, model, folder = holdout_truth(campaign), require_training_model(campaign, name), campaign.training(name)
-    snapshot, places = read_request(folder).snapshot, campaign.volumes.shared_places()
+    snapshot, places = read_request(folder).snapshot, campaign.volumes.shared_places(truth.records)
     require_unseen_by_training(folder, snapshot, truth.boxes, places)
     return assign(campaign, model, truth)
 

@@ -17,7 +17,8 @@ from rescueseg.labels import IGNORE
 from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.storage import digest_array, digest_json
-from rescueseg.volumes import open_truth
+from rescueseg.volumes.checked_array import CheckedArray
+from rescueseg.volumes.opening import open_truth_of
 
 if TYPE_CHECKING:
     from rescueseg.records import AcceptedAnnotation
@@ -37,6 +38,8 @@ class HoldoutTruth:
     ----------
     volumes : VolumeFolder
         The campaign's.
+    records : sequence of VolumeRecord
+        Of all of them, refused ones too.
     boxes : sequence of HoldoutBox
         Which boxes.
     annotated : dict
@@ -46,12 +49,18 @@ class HoldoutTruth:
     """
 
     def __init__(
-        self, volumes: VolumeFolder, boxes: Sequence[HoldoutBox], annotated: Annotated, n_classes: int
+        self,
+        volumes: VolumeFolder,
+        records: Sequence[VolumeRecord],
+        boxes: Sequence[HoldoutBox],
+        annotated: Annotated,
+        n_classes: int,
     ) -> None:
-        self.boxes = tuple(boxes)
-        self.volumes = {v: volumes.record(v) for v in sorted({box.volume_id for box in boxes})}
+        self.boxes, self.records = tuple(boxes), tuple(records)
+        self.volumes = _volumes_of(boxes, records, volumes)
         """Records of the volumes in which the boxes lie, by id."""
         self._folder, self._annotated, self._n_classes = volumes, annotated, n_classes
+        self._arrays: dict[tuple[str, bool], CheckedArray] = {}
         self._labels: dict[HoldoutBox, Labels] = {}
         self._digests: dict[HoldoutBox, str] = {}
 
@@ -71,11 +80,18 @@ class HoldoutTruth:
 
     def _read(self, box: HoldoutBox) -> npt.NDArray[Any]:
         if self._has_truth(box):
-            return np.asarray(open_truth(self._folder, box.volume_id)[box.box.slices])
+            return self._stored(box)
         accepted = self._annotated[box.volume_id, box.box]
         if accepted is None:
             return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
         return read_classes(self._folder.storage, accepted)
+
+    def _stored(self, box: HoldoutBox, *, instances: bool = False) -> npt.NDArray[Any]:
+        """Return what came with the volume; each volume's is opened once."""
+        key = box.volume_id, instances
+        if key not in self._arrays:
+            self._arrays[key] = open_truth_of(self._folder, self.volumes[box.volume_id], instances)
+        return np.asarray(self._arrays[key][box.box.slices])
 
     def _has_truth(self, box: HoldoutBox) -> bool:
         """Tell whether the truth came with the volume."""
@@ -85,7 +101,7 @@ class HoldoutTruth:
         """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
         truth = self.volumes[box.volume_id].truth
         if truth == "instance":
-            return np.asarray(open_truth(self._folder, box.volume_id, instances=True)[box.box.slices])
+            return self._stored(box, instances=True)
         accepted = self._annotated.get((box.volume_id, box.box)) if truth is None else None
         return None if accepted is None else read_objects(self._folder.storage, accepted)
 
@@ -111,8 +127,17 @@ class HoldoutTruth:
         return digest_json([[box.to_json(), self._labels_digest(box)] for box in self.boxes])
 
 
-def holdout_boxes(holdout: Holdout | None, volumes: VolumeFolder) -> tuple[HoldoutBox, ...]:
+def holdout_boxes(holdout: Holdout | None, records: Sequence[VolumeRecord], where: str) -> tuple[HoldoutBox, ...]:
     """Return the frozen holdout boxes, those in refused volumes left out.
+
+    Parameters
+    ----------
+    holdout : Holdout or None
+        The frozen one, if there is one.
+    records : sequence of VolumeRecord
+        Of all volumes, refused ones too.
+    where : str
+        The campaign, for messages.
 
     Raises
     ------
@@ -121,12 +146,12 @@ def holdout_boxes(holdout: Holdout | None, volumes: VolumeFolder) -> tuple[Holdo
     """
     if holdout is None or not holdout.boxes:
         raise EvaluationError(
-            "there is no holdout to evaluate on", where=volumes.url, todo="Sample first: 'rescueseg sample CAMPAIGN'"
+            "there is no holdout to evaluate on", where=where, todo="Sample first: 'rescueseg sample CAMPAIGN'"
         )
-    boxes = _usable(holdout.boxes, volumes.records(refused=True))
+    boxes = _usable(holdout.boxes, records)
     if not boxes:
         raise EvaluationError(
-            "all holdout boxes lie in refused volumes", where=volumes.url, todo="See why with 'rescueseg status'"
+            "all holdout boxes lie in refused volumes", where=where, todo="See why with 'rescueseg status'"
         )
     return boxes
 
@@ -147,8 +172,9 @@ def holdout_truth(campaign: Campaign) -> HoldoutTruth:
     EvaluationError
         If there is no holdout, or boxes have neither; the message names them.
     """
-    boxes = holdout_boxes(campaign.holdout(), campaign.volumes)
-    truth = HoldoutTruth(campaign.volumes, boxes, _annotated(campaign, boxes), campaign.config.n_classes)
+    records = campaign.volumes.records(refused=True)
+    truth = _truth(campaign, records, holdout_boxes(campaign.holdout(), records, campaign.url))
+    boxes = truth.boxes
     missing = truth.missing()
     if missing:
         names = "; ".join(f"{b.part} box {b.volume_id} {b.box}" for b in missing[:20])
@@ -162,15 +188,27 @@ def holdout_truth(campaign: Campaign) -> HoldoutTruth:
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
-    holdout = campaign.holdout()
-    boxes = _usable(holdout.boxes, campaign.volumes.records(refused=True)) if holdout else ()
-    return HoldoutTruth(campaign.volumes, boxes, _annotated(campaign, boxes), campaign.config.n_classes).missing()
+    holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)
+    return _truth(campaign, records, _usable(holdout.boxes, records) if holdout else ()).missing()
 
 
-def _annotated(campaign: Campaign, boxes: Sequence[HoldoutBox]) -> Annotated:
+def _truth(campaign: Campaign, records: Sequence[VolumeRecord], boxes: Sequence[HoldoutBox]) -> HoldoutTruth:
+    annotated = _annotated(campaign, _volumes_of(boxes, records, campaign.volumes).values())
+    return HoldoutTruth(campaign.volumes, records, boxes, annotated, campaign.config.n_classes)
+
+
+def _volumes_of(
+    boxes: Sequence[HoldoutBox], records: Sequence[VolumeRecord], volumes: VolumeFolder
+) -> dict[str, VolumeRecord]:
+    """Return the records of the volumes in which boxes lie, by id; asking for one that is gone says so."""
+    known = {record.volume_id: record for record in records}
+    return {v: known[v] if v in known else volumes.record(v) for v in sorted({box.volume_id for box in boxes})}
+
+
+def _annotated(campaign: Campaign, volumes: Iterable[VolumeRecord]) -> Annotated:
     """Return what people annotated of the holdout; where every volume came with its truth, the queue is not asked."""
     annotated: Annotated = {}
-    if all(campaign.volumes.record(v).truth is not None for v in {box.volume_id for box in boxes}):
+    if all(volume.truth is not None for volume in volumes):
         return annotated
     with closing(open_queue(campaign)) as store:
         for part in PARTS:

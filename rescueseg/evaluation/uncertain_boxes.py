@@ -108,7 +108,7 @@ def _annotated(generations: Iterable[GenerationFolder]) -> AbstractSet[Patch]:
 def _mean_entropy(maps: VolumeMaps, starts: Integers, stops: Integers, progress: Progress | None) -> Floats:
     entropy = maps.open("predictive_entropy")
     sums = np.zeros(len(starts))
-    pieces = map_pieces(maps)
+    pieces = map_pieces(maps, zyx(entropy.chunks))
     for number, piece in enumerate(pieces, start=1):
         index = touching(piece, starts, stops)
         if len(index):

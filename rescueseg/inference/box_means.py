@@ -68,16 +68,22 @@ _BLOCK_VOXELS = 4_000_000
 """Largest block read at once; bounds the memory whatever the shards are."""
 
 
-def map_pieces(maps: VolumeMaps) -> list[Box]:
+def map_pieces(maps: VolumeMaps, chunk_zyx: ZYX) -> list[Box]:
     """Return the boxes in which to read the maps of a volume: their shards, cut where they are too large.
+
+    Parameters
+    ----------
+    maps : VolumeMaps
+        The volume's.
+    chunk_zyx : tuple of int
+        Chunk of its maps, in voxels.
 
     Raises
     ------
     InferenceError
         If the maps are not complete.
     """
-    chunk = zyx(maps.open(SCORES[0]).chunks)
-    return [piece for shard in maps.blocks() for piece in _pieces(shard, chunk)]
+    return [piece for shard in maps.blocks() for piece in _pieces(shard, chunk_zyx)]
 
 
 def _pieces(block: Box, chunk_zyx: ZYX) -> list[Box]:

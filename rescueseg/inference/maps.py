@@ -290,7 +290,20 @@ class VolumeMaps:
         path = self.path(MAPS_RECORD)
         if not self._storage.exists(path):
             return None
-        return _REFERENCE.parse(self._storage.read_json(path), self._storage.path(path))
+        return _REFERENCE.parse(self._storage.read_json(path), self._storage.name_of(path))
+
+    def finished(self) -> MapReference:
+        """Return the finished maps.
+
+        Raises
+        ------
+        InferenceError
+            If they are not complete.
+        """
+        reference = self.reference()
+        if reference is None:
+            raise self._incomplete()
+        return reference
 
     def blocks(self) -> list[Box]:
         """Return the blocks of finished maps in z, y, x order: read by them, each shard is decoded once.
@@ -301,8 +314,9 @@ class VolumeMaps:
             If the maps are not complete.
         """
         plan = self.plan()
-        if plan is None or self.reference() is None:
+        if plan is None:
             raise self._incomplete()
+        self.finished()
         return plan.blocks
 
     def open(self, quantity: str) -> CheckedArray:
@@ -327,24 +341,34 @@ class VolumeMaps:
         StorageError
             If a file is missing or damaged, here or when voxels are read.
         """
+        return self.open_several((quantity,))[quantity]
+
+    def open_several(self, wanted: Sequence[str]) -> dict[str, CheckedArray]:
+        """Open several finished maps, by quantity, and read the markers of their blocks once; see `open`."""
         reference = self.reference()
         plan = None if reference else self.plan()
         planned = plan.quantities if plan else RESERVED
         quantities = reference.quantities if reference else planned
-        if quantity not in quantities:
-            raise InferenceError(f"no map '{quantity}'", where=self.volume_id, todo=f"Maps: {', '.join(quantities)}")
+        for quantity in wanted:
+            if quantity not in quantities:
+                todo = f"Maps: {', '.join(quantities)}"
+                raise InferenceError(f"no map '{quantity}'", where=self.volume_id, todo=todo)
         if reference is None:
             raise self._incomplete()
         plan = self.plan()
         if plan is None:
             if not self._storage.exists(self.path(MAPS_PLAN)):
                 raise damaged(self._storage.path(self.path(MAPS_PLAN)), "it is missing")
-            return open_checked(self.url, f"{quantity}/0", lambda _: None)
-        return self.open_planned(plan, quantity)
+            return {quantity: open_checked(self.url, f"{quantity}/0", lambda _: None) for quantity in wanted}
+        tables = self._tables(plan)
+        return {quantity: self._open(plan, quantity, tables) for quantity in wanted}
 
     def open_planned(self, plan: InferencePlan, quantity: str) -> CheckedArray:
         """Open a map of which not all blocks need be done; only those that are can be read."""
-        array = open_checked(self.url, f"{quantity}/0", self._tables(plan))
+        return self._open(plan, quantity, self._tables(plan))
+
+    def _open(self, plan: InferencePlan, quantity: str, tables: TableOf) -> CheckedArray:
+        array = open_checked(self.url, f"{quantity}/0", tables)
         return array.require(plan.map_shape(quantity, plan.shape_zyx), plan.inference.map_dtype)
 
     def _tables(self, plan: InferencePlan) -> TableOf:

@@ -115,10 +115,12 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Patch
     )
 
 
-def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> dict[str, list[Box]]:
-    """Return the boxes of every volume that may be queried; see `candidate_boxes`."""
-    holdout, places, taken = _frozen(campaign), campaign.volumes.shared_places(), list(occupied)
-    return {v.volume_id: _candidates(campaign.config, v, holdout, places, taken) for v in campaign.volumes.records()}
+def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> tuple[dict[str, list[Box]], SharedPlaces]:
+    """Return the boxes of every volume that may be queried, see `candidate_boxes`, and which places are the same."""
+    holdout, volumes, taken = _frozen(campaign), campaign.volumes.records(refused=True), list(occupied)
+    places = campaign.volumes.shared_places(volumes)
+    usable = [v for v in volumes if not v.refused]
+    return {v.volume_id: _candidates(campaign.config, v, holdout, places, taken) for v in usable}, places
 
 
 def _candidates(

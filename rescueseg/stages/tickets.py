@@ -142,7 +142,7 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
     config, strategy = campaign.config, frozen_choice(campaign, generation).strategy
     occupied = [ticket.patch for ticket in store.views.tickets(purpose="pool") if ticket.generation <= generation]
-    boxes, places = starting_patches.all_candidates(campaign, occupied), campaign.volumes.shared_places()
+    boxes, places = starting_patches.all_candidates(campaign, occupied)
     table = score_candidates(campaign.generation(generation), boxes, config.n_classes, places)
     rng = random_generator(config.seed, "query", generation, strategy)
     patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []

@@ -112,8 +112,11 @@ class CheckedStore(WrapperStore[Store]):
             return None
         try:
             if expected is not None and (state := self._unchecked_state(path, expected)) is not None:
-                _check(path, await self._store.get(key, prototype), expected)
+                whole = await self._store.get(key, prototype)
+                _check(path, whole, expected)
                 _keep(path, expected, state)
+                if byte_range is None and whole:
+                    return whole
             data = await self._store.get(key, prototype, byte_range)
         except OSError as error:
             raise damaged(path, f"it cannot be read: {error.strerror or error}") from error

@@ -278,12 +278,12 @@ def describe_channels(url: str, names: Sequence[str], windows: Sequence[tuple[fl
 
 def open_level(url: str, level: int = 0) -> zarr.Array[Any]:
     """Open one resolution level of an image or label image, read-only."""
-    return _array(zarr.open_group(zarr_store(url), mode="r"), str(level))
+    return _array(zarr.open_group(zarr_store(url), mode="r", zarr_format=3), str(level))
 
 
 def levels(url: str) -> list[str]:
     """Return the paths of an image's resolution levels, finest first."""
-    return level_paths(zarr.open_group(zarr_store(url), mode="r").attrs.asdict())
+    return level_paths(zarr.open_group(zarr_store(url), mode="r", zarr_format=3).attrs.asdict())
 
 
 def level_paths(attributes: dict[str, Any]) -> list[str]:

@@ -76,11 +76,15 @@ def open_truth(volumes: VolumeFolder, volume_id: str, instances: bool = False) -
     StorageError
         If a file is missing or damaged, here or when voxels are read.
     """
-    record = volumes.record(volume_id)
+    return open_truth_of(volumes, volumes.record(volume_id), instances)
+
+
+def open_truth_of(volumes: VolumeFolder, record: VolumeRecord, instances: bool = False) -> CheckedArray:
+    """Open the ground truth of a volume whose record was read; see `open_truth`."""
     if record.truth is None or (instances and record.truth != "instance"):
         raise VolumeError(
             f"the volume has no {'instance ' if instances else ''}ground truth",
-            where=volume_id,
+            where=record.volume_id,
             todo="Import it with --truth",
         )
     name, dtype = ("truth_instances", np.uint32) if instances else ("truth", np.uint8)

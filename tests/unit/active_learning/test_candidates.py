@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -55,8 +56,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, maps: Maps, block: tuple[int, int, in
         def __init__(self, generation: GenerationFolder, volume_id: str) -> None:
             self.maps = maps[volume_id]
 
-        def open(self, quantity: str) -> Map:
-            return self.maps[quantity]
+        def open_several(self, wanted: Sequence[str]) -> dict[str, Map]:
+            return {quantity: self.maps[quantity] for quantity in wanted}
 
         def blocks(self) -> list[Box]:
             return partition(SHAPE, block)

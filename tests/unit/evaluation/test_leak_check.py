@@ -126,7 +126,11 @@ def test_a_kept_evaluation_is_refused_all_the_same(judged: Campaign, train_on: R
 def test_a_single_voxel_is_a_touch_and_a_neighbour_is_none(
     judged: Campaign, train_on: Rewrite, axis: int, side: int
 ) -> None:
-    boxes = [b for b in holdout_boxes(judged.holdout(), judged.volumes) if b.box == TEST_BOX]
+    boxes = [
+        b
+        for b in holdout_boxes(judged.holdout(), judged.volumes.records(refused=True), judged.url)
+        if b.box == TEST_BOX
+    ]
     assert boxes
     offset = list(TEST_BOX.offset_zyx)
     offset[axis] += side * TEST_BOX.shape_zyx[axis]

@@ -136,7 +136,7 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, truth=False)
     truth = np.zeros_like(phantom_truth())
     store = open_queue(campaign)
-    for i, held in enumerate(holdout_boxes(campaign.holdout(), campaign.volumes)):
+    for i, held in enumerate(holdout_boxes(campaign.holdout(), campaign.volumes.records(refused=True), campaign.url)):
         if held.part == "validation":
             truth[held.box.slices] = phantom_truth()[held.box.slices]
         store.tickets.add([NewTicket(ticket_id=f"h{i:02d}", volume_id="phantom", box=held.box, purpose=held.part)])

@@ -134,7 +134,7 @@ def leaks(seed: int, folder: Path) -> Iterator[str]:
     for file in files[first:]:
         bring_in(campaign, folder, file, images, rng)
     holdout = starting_patches.draw_holdout(campaign, started)
-    offered = starting_patches.all_candidates(campaign, started)
+    offered, _ = starting_patches.all_candidates(campaign, started)
     candidates = [Patch(name, box) for name, boxes in offered.items() for box in boxes]
     try:
         more = [Patch(p.volume_id, p.box) for p in starting_patches.starting_patches(campaign, 3, started)]
