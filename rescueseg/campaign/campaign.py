@@ -10,11 +10,11 @@ from sqlalchemy.engine import URL
 
 from rescueseg.campaign.campaign_file import decode_config, dump_config, parse_config
 from rescueseg.campaign.folders import GenerationFolder, RecordFolder, TrainingFolder, generations
-from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE
+from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE, VOLUME
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.volume_folder import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.errors import RESTORE, CampaignError, StorageError
+from rescueseg.errors import RESTORE, CampaignError, StorageError, damaged
 from rescueseg.geometry import Patch
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.storage import Storage, digest_json
@@ -162,6 +162,19 @@ class Campaign:
                 todo="Run the servers from infra/compose.yaml, or use a local folder",
             )
         return Path(self.storage.path(SERVICES.path()))
+
+    def require_volumes(self) -> None:
+        """Make sure that every volume that the holdout was drawn with still has its record.
+
+        Raises
+        ------
+        StorageError
+            At the first that has none: it would be left out of everything without a word.
+        """
+        holdout = self.holdout()
+        names = {*holdout.volumes, *(box.volume_id for box in holdout.boxes)} if holdout else set()
+        for name in sorted(names - {volume.volume_id for volume in self.volumes.records(refused=True)}):
+            raise damaged(self.storage.path(VOLUME.path(volume=name)), "it is missing")
 
     # generations and trainings ------------------------------------------------------------------------------------
 

@@ -86,12 +86,22 @@ def make_snapshot(campaign: Campaign, generation: int, accepted: Sequence[Accept
     )
     guard(holdout, items, places)
     n_classes, holdout_digest = campaign.config.n_classes, campaign.holdout_digest()
-    # an annotation never changes, so its id stands for its objects too, and the digests of older snapshots stay
-    annotated = [item.model_dump(mode="json", exclude={"instances", "instances_digest"}) for item in items]
-    digest = digest_json([annotated, n_classes, holdout_digest])
     return Snapshot(
-        generation=generation, items=items, n_classes=n_classes, holdout_digest=holdout_digest, digest=digest
+        generation=generation,
+        items=items,
+        n_classes=n_classes,
+        holdout_digest=holdout_digest,
+        digest=snapshot_digest(items, n_classes, holdout_digest),
     )
+
+
+def snapshot_digest(items: Iterable[SnapshotItem], n_classes: int, holdout_digest: str) -> str:
+    """Return the digest of a training set.
+
+    An annotation never changes, so its id stands for its objects too, and the digests of older snapshots stay.
+    """
+    annotated = [item.model_dump(mode="json", exclude={"instances", "instances_digest"}) for item in items]
+    return digest_json([annotated, n_classes, holdout_digest])
 
 
 def in_holdout_of_copies(

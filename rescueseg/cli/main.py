@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from rescueseg.cli import generation, sampling, volumes
+from rescueseg.cli import generation, sampling, upkeep, volumes
 from rescueseg.cli.annotate import annotate
 from rescueseg.cli.console import OneLineErrors
 from rescueseg.cli.evaluate import compare, evaluate
@@ -43,6 +43,9 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (generation.status, "status liver"),
     (generation.up, "up liver"),
     (upgrade, "upgrade liver --dry-run"),
+    (upkeep.verify, "verify liver --json damage.json"),
+    (upkeep.backup, "backup liver /backups/liver --dry-run"),
+    (upkeep.restore, "restore /backups/liver liver_again; or restore /backups/liver --list"),
     (generation.demo, "demo --dataset cdeep3m_mito_train --data-dir /data/volumes --generations 3 --out demo"),
 )
 """Every command, in the order of a campaign, with the example that its ``--help`` ends with."""

@@ -25,10 +25,10 @@ def upgrade(
 
     Stop the campaign's servers and generations before. A run that was cut off goes on when it is called again.
     """
-    from rescueseg.queue.upgrade import queue_steps
+    from rescueseg.upkeep.upgrade import upgrade_steps
 
     opened = Campaign.open(campaign)
-    steps = queue_steps(opened, moved=moved)
+    steps = upgrade_steps(opened, moved=moved)
     for step in steps:
         say_line(f"Would {step.what}" if dry_run else step.what[:1].upper() + step.what[1:])
         if not dry_run:

@@ -30,6 +30,7 @@ def infer(campaign: Campaign, generation: int, client: Client | None, progress: 
     progress : callable
         Called with the volume's id, blocks done, blocks in all.
     """
+    campaign.require_volumes()
     ids = [volume.volume_id for volume in campaign.volumes.records()]
     return run_stage(
         campaign.generation(generation),

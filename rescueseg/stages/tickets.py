@@ -140,6 +140,7 @@ def query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult
 
 
 def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResult:
+    campaign.require_volumes()
     config, strategy = campaign.config, frozen_choice(campaign, generation).strategy
     occupied = [ticket.patch for ticket in store.views.tickets(purpose="pool") if ticket.generation <= generation]
     boxes, places = starting_patches.all_candidates(campaign, occupied)

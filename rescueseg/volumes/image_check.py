@@ -55,7 +55,7 @@ def check_image(volumes: VolumeFolder, volume_id: str, progress: CountProgress |
     """
     record = volumes.record(volume_id)
     try:
-        table = file_table(volumes, record)
+        table = file_table(volumes, record, anew=True)
         steps = _voxel_steps(volumes, record) if table is None else _file_steps(volumes, volume_id, table)
     except StorageError as error:
         return [error]

@@ -99,14 +99,18 @@ def _open(volumes: VolumeFolder, record: VolumeRecord, path: str) -> CheckedArra
 # which files an image has ---------------------------------------------------------------------------------------------
 
 
-def file_table(volumes: VolumeFolder, record: VolumeRecord) -> FileTable | None:
+def file_table(volumes: VolumeFolder, record: VolumeRecord, *, anew: bool = False) -> FileTable | None:
     """Return the files of a volume's image; None where an earlier version imported it and nobody made the list since.
+
+    With `anew` the list is read, even where this process knows it already.
 
     Raises
     ------
     StorageError
         If the list is missing, or not the one that the volume's record names.
     """
+    if anew:
+        _file_table.cache_clear()
     return _file_table(volumes.url, record.volume_id, record.files) if record.files else None
 
 

@@ -30,6 +30,7 @@ def texts() -> Iterator[tuple[str, str]]:
         "CHANGELOG.md",
         "docs/architecture.md",
         "docs/holdout.md",
+        "docs/upkeep.md",
         "deployments/prefect.yaml",
         "infra/README.md",
     ):

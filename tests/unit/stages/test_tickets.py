@@ -157,10 +157,11 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     def no_queue() -> QueueStore:
         raise AssertionError("the first sampling asks nothing of the queue")
 
+    before = {path: path.read_bytes() for path in Path(campaign.url).rglob("*") if path.is_file()}
     holdout, starting = tickets.preview_sampling(campaign, no_queue)
+    assert {path: path.read_bytes() for path in Path(campaign.url).rglob("*") if path.is_file()} == before
     assert campaign.holdout() is None
     assert campaign.starting_patches() is None
-    assert not Path(campaign.storage.path("campaign.db")).exists()
     opened = open_queue(campaign)
     assert tickets.prepare(campaign, opened) == len(
         tickets.first_tickets(campaign.config, campaign.volumes.records(), holdout, starting)

@@ -1,0 +1,1 @@
+"""What keeps a campaign whole for years: verify, backup and restore."""

@@ -1,0 +1,55 @@
+"""What brings a campaign of an earlier version to this one: its queue, lists of its images' files, checksums of its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.queue.upgrade import UpgradeStep, queue_steps
+from rescueseg.storage import Storage
+from rescueseg.upkeep.backup import files_of
+from rescueseg.upkeep.verify import has_checksum, is_record
+from rescueseg.volumes.image_check import seal_image
+
+
+def upgrade_steps(campaign: Campaign, *, moved: bool = False) -> list[UpgradeStep]:
+    """Return what is to be done; nothing is changed yet.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    moved : bool
+        As of `rescueseg.queue.upgrade.queue_steps`, which says what it raises.
+    """
+    return queue_steps(campaign, moved=moved) + image_steps(campaign.volumes) + record_steps(campaign)
+
+
+def image_steps(volumes: VolumeFolder) -> list[UpgradeStep]:
+    """Return the steps that list the files of images, so that damage is found; none where all are listed."""
+    return [
+        UpgradeStep(
+            f"read volume '{volume.volume_id}' and list its files with their checksums",
+            partial(_seal, volumes, volume.volume_id),
+        )
+        for volume in volumes.records(refused=True)
+        if not volume.files
+    ]
+
+
+def record_steps(campaign: Campaign) -> list[UpgradeStep]:
+    """Return the step that gives records a checksum; none where all have one."""
+    paths = [f.path for f in files_of(campaign) if is_record(f.path) and not has_checksum(campaign.storage, f.path)]
+    if not paths:
+        return []
+    return [UpgradeStep(f"give {len(paths)} records a checksum", partial(_write_again, campaign.storage, paths))]
+
+
+def _write_again(storage: Storage, paths: Sequence[str]) -> None:
+    for path in paths:
+        storage.write_json(path, storage.read_json(path))
+
+
+def _seal(volumes: VolumeFolder, volume_id: str) -> None:
+    seal_image(volumes, volume_id)

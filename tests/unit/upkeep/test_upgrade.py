@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rescueseg.campaign import Campaign
+from rescueseg.errors import StorageError
+from rescueseg.upkeep.backup import files_of
+from rescueseg.upkeep.upgrade import upgrade_steps
+from rescueseg.upkeep.verify import is_record, verify
+
+OLDER = Path(__file__).parents[2] / "data" / "older_campaign" / "campaigns.tar.xz"
+
+
+def unpack(folder: Path, name: str) -> Campaign:
+    with tarfile.open(OLDER) as archive:
+        archive.extractall(folder, filter="data")
+    return Campaign.open(str(folder / name))
+
+
+@pytest.mark.parametrize("name", ["phantom", "objects"])
+def test_an_older_campaign_is_upgraded_and_whole(name: str, tmp_path: Path) -> None:
+    campaign = unpack(tmp_path, name)
+    for step in upgrade_steps(campaign):
+        step.act()
+    assert upgrade_steps(campaign) == []
+    assert all(volume.files for volume in campaign.volumes.records(refused=True))
+    documents = {
+        f.path: json.loads(campaign.storage.read_bytes(f.path)) for f in files_of(campaign) if is_record(f.path)
+    }
+    assert [path for path, document in documents.items() if "sha256" not in document] == []
+    assert verify(campaign).damage == []
+
+
+def test_a_shard_lost_before_the_upgrade_is_not_taken_for_what_was_stored(tmp_path: Path) -> None:
+    campaign = unpack(tmp_path, "phantom")
+    shard = next(Path(campaign.url).glob("volumes/phantom.ome.zarr/0/c/0/0/0/*"))
+    shard.unlink()
+    *others, image, records = upgrade_steps(campaign)
+    assert "checksum" in records.what
+    for step in others:
+        step.act()
+    with pytest.raises(StorageError, match="damaged"):
+        image.act()
+    assert not campaign.volumes.record("phantom").files
