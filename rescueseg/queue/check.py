@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.label_arrays import read_label_array
 from rescueseg.campaign.layout import ANNOTATION, GENERATION
 from rescueseg.campaign.stage_results import EFFORT, SNAPSHOT
 from rescueseg.errors import StorageError
@@ -25,8 +26,8 @@ from rescueseg.queue.records import STATUSES, Verdict
 from rescueseg.queue.store import is_new, require_this_version
 from rescueseg.queue.tables import annotation_table, assignments, audit, generations, leases, metadata, owner, tickets
 from rescueseg.queue.ticket_state import TicketState, annotation_id
-from rescueseg.records import Snapshot
-from rescueseg.storage import Storage, digest_array, digest_json
+from rescueseg.records import LabelReference, Snapshot
+from rescueseg.storage import Storage, digest_json
 
 _MESSAGES = 20
 """Of SQLite, at most."""
@@ -239,13 +240,9 @@ def _ledger(connection: Connection, counted: Mapping[int, tuple[Snapshot | None,
 
 def _labels(storage: Storage, version: RowMapping) -> Iterator[StorageError]:
     for kind in ("labels", "instances"):
-        path, digest = version[kind], version[f"{kind}_digest"]
-        if path is None:
+        if version[kind] is None:
             continue
         try:
-            same = digest_array(storage.read_array(path)) == digest
+            read_label_array(storage, LabelReference(path=version[kind], digest=version[f"{kind}_digest"] or ""))
         except StorageError as error:
             yield error
-            continue
-        if not same:
-            yield damage(storage.path(path), "it holds other labels than were handed in")

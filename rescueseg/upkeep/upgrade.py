@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.progress import Progress
 from rescueseg.queue.upgrade import UpgradeStep, queue_steps
 from rescueseg.storage import Storage
 from rescueseg.upkeep.backup import files_of
@@ -13,7 +14,9 @@ from rescueseg.upkeep.verify import has_checksum, is_record
 from rescueseg.volumes.image_check import seal_image
 
 
-def upgrade_steps(campaign: Campaign, *, moved: bool = False) -> list[UpgradeStep]:
+def upgrade_steps(
+    campaign: Campaign, *, moved: bool = False, progress: Progress | None = None
+) -> list[UpgradeStep]:
     """Return what is to be done; nothing is changed yet.
 
     Parameters
@@ -22,16 +25,19 @@ def upgrade_steps(campaign: Campaign, *, moved: bool = False) -> list[UpgradeSte
         The campaign.
     moved : bool
         As of `rescueseg.queue.upgrade.queue_steps`, which says what it raises.
+    progress : callable, optional
+        Called with a volume's id, the parts of it that were read, and how many there are.
     """
-    return queue_steps(campaign, moved=moved) + image_steps(campaign.volumes) + record_steps(campaign)
+    images = image_steps(campaign.volumes, progress)
+    return [*queue_steps(campaign, moved=moved), *images, *record_steps(campaign)]
 
 
-def image_steps(volumes: VolumeFolder) -> list[UpgradeStep]:
+def image_steps(volumes: VolumeFolder, progress: Progress | None = None) -> list[UpgradeStep]:
     """Return the steps that list the files of images, so that damage is found; none where all are listed."""
     return [
         UpgradeStep(
             f"read volume '{volume.volume_id}' and list its files with their checksums",
-            partial(_seal, volumes, volume.volume_id),
+            partial(_seal, volumes, volume.volume_id, progress),
         )
         for volume in volumes.records(refused=True)
         if not volume.files
@@ -51,5 +57,5 @@ def _write_again(storage: Storage, paths: Sequence[str]) -> None:
         storage.write_json(path, storage.read_json(path))
 
 
-def _seal(volumes: VolumeFolder, volume_id: str) -> None:
-    seal_image(volumes, volume_id)
+def _seal(volumes: VolumeFolder, volume_id: str, progress: Progress | None) -> None:
+    seal_image(volumes, volume_id, None if progress is None else partial(progress, volume_id))

@@ -534,6 +534,23 @@ def test_nothing_in_the_queue_looks_damaged(untouched: dict[str, Campaign], name
     assert check_queue(untouched[name]) == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_its_images_are_listed_and_again_nothing_is_to_be_done(untouched: dict[str, Campaign], name: str) -> None:
+    assert all(record.files for record in untouched[name].volumes.records(refused=True))
+    assert "Nothing to do" in CliRunner().invoke(app, ["upgrade", untouched[name].url]).output
+
+
+def test_a_damaged_image_is_not_listed(tmp_path: Path) -> None:
+    campaign = unpack(tmp_path, "phantom")
+    shard = next(path for path in sorted(Path(campaign.url, "volumes").rglob("0/c/**/*")) if path.is_file())
+    shard.unlink()
+    told = CliRunner().invoke(app, ["upgrade", campaign.url])
+    assert told.exit_code == 1
+    assert [record.files for record in campaign.volumes.records(refused=True)] == [""]
+    with closing(open_queue(campaign)) as opened:
+        assert opened.views.tickets(), "its queue is of this version all the same"
+
+
 def test_the_copy_made_before_the_upgrade_is_the_older_database(tmp_path: Path) -> None:
     campaign = unpack(tmp_path, "phantom")
     with closing(sqlite3.connect(Path(campaign.url) / "campaign.db")) as connection:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 import tifffile
+from sqlalchemy.engine import Connection
 
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.annotation.label_files import ticket_id
@@ -20,6 +24,7 @@ from rescueseg.queue.database import Database
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.queue.submission import Work
+from rescueseg.queue.tables import metadata
 from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.stages.snapshot import make_snapshot
 from rescueseg.volumes.volume_files import VolumeImport
@@ -75,8 +80,9 @@ def found(campaign: Campaign) -> str:
     return "; ".join(error.what for error in errors)
 
 
-def change(campaign: Campaign, statement: str) -> None:
-    """Alter rows as no program of ours would; SQLite does not look at the references."""
+@contextmanager
+def unguarded(campaign: Campaign) -> Iterator[Connection]:
+    """Open a transaction in which nobody looks at the references between rows."""
     database = Database(campaign.database_url)
     with database.engine.begin() as connection:
         if not database.is_sqlite:
@@ -85,8 +91,14 @@ def change(campaign: Campaign, statement: str) -> None:
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
             connection.exec_driver_sql("BEGIN")
-        assert connection.execute(sa.text(statement)).rowcount > 0
+        yield connection
     database.engine.dispose()
+
+
+def change(campaign: Campaign, statement: str) -> None:
+    """Alter rows as no program of ours would."""
+    with unguarded(campaign) as connection:
+        assert connection.execute(sa.text(statement)).rowcount > 0
 
 
 def test_a_healthy_queue_is_called_healthy(filled: Campaign) -> None:
@@ -135,10 +147,31 @@ ALTERATIONS = {
 }
 
 
-@pytest.mark.parametrize("statement", ALTERATIONS)
-def test_an_altered_row_is_found(filled: Campaign, statement: str) -> None:
-    change(filled, statement)
-    assert ALTERATIONS[statement] in found(filled)
+def rows_of(campaign: Campaign) -> dict[str, list[dict[str, object]]]:
+    with Database(campaign.database_url).engine.connect() as connection:
+        return {
+            table.name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+            for table in metadata.sorted_tables
+        }
+
+
+def put_back(campaign: Campaign, rows: dict[str, list[dict[str, object]]]) -> None:
+    with unguarded(campaign) as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(sa.delete(table))
+            if rows[table.name]:
+                connection.execute(sa.insert(table), rows[table.name])
+
+
+def test_every_altered_row_is_found(filled: Campaign) -> None:
+    rows, missed = rows_of(filled), {}
+    for statement, expected in ALTERATIONS.items():
+        change(filled, statement)
+        if expected not in (what := found(filled)):
+            missed[statement] = what
+        put_back(filled, rows)
+    assert missed == {}
+    assert check_queue(filled) == []
 
 
 def test_an_older_database_is_found_by_the_snapshot(filled: Campaign) -> None:
@@ -155,20 +188,21 @@ def test_an_older_database_is_found_by_the_snapshot(filled: Campaign) -> None:
     assert "2 versions are not in it that generations/0000/snapshot.json names" in found(filled)
 
 
-@pytest.mark.parametrize("how", ["missing", "empty", "cut", "other labels"])
-@pytest.mark.parametrize("verdict", ["submitted", "accepted", "rejected"])
-def test_a_damaged_label_array_is_found(filled: Campaign, verdict: str, how: str) -> None:
+def test_every_damaged_label_array_is_found(filled: Campaign) -> None:
     with Database(filled.database_url).read() as connection:
-        query = sa.text(f"SELECT labels FROM annotations WHERE verdict = '{verdict}'")
-        path = str(connection.execute(query).scalars().first())
-    content = filled.storage.read_bytes(path)
-    filled.storage.remove(path)
-    if how == "other labels":
-        filled.storage.write_array(path, np.full(SHAPE, 2, np.uint8))
-    elif how != "missing":
-        filled.storage.write_bytes(path, content[: 0 if how == "empty" else len(content) // 2])
-    [error] = check_queue(filled)
-    assert error.where == filled.storage.path(path)
+        paths = connection.execute(sa.text("SELECT labels FROM annotations ORDER BY verdict")).scalars().all()
+    assert len(paths) == 4, "two accepted, a rejected and a submitted one"
+    for path, how in itertools.product(paths, ("missing", "empty", "cut", "other labels")):
+        content = filled.storage.read_bytes(path)
+        filled.storage.remove(path)
+        if how == "other labels":
+            filled.storage.write_array(path, np.full(SHAPE, 2, np.uint8))
+        elif how != "missing":
+            filled.storage.write_bytes(path, content[: 0 if how == "empty" else len(content) // 2])
+        [error] = check_queue(filled)
+        assert error.where == filled.storage.path(path), how
+        filled.storage.write_bytes(path, content)
+    assert check_queue(filled) == []
 
 
 def test_a_lost_queue_is_said_so(filled: Campaign) -> None:
