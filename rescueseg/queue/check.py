@@ -173,6 +173,15 @@ def _ticket(ticket: _Ticket, campaign: str) -> Iterator[str]:
         yield "a lease or a version belongs to an assignment of another ticket"
     if [a.version for a in state.annotations] != list(range(1, len(state.annotations) + 1)):
         yield f"its versions are {', '.join(str(a.version) for a in state.annotations)}"
+    yield from _versions(ticket)
+
+
+def _versions(ticket: _Ticket) -> Iterator[str]:
+    state, given = ticket.state, {lease.lease_id: lease for lease in ticket.state.leases}
+    for row in ticket.versions:
+        lease = given.get(row["lease_id"])
+        if lease is not None and (row["annotator"], row["seconds"]) != (lease.annotator, lease.active_seconds):
+            yield f"version {row['version']} and its lease differ in who worked how long"
     for version in state.annotations:
         if version.verdict not in get_args(Verdict):
             yield f"the verdict on version {version.version} is '{version.verdict}'"

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
@@ -142,20 +143,24 @@ class Database:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn the driver's errors into a `StorageError` or a `QueueError`."""
+        """Turn the driver's errors, and values that no row of ours holds, into a `StorageError`."""
         try:
             yield
         except PoolTimeoutError as error:
             raise StorageError(
                 "no connection to the database was free", where=self.where, todo="Run again; nothing was changed"
             ) from error
+        except ValueError as error:  # a time, a text or a status that nobody stored
+            raise damage(self.where, f"the database holds what was not stored: {_first_line(error)}") from error
         except (DatabaseError, InterfaceError) as error:
             text = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
             if "no such table" in text or (isinstance(error, ProgrammingError) and "does not exist" in text):
                 raise damage(self.where, f"tables of the queue are missing: {text}") from error
             if isinstance(error, (ProgrammingError, IntegrityError, DataError)):
                 raise
-            if "not a database" in text or "malformed" in text:
+            if any(
+                said in text for said in ("not a database", "malformed", "decode to UTF-8", "unsupported file format")
+            ):
                 raise damage(self.where, f"the database is damaged: {text}") from error
             if self._is_missing():
                 raise damage(self.where, "the database is missing") from error
@@ -258,6 +263,13 @@ class Database:
                     where=self.where,
                     todo="Update rescueseg: a newer version made this database",
                 ) from error
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))} is {first['input']!r}"
+    return str(error).partition("\n")[0]
 
 
 def _version(connection: Connection) -> str | None:

@@ -78,12 +78,12 @@ class QueueViews:
             query = query.where(tickets.c.purpose == purpose)
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
-        latest = {row["ticket_id"]: row for row in rows}
-        plain = [name for name in AcceptedAnnotation.model_fields if name != "box"]
-        return [
-            AcceptedAnnotation(box=box_of(row), **{name: row[name] for name in plain})
-            for _, row in sorted(latest.items())
-        ]
+            latest = {row["ticket_id"]: row for row in rows}
+            plain = [name for name in AcceptedAnnotation.model_fields if name != "box"]
+            return [
+                AcceptedAnnotation(box=box_of(row), **{name: row[name] for name in plain})
+                for _, row in sorted(latest.items())
+            ]
 
     def ticket(self, ticket_id: str) -> TicketRecord:
         """Return one ticket.
@@ -124,7 +124,7 @@ class QueueViews:
         )
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
-        return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
+            return [AnnotationRecord(**{name: row[name] for name in AnnotationRecord.model_fields}) for row in rows]
 
     def undecided_pairs(self, threshold: float) -> list[str]:
         """Return the submitted blind pairs that were not compared yet, or agree well enough to need no reviewer."""
@@ -164,10 +164,10 @@ class QueueViews:
             records = {
                 row["ticket_id"]: ticket_record(row) for row in connection.execute(sa.select(tickets)).mappings()
             }
-        return [
-            _effort(records[name], who, seconds.get((name, who), 0.0), versions[name, who])
-            for name, who in sorted({*seconds, *versions})
-        ]
+            return [
+                _effort(records[name], who, seconds.get((name, who), 0.0), versions[name, who])
+                for name, who in sorted({*seconds, *versions})
+            ]
 
     def history(self, ticket_id: str) -> list[AuditEntry]:
         """Return every change of a ticket, oldest first.

@@ -132,6 +132,8 @@ ALTERATIONS = {
     "UPDATE annotations SET labels_digest = 'd' WHERE verdict = 'accepted'": "not that of its labels",
     f"UPDATE annotations SET annotation_id = 'x' WHERE annotation_id = {ONE}": "not that of its labels",
     f"DELETE FROM annotations WHERE annotation_id = {ONE}": "by its leases and versions queued",
+    "UPDATE annotations SET annotator = 'bub' WHERE annotator = 'bob'": "differ in who worked how long",
+    "UPDATE annotations SET seconds = seconds + 1": "differ in who worked how long",
     "UPDATE leases SET ended = 'released' WHERE ended IS NULL": "it is leased, and by its leases and versions queued",
     "UPDATE leases SET assignment_id = 99 WHERE ended IS NULL": "rows of leases name assignments that are not there",
     "UPDATE leases SET assignment_id = 1 WHERE ended IS NULL": "assignment of another ticket",

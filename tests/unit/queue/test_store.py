@@ -390,6 +390,28 @@ def test_a_damaged_database_is_a_storage_error(tmp_path: Path) -> None:
         QueueStore(f"sqlite:///{tmp_path}/queue.db").migrate()
 
 
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE tickets SET updated_at = '2026-01-01 10\x1a13'", "Invalid isoformat"),
+        ("UPDATE tickets SET status = 'queuee'", "status is 'queuee'"),
+        ("UPDATE tickets SET reason = CAST(x'ef62' AS TEXT)", "UTF-8"),
+    ],
+)
+def test_a_value_that_nobody_stored_is_damage(tmp_path: Path, statement: str, said: str) -> None:
+    """As after a flipped bit in a row, which SQLite does not notice."""
+    store = QueueStore(f"sqlite:///{tmp_path}/queue.db")
+    store.migrate()
+    store.tickets.add([ticket("a")])
+    with store.database.write() as connection:
+        connection.exec_driver_sql(statement)
+    for look in (store.views.tickets, lambda: store.views.ticket("a")):
+        with pytest.raises(StorageError, match=f"{said}.*Restore it from a backup") as caught:
+            look()
+        assert caught.value.where == str(tmp_path / "queue.db")
+        assert "\n" not in caught.value.what
+
+
 @pytest.mark.parametrize("kind", ["OperationalError", "InterfaceError"])
 def test_a_driver_that_says_nothing_is_a_storage_error(store: QueueStore, kind: str) -> None:
     class SilentError(Exception):
