@@ -14,9 +14,7 @@ from rescueseg.upkeep.verify import has_checksum, is_record
 from rescueseg.volumes.image_check import seal_image
 
 
-def upgrade_steps(
-    campaign: Campaign, *, moved: bool = False, progress: Progress | None = None
-) -> list[UpgradeStep]:
+def upgrade_steps(campaign: Campaign, *, moved: bool = False, progress: Progress | None = None) -> list[UpgradeStep]:
     """Return what is to be done; nothing is changed yet.
 
     Parameters
