@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from rescueseg.campaign import Campaign, RecordFolder
+from rescueseg.campaign import RecordFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, check_evaluation, score_boxes, stored_maps
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import PARTS, Labels
@@ -125,33 +125,6 @@ def fit_temperature(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> flo
         options={"xatol": 1e-3},
     )
     return float(np.exp(optimum.x))
-
-
-def calibrate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Calibration:
-    """Fit the temperature on the validation boxes and measure it on both parts.
-
-    Parameters
-    ----------
-    campaign : Campaign
-        With a frozen holdout and the generation's maps; nothing is written.
-    generation : int
-        Which one.
-    progress : callable, optional
-        Called with (boxes done, boxes in all).
-
-    Raises
-    ------
-    RescuesegError
-        As `rescueseg.evaluation.holdout_scores.check_evaluation`.
-    """
-    assignment = check_evaluation(campaign, generation)
-    sample = VoxelSample(assignment)
-    maps = stored_maps(campaign.generation(generation), assignment.boxes)
-    for number, (box, probability, _) in enumerate(maps, start=1):
-        sample.add(box, probability)
-        if progress is not None:
-            progress(number, len(assignment.boxes))
-    return sample.calibration()
 
 
 def score_and_calibrate(

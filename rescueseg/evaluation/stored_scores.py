@@ -8,7 +8,7 @@ from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION
-from rescueseg.evaluation.holdout_scores import Assignment, check_evaluation, stored_maps
+from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation, stored_maps
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
@@ -20,37 +20,43 @@ SCORES = RecordFile("scores", Evaluation)
 """In the generation's folder; the judgement that chose the champion stays as it is."""
 
 
-def evaluate_and_store(
-    campaign: Campaign, generation: int, progress: CountProgress | None = None
-) -> tuple[Evaluation, Calibration]:
-    """Evaluate a generation in one pass over its maps, and store the scores and the temperature.
-
-    Parameters and errors as `rescueseg.evaluation.holdout_scores.evaluate_generation`.
-    """
-    return store_scores(campaign.generation(generation), check_evaluation(campaign, generation), progress)
-
-
 def store_scores(
     folder: GenerationFolder, assignment: Assignment, progress: CountProgress | None = None
 ) -> tuple[Evaluation, Calibration]:
-    """Do what `evaluate_and_store` does for an assignment that was checked before."""
-    evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes), progress)
+    """Evaluate a generation in one pass over its maps, and store the temperature, then the scores.
+
+    Parameters
+    ----------
+    folder : GenerationFolder
+        With the generation's maps.
+    assignment : Assignment
+        From `rescueseg.evaluation.holdout_scores.check_evaluation`.
+    progress : callable, optional
+        Called with (boxes done, boxes in all).
+    """
+    evaluation, fitted = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes), progress)
+    calibration = keep_calibration(folder, assignment, fitted)
     folder.write(SCORES, evaluation)
-    return evaluation, keep_calibration(folder, assignment, calibration)
+    return evaluation, calibration
 
 
 def current_evaluation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
     """Return a generation's evaluation: the stored one where model and truth are still the same, else a new one.
 
     A holdout that grew since makes no new one: its volumes may have no maps of that generation. Generations are compared
-    on the boxes they share.
+    on the boxes they share. A new one is stored; the stored temperature stays as it is.
 
     Raises
     ------
     RescuesegError
         As `check_evaluation`; what a training has read is never evaluated, stored or not.
     """
-    return stored_evaluation(campaign, generation) or evaluate_and_store(campaign, generation, progress)[0]
+    stored = stored_evaluation(campaign, generation)
+    if stored is not None:
+        return stored
+    evaluation = evaluate_generation(campaign, generation, progress)
+    campaign.generation(generation).write(SCORES, evaluation)
+    return evaluation
 
 
 def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:

@@ -222,8 +222,10 @@ def weighted_median(values: Sequence[float] | Floats, weights: Sequence[float] |
     >>> weighted_median([1.0, 2.0, 30.0], [1.0, 1.0, 5.0])
     30.0
     """
-    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if not math.isnan(v) and w > 0]
-    if not pairs:
-        return math.nan
-    known, own_weights = zip(*pairs, strict=True)
-    return float(np.quantile(known, 0.5, weights=own_weights, method="inverted_cdf"))
+    pairs = sorted((v, w) for v, w in zip(values, weights, strict=True) if not math.isnan(v) and w > 0)
+    half, reached = sum(w for _, w in pairs) / 2, 0.0
+    for value, weight in pairs:  # sums are not divided, as np.quantile does: rounding would decide ties otherwise
+        reached += weight
+        if reached >= half:
+            return float(value)
+    return math.nan

@@ -41,9 +41,9 @@ from rescueseg.campaign.stage_results import (
     TrainingResult,
 )
 from rescueseg.cli.main import app
-from rescueseg.evaluation.calibration import CALIBRATION, calibrate_generation
+from rescueseg.evaluation.calibration import CALIBRATION, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, champion, judgements
-from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation, stored_maps
 from rescueseg.evaluation.scores import FORMAT
 from rescueseg.evaluation.stored_scores import stored_evaluation
 from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, stored_training_evaluation
@@ -586,7 +586,9 @@ def test_evaluating_again_gives_the_scores_bit_for_bit(untouched: dict[str, Camp
 @pytest.mark.parametrize("name", NAMES)
 def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign], name: str) -> None:
     campaign = untouched[name]
-    kept, found = campaign.generation(0).read(CALIBRATION), calibrate_generation(campaign, 0)
+    folder, assignment = campaign.generation(0), check_evaluation(campaign, 0)
+    kept = folder.read(CALIBRATION)
+    _, found = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes))
     assert kept is not None
     assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
     assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)

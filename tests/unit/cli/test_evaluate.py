@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
@@ -102,6 +103,31 @@ def test_a_comparison_can_be_rehearsed(tmp_path: Path) -> None:
     assert "Generation 1 (nnunet): to be evaluated first, on 16 boxes" in done.stdout
     assert "Boxes in common: 8 validation, 8 test" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_a_comparison_stores_scores_and_leaves_the_temperature_alone(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    for generation, noise in enumerate((2.4, 1.2)):
+        write_generation(campaign, generation, noise)
+        assert run("evaluate", campaign.url, "--generation", generation).exit_code == 0
+    volume = campaign.volumes.record("phantom")
+    campaign.volumes.save(volume.model_copy(update={"files": ""}))  # so that its files may be altered
+    truth = zarr.open_array(f"{campaign.volumes.image_url('phantom')}/labels/truth/0", mode="r+")
+    truth[:4] = 1 - truth[:4]
+
+    def stored() -> dict[str, bytes]:
+        root = Path(campaign.url, "generations")
+        return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+    before = stored()
+    done = run("compare", campaign.url, 0, 1)
+    assert done.exit_code == 0, done.output
+    after = stored()
+    assert {name for name in after if after[name] != before.get(name)} == {"0000/scores.json", "0001/scores.json"}
+    assert "0000/calibration.json" in after
+    shown = run("evaluate", campaign.url, "--generation", 0).stdout
+    assert "for another model or truth" in shown, "the temperature that people have seen is replaced with a word"
+    assert stored()["0000/calibration.json"] != before["0000/calibration.json"]
 
 
 def test_validation_boxes_are_shown_on_demand(two_families: Campaign) -> None:

@@ -16,12 +16,14 @@ from rescueseg.cli.main import app
 from rescueseg.evaluation.calibration import (
     CALIBRATION,
     Calibration,
-    calibrate_generation,
     fit_temperature,
+    keep_calibration,
+    score_and_calibrate,
     temper,
 )
 from rescueseg.evaluation.champion import EVALUATION
-from rescueseg.evaluation.stored_scores import evaluate_and_store
+from rescueseg.evaluation.holdout_scores import check_evaluation, stored_maps
+from rescueseg.evaluation.stored_scores import SCORES, store_scores
 from rescueseg.stages.evaluate import evaluate
 from tests.evaluated_campaign import holdout_boxes, make_campaign, write_generation
 
@@ -57,10 +59,16 @@ def test_certain_probabilities_stay_finite() -> None:
     assert np.isfinite(fit_temperature(certain, np.array([1, 1], np.uint8)))
 
 
+def fitted(campaign: Campaign) -> Calibration:
+    """Return the temperature of generation 0 for its model and truth as they are; nothing is written."""
+    assignment = check_evaluation(campaign, 0)
+    return score_and_calibrate(assignment, stored_maps(campaign.generation(0), assignment.boxes))[1]
+
+
 def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
-    found = calibrate_generation(campaign, 0)
+    found = fitted(campaign)
     assert campaign.generation(0).read(CALIBRATION) is None, "nothing was written"
     assert found.temperature > 1.2, "its logits are doubled, so it is too sure"
     assert found.validation is not None
@@ -83,15 +91,15 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
 
 
 def current_calibration(campaign: Campaign) -> Calibration:
-    """Return the temperature of generation 0 for its model and truth as they are."""
-    return evaluate_and_store(campaign, 0)[1]
+    """Return the temperature of generation 0 for its model and truth as they are, and store it."""
+    return store_scores(campaign.generation(0), check_evaluation(campaign, 0))[1]
 
 
 def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
     found = current_calibration(campaign)
-    assert campaign.generation(0).read(CALIBRATION) == found == calibrate_generation(campaign, 0)
+    assert campaign.generation(0).read(CALIBRATION) == found == fitted(campaign)
     for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
         campaign.generation(0).write(CALIBRATION, found.model_copy(update={**stale, "temperature": 9.0}))
         assert current_calibration(campaign) == found == campaign.generation(0).read(CALIBRATION)
@@ -112,12 +120,41 @@ def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     assert "for another model or truth" in again.output
 
 
+def test_a_stored_temperature_is_kept_while_it_fits(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, noise=3.0, judged=False)
+    folder, assignment, found = campaign.generation(0), check_evaluation(campaign, 0), fitted(campaign)
+    assert keep_calibration(folder, assignment, found) == found == folder.read(CALIBRATION)
+    other = found.model_copy(update={"temperature": 9.0})
+    assert keep_calibration(folder, assignment, other) == found == folder.read(CALIBRATION)
+    for stale in ({"model_digest": "another"}, {"truth_digest": "another"}):
+        folder.write(CALIBRATION, other.model_copy(update=stale))
+        assert keep_calibration(folder, assignment, found) == found == folder.read(CALIBRATION)
+
+
+def test_the_temperature_is_stored_before_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, noise=3.0, judged=False)
+    folder, assignment = campaign.generation(0), check_evaluation(campaign, 0)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr("rescueseg.evaluation.calibration.RecordFolder.write", full)
+    with pytest.raises(OSError, match="no space"):
+        store_scores(folder, assignment)
+    assert not folder.has(SCORES)
+    monkeypatch.undo()
+    evaluation, calibration = store_scores(folder, assignment)
+    assert (folder.read(SCORES), folder.read(CALIBRATION)) == (evaluation, calibration)
+
+
 def test_of_many_voxels_a_sample_tells_about_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = make_campaign(tmp_path)
     write_generation(campaign, 0, noise=3.0, judged=False)
-    found = calibrate_generation(campaign, 0)
+    found = fitted(campaign)
     monkeypatch.setattr("rescueseg.evaluation.calibration.MOST_VOXELS", 10_000)
-    sampled = calibrate_generation(campaign, 0)
+    sampled = fitted(campaign)
     assert found.validation is not None
     assert sampled.validation is not None
     assert sampled.validation.voxels <= 10_000 < found.validation.voxels
@@ -133,7 +170,7 @@ def test_without_a_known_validation_voxel_the_temperature_is_one(tmp_path: Path)
     alone = Holdout(boxes=tuple(b for b in holdout.boxes if b.part == "test"), guard_zyx=holdout.guard_zyx)
     campaign.storage.write_json("holdout.json", alone.to_json())
     write_generation(campaign, 0, noise=3.0, judged=False)
-    found = calibrate_generation(campaign, 0)
+    found = fitted(campaign)
     assert (found.temperature, found.validation) == (1.0, None)
     assert found.test is not None
     assert found.test.ece[0] == pytest.approx(found.test.ece[1], abs=1e-6)

@@ -13,9 +13,10 @@ from rescueseg.campaign import Campaign, outside_trainings
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
 from rescueseg.errors import EvaluationError, LeakError
-from rescueseg.evaluation.calibration import Calibration, calibrate_generation
-from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.evaluation.calibration import Calibration
+from rescueseg.evaluation.holdout_scores import check_evaluation
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.stored_scores import store_scores
 from rescueseg.evaluation.training_scores import check_training, current_training_evaluation, evaluate_training
 from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume
@@ -84,11 +85,12 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     model = result.model
     campaign.generation(0).write(TRAINING, TrainingResult(model=model, iterations=1))
     infer_volume(campaign, model, "v0")
-    assert evaluate_generation(campaign, 0) == kept
+    evaluation, fitted = store_scores(campaign.generation(0), check_evaluation(campaign, 0))
+    assert evaluation == kept
     calibration = Calibration.model_validate(
         campaign.storage.read_json(campaign.training(name).path("calibration.json"))
     )
-    assert calibrate_generation(campaign, 0) == calibration
+    assert fitted == calibration
     assert calibration.sentence() in shown
 
     compared = command("compare", campaign.url, "0", name, "--json", f"{campaign.url}/differences.json")

@@ -13,9 +13,9 @@ from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import QUERY, GenerationEffort, QueryResult
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation import calibration
 from rescueseg.evaluation.champion import EVALUATION, Comparison, Judgement, headline, judge, judgements
-from rescueseg.evaluation.holdout_scores import evaluate_generation
+from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
+from rescueseg.evaluation.stored_scores import store_scores
 from rescueseg.evaluation.truth import holdout_boxes, holdout_truth
 from rescueseg.geometry import Box
 from rescueseg.queue.effort import effort_by
@@ -88,7 +88,7 @@ def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
 
 
 def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
-    evaluated.generation(1).write(calibration.CALIBRATION, calibration.calibrate_generation(evaluated, 1))
+    store_scores(evaluated.generation(1), check_evaluation(evaluated, 1))
     path = write_report(evaluated).path
     words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
     assert re.search(

@@ -100,3 +100,5 @@ def test_weighted_median() -> None:
     assert im.weighted_median([3, 1, 2], [1, 1, 5]) == 2
     assert im.weighted_median([math.nan, 4], [9, 1]) == 4
     assert math.isnan(im.weighted_median([], []))
+    tie = [0.6, 0.9, 0.4, 0.8, 0.4, 0.5]  # 1.4 of 3.6 lies at 0 and 0.4 at 1: a half, but for rounding
+    assert im.weighted_median([4, 0, 4, 4, 0, 1], tie) == 4
