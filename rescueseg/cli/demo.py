@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 from rich.console import Console
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.layout import CAMPAIGN_FILE, REPORT
 from rescueseg.cli.flows import watch_flow
@@ -79,7 +79,7 @@ def run_demo(
         )
         mlflow_uri = servers.mlflow_uri
     show_table(campaign, console)
-    _where_to_look(campaign.storage, mlflow_uri, console)
+    where_to_look(campaign.storage, mlflow_uri, console)
     return campaign
 
 
@@ -144,11 +144,12 @@ def show_table(campaign: Campaign, console: Console) -> None:
     console.print(shown)
 
 
-def _where_to_look(storage: Storage, mlflow_uri: str, console: Console) -> None:
-    reports = storage.list("reports")
+def where_to_look(storage: Storage, mlflow_uri: str, console: Console) -> None:
+    """Print where the campaign, its pages and its runs in MLflow are."""
+    reports = RecordFolder(storage, REPORT.top)
     lines = [
         f"Campaign  {storage.url}",
-        *(f"Report    {storage.path(REPORT.path(file=name))}" for name in reports if name.endswith(".html")),
+        *(f"Report    {storage.path(reports.path(n))}" for n in storage.list(REPORT.top) if n.endswith(".html")),
         f"MLflow    {mlflow_uri} (stopped; start it again with: rescueseg up {storage.url})",
     ]
     for line in lines:

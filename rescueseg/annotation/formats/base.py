@@ -22,6 +22,8 @@ Kind = Literal["semantic", "instance"]
 IGNORE_NAME = "not annotated"
 MOST_OBJECTS_8_BIT = 254
 """Most objects that can be numbered with 8 bits, beside 0 for background and 255 for ignore."""
+_INNER = (".nii", ".ome", ".seg")
+"""First halves of extensions such as ``.nii.gz``; what else stands before the last dot belongs to the name."""
 MARK = "rescueseg "
 """Start of the description that rescueseg writes into a file; the ticket id follows."""
 
@@ -229,7 +231,8 @@ def number_array(labels: PatchLabels, largest: int, what: str) -> npt.NDArray[An
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside the target, by a name of the same extension, and move it there."""
-    with replace_atomically(path, ending="".join(path.suffixes[-2:])) as part:
+    inner = Path(path.stem).suffix
+    with replace_atomically(path, ending=inner * (inner.lower() in _INNER) + path.suffix) as part:
         write(part)
 
 

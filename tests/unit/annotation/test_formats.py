@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.annotation.formats import FORMATS, format_named, read_labels
-from rescueseg.annotation.formats.base import MOST_OBJECTS_8_BIT, Frame, number_array
+from rescueseg.annotation.formats.base import MOST_OBJECTS_8_BIT, Frame, number_array, write_file
 from rescueseg.cli.queue_files import FORMAT_EXTENSIONS, FormatName
 from rescueseg.errors import ConfigError, LabelError
 from rescueseg.geometry import Box
@@ -253,6 +253,23 @@ def test_clients_of_8_bits_take_254_objects() -> None:
     assert number_array(PatchLabels.of_instances(np.minimum(ids, 254)), MOST_OBJECTS_8_BIT, "NiiVue").dtype == np.uint8
     with pytest.raises(LabelError, match="object number 255 does not fit: NiiVue holds at most 254 objects"):
         number_array(PatchLabels.of_instances(ids), MOST_OBJECTS_8_BIT, "NiiVue")
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.nii.gz", ".nii.gz"), ("a.SEG.nrrd", ".SEG.nrrd"), ("2026.scan.tif", ".tif"), (f"a.{'b' * 200}.tif", ".tif")],
+)
+def test_a_file_is_written_under_a_name_of_its_extension(tmp_path: Path, name: str, ending: str) -> None:
+    parts: list[str] = []
+
+    def write(part: Path) -> None:
+        parts.append(part.name)
+        part.write_bytes(b"labels")
+
+    write_file(tmp_path / name, write)
+    assert (tmp_path / name).read_bytes() == b"labels"
+    assert parts[0].endswith(f".part{ending}")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_formats_are_known_by_name() -> None:

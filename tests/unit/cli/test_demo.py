@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,13 @@ def test_a_demo_killed_before_its_volume_was_in_goes_on(tmp_path: Path, monkeypa
     assert (volume.volume_id, volume.truth) == ("small", "semantic")
     assert not (out / "volumes" / ".small.part").exists()
     assert demo.open_or_start(out, "", "", [], Console(quiet=True)).volumes.records() == [volume]
+
+
+def test_the_table_at_the_end_names_every_page(tmp_path: Path) -> None:
+    campaign = Campaign.create(str(tmp_path / "demo"), settings_of("small", ["organelle"], []))
+    for name in ("report.html", "my notes.html", "sampling.png"):
+        campaign.storage.write_bytes(f"reports/{name}", b"")
+    console = Console(record=True, width=200, file=io.StringIO())
+    demo.where_to_look(campaign.storage, "http://localhost:5000", console)
+    shown = [line.removeprefix("Report    ") for line in console.export_text().splitlines() if "Report" in line]
+    assert shown == [f"{campaign.url}/reports/my notes.html", f"{campaign.url}/reports/report.html"]
