@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from rescueseg.campaign.campaign_file import decode_config, dump_config, parse_config
 from rescueseg.campaign.folders import GenerationFolder, RecordFolder, TrainingFolder, generations
-from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE, VOLUME
+from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE, PARTS, SERVICES, TRACKING_DATABASE, TRAINING, VOLUME
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.volume_folder import VolumeFolder
 from rescueseg.config import CampaignConfig
@@ -122,7 +122,7 @@ class Campaign:
         """Remove what `create` and a failed first import left: the settings, and folders that hold nothing."""
         self.storage.remove(CAMPAIGN_FILE.path())
         if self.storage.is_local:
-            for folder in (Path(self.storage.root, "volumes"), Path(self.storage.root)):
+            for folder in (Path(self.storage.root, VOLUME.top), Path(self.storage.root)):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
 
@@ -192,7 +192,7 @@ class Campaign:
 
     def trainings(self) -> list[str]:
         """Return the names of the trainings outside the loop."""
-        return [name for name in self.storage.list("trainings") if not name.startswith(".")]
+        return [name for name in self.storage.list(TRAINING.top) if not name.startswith(".")]
 
     # which patches are whose --------------------------------------------------------------------------------------
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescueseg.campaign.layout import CHECKPOINTS, GENERATION, OUTSIDE_CHECKPOINTS, STAGES, TRAINING
+from rescueseg.campaign.layout import (
+    CHECKPOINTS,
+    GENERATION,
+    MODEL,
+    OUTSIDE_CHECKPOINTS,
+    OUTSIDE_MODEL,
+    STAGES,
+    TRAINING,
+)
 from rescueseg.campaign.private_folder import local_folder
 from rescueseg.campaign.record_file import RecordFile, T
 from rescueseg.campaign.stage_results import PROGRESS, SNAPSHOT
@@ -114,6 +122,10 @@ class GenerationFolder(RecordFolder):
         training = self.read(TRAINING_RESULT)
         return None if training is None else training.model
 
+    def model_folder(self) -> str:
+        """Return where the model's files lie, below the campaign."""
+        return MODEL.path(generation=self.number)
+
     def work_folder(self) -> Path:
         """Return the local folder of the training; see `rescueseg.campaign.private_folder.local_folder`."""
         return local_folder(self.storage, CHECKPOINTS.path(generation=self.number))
@@ -138,6 +150,10 @@ class TrainingFolder(RecordFolder):
         """Return a training of the campaign at `storage`, begun or not."""
         return cls(storage, TRAINING.path(training=name), name)
 
+    def model_folder(self) -> str:
+        """Return where the model's files lie, below the campaign."""
+        return OUTSIDE_MODEL.path(training=self.name)
+
     def work_folder(self) -> Path:
         """Return the local folder of the training; see `rescueseg.campaign.private_folder.local_folder`."""
         return local_folder(self.storage, OUTSIDE_CHECKPOINTS.path(training=self.name))
@@ -145,4 +161,4 @@ class TrainingFolder(RecordFolder):
 
 def generations(storage: Storage) -> list[GenerationFolder]:
     """Return the generations begun in the campaign at `storage`, by number."""
-    return [GenerationFolder.of(storage, int(name)) for name in storage.list("generations") if name.isdigit()]
+    return [GenerationFolder.of(storage, int(name)) for name in storage.list(GENERATION.top) if name.isdigit()]

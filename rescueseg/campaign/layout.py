@@ -1,4 +1,6 @@
-"""What lies where in a campaign's folder: one table, from which every path and the check for foreign files follow.
+"""What lies where in a campaign's folder: one table, from which paths and the check for foreign files follow.
+
+A record lies in its folder by the name of its `rescueseg.campaign.record_file.RecordFile`; the table tells people which.
 
 ``python -c "from rescueseg.campaign.layout import describe; print(describe())"`` prints it.
 """

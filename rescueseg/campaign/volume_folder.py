@@ -45,11 +45,11 @@ class VolumeFolder:
         StorageError
             If one is damaged, or something else lies among them.
         """
-        names = [n for n in self.storage.list("volumes") if n.endswith(".json") and not n.startswith(".")]
+        names = [n for n in self.storage.list(VOLUME.top) if n.endswith(".json") and not n.startswith(".")]
         if strange := [name for name in names if not is_id(name.removesuffix(".json"))]:
             raise StorageError(
                 "this file is no record of a volume",
-                where="/".join((self.storage.path("volumes"), strange[0])),
+                where="/".join((self.storage.path(VOLUME.top), strange[0])),
                 todo="Move it out of the campaign",
             )
         records = [self._read(n.removesuffix(".json")) for n in names]

@@ -68,4 +68,4 @@ def train(
     change = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
     say_line(f"{result.iterations:,} steps in {result.seconds:.0f} s{change}")
     say_line(f"Next: rescueseg evaluate {campaign} --training {planned.name}")
-    say_line(f"Model: {opened.storage.url_of(folder.path('model'))}")
+    say_line(f"Model: {opened.storage.url_of(folder.model_folder())}")

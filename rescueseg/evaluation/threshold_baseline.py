@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg.campaign import Campaign, RecordFolder, VolumeFolder
+from rescueseg.campaign.layout import REPORT
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.metrics import Counts, count_voxels
@@ -119,7 +120,7 @@ def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
     truth = holdout_truth(campaign)
     volumes = [[v.digest, v.normalisation.to_json()] for v in truth.volumes.values()]
     key = digest_json([truth.digest_of_all, volumes])
-    folder = RecordFolder(campaign.storage, "reports")
+    folder = RecordFolder(campaign.storage, REPORT.top)
     earlier = folder.read(BASELINE)
     if earlier is not None and earlier.key == key:
         return earlier

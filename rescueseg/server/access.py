@@ -110,11 +110,11 @@ def list_tokens(storage: Storage) -> list[Token]:
     StorageError
         If one is damaged, or something else lies among them.
     """
-    files = [name for name in storage.list("tokens") if not name.startswith(".")]
+    files = [name for name in storage.list(TOKEN.top) if not name.startswith(".")]
     if strange := [name for name in files if not name.endswith(".json") or not is_id(name.removesuffix(".json"))]:
         raise StorageError(
             "this file is no token",
-            where="/".join((storage.path("tokens"), strange[0])),
+            where="/".join((storage.path(TOKEN.top), strange[0])),
             todo="Move it out of the campaign",
         )
     names = [name.removesuffix(".json") for name in files]

@@ -111,9 +111,9 @@ def train_snapshot(
     )
     model = trainer.train(request, progress)
     for file in sorted(model.path.iterdir()):
-        campaign.storage.write_bytes(folder.path("model", file.name), file.read_bytes())
+        campaign.storage.write_bytes(f"{folder.model_folder()}/{file.name}", file.read_bytes())
     folder.write(LOSSES, model.losses)
-    reference = ModelReference(generation=number, trainer=trainer.name, path=folder.path("model"), digest=model.digest)
+    reference = ModelReference(generation=number, trainer=trainer.name, path=folder.model_folder(), digest=model.digest)
     result = TrainingResult(
         model=reference, iterations=model.iterations, warnings=(*warnings, *model.warnings, *model.notes)
     )

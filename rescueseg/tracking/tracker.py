@@ -19,6 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.record_file import seconds_file
+from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import Judgement, headline
 from rescueseg.evaluation.pooled import flat_scores
@@ -157,7 +158,7 @@ class Tracker:
     @mlflow_errors
     def log_snapshot(self, generation: int, snapshot: Snapshot) -> None:
         """Make a training set the dataset input of its generation's run and of the training stage."""
-        path = self.campaign.generation(snapshot.generation).path("snapshot.json")
+        path = SNAPSHOT.path(self.campaign.generation(snapshot.generation).folder)
         for run_id in (self.runs.generation_run(generation), self.runs.stage_run(generation, "training")):
             self.log_training_set(run_id, snapshot, path)
 

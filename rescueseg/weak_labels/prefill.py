@@ -10,7 +10,7 @@ import numpy as np
 
 from rescueseg import volumes
 from rescueseg.campaign import Campaign, RecordFolder
-from rescueseg.campaign.layout import WEAK_LABEL
+from rescueseg.campaign.layout import WEAK_LABEL, WEAK_LABEL_CHOICE
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.errors import QueueError, WeakLabelError
@@ -134,7 +134,7 @@ def weak_label(
     if method == "auto":
         compared_on = work.compared_on()
         chosen = MethodChoice(method=choice, reason=reason, agreements=table, compared_on=compared_on)
-        RecordFolder(campaign.storage, "weak_labels").write(CHOICE, chosen)
+        RecordFolder(campaign.storage, WEAK_LABEL_CHOICE.top).write(CHOICE, chosen)
     claimed = work.label(choice, folder, due)
     return Result(method=choice, reason=reason, agreements=table, tickets=len(due) - claimed, n_claimed=claimed)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, layout
 from rescueseg.campaign.layout import CAMPAIGN_FILE, GENERATION, PARTS, PLACES, STAGES, TRAINING, describe
 from rescueseg.errors import CampaignError
 
@@ -19,6 +19,25 @@ OLDER = ROOT / "tests" / "data" / "older_campaign" / "campaigns.tar.xz"
 def test_the_map_of_the_house_holds_the_table() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert f"```\n{describe()}\n```" in page, "copy it anew from describe()"
+
+
+def called(node: ast.Call) -> str:
+    """Return the name of a function that is called, without that of its object."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def test_every_place_is_used_or_holds_records() -> None:
+    """What is no record is looked up in the table, by some module; records are found by their `RecordFile`."""
+    modules = [path.read_text() for path in (ROOT / "rescueseg").rglob("*.py") if path.name != "layout.py"]
+    names = {name for module in modules for name in re.findall(r"\b[A-Z_]{4,}\b", module)}
+    records = {f"{name}.json" for module in modules for name in re.findall(r'RecordFile\(\s*"(\w+)"', module)}
+    places = {name: place for name, place in vars(layout).items() if isinstance(place, layout.Place)}
+    unused = [
+        name
+        for name, place in places.items()
+        if name not in names and place.pattern not in records and not place.pattern.endswith("/{record}.json")
+    ]
+    assert unused == []
 
 
 def test_no_other_module_writes_a_path_of_its_own() -> None:
@@ -34,6 +53,10 @@ def test_no_other_module_writes_a_path_of_its_own() -> None:
         for node in ast.walk(tree):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             text = "".join(str(p.value) if isinstance(p, ast.Constant) else "x" for p in parts)
+            if isinstance(node, ast.Call) and called(node) in ("list", "path", "RecordFolder", "Path"):
+                text = next((a.value for a in node.args if isinstance(a, ast.Constant) and a.value in folders), "")
+                if text:
+                    written.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text}")
             if isinstance(node, (ast.JoinedStr, ast.Constant)) and id(node) not in documented and own.fullmatch(text):
                 written.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text}")
     allowed = [r"rescueseg/records\.py:\d+: holdout\.json"]  # names the file in a message, from a room below
