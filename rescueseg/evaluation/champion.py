@@ -7,7 +7,7 @@ the tracking server says; MLflow's aliases only mirror it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -67,26 +67,26 @@ def judgements(generations: Iterable[GenerationFolder]) -> list[Judgement]:
     return [judgement for judgement in results if judgement is not None]
 
 
-def judge(folder: GenerationFolder, evaluation: Evaluation, seed: int) -> Judgement:
+def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, seed: int) -> Judgement:
     """Compare a generation with the champion of the generations before it and say who is champion now.
 
     Parameters
     ----------
-    folder : GenerationFolder
-        Of the new generation; those of the earlier ones beside it hold their judgements. Nothing is written.
+    generations : sequence of GenerationFolder
+        All of the campaign: the earlier ones hold their judgements, the new one its snapshot. Nothing is written.
     evaluation : Evaluation
-        The new generation's.
+        The new generation's; it says which one that is.
     seed : int
         Of the resampling.
     """
-    earlier = {j.generation: j for j in judgements(folder.all()) if j.generation < evaluation.generation}
+    earlier = {j.generation: j for j in judgements(generations) if j.generation < evaluation.generation}
     champion, comparison = evaluation.generation, None
     if earlier:
         champion = earlier[max(earlier)].champion
         comparison = compare(evaluation, earlier[champion].evaluation, seed=seed)
         if comparison.verdict == "better":
             champion = evaluation.generation
-    snapshot = folder.snapshot()
+    snapshot = next(g.snapshot() for g in generations if g.number == evaluation.generation)
     items = snapshot.items if snapshot else ()
     return Judgement(
         evaluation=evaluation,

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign import Campaign
 from rescueseg.campaign.outside_trainings import RESULT, read_request
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.config import InferenceConfig
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration, score_and_calibrate
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, assign
@@ -86,7 +85,7 @@ def evaluate_training(
         As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
     """
     assignment, folder = check_training(campaign, name), campaign.training(name)
-    maps = predict_holdout(campaign.config.inference, campaign.volumes, assignment.model, assignment.boxes)
+    maps = predict_holdout(campaign, assignment.model, assignment.boxes)
     evaluation, calibration = score_and_calibrate(assignment, maps, progress)
     folder.write(CALIBRATION, calibration)
     folder.write(TRAINING_EVALUATION, evaluation)
@@ -105,14 +104,12 @@ def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluatio
     return first_valid([stored], assignment.model.digest, assignment.truth), assignment
 
 
-def predict_holdout(
-    config: InferenceConfig, volumes: VolumeFolder, model: ModelReference, boxes: Sequence[HoldoutBox]
-) -> Iterator[BoxMaps]:
+def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
     """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in."""
-    dtype = np.dtype(config.map_dtype)
+    dtype = np.dtype(campaign.config.inference.map_dtype)
     for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
         volume_boxes = list(group)
-        predictions = predict_boxes(volumes, model, volume_id, (box.box for box in volume_boxes))
+        predictions = predict_boxes(campaign, model, volume_id, (box.box for box in volume_boxes))
         for box, maps in zip(volume_boxes, predictions, strict=True):
             probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
             yield box, probability, entropy

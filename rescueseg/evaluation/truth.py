@@ -65,7 +65,7 @@ class HoldoutTruth:
         self._digests: dict[HoldoutBox, str] = {}
 
     def labels(self, box: HoldoutBox) -> Labels:
-        """Return the labels of a box, uint8 zyx: 0 background, 1…K classes, 255 unknown.
+        """Return the labels of a box, uint8 zyx, read-only: 0 background, 1…K classes, 255 unknown.
 
         Raises
         ------
@@ -75,7 +75,9 @@ class HoldoutTruth:
             If accepted labels are missing, damaged, or others than were handed in.
         """
         if box not in self._labels:
-            self._labels[box] = _check_labels(self._read(box), box, self._n_classes)
+            labels = _check_labels(self._read(box), box, self._n_classes)
+            labels.setflags(write=False)
+            self._labels[box] = labels
         return self._labels[box]
 
     def _read(self, box: HoldoutBox) -> npt.NDArray[Any]:

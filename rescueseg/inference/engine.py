@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 from distributed import KilledWorker, as_completed
 
-from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, ServiceError
 from rescueseg.geometry import Box
@@ -300,7 +300,7 @@ def run_block(
 
 
 def predict_boxes(
-    volumes: VolumeFolder, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
+    campaign: Campaign, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
 ) -> Iterator[dict[str, Float32]]:
     """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `compute_box`.
 
@@ -309,8 +309,8 @@ def predict_boxes(
     InferenceError
         As `infer_volume`.
     """
-    plan = make_plan(volumes.url, model, volume_id, load_predictor, device)
-    predictor = _predictor(volumes.url, model, plan.inference, load_predictor, device)
-    volume, image = volumes.record(volume_id), open_image(volumes, volume_id)
+    plan = make_plan(campaign.url, model, volume_id, load_predictor, device)
+    predictor = _predictor(campaign.url, model, plan.inference, load_predictor, device)
+    volume, image = campaign.volumes.record(volume_id), open_image(campaign.volumes, volume_id)
     for box in boxes:
         yield compute_box(image, plan, volume, predictor, box)

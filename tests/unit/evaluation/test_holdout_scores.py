@@ -109,7 +109,7 @@ def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> N
 
 def test_judging_again_decides_the_same(evaluated: Campaign) -> None:
     assert (
-        judge(evaluated.generation(1), evaluate_generation(evaluated, 1), evaluated.config.seed)
+        judge(evaluated.generations(), evaluate_generation(evaluated, 1), evaluated.config.seed)
         == judgements(evaluated.generations())[1]
     )
 
@@ -142,6 +142,7 @@ def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
     read = holdout_truth(campaign)
     assert read.boxes == tuple(boxes)
     assert all(np.array_equal(read.labels(b), truth[b.box.slices]) for b in boxes)
+    assert not read.labels(boxes[0]).flags.writeable, "what is kept stays what was digested"
 
 
 def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path) -> None:
