@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rescueseg.evaluation.bootstrap import paired_values
+from rescueseg.evaluation.bootstrap import paired_interval, paired_values
 from rescueseg.evaluation.champion import compare, dice_interval
 from rescueseg.evaluation.metric_table import DICE
 from rescueseg.evaluation.metrics import Counts
@@ -115,3 +115,18 @@ def test_the_numbers_of_the_comparison_stay_between_versions() -> None:
     assert dice_interval(evaluation(0, NOISE), "validation") == pytest.approx(
         (0.5081967213114754, 0.620253164556962), rel=1e-12
     )
+
+
+def test_the_interval_of_a_difference_is_that_of_each_resample_by_itself() -> None:
+    first, second = np.random.default_rng(0).integers(1, 50, (2, 200, 1, 3)).astype(float)
+
+    def dice(counts: np.ndarray) -> float:
+        tp, fp, fn = counts[0]
+        return float(2 * tp / (2 * tp + fp + fn))
+
+    differences = [dice(b) - dice(a) for a, b in zip(first, second, strict=True)]
+    found = paired_interval(DICE, [{"counts": first}, {"counts": second}])
+    assert found == pytest.approx(tuple(np.percentile(differences, (2.5, 97.5))))
+    turned = paired_interval(DICE, [{"counts": second}, {"counts": first}])
+    assert found is not None
+    assert turned == pytest.approx((-found[1], -found[0]))

@@ -27,6 +27,8 @@ from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.image_layout import ImageLayout
+from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.opening import open_image
 from tests import trivial_predictors
 
 SHAPE = (20, 40, 200)
@@ -326,6 +328,23 @@ def infer_until_full(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(LocalStore, "set", full)
         with pytest.raises(StorageError, match="disk is full"):
             infer(campaign)
+
+
+def test_an_image_in_memory_gets_the_probabilities_of_its_maps(tmp_path: Path) -> None:
+    class Still(trivial_predictors.Blur):
+        def members(self, windows: np.ndarray, keys: Any) -> Any:
+            return super().members(windows, [0] * len(keys))  # the same random numbers in every window
+
+    campaign = make_campaign(tmp_path / "campaign", (12, 24, 50))
+    predictor = Still(campaign.storage, campaign.config.inference)
+    plan = engine.make_plan(campaign.url, MODEL, "v", lambda *_: predictor, "cpu")
+    volume, image = campaign.volumes.record("v"), open_image(campaign.volumes, "v")
+    stored = boxes.compute_box(image, plan, volume, predictor, Box((0, 0, 0), volume.shape_zyx))["probability"]
+    pixels = normalise(np.asarray(image[...]), volume.normalisation)
+    own = boxes.predict_image(predictor, pixels, volume.spacing_um_zyx, plan.inference.overlap, "v")
+    assert own.shape == (3, 12, 24, 50)
+    assert own.std() > 0
+    np.testing.assert_allclose(own, stored, atol=1e-6)
 
 
 def test_unknown_or_missing_maps(tmp_path: Path) -> None:
