@@ -14,7 +14,7 @@ from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import check_config
 from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
-from rescueseg.geometry import Box
+from rescueseg.geometry import ZYX, Box
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
@@ -119,8 +119,9 @@ def write_maps(
     probability: npt.NDArray[np.float64],
     entropy: npt.NDArray[np.float64],
     volume_id: str = "phantom",
+    block: ZYX | None = None,
 ) -> None:
-    """Write the two maps that evaluation reads, and the record that makes them complete."""
+    """Write the two maps that evaluation reads, in one block or in several, and the record that makes them complete."""
     record = campaign.volumes.record(volume_id)
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
     plan = InferencePlan(
@@ -133,22 +134,23 @@ def write_maps(
         seed=0,
         inference=campaign.config.inference,
         window_zyx=(8, 32, 32),
-        block_zyx=shape,
-        chunk_zyx=shape,
+        block_zyx=block or shape,
+        chunk_zyx=block or shape,
     )
     maps = VolumeMaps(campaign.generation(generation), volume_id)
     maps.prepare(plan, campaign.config.classes)
-    whole, files = Box((0, 0, 0), shape), {}
-    for name, array in (("probability", probability), ("predictive_entropy", entropy)):
-        files |= maps.write(name, whole, array.astype(np.float16))
-    maps.mark(plan, 0, "d", files)
+    for index, box in enumerate(plan.blocks):
+        files = {}
+        for name, array in (("probability", probability), ("predictive_entropy", entropy)):
+            files |= maps.write(name, box, array[(..., *box.slices)].astype(np.float16))
+        maps.mark(plan, index, "d", files)
     maps.finish(
         MapReference(
             generation=generation,
             volume_id=volume_id,
             model_digest=f"{generation:064x}",
             quantities=("probability", "predictive_entropy"),
-            blocks=1,
+            blocks=len(plan.blocks),
             digest="d",
         )
     )

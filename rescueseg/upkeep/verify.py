@@ -157,8 +157,8 @@ def _checks(campaign: Campaign) -> Iterator[Check]:
 
 def _names(campaign: Campaign) -> list[str]:
     """Return the volumes by the names of their records, which may be damaged."""
-    names = (n.removesuffix(".json") for n in campaign.storage.list("volumes") if n.endswith(".json"))
-    return [n for n in names if layout.VOLUME.matches(f"volumes/{n}.json") and not n.endswith(".shards")]
+    names = (n.removesuffix(".json") for n in campaign.storage.list(layout.VOLUME.top) if n.endswith(".json"))
+    return [name for name in names if layout.is_id(name)]
 
 
 def _read(folder: RecordFolder, file: RecordFile[Any]) -> Iterator[RescuesegError]:

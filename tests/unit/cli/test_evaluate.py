@@ -215,9 +215,10 @@ def test_old_scores_whose_maps_are_gone_are_refused(tmp_path: Path) -> None:
 
 def write_entropy(campaign: Campaign, entropy: np.ndarray, block: tuple[int, int, int]) -> None:
     truth = phantom_truth()
-    write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), entropy)
-    path = campaign.generation(0).path("maps", "phantom.inference.json")
-    campaign.storage.write_json(path, campaign.storage.read_json(path) | {"block_zyx": list(block)})
+    campaign.storage.remove(
+        campaign.generation(0).path("maps", "phantom.inference.json")
+    )  # other blocks are other maps
+    write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), entropy, block=block)
 
 
 def test_the_scan_finds_what_is_planted_and_nobody_annotated(tmp_path: Path) -> None:
