@@ -163,6 +163,7 @@ def test_the_rehearsal_is_what_is_done_and_writes_nothing(campaign: Campaign, tm
     assert campaign.holdout() is None
     assert campaign.starting_patches() is None
     opened = open_queue(campaign)
+    assert opened.views.tickets() == []
     assert tickets.prepare(campaign, opened) == len(
         tickets.first_tickets(campaign.config, campaign.volumes.records(), holdout, starting)
     )
