@@ -101,7 +101,9 @@ def test_a_copy_of_the_volume_hides_nothing(judged: Campaign, train_on: Rewrite)
 def test_volumes_that_were_never_compared_are_before_an_evaluation(judged: Campaign, train_on: Rewrite) -> None:
     """In a campaign of an earlier version, of which nobody knows yet that a volume is in it twice."""
     judged.volumes.save(
-        judged.volumes.record("phantom").model_copy(update={"volume_id": "copy", "digest": "with another truth"})
+        judged.volumes.record("phantom").model_copy(
+            update={"volume_id": "copy", "digest": "with another truth", "files": ""}
+        )
     )
     shutil.copytree(judged.storage.path("volumes/phantom.ome.zarr"), judged.storage.path("volumes/copy.ome.zarr"))
     try:
