@@ -2,9 +2,10 @@
 
     python tests/benchmarks/many_volumes.py OUT [--volumes 25 50 100] [--before CHECKOUT] [--repeats 3] [--files]
 
-Makes a campaign of phantoms of 16×48×48 voxels with truth, once for each number of volumes: a holdout box in each, patches
+Makes a campaign of phantoms of 16×48×48 voxels with truth, once for each number of volumes: as many holdout boxes, patches
 accepted from the simulated annotator, a U-Net of two steps, and the maps of all volumes. With `--before` the code of that
-checkout makes it, so that both versions open it. Each measurement is a fresh process on a fresh copy, by turns of the
+checkout makes it, so that both versions open it; without, an import compares each volume with all others, which for 100
+takes a quarter of an hour. Each measurement is a fresh process on a fresh copy, by turns of the
 versions; the least of the repeats counts. Seconds begin after the imports. File operations are counted in a run of their own by
 strace, below the campaign's folder only: files opened, looked up (stat, readlink, access), folders listed, others
 (written, renamed, removed). `--files` prints which files are opened how often.
