@@ -173,7 +173,7 @@ class Campaign:
         """
         holdout = self.holdout()
         names = {*holdout.volumes, *(box.volume_id for box in holdout.boxes)} if holdout else set()
-        for name in sorted(names - {volume.volume_id for volume in self.volumes.records(refused=True)}):
+        for name in sorted(names.difference(self.volumes.ids())):
             raise damaged(self.storage.path(VOLUME.path(volume=name)), "it is missing")
 
     # generations and trainings ------------------------------------------------------------------------------------

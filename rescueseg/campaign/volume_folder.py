@@ -45,6 +45,17 @@ class VolumeFolder:
         StorageError
             If one is damaged, or something else lies among them.
         """
+        records = [self._read(volume_id) for volume_id in self.ids()]
+        return [record for record in records if refused or not record.refused]
+
+    def ids(self) -> list[str]:
+        """Return the ids of all volumes, refused ones too; no record is read.
+
+        Raises
+        ------
+        StorageError
+            If something else lies among the records.
+        """
         names = [n for n in self.storage.list(VOLUME.top) if n.endswith(".json") and not n.startswith(".")]
         if strange := [name for name in names if not is_id(name.removesuffix(".json"))]:
             raise StorageError(
@@ -52,8 +63,7 @@ class VolumeFolder:
                 where="/".join((self.storage.path(VOLUME.top), strange[0])),
                 todo="Move it out of the campaign",
             )
-        records = [self._read(n.removesuffix(".json")) for n in names]
-        return [record for record in records if refused or not record.refused]
+        return [name.removesuffix(".json") for name in names]
 
     def _read(self, volume_id: str) -> VolumeRecord:
         path = VOLUME.path(volume=volume_id)
