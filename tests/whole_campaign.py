@@ -17,7 +17,8 @@ import tifffile
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign, layout
 from rescueseg.config import check_config
-from rescueseg.evaluation.stored_scores import evaluate_and_store
+from rescueseg.evaluation.holdout_scores import check_evaluation
+from rescueseg.evaluation.stored_scores import store_scores
 from rescueseg.inference import engine
 from rescueseg.queue.store import open_queue
 from rescueseg.reports import generation_table
@@ -120,7 +121,8 @@ def forget_caches() -> None:
 
 def figures_of_evaluation(url: str) -> Any:
     """Return what `rescueseg evaluate` would write."""
-    return [record.to_json() for record in evaluate_and_store(Campaign.open(url), 0)]
+    campaign = Campaign.open(url)
+    return [r.to_json() for r in store_scores(campaign.generation(0), check_evaluation(campaign, 0))]
 
 
 def figures_of_query(url: str) -> Any:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
-from rescueseg.errors import storage_errors
+from rescueseg.errors import ConfigError, RescuesegError, storage_errors
 
 _SHOWN = 20
 BackupsArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the campaign's backups.")]
@@ -44,6 +44,8 @@ def backup(
         return
     with shown_progress(console) as progress:
         name, made = back_up(opened, folder, full=full, progress=progress)
+    for line in made.left_out:
+        say_line(f"Left out: {line}")
     say_line(f"Backup {name}: {len(made.files):,} files, {_bytes(made.size)}, {made.seconds:.1f} s")
     console.print(f"Restore it with: rescueseg restore {out} NEW_FOLDER", style="dim")
 
@@ -64,6 +66,7 @@ def restore(
 
     There is no campaign until all is there. A restore that was cut off goes on with the same command.
     """
+    from rescueseg.queue.database import HEAD, Database
     from rescueseg.upkeep import restore as upkeep
     from rescueseg.upkeep.backup_records import BackupFolder
 
@@ -78,13 +81,16 @@ def restore(
         f"Campaign '{held.campaign}' of {held.made_at:%Y-%m-%d %H:%M} UTC, {len(held.files):,} files, {_bytes(held.size)}"
     )
     if dry_run:
-        upkeep.check_content(folder, held)
+        with shown_progress(console):
+            upkeep.check_content(folder, held, anew=True)
+        say_line("All content is what was backed up")
         console.print("Nothing was changed; run again without --dry-run", style="dim")
         return
     with shown_progress(console) as progress:
         restored = upkeep.restore(folder, Path(target), name, database_url=database_url, progress=progress)
     say_line(f"Restored: {restored.url}")
-    console.print(f"Next: rescueseg verify {target}", style="dim")
+    older = Database(restored.database_url).version() != HEAD
+    console.print(f"Next: rescueseg {'upgrade' if older else 'verify'} {target}", style="dim")
 
 
 def _show(names: list[str], out: Path) -> None:
@@ -92,7 +98,11 @@ def _show(names: list[str], out: Path) -> None:
 
     table = Table("backup", "campaign", "files", "bytes", "seconds", "from")
     for name in names:
-        made = BackupFolder(out).read(name)
+        try:
+            made = BackupFolder(out).read(name)
+        except RescuesegError as error:
+            table.add_row(name, "damaged", "", "", "", error.what)
+            continue
         cells = (f"{len(made.files):,}", f"{made.size:,}", f"{made.seconds:.1f}")
         table.add_row(name, made.campaign, *cells, made.url)
     console.print(table if names else f"There is no backup in {out} yet")
@@ -126,18 +136,29 @@ def verify(
     """
     from rescueseg.upkeep.verify import verify as look
 
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ConfigError(
+            "nothing can be written there", where=str(json_file), todo="Name a file in a folder that exists"
+        )
     with shown_progress(console) as progress:
         found = look(Campaign.open(campaign), progress)
     say_line(f"{found.files:,} files, {_bytes(found.size)} and the queue, {found.seconds:.1f} s")
     for path in found.unknown[:_SHOWN]:
         say_line(f"Not of this campaign: {path}", style="dim")
+    for error in found.unchecked:
+        say_line(f"Not checked: {error}")
     for error in found.damage:
         say_line(f"Damaged: {error}")
     if json_file is not None:
-        damage = [{"where": error.where, "what": error.what, "todo": error.todo} for error in found.damage]
+        damage, unchecked = (
+            [{"where": error.where, "what": error.what, "todo": error.todo} for error in errors]
+            for errors in (found.damage, found.unchecked)
+        )
+        content = {"damage": damage, "unchecked": unchecked, "unknown": found.unknown}
         with storage_errors(str(json_file)):
-            json_file.write_text(json.dumps({"damage": damage, "unknown": found.unknown}, indent=1) + "\n")
+            json_file.write_text(json.dumps(content, indent=1) + "\n")
     if found.damage:
         say_line(f"{len(found.damage)} found; a backup brings back what was lost: rescueseg restore")
+    if found.damage or found.unchecked:
         raise typer.Exit(1)
     say_line("Nothing is damaged")

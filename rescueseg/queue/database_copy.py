@@ -41,7 +41,14 @@ def copy_sqlite(source: Path, target: Path) -> None:
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
                 answer = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as error:
-            raise damage(str(source), f"the database cannot be copied: {error}") from error
+            code = (error.sqlite_errorcode or 0) & 0xFF
+            if not source.exists() or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise damage(str(source), f"the database cannot be copied: {error}") from error
+            raise StorageError(
+                f"the database cannot be copied: {error}",
+                where=str(source),
+                todo="Check its owner, its mode and the disk, then run again; nothing was changed",
+            ) from error
         if answer != "ok":
             raise damage(str(source), f"the database is damaged: {answer}")
         with part.open("rb") as file:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,7 +21,7 @@ from pydantic import Field
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import StorageError, storage_errors
 from rescueseg.records import Record
-from rescueseg.storage import Storage
+from rescueseg.storage import Storage, file_digest
 
 DatabaseKind = Literal["sqlite", "postgresql"]
 
@@ -42,6 +43,8 @@ class Backup(Record):
 
     campaign: str
     """Its name."""
+    campaign_id: str = ""
+    """Its id; empty of a campaign of an earlier version."""
     url: str
     """Where it lay."""
     made_at: datetime
@@ -52,6 +55,8 @@ class Backup(Record):
     """Of the copy of the queue's database."""
     database_size: int
     files: tuple[BackupFile, ...]
+    left_out: tuple[str, ...] = ()
+    """Files that could not be stored, each with the reason; none that the campaign needs."""
     seconds: float = Field(ge=0)
 
     @property
@@ -70,12 +75,16 @@ class BackupFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        if "://" in str(path) or ":/" in str(path):
+            raise StorageError("backups go into a local folder", where=str(path), todo="Name a folder of this machine")
+        self.path = path.resolve()
+        if self.path.exists() and not self.path.is_dir():
+            raise StorageError("this is no folder", where=str(path), todo="Name a folder for the backups")
         self._storage = Storage(str(self.path))
 
     def names(self) -> list[str]:
         """Return the names of the backups, oldest first."""
-        return [name.removesuffix(".json") for name in self._storage.list("backups") if name.endswith(".json")]
+        return [name.removesuffix(".json") for name in self._storage.list("backups") if _NAME.fullmatch(name)]
 
     def read(self, name: str = "") -> Backup:
         """Return a backup, the latest when no name is given.
@@ -118,10 +127,17 @@ class BackupFolder:
                 with suppress(FileNotFoundError):
                     part.unlink()
 
-    def keep(self, part: Path, sha256: str) -> None:
-        """Move content to its place; nothing happens where the same lies there."""
+    def holds(self, sha256: str, size: int, *, anew: bool = False) -> bool:
+        """Tell whether content is there, by its size; with `anew`, by its digest."""
+        path = self.object(sha256)
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        return not anew or file_digest(str(path)) == sha256
+
+    def keep(self, part: Path, sha256: str, *, anew: bool = False) -> None:
+        """Move content to its place; nothing happens where the same lies there, see `holds`."""
         target = self.object(sha256)
-        if target.exists():
+        if self.holds(sha256, part.stat().st_size, anew=anew):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         part.chmod(0o400)
@@ -131,3 +147,4 @@ class BackupFolder:
 
 
 _BACKUP = RecordFile("backup", Backup)
+_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z\.json")

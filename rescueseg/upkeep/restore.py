@@ -14,14 +14,14 @@ from sqlalchemy.engine import URL, make_url
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import dump_config, parse_config
-from rescueseg.campaign.layout import CAMPAIGN_FILE, DATABASE
+from rescueseg.campaign.layout import ANNOTATION, CAMPAIGN_FILE, DATABASE
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import CampaignError, ServiceError, StorageError, storage_errors
 from rescueseg.progress import Progress
-from rescueseg.queue.database import Database
+from rescueseg.queue.database import HEAD, Database
 from rescueseg.queue.database_copy import client_arguments, client_program
 from rescueseg.queue.owner import settle
-from rescueseg.storage import Storage, write_atomically
+from rescueseg.storage import Storage, replace_atomically, write_atomically
 from rescueseg.upkeep.backup_records import Backup, BackupFolder
 
 _NOTE = ".restore"
@@ -63,22 +63,31 @@ def restore(
     ServiceError
         If PostgreSQL's programs are missing or fail.
     """
-    name = name or folder.names()[-1] if folder.names() else name
+    target = target.resolve()
+    name = name or (folder.names() or [""])[-1]
     backup = folder.read(name)
     config = _settings(folder, backup, database_url)
     check_content(folder, backup)
     _require_room(target, name, config, backup)
     note = target / _NOTE
     write_atomically(note, name.encode())
-    files = [file for file in backup.files if file.path != CAMPAIGN_FILE.path()]
+    settings = next(file for file in backup.files if file.path == CAMPAIGN_FILE.path())
+    files = [file for file in backup.files if file is not settings]
     for number, file in enumerate(files):
         if progress is not None:
             progress("files", number, len(files))
-        _copy(folder, file.sha256, _inside(target, file.path))
+        _copy(folder, file.sha256, place := _inside(target, file.path))
+        if ANNOTATION.matches(file.path):
+            place.chmod(0o444)
     _restore_database(folder, backup, target, config)
     restored = Campaign(Storage(str(target)), config)
-    settle(Database(restored.database_url), restored)  # the database names the place where the campaign lay
-    write_atomically(target / CAMPAIGN_FILE.path(), dump_config(config).encode())
+    database = Database(restored.database_url)
+    if database.version() == HEAD:  # an earlier one is told by 'rescueseg upgrade' where it lies
+        settle(database, restored)  # it names the place where the campaign lay
+    if database_url:
+        write_atomically(target / CAMPAIGN_FILE.path(), dump_config(config).encode())
+    else:
+        _copy(folder, settings.sha256, target / CAMPAIGN_FILE.path())
     note.unlink()
     return restored
 
@@ -92,8 +101,8 @@ def _settings(folder: BackupFolder, backup: Backup, database_url: str) -> Campai
     return config.model_copy(update={"database_url": database_url}) if database_url else config
 
 
-def check_content(folder: BackupFolder, backup: Backup) -> None:
-    """Make sure that the content of every file is there, by its size; digests are checked when it is read.
+def check_content(folder: BackupFolder, backup: Backup, *, anew: bool = False) -> None:
+    """Make sure that the content of every file is there, by its size; with `anew` all of it is read, by its digest.
 
     Raises
     ------
@@ -106,11 +115,15 @@ def check_content(folder: BackupFolder, backup: Backup) -> None:
             raise _damaged(path, "the content of a file is missing")
         if path.stat().st_size != size:
             raise _damaged(path, f"the content of a file has {path.stat().st_size} bytes instead of {size}")
+        if anew and not folder.holds(sha256, size, anew=True):
+            raise _damaged(path, "the content of a file is not what was backed up")
 
 
 def _require_room(target: Path, name: str, config: CampaignConfig, backup: Backup) -> None:
     note = target / _NOTE
-    goes_on = note.exists() and note.read_text() == name
+    if target.exists() and not target.is_dir():
+        raise CampaignError("this is no folder", where=str(target), todo="Name a new folder")
+    goes_on = note.exists() and note.read_text() == name and not (target / CAMPAIGN_FILE.path()).exists()
     if not goes_on and target.exists() and any(target.iterdir()):
         raise CampaignError(
             "the folder is not empty",
@@ -129,6 +142,14 @@ def _require_room(target: Path, name: str, config: CampaignConfig, backup: Backu
             todo=f"Name a {backup.database} database: --database-url",
         )
     own = Path(target, DATABASE.path())
+    if backup.database == "sqlite" and not Path(str(url.database)).is_relative_to(target):
+        for old in _companions(Path(str(url.database))):
+            if old.exists():
+                raise CampaignError(
+                    "the log of a database that was there lies beside the new one's place, and would be played into it",
+                    where=str(old),
+                    todo="Move it away, or name another place: --database-url",
+                )
     if (
         backup.database == "sqlite"
         and not goes_on
@@ -140,6 +161,11 @@ def _require_room(target: Path, name: str, config: CampaignConfig, backup: Backu
             where=str(url.database),
             todo="Name another one: --database-url",
         )
+
+
+def _companions(database: Path) -> list[Path]:
+    """Return the files that SQLite keeps beside a database."""
+    return [database.with_name(f"{database.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
 
 
 def _existing(path: Path) -> Path:
@@ -157,6 +183,8 @@ def _database(config: CampaignConfig, target: Path) -> URL:
 def _restore_database(folder: BackupFolder, backup: Backup, target: Path, config: CampaignConfig) -> None:
     url = _database(config, target)
     if backup.database == "sqlite":
+        for old in _companions(Path(str(url.database))):
+            old.unlink(missing_ok=True)
         _copy(folder, backup.database_sha256, Path(str(url.database)))
         return
     _restore_postgres(b"".join(_checked(folder, backup.database_sha256)), Database(url))
@@ -199,16 +227,11 @@ def _copy(folder: BackupFolder, sha256: str, target: Path) -> None:
         return
     with storage_errors(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        try:
-            with part.open("wb") as file:
-                for data in _checked(folder, sha256):
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with replace_atomically(target) as part, part.open("wb") as file:
+            for data in _checked(folder, sha256):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _checked(folder: BackupFolder, sha256: str) -> Iterator[bytes]:
@@ -231,4 +254,4 @@ def _digest(path: Path) -> str:
 
 
 def _damaged(path: Path, what: str) -> StorageError:
-    return StorageError(what, where=str(path), todo="Take another backup: 'rescueseg restore OUT --list' shows them")
+    return StorageError(what, where=str(path), todo="Run 'rescueseg backup CAMPAIGN OUT --full', which stores it again")

@@ -41,7 +41,7 @@ from rescueseg.campaign.stage_results import (
     TICKETS,
     TRAINING,
 )
-from rescueseg.errors import RescuesegError, damaged
+from rescueseg.errors import RESTORE, QueueError, RescuesegError, StorageError, damaged
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.stored_scores import SCORES
@@ -51,7 +51,7 @@ from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.files import committed_files
 from rescueseg.progress import Progress
 from rescueseg.queue.check import check_queue
-from rescueseg.queue.store import open_queue
+from rescueseg.queue.store import is_new, open_queue
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.reports.generation_table import REPORT
 from rescueseg.storage import Storage
@@ -87,6 +87,8 @@ class Verification:
     ----------
     damage : list of RescuesegError
         What is missing, altered or cannot be read, each with its place.
+    unchecked : list of RescuesegError
+        What kept a check from being made, such as a queue of an earlier version; no damage.
     unknown : list of str
         Files below the campaign that no version of rescueseg writes there; they do no harm.
     files, size : int
@@ -96,6 +98,7 @@ class Verification:
     """
 
     damage: list[RescuesegError] = field(default_factory=list)
+    unchecked: list[RescuesegError] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     files: int = 0
     size: int = 0
@@ -128,9 +131,16 @@ def verify(campaign: Campaign, progress: Progress | None = None) -> Verification
             result.damage += look()
         except RescuesegError as error:  # what the check itself stands on cannot be read
             result.damage.append(error)
-    result.damage = list({(error.where, error.what): error for error in result.damage}.values())
+    errors = {(error.where, error.what): error for error in result.damage}.values()
+    result.damage = [error for error in errors if _is_damage(error)]
+    result.unchecked = [error for error in errors if not _is_damage(error)]
     result.seconds = round(time.perf_counter() - started, 3)
     return result
+
+
+def _is_damage(error: RescuesegError) -> bool:
+    """Tell whether something is lost or altered: then a backup is what helps."""
+    return RESTORE in error.todo or not isinstance(error, (QueueError, StorageError))
 
 
 def _is_known(path: str) -> bool:
@@ -181,7 +191,8 @@ def _records(campaign: Campaign) -> Iterator[RescuesegError]:
         try:  # all others have a checksum at least
             storage.read_json(path)
         except RescuesegError as error:
-            yield error
+            if storage.exists(path):  # else it was removed since it was listed
+                yield error
 
 
 def _missing(campaign: Campaign) -> Iterator[RescuesegError]:
@@ -191,6 +202,8 @@ def _missing(campaign: Campaign) -> Iterator[RescuesegError]:
     """
     storage, records = campaign.storage, campaign.records
     begun = campaign.generations()
+    if is_new(campaign):
+        return
     with closing(open_queue(campaign)) as store:
         tickets, last = store.views.tickets(), store.ledger.last_generation()
     sampled = bool(tickets or begun)

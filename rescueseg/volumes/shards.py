@@ -23,7 +23,6 @@ from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.storage import Storage
 
 _PIECE = 2**20
-_UNFINISHED = ".partial"
 METADATA = "zarr.json"
 
 
@@ -100,7 +99,7 @@ def zarr_files(storage: Storage, folder: str) -> Iterator[str]:
     for place, _, names in storage.fs.walk(str(root)):
         inner = PurePosixPath(place).relative_to(root)
         for name in names:
-            if name == METADATA or ("c" in inner.parts and not name.endswith(_UNFINISHED)):
+            if name == METADATA or ("c" in inner.parts and name.isdigit()):
                 yield str(inner / name)
 
 

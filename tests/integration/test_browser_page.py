@@ -18,7 +18,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.geometry import Box, Spacing
 from rescueseg.queue.records import NewTicket
-from rescueseg.queue.store import open_queue
+from rescueseg.queue.store import make_queue, open_queue
 from rescueseg.records import AcceptedAnnotation
 from rescueseg.server.access import add_token
 from rescueseg.server.page import STATIC
@@ -106,6 +106,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Serve a campaign with the letter, and a model that is unsure at one voxel of the patch."""
     folder = tmp_path_factory.mktemp("page")
     campaign = Campaign.create(str(folder / "c"), check_config({"name": "page", "classes": ["nucleus", "debris"]}))
+    make_queue(campaign)
     add_volume(campaign, folder, "letter", lettered_image(), SPACING)
     entropy = np.zeros((18, 40, 50))
     entropy[tuple(np.add(BOX.offset_zyx, (7, 2, 15)))] = 0.6
@@ -311,6 +312,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
     folder = tmp_path_factory.mktemp("guarded")
     settings = {"name": "guarded", "classes": ["nucleus"], "annotation": {"labels": "instance", "review": True}}
     campaign = Campaign.create(str(folder / "c"), check_config(settings))
+    make_queue(campaign)
     add_volume(campaign, folder, "letter", lettered_image(), SPACING)
     tokens = {
         "anna": add_token(campaign.storage, "anna", "annotator"),

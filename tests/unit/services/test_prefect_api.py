@@ -35,6 +35,7 @@ class _Store:
 
     def __init__(self, accepted: int) -> None:
         self.accepted = accepted
+        self.ledger = self.views = self
 
     def accepted_since_last_generation(self) -> int:
         return self.accepted

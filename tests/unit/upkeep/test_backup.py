@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from rescueseg.queue.submission import Work
 from rescueseg.records import ModelReference
 from rescueseg.upkeep.backup import back_up, files_of, plan_backup
 from rescueseg.upkeep.backup_records import BackupFolder
-from rescueseg.upkeep.restore import restore
+from rescueseg.upkeep.restore import check_content, restore
 from tests.postgres import throw_away_postgres
 
 BOX = Box((0, 0, 0), (2, 4, 4))
@@ -179,9 +181,94 @@ def test_what_servers_and_unfinished_work_leave_is_left_out(filled: Campaign, fo
     assert "generations/0000/training/members/0/checkpoint.pt" not in paths
 
 
-def test_a_backup_inside_the_campaign_is_refused(filled: Campaign) -> None:
-    with pytest.raises(StorageError, match="in the campaign itself"):
-        back_up(filled, BackupFolder(Path(filled.storage.root) / "backups"))
+def test_a_backup_inside_the_campaign_is_refused(filled: Campaign, tmp_path: Path) -> None:
+    inside = Path(filled.storage.root) / "backups"
+    link = tmp_path / "link"
+    link.symlink_to(inside)
+    for path in (inside, link):
+        with pytest.raises(StorageError, match="in the campaign itself"):
+            back_up(filled, BackupFolder(path))
+
+
+def test_only_a_folder_of_its_own_takes_backups(filled: Campaign, folder: BackupFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", Path("s3://bucket/x")):
+        with pytest.raises(StorageError):
+            BackupFolder(path)
+    back_up(filled, folder)
+    other = Campaign.create(str(tmp_path / "other"), check_config({"name": "other", "classes": ["a"]}))
+    fill(other, 0, 1)
+    with pytest.raises(StorageError, match="backups of another campaign, 'test'"):
+        back_up(other, folder)
+    assert len(folder.names()) == 1
+
+
+def test_what_is_no_file_of_the_campaign_stops_no_backup(
+    filled: Campaign, folder: BackupFolder, tmp_path: Path
+) -> None:
+    root = Path(filled.storage.root)
+    os.mkfifo(root / "pipe")
+    (root / "out").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root)
+    (root / "back\\slash").touch()
+    (root / "mlflow.db").touch()
+    _, backup = back_up(filled, folder)
+    assert not {"pipe", "out", "loop", "mlflow.db"} & {file.path for file in backup.files}
+    assert len(backup.left_out) == 1
+    assert "mlflow.db" in backup.left_out[0]
+    assert accepted(restore(folder, tmp_path / "a" / ".." / "elsewhere")) == accepted(filled)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:5], lambda b: bytes([b[0] ^ 1]) + b[1:]], ids=["cut", "altered"])
+def test_a_damaged_object_is_stored_again(
+    filled: Campaign, folder: BackupFolder, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    _, backup = back_up(filled, folder)
+    path = folder.object(next(f.sha256 for f in backup.files if f.path.startswith("annotations/")))
+    path.chmod(0o600)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StorageError, match="--full"):
+        check_content(folder, backup, anew=True)
+    back_up(filled, folder, full=True)
+    check_content(folder, folder.read(), anew=True)
+    assert accepted(restore(folder, tmp_path / "elsewhere")) == accepted(filled)
+
+
+def test_settings_and_modes_come_back_as_they_were(filled: Campaign, folder: BackupFolder, tmp_path: Path) -> None:
+    settings = Path(filled.storage.path("campaign.toml"))
+    settings.write_text(settings.read_text() + "# Anna: do not change\n")
+    back_up(filled, folder)
+    restored = restore(folder, tmp_path / "elsewhere")
+    assert Path(restored.storage.path("campaign.toml")).read_bytes() == settings.read_bytes()
+    labels = list(Path(restored.storage.root).glob("annotations/*/*.npz"))
+    assert labels
+    assert {path.stat().st_mode & 0o777 for path in labels} == {0o444}
+
+
+def test_the_log_of_a_lost_database_is_not_played_into_the_restored_one(tmp_path: Path) -> None:
+    outside = tmp_path / "q" / "queue.db"
+    outside.parent.mkdir()
+    config = check_config({"name": "test", "classes": ["organelle"], "database_url": f"sqlite:///{outside}"})
+    campaign, folder = Campaign.create(str(tmp_path / "campaign"), config), BackupFolder(tmp_path / "backups")
+    fill(campaign, 0, 2)
+    back_up(campaign, folder)
+    shutil.rmtree(campaign.storage.root)
+    outside.unlink()
+    outside.with_name("queue.db-wal").write_bytes(b"an old log")
+    with pytest.raises(CampaignError, match="the log of a database"):
+        restore(folder, tmp_path / "campaign")
+    outside.with_name("queue.db-wal").unlink()
+    assert len(accepted(restore(folder, tmp_path / "campaign"))) == 2
+
+
+def test_a_damaged_list_does_not_stop_the_next_backup(filled: Campaign, folder: BackupFolder) -> None:
+    back_up(filled, folder)
+    back_up(filled, folder)
+    last = folder.path / "backups" / f"{folder.names()[-1]}.json"
+    last.write_text("{")
+    (folder.path / "backups" / "._x.json").write_text("")
+    back_up(filled, folder)
+    assert len(folder.names()) == 3
 
 
 def test_a_damaged_or_missing_database_is_no_backup(filled: Campaign, folder: BackupFolder) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.errors import StorageError
-from rescueseg.upkeep.backup import files_of
+from rescueseg.upkeep.backup import back_up, files_of
+from rescueseg.upkeep.backup_records import BackupFolder
+from rescueseg.upkeep.restore import restore
 from rescueseg.upkeep.upgrade import upgrade_steps
 from rescueseg.upkeep.verify import is_record, verify
 
@@ -33,6 +35,18 @@ def test_an_older_campaign_is_upgraded_and_whole(name: str, tmp_path: Path) -> N
     }
     assert [path for path, document in documents.items() if "sha256" not in document] == []
     assert verify(campaign).damage == []
+
+
+def test_a_backup_of_an_older_campaign_is_restored_and_then_upgraded(tmp_path: Path) -> None:
+    campaign, folder = unpack(tmp_path, "phantom"), BackupFolder(tmp_path / "backups")
+    found = verify(campaign)
+    assert found.damage == [], "an earlier version is no damage"
+    assert any("rescueseg upgrade" in error.todo for error in found.unchecked)
+    back_up(campaign, folder)
+    restored = restore(folder, tmp_path / "restored")
+    for step in upgrade_steps(restored):
+        step.act()
+    assert verify(restored).damage == verify(restored).unchecked == []
 
 
 def test_a_shard_lost_before_the_upgrade_is_not_taken_for_what_was_stored(tmp_path: Path) -> None:
