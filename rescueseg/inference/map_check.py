@@ -38,7 +38,8 @@ def check_maps(maps: VolumeMaps, progress: CountProgress | None = None) -> list[
         return [error]
     if plan is None:
         path = maps.path(MAPS_PLAN)
-        return [damaged(storage.path(path), "it is missing")] if reference and not storage.exists(path) else []
+        what = "it does not say what the maps were made with" if storage.exists(path) else "it is missing"
+        return [damaged(storage.path(path), what)] if reference else []
     total, errors, digests = len(plan.blocks), list[StorageError](), list[str]()
     for index in range(total):
         if reference is not None or storage.exists(maps.path(MAPS_BLOCKS, f"{index:06d}.json")):

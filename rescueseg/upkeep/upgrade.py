@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign.route import freeze_choice
+from rescueseg.campaign.stage_results import CHOICE, SNAPSHOT
 from rescueseg.progress import Progress
 from rescueseg.queue.upgrade import UpgradeStep, queue_steps
 from rescueseg.storage import Storage
@@ -27,7 +29,7 @@ def upgrade_steps(campaign: Campaign, *, moved: bool = False, progress: Progress
         Called with a volume's id, the parts of it that were read, and how many there are.
     """
     images = image_steps(campaign.volumes, progress)
-    return [*queue_steps(campaign, moved=moved), *images, *record_steps(campaign)]
+    return [*queue_steps(campaign, moved=moved), *images, *choice_steps(campaign), *record_steps(campaign)]
 
 
 def image_steps(volumes: VolumeFolder, progress: Progress | None = None) -> list[UpgradeStep]:
@@ -40,6 +42,19 @@ def image_steps(volumes: VolumeFolder, progress: Progress | None = None) -> list
         for volume in volumes.records(refused=True)
         if not volume.files
     ]
+
+
+def choice_steps(campaign: Campaign) -> list[UpgradeStep]:
+    """Return the step that freezes trainer and strategy of generations begun before they were kept; mostly none."""
+    begun = [g.number for g in campaign.generations() if g.has(SNAPSHOT) and not g.has(CHOICE)]
+    if not begun:
+        return []
+    return [UpgradeStep("note trainer and query strategy of earlier generations", partial(_freeze, campaign, begun))]
+
+
+def _freeze(campaign: Campaign, generations: Sequence[int]) -> None:
+    for number in generations:
+        freeze_choice(campaign, number)
 
 
 def record_steps(campaign: Campaign) -> list[UpgradeStep]:

@@ -253,7 +253,7 @@ def _unwritten(generation: GenerationFolder, stages: Sequence[str]) -> Iterator[
     finished, present = STAGES[: STAGES.index(stages[-1]) + 1], generation.finished_stages()
     yield from (generation.path(f"{stage}.json") for stage in finished if stage not in present)
     if has_checksum(generation.storage, generation.path("snapshot.json")):
-        needed: list[RecordFile[Any]] = [seconds_file(stage) for stage in finished] + [EFFORT]
+        needed: list[RecordFile[Any]] = [seconds_file(stage) for stage in finished] + [EFFORT, CHOICE]
         needed += [LOSSES] if "training" in finished and not read_losses(generation) else []
         needed += [CALIBRATION] if "evaluation" in finished else []
         yield from (file.path(generation.folder) for file in needed if not generation.has(file))
