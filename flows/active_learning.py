@@ -35,7 +35,7 @@ def active_learning(
     campaign, store = open_campaign(campaign_url)
     prepare(campaign_url)
     rows: list[dict[str, JsonValue]] = []
-    with scheduler_of(campaign) as reached:
+    with scheduler_of(campaign.config.cluster, campaign.storage) as reached:
         while True:
             last = store.ledger.last_generation()
             if last is not None and last.finished_at is not None and last.generation + 1 >= generations:

@@ -22,6 +22,7 @@ from rescueseg.services.dask_address import check_address
 from rescueseg.services.dask_cluster import open_cluster, reference
 from rescueseg.services.prefect_api import wake
 from rescueseg.stages.due import begin, count_due
+from rescueseg.storage import Storage
 from tasks.evaluation import evaluate
 from tasks.inference import infer
 from tasks.options import open_campaign
@@ -84,7 +85,7 @@ def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: L
     train(url, number)
     lock.check()
     if not campaign.generation(number).has(INFERENCE):
-        with scheduler_of(campaign, cluster) as reached:
+        with scheduler_of(cluster, campaign.storage) as reached:
             infer(url, number, reached.address, reached.tls_folder)
     lock.check()
     evaluate(url, number)
@@ -104,11 +105,10 @@ def _cluster(own: ClusterConfig, scheduler: str, tls_folder: str) -> ClusterConf
 
 
 @contextmanager
-def scheduler_of(campaign: Campaign, cluster: ClusterConfig | None = None) -> Iterator[ClusterConfig]:
+def scheduler_of(cluster: ClusterConfig, storage: Storage) -> Iterator[ClusterConfig]:
     """Yield how tasks reach a Dask scheduler: the one that has an address, or one that lives as long as the block."""
-    cluster = cluster or campaign.config.cluster
     if cluster.kind == "address":
         yield cluster
         return
-    with open_cluster(cluster, local_folder(campaign.storage, SERVICES.path())) as client:
+    with open_cluster(cluster, local_folder(storage, SERVICES.path())) as client:
         yield reference(client)

@@ -41,5 +41,8 @@ def infer_volume(campaign_url: str, volume_id: str, generation: int | None = Non
     number = champion(campaign.generations()) if generation is None else generation
     if number is None:
         raise InferenceError("there is no champion yet", where=campaign.url, todo="Run a generation first")
-    with campaign_lock(campaign.config, store, name=f"infer-{volume_id}"), scheduler_of(campaign) as reached:
+    with (
+        campaign_lock(campaign.config, store, name=f"infer-{volume_id}"),
+        scheduler_of(campaign.config.cluster, campaign.storage) as reached,
+    ):
         return infer(campaign.url, number, reached.address, reached.tls_folder, [volume_id])[0].to_json()

@@ -21,7 +21,7 @@ def report(campaign_url: str, generation: int) -> Row:
     name = re.sub(r"[^a-z0-9]+", "-", campaign.config.name.lower()).strip("-")
     create_markdown_artifact(
         key=f"{name}-generation-{generation}",
-        markdown=generation_table.to_markdown(campaign, generation),
+        markdown=generation_table.to_markdown(campaign.config.name, campaign.generation(generation)),
         description=f"Generation {generation} of {campaign.config.name}",
     )
     return row

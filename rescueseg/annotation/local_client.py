@@ -260,7 +260,9 @@ class LocalClient:
             )
         labels = [read_version(self.campaign.storage, v) for v in versions]
         ticket = self.store.views.ticket(ticket_id)
-        annotation = accept_consensus(self.campaign, self.store, ticket, versions, labels, self.annotator)
+        annotation = accept_consensus(
+            self.campaign.storage, self.campaign.config.n_classes, self.store, ticket, versions, labels, self.annotator
+        )
         self._wake()
         return annotation
 

@@ -21,6 +21,7 @@ from rescueseg.queue.records import AnnotationRecord, TicketRecord
 from rescueseg.queue.store import QueueStore
 from rescueseg.queue.submission import Work
 from rescueseg.randomness import random_generator
+from rescueseg.storage import Storage
 
 AUTOMATIC_ACTOR = "rescueseg"
 
@@ -73,7 +74,7 @@ def resolve_pair(campaign: Campaign, store: QueueStore, ticket_id: str) -> None:
         store.reviews.record_agreement(ticket_id, (pair[0].annotation_id, pair[1].annotation_id), result.value, details)
         if result.value >= config.annotation.agreement_dice and not config.annotation.review:
             if config.annotation.consensus == "staple":
-                accept_consensus(campaign, store, ticket, pair, labels, AUTOMATIC_ACTOR)
+                accept_consensus(campaign.storage, config.n_classes, store, ticket, pair, labels, AUTOMATIC_ACTOR)
             else:
                 store.reviews.accept(ticket_id, AUTOMATIC_ACTOR, pair[more_complete(labels)].version)
 
@@ -94,7 +95,8 @@ def more_complete(labels: list[PatchLabels]) -> int:
 
 
 def accept_consensus(
-    campaign: Campaign,
+    storage: Storage,
+    n_classes: int,
     store: QueueStore,
     ticket: TicketRecord,
     pair: list[AnnotationRecord],
@@ -102,9 +104,9 @@ def accept_consensus(
     actor: str,
 ) -> AnnotationRecord:
     """Store the STAPLE consensus of a submitted ticket's versions as a version of its own, and accept it."""
-    consensus, provenance = staple(labels, campaign.config.n_classes)
+    consensus, provenance = staple(labels, n_classes)
     corrected = corrected_voxels(consensus, labels[0])
-    stored = store_labels(campaign.storage, ticket.ticket_id, consensus, corrected)
+    stored = store_labels(storage, ticket.ticket_id, consensus, corrected)
     return store.reviews.fix(
         ticket.ticket_id,
         actor,

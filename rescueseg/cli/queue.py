@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from rescueseg.campaign import Campaign
 from rescueseg.cli import queue_files, queue_review
 from rescueseg.cli.console import OneLineErrors
 from rescueseg.cli.options import AnnotatorOption, CampaignArgument, LeaseArgument, TicketArgument, plain_console
@@ -15,7 +14,7 @@ from rescueseg.cli.queue_review import open_with_queue
 from rescueseg.queue.records import STATUSES
 
 if TYPE_CHECKING:
-    from rescueseg.queue.store import QueueStore
+    pass
 
 
 queue_app = typer.Typer(
@@ -24,13 +23,6 @@ queue_app = typer.Typer(
     no_args_is_help=True,
     help="Work through the annotation queue: take a patch, correct its mask in any tool, hand it in.",
 )
-
-
-def _wake(campaign: Campaign, store: QueueStore) -> None:
-    """Tell a served campaign that patches were accepted."""
-    from rescueseg.services.prefect_api import wake
-
-    wake(campaign, store)
 
 
 @queue_app.command(epilog="Example: rescueseg queue status ./mito")
@@ -77,10 +69,12 @@ def skip(
     reason: Annotated[str, typer.Option(help="Why nobody can annotate it.")],
 ) -> None:
     """Take a patch out of the queue because it cannot be annotated."""
+    from rescueseg.services.prefect_api import wake
+
     opened, store = open_with_queue(campaign)
     store.leases.skip(lease, annotator, reason)
     plain_console().print(f"{store.views.lease(lease).ticket_id}: skipped")
-    _wake(opened, store)  # a generation may have waited for this patch alone
+    wake(opened, store)  # a generation may have waited for this patch alone
 
 
 @queue_app.command(epilog="Example: rescueseg queue release ./mito 3f2a… -a anna")

@@ -12,9 +12,9 @@ from typing import Any, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.label_arrays import read_label_array
-from rescueseg.campaign.layout import ANNOTATION, GENERATION
+from rescueseg.campaign.layout import GENERATION
 from rescueseg.campaign.stage_results import EFFORT, SNAPSHOT
 from rescueseg.errors import StorageError
 from rescueseg.progress import CountProgress
@@ -55,11 +55,11 @@ def check_queue(campaign: Campaign, progress: CountProgress | None = None) -> li
         If the queue cannot be opened at all: it is lost, another campaign's, or of another version.
     """
     database = Database(campaign.database_url)
-    if is_new(campaign) and database.version() is None:
+    if is_new(campaign.storage) and database.version() is None:
         return []
-    require_this_version(database, campaign)
-    check_owner(database, campaign)
-    counted, errors = _counted_generations(campaign)
+    require_this_version(database, campaign.url)
+    check_owner(database, campaign.storage, campaign.config.name)
+    counted, errors = _counted_generations(campaign.generations())
     with database.read() as connection:
         errors += [damage(database.where, what) for what in _rows(connection, is_sqlite=database.is_sqlite)]
         if errors:
@@ -71,17 +71,6 @@ def check_queue(campaign: Campaign, progress: CountProgress | None = None) -> li
         if progress is not None:
             progress(number + 1, len(versions))
     return errors
-
-
-def unnamed_label_files(campaign: Campaign) -> list[str]:
-    """Return the label arrays below the campaign that no version names: those of work that was never handed in."""
-    storage, folder = campaign.storage, ANNOTATION.top
-    files = {
-        f"{folder}/{ticket}/{name}" for ticket in storage.list(folder) for name in storage.list(f"{folder}/{ticket}")
-    }
-    with Database(campaign.database_url).read() as connection:
-        rows = connection.execute(sa.select(annotation_table.c.labels, annotation_table.c.instances)).all()
-    return sorted(files - {path for row in rows for path in row})
 
 
 # rows ----------------------------------------------------------------------------------------------------------------
@@ -208,12 +197,12 @@ def _status(state: TicketState) -> str:
 
 
 def _counted_generations(
-    campaign: Campaign,
+    generations: Sequence[GenerationFolder],
 ) -> tuple[dict[int, tuple[Snapshot | None, int | None]], list[StorageError]]:
     """Return each generation's snapshot and how many accepted patches it counted, as its folder says; read before the ledger."""
     counted: dict[int, tuple[Snapshot | None, int | None]] = {}
     errors: list[StorageError] = []
-    for folder in campaign.generations():
+    for folder in generations:
         counted[folder.number] = None, None
         try:
             snapshot, effort = folder.snapshot(), folder.read(EFFORT)

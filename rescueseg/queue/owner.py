@@ -14,7 +14,6 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from rescueseg.campaign import Campaign
 from rescueseg.campaign.folders import RecordFolder
 from rescueseg.campaign.identity import IDENTITY
 from rescueseg.errors import QueueError, RescuesegError, StorageError
@@ -65,10 +64,10 @@ def _read(connection: Connection) -> Owner | None:
     return Owner(row["campaign"], row["campaign_id"], Place(row["host"], row["url"], row["folder"]))
 
 
-def claim(database: Database, campaign: Campaign, campaign_id: str) -> Owner:
+def claim(database: Database, storage: Storage, name: str, campaign_id: str) -> Owner:
     """Write down whose queue it is where nobody has, and return whose it is."""
-    place = Place.of(campaign.storage)
-    row = {"campaign": campaign.config.name, "campaign_id": campaign_id, **asdict(place)}
+    place = Place.of(storage)
+    row = {"campaign": name, "campaign_id": campaign_id, **asdict(place)}
     with database.write() as connection:
         connection.execute(database.insert_if_new(owner).values(number=1, **row))
         connection.execute(sa.update(owner).where(owner.c.campaign_id == "").values(row))
@@ -78,16 +77,25 @@ def claim(database: Database, campaign: Campaign, campaign_id: str) -> Owner:
     return claimed
 
 
-def settle(database: Database, campaign: Campaign) -> None:
+def settle(database: Database, storage: Storage) -> None:
     """Write down that the campaign lies where it lies now: after a move, or a restore from a backup."""
     with database.write() as connection:
-        connection.execute(sa.update(owner).values(asdict(Place.of(campaign.storage))))
+        connection.execute(sa.update(owner).values(asdict(Place.of(storage))))
 
 
-def check_owner(database: Database, campaign: Campaign) -> None:
+def check_owner(database: Database, storage: Storage, name: str) -> None:
     """Refuse the queue of another campaign, and that of the campaign that this one is a copy of.
 
     A campaign that was moved is written down at its new place.
+
+    Parameters
+    ----------
+    database : Database
+        Of the queue.
+    storage : Storage
+        The campaign's root.
+    name : str
+        The campaign's name.
 
     Raises
     ------
@@ -96,22 +104,22 @@ def check_owner(database: Database, campaign: Campaign) -> None:
     StorageError
         If the campaign's id is lost.
     """
-    claimed, identity = read_owner(database), campaign.records.read(IDENTITY)
+    claimed, identity = read_owner(database), RecordFolder(storage).read(IDENTITY)
     if claimed is None:
         raise damage(database.where, "the database does not say whose queue it holds")
-    check_name(database, campaign, claimed.campaign)
+    check_name(database, name, claimed.campaign)
     if not claimed.campaign_id:
         raise QueueError(
             "the upgrade of the queue was cut off",
             where=database.where,
-            todo=f"Run 'rescueseg upgrade {campaign.url}' again",
+            todo=f"Run 'rescueseg upgrade {storage.url}' again",
         )
-    inside = lies_inside(database, campaign.storage)
-    if identity is None and (inside or is_here(campaign.storage, claimed.place)):
+    inside = lies_inside(database, storage)
+    if identity is None and (inside or is_here(storage, claimed.place)):
         raise StorageError(
             "the file is missing, and with it the campaign's id",
-            where=campaign.storage.path(IDENTITY.path()),
-            todo=f"Restore it from a backup, or run 'rescueseg upgrade {campaign.url}', which asks the database for it",
+            where=storage.path(IDENTITY.path()),
+            todo=f"Restore it from a backup, or run 'rescueseg upgrade {storage.url}', which asks the database for it",
         )
     if identity is None or identity.campaign_id != claimed.campaign_id:
         raise QueueError(
@@ -120,14 +128,14 @@ def check_owner(database: Database, campaign: Campaign) -> None:
             todo=_OWN_DATABASE,
         )
     if not inside:
-        _check_place(database, campaign, claimed)
+        _check_place(database, storage, claimed)
 
 
-def check_name(database: Database, campaign: Campaign, name: str) -> None:
+def check_name(database: Database, name: str, held: str) -> None:
     """Refuse a database that holds the queue of a campaign of another name."""
-    if name != campaign.config.name:
+    if held != name:
         raise QueueError(
-            f"the database holds the queue of campaign '{name}', not of '{campaign.config.name}'",
+            f"the database holds the queue of campaign '{held}', not of '{name}'",
             where=database.where,
             todo=_OWN_DATABASE,
         )
@@ -149,27 +157,27 @@ def is_here(storage: Storage, place: Place) -> bool:
     return here.host != place.host and here.folder == place.folder != ""
 
 
-def _check_place(database: Database, campaign: Campaign, claimed: Owner) -> None:
-    here, there = Place.of(campaign.storage), claimed.place
+def _check_place(database: Database, storage: Storage, claimed: Owner) -> None:
+    here, there = Place.of(storage), claimed.place
     if here == there:
         return
-    if is_here(campaign.storage, there):
+    if is_here(storage, there):
         if here.host == there.host:  # restored to its place, or on another disk there
-            settle(database, campaign)
+            settle(database, storage)
         return
     if there.host not in ("", here.host):
         raise QueueError(
             f"the campaign was last opened in {there.url} on {there.host}, so this folder may be a copy of it",
-            where=campaign.url,
-            todo=f"If it was moved, run 'rescueseg upgrade {campaign.url} --moved'. {_COPY}",
+            where=storage.url,
+            todo=f"If it was moved, run 'rescueseg upgrade {storage.url} --moved'. {_COPY}",
         )
-    if _may_hold(there.url, claimed.campaign_id) and not _same_folder(campaign.storage, there):
+    if _may_hold(there.url, claimed.campaign_id) and not _same_folder(storage, there):
         raise QueueError(
             f"the folder is a copy of the campaign in {there.url}, which uses the same database",
-            where=campaign.url,
-            todo=f"If this one goes on and that one does not, run 'rescueseg upgrade {campaign.url} --moved'. {_COPY}",
+            where=storage.url,
+            todo=f"If this one goes on and that one does not, run 'rescueseg upgrade {storage.url} --moved'. {_COPY}",
         )
-    settle(database, campaign)
+    settle(database, storage)
 
 
 _COPY = "A copy needs a database of its own: database_url in campaign.toml"

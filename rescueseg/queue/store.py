@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.identity import IDENTITY, Identity
 from rescueseg.campaign.layout import ANNOTATION, GENERATION, HOLDOUT
 from rescueseg.errors import QueueError
@@ -19,6 +19,7 @@ from rescueseg.queue.owner import check_name, check_owner, claim, is_here, lies_
 from rescueseg.queue.reviews import Reviews
 from rescueseg.queue.tickets import Tickets
 from rescueseg.queue.views import QueueViews
+from rescueseg.storage import Storage
 
 
 def utc_now() -> datetime:
@@ -37,18 +38,18 @@ def open_queue(campaign: Campaign) -> QueueStore:
     StorageError
         If the database is lost, damaged or cannot be reached.
     """
-    if is_new(campaign):
+    if is_new(campaign.storage):
         make_queue(campaign)
     store = QueueStore(campaign.database_url)
-    require_this_version(store.database, campaign)
-    check_owner(store.database, campaign)
+    require_this_version(store.database, campaign.url)
+    check_owner(store.database, campaign.storage, campaign.config.name)
     return store
 
 
-def is_new(campaign: Campaign) -> bool:
-    """Tell whether a campaign's queue was never made, so that an empty one loses nothing."""
+def is_new(storage: Storage) -> bool:
+    """Tell whether the queue of the campaign at `storage` was never made, so that an empty one loses nothing."""
     places = (HOLDOUT.path(), ANNOTATION.top, GENERATION.top)
-    return not campaign.records.has(IDENTITY) and not any(map(campaign.storage.exists, places))
+    return not RecordFolder(storage).has(IDENTITY) and not any(map(storage.exists, places))
 
 
 def make_queue(campaign: Campaign) -> None:
@@ -63,9 +64,10 @@ def make_queue(campaign: Campaign) -> None:
     database = store.database
     if database.version() is None:
         database.migrate()
-    require_this_version(database, campaign)
-    claimed = claim(database, campaign, uuid.uuid4().hex)
-    check_name(database, campaign, claimed.campaign)
+    require_this_version(database, campaign.url)
+    name = campaign.config.name
+    claimed = claim(database, campaign.storage, name, uuid.uuid4().hex)
+    check_name(database, name, claimed.campaign)
     own = lies_inside(database, campaign.storage) or is_here(campaign.storage, claimed.place)
     if not own or campaign.records.has(IDENTITY):
         return
@@ -78,8 +80,15 @@ def make_queue(campaign: Campaign) -> None:
     campaign.records.write(IDENTITY, Identity(campaign_id=claimed.campaign_id))
 
 
-def require_this_version(database: Database, campaign: Campaign) -> None:
+def require_this_version(database: Database, url: str) -> None:
     """Refuse a database that holds no queue, or one of another version.
+
+    Parameters
+    ----------
+    database : Database
+        Of the queue.
+    url : str
+        Of the campaign, for the message.
 
     Raises
     ------
@@ -104,7 +113,7 @@ def require_this_version(database: Database, campaign: Campaign) -> None:
         raise QueueError(
             f"an earlier version of rescueseg made the queue: its version is {version}, this one reads {HEAD}",
             where=database.where,
-            todo=f"Run 'rescueseg upgrade {campaign.url}', which copies it first; nothing was changed",
+            todo=f"Run 'rescueseg upgrade {url}', which copies it first; nothing was changed",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rescueseg.campaign import STAGES, Campaign, GenerationFolder
+from rescueseg.campaign import STAGES, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile, seconds_file
 from rescueseg.campaign.stage_results import EFFORT, QUERY, TICKETS, StageResult
 from rescueseg.evaluation.champion import EVALUATION
@@ -97,11 +97,11 @@ def stage_seconds(generation: GenerationFolder) -> dict[str, float]:
     return {stage: seconds for stage, seconds in results.items() if seconds is not None}
 
 
-def to_markdown(campaign: Campaign, generation: int) -> str:
+def to_markdown(name: str, generation: GenerationFolder) -> str:
     """Return a page on one generation: the table up to it, and the patches it queried."""
-    table = [r for r in rows(campaign.generations()) if r.generation <= generation]
+    table = rows(g for g in generation.all() if g.number <= generation.number)
     lines = [
-        f"# {campaign.config.name}, generation {generation}",
+        f"# {name}, generation {generation.number}",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -114,9 +114,9 @@ def to_markdown(campaign: Campaign, generation: int) -> str:
         "",
         "| queried patch | box zyx | score | why |",
         "|---|---|---|---|",
-        *(_patch_line(patch) for patch in campaign.generation(generation).require(QUERY).patches),
+        *(_patch_line(patch) for patch in generation.require(QUERY).patches),
         "",
-        f"Campaign: `{campaign.url}`",
+        f"Campaign: `{generation.storage.url}`",
     ]
     return "\n".join(lines)
 

@@ -109,7 +109,7 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Patch
     return _candidates(
         campaign.config,
         campaign.volumes.record(volume_id),
-        _frozen(campaign),
+        _frozen(campaign.holdout(), campaign.url),
         campaign.volumes.shared_places(),
         occupied,
     )
@@ -117,7 +117,11 @@ def candidate_boxes(campaign: Campaign, volume_id: str, occupied: Iterable[Patch
 
 def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> tuple[dict[str, list[Box]], SharedPlaces]:
     """Return the boxes of every volume that may be queried, see `candidate_boxes`, and which places are the same."""
-    holdout, volumes, taken = _frozen(campaign), campaign.volumes.records(refused=True), list(occupied)
+    holdout, volumes, taken = (
+        _frozen(campaign.holdout(), campaign.url),
+        campaign.volumes.records(refused=True),
+        list(occupied),
+    )
     places = campaign.volumes.shared_places(volumes)
     usable = [v for v in volumes if not v.refused]
     return {v.volume_id: _candidates(campaign.config, v, holdout, places, taken) for v in usable}, places
@@ -171,7 +175,7 @@ def starting_patches(
         If the holdout is not frozen yet, or nothing fits.
     """
     count = campaign.config.sampling.starting_patches if count is None else count
-    holdout = holdout or _frozen(campaign)
+    holdout = holdout or _frozen(campaign.holdout(), campaign.url)
     places, usable = campaign.volumes.shared_places(), {v.volume_id for v in campaign.volumes.records()}
     rough = [
         p
@@ -215,10 +219,9 @@ def _starting_sampler(
     return BoxSampler(volumes, free, places, rng, measure_places(folder, volumes, free, progress))
 
 
-def _frozen(campaign: Campaign) -> Holdout:
-    holdout = campaign.holdout()
+def _frozen(holdout: Holdout | None, url: str) -> Holdout:
     if holdout is None:
-        raise SamplingError("the holdout is not frozen yet", where=campaign.url, todo="Draw the holdout first")
+        raise SamplingError("the holdout is not frozen yet", where=url, todo="Draw the holdout first")
     return holdout
 
 

@@ -51,7 +51,12 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
     """
     ensure_compared(campaign.volumes, write=False)
     name = trainer or current_choice(campaign).trainer
-    snapshot = _new_snapshot(campaign, store) if generation is None else campaign.generation(generation).snapshot()
+    if generation is None:  # what the next generation would have now
+        last = store.ledger.last_generation()
+        number = 0 if last is None else last.generation + 1
+        snapshot: Snapshot | None = snapshots.make_snapshot(campaign, number, store.views.accepted("pool"))
+    else:
+        snapshot = campaign.generation(generation).snapshot()
     if snapshot is None:
         raise TrainingError(
             f"generation {generation} has no snapshot",
@@ -63,12 +68,6 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
     settings = training.shared() | find_entry(name).settings.of(training).identity()
     identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
     return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot)
-
-
-def _new_snapshot(campaign: Campaign, store: QueueStore) -> Snapshot:
-    """Return the snapshot that the next generation would have now."""
-    last = store.ledger.last_generation()
-    return snapshots.make_snapshot(campaign, 0 if last is None else last.generation + 1, store.views.accepted("pool"))
 
 
 def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:

@@ -54,7 +54,7 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
         frozen.
     """
     if mask in ("auto", "annotations"):
-        annotated = _from_annotations(campaign, store, channel)
+        annotated = _from_annotations(campaign.volumes, store, channel)
         if annotated:
             return annotated, "annotations"
         if mask == "annotations":
@@ -68,18 +68,18 @@ def rough_patches(campaign: Campaign, store: QueueStore, mask: Mask, channel: in
     )
 
 
-def _from_annotations(campaign: Campaign, store: QueueStore, channel: int) -> list[RoughPatch]:
+def _from_annotations(folder: VolumeFolder, store: QueueStore, channel: int) -> list[RoughPatch]:
     patches = []
-    usable = {volume.volume_id: volume for volume in campaign.volumes.records()}
+    usable = {volume.volume_id: volume for volume in folder.records()}
     accepted = [annotation for annotation in store.views.accepted("pool") if annotation.volume_id in usable][
         :_MOST_PATCHES
     ]
     for annotation in accepted:
-        labels = read_classes(campaign.storage, annotation)
+        labels = read_classes(folder.storage, annotation)
         spacing = usable[annotation.volume_id].spacing_um_zyx
         box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
         labels = labels[box.relative_to(annotation.box).slices]
-        patches.append(_patch(campaign.volumes, Patch(annotation.volume_id, box), labels, channel))
+        patches.append(_patch(folder, Patch(annotation.volume_id, box), labels, channel))
     return patches
 
 

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.identity import IDENTITY
 from rescueseg.campaign.layout import (
     CHECKPOINTS,
@@ -78,7 +78,7 @@ def files_of(campaign: Campaign) -> list[Found]:
     checkpoints of finished generations.
     """
     finished = {g.number for g in campaign.generations() if "training" in g.finished_stages()}
-    own = _own_database(campaign)
+    own = _own_database(campaign.storage, campaign.database_url)
     files = [f for f in _listed(campaign.storage) if not _is_left_out(f.path, finished, own)]
     return sorted(files, key=lambda f: (not f.path.endswith((".json", ".toml")), f.path))
 
@@ -93,12 +93,12 @@ def _listed(storage: Storage) -> Iterator[Found]:
         yield Found(relative, int(info["size"]), f"{changed}/{info.get('ino', '')}")
 
 
-def _own_database(campaign: Campaign) -> str:
+def _own_database(storage: Storage, database_url: str | URL) -> str:
     """Return where the queue's file lies below the campaign, if it does."""
-    url = make_url(campaign.database_url)
-    if url.get_backend_name() != "sqlite" or not campaign.storage.is_local:
+    url = make_url(database_url)
+    if url.get_backend_name() != "sqlite" or not storage.is_local:
         return DATABASE.path()
-    return os.path.relpath(str(url.database), campaign.storage.root)
+    return os.path.relpath(str(url.database), storage.root)
 
 
 def _is_left_out(path: str, finished: set[int], own: str) -> bool:
@@ -153,7 +153,7 @@ def back_up(
     started, known = time.perf_counter(), {} if full else _known(folder)
     kind, (sha256, size) = _copy_database(campaign, folder)
     left_out: list[str] = []
-    files = list(_copy_tracking(campaign, folder, left_out))
+    files = list(_copy_tracking(campaign.storage, folder, left_out))
     first = files_of(campaign)
     records = [f for f in first if f.path.endswith((".json", ".toml"))]
     for number, found in enumerate(records):
@@ -165,7 +165,7 @@ def back_up(
         files += _copy(campaign.storage, found, known, folder, anew=full)
     backup = Backup(
         campaign=campaign.config.name,
-        campaign_id=_id_of(campaign),
+        campaign_id=_id_of(campaign.storage),
         url=campaign.url,
         made_at=datetime.now(UTC),
         version=version("rescueseg"),
@@ -184,8 +184,8 @@ def _note(progress: Progress | None, what: str, done: int, total: int) -> None:
         progress(what, done, total)
 
 
-def _id_of(campaign: Campaign) -> str:
-    identity = campaign.records.read(IDENTITY)
+def _id_of(storage: Storage) -> str:
+    identity = RecordFolder(storage).read(IDENTITY)
     return identity.campaign_id if identity else ""
 
 
@@ -198,7 +198,7 @@ def _check_folder(campaign: Campaign, folder: BackupFolder) -> None:
     last = _last(folder)
     if last is None:
         return
-    mine, theirs = _id_of(campaign), last.campaign_id
+    mine, theirs = _id_of(campaign.storage), last.campaign_id
     if (mine and theirs and mine != theirs) or last.campaign != campaign.config.name:
         raise StorageError(
             f"the folder holds backups of another campaign, '{last.campaign}' in {last.url}",
@@ -260,7 +260,7 @@ def _store(storage: Storage, path: str, folder: BackupFolder, *, anew: bool) -> 
 
 
 def _copy_database(campaign: Campaign, folder: BackupFolder) -> tuple[DatabaseKind, tuple[str, int]]:
-    if is_new(campaign):
+    if is_new(campaign.storage):
         raise QueueError("the campaign has no queue yet", where=campaign.url, todo="Sample first: 'rescueseg sample'")
     url = make_url(campaign.database_url)
     with folder.new_object() as part:
@@ -271,13 +271,13 @@ def _copy_database(campaign: Campaign, folder: BackupFolder) -> tuple[DatabaseKi
         return "postgresql", _keep(part, folder)
 
 
-def _copy_tracking(campaign: Campaign, folder: BackupFolder, left_out: list[str]) -> Iterator[BackupFile]:
+def _copy_tracking(storage: Storage, folder: BackupFolder, left_out: list[str]) -> Iterator[BackupFile]:
     """Yield the copy of MLflow's own database, where the campaign has one."""
     path = TRACKING_DATABASE.path()
-    if campaign.storage.is_local and campaign.storage.exists(path):
+    if storage.is_local and storage.exists(path):
         with folder.new_object() as part:
             try:
-                _copy_sqlite(Path(campaign.storage.path(path)), part)
+                _copy_sqlite(Path(storage.path(path)), part)
             except StorageError as error:  # curves can be made again, labels cannot
                 left_out.append(str(error))
                 return

@@ -83,7 +83,7 @@ def restore(
     restored = Campaign(Storage(str(target)), config)
     database = Database(restored.database_url)
     if database.version() == HEAD:  # an earlier one is told by 'rescueseg upgrade' where it lies
-        settle(database, restored)  # it names the place where the campaign lay
+        settle(database, restored.storage)  # it names the place where the campaign lay
     if database_url:
         write_atomically(target / CAMPAIGN_FILE.path(), dump_config(config).encode())
     else:

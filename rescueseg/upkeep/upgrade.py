@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from rescueseg.campaign import Campaign, VolumeFolder
@@ -28,8 +28,14 @@ def upgrade_steps(campaign: Campaign, *, moved: bool = False, progress: Progress
     progress : callable, optional
         Called with a volume's id, the parts of it that were read, and how many there are.
     """
+    files = [file.path for file in files_of(campaign)]
     images = image_steps(campaign.volumes, progress)
-    return [*queue_steps(campaign, moved=moved), *images, *choice_steps(campaign), *record_steps(campaign)]
+    return [
+        *queue_steps(campaign, moved=moved),
+        *images,
+        *choice_steps(campaign),
+        *record_steps(campaign.storage, files),
+    ]
 
 
 def image_steps(volumes: VolumeFolder, progress: Progress | None = None) -> list[UpgradeStep]:
@@ -45,24 +51,23 @@ def image_steps(volumes: VolumeFolder, progress: Progress | None = None) -> list
 
 
 def choice_steps(campaign: Campaign) -> list[UpgradeStep]:
-    """Return the step that freezes trainer and strategy of generations begun before they were kept; mostly none."""
-    begun = [g.number for g in campaign.generations() if g.has(SNAPSHOT) and not g.has(CHOICE)]
-    if not begun:
-        return []
-    return [UpgradeStep("note trainer and query strategy of earlier generations", partial(_freeze, campaign, begun))]
+    """Return the steps that freeze trainer and strategy of generations begun before they were kept; mostly none."""
+    return [
+        UpgradeStep(
+            f"note trainer and query strategy of generation {folder.number}",
+            partial(freeze_choice, campaign, folder.number),
+        )
+        for folder in campaign.generations()
+        if folder.has(SNAPSHOT) and not folder.has(CHOICE)
+    ]
 
 
-def _freeze(campaign: Campaign, generations: Sequence[int]) -> None:
-    for number in generations:
-        freeze_choice(campaign, number)
-
-
-def record_steps(campaign: Campaign) -> list[UpgradeStep]:
+def record_steps(storage: Storage, files: Iterable[str]) -> list[UpgradeStep]:
     """Return the step that gives records a checksum; none where all have one."""
-    paths = [f.path for f in files_of(campaign) if is_record(f.path) and not has_checksum(campaign.storage, f.path)]
+    paths = [path for path in files if is_record(path) and not has_checksum(storage, path)]
     if not paths:
         return []
-    return [UpgradeStep(f"give {len(paths)} records a checksum", partial(_write_again, campaign.storage, paths))]
+    return [UpgradeStep(f"give {len(paths)} records a checksum", partial(_write_again, storage, paths))]
 
 
 def _write_again(storage: Storage, paths: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,7 +105,7 @@ class Verification:
     seconds: float = 0.0
 
 
-Check = tuple[str, Callable[[], Iterator[RescuesegError]]]
+Check = tuple[str, Callable[[], Iterable[RescuesegError]]]
 """What is looked at, and what yields the damage there."""
 
 
@@ -123,7 +123,7 @@ def verify(campaign: Campaign, progress: Progress | None = None) -> Verification
     files = files_of(campaign)
     result.files, result.size = len(files), sum(file.size for file in files)
     result.unknown = [file.path for file in files if not _is_known(file.path)]
-    work = list(_checks(campaign))
+    work = list(_checks(campaign, [file.path for file in files]))
     for number, (name, look) in enumerate(work):
         if progress is not None:
             progress(name, number, len(work))
@@ -147,27 +147,28 @@ def _is_known(path: str) -> bool:
     return any(place.matches(path) for place in PLACES if place not in (layout.GENERATION, layout.TRAINING))
 
 
-def _checks(campaign: Campaign) -> Iterator[Check]:
-    """Yield what there is to look at."""
-    yield "records", partial(_records, campaign)
+def _checks(campaign: Campaign, paths: Sequence[str]) -> Iterator[Check]:
+    """Yield what there is to look at; `paths` are the campaign's files."""
+    storage, names = campaign.storage, _names(campaign.storage)
+    yield "records", partial(_records, campaign.volumes, names, paths)
     yield "what belongs together", partial(_missing, campaign)
-    yield "queue and labels", partial(_queue, campaign)
-    yield "first masks", partial(_masks, campaign)
+    yield "queue and labels", partial(check_queue, campaign)
+    yield "first masks", partial(_masks, storage, paths)
     generations = campaign.generations()
     for generation in generations:
         yield f"generation {generation.number}", partial(_generation, generation)
     for name in campaign.trainings():
         yield f"training {name}", partial(_training, campaign.training(name))
-    for name in _names(campaign):
-        yield f"image {name}", partial(_image, campaign.volumes, name)
+    for name in names:
+        yield f"image {name}", partial(check_image, campaign.volumes, name)
         for generation in generations:
             maps = VolumeMaps(generation, name)
-            yield f"maps of {name} in generation {generation.number}", partial(_maps, maps)
+            yield f"maps of {name} in generation {generation.number}", partial(check_maps, maps)
 
 
-def _names(campaign: Campaign) -> list[str]:
+def _names(storage: Storage) -> list[str]:
     """Return the volumes by the names of their records, which may be damaged."""
-    names = (n.removesuffix(".json") for n in campaign.storage.list(layout.VOLUME.top) if n.endswith(".json"))
+    names = (n.removesuffix(".json") for n in storage.list(layout.VOLUME.top) if n.endswith(".json"))
     return [name for name in names if layout.is_id(name)]
 
 
@@ -178,16 +179,16 @@ def _read(folder: RecordFolder, file: RecordFile[Any]) -> Iterator[RescuesegErro
         yield error
 
 
-def _records(campaign: Campaign) -> Iterator[RescuesegError]:
+def _records(volumes: VolumeFolder, names: Sequence[str], paths: Sequence[str]) -> Iterator[RescuesegError]:
+    storage = volumes.storage
     for file in _ROOT_RECORDS:
-        yield from _read(campaign.records, file)
-    for name in _names(campaign):
+        yield from _read(RecordFolder(storage), file)
+    for name in names:
         try:
-            campaign.volumes.record(name)
+            volumes.record(name)
         except RescuesegError as error:
             yield error
-    storage = campaign.storage
-    for path in (f.path for f in files_of(campaign) if is_record(f.path)):
+    for path in filter(is_record, paths):
         try:  # all others have a checksum at least
             storage.read_json(path)
         except RescuesegError as error:
@@ -202,13 +203,13 @@ def _missing(campaign: Campaign) -> Iterator[RescuesegError]:
     """
     storage, records = campaign.storage, campaign.records
     begun = campaign.generations()
-    if is_new(campaign):
+    if is_new(storage):
         return
     with closing(open_queue(campaign)) as store:
         tickets, last = store.views.tickets(), store.ledger.last_generation()
     sampled = bool(tickets or begun)
     expected: list[RecordFile[Any]] = [campaign_records.HOLDOUT, campaign_records.STARTING] if sampled else []
-    names = _names(campaign)
+    names = _names(storage)
     if len(names) > 1 and has_checksum(storage, campaign_records.HOLDOUT.path()):
         expected.append(volume_folder.RELATIONS)
     for file in expected:
@@ -307,23 +308,11 @@ def _model(storage: Storage, model: ModelReference) -> Iterator[RescuesegError]:
         yield error
 
 
-def _masks(campaign: Campaign) -> Iterator[RescuesegError]:
+def _masks(storage: Storage, paths: Sequence[str]) -> Iterator[RescuesegError]:
     """Read the first masks of tickets, whose archives carry checksums of their own."""
-    for path in (f.path for f in files_of(campaign) if f.path.endswith(".npz")):
-        if not layout.ANNOTATION.matches(path):
+    for path in paths:
+        if path.endswith(".npz") and not layout.ANNOTATION.matches(path):
             try:
-                campaign.storage.read_array(path)
+                storage.read_array(path)
             except RescuesegError as error:
                 yield error
-
-
-def _queue(campaign: Campaign) -> Iterator[RescuesegError]:
-    yield from check_queue(campaign)
-
-
-def _image(volumes: VolumeFolder, volume_id: str) -> Iterator[RescuesegError]:
-    yield from check_image(volumes, volume_id)
-
-
-def _maps(maps: VolumeMaps) -> Iterator[RescuesegError]:
-    yield from check_maps(maps)

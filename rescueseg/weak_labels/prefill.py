@@ -19,6 +19,7 @@ from rescueseg.progress import Progress
 from rescueseg.queue.records import TicketRecord
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation, Record, VolumeRecord
+from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.image_layout import choose_chunks
@@ -28,7 +29,16 @@ from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
 from rescueseg.weak_labels.champion import load_champion
 from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
-from rescueseg.weak_labels.methods import FITTED, METHODS, agreements, best_method, method_for, polarity, train_patches
+from rescueseg.weak_labels.methods import (
+    FITTED,
+    METHODS,
+    AnnotatedPatch,
+    agreements,
+    best_method,
+    method_for,
+    polarity,
+    train_patches,
+)
 from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scribbled_volumes
 
 FIT_VOXELS = 1_000_000
@@ -185,7 +195,7 @@ class _Prefill:
                 )
             return *method_for(self.campaign.records.read(TRIAGE_SUMMARY)), {}
         places = self.campaign.volumes.shared_places()
-        patches = [read_accepted(self.campaign, a, places) for a in self.accepted[:MOST_PATCHES]]
+        patches = [self._read(a, places) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
         names += [
             m for m, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if source
@@ -239,6 +249,11 @@ class _Prefill:
             )
 
     # making -----------------------------------------------------------------------------------------------------------
+
+    def _read(self, accepted: AcceptedAnnotation, places: SharedPlaces) -> AnnotatedPatch:
+        """Read an accepted annotation; see `rescueseg.weak_labels.scribbles.read_accepted`."""
+        holdout = self.campaign.holdout()
+        return read_accepted(self.campaign.volumes, accepted, self.config.n_classes, holdout, places)
 
     def folder(self, method: str) -> str:
         """Return the name of the folder of a method's masks: another one when it was made from something else."""
@@ -321,7 +336,7 @@ class _Prefill:
             return load_classifier(self.campaign.storage.read_bytes(path), path)
         self.progress("training the pixel classifier", 0, 1)
         places = self.campaign.volumes.shared_places()
-        patches = [read_accepted(self.campaign, a, places) for a in self.accepted]
+        patches = [self._read(a, places) for a in self.accepted]
         for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
             patches += read_scribbles(self.campaign, self.volumes[name], file)
         dense = not self.sources.scribbles

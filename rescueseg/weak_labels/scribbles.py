@@ -15,7 +15,7 @@ from rescueseg.geometry import Box, partition
 from rescueseg.image_files.label_files import Grid, open_labels
 from rescueseg.image_files.placement import Placement
 from rescueseg.labels import IGNORE
-from rescueseg.records import AcceptedAnnotation, VolumeRecord
+from rescueseg.records import AcceptedAnnotation, Holdout, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise, read_box
@@ -23,15 +23,21 @@ from rescueseg.weak_labels.base import BLOCK_ZYX, Labels
 from rescueseg.weak_labels.methods import AnnotatedPatch
 
 
-def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation, places: SharedPlaces) -> AnnotatedPatch:
+def read_accepted(
+    volumes: VolumeFolder, accepted: AcceptedAnnotation, n_classes: int, holdout: Holdout | None, places: SharedPlaces
+) -> AnnotatedPatch:
     """Read an accepted annotation with its image, nothing beyond the patch: the holdout may begin there.
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign.
+    volumes : VolumeFolder
+        The campaign's.
     accepted : AcceptedAnnotation
         The annotation.
+    n_classes : int
+        Foreground classes of the campaign.
+    holdout : Holdout or None
+        What must not be read.
     places : SharedPlaces
         Of the campaign.
 
@@ -42,13 +48,11 @@ def read_accepted(campaign: Campaign, accepted: AcceptedAnnotation, places: Shar
     StorageError
         If its labels are missing, damaged, or others than were accepted.
     """
-    volume, holdout = campaign.volumes.record(accepted.volume_id), campaign.holdout()
+    volume = volumes.record(accepted.volume_id)
     holdout_boxes = holdout.of(accepted.volume_id, places) if holdout else []
     clear_box(accepted.box, volume.shape_zyx, (0, 0, 0), holdout_boxes, accepted.ticket_id)
-    labels = check_labels(
-        read_classes(campaign.storage, accepted), accepted.box, campaign.config.n_classes, where=accepted.labels
-    )
-    return _patch(campaign.volumes, volume, accepted.ticket_id, accepted.box, labels)
+    labels = check_labels(read_classes(volumes.storage, accepted), accepted.box, n_classes, where=accepted.labels)
+    return _patch(volumes, volume, accepted.ticket_id, accepted.box, labels)
 
 
 def scribbled_volumes(texts: Sequence[str], volumes: Mapping[str, VolumeRecord]) -> dict[str, str]:

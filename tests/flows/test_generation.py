@@ -85,7 +85,7 @@ def test_every_stage_is_committed_and_counted(looped: Campaign) -> None:
     assert [row.voxels for row in table] == sorted(row.voxels for row in table)
     assert champion(looped.generations()) in (0, 1)
     assert set(table[0].seconds) == set(STAGES)
-    page = to_markdown(looped, 1)
+    page = to_markdown(looped.config.name, looped.generation(1))
     assert "| 0 | 2 |" in page
     assert "| 1 | 4 |" in page
 

@@ -676,7 +676,7 @@ def test_the_half_done_generation_goes_on_to_its_end(phantom: Campaign, store: Q
         assert ticket.prefill is not None
         assert phantom.storage.read_array(ticket.prefill).shape == ticket.box.shape_zyx
     assert [row.generation for row in generation_table.rows(phantom.generations())] == [0, 1]
-    assert "| 1 |" in generation_table.to_markdown(phantom, 1)
+    assert "| 1 |" in generation_table.to_markdown(phantom.config.name, phantom.generation(1))
     assert_mlflow_went_on(phantom)
 
 

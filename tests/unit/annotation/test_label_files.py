@@ -118,7 +118,9 @@ READERS: dict[str, tuple[str, Callable[[Annotated], object]]] = {
     "triage": ("pool", lambda a: rough_patches(a.campaign, a.store, "annotations", 0)),
     "weak labels": (
         "pool",
-        lambda a: read_accepted(a.campaign, a.store.views.accepted()[0], a.campaign.volumes.shared_places()),
+        lambda a: read_accepted(
+            a.campaign.volumes, a.store.views.accepted()[0], 1, a.campaign.holdout(), a.campaign.volumes.shared_places()
+        ),
     ),
     "training item": ("pool", Annotated.load_item),
     "training": ("pool", Annotated.train),
