@@ -158,7 +158,7 @@ def test_a_queue_half_made_is_made_to_its_end(tmp_path: Path, database_url: str,
     database = Database(database_url)
     database.migrate()
     if left == "owner":
-        owner_module.claim(database, campaign, "0" * 32)
+        owner_module.claim(database, campaign.storage, campaign.config.name, "0" * 32)
     open_queue(campaign)
     identity = campaign.records.read(IDENTITY)
     assert identity is not None
