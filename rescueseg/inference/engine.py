@@ -13,19 +13,16 @@ depends neither on the blocks nor on the workers. Memory depends on the block an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from distributed import KilledWorker, as_completed
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError, ServiceError
+from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import Float32, compute_box
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
@@ -34,6 +31,7 @@ from rescueseg.models.predictor import PROBABILITY, Output, Predictor, Predictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
+from rescueseg.services.dask_blocks import call, each_block
 from rescueseg.storage import digest_json
 from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.opening import open_image
@@ -41,8 +39,6 @@ from rescueseg.volumes.shards import FileSum
 
 if TYPE_CHECKING:
     from distributed import Client
-
-Result = TypeVar("Result")
 
 
 def infer_volume(
@@ -92,7 +88,7 @@ def infer_volume(
         If the Dask cluster goes away.
     """
     generation = model.generation
-    new_plan = _call(client, make_plan, campaign.url, model, volume_id, load, device)
+    new_plan = call(client, make_plan, campaign.url, model, volume_id, load, device)
     maps = VolumeMaps(campaign.generation(generation), volume_id)
     plan = maps.prepare(new_plan, campaign.config.classes)
     digests = maps.finished_blocks(plan)
@@ -100,7 +96,9 @@ def infer_volume(
     todo = [index for index in range(total) if index not in digests]
     report = progress or _ignore
     report(len(digests), total)
-    for index, digest in _run_blocks(client, (campaign.url, generation, volume_id, plan.digest, load, device), todo):
+    for index, digest in each_block(
+        client, run_block, (campaign.url, generation, volume_id, plan.digest, load, device), todo
+    ):
         digests[index] = digest
         report(len(digests), total)
     reference = MapReference(
@@ -117,54 +115,6 @@ def infer_volume(
 
 def _ignore(done: int, total: int) -> None:  # noqa: ARG001
     return
-
-
-# on the driver --------------------------------------------------------------------------------------------------------
-
-
-def _call(client: Client | None, function: Callable[..., Result], *args: Any) -> Result:
-    """Call a function here or on a worker, so that the driver need load no model."""
-    if client is None:
-        return function(*args)
-    with _cluster_errors():
-        result: Result = client.submit(function, *args, pure=False).result()
-    return result
-
-
-def _run_blocks(
-    client: Client | None, reference: tuple[str, int, str, str, PredictorFactory, str], todo: Sequence[int]
-) -> Iterator[tuple[int, str]]:
-    """Yield (block index, digest) as blocks finish, in any order."""
-    if client is None:
-        for index in todo:
-            yield index, run_block(*reference, index)
-        return
-
-    futures = [client.submit(run_block, *reference, index, pure=False) for index in todo]
-    indices = {future.key: index for future, index in zip(futures, todo, strict=True)}
-    try:
-        with _cluster_errors():
-            for future, digest in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
-                yield indices[future.key], digest
-    finally:
-        client.cancel([f for f in futures if not f.done()])  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _cluster_errors() -> Iterator[None]:
-    """Turn Dask's own errors into ours; those raised by a block pass through."""
-    try:
-        yield
-    except KilledWorker as error:
-        raise InferenceError(
-            "a block killed every worker it was given to, most likely for want of memory",
-            where=str(error.task),
-            todo="Lower inference.block_voxels or raise cluster.memory, then run again: finished blocks are kept",
-        ) from error
-    except CancelledError as error:
-        raise ServiceError(
-            "the Dask cluster went away", todo="Start it again and rerun: finished blocks are kept"
-        ) from error
 
 
 # on a worker ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What people take home: masks, objects and tables of whole volumes."""
