@@ -17,7 +17,7 @@ from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import first_valid
 from rescueseg.evaluation.truth import holdout_truth
-from rescueseg.inference.engine import predict_boxes
+from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
@@ -109,7 +109,8 @@ def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[H
     dtype = np.dtype(campaign.config.inference.map_dtype)
     for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
         volume_boxes = list(group)
-        predictions = predict_boxes(campaign, model, volume_id, (box.box for box in volume_boxes))
+        job = InferenceJob.of(campaign, model, volume_id)
+        predictions = predict_boxes(job, (box.box for box in volume_boxes))
         for box, maps in zip(volume_boxes, predictions, strict=True):
             probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
             yield box, probability, entropy

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
@@ -32,13 +33,71 @@ from rescueseg.models.registry import load_predictor
 from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.services.dask_blocks import call, each_block
-from rescueseg.storage import digest_json
+from rescueseg.storage import Storage, digest_json
 from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.shards import FileSum
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+@dataclass(frozen=True)
+class InferenceJob:
+    """What a worker is told of the maps of one volume: settings and where everything lies; it can be pickled.
+
+    Parameters
+    ----------
+    model : ModelReference
+        The model; the maps lie in the folder of its generation.
+    models_url : str
+        Storage of the model's files.
+    volume_id : str
+        The volume.
+    volumes_url : str
+        Storage of the volume: a campaign, or the work folder of a delivery.
+    maps_url : str
+        Storage of the maps.
+    classes : tuple of str
+        Without the background.
+    seed, workers : int
+        The campaign's, and that of the cluster.
+    inference : InferenceConfig
+        How it is predicted.
+    load : callable
+        Returns the predictor of (storage of the model, model, settings, device); a function that the workers can import.
+    device : str
+        A torch device; "auto" takes the GPU where a worker sees one.
+    """
+
+    model: ModelReference
+    models_url: str
+    volume_id: str
+    volumes_url: str
+    maps_url: str
+    classes: tuple[str, ...]
+    seed: int
+    workers: int
+    inference: InferenceConfig
+    load: PredictorFactory = load_predictor
+    device: str = "auto"
+
+    @property
+    def maps(self) -> VolumeMaps:
+        """The maps, made or not."""
+        return VolumeMaps(GenerationFolder.of(Storage(self.maps_url), self.model.generation), self.volume_id)
+
+    @property
+    def volume(self) -> VolumeRecord:
+        """The volume's record."""
+        return VolumeFolder(Storage(self.volumes_url)).record(self.volume_id)
+
+    @classmethod
+    def of(cls, campaign: Campaign, model: ModelReference, volume_id: str) -> InferenceJob:
+        """Return the job for a volume of a campaign, whose maps go into the model's generation."""
+        config, url = campaign.config, campaign.url
+        classes, workers = tuple(config.classes), config.cluster.workers
+        return cls(model, url, volume_id, url, url, classes, config.seed, workers, config.inference)
 
 
 def infer_volume(
@@ -51,6 +110,12 @@ def infer_volume(
     device: str = "auto",
     load: PredictorFactory = load_predictor,
 ) -> MapReference:
+    """Predict one volume of a campaign; the maps go into the model's generation. See `infer`."""
+    job = replace(InferenceJob.of(campaign, model, volume_id), load=load, device=device)
+    return infer(job, client, progress)
+
+
+def infer(job: InferenceJob, client: Client | None = None, progress: CountProgress | None = None) -> MapReference:
     """Predict one volume: mean probability and uncertainty maps, as OME-Zarr images.
 
     Blocks that an earlier, interrupted run finished are kept; maps made with another model, window or volume are
@@ -58,20 +123,12 @@ def infer_volume(
 
     Parameters
     ----------
-    campaign : Campaign
-        The campaign; workers open it again by its URL.
-    model : ModelReference
-        The model; the maps go into its generation.
-    volume_id : str
-        The volume.
+    job : InferenceJob
+        Model, volume, settings.
     client : distributed.Client, optional
         Where the blocks are computed; one after the other in this process when omitted.
     progress : callable, optional
         Called with (blocks done, blocks in all), at the start and after each block.
-    device : str
-        A torch device; "auto" takes the GPU where a worker sees one.
-    load : callable
-        Returns the predictor of (storage of the campaign, model, settings, device); a function that the workers can import.
 
     Returns
     -------
@@ -87,24 +144,20 @@ def infer_volume(
     ServiceError
         If the Dask cluster goes away.
     """
-    generation = model.generation
-    new_plan = call(client, make_plan, campaign.url, model, volume_id, load, device)
-    maps = VolumeMaps(campaign.generation(generation), volume_id)
-    plan = maps.prepare(new_plan, campaign.config.classes)
+    maps = job.maps
+    plan = maps.prepare(call(client, make_plan, job), job.classes)
     digests = maps.finished_blocks(plan)
     total = len(plan.blocks)
     todo = [index for index in range(total) if index not in digests]
     report = progress or _ignore
     report(len(digests), total)
-    for index, digest in each_block(
-        client, run_block, (campaign.url, generation, volume_id, plan.digest, load, device), todo
-    ):
+    for index, digest in each_block(client, run_block, (job, plan.digest), todo):
         digests[index] = digest
         report(len(digests), total)
     reference = MapReference(
-        generation=generation,
-        volume_id=volume_id,
-        model_digest=model.digest,
+        generation=job.model.generation,
+        volume_id=job.volume_id,
+        model_digest=job.model.digest,
         quantities=plan.quantities,
         blocks=total,
         digest=digest_json([plan.digest, [digests[index] for index in range(total)]]),
@@ -122,15 +175,17 @@ def _ignore(done: int, total: int) -> None:  # noqa: ARG001
 
 @lru_cache(maxsize=2)
 def _predictor(
-    campaign_url: str, model: ModelReference, inference: InferenceConfig, load: PredictorFactory, device: str
+    models_url: str, model: ModelReference, inference: InferenceConfig, load: PredictorFactory, device: str
 ) -> Predictor:
     """Load a predictor once per process."""
-    return load(Campaign.open(campaign_url).storage, model, inference, device)
+    return load(Storage(models_url), model, inference, device)
 
 
-def make_plan(
-    campaign_url: str, model: ModelReference, volume_id: str, load: PredictorFactory, device: str
-) -> InferencePlan:
+def _predictor_of(job: InferenceJob) -> Predictor:
+    return _predictor(job.models_url, job.model, job.inference, job.load, job.device)
+
+
+def make_plan(job: InferenceJob) -> InferencePlan:
     """Return what the maps of a volume are to be made with: window, blocks, chunks.
 
     Raises
@@ -138,35 +193,33 @@ def make_plan(
     InferenceError
         If the model's channels or classes are not those of the volume or the campaign, or its outputs cannot be maps.
     """
-    campaign = Campaign.open(campaign_url)
-    config, volume = campaign.config, campaign.volumes.record(volume_id)
-    predictor = _predictor(campaign_url, model, config.inference, load, device)
+    volume, predictor, n_classes = job.volume, _predictor_of(job), len(job.classes)
     for what, has, needs in (
         ("channels", predictor.in_channels, volume.channels),
-        ("classes", predictor.n_classes, config.n_classes),
+        ("classes", predictor.n_classes, n_classes),
     ):
         if has != needs:
             raise InferenceError(
                 f"the model has {has} {what}, {needs} are needed",
-                where=f"volume {volume_id}",
+                where=f"volume {job.volume_id}",
                 todo="Train a model for this campaign's volumes and classes",
             )
-    outputs = _other_outputs(predictor, f"volume {volume_id}")
+    outputs = _other_outputs(predictor, f"volume {job.volume_id}")
     window = predictor.window_zyx(volume.spacing_um_zyx)
-    grid = WindowGrid(volume.shape_zyx, window, config.inference.overlap)
+    grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
     chunk = choose_chunks(volume.shape_zyx)[0]
     return InferencePlan(
-        model=model,
-        volume_id=volume_id,
+        model=job.model,
+        volume_id=job.volume_id,
         volume_digest=digest_json([volume.digest, volume.normalisation.to_json()]),
         shape_zyx=volume.shape_zyx,
         spacing_um_zyx=volume.spacing_um_zyx,
-        n_classes=config.n_classes,
-        seed=config.seed,
-        inference=config.inference,
+        n_classes=n_classes,
+        seed=job.seed,
+        inference=job.inference,
         window_zyx=window,
         chunk_zyx=chunk,
-        block_zyx=choose_blocks(grid, chunk, config.inference.block_voxels, config.cluster.workers),
+        block_zyx=choose_blocks(grid, chunk, job.inference.block_voxels, job.workers),
         networks=predictor.networks,
         outputs=outputs,
     )
@@ -186,44 +239,27 @@ def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:
 
 
 @lru_cache(maxsize=2)
-def _context(
-    campaign_url: str, generation: int, volume_id: str, plan_digest: str
-) -> tuple[VolumeMaps, InferencePlan, VolumeRecord, zarr.Array[Any]]:
-    campaign = Campaign.open(campaign_url)
-    maps = VolumeMaps(campaign.generation(generation), volume_id)
+def _context(job: InferenceJob, plan_digest: str) -> tuple[VolumeMaps, InferencePlan, VolumeRecord, zarr.Array[Any]]:
+    maps = job.maps
     plan = maps.plan()
     if plan is None or plan.digest != plan_digest:
         raise InferenceError(
-            "another run replaced the maps", where=f"volume {volume_id}", todo="Let one run at a time infer a volume"
+            "another run replaced the maps",
+            where=f"volume {job.volume_id}",
+            todo="Let one run at a time infer a volume",
         )
-    return maps, plan, campaign.volumes.record(volume_id), open_image(campaign.volumes, volume_id)
+    return maps, plan, job.volume, open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
 
 
-def run_block(
-    campaign_url: str,
-    generation: int,
-    volume_id: str,
-    plan_digest: str,
-    load: PredictorFactory,
-    device: str,
-    index: int,
-) -> str:
+def run_block(job: InferenceJob, plan_digest: str, index: int) -> str:
     """Compute one block, write its shards, then its completion marker.
 
     Parameters
     ----------
-    campaign_url : str
-        The campaign.
-    generation : int
-        Generation of the model.
-    volume_id : str
-        The volume.
+    job : InferenceJob
+        Model, volume, settings.
     plan_digest : str
         The plan that the maps on disk must be made with.
-    load : callable
-        Returns the predictor.
-    device : str
-        Where it runs.
     index : int
         The block.
 
@@ -232,8 +268,8 @@ def run_block(
     str
         sha256 of the block's voxels in all maps.
     """
-    stored, plan, volume, image = _context(campaign_url, generation, volume_id, plan_digest)
-    predictor = _predictor(campaign_url, plan.model, plan.inference, load, device)
+    stored, plan, volume, image = _context(job, plan_digest)
+    predictor = _predictor_of(job)
     block = plan.blocks[index]
     maps = compute_box(image, plan, volume, predictor, block)
     digest, files = hashlib.sha256(), dict[str, FileSum]()
@@ -249,18 +285,15 @@ def run_block(
     return digest.hexdigest()
 
 
-def predict_boxes(
-    campaign: Campaign, model: ModelReference, volume_id: str, boxes: Iterable[Box], *, device: str = "auto"
-) -> Iterator[dict[str, Float32]]:
+def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str, Float32]]:
     """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `compute_box`.
 
     Raises
     ------
     InferenceError
-        As `infer_volume`.
+        As `infer`.
     """
-    plan = make_plan(campaign.url, model, volume_id, load_predictor, device)
-    predictor = _predictor(campaign.url, model, plan.inference, load_predictor, device)
-    volume, image = campaign.volumes.record(volume_id), open_image(campaign.volumes, volume_id)
+    plan, predictor, volume = make_plan(job), _predictor_of(job), job.volume
+    image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
     for box in boxes:
         yield compute_box(image, plan, volume, predictor, box)

@@ -49,7 +49,7 @@ from rescueseg.evaluation.stored_scores import stored_evaluation
 from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, stored_training_evaluation
 from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.geometry import Box
-from rescueseg.inference.engine import infer_volume, predict_boxes
+from rescueseg.inference.engine import InferenceJob, infer_volume, predict_boxes
 from rescueseg.inference.maps import QUANTITIES, VolumeMaps
 from rescueseg.labels import PatchLabels
 from rescueseg.models.files import committed_files
@@ -609,7 +609,7 @@ def test_a_box_predicted_in_memory_is_that_of_the_map(untouched: dict[str, Campa
     model, volume = campaign.generation(0).model(), campaign.volumes.records()[0].volume_id
     assert model is not None
     box = Box((2, 4, 8), (4, 16, 40))
-    [found] = predict_boxes(campaign, model, volume, [box])
+    [found] = predict_boxes(InferenceJob.of(campaign, model, volume), [box])
     for quantity in QUANTITIES:
         stored = _map(campaign, 0, volume, quantity)[(..., *box.slices)].astype(np.float32)
         np.testing.assert_allclose(found[quantity], stored, atol=OTHER_PROCESSOR, err_msg=quantity)

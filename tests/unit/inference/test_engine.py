@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,8 @@ def test_an_image_in_memory_gets_the_probabilities_of_its_maps(tmp_path: Path) -
 
     campaign = make_campaign(tmp_path / "campaign", (12, 24, 50))
     predictor = Still(campaign.storage, campaign.config.inference)
-    plan = engine.make_plan(campaign.url, MODEL, "v", lambda *_: predictor, "cpu")
+    job = replace(engine.InferenceJob.of(campaign, MODEL, "v"), load=lambda *_: predictor)
+    plan = engine.make_plan(job)
     volume, image = campaign.volumes.record("v"), open_image(campaign.volumes, "v")
     stored = boxes.compute_box(image, plan, volume, predictor, Box((0, 0, 0), volume.shape_zyx))["probability"]
     pixels = normalise(np.asarray(image[...]), volume.normalisation)
