@@ -1,0 +1,189 @@
+"""What a person asks to be delivered, and what follows from it: the model, the volumes, the place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.outside_trainings import read_request
+from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.records import DELIVERY
+from rescueseg.errors import CampaignError, ConfigError, InferenceError, StorageError, UnreadableVolumeError
+from rescueseg.evaluation.champion import champion
+from rescueseg.evaluation.leak_check import require_model
+from rescueseg.evaluation.training_scores import require_training_model
+from rescueseg.image_files.source import Statement
+from rescueseg.records import ModelReference, Record
+from rescueseg.volumes.domains import trained_volumes
+from rescueseg.volumes.volume_files import VolumeImport
+
+Format = Literal["tiff", "nifti", "nrrd"]
+Spacing = tuple[float, float, float]
+
+
+class SegmentRequest(Record):
+    """One delivery, as it is asked for; the flow of Prefect takes it as it stands."""
+
+    out: str
+    """Folder or fsspec URL."""
+    volumes: tuple[str, ...] = ()
+    """Ids of volumes of the campaign."""
+    files: tuple[str, ...] = ()
+    """Files, folders or OME-Zarr URLs that are no volumes of it."""
+    spacing_um_zyx: Spacing | None = None
+    """Voxel size of the files, where they do not say it."""
+    axes: str = ""
+    series: int | None = None
+    position: int | None = None
+    accept_holes: bool = False
+    generation: int | None = None
+    """Whose model predicts; the champion when omitted."""
+    training: str = ""
+    """A training outside the loop instead."""
+    objects: Literal["auto", "yes", "no"] = "auto"
+    """Auto makes objects where the campaign numbers them."""
+    boundary_class: str = ""
+    """Class that is the boundary between objects, such as a membrane."""
+    with_image: bool = True
+    """Copy the image beside the labels."""
+    formats: tuple[Format, ...] = ()
+    """Files to be written beside the OME-Zarr."""
+    review: Annotated[int, Field(ge=0)] = 0
+    """So many of the most doubtful places become tickets."""
+
+    @property
+    def template(self) -> VolumeImport:
+        """What is said of the files."""
+        said = Statement(self.axes, self.series, self.position, self.accept_holes)
+        return VolumeImport("", spacing=self.spacing_um_zyx, said=said)
+
+    def makes_objects(self, campaign: Campaign) -> bool:
+        """Tell whether objects are delivered."""
+        return self.objects == "yes" or (self.objects == "auto" and campaign.config.annotation.labels == "instance")
+
+
+@dataclass(frozen=True)
+class DeliveryModel:
+    """The model of a delivery.
+
+    Parameters
+    ----------
+    model : ModelReference
+        The model.
+    folder : RecordFolder
+        Of its generation or training: what is chosen for it is kept there.
+    training : str
+        The training outside the loop, empty for a generation.
+    trained : frozenset of str
+        Volumes that it has learned from.
+    """
+
+    model: ModelReference
+    folder: RecordFolder
+    training: str
+    trained: frozenset[str]
+
+
+def delivery_model(campaign: Campaign, request: SegmentRequest) -> DeliveryModel:
+    """Return the model that a request names.
+
+    Raises
+    ------
+    InferenceError
+        If there is no champion yet.
+    EvaluationError
+        If there is no such generation or training, or it has no model.
+    ConfigError
+        If both are named.
+    """
+    if request.training:
+        if request.generation is not None:
+            raise ConfigError(
+                "a generation and a training are both named", where=request.training, todo="Name one of them"
+            )
+        model, training = require_training_model(campaign, request.training), campaign.training(request.training)
+        items = read_request(training).snapshot.items
+        return DeliveryModel(model, training, request.training, frozenset(item.volume_id for item in items))
+    number = champion(campaign.generations()) if request.generation is None else request.generation
+    if number is None:
+        raise InferenceError(
+            "there is no champion yet",
+            where=campaign.url,
+            todo="Run 'rescueseg generation CAMPAIGN' first, or name a --generation or --training",
+        )
+    folder = campaign.generation(number)
+    upto = [g for g in campaign.generations() if g.number <= number]
+    return DeliveryModel(require_model(folder), folder, "", frozenset(trained_volumes(upto)))
+
+
+def sort_targets(campaign: Campaign, names: list[str], every: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tell ids of the campaign's volumes from files.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Whose volumes.
+    names : list of str
+        What a person named.
+    every : bool
+        Take all usable volumes of the campaign.
+
+    Returns
+    -------
+    volumes, files : tuple of str
+        Ids, and paths made absolute.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        If a name is neither.
+    CampaignError
+        If a volume is refused, or none is left.
+    """
+    usable = {record.volume_id: record for record in campaign.volumes.records(refused=True)}
+    volumes = [v.volume_id for v in usable.values() if not v.refused] if every else []
+    files = []
+    for name in names:
+        if name in usable:
+            if reason := usable[name].refused:
+                raise CampaignError(
+                    f"the volume was refused: {reason}", where=name, todo="See 'rescueseg check CAMPAIGN'"
+                )
+            volumes.append(name)
+        elif "://" in name or Path(name).exists() or any(c in name for c in "*?["):
+            files.append(name if "://" in name else str(Path(name).absolute()))
+        else:
+            raise UnreadableVolumeError(
+                "this is neither a volume of the campaign nor a file",
+                where=name,
+                todo=f"Volumes: {', '.join(usable) or 'none yet'}",
+            )
+    return tuple(dict.fromkeys(volumes)), tuple(dict.fromkeys(files))
+
+
+def check_place(campaign: Campaign, folder: DeliveryFolder, model: ModelReference) -> None:
+    """Make sure that a delivery may be written to a place; nothing is written.
+
+    Raises
+    ------
+    StorageError
+        If the folder holds something else, a delivery of another campaign or of another model, or lies in the campaign.
+    """
+    storage = folder.storage
+    if storage.url == campaign.url or storage.url.startswith(f"{campaign.url}/"):
+        raise StorageError("the delivery would lie inside the campaign", where=storage.url, todo="Choose another --out")
+    earlier = folder.records.read(DELIVERY)
+    if earlier is None:
+        names = [name for name in storage.list("") if name != "work" and not name.startswith(".")]
+        if names:
+            raise StorageError(
+                f"the folder holds '{names[0]}' and is no delivery", where=storage.url, todo="Choose an empty --out"
+            )
+    elif (earlier.campaign_url, earlier.model.digest) != (campaign.url, model.digest):
+        what = "another model" if earlier.campaign_url == campaign.url else f"campaign {earlier.campaign_url}"
+        raise StorageError(f"the folder holds a delivery of {what}", where=storage.url, todo="Choose another --out")
