@@ -1,0 +1,205 @@
+"""The most doubtful places and objects of a delivery: where a person's look is worth most.
+
+The score of a place is the mean predictive entropy over all of its voxels, not only those near the delivered foreground:
+what the model has missed lies where nothing was delivered.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rescueseg.campaign import Campaign
+from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
+from rescueseg.errors import InferenceError
+from rescueseg.geometry import Box, Floats, Patch, box_bounds, zyx
+from rescueseg.inference.box_means import box_sums, map_pieces, touching
+from rescueseg.records import BoxField, Record, VolumeRecord
+from rescueseg.sampling.free_places import FreePlaces
+from rescueseg.sampling.patches import candidates, patch_shape
+from rescueseg.shared_places import SharedPlaces
+
+ENTROPY = "predictive_entropy"
+
+
+class DoubtfulPlace(Record):
+    """A patch of a delivered volume."""
+
+    volume_id: str
+    box: BoxField
+    entropy: float
+    """Mean predictive entropy over the patch, nats per voxel."""
+
+    @property
+    def patch(self) -> Patch:
+        """The box with its volume."""
+        return Patch(self.volume_id, self.box)
+
+
+class DoubtfulObject(Record):
+    """An object of a delivered volume."""
+
+    volume_id: str
+    number: int
+    centre_um_zyx: tuple[float, float, float]
+    box: BoxField
+    """Its bounding box, in voxels."""
+    entropy: float
+    """Mean predictive entropy over its voxels, nats."""
+
+
+def doubtful_places(
+    campaign: Campaign, sources: Sequence[SourceVolume], count: int, occupied: Iterable[Patch] = ()
+) -> list[DoubtfulPlace]:
+    """Return the most doubtful patches of delivered volumes, of which no two show the same place.
+
+    They have the shape of the campaign's patches and lie on a grid of half a patch (see
+    `rescueseg.sampling.patches.candidates`). Of volumes of the campaign, the guarded holdout is left out. The entropy is
+    read in pieces of at most four million voxels, each once.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Whose people look at them. Its volumes must have been compared with each other.
+    sources : sequence of SourceVolume
+        The delivered volumes, of the campaign or not; their maps must be finished.
+    count : int
+        How many at most.
+    occupied : iterable of Patch
+        Patches that are left out: those that have a ticket.
+
+    Returns
+    -------
+    list of DoubtfulPlace
+        The most doubtful first; of equal ones the first by volume, z, y, x.
+
+    Raises
+    ------
+    InferenceError
+        If maps are not finished, or hold values that are not finite.
+    CampaignError
+        If the volumes were never compared.
+    """
+    records = {s.volume_id: s.volumes.record(s.volume_id) for s in sources}
+    places, taken = _shared_places(campaign, records), list(occupied)
+    boxes = {name: free_boxes(campaign, record, places, taken) for name, record in records.items()}
+    scores = {s.volume_id: _mean_entropy(s, boxes[s.volume_id]) for s in sources}
+    rows = [(name, row) for name in sorted(boxes) for row in range(len(boxes[name]))]
+    rows.sort(key=lambda r: -scores[r[0]][r[1]])  # stable: equal ones stay in their order
+    grid = FreePlaces({name: box_bounds(boxes[name]) for name in boxes if boxes[name]}, places)
+    chosen = [rows[i] for i in grid.take_first(rows, count)]
+    return [
+        DoubtfulPlace(volume_id=name, box=boxes[name][row], entropy=round(float(scores[name][row]), 6))
+        for name, row in chosen
+    ]
+
+
+def free_boxes(campaign: Campaign, record: VolumeRecord, places: SharedPlaces, occupied: Iterable[Patch]) -> list[Box]:
+    """Return the boxes of a volume's grid that are clear of the guarded holdout and of `occupied`, z, y, x order.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its settings and its holdout count.
+    record : VolumeRecord
+        The volume, of the campaign or not.
+    places : SharedPlaces
+        Which places of the volumes are the same.
+    occupied : iterable of Patch
+        In whichever volumes.
+    """
+    holdout, name = campaign.holdout(), record.volume_id
+    guarded = [] if holdout is None else holdout.guarded(name, places)
+    blocked = [*guarded, *places.boxes_in(name, occupied)]
+    return list(candidates(record, patch_shape(campaign.config, record, holdout), blocked))
+
+
+def _shared_places(campaign: Campaign, delivered: dict[str, VolumeRecord]) -> SharedPlaces:
+    """Return what the volumes of the campaign and the others share; the others are compared when they join it."""
+    own = campaign.volumes.records(refused=True)
+    names = {record.volume_id for record in own}
+    places = campaign.volumes.shared_places(own)
+    if names.issuperset(delivered):
+        return places
+    return campaign.volumes.relations().shared_places([*own, *(r for n, r in delivered.items() if n not in names)])
+
+
+def _mean_entropy(source: SourceVolume, boxes: Sequence[Box]) -> Floats:
+    """Return the mean entropy of each box, in the order of the boxes."""
+    sums = np.zeros(len(boxes), dtype=np.float64)
+    if not boxes:
+        return sums
+    starts, stops = box_bounds(boxes)
+    entropy = source.maps.open(ENTROPY)
+    for piece in map_pieces(source.maps, zyx(entropy.chunks)):
+        index = touching(piece, starts, stops)
+        if not len(index):
+            continue
+        voxels = np.asarray(entropy[piece.slices], dtype=np.float32)
+        if not np.isfinite(voxels).all():
+            raise InferenceError(
+                f"the maps hold values that are not finite in {piece}",
+                where=f"volume {source.volume_id}",
+                todo="Delete the maps and run the inference again",
+            )
+        sums[index] += box_sums(voxels, piece.offset_zyx, starts[index], stops[index])
+    return np.asarray(sums / np.prod(stops - starts, axis=1), dtype=np.float64)
+
+
+# objects --------------------------------------------------------------------------------------------------------------
+
+_COLUMNS = ("id", "mean_entropy", "z_um", "y_um", "x_um", "z0", "y0", "x0", "z1", "y1", "x1")
+"""Of the table of objects that are read here."""
+
+
+def doubtful_objects(folder: DeliveryFolder, volume_ids: Iterable[str], count: int) -> list[DoubtfulObject]:
+    """Return the objects of the highest mean entropy, over several volumes; a table is read in parts.
+
+    Parameters
+    ----------
+    folder : DeliveryFolder
+        With the tables of objects of these volumes; one without a table has no objects.
+    volume_ids : iterable of str
+        The volumes.
+    count : int
+        How many at most.
+
+    Returns
+    -------
+    list of DoubtfulObject
+        The most doubtful first; of equal ones the first by volume and number.
+    """
+    best: list[DoubtfulObject] = []
+    for name in sorted(volume_ids):
+        path = table_path(name)
+        if not folder.storage.exists(path):
+            continue
+        with folder.storage.fs.open(folder.storage.path(path), "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=list(_COLUMNS)):
+                rows = heapq.nsmallest(count, batch.to_pylist(), key=lambda r: (-r["mean_entropy"], r["id"]))
+                best = sorted([*best, *(_object(name, row) for row in rows)], key=_order)[:count]
+    return best
+
+
+def table_path(volume_id: str) -> str:
+    """Return where the table of a volume's objects lies below the delivery."""
+    return f"tables/{volume_id}.parquet"
+
+
+def _order(one: DoubtfulObject) -> tuple[float, str, int]:
+    return -one.entropy, one.volume_id, one.number
+
+
+def _object(volume_id: str, row: dict[str, Any]) -> DoubtfulObject:
+    start, stop = ([int(row[f"{axis}{end}"]) for axis in "zyx"] for end in (0, 1))
+    return DoubtfulObject(
+        volume_id=volume_id,
+        number=row["id"],
+        centre_um_zyx=(row["z_um"], row["y_um"], row["x_um"]),
+        box=Box.from_bounds(start, stop),
+        entropy=row["mean_entropy"],
+    )
