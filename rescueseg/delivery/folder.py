@@ -107,10 +107,10 @@ class DeliveryFolder:
 
     def volume_record(self, volume_id: str) -> RecordFile[DeliveredVolume]:
         """Return the file that says what was delivered of a volume."""
-        return RecordFile(f"volumes/{check_id(volume_id, 'volume id')}", DeliveredVolume)
+        return RecordFile(f"records/{check_id(volume_id, 'volume id')}", DeliveredVolume)
 
     def delivered(self) -> list[DeliveredVolume]:
         """Return what was delivered, by volume id."""
-        names = [n.removesuffix(".json") for n in self.storage.list("volumes") if n.endswith(".json")]
+        names = [n.removesuffix(".json") for n in self.storage.list("records") if n.endswith(".json")]
         volumes = [self.records.read(self.volume_record(name)) for name in sorted(names)]
         return [volume for volume in volumes if volume is not None]

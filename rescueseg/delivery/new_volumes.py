@@ -106,7 +106,7 @@ def _volumes_in(folder: str, template: VolumeImport) -> tuple[list[VolumeImport]
         raise UnreadableVolumeError(
             "the folder holds no volume that can be read",
             where=folder,
-            todo="Name a folder of 3D files, or of the planes of one volume" + f" ({strange[0]})" * bool(strange),
+            todo="Name a folder of 3D files, or of the planes of one volume" + (f" ({strange[0]})" if strange else ""),
         )
     return volumes, strange
 
