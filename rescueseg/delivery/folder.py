@@ -7,7 +7,7 @@
     objects.csv, objects.parquet      the table of objects of all volumes
     <volume>.ome.zarr/                image, and labels/mask, labels/objects
     <volume>_mask.tif …               what was asked for beside it
-    volumes/<volume>.json             what was delivered of a volume: its commit point
+    records/<volume>.json             what was delivered of a volume: its commit point
     tables/<volume>.parquet           its objects
     corrections/<volume>/             what people corrected, and what stood there before
     work/                             imported files, maps, passes: may be removed when all is done
@@ -29,6 +29,8 @@ from rescueseg.volumes.opening import open_image
 
 MASK, OBJECTS = "mask", "objects"
 """Names of the label images."""
+PROGRESS = RecordFile("work/progress", tuple[str, int, int])
+"""What is counted, how many are done, and how many there are; to be shown to people, nothing depends on it."""
 
 
 @dataclass(frozen=True)
