@@ -91,6 +91,7 @@ class ExportedFile(Record):
 
     path: str
     """Below the delivery."""
+    format: Literal["tiff", "nifti", "nrrd"]
     bytes: int
 
 
