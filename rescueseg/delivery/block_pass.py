@@ -107,13 +107,17 @@ class BlockPass:
         digest = arrays.pop(_DIGEST, None)
         return arrays if digest is not None and str(digest) == self.digest else None
 
+    def finished(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays of a block that must be done."""
+        arrays = self.result(index)
+        if arrays is None:
+            raise RuntimeError(f"block {index} of {self.url} is not done")
+        return arrays
+
     def results(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield the arrays of all blocks in their order; all must be done."""
         for index in range(len(self.blocks)):
-            arrays = self.result(index)
-            if arrays is None:
-                raise RuntimeError(f"block {index} of {self.url} is not done")
-            yield arrays
+            yield self.finished(index)
 
 
 def _do_block(block_pass: BlockPass, function: Callable[[Job, Box], Arrays], job: Job, index: int) -> None:

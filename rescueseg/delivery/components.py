@@ -13,9 +13,7 @@ union-find joins what touches, and the components are numbered by their first vo
 
 from __future__ import annotations
 
-import io
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,9 +23,11 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rescueseg.delivery.array_file import read_arrays, write_arrays
+from rescueseg.delivery.block_faces import block_index, faces, following, neighbours_across
 from rescueseg.delivery.block_pass import Arrays, BlockPass
 from rescueseg.delivery.label_readers import LabelReader
-from rescueseg.geometry import ZYX, Box, zyx
+from rescueseg.geometry import ZYX, Box
 from rescueseg.progress import CountProgress
 from rescueseg.storage import Storage, digest_json
 from rescueseg.voxels.components import Connectivity, Numbers, label_components
@@ -39,8 +39,6 @@ Int64 = npt.NDArray[np.int64]
 _RESULT = "components.npz"
 _TOGETHER = 1 << 22
 """Voxels that are counted at a time."""
-_STEPS: dict[Connectivity, int] = {6: 1, 18: 2, 26: 3}
-"""Along how many axes neighbours may differ."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Lookup:
 
     def of_block(self, index: int) -> Int64:
         """Return the number of each local component 0…m of a block, as `label_components` numbers them there."""
-        arrays = _load(Storage(self.url), f"lookup/{index:06d}.npz", self.digest)
+        arrays = read_arrays(Storage(self.url), f"lookup/{index:06d}.npz", self.digest)
         if arrays is None:
             raise RuntimeError(f"block {index} of {self.url} has no numbers")
         return arrays["numbers"].astype(np.int64)
@@ -174,31 +172,15 @@ def find_components(
     key = digest_json([digest, shape_zyx, block_zyx, connectivity])
     lookup = Lookup(block_pass_url, key, shape_zyx, block_zyx, connectivity)
     storage = Storage(block_pass_url)
-    arrays = _load(storage, _RESULT, key)
+    arrays = read_arrays(storage, _RESULT, key)
     if arrays is None:
         lookup.pieces.run(_label_block, (lookup, reader), client, progress)
         lookup.seams.run(_compare_faces, lookup, client)
         arrays, numbers = _join(lookup)
         for index, of_block in enumerate(numbers):
-            _save(storage, f"lookup/{index:06d}.npz", key, {"numbers": of_block})
-        _save(storage, _RESULT, key, arrays)
+            write_arrays(storage, f"lookup/{index:06d}.npz", key, {"numbers": of_block})
+        write_arrays(storage, _RESULT, key, arrays)
     return Components(lookup, **arrays)
-
-
-def block_index(box: Box, shape_zyx: ZYX, block_zyx: ZYX) -> int:
-    """Return which block of a volume a box is, counted in z, y, x order.
-
-    Examples
-    --------
-    >>> block_index(Box((0, 16, 0), (8, 4, 16)), shape_zyx=(8, 20, 16), block_zyx=(8, 16, 16))
-    1
-    """
-    place = zyx(o // b for o, b in zip(box.offset_zyx, block_zyx, strict=True))
-    return int(np.ravel_multi_index(place, _grid(shape_zyx, block_zyx)))
-
-
-def _grid(shape_zyx: ZYX, block_zyx: ZYX) -> ZYX:
-    return zyx(-(-n // b) for n, b in zip(shape_zyx, block_zyx, strict=True))
 
 
 # passes ---------------------------------------------------------------------------------------------------------------
@@ -221,13 +203,8 @@ def _label_block(job: tuple[Lookup, LabelReader], box: Box) -> Arrays:
         "first": np.ravel_multi_index(tuple(place), lookup.shape_zyx).astype(np.int64),
         "border": border[1:],
         "value": values.reshape(-1)[at],
-        **{_face(a, side): labels.take(-side, a).astype(dtype) for a in range(3) for side in (0, 1)},
+        **faces("face", labels.astype(dtype)),
     }
-
-
-def _face(axis: int, side: int) -> str:
-    """Return the name of a face: side 0 comes first along the axis, 1 last."""
-    return f"face_{'zyx'[axis]}{side}"
 
 
 def _sizes(labels: Numbers, count: int) -> Int64:
@@ -252,42 +229,19 @@ def _first_voxels(labels: Numbers, count: int) -> Int64:
 
 def _compare_faces(lookup: Lookup, box: Box) -> Arrays:
     """Return which components of a block touch which ones of the blocks that follow it: (neighbour, ours, theirs)."""
-    pieces = lookup.pieces
-    ours = pieces.result(block_index(box, lookup.shape_zyx, lookup.block_zyx))
-    grid = _grid(lookup.shape_zyx, lookup.block_zyx)
-    here = zyx(o // b for o, b in zip(box.offset_zyx, lookup.block_zyx, strict=True))
+    shape, block = lookup.shape_zyx, lookup.block_zyx
+    ours = lookup.pieces.finished(block_index(box, shape, block))
     rows = [np.zeros((0, 3), np.int64)]
-    for direction in _directions(lookup.connectivity):
-        there = zyx(a + d for a, d in zip(here, direction, strict=True))
-        if all(0 <= t < n for t, n in zip(there, grid, strict=True)):
-            neighbour = int(np.ravel_multi_index(there, grid))
-            theirs = pieces.result(neighbour)
-            if ours is None or theirs is None:
-                raise RuntimeError(f"block {neighbour} of {pieces.url} or the one before it is not done")
-            pairs = _touching(ours, theirs, direction, lookup.connectivity)
-            rows.append(np.column_stack([np.full(len(pairs), neighbour, np.int64), pairs]))
+    for neighbour, direction in following(box, shape, block, lookup.connectivity):
+        pairs = _touching(ours, lookup.pieces.finished(neighbour), direction, lookup.connectivity)
+        rows.append(np.column_stack([np.full(len(pairs), neighbour, np.int64), pairs]))
     return {"touching": np.concatenate(rows)}
-
-
-def _directions(connectivity: Connectivity) -> Iterator[ZYX]:
-    """Yield the steps to neighbours that follow in z, y, x order."""
-    for step in itertools.product((-1, 0, 1), repeat=3):
-        if step > (0, 0, 0) and sum(map(abs, step)) <= _STEPS[connectivity]:
-            yield zyx(step)
 
 
 def _touching(ours: Arrays, theirs: Arrays, direction: ZYX, connectivity: Connectivity) -> Int64:
     """Return the pairs of equal labels that touch across the seam in a direction, (pairs, 2)."""
-    across = next(axis for axis in range(3) if direction[axis])
-    rest = [axis for axis in range(3) if axis != across]
     pairs = []
-    along = [[0] if direction[axis] else [-1, 0, 1] for axis in rest]
-    face_a, face_b = ours[_face(across, 1)], theirs[_face(across, 0)]
-    for shift in itertools.product(*along):
-        if sum(map(abs, direction)) + sum(map(abs, shift)) > _STEPS[connectivity]:
-            continue
-        cuts = [_cut(direction[axis], move) for axis, move in zip(rest, shift, strict=True)]
-        a, b = face_a[tuple(c[0] for c in cuts)].reshape(-1), face_b[tuple(c[1] for c in cuts)].reshape(-1)
+    for a, b in neighbours_across(ours, theirs, "face", direction, connectivity):
         both = np.flatnonzero((a > 0) & (b > 0))
         a, b = a[both].astype(np.int64), b[both].astype(np.int64)
         new = np.ones(len(a), np.bool_)
@@ -295,13 +249,6 @@ def _touching(ours: Arrays, theirs: Arrays, direction: ZYX, connectivity: Connec
         same = new & (ours["value"][a - 1] == theirs["value"][b - 1])
         pairs.append(np.column_stack([a[same], b[same]]))
     return np.unique(np.concatenate(pairs), axis=0)
-
-
-def _cut(direction: int, move: int) -> tuple[slice, slice]:
-    """Return the parts of our and of their face, along one axis, that lie at each other when theirs is moved."""
-    if direction:
-        return (slice(-1, None), slice(0, 1)) if direction > 0 else (slice(0, 1), slice(-1, None))
-    return slice(max(0, -move), -move if move > 0 else None), slice(max(0, move), move if move < 0 else None)
 
 
 # joining --------------------------------------------------------------------------------------------------------------
@@ -341,18 +288,3 @@ def _number(edges: Int64, local: Arrays) -> tuple[Int64, dict[str, npt.NDArray[A
     arrays["first"][0] = -1
     arrays["first"][1:] = np.sort(first)
     return numbers, arrays
-
-
-def _save(storage: Storage, name: str, digest: str, arrays: Arrays) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays, digest=np.asarray(digest))
-    storage.write_bytes(name, buffer.getvalue())
-
-
-def _load(storage: Storage, name: str, digest: str) -> dict[str, npt.NDArray[Any]] | None:
-    """Return what `_save` wrote, None where it did not or of something else."""
-    if not storage.exists(name):
-        return None
-    with np.load(io.BytesIO(storage.read_bytes(name)), allow_pickle=False) as file:
-        arrays = dict(file)
-    return arrays if str(arrays.pop("digest")) == digest else None
