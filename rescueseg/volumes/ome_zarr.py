@@ -11,7 +11,7 @@ NGFF 0.5, https://ngff.openmicroscopy.org/0.5/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,16 +142,29 @@ def create_labels(
     zarr.Array
         Level ``0``, ``zyx``.
     """
+    layout = ImageLayout(shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx)
+    return create_label_image(url, layout, written)
+
+
+def create_label_image(url: str, layout: ImageLayout, written: WrittenFiles | None = None) -> zarr.Array[Any]:
+    """Create a label image named ``layout.name`` as `create_labels` does, also below a group that is no image."""
+    name = layout.name
     with storage_errors(url):
         image = zarr.open_group(zarr_store(url), mode="r+")
         group = image.require_group("labels")
         names = _ome(group).get("labels", [])
         group.attrs["ome"] = _json(LabelsAttrs(version="0.5", labels=sorted({*names, name})))
-        layout = ImageLayout(shape_zyx, dtype, spacing_um_zyx, name=name, origin_um_zyx=origin_um_zyx)
         level = create_image(f"{url}/labels/{name}", layout, written)
-        label = image.require_group(f"labels/{name}")
-        label.attrs["ome"] = {**_ome(label), "image-label": {"source": {"image": "../../"}}}
+        describe_labels(url, name, {"source": {"image": "../../"}} if "multiscales" in _ome(image) else {})
     return level
+
+
+def describe_labels(url: str, name: str, fields: Mapping[str, Any]) -> None:
+    """Set fields of a label image's ``image-label`` metadata, such as its colours; others stay."""
+    with storage_errors(url):
+        label = zarr.open_group(zarr_store(f"{url}/labels/{name}"), mode="r+")
+        ome = _ome(label)
+        label.attrs["ome"] = {**ome, "image-label": {**ome.get("image-label", {}), **fields}}
 
 
 def add_pyramid(url: str, *, labels: bool = False, written: WrittenFiles | None = None) -> int:
@@ -173,40 +186,45 @@ def add_pyramid(url: str, *, labels: bool = False, written: WrittenFiles | None 
     """
     with storage_errors(url):
         group = zarr.open_group(_store(url, written), mode="r+")
-        ome = _ome(group)
-        multiscale = ome["multiscales"][0]
-        spacing = _spacing(multiscale)
-        level = _array(group, "0")
-        datasets, total = [multiscale["datasets"][0]], (1, 1, 1)
+        spacing = _spacing(_ome(group)["multiscales"][0])
+        level, totals = _array(group, "0"), [(1, 1, 1)]
         while True:
-            level_spacing = [s * f for s, f in zip(spacing, total, strict=True)]
-            factors = level_factors(level.shape[-3:], level_spacing)
+            factors = level_factors(level.shape[-3:], [s * f for s, f in zip(spacing, totals[-1], strict=True)])
             if factors is None or factors == (1, 1, 1):
                 break
-            total = zyx(t * f for t, f in zip(total, factors, strict=True))
-            level = _write_level(group, str(len(datasets)), level, factors, labels)
-            datasets.append(_json(_dataset(str(len(datasets)), level.ndim, total, spacing, centred=not labels)))
-        multiscale |= {"datasets": datasets, "type": "nearest" if labels else "mean"}
-        group.attrs["ome"] = ome | {"multiscales": [_json(Multiscale.model_validate(multiscale))]}
-    return len(datasets)
+            level = _write_level(group, str(len(totals)), level, factors, labels)
+            totals.append(zyx(t * f for t, f in zip(totals[-1], factors, strict=True)))
+        list_levels(group, totals, labels=labels)
+    return len(totals)
+
+
+def list_levels(group: zarr.Group, totals: Sequence[ZYX], *, labels: bool) -> None:
+    """Name the levels of an image in its metadata.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        An image made by `create_image`, writable.
+    totals : sequence of tuple of int
+        How much coarser than the first each level is along z, y, x; (1, 1, 1) for the first.
+    labels : bool
+        Whether a voxel of a coarser level is the first one of those that it stands for, not their mean.
+    """
+    ome = _ome(group)
+    multiscale = ome["multiscales"][0]
+    spacing, ndim = _spacing(multiscale), _array(group, "0").ndim
+    datasets = [multiscale["datasets"][0]]
+    for number, total in enumerate(totals[1:], start=1):
+        datasets.append(_json(_dataset(str(number), ndim, total, spacing, centred=not labels)))
+    multiscale |= {"datasets": datasets, "type": "nearest" if labels else "mean"}
+    group.attrs["ome"] = ome | {"multiscales": [_json(Multiscale.model_validate(multiscale))]}
 
 
 def _write_level(group: zarr.Group, path: str, fine: zarr.Array[Any], factors: ZYX, labels: bool) -> zarr.Array[Any]:
     shape = zyx(math.ceil(n / f) for n, f in zip(fine.shape[-3:], factors, strict=True))
     lead = fine.shape[:-3]
-    chunks, shards = choose_chunks(shape)
-    ones = (1,) * len(lead)
-    coarse = group.create_array(
-        path,
-        shape=lead + shape,
-        dtype=fine.dtype,
-        chunks=ones + chunks,
-        shards=ones + shards,
-        compressors=_COMPRESSOR,
-        fill_value=0,
-        dimension_names=fine.metadata.dimension_names,  # type: ignore[union-attr]
-        overwrite=True,
-    )
+    coarse = create_level(group, path, (*lead, *shape), fine.dtype)
+    _, shards = choose_chunks(shape)
     for channel in np.ndindex(*lead):
         for box in partition(shape, shards):
             start = [o * f for o, f in zip(box.offset_zyx, factors, strict=True)]
@@ -215,6 +233,23 @@ def _write_level(group: zarr.Group, path: str, fine: zarr.Array[Any], factors: Z
             voxels = np.asarray(fine[(*channel, *source.slices)])
             coarse[(*channel, *box.slices)] = downsample(voxels, factors, labels=labels)
     return coarse
+
+
+def create_level(group: zarr.Group, path: str, shape: Sequence[int], dtype: npt.DTypeLike) -> zarr.Array[Any]:
+    """Create an empty level of an image, ``czyx`` or ``zyx``, with the shards of `choose_chunks`; an old one is replaced."""
+    chunks, shards = choose_chunks(shape[-3:])
+    ones = (1,) * (len(shape) - 3)
+    return group.create_array(
+        path,
+        shape=tuple(shape),
+        dtype=np.dtype(dtype),
+        chunks=ones + chunks,
+        shards=ones + shards,
+        compressors=_COMPRESSOR,
+        fill_value=0,
+        dimension_names=[str(axis.name) for axis in _axes(len(shape))],
+        overwrite=True,
+    )
 
 
 def downsample(voxels: npt.NDArray[Any], factors: ZYX, *, labels: bool = False) -> npt.NDArray[Any]:
@@ -292,7 +327,7 @@ def level_paths(attributes: dict[str, Any]) -> list[str]:
 
 
 def validate(url: str) -> None:
-    """Check an image, and its labels if it has any, against NGFF 0.5.
+    """Check an image, its labels if it has any, or a group of labels without image, against NGFF 0.5.
 
     Raises
     ------
@@ -301,7 +336,8 @@ def validate(url: str) -> None:
     """
     group = zarr.open_group(zarr_store(url), mode="r")
     try:
-        Image.from_zarr(group)
+        if "multiscales" in _ome(group) or "labels" not in group:
+            Image.from_zarr(group)
         if "labels" in group:
             labels = Labels.from_zarr(zarr.open_group(zarr_store(url), path="labels", mode="r"))
             for name in labels.attributes.ome.labels:
