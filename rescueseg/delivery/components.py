@@ -177,6 +177,7 @@ def find_components(
         lookup.pieces.run(_label_block, (lookup, reader), client, progress)
         lookup.seams.run(_compare_faces, lookup, client)
         arrays, numbers = _join(lookup)
+        storage.remove(_RESULT)  # it may be of other numbers, which are now replaced block by block
         for index, of_block in enumerate(numbers):
             write_arrays(storage, f"lookup/{index:06d}.npz", key, {"numbers": of_block})
         write_arrays(storage, _RESULT, key, arrays)
