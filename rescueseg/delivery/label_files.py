@@ -1,0 +1,191 @@
+"""TIFF, NIfTI and NRRD of labels, written plane by plane."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+import tifffile
+import zarr
+
+from rescueseg.delivery.label_colours import class_colours, object_colour
+from rescueseg.geometry import ZYX, Spacing, zyx
+
+MOST_IMAGEJ_BYTES = 2**32 - 2**25
+"""Larger files are BigTIFF, which ImageJ itself does not know."""
+_LARGEST_UINT16 = 2**16 - 1
+_LARGEST_FLOAT32 = 2**24
+"""Up to here float32 holds every integer."""
+_LARGEST_SIDE = 2**15 - 1
+"""Of NIfTI-1."""
+_SLAB_BYTES = 1 << 28
+_FASTEST = 1
+"""Level of gzip: labels become small at any."""
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """What is written into a file.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Labels at full resolution, zyx.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    affine_um : ndarray of float64, 4×4
+        Voxel indices x, y, z to right, anterior, superior in micrometre.
+    highest : int
+        The largest label that occurs.
+    classes : int or None
+        K where the labels are classes, None where they are objects.
+    in_mm : bool
+        Whether the image came with places in millimetre, so that NRRD should too.
+    """
+
+    array: zarr.Array[Any]
+    spacing_um_zyx: Spacing
+    affine_um: npt.NDArray[np.float64]
+    highest: int
+    classes: int | None
+    in_mm: bool
+
+    @property
+    def shape_zyx(self) -> ZYX:
+        """In voxels."""
+        return zyx(self.array.shape)
+
+    def slabs(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield some planes at a time, in z order; at most 256 MiB, or one plane."""
+        depth = _depth(self.shape_zyx, self.array.dtype.itemsize, zyx(self.array.shards or self.array.chunks)[0])
+        for start in range(0, self.shape_zyx[0], depth):
+            yield np.asarray(self.array[start : start + depth])
+
+
+def _depth(shape_zyx: ZYX, itemsize: int, shard: int) -> int:
+    planes = _SLAB_BYTES // (shape_zyx[1] * shape_zyx[2] * itemsize)
+    return shard * max(1, planes // shard) if planes >= shard else max(1, planes)
+
+
+# TIFF -----------------------------------------------------------------------------------------------------------------
+
+
+def tiff_dtype(shape_zyx: ZYX, highest: int) -> np.dtype[Any]:
+    """Return the voxel type of a TIFF; ImageJ knows 8 and 16 bits and float32.
+
+    Examples
+    --------
+    >>> [str(tiff_dtype((9, 99, 99), n)) for n in (2, 300, 70_000, 20_000_000)]
+    ['uint8', 'uint16', 'float32', 'uint32']
+    >>> str(tiff_dtype((3000, 3000, 3000), 70_000))
+    'uint32'
+    """
+    if highest <= _LARGEST_UINT16:
+        return np.dtype(np.uint8 if highest < 256 else np.uint16)
+    fits = highest <= _LARGEST_FLOAT32 and 4 * math.prod(shape_zyx) < MOST_IMAGEJ_BYTES
+    return np.dtype(np.float32 if fits else np.uint32)
+
+
+def write_tiff(path: Path, labels: LabelFile) -> None:
+    """Write a TIFF: an ImageJ stack where ImageJ can open it, else a compressed BigTIFF with OME-XML.
+
+    ImageJ's needs less than 4 GiB and knows no 32-bit integers: labels above 65535 are float32, exact up to 2²⁴. Voxel
+    sizes are in micrometre, and the colours are those of the OME-Zarr for classes.
+    """
+    dtype = tiff_dtype(labels.shape_zyx, labels.highest)
+    z, y, x = labels.spacing_um_zyx
+    planes = (plane.astype(dtype) for slab in labels.slabs() for plane in slab)
+    if dtype == np.uint32 or dtype.itemsize * math.prod(labels.shape_zyx) >= MOST_IMAGEJ_BYTES:
+        sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (z, y, x), strict=True)}
+        units = {f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"}
+        _imwrite(path, planes, labels, dtype, ome=True, bigtiff=True, metadata={"axes": "ZYX"} | sizes | units)
+        return
+    highest = 255 if dtype == np.uint8 else max(1, labels.highest)
+    shown = {"min": 0.0, "max": float(highest), "mode": "grayscale", "LUTs": [_colour_table(labels.classes)]}
+    metadata = {"axes": "ZYX", "spacing": z, "unit": "um"} | shown
+    _imwrite(path, planes, labels, dtype, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+
+
+def _imwrite(
+    path: Path, planes: Iterator[npt.NDArray[Any]], labels: LabelFile, dtype: np.dtype[Any], **options: Any
+) -> None:
+    compression = None if options.get("imagej") else "zlib"
+    tifffile.imwrite(
+        path, planes, shape=labels.shape_zyx, dtype=dtype, photometric="minisblack", compression=compression, **options
+    )
+
+
+def _colour_table(classes: int | None) -> npt.NDArray[np.uint8]:
+    """Return colours for 256 values, (3, 256), black first."""
+    colours = [object_colour(n) for n in range(1, 256)] if classes is None else class_colours(classes)
+    table = np.zeros((3, 256), np.uint8)
+    table[:, 1 : 1 + len(colours)] = np.array(colours[:255], np.uint8).T
+    return table
+
+
+# NIfTI and NRRD -------------------------------------------------------------------------------------------------------
+
+
+def write_nifti(path: Path, labels: LabelFile) -> None:
+    """Write a gzipped NIfTI in millimetre: version 1, or 2 where a side has more than 32767 voxels."""
+    nib: Any = nibabel  # its type annotations are partial
+    header = (nib.Nifti1Header if max(labels.shape_zyx) <= _LARGEST_SIDE else nib.Nifti2Header)(endianness="<")
+    affine = labels.affine_um.copy()
+    affine[:3] /= 1000
+    header.set_data_dtype(labels.array.dtype)
+    header.set_data_shape(labels.shape_zyx[::-1])
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="aligned")
+    header.set_qform(affine, code="aligned")
+    start = (int(header.sizeof_hdr) + 4 + 15) // 16 * 16
+    header["vox_offset"] = start
+    with path.open("wb") as file, _gzip(file) as stream:
+        header.write_to(stream)
+        stream.write(bytes(start - stream.tell()))
+        _write_slabs(stream, labels)
+
+
+def write_nrrd(path: Path, labels: LabelFile) -> None:
+    """Write a gzipped NRRD, its directions in micrometre; in millimetre where the image came with a place in that unit."""
+    affine = labels.affine_um.copy()
+    unit = "mm" if labels.in_mm else "um"
+    affine[:3] /= 1000 if labels.in_mm else 1
+    lines = (
+        "NRRD0005",
+        f"type: {labels.array.dtype.name}",
+        "dimension: 3",
+        "space: right-anterior-superior",
+        f"sizes: {' '.join(str(n) for n in labels.shape_zyx[::-1])}",
+        f"space directions: {' '.join(_vector(affine[:3, axis]) for axis in range(3))}",
+        "kinds: domain domain domain",
+        "endian: little",
+        "encoding: gzip",
+        f"space origin: {_vector(affine[:3, 3])}",
+        f'space units: "{unit}" "{unit}" "{unit}"',
+    )
+    with path.open("wb") as file:
+        file.write(("\n".join(lines) + "\n\n").encode())
+        with _gzip(file) as stream:
+            _write_slabs(stream, labels)
+
+
+def _vector(values: Sequence[float] | npt.NDArray[np.float64]) -> str:
+    return "(" + ",".join(repr(float(v)) for v in values) + ")"
+
+
+def _gzip(file: IO[bytes]) -> gzip.GzipFile:
+    """Return a stream whose bytes depend on what is written alone: no name, no time."""
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=_FASTEST, fileobj=file, mtime=0)
+
+
+def _write_slabs(stream: gzip.GzipFile, labels: LabelFile) -> None:
+    dtype = labels.array.dtype.newbyteorder("<")
+    for slab in labels.slabs():
+        stream.write(np.ascontiguousarray(slab, dtype).data)
