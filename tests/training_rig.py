@@ -104,6 +104,7 @@ def make_snapshot(
         digest = digest_array(array)
         path = ANNOTATION.path(ticket=f"ticket{i}", digest=digest)
         campaign.storage.write_array(path, array)
+        numbered = _number_objects(campaign, volume_id, box, path)
         items.append(
             SnapshotItem(
                 ticket_id=f"ticket{i}",
@@ -113,6 +114,7 @@ def make_snapshot(
                 annotation_id=f"annotation{i}",
                 labels=path,
                 labels_digest=digest,
+                **numbered,
             )
         )
     return Snapshot(
@@ -122,6 +124,18 @@ def make_snapshot(
         holdout_digest="",
         digest=digest_json([item.to_json() for item in items]),
     )
+
+
+def _number_objects(campaign: Campaign, volume_id: str, box: Box, labels: str) -> dict[str, str]:
+    """Store the object numbers of a box beside its classes, where the campaign annotates objects."""
+    from rescueseg.volumes import open_truth
+
+    if campaign.config.annotation.labels != "instance":
+        return {}
+    objects = np.asarray(open_truth(campaign.volumes, volume_id, instances=True)[box.slices])
+    path = labels.replace(".npz", "-objects.npz")
+    campaign.storage.write_array(path, objects)
+    return {"instances": path, "instances_digest": digest_array(objects)}
 
 
 BOXES = (Box((0, 0, 0), (12, 48, 48)), Box((12, 0, 48), (12, 48, 48)), Box((0, 48, 0), (12, 48, 48)))

@@ -199,9 +199,9 @@ class NetworksPredictor(ABC, Generic[N, P]):
     def members(
         self, windows: npt.NDArray[np.float32], keys: Sequence[int]
     ) -> Iterator[tuple[Group, Mapping[str, npt.NDArray[np.float32]]]]:
-        """Yield (group, {"probability": (n, K + 1, z, y, x)}), all dropout samples of a network and symmetry in a row.
+        """Yield (group, outputs by name, each (n, channels, z, y, x)), all dropout samples of a network and symmetry in a row.
 
-        Windows of another size than the network's are resampled to it, and the logits back.
+        Windows of another size than the network's are resampled to it, and what it says back.
         """
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
@@ -217,9 +217,9 @@ class NetworksPredictor(ABC, Generic[N, P]):
                     with self._autocast(precision):
                         outputs = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
                     logits = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-                    probabilities = torch.softmax(resample(symmetry.invert(logits).float(), size), dim=1)
-                    member: npt.NDArray[np.float32] = probabilities.cpu().numpy()
-                yield Group(n, index), {PROBABILITY: member}
+                    outputs_of = self._outputs_of(symmetry.invert(logits).float(), size)
+                    member = {name: output.cpu().numpy() for name, output in outputs_of.items()}
+                yield Group(n, index), member
 
     @abstractmethod
     def _prepare(self, network: N, images: Tensor) -> P:
@@ -227,7 +227,14 @@ class NetworksPredictor(ABC, Generic[N, P]):
 
     @abstractmethod
     def _logits(self, network: N, prepared: P, keys: Sequence[SampleKey]) -> Tensor:
-        """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key."""
+        """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key.
+
+        Behind them, more channels where `_outputs_of` makes another output of them.
+        """
+
+    def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+        """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it."""
+        return {PROBABILITY: torch.softmax(resample(logits, size), dim=1)}
 
     def _precision(self) -> Precision:
         """Return what the networks compute in, and say once if that is less than the hardware offers."""

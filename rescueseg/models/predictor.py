@@ -19,6 +19,9 @@ Float32 = npt.NDArray[np.float32]
 
 PROBABILITY = "probability"
 """Name of the output that every predictor has: the class probabilities."""
+BORDER_DISTANCE = "border_distance"
+"""Name of the output of models that tell touching objects apart: the distance to the border of a voxel's own object, in
+micrometre, up to the largest one that the model has learned (`border_um` of its plan)."""
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """Directions of a flow with one component along each of z, y, x."""
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescueseg.campaign import VolumeFolder
-from rescueseg.campaign.label_arrays import read_classes
+from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
+from rescueseg.models.border_distance import UNKNOWN, border_distance, choose_cap, inscribed_radii
 from rescueseg.models.resample import resample
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot, SnapshotItem
@@ -56,15 +57,30 @@ class Item:
     """``czyx``, normalised, all that may be read around the patch."""
     labels: npt.NDArray[np.uint8]
     """``zyx`` of the same extent; 255 where nobody labelled."""
+    border: npt.NDArray[np.float32] | None = None
+    """Likewise, where it is learned: see `rescueseg.models.border_distance.border_distance`."""
 
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        return self.image.nbytes + self.labels.nbytes
+        return self.image.nbytes + self.labels.nbytes + (0 if self.border is None else self.border.nbytes)
 
 
-def load_item(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing) -> Item:
+def load_item(
+    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, border_um: float | None = None
+) -> Item:
     """Read one item and bring it to the working spacing.
+
+    Parameters
+    ----------
+    volumes : VolumeFolder
+        Of the campaign.
+    item : SnapshotItem
+        Which one.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    border_um : float, optional
+        Largest border distance; without it, none is computed.
 
     Raises
     ------
@@ -74,30 +90,63 @@ def load_item(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing
         If it does not fit its patch.
     """
     record = volumes.record(item.volume_id)
-    context = item.read_box
+    labels = _load_labels(volumes, item, spacing_um_zyx)
+    image = normalise(read_box(open_image(volumes, item.volume_id), item.read_box), record.normalisation)
+    if image.shape[1:] != labels.shape:
+        image = resample(torch.from_numpy(np.ascontiguousarray(image))[None], labels.shape)[0].numpy()
+    if border_um is None:
+        return Item(image, labels)
+    objects = _load_objects(volumes, item, spacing_um_zyx)
+    return Item(image, labels, border_distance(objects, labels == IGNORE, spacing_um_zyx, border_um))
+
+
+def choose_border_um(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing) -> float:
+    """Return the largest border distance that a training on numbered objects learns; see `choose_cap`.
+
+    Raises as `load_item` does.
+    """
+    radii = []
+    for item in snapshot.items:
+        unlabelled = _load_labels(volumes, item, spacing_um_zyx) == IGNORE
+        radii.append(inscribed_radii(_load_objects(volumes, item, spacing_um_zyx), unlabelled, spacing_um_zyx))
+    return choose_cap(radii, spacing_um_zyx)
+
+
+def _load_labels(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing) -> npt.NDArray[np.uint8]:
+    """Return the classes of an item's read box at the working spacing, 255 where nobody labelled."""
     labels = read_classes(volumes.storage, item)
+    return _in_context(volumes, item, spacing_um_zyx, labels, IGNORE).astype(np.uint8)
+
+
+def _load_objects(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing) -> npt.NDArray[np.int32]:
+    """Return the objects of an item's read box at the working spacing, numbered anew; none where none were numbered."""
+    objects = read_objects(volumes.storage, item)
+    if objects is None:
+        objects = np.zeros(item.box.shape_zyx, np.uint32)
+    numbers = np.unique(objects, return_inverse=True)[1].reshape(objects.shape) + (0 if (objects == 0).any() else 1)
+    return _in_context(volumes, item, spacing_um_zyx, numbers, 0).astype(np.int32)
+
+
+def _in_context(
+    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, labels: npt.NDArray[Any], beyond: int
+) -> npt.NDArray[np.float32]:
+    """Return a patch's labels in its read box at the working spacing, with a value for what lies beyond the patch."""
     if labels.shape != item.box.shape_zyx:
         raise TrainingError(
             f"the label array has shape {labels.shape}, its patch {item.box.shape_zyx}",
             where=item.labels,
             todo="Restore the snapshot from a backup",
         )
-    image = normalise(read_box(open_image(volumes, item.volume_id), context), record.normalisation)
-    context_labels = np.full(context.shape_zyx, IGNORE, dtype=np.uint8)
+    context = item.read_box
+    values = np.full(context.shape_zyx, beyond, dtype=np.float32)
     inside = item.box.intersection(context)
     if inside is not None:
-        context_labels[inside.relative_to(context).slices] = labels[inside.relative_to(item.box).slices]
-    shape = resampled_shape(context.shape_zyx, record.spacing_um_zyx, spacing_um_zyx)
+        values[inside.relative_to(context).slices] = labels[inside.relative_to(item.box).slices]
+    shape = resampled_shape(context.shape_zyx, volumes.record(item.volume_id).spacing_um_zyx, spacing_um_zyx)
     if shape == context.shape_zyx:
-        return Item(image, context_labels)
-    resized = resample(torch.from_numpy(np.ascontiguousarray(image))[None], shape)[0].numpy()
-    return Item(resized, _resample_labels(context_labels, shape))
-
-
-def _resample_labels(labels: npt.NDArray[np.uint8], shape_zyx: ZYX) -> npt.NDArray[np.uint8]:
-    tensor = torch.from_numpy(labels)[None, None].float()
-    resized = functional.interpolate(tensor, size=shape_zyx, mode="nearest-exact")[0, 0]
-    result: npt.NDArray[np.uint8] = resized.to(torch.uint8).numpy()
+        return values
+    resized = functional.interpolate(torch.from_numpy(values)[None, None], size=shape, mode="nearest-exact")
+    result: npt.NDArray[np.float32] = resized[0, 0].numpy()
     return result
 
 
@@ -114,6 +163,8 @@ class TrainingSet:
         Window, working spacing and number of windows.
     cache_bytes : int
         Memory that items may take; the least recently used ones are read again when needed.
+    border_um : float, optional
+        Largest border distance; with it, windows hold the distances too.
 
     Raises
     ------
@@ -124,9 +175,14 @@ class TrainingSet:
     """
 
     def __init__(
-        self, volumes: VolumeFolder, snapshot: Snapshot, plan: WindowPlan, cache_bytes: int = _CACHE_BYTES
+        self,
+        volumes: VolumeFolder,
+        snapshot: Snapshot,
+        plan: WindowPlan,
+        cache_bytes: int = _CACHE_BYTES,
+        border_um: float | None = None,
     ) -> None:
-        self._volumes, self._plan, self._limit = volumes, plan, cache_bytes
+        self._volumes, self._plan, self._limit, self._border_um = volumes, plan, cache_bytes, border_um
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
         self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
@@ -146,7 +202,8 @@ class TrainingSet:
         if index in self._cache:
             self._cache.move_to_end(index)
         else:
-            self._cache[index] = load_item(self._volumes, self._items[index], self._plan.spacing_um_zyx)
+            item, spacing = self._items[index], self._plan.spacing_um_zyx
+            self._cache[index] = load_item(self._volumes, item, spacing, self._border_um)
             while len(self._cache) > 1 and sum(i.bytes for i in self._cache.values()) > self._limit:
                 self._cache.popitem(last=False)
         return self._cache[index]
@@ -182,6 +239,7 @@ class TrainingSet:
     def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
 
+        With a border distance, a second channel of the labels holds it, and they are float32.
         They depend on `seed` and `step` alone. Every second window, on average, is centred on a foreground class, all
         classes alike, the others on background. No window reads beyond an item's read box; what is missing there is
         mirrored and ignored.
@@ -220,4 +278,9 @@ def _cut(item: Item, box: Box) -> tuple[Tensor, Tensor]:
     labels = np.full(box.shape_zyx, IGNORE, dtype=np.uint8)
     inside = box.clip(item.labels.shape)
     labels[inside.relative_to(box).slices] = item.labels[inside.slices]
-    return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(labels)[None]
+    target = torch.from_numpy(labels)[None]
+    if item.border is not None:
+        border = np.full(box.shape_zyx, UNKNOWN, dtype=np.float32)
+        border[inside.relative_to(box).slices] = item.border[inside.slices]
+        target = torch.stack([target[0].float(), torch.from_numpy(border)])
+    return torch.from_numpy(np.ascontiguousarray(image)), target

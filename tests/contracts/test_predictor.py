@@ -21,7 +21,7 @@ from tests.trivial_predictors import Blur
 SPACING = (0.2, 0.1, 0.1)
 
 
-def make_unet(campaign: Campaign, _: Path, networks: int = 1) -> Predictor:
+def make_unet(campaign: Campaign, _: Path, networks: int = 1, border_um: float | None = None) -> Predictor:
     from rescueseg.models.unet.network import build_network
     from rescueseg.models.unet.plan import make_plan
     from rescueseg.models.unet.predictor import UNetPredictor
@@ -30,6 +30,7 @@ def make_unet(campaign: Campaign, _: Path, networks: int = 1) -> Predictor:
         TrainingConfig.model_validate({"window_zyx": (8, 32, 32), "dropout": 0.3, "unet": {"channels": [4, 8, 16]}}),
         Survey(in_channels=1, spacing_um_zyx=SPACING, volume_zyx=(8, 32, 32), field_zyx=(8, 32, 32)),
         campaign.config.n_classes,
+        border_um=border_um,
     )
     built = [build_network(plan.network, seed) for seed in range(networks)]
     return UNetPredictor(built, plan, campaign.config.inference, "cpu")
@@ -37,6 +38,10 @@ def make_unet(campaign: Campaign, _: Path, networks: int = 1) -> Predictor:
 
 def make_ensemble(campaign: Campaign, folder: Path) -> Predictor:
     return make_unet(campaign, folder, networks=2)
+
+
+def make_distances(campaign: Campaign, folder: Path) -> Predictor:
+    return make_unet(campaign, folder, networks=2, border_um=0.5)
 
 
 def make_blur(campaign: Campaign, _: Path) -> Predictor:
@@ -67,7 +72,7 @@ TRAINED = [
 """Of every trainer that is installed; one of the slow ones starts a process, the other is the U-Net once more."""
 
 
-@pytest.fixture(params=[make_blur, make_unet, make_ensemble, *TRAINED])
+@pytest.fixture(params=[make_blur, make_unet, make_ensemble, make_distances, *TRAINED])
 def predictor(request: pytest.FixtureRequest, campaign: Campaign, tmp_path: Path) -> Predictor:
     make: Callable[[Campaign, Path], Predictor] = request.param
     return make(campaign, tmp_path / "rig")

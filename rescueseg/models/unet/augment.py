@@ -52,7 +52,8 @@ class Augmentation:
         ----------
         image : Tensor of float32, shape (c, z, y, x)
             Normalised.
-        label : Tensor of uint8, shape (1, z, y, x)
+        label : Tensor, shape (channels, z, y, x)
+            The labels, uint8; or float32 with border distances in a second channel.
         *key : int or str
             What the random numbers derive from.
         """

@@ -18,7 +18,7 @@ from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.losses import Objective
-from rescueseg.models.unet.network import build_network, get_weights, set_weights
+from rescueseg.models.unet.network import build_network, get_weights, set_weights, take_over
 from rescueseg.models.unet.plan import TrainingPlan
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Run:
         self.loss = Objective(data, plan).to(self.device)
         self.network = build_network(plan.network, seed)
         if weights is not None:
-            set_weights(self.network, weights)
+            take_over(self.network, weights)
         self.network.to(self.device).train()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
         precision = choose_precision(self.device, training_trial(plan))
@@ -114,7 +114,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """Take one optimiser step; every random number in it derives from the seed and the step."""
         seed, step = self.seed, self.step
-        images, labels = self._batch(seed, step)
+        images, labels, border = self._batch(seed, step)
         rate = learning_rate(self.plan, step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -126,7 +126,7 @@ class Run:
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             features, coarse = self.network.coarse_logits(images)
             logits = self.network.head(features, masks)
-        loss = self.loss(logits.float(), [stage.float() for stage in coarse], labels, step)
+        loss = self.loss(logits.float(), [stage.float() for stage in coarse], labels, step, border)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -151,13 +151,17 @@ class Run:
         for name, tensor in get_weights(self.network).items() if self.plan.ema else ():
             self.average[name].lerp_(tensor, 1 - decay)
 
-    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images, classes and, where they are learned, border distances."""
         windows = [
             self.augment(image, label, seed, step, i) for i, (image, label) in enumerate(self.data.batch(seed, step))
         ]
         images = torch.stack([image for image, _ in windows]).to(self.device)
         labels = torch.stack([label[0] for _, label in windows]).to(self.device)
-        return images, labels.long()
+        border = None
+        if self.plan.border_um is not None:
+            border = torch.stack([label[1] for _, label in windows]).to(self.device)
+        return images, labels.long(), border
 
     @property
     def weights(self) -> dict[str, Tensor]:

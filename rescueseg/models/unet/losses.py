@@ -1,4 +1,4 @@
-"""Losses over the labelled voxels alone: Dice with cross-entropy, and terms for topology."""
+"""Losses over the labelled voxels alone: Dice with cross-entropy, border distances, and terms for topology."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.plan import TrainingPlan
 
 MAX_EROSIONS = 8
+BORDER_WEIGHT = 10.0
+"""Of the border distance, against Dice and cross-entropy: a squared share of the largest distance begins at about 0.1."""
 BETTI_WINDOW: ZYX = (16, 48, 48)
 """Largest box that the Betti matching loss looks at; it costs as much processor time as two steps of the network."""
 
@@ -56,6 +58,31 @@ class PartialDiceCELoss(nn.Module):
         weighted = target * self.weights.view(1, -1, 1, 1, 1) if len(self.weights) else target
         cross_entropy = -(log_probability * weighted).sum() / weighted.sum().clamp(min=1.0)
         loss: Tensor = cross_entropy + (dice * present).sum() / present.sum().clamp(min=1)
+        return loss
+
+
+class BorderDistanceLoss(nn.Module):
+    """Mean squared difference from the known border distances, object voxels and background in equal parts.
+
+    Most voxels are background, so in a plain mean the objects would hardly count. Squared, for the best guess then is the
+    mean: it falls wherever a border is possible, where the median would pass over a border that is less than certain.
+    """
+
+    def forward(self, logit: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; zero, with zero gradient, where nothing is known.
+
+        Parameters
+        ----------
+        logit : Tensor of float32, shape (n, z, y, x)
+            Its sigmoid is the distance as a share of the largest.
+        target : Tensor of float32, shape (n, z, y, x)
+            0…1, negative where it is not known.
+        """
+        difference = (torch.sigmoid(logit) - target).square()
+        parts = [part for part in (difference[target > 0], difference[target == 0]) if len(part)]
+        if not parts:
+            return 0.0 * logit.sum()
+        loss: Tensor = torch.stack([part.mean() for part in parts]).mean()
         return loss
 
 
@@ -127,7 +154,7 @@ def _middle(length: int, limit: int) -> slice:
 
 
 class Objective(nn.Module):
-    """What a training minimises: Dice and cross-entropy at every supervised resolution, topology at the finest.
+    """What a training minimises: Dice and cross-entropy at every supervised resolution, all else at the finest.
 
     Parameters
     ----------
@@ -141,6 +168,7 @@ class Objective(nn.Module):
         super().__init__()
         self.plan = plan
         self.overlap = PartialDiceCELoss(data.class_weights() if plan.balanced else ())
+        self.border = BorderDistanceLoss()
         self.terms: list[tuple[float, nn.Module]] = []
         if plan.topology is not None and plan.topology.cldice:
             erosions = min(max(data.half_thickness(), 1), MAX_EROSIONS)
@@ -148,19 +176,27 @@ class Objective(nn.Module):
         if plan.topology is not None and plan.topology.betti:
             self.terms.append((plan.topology.betti, BettiMatchingLoss()))
 
-    def forward(self, logits: Tensor, coarse: Sequence[Tensor], labels: Tensor, step: int) -> Tensor:
+    def forward(
+        self, logits: Tensor, coarse: Sequence[Tensor], labels: Tensor, step: int, border: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of a step (from 0).
 
         Parameters
         ----------
         logits : Tensor of float32, shape (n, K + 1, z, y, x)
+            One channel more with `border`.
         coarse : sequence of Tensor
             Logits of coarser stages, fine to coarse; each counts half as much as the one before it.
         labels : Tensor of int64, shape (n, z, y, x)
             0…K or 255.
         step : int
             Decides whether topology counts.
+        border : Tensor of float32, shape (n, z, y, x), optional
+            Border distances, see `BorderDistanceLoss`.
         """
+        if border is not None:
+            of_border: Tensor = self.border(logits[:, -1], border)
+            return self.forward(logits[:, :-1], coarse, labels, step) + BORDER_WEIGHT * of_border
         weights = [0.5**i for i in range(len(coarse) + 1)]
         loss: Tensor = self.overlap(logits, labels) * (weights[0] / sum(weights))
         for weight, stage in zip(weights[1:], coarse, strict=True):

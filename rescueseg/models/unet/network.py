@@ -22,6 +22,7 @@ _NORM = ("instance", {"affine": True})
 _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 _FINE_CHANNELS = 4
 _SECOND_NAME = ".skip_layers."
+_LAST = "fine."
 
 
 class StridedUNet(nn.Module):
@@ -54,7 +55,11 @@ class StridedUNet(nn.Module):
         self.coarse = Convolution(3, width, width, kernel_size=plan.kernels[0], norm=_NORM, act=_ACT, bias=False)
         self.upsample = nn.ConvTranspose3d(width, _FINE_CHANNELS, stem, stride=stem)
         self.fine = Convolution(
-            3, _FINE_CHANNELS + plan.in_channels, plan.n_classes + 1, kernel_size=plan.kernels[0], conv_only=True
+            3,
+            _FINE_CHANNELS + plan.in_channels,
+            plan.n_classes + 1 + plan.border_distance,
+            kernel_size=plan.kernels[0],
+            conv_only=True,
         )
         self.supervised = nn.ModuleList(
             nn.Conv3d(channels, plan.n_classes + 1, kernel_size=1)
@@ -79,7 +84,7 @@ class StridedUNet(nn.Module):
         return (self.backbone.output_block(decoded), image), logits
 
     def head(self, features: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution.
+        """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution; behind them that of the border distance.
 
         Parameters
         ----------
@@ -140,6 +145,25 @@ def build_network(plan: NetworkPlan, seed: int) -> StridedUNet:
 def get_weights(network: StridedUNet) -> dict[str, Tensor]:
     """Return the weights once each; `DynUNet` registers every block under a second name."""
     return {name: tensor for name, tensor in network.state_dict().items() if _SECOND_NAME not in name}
+
+
+def take_over(network: StridedUNet, weights: dict[str, Tensor]) -> None:
+    """Start from the weights of a network that may have learned a border distance where this one does not, or not yet.
+
+    The channels of the last layer that both have are taken over; a border distance that is new keeps its first weights.
+
+    Raises
+    ------
+    ValueError
+        As `set_weights`.
+    """
+    weights = dict(weights)
+    for name, own in get_weights(network).items():
+        earlier = weights.get(name, own)
+        if name.startswith(_LAST) and abs(len(own) - len(earlier)) == 1 and own.shape[1:] == earlier.shape[1:]:
+            rows = min(len(own), len(earlier))
+            weights[name] = torch.cat([earlier[:rows], own[rows:]])
+    set_weights(network, weights)
 
 
 def set_weights(network: StridedUNet, weights: dict[str, Tensor]) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
@@ -55,6 +58,13 @@ class NetworkPlan(Record):
     dropout: float
     supervised: int = 0
     """Decoder stages below the finest that get a loss of their own."""
+    border_distance: bool = False
+    """Whether the last layer has one more channel, for the distance to the border of a voxel's own object."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the border distance out where there is none, so that older digests stay."""
+        return _without(handler(self), "border_distance", self.border_distance)
 
     @property
     def total_stride_zyx(self) -> ZYX:
@@ -93,6 +103,13 @@ class TrainingPlan(Record):
     balanced: bool = False
     """Whether rare classes weigh more in the cross-entropy."""
     topology: TopologyPlan | None = None
+    border_um: float | None = None
+    """Largest border distance that is learned; None where none is."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the largest border distance out where there is none, so that older digests stay."""
+        return _without(handler(self), "border_um", self.border_um)
 
     @property
     def square(self) -> bool:
@@ -100,6 +117,11 @@ class TrainingPlan(Record):
         _, y, x = self.spacing_um_zyx
         windows = (self.window_zyx, self.inference_window_zyx)
         return abs(y - x) <= SAME_SPACING * max(y, x) and all(w[1] == w[2] for w in windows)
+
+
+def _without(fields: dict[str, Any], name: str, value: object) -> dict[str, Any]:
+    """Return fields without the one that is named, unless it has a value."""
+    return fields if value else {key: field for key, field in fields.items() if key != name}
 
 
 def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tuple[tuple[ZYX, ...], tuple[ZYX, ...]]:
@@ -148,7 +170,8 @@ def warm_start_network(
 ) -> tuple[NetworkPlan | None, str]:
     """Return the network of a model to start from, or None and why it does not fit.
 
-    What its weights do not depend on follows the settings; so does its depth along each axis, if they name a window.
+    What its weights do not depend on follows the settings; so does its depth along each axis, if they name a window. Only
+    the border distance may be learned anew, or no more, by a network that goes on with all other weights.
 
     Parameters
     ----------
@@ -170,7 +193,8 @@ def warm_start_network(
     )
     if not reason and config.window_zyx is not None:
         reason = scratch_reason({"training.window_zyx": ((old.strides, old.kernels), (new.strides, new.kernels))})
-    return (None, reason) if reason else (old.model_copy(update={"dropout": new.dropout}), "")
+    updated = {"dropout": new.dropout, "border_distance": new.border_distance}
+    return (None, reason) if reason else (old.model_copy(update=updated), "")
 
 
 def make_plan(
@@ -180,6 +204,7 @@ def make_plan(
     *,
     network: NetworkPlan | None = None,
     topology: bool = False,
+    border_um: float | None = None,
 ) -> TrainingPlan:
     """Plan a training.
 
@@ -196,6 +221,8 @@ def make_plan(
         The network of a model to start from, used as it is.
     topology : bool
         Whether the loss has terms for topology.
+    border_um : float, optional
+        Largest border distance to learn; without it, none is.
 
     Examples
     --------
@@ -210,6 +237,7 @@ def make_plan(
     profile, settings, spacing = PROFILES[config.profile], UNetSettings.of(config), survey.spacing_um_zyx
     least_window = config.window_zyx or isotropic_shape(spacing, profile.window_voxels, survey.field_zyx)
     network = network or _plan_network(config, survey, n_classes, least_window)
+    network = network.model_copy(update={"border_distance": border_um is not None})
     multiple = network.total_stride_zyx
     window = round_up(least_window, multiple)
     larger = isotropic_shape(spacing, round(math.prod(window) * profile.inference_scale), survey.volume_zyx)
@@ -226,6 +254,7 @@ def make_plan(
         ema=settings.ema,
         balanced=settings.balanced_classes,
         topology=weights if topology else None,
+        border_um=border_um,
     )
 
 

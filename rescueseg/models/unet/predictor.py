@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
 from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
+from rescueseg.models.predictor import BORDER_DISTANCE, Output
+from rescueseg.models.resample import resample
 from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, inference_window
 from rescueseg.models.weights import split_members
@@ -40,9 +43,25 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
     ) -> None:
         window = inference_window(plan, config)
         square = plan.square and window[1] == window[2]
+        self._border_um = plan.border_um
         super().__init__(
             networks, plan.network, config, device, NetworkInput(plan.spacing_um_zyx, window, square=square)
         )
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The class probabilities; behind them the border distance of a model that has learned it."""
+        learned = self._border_um is not None
+        border = (Output(name=BORDER_DISTANCE, channels=1, kind="distance"),) if learned else ()
+        return (*super().outputs, *border)
+
+    def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+        """Return the outputs by name; the border distance is in micrometre, so resampling leaves it what it is."""
+        outputs = super()._outputs_of(logits[:, : self.n_classes + 1], size)
+        if self._border_um is not None:
+            share = torch.sigmoid(logits[:, self.n_classes + 1 :])
+            outputs[BORDER_DISTANCE] = resample(share, size) * self._border_um
+        return outputs
 
     def _prepare(self, network: StridedUNet, images: Tensor) -> Features:
         return network.features(images.contiguous())

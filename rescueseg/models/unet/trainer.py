@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rescueseg.campaign import VolumeFolder
-from rescueseg.config import CampaignConfig
-from rescueseg.errors import ConfigError
+from rescueseg.config import CampaignConfig, TrainingConfig
+from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
 from rescueseg.models.survey import survey_snapshot
@@ -25,7 +25,7 @@ from rescueseg.models.trainer import (
     check_request,
     unlabelled_warnings,
 )
-from rescueseg.models.training_items import TrainingSet
+from rescueseg.models.training_items import TrainingSet, choose_border_um
 from rescueseg.models.unet.loop import Run, learning_rate
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
@@ -97,7 +97,7 @@ class MonaiUNetTrainer:
     ) -> None:
         """Train the networks one after the other, then commit the model."""
         every = request.config.training.checkpoint_every
-        data = TrainingSet(request.volumes, request.snapshot, plan)
+        data = TrainingSet(request.volumes, request.snapshot, plan, border_um=plan.border_um)
         folder = None if reason else request.warm_start
         runs: list[Run] = []
         seconds = 0.0
@@ -184,13 +184,17 @@ def plan_training(
     network: NetworkPlan | None = None,
     *,
     topology: bool = False,
+    border_um: float | None = None,
 ) -> TrainingPlan:
     """Plan the training of a snapshot, with or without terms for topology, for an earlier network or a new one.
+
+    Where a border distance is learned, `border_um` is the largest; it is chosen from the snapshot's objects when omitted.
 
     Raises
     ------
     TrainingError
-        If the snapshot is empty, or its volumes differ in their number of channels.
+        If the snapshot is empty, its volumes differ in their number of channels, or border distances are asked for where
+        no object is numbered.
     ConfigError
         If `training.unet.channels` names fewer than three levels.
     """
@@ -200,7 +204,23 @@ def plan_training(
         where = "training.unet.channels"
         raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
     survey = survey_snapshot(settings, volumes, snapshot)
-    return make_plan(config, survey, snapshot.n_classes, network=network, topology=topology)
+    if not _learns_border(config, snapshot):
+        border_um = None
+    elif border_um is None:
+        border_um = choose_border_um(volumes, snapshot, survey.spacing_um_zyx)
+    return make_plan(config, survey, snapshot.n_classes, network=network, topology=topology, border_um=border_um)
+
+
+def _learns_border(config: TrainingConfig, snapshot: Snapshot) -> bool:
+    """Tell whether a training learns the distance to the border of each voxel's own object."""
+    wish, numbered = UNetSettings.of(config).border_distance, any(item.instances for item in snapshot.items)
+    if wish and not numbered:
+        raise TrainingError(
+            "no object is numbered, so no border distance can be learned",
+            where="training.unet.border_distance",
+            todo='Annotate objects (annotation.labels = "instance"), or leave the setting out',
+        )
+    return numbered if wish is None else wish
 
 
 def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:
@@ -213,7 +233,9 @@ def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPla
     with model_errors(str(request.warm_start)):
         earlier = TrainingPlan.model_validate(model.description["plan"])
     network, reason = warm_start_network(earlier, plan, settings.training)
-    return plan_training(settings, request.volumes, snapshot, network, topology=topology), model.digest, reason
+    border_um = plan.border_um if network is None else earlier.border_um or plan.border_um
+    plan = plan_training(settings, request.volumes, snapshot, network, topology=topology, border_um=border_um)
+    return plan, model.digest, reason
 
 
 @contextmanager
