@@ -4,6 +4,7 @@
 
     delivery.json                     what it is made with (`rescueseg.delivery.records.Delivery`)
     index.html, pictures/             the summary page
+    places.json                       its most doubtful places (`rescueseg.delivery.places`)
     objects.csv, objects.parquet      the table of objects of all volumes
     <volume>.ome.zarr/                image, and labels/mask, labels/objects
     <volume>_mask.tif …               what was asked for beside it

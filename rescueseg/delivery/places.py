@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, Floats, Patch, box_bounds, zyx
@@ -38,6 +39,10 @@ class DoubtfulPlace(Record):
     def patch(self) -> Patch:
         """The box with its volume."""
         return Patch(self.volume_id, self.box)
+
+
+PLACES = RecordFile("places", tuple[DoubtfulPlace, ...])
+"""At the root of a delivery: where to look first, for its page and viewers; kept because the maps may be removed."""
 
 
 class DoubtfulObject(Record):

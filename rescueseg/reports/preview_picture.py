@@ -93,7 +93,7 @@ def _draw_volume(part: SubFigure, height: float, preview: VolumePreview, planes:
     ):
         x, y, width, tall = box
         axes = part.add_axes((x / _WIDTH, 1 - (y + tall) / height, width / _WIDTH, tall / height))
-        axes.imshow(_composite(image, low, high), aspect="auto", interpolation="nearest", extent=(0, 1, 1, 0))
+        axes.imshow(composite(image, low, high), aspect="auto", interpolation="nearest", extent=(0, 1, 1, 0))
         if truth is not None:
             _outline(axes, truth)
         axes.set(xticks=[], yticks=[])
@@ -134,10 +134,23 @@ def _shown_range(preview: VolumePreview, low: npt.NDArray[np.float64], high: npt
     return f"{'black to white' if len(low) == 1 else 'black to full colour'}: {', '.join(ranges)}{of}{truth}"
 
 
-def _composite(
+def composite(
     image: npt.NDArray[np.generic], low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return a plane in colour: row, column, RGB."""
+    """Return a plane of one to three channels in colour.
+
+    Parameters
+    ----------
+    image : ndarray
+        Channel, row, column.
+    low, high : ndarray of float64
+        Values drawn black and in full colour, by channel.
+
+    Returns
+    -------
+    ndarray of float64
+        Row, column, RGB from 0 to 1.
+    """
     picture = np.zeros((*image.shape[1:], 3))
     for channel, a, b, dye in zip(image, low, high, _DYES[len(image) - 1], strict=True):
         light = np.clip((np.nan_to_num(channel.astype(np.float64)) - a) / max(b - a, 1e-12), 0, 1)
@@ -162,10 +175,20 @@ def _outline(axes: Axes, truth: npt.NDArray[Any]) -> None:
 def _scale_bar(part: SubFigure, height: float, box: tuple[float, float, float, float], scale: float) -> None:
     """Draw a bar of a round length below the text, above the plane across z."""
     x, y, width, _ = box
-    most = width / scale / 3
-    power = 10.0 ** np.floor(np.log10(most))
-    length = float(max(f * power for f in (1, 2, 5) if f * power <= most))
+    length = round_length(width / scale / 3)
     bar = part.add_axes((x / _WIDTH, 1 - (y - 0.23) / height, length * scale / _WIDTH, 0.045 / height))
     bar.set_facecolor("black")
     bar.set(xticks=[], yticks=[])
     part.text((x + length * scale + 0.08) / _WIDTH, 1 - (y - 0.25) / height, f"{length:g} µm", fontsize=8, va="center")
+
+
+def round_length(most: float) -> float:
+    """Return the largest round number, 1, 2 or 5 times a power of ten, up to `most`.
+
+    Examples
+    --------
+    >>> round_length(34.0), round_length(0.7)
+    (20.0, 0.5)
+    """
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(max(f * power for f in (1, 2, 5) if f * power <= most))

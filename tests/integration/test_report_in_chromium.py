@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
+from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import current_evaluation
 from rescueseg.reports.campaign_report import write_report
+from rescueseg.reports.delivery_page import write_page
 from rescueseg.reports.evaluation_pages import write_comparison_page, write_evaluation_page
-from tests.evaluated_campaign import make_campaign, write_generation
+from tests.delivered_campaign import deliver, write_delivery
+from tests.evaluated_campaign import make_campaign, phantom_truth, write_generation
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -19,7 +23,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the report, an evaluation and a comparison of two generations of different families."""
+    """Return the report, an evaluation and a comparison of two generations of different families, and a delivery."""
     campaign = make_campaign(tmp_path_factory.mktemp("shown"))
     write_generation(campaign, 0, 2.4)
     write_generation(campaign, 1, 1.2, trainer="nnunet")
@@ -29,7 +33,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         write_evaluation_page(campaign, both[1], {"test": group_scores(both[1], "test", ("a",))}),
         write_comparison_page(campaign, *both, {"test": compare_generations(*both, "test", ("a",))}),
     ]
-    return [campaign.storage.path(path) for path in written]
+    out, truth = DeliveryFolder(str(tmp_path_factory.mktemp("out"))), phantom_truth()
+    write_delivery(campaign, out)
+    deliver(campaign, out, "phantom", (truth > 0).astype(np.uint8), truth.astype(np.uint32), truth)
+    write_page(out)
+    return [*(campaign.storage.path(path) for path in written), out.storage.path("index.html")]
 
 
 @pytest.mark.needs_chromium
@@ -50,6 +58,8 @@ def test_the_pages_fit_their_window_and_fetch_nothing(pages: list[str], width: i
             page.goto(f"file://{path}")
             assert page.locator("h2, h1").first.inner_text()
             assert page.evaluate("document.images.length") >= 2
+            page.evaluate("[...document.images].forEach(i => i.loading = 'eager')")
+            page.wait_for_function("[...document.images].every(i => i.complete)")
             assert page.evaluate("[...document.images].filter(i => !i.complete || i.naturalWidth === 0).length") == 0
             shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
             assert shown[0] <= shown[1], f"{path} is wider than its window"

@@ -1,0 +1,175 @@
+"""The summary page of deliveries that were made by hand: what stands in it, and pictures against the arrays themselves."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rescueseg.campaign import Campaign
+from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.label_colours import object_colour
+from rescueseg.delivery.places import PLACES, DoubtfulPlace
+from rescueseg.delivery.records import DELIVERY
+from rescueseg.errors import StorageError
+from rescueseg.geometry import Box
+from rescueseg.reports.delivered_pictures import DeliveredPictures
+from rescueseg.reports.delivered_sizes import object_sizes
+from rescueseg.reports.delivery_page import write_page
+from tests.delivered_campaign import deliver, object_rows, write_delivery, write_table
+from tests.evaluated_campaign import SHAPE, SPACING, make_campaign, phantom_truth, write_model
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    campaign = make_campaign(tmp_path_factory.mktemp("page"))
+    write_model(campaign, 0)
+    return campaign
+
+
+@pytest.fixture
+def folder(campaign: Campaign, tmp_path: Path) -> DeliveryFolder:
+    folder = DeliveryFolder(str(tmp_path / "my out"))
+    write_delivery(campaign, folder)
+    return folder
+
+
+def blocks() -> npt.NDArray[np.uint32]:
+    """Return three objects in a volume whose fullest plane is 5."""
+    objects = np.zeros(SHAPE, np.uint32)
+    objects[3:7, 10:40, 10:40] = 1
+    objects[4:6, 50:60, 20:80] = 2
+    objects[12:20, 70:90, 60:70] = 3
+    return objects
+
+
+def page(folder: DeliveryFolder) -> str:
+    return Path(folder.storage.path("index.html")).read_text()
+
+
+def text(folder: DeliveryFolder) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page(folder))).split())
+
+
+def test_page_names_what_was_delivered(campaign: Campaign, folder: DeliveryFolder) -> None:
+    objects, entropy = blocks(), np.zeros(SHAPE)
+    entropy[objects == 2] = 0.5
+    record = deliver(
+        campaign, folder, "phantom", (objects > 0).astype(np.uint8), objects, np.ones(SHAPE, "u1"), entropy
+    )
+    odd = record.model_copy(update={"warnings": ("<b>unlike</b> what it has learned",), "version": 3})
+    folder.records.write(folder.volume_record("phantom"), odd)
+    folder.records.write(PLACES, (DoubtfulPlace(volume_id="phantom", box=Box((2, 10, 10), (6, 20, 20)), entropy=0.25),))
+    write_page(folder)
+    words = text(folder)
+    assert "<b>unlike</b> what it has learned" in words  # as text, not as bold print
+    assert "version 3, with corrections" in words
+    assert "3 objects" in words
+    assert "Dice 0.871 0.884 0.902" in words
+    assert "AP50 – 0.500 0.613" in words
+    assert "below 0.55" in words
+    assert "protrusions thinner than 0.2 µm" in words
+    assert "Chosen among 2 settings" in words
+    assert "phantom, object 2 z y x 0.9, 5.45, 4.95 µm · 0.500 nat" in words
+    assert words.index("phantom, object 2") < words.index("phantom, object 1")
+    assert f"z y x {Box((2, 10, 10), (6, 20, 20))} · 0.250 nat" in words
+    assert f"rescueseg view '{folder.storage.url}' phantom" in words
+
+
+def test_all_addresses_lie_in_the_delivery(campaign: Campaign, folder: DeliveryFolder) -> None:
+    objects = blocks()
+    deliver(campaign, folder, "phantom", (objects > 0).astype(np.uint8), objects, np.ones(SHAPE, "u1"))
+    write_page(folder)
+    addresses = re.findall(r'(?:href|src)="([^"]*)"', page(folder))
+    assert {"phantom.ome.zarr", "tables/phantom.parquet", "pictures/volume_phantom.png"} <= set(addresses)
+    for address in addresses:
+        assert folder.storage.exists(unquote(address)), address
+    assert "url(" not in page(folder)
+    assert "<script" not in page(folder)
+
+
+def test_masks_alone_without_image_scores_and_table(campaign: Campaign, folder: DeliveryFolder) -> None:
+    mask = (blocks() > 0).astype(np.uint8)
+    deliver(campaign, folder, "phantom", mask, None, np.ones(SHAPE, "u1"))
+    Path(folder.storage.path("phantom.ome.zarr/zarr.json")).write_text('{"zarr_format": 3, "node_type": "group"}')
+    whole = folder.records.read(DELIVERY)
+    assert whole is not None
+    folder.records.write(DELIVERY, whole.model_copy(update={"scores": (), "boxes": 0}))
+    write_page(folder)
+    words = text(folder)
+    assert "There are no test boxes in these volumes" in words
+    assert "Objects to look at first" not in words
+    assert "How large" not in words
+    picture = imagecodecs.png_decode(Path(folder.storage.path("pictures/volume_phantom.png")).read_bytes())
+    share = (picture[..., :3].max(axis=-1) > 60).mean()
+    assert share == pytest.approx((mask[5] > 0).mean(), abs=0.03)  # labels on black, and a scale bar
+
+
+def test_an_empty_volume_has_its_page(campaign: Campaign, folder: DeliveryFolder) -> None:
+    nothing = np.zeros(SHAPE, np.uint8)
+    deliver(campaign, folder, "phantom", nothing, nothing.astype(np.uint32), np.ones(SHAPE, "u1"))
+    write_page(folder)
+    assert "0 objects" in text(folder)
+
+
+def test_folder_without_delivery_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the folder holds no delivery"):
+        write_page(DeliveryFolder(str(tmp_path / "nothing")))
+
+
+def test_sizes_are_those_of_the_arrays(folder: DeliveryFolder) -> None:
+    rng = np.random.default_rng(5)
+    sizes: dict[str, list[float]] = {"cell": [], "vessel": []}
+    for name in ("a", "b"):
+        volumes = 10.0 ** rng.uniform(-4, 3, 200)
+        classes = rng.integers(1, 3, 200)
+        rows = [
+            {"id": i, "class": int(c), "volume_um3": float(v)}
+            for i, (c, v) in enumerate(zip(classes, volumes, strict=True))
+        ]
+        write_table(folder, name, rows)
+        sizes["cell"] += volumes[classes == 1].tolist()
+        sizes["vessel"] += volumes[classes == 2].tolist()
+    counted = object_sizes(folder, ["a", "b", "none"], ("cell", "vessel", "dust"))
+    assert list(counted) == ["cell", "vessel"]
+    for name, expected in sizes.items():
+        one = counted[name]
+        assert one.count == len(expected) == one.bins.sum()
+        assert one.total_um3 == pytest.approx(sum(expected))
+        assert (one.smallest_um3, one.largest_um3) == (min(expected), max(expected))
+        edges = 10.0 ** (np.arange(one.bins.size + 1) / 20 - 9)
+        assert np.array_equal(one.bins, np.histogram(expected, edges)[0])
+
+
+def test_the_picture_shows_the_fullest_plane_in_the_objects_colours(campaign: Campaign, folder: DeliveryFolder) -> None:
+    objects = blocks()
+    volume = deliver(campaign, folder, "phantom", (objects > 0).astype(np.uint8), objects, np.zeros(SHAPE, "u1"))
+    picture = imagecodecs.png_decode(DeliveredPictures(folder, volume, 1).whole())[..., :3].astype(int)
+    right = picture[:, picture.shape[1] // 2 :]
+    rows, columns = (np.arange(n) for n in right.shape[:2])
+    plane = objects[5][np.ix_(rows * SHAPE[1] // rows.size, columns * SHAPE[2] // columns.size)]
+    for number in (1, 2):
+        inside = right[plane == number]
+        hue = np.array(object_colour(number)) * 0.38
+        assert np.median(np.abs(inside - hue).max(axis=1)) <= 3
+    assert not (plane == 3).any()
+    assert np.median(right[plane == 0].max(axis=1)) == 0
+
+
+def test_a_real_table_and_truth(campaign: Campaign, folder: DeliveryFolder) -> None:
+    from skimage.measure import label
+
+    mask = (phantom_truth() > 0).astype(np.uint8)
+    objects = label(mask).astype(np.uint32)
+    deliver(campaign, folder, "phantom", mask, objects, np.ones(SHAPE, "u1"))
+    rows = object_rows(objects, np.zeros(SHAPE))
+    write_page(folder)
+    assert f"organelle {len(rows):,}" in text(folder)
+    total = float((objects > 0).sum() * np.prod(SPACING))
+    assert object_sizes(folder, ["phantom"], ("organelle",))["organelle"].total_um3 == pytest.approx(total)
