@@ -16,13 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import napari
 import numpy as np
 from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QDialog, QInputDialog, QMessageBox, QTabWidget
 
+from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.records import DELIVERY
 from rescueseg.labels import PatchLabels
 from rescueseg.napari_plugin import widget as plugin
+from rescueseg.napari_plugin.delivery_layers import DeliveryLayers
 from rescueseg.napari_plugin.session import Work
 
 Voxel = Sequence[int]
@@ -245,6 +249,42 @@ def compare(place: str, name: str, ticket_id: str, shots: str = "", **_: Any) ->
     review.accept_b.click()
     rig.until(lambda: review.layers is None and not rig.widget.runner.busy)
     return {"shown": shown, "spot": spot, "about": about, "history": texts, "said": rig.said}
+
+
+def view(out: str, volume: str, shots: str, **_: Any) -> dict[str, Any]:
+    """Open a delivered volume; read layers, colours and values under points of the world; walk the doubtful places."""
+    folder = DeliveryFolder(out)
+    delivery, viewer = folder.records.read(DELIVERY), napari.Viewer()
+    record = next(v for v in folder.delivered() if v.volume_id == volume)
+    assert delivery is not None
+    shown = DeliveryLayers(viewer, folder, record, delivery.classes)
+    viewer.window.resize(1200, 820)
+    layers = {layer.name: layer for layer in viewer.layers}
+    features = ("places to proofread", "doubtful objects")
+    found: dict[str, Any] = {
+        "layers": list(layers),
+        "levels": {name: len(layer.data) if layer.multiscale else 1 for name, layer in layers.items()},
+        "scales": [list(map(float, layers[name].scale)) for name in layers if "mask" in name or "image" in name],
+        "class_colour": [float(c) for c in layers["mask"].get_color(1)],
+        "points": {name: (layer.data * layer.scale).tolist() for name, layer in layers.items() if name in features},
+        "stops": [],
+        "values": [],
+    }
+    for number in range(3):
+        QTest.keyClick(viewer.window._qt_viewer.canvas.native, Qt.Key.Key_N)
+        for _ in range(20):
+            QApplication.processEvents()
+            time.sleep(0.02)
+        found["stops"].append([float(c) for c in viewer.dims.point])
+        labels = layers.get("objects", layers["mask"])
+        value = labels.get_value(viewer.dims.point, world=True)
+        found["values"].append(int(value[1] if labels.multiscale else value))
+        viewer.screenshot(f"{shots}/view_{volume}_{number}.png", canvas_only=False, flash=False)
+    viewer.dims.ndisplay = 3
+    QApplication.processEvents()
+    viewer.screenshot(f"{shots}/view_{volume}_solid.png", canvas_only=False, flash=False)
+    assert shown.volume == record
+    return found
 
 
 def main() -> None:

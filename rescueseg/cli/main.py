@@ -15,6 +15,7 @@ from rescueseg.cli.serve import serve, token_app
 from rescueseg.cli.train import train
 from rescueseg.cli.triage import triage
 from rescueseg.cli.upgrade import upgrade
+from rescueseg.cli.view import view
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -40,6 +41,7 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (generation.infer, "infer liver second_stack"),
     (evaluate, "evaluate liver --generation 3 --json scores.json; or --training NAME"),
     (compare, "compare liver 2 3 --json differences.json; or the name of a training"),
+    (view, "view liver_results second_stack"),
     (generation.status, "status liver"),
     (generation.up, "up liver"),
     (upgrade, "upgrade liver --dry-run"),

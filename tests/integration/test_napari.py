@@ -18,18 +18,26 @@ import tifffile
 from rescueseg import volumes
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.stage_results import TRAINING, TrainingResult
 from rescueseg.config import check_config
+from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.label_colours import class_colours
+from rescueseg.delivery.places import PLACES, DoubtfulPlace
 from rescueseg.geometry import Box, Spacing
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
 from rescueseg.randomness import random_generator
+from rescueseg.records import ModelReference
 from tests.annotation_server import served
+from tests.delivered_campaign import deliver, write_delivery
+from tests.evaluated_campaign import SPACING
 from tests.next_snapshot import next_labels
 
 pytestmark = pytest.mark.needs_xvfb
 RIG = Path(__file__).parents[1] / "napari_rig.py"
 Play = Callable[..., dict[str, Any]]
+MODEL = ModelReference(generation=0, trainer="monai_unet", path="m", digest="d" * 64)
 
 
 @pytest.fixture
@@ -276,3 +284,29 @@ def test_real_patches_come_back_as_painted(play: Play, real_data: Path, tmp_path
         [record] = client.versions(name)
         assert record.verdict == "accepted"
         assert np.array_equal(next_labels(campaign, name, name, box), drawn_over(starts[name], box, strokes[name]))
+
+
+def test_a_delivery_is_shown_with_its_doubtful_places(tmp_path: Path, play: Play) -> None:
+    shape, spacing = (40, 64, 300), np.array(SPACING)
+    campaign = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "c", "classes": ["cell"]}))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=MODEL, iterations=1))
+    folder, objects, entropy = DeliveryFolder(str(tmp_path / "out")), np.zeros(shape, np.uint32), np.zeros(shape)
+    for number, start in enumerate(((5, 10, 20), (20, 30, 150), (30, 40, 260)), start=1):
+        where = tuple(slice(s, s + n) for s, n in zip(start, (5, 9, 15), strict=True))
+        objects[where], entropy[where] = number, (0.2, 0.6, 0.4)[number - 1]
+    image = np.stack([objects * 60, 255 - objects]).astype(np.uint8)
+    write_delivery(campaign, folder)
+    deliver(campaign, folder, "stack", (objects > 0).astype(np.uint8), objects, image, entropy)
+    place = DoubtfulPlace(volume_id="stack", box=Box((8, 20, 101), (5, 21, 21)), entropy=0.3)
+    elsewhere = DoubtfulPlace(volume_id="other", box=Box((0, 0, 0), (5, 21, 21)), entropy=0.9)
+    folder.records.write(PLACES, (elsewhere, place))
+    found = play("view", out=folder.url, volume="stack", shots=str(tmp_path))
+    assert found["layers"] == ["image 1", "image 2", "mask", "objects", "places to proofread", "doubtful objects"]
+    assert found["levels"]["objects"] == found["levels"]["image 1"] > 1
+    assert found["scales"] == [list(SPACING)] * 3
+    assert found["class_colour"] == pytest.approx([*(c / 255 for c in class_colours(1)[0]), 1], abs=1e-6)
+    middles = np.array([[10, 30, 111], [22, 34, 157], [32, 44, 267]]) * spacing  # the place, then objects 2 and 3
+    assert found["points"]["places to proofread"] == pytest.approx(middles[:1])
+    assert np.array(found["points"]["doubtful objects"])[:2] == pytest.approx(middles[1:])
+    assert np.array(found["stops"]) == pytest.approx(middles)
+    assert found["values"] == [0, 2, 3]
