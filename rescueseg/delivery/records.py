@@ -37,6 +37,9 @@ class ObjectRule(Record):
     """An object starts where the map rises at least so much above the saddle to a higher one; in the map's units."""
     smallest_um3: float = 0.0
     """Smaller objects join the neighbour over the highest saddle, or vanish where there is none."""
+    farthest_um: float = 0.0
+    """For the source "distance": larger distances count as this one; 0 for 32 times the finest voxel size. What is wider
+    than twice as much in two places, and not narrower in between, stays one object."""
 
 
 class Trial(Record):

@@ -116,8 +116,8 @@ def saddle(a: npt.NDArray[np.integer], b: npt.NDArray[np.integer]) -> Int64:
     >>> bool(low > lower), level_of(low)
     (True, np.int64(5))
     """
-    packed: Int64 = (np.minimum(a, b).astype(np.int64) << _LEVEL_BITS) | np.maximum(a, b)
-    return packed
+    saddles: Int64 = (np.minimum(a, b).astype(np.int64) << _LEVEL_BITS) | np.maximum(a, b)
+    return saddles
 
 
 def level_of(saddles: Int64) -> Int64:
@@ -222,8 +222,8 @@ def join_basins(summits: npt.NDArray[np.integer], rows: Int64, depth: int) -> In
     graph = coo_array((rank, (rows[order, 0], rows[order, 1])), shape=(size, size)).tocsr()
     tree = np.sort(minimum_spanning_tree(graph).data).astype(np.int64) - 1
     heights, whole, part = summits.tolist(), list(range(size)), list(range(size))
-    kept = rows[order[tree]]
-    for a, b, level in zip(kept[:, 0].tolist(), kept[:, 1].tolist(), level_of(kept[:, 2]).tolist(), strict=True):
+    edges = rows[order[tree]]
+    for a, b, level in zip(edges[:, 0].tolist(), edges[:, 1].tolist(), level_of(edges[:, 2]).tolist(), strict=True):
         low = _join(whole, heights, a, b)
         if heights[low] - level < depth:
             _join(part, heights, a, b)
@@ -294,7 +294,7 @@ def join_small(sizes: Int64, rows: Int64, least: int) -> Int64:
                 around[target][other] = around[other][target] = max(height, around[other].get(target, 0))
         if total[target] < least:
             heapq.heappush(small, (total[target], target))
-    joined = np.asarray([*into, -1], np.int64)
-    while not np.array_equal(joined, joined[joined]):
-        joined = joined[joined]
-    return joined[:-1]
+    group = np.asarray([*into, -1], np.int64)
+    while not np.array_equal(group, group[group]):
+        group = group[group]
+    return group[:-1]

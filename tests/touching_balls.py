@@ -1,0 +1,126 @@
+"""A volume of balls that touch, and all that a delivery makes objects of: mask and maps, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from scipy import ndimage
+
+from rescueseg.campaign import GenerationFolder
+from rescueseg.config import InferenceConfig
+from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
+from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.target import TargetVolume
+from rescueseg.geometry import ZYX, Spacing
+from rescueseg.inference.maps import InferencePlan, VolumeMaps
+from rescueseg.models.predictor import Output
+from rescueseg.records import MapReference, ModelReference
+from rescueseg.storage import Storage
+from rescueseg.volumes.shards import FileSum
+
+SHAPE, SPACING = (24, 60, 66), (0.5, 0.2, 0.2)
+RADIUS = 2.3
+CENTRES = ((5.0, 3.0, 3.0), (5.0, 3.0, 7.0), (5.0, 6.9, 5.0), (2.6, 9.2, 9.4), (6.6, 9.2, 9.4))
+"""In micrometre; each ball touches another one, the last two along z."""
+
+
+def truth() -> npt.NDArray[np.uint32]:
+    """Return the number of the ball that each voxel is in, of two the one whose centre is nearer; 0 outside."""
+    places = np.indices(SHAPE).reshape(3, -1).T * SPACING
+    distances = np.linalg.norm(places[:, None] - np.array(CENTRES), axis=2)
+    numbers = np.where(distances.min(axis=1) <= RADIUS, distances.argmin(axis=1) + 1, 0)
+    return numbers.reshape(SHAPE).astype(np.uint32)
+
+
+def maps_of(balls: npt.NDArray[np.uint32], boundary: bool = False, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+    """Return maps as a good model makes them: class 1 is inside of the balls, class 2 (on request) where two touch."""
+    rng = np.random.default_rng(seed)
+    numbers = np.unique(balls[balls > 0])
+    distance = np.max([ndimage.distance_transform_edt(balls == n, sampling=SPACING) for n in numbers], axis=0)
+    inside = balls > 0
+    to_others = [ndimage.distance_transform_edt(~inside | (balls == n), sampling=SPACING) for n in numbers]
+    border = inside & (np.choose(np.maximum(balls, 1) - 1, to_others) <= 0.5 + 1e-6)
+    core = inside & (distance > 0.55)
+    classes = [~inside, inside & ~border, border] if boundary else [~core, core]
+    smooth = [ndimage.gaussian_filter(c.astype(np.float32), (0.4, 1.0, 1.0)) for c in classes]
+    noisy = np.maximum(np.stack(smooth) + 0.02 * rng.random((len(classes), *SHAPE)), 1e-3)
+    probability = (noisy / noisy.sum(axis=0)).astype(np.float32)
+    return {
+        "probability": probability.astype(np.float16).astype(np.float32),
+        "border_distance": distance[None].astype(np.float16).astype(np.float32),
+    }
+
+
+def rule_of(objects: ObjectRule, temperature: float = 1.0, object_class: int = 1) -> DeliveryRule:
+    """Return a rule whose masks are what they are."""
+    return DeliveryRule(
+        model_digest="m",
+        truth_digest="t",
+        temperature=temperature,
+        cleanup=(CleanUp(),) * object_class,
+        objects=objects,
+        object_class=object_class,
+    )
+
+
+def make_target(
+    folder: Path,
+    mask: npt.NDArray[np.uint8],
+    maps: Mapping[str, npt.NDArray[np.float32]],
+    rule: DeliveryRule,
+    block: ZYX,
+) -> TargetVolume:
+    """Write mask, empty objects and maps of a volume."""
+    source = SourceVolume("v", str(folder), str(folder), 0)
+    target = TargetVolume(source, DeliveryFolder(str(folder / "out")), rule, _zyx(mask), SPACING, block)
+    for name, dtype in (("mask", np.uint8), ("objects", np.uint32)):
+        zarr.create_array(
+            target.label_url(name), name="0", shape=mask.shape, dtype=dtype, chunks=block, shards=block, fill_value=0
+        )
+    zarr.open_array(target.label_url("mask"), path="0", mode="r+")[...] = mask
+    _write_maps(folder, maps, SPACING)
+    return target
+
+
+def _zyx(mask: npt.NDArray[np.uint8]) -> ZYX:
+    z, y, x = mask.shape
+    return z, y, x
+
+
+def _write_maps(folder: Path, maps: Mapping[str, npt.NDArray[np.float32]], spacing: Spacing) -> None:
+    _, z, y, x = maps["probability"].shape
+    model = ModelReference(generation=0, trainer="t", path="m", digest="d")
+    plan = InferencePlan(
+        model=model,
+        volume_id="v",
+        volume_digest="d",
+        shape_zyx=(z, y, x),
+        spacing_um_zyx=spacing,
+        n_classes=len(maps["probability"]) - 1,
+        seed=0,
+        inference=InferenceConfig(),
+        window_zyx=(8, 16, 16),
+        block_zyx=(16, 32, 32),
+        chunk_zyx=(8, 16, 16),
+        outputs=(Output(name="border_distance", channels=1, kind="distance"),),
+    )
+    stored = VolumeMaps(GenerationFolder.of(Storage(str(folder)), 0), "v")
+    stored.prepare(plan, ["a", "b"][: plan.n_classes])
+    for index, box in enumerate(plan.blocks):
+        files: dict[str, FileSum] = {}
+        for name, array in maps.items():
+            files |= stored.write(name, box, array[(..., *box.slices)].astype(np.float16))
+        stored.mark(plan, index, "d", files)
+    reference = MapReference(
+        generation=0, volume_id="v", model_digest="d", quantities=plan.quantities, blocks=len(plan.blocks), digest="d"
+    )
+    stored.finish(reference)
+
+
+def read_objects(target: TargetVolume) -> npt.NDArray[np.uint32]:
+    """Return what was written."""
+    return np.asarray(zarr.open_array(target.label_url("objects"), path="0", mode="r")[...], np.uint32)
