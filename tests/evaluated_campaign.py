@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import ZYX, Box
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.queue.store import make_queue
-from rescueseg.records import Holdout, HoldoutBox, MapReference, ModelReference, Snapshot, SnapshotItem
+from rescueseg.records import Holdout, HoldoutBox, LabelType, MapReference, ModelReference, Snapshot, SnapshotItem
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
@@ -43,13 +45,19 @@ def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
     return Holdout(boxes=tuple(boxes), guard_zyx=(2, 4, 4))
 
 
-def make_campaign(folder: Path, truth: bool = True) -> Campaign:
-    """Return a campaign with one phantom volume and a frozen holdout."""
+def make_campaign(
+    folder: Path,
+    truth: bool = True,
+    labels: npt.NDArray[Any] | None = None,
+    classes: Sequence[str] = ("organelle",),
+    truth_type: LabelType = "semantic",
+) -> Campaign:
+    """Return a campaign with one phantom volume and a frozen holdout; its truth are the labels, the phantom's without."""
     folder.mkdir(exist_ok=True)
-    campaign = Campaign.create(str(folder / "campaign"), check_config({"name": "phantom", "classes": ["organelle"]}))
+    campaign = Campaign.create(str(folder / "campaign"), check_config({"name": "phantom", "classes": [*classes]}))
     make_queue(campaign)
-    image, labels, _ = make_phantom(SHAPE, SPACING, 3)
-    for name, array in (("image", image), ("truth", labels)):
+    image, phantom, _ = make_phantom(SHAPE, SPACING, 3)
+    for name, array in (("image", image), ("truth", phantom if labels is None else labels)):
         tifffile.imwrite(folder / f"{name}.tif", array)
     import_volume(
         campaign,
@@ -58,6 +66,7 @@ def make_campaign(folder: Path, truth: bool = True) -> Campaign:
             volume_id="phantom",
             spacing=SPACING,
             truth=str(folder / "truth.tif") if truth else None,
+            truth_type=truth_type,
         ),
     )
     campaign.freeze_holdout(holdout_boxes())

@@ -188,6 +188,17 @@ def holdout_truth(campaign: Campaign) -> HoldoutTruth:
     return truth
 
 
+def truth_of_part(campaign: Campaign, part: Part) -> HoldoutTruth:
+    """Return the boxes of one part of the holdout that have a truth, with what reads it: of the other part none is read.
+
+    There may be no box; a box that is skipped in the queue is all ignore, as in `holdout_truth`.
+    """
+    holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)
+    boxes = [box for box in (_usable(holdout.boxes, records) if holdout else ()) if box.part == part]
+    missing = set(_truth(campaign, records, boxes).missing())
+    return _truth(campaign, records, [box for box in boxes if box not in missing])
+
+
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
     holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)

@@ -1,0 +1,185 @@
+"""What a rule is chosen on: the maps of a model around the validation boxes, and the truth inside them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rescueseg.campaign import Campaign
+from rescueseg.delivery.request import DeliveryModel
+from rescueseg.evaluation.truth import HoldoutTruth
+from rescueseg.geometry import Box, Spacing
+from rescueseg.inference.engine import InferenceJob, predict_boxes
+from rescueseg.inference.maps import VolumeMaps
+from rescueseg.labels import IGNORE
+from rescueseg.models.predictor import PROBABILITY
+from rescueseg.postprocessing.distances import reach_voxels
+from rescueseg.postprocessing.mask_steps import at_faces
+from rescueseg.records import HoldoutBox, ModelReference
+from rescueseg.storage import digest_json
+from rescueseg.voxels.components import label_components
+
+MOST_VOXELS = 8_000_000
+"""Of the maps that a choice reads, margins included: of more, narrower margins are read, then every so many boxes."""
+MARGIN = 0.002
+"""By so much a setting must be better than what is simpler."""
+BORDER_DISTANCE = "border_distance"
+_MARGINS = (16, 8, 4, 0)
+"""In multiples of the finest voxel size: a piece that a box's face cuts is seen larger than the box."""
+_LEAST_PIECES = 3
+
+
+@dataclass(frozen=True)
+class ValidationBox:
+    """A validation box.
+
+    Parameters
+    ----------
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    maps : dict
+        By quantity, float32: "probability" (K + 1, z, y, x), and "border_distance" where the model has it; with a margin.
+    inner : tuple of slice
+        Where the box lies in the maps.
+    truth : ndarray of uint8, zyx
+        Classes in the box, 255 unknown.
+    objects : ndarray of int, zyx, or None
+        Numbered objects in the box, where the truth tells them apart.
+    whole : bool
+        Whether box and margin are at least half of the volume.
+    """
+
+    spacing_um_zyx: Spacing
+    maps: dict[str, npt.NDArray[np.float32]]
+    inner: tuple[slice, slice, slice]
+    truth: npt.NDArray[np.uint8]
+    objects: npt.NDArray[Any] | None
+    whole: bool
+
+
+@dataclass(frozen=True)
+class StructureSize:
+    """How large the structures of a class are in truth.
+
+    Parameters
+    ----------
+    thickness_um : float
+        Twice the median distance to the border along the middle.
+    piece_um3 : float
+        Median volume of a connected piece.
+    """
+
+    thickness_um: float
+    piece_um3: float
+
+
+def validation_digest(truth: HoldoutTruth) -> str:
+    """Return the digest of boxes and their truth, numbered objects included; empty where there is no box."""
+    return digest_json([[box.to_json(), truth.digest(box)] for box in truth.boxes]) if truth.boxes else ""
+
+
+def read_validation(campaign: Campaign, chosen: DeliveryModel, truth: HoldoutTruth) -> list[ValidationBox]:
+    """Read the validation boxes, at most `MOST_VOXELS` of their maps.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    chosen : DeliveryModel
+        Whose maps: those of its generation where they are complete, else what it predicts here, to the last bit the same.
+    truth : HoldoutTruth
+        Of the validation boxes alone. Of what lies around a box the maps alone are read.
+
+    Raises
+    ------
+    RescuesegError
+        If a file of maps or truth is damaged, or the model cannot be loaded.
+    """
+    boxes = [box for box in truth.boxes if (truth.labels(box) != IGNORE).any()]
+    result = []
+    for volume_id, group in itertools.groupby(_within_limit(boxes, truth), key=lambda pair: pair[0].volume_id):
+        pairs, volume = list(group), truth.volumes[volume_id]
+        for (box, around), maps in zip(pairs, _maps(campaign, chosen, volume_id, [b for _, b in pairs]), strict=True):
+            result.append(
+                ValidationBox(
+                    spacing_um_zyx=volume.spacing_um_zyx,
+                    maps=maps,
+                    inner=box.box.relative_to(around).slices,
+                    truth=truth.labels(box),
+                    objects=truth.objects(box),
+                    whole=2 * around.size >= math.prod(volume.shape_zyx),
+                )
+            )
+    return result
+
+
+def _within_limit(boxes: Sequence[HoldoutBox], truth: HoldoutTruth) -> list[tuple[HoldoutBox, Box]]:
+    """Return boxes with what is read around them; at least one box, however large."""
+    pairs: list[tuple[HoldoutBox, Box]] = []
+    for margin in _MARGINS:
+        pairs = [(box, _around(box, truth, margin)) for box in boxes]
+        voxels = sum(around.size for _, around in pairs)
+        if voxels <= MOST_VOXELS:
+            return pairs
+    return pairs[:: -(-voxels // MOST_VOXELS)]
+
+
+def _around(box: HoldoutBox, truth: HoldoutTruth, margin: int) -> Box:
+    volume = truth.volumes[box.volume_id]
+    reach = reach_voxels(margin * min(volume.spacing_um_zyx), volume.spacing_um_zyx)
+    return box.box.expand(reach).clip(volume.shape_zyx)
+
+
+def _maps(
+    campaign: Campaign, chosen: DeliveryModel, volume_id: str, boxes: Sequence[Box]
+) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    """Yield the maps of some boxes of a volume, by quantity."""
+    names = (PROBABILITY, BORDER_DISTANCE)
+    stored = None if chosen.training else _stored(campaign, chosen.model, volume_id)
+    if stored is not None:
+        reference = stored.finished()
+        arrays = stored.open_several([name for name in names if name in reference.quantities])
+        for box in boxes:
+            yield {name: np.asarray(array[(..., *box.slices)], np.float32) for name, array in arrays.items()}
+        return
+    dtype = np.dtype(campaign.config.inference.map_dtype)
+    for maps in predict_boxes(InferenceJob.of(campaign, chosen.model, volume_id), boxes):
+        yield {name: maps[name].astype(dtype).astype(np.float32) for name in names if name in maps}
+
+
+def _stored(campaign: Campaign, model: ModelReference, volume_id: str) -> VolumeMaps | None:
+    maps = VolumeMaps(campaign.generation(model.generation), volume_id)
+    reference = maps.reference()
+    return maps if reference is not None and reference.model_digest == model.digest else None
+
+
+def structure_size(boxes: Sequence[ValidationBox], class_index: int) -> StructureSize | None:
+    """Measure a class in the truth of the boxes; None where it does not occur.
+
+    Pieces that a box cuts count only where there are fewer than three others.
+    """
+    depths, inside, cut = [], list[float](), list[float]()
+    for box in boxes:
+        mask = box.truth == class_index
+        if not mask.any():
+            continue
+        padded = np.pad(mask, 1, mode="edge")  # the box's faces are no border of the structure
+        if not padded.all():
+            depth = ndimage.distance_transform_edt(padded, sampling=box.spacing_um_zyx)
+            depths.append(depth[padded & (depth >= ndimage.maximum_filter(depth, 3))])
+        pieces, count = label_components(mask, 26)
+        sizes, faces = np.bincount(pieces.ravel(), minlength=count + 1), at_faces(pieces, count)
+        voxel = math.prod(box.spacing_um_zyx)
+        for number in range(1, count + 1):
+            (cut if faces[number] else inside).append(float(sizes[number]) * voxel)
+    if not depths:
+        return None
+    volumes = inside if len(inside) >= _LEAST_PIECES else inside + cut
+    return StructureSize(2 * float(np.median(np.concatenate(depths))), float(np.median(volumes)))
