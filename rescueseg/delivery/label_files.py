@@ -97,36 +97,39 @@ def write_tiff(path: Path, labels: LabelFile) -> None:
     """Write a TIFF: an ImageJ stack where ImageJ can open it, else a compressed BigTIFF with OME-XML.
 
     ImageJ's needs less than 4 GiB and knows no 32-bit integers: labels above 65535 are float32, exact up to 2²⁴. Voxel
-    sizes are in micrometre, and the colours are those of the OME-Zarr for classes.
+    sizes are in micrometre. Labels up to 255 have a colour table, for classes that of the OME-Zarr; ImageJ shows others as
+    shades of grey.
     """
     dtype = tiff_dtype(labels.shape_zyx, labels.highest)
-    z, y, x = labels.spacing_um_zyx
     planes = (plane.astype(dtype) for slab in labels.slabs() for plane in slab)
-    if dtype == np.uint32 or dtype.itemsize * math.prod(labels.shape_zyx) >= MOST_IMAGEJ_BYTES:
-        sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (z, y, x), strict=True)}
-        units = {f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"}
-        _imwrite(path, planes, labels, dtype, ome=True, bigtiff=True, metadata={"axes": "ZYX"} | sizes | units)
-        return
-    highest = 255 if dtype == np.uint8 else max(1, labels.highest)
-    shown = {"min": 0.0, "max": float(highest), "mode": "grayscale", "LUTs": [_colour_table(labels.classes)]}
-    metadata = {"axes": "ZYX", "spacing": z, "unit": "um"} | shown
-    _imwrite(path, planes, labels, dtype, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+    fits = dtype != np.uint32 and dtype.itemsize * math.prod(labels.shape_zyx) < MOST_IMAGEJ_BYTES
+    options = _imagej_options(labels, dtype) if fits else _ome_options(labels.spacing_um_zyx)
+    tifffile.imwrite(path, planes, shape=labels.shape_zyx, dtype=dtype, **options)
 
 
-def _imwrite(
-    path: Path, planes: Iterator[npt.NDArray[Any]], labels: LabelFile, dtype: np.dtype[Any], **options: Any
-) -> None:
-    compression = None if options.get("imagej") else "zlib"
-    tifffile.imwrite(
-        path, planes, shape=labels.shape_zyx, dtype=dtype, photometric="minisblack", compression=compression, **options
-    )
+def _imagej_options(labels: LabelFile, dtype: np.dtype[Any]) -> dict[str, Any]:
+    z, y, x = labels.spacing_um_zyx
+    metadata = {"axes": "ZYX", "spacing": z, "unit": "um"}
+    options = {"imagej": True, "resolution": (1 / x, 1 / y)}
+    if dtype == np.uint8:
+        return options | {"metadata": metadata, "photometric": "palette", "colormap": _colour_map(labels.classes)}
+    return options | {"metadata": metadata | {"min": 0.0, "max": float(labels.highest)}, "photometric": "minisblack"}
 
 
-def _colour_table(classes: int | None) -> npt.NDArray[np.uint8]:
-    """Return colours for 256 values, (3, 256), black first."""
+def _ome_options(spacing_um_zyx: Spacing) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    for axis, size in zip("ZYX", spacing_um_zyx, strict=True):
+        metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
+    return {
+        "ome": True, "bigtiff": True, "metadata": metadata, "photometric": "minisblack", "compression": "zlib",
+    }  # fmt: skip
+
+
+def _colour_map(classes: int | None) -> npt.NDArray[np.uint16]:
+    """Return colours for 256 values as a TIFF has them, (3, 256), black first."""
     colours = [object_colour(n) for n in range(1, 256)] if classes is None else class_colours(classes)
-    table = np.zeros((3, 256), np.uint8)
-    table[:, 1 : 1 + len(colours)] = np.array(colours[:255], np.uint8).T
+    table = np.zeros((3, 256), np.uint16)
+    table[:, 1 : 1 + len(colours)] = np.array(colours[:255], np.uint16).T * 257
     return table
 
 

@@ -24,6 +24,7 @@ from rescueseg.delivery.records import CleanUp, DeliveryRule, ExportedFile, Obje
 from rescueseg.delivery.request import Format
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
+from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_label_image
@@ -104,6 +105,7 @@ def test_voxels_and_spacing_are_read_back(
         for ending in (".tif", ".nii.gz", ".nrrd"):
             again = open_source(str(tmp_path / f"phantom_{name}{ending}"))
             assert again.spacing_um_zyx == pytest.approx(SPACING)
+            np.testing.assert_array_equal(again.read(Box((0, 0, 0), SHAPE))[0], array)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(f.path for f in files)
 
 
@@ -137,7 +139,7 @@ def test_tiffs_of_objects_have_a_type_that_imagej_knows(
 def test_classes_have_the_colours_of_the_delivery(campaign: Campaign, tmp_path: Path) -> None:
     run(target_of(campaign, str(tmp_path), labels()[0], None), ("tiff",))
     with tifffile.TiffFile(tmp_path / "phantom_mask.tif") as tif:
-        table = tif.imagej_metadata["LUTs"]
+        table = tif.pages[0].colormap // 257
     assert table[:, :3].T.tolist() == [[0, 0, 0], *(list(c) for c in class_colours(2))]
 
 
