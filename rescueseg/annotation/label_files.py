@@ -63,8 +63,13 @@ def starting_labels(storage: Storage, lease: Lease, n_classes: int) -> npt.NDArr
 def starting_patch(storage: Storage, lease: Lease, config: CampaignConfig) -> PatchLabels:
     """Return what the annotator starts from, objects numbered where the campaign annotates instances.
 
-    The objects of a first mask are its connected components. Errors as in `starting_labels`.
+    The objects of a first mask are its connected components, unless it holds numbers of objects (uint32), as those of a
+    delivery do. Errors as in `starting_labels`.
     """
+    if config.annotation.labels == "instance" and lease.start is not None and lease.previous is None:
+        first = storage.read_array(lease.start)
+        if first.dtype == np.uint32:
+            return check_patch(PatchLabels.of_instances(first), lease.ticket.box, config, where=lease.start)
     classes = starting_labels(storage, lease, config.n_classes)
     if config.annotation.labels == "semantic":
         return PatchLabels(classes)

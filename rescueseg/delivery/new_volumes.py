@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import dump_config
-from rescueseg.campaign.layout import CAMPAIGN_FILE
+from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.layout import CAMPAIGN_FILE, check_id
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.errors import ConfigError, InvalidVolumeError, RescuesegError, UnreadableVolumeError, VolumeError
@@ -39,6 +40,15 @@ class NewVolume(Record):
     likeness: str
     """The verdict, in a sentence."""
     warnings: tuple[str, ...] = ()
+
+
+def new_volume(folder: DeliveryFolder, volume_id: str) -> NewVolume | None:
+    """Return what was imported for a delivery under a name, None where nothing was."""
+    return RecordFolder(Storage(folder.work_url())).read(_file(volume_id))
+
+
+def _file(volume_id: str) -> RecordFile[NewVolume]:
+    return RecordFile(f"new/{check_id(volume_id, 'volume id')}", NewVolume)
 
 
 def expand(paths: Sequence[str], template: VolumeImport) -> tuple[list[VolumeImport], list[str]]:
@@ -150,16 +160,16 @@ class NewVolumes:
         RescuesegError
             As `rescueseg.volumes.volume_import.import_volume`.
         """
+        work, source = self.work, _source(volume)
+        known = new_volume(self.folder, volume.name)
+        if known is not None and known.source == source and volume.name in work.volumes.ids():
+            return known  # also when it has joined the campaign since, for review
         if volume.name in self.campaign.volumes.ids():
             raise VolumeError(
                 f"the campaign has a volume '{volume.name}' already",
                 where=volume.path,
                 todo="Name the volume instead of the file, or rename the file",
             )
-        work, file, source = self.work, RecordFile(f"new/{volume.name}", NewVolume), _source(volume)
-        known = work.records.read(file)
-        if known is not None and known.source == source and volume.name in work.volumes.ids():
-            return known
         if known is not None and known.source != source:
             raise VolumeError(
                 f"another file was delivered as '{volume.name}', or this one has changed since",
@@ -170,7 +180,7 @@ class NewVolumes:
         record = import_volume(work, volume, report)
         new = self._judged(work, record, volume.path, source)
         work.volumes.save(new.record)
-        work.records.write(file, new)
+        work.records.write(_file(volume.name), new)
         return new
 
     def _judged(self, work: Campaign, record: VolumeRecord, path: str, source: str) -> NewVolume:

@@ -33,7 +33,7 @@ class NewTicket(Record):
     score: float = 0.0
     """The higher goes first."""
     prefill: str | None = None
-    """Path below the campaign of the mask to start from (npz, uint8 zyx)."""
+    """Path below the campaign of the mask to start from (npz, uint8 zyx; uint32 where it holds numbers of objects)."""
     priority: int = 0
     """Set by a person; goes before everything else."""
     classes: tuple[str, ...] = ()

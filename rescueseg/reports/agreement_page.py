@@ -97,7 +97,7 @@ def single_version_view(campaign: Campaign, store: QueueStore, ticket_id: str) -
     empty = np.zeros(ticket.box.shape_zyx, np.uint8)
     start = campaign.storage.read_array(ticket.prefill) if ticket.prefill else empty
     masks = [
-        ("the first mask", PatchLabels(start)),
+        ("the first mask", PatchLabels.of_instances(start) if start.dtype == np.uint32 else PatchLabels(start)),
         (versions[-1].annotator, read_version(campaign.storage, versions[-1])),
     ]
     return BoxPictures(campaign.volumes, campaign.config.n_classes).disagreeing(

@@ -95,7 +95,7 @@ def first_tickets(
     """Return the tickets of a sampling, in the volumes that may be used; the queue takes those that it does not have."""
     usable = {volume.volume_id for volume in volumes}
     holdout_tickets = [
-        _ticket(config, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
+        make_ticket(config, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
         for b in starting_patches.holdout_tickets(volumes, holdout)
     ]
     return holdout_tickets + [_queried(config, 0, patch) for patch in starting if patch.volume_id in usable]
@@ -199,7 +199,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsR
 
 
 def _queried(config: CampaignConfig, generation: int, patch: QueriedPatch) -> NewTicket:
-    return _ticket(
+    return make_ticket(
         config,
         generation,
         Patch(patch.volume_id, patch.box),
@@ -210,7 +210,7 @@ def _queried(config: CampaignConfig, generation: int, patch: QueriedPatch) -> Ne
     )
 
 
-def _ticket(
+def make_ticket(
     config: CampaignConfig,
     generation: int,
     patch: Patch,
@@ -220,6 +220,7 @@ def _ticket(
     reason: str,
     score: float = 0.0,
 ) -> NewTicket:
+    """Return the ticket of a patch, without a first mask; pool tickets may be for two people."""
     name = ticket_id(config.name, generation, patch, purpose)
     return NewTicket(
         ticket_id=name,
