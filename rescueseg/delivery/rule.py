@@ -1,4 +1,4 @@
-"""The rule of a delivery, chosen on the validation boxes: threshold, and what is cleaned of which class.
+"""The rule of a delivery, chosen on the validation boxes: threshold, what is cleaned of which class, how objects are made.
 
 One setting after the other is tried, and kept where it is better by `MARGIN` at least: nothing is cleaned for nothing. The
 test boxes are never read, so that what they say of the delivered mask is true of other places, too.
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY, trainer_name
+from rescueseg.delivery.object_choice import OBJECT_TRIALS, choose_objects
 from rescueseg.delivery.records import CleanUp, DeliveryRule, Trial
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.delivery.uncleaned import Float32, classes_of_voxels
@@ -51,15 +52,17 @@ def choose_rule(
     campaign: Campaign,
     chosen: DeliveryModel,
     *,
+    with_objects: bool = False,
+    boundary_class: str = "",
     progress: Progress | None = None,
 ) -> DeliveryRule:
-    """Choose on the validation boxes how a model's maps become masks.
+    """Choose on the validation boxes how a model's maps become masks and objects.
 
     The temperature is the one that the model's evaluation fitted. The threshold is that with the best mean Dice over the
     classes; then for one class after the other each step of the clean-up, with sizes in multiples of what the class's
     structures measure in truth. Where the campaign's problem is thin structures that must not break, the score is the mean
     of Dice and clDice. Only the largest piece is kept where boxes are at least half of their volume: nobody knows of smaller
-    ones whether the volume holds a single piece.
+    ones whether the volume holds a single piece. Objects are chosen by panoptic quality.
 
     Parameters
     ----------
@@ -67,13 +70,17 @@ def choose_rule(
         The campaign; without a validation box that has a truth, the rule is the plain one and nothing is tried.
     chosen : DeliveryModel
         The model.
+    with_objects : bool
+        Whether objects are made.
+    boundary_class : str
+        Class that is the boundary between objects.
     progress : callable, optional
         Called with what is counted, settings tried, and how many there are at most.
 
     Returns
     -------
     DeliveryRule
-        With all settings that were tried, at most 43: the same for the same model, boxes and truth.
+        With all settings that were tried, at most 65: the same for the same model, boxes and truth.
 
     Raises
     ------
@@ -94,7 +101,11 @@ def choose_rule(
     if boxes:
         search.choose_threshold()
         search.choose_cleanup(tuple(campaign.config.classes))
-    return search.result()
+    if not with_objects:
+        return search.result()
+    boundary = campaign.config.classes.index(boundary_class) + 1 if boundary_class else None
+    rule, trials = choose_objects(boxes, search.result(), boundary, search.report)
+    return rule.model_copy(update={"trials": (*rule.trials, *trials)})
 
 
 def is_thin(campaign: Campaign) -> bool:
@@ -126,7 +137,7 @@ class _Search:
     def report(self) -> None:
         """Count a setting."""
         self.tried += 1
-        self.progress(_PROGRESS, self.tried, len(THRESHOLDS) + CLEANING_TRIALS)
+        self.progress(_PROGRESS, self.tried, len(THRESHOLDS) + CLEANING_TRIALS + OBJECT_TRIALS)
 
     def choose_threshold(self) -> None:
         scores = {}

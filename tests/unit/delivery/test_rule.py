@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from scipy import ndimage
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY, AdvisedRoute, TriageSummary
 from rescueseg.delivery import validation
-from rescueseg.delivery.records import CleanUp, DeliveryRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.delivery.rule import choose_rule, is_thin
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.evaluation.truth import HoldoutTruth, truth_of_part
+from rescueseg.inference.engine import InferenceJob, infer_volume
 from rescueseg.records import HoldoutBox
+from tests import trivial_predictors
 from tests.evaluated_campaign import (
     SHAPE,
     SPACING,
@@ -167,6 +170,43 @@ def test_few_voxels_are_read_of_large_boxes(tmp_path: Path, noisy: np.ndarray, m
         for box in boxes:
             assert box.maps["probability"][(0, *box.inner)].shape == box.truth.shape == (8, 24, 24)
         assert (len(boxes) == 8) == (most >= 36_864)
+
+
+def test_predicted_boxes_hold_what_maps_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training has no maps of its own: its model predicts the boxes, to the last bit as in a whole volume."""
+    campaign = make_campaign(tmp_path)
+    write_model(campaign, 0)
+    chosen, job_of = model_of(campaign), InferenceJob.of
+    infer_volume(campaign, chosen.model, "phantom", load=trivial_predictors.blur)
+    truth = truth_of_part(campaign, "validation")
+    stored = validation.read_validation(campaign, chosen, truth)
+    monkeypatch.setattr(InferenceJob, "of", lambda *args: replace(job_of(*args), load=trivial_predictors.blur))
+    predicted = validation.read_validation(campaign, replace(chosen, training="t"), truth)
+    for one, other in zip(stored, predicted, strict=True):
+        assert set(one.maps) == set(other.maps) == {"probability"}
+        assert np.array_equal(one.maps["probability"], other.maps["probability"])
+        assert one.maps["probability"].std() > 0
+
+
+def test_objects_are_chosen_with_the_mask(tmp_path: Path) -> None:
+    """Rows of bars that lie apart, in truth with a number each."""
+    truth = np.zeros(SHAPE, np.uint16)
+    for number, y in enumerate(range(2, 92, 9), start=1):
+        truth[3:20, y : y + 6, 2:90] = number
+    campaign = make_campaign(tmp_path, labels=truth, truth_type="instance")
+    write_maps(campaign, 0, np.stack([(truth > 0) * -0.6 + 0.8, (truth > 0) * 0.6 + 0.2]), np.zeros(SHAPE))
+    write_model(campaign, 0)
+    seen: list[tuple[str, int, int]] = []
+    rule = choose_rule(campaign, model_of(campaign), with_objects=True, progress=lambda *counts: seen.append(counts))
+    assert rule.objects == ObjectRule(source="pieces")
+    assert chosen_words(rule) == ["threshold 0.50", "objects: connected pieces"]
+    assert {t.what: t.score for t in rule.trials}["objects: connected pieces"] == 1
+    assert [done for _, done, _ in seen] == list(range(1, len(rule.trials) + 1))
+    assert {total for *_, total in seen} == {65}
+    assert choose_rule(campaign, model_of(campaign)).objects is None
+    boundary = choose_rule(campaign, model_of(campaign), with_objects=True, boundary_class="organelle")
+    assert boundary.objects is not None
+    assert (boundary.objects.source, boundary.object_class) == ("boundary", 1)
 
 
 def write_triage(campaign: Campaign, structure: str) -> None:

@@ -1,0 +1,190 @@
+"""How objects are made, chosen on the validation boxes whose truth numbers them, by panoptic quality."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rescueseg.delivery.masks import mask_of_box
+from rescueseg.delivery.objects import objects_of_box
+from rescueseg.delivery.records import DeliveryRule, ObjectRule, Trial
+from rescueseg.delivery.validation import BORDER_DISTANCE, MARGIN, ValidationBox, structure_size
+from rescueseg.evaluation.instances import compare_instances, renumber_objects
+from rescueseg.evaluation.metric_table import METRICS
+from rescueseg.labels import IGNORE
+from rescueseg.models.predictor import PROBABILITY
+
+OBJECT_TRIALS = 22
+"""At most so many."""
+_PANOPTIC = next(metric for metric in METRICS if metric.name == "pq")
+_PROBABILITY_DEPTHS = (0.05, 0.15, 0.35)
+_DISTANCE_DEPTHS = (0.03, 0.1, 0.25)
+"""In multiples of the structure's thickness."""
+_SMALLEST = (0.05, 0.125, 0.3)
+"""In multiples of the median volume of an object."""
+_WORDS = {
+    "pieces": "connected pieces",
+    "probability": "basins of the probability",
+    "distance": "basins of the distance to the mask's border",
+    "boundary": "basins between boundaries",
+    "border_distance": "basins of the model's border distance",
+}
+
+Numbers = npt.NDArray[Any]
+
+
+def choose_objects(
+    boxes: Sequence[ValidationBox], rule: DeliveryRule, boundary: int | None, report: Callable[[], None]
+) -> tuple[DeliveryRule, tuple[Trial, ...]]:
+    """Choose how objects are made.
+
+    Connected pieces stand unless basins of a map are better: of the probability, of the distance to the mask's border, of
+    the model's own border distance; where a class is the boundary, basins of that one's probability alone. Then a smallest
+    size is tried. Without numbered objects in truth the model's border distance is taken where there is one, else pieces.
+
+    Parameters
+    ----------
+    boxes : sequence of ValidationBox
+        The validation boxes.
+    rule : DeliveryRule
+        How masks are made; not changed.
+    boundary : int or None
+        Class that is the boundary between objects.
+    report : callable
+        Called after each trial.
+
+    Returns
+    -------
+    rule : DeliveryRule
+        With objects, of the class with most of them.
+    trials : tuple of Trial
+        Panoptic quality on all boxes together.
+    """
+    of_class = boundary or _numbered_class(boxes, len(rule.cleanup))
+    rule = rule.model_copy(update={"object_class": of_class})
+    finest = min((min(box.spacing_um_zyx) for box in boxes), default=0.0)
+    search = _Search.on(boxes, rule, boundary, report)
+    if not search.cases:
+        objects = _without_truth(boxes, boundary, finest)
+        return rule.model_copy(update={"objects": objects}), ()
+    size = structure_size(boxes, of_class)
+    thickness = size.thickness_um if size else 2 * finest
+    candidates = _candidates(boxes, boundary, thickness, finest)
+    scores = [search.score(objects) for objects in candidates]
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    best = best if scores[best] >= scores[0] + MARGIN else 0
+    smaller = [candidates[best].model_copy(update={"smallest_um3": v}) for v in search.smallest()]
+    smaller_scores = [search.score(objects) for objects in smaller]
+    chosen = max(range(len(smaller)), key=lambda i: (smaller_scores[i], -i), default=None)
+    if chosen is not None and smaller_scores[chosen] < scores[best] + MARGIN:
+        chosen = None
+    objects = candidates[best] if chosen is None else smaller[chosen]
+    trials = [_trial(o, s, i == best) for i, (o, s) in enumerate(zip(candidates, scores, strict=True))]
+    trials += [_trial(o, s, i == chosen) for i, (o, s) in enumerate(zip(smaller, smaller_scores, strict=True))]
+    return rule.model_copy(update={"objects": objects}), tuple(trials)
+
+
+def _candidates(
+    boxes: Sequence[ValidationBox], boundary: int | None, thickness: float, finest: float
+) -> list[ObjectRule]:
+    """Return what is tried, the simplest first."""
+    smoothing = (0.0, float(f"{1.5 * finest:.2g}"))
+    micrometres = [float(f"{d * thickness:.2g}") for d in _DISTANCE_DEPTHS]
+
+    def basins(source: Any, depths: Sequence[float]) -> list[ObjectRule]:
+        pairs = itertools.product(smoothing, depths)
+        return [ObjectRule(source=source, smoothing_um=s, depth=d) for s, d in pairs]
+
+    if boundary:
+        return basins("boundary", _PROBABILITY_DEPTHS)
+    own = basins("border_distance", micrometres) if all(BORDER_DISTANCE in box.maps for box in boxes) else []
+    return [
+        ObjectRule(source="pieces"),
+        *basins("probability", _PROBABILITY_DEPTHS),
+        *basins("distance", micrometres),
+        *own,
+    ]
+
+
+def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest: float) -> ObjectRule:
+    if boundary:
+        return ObjectRule(source="boundary", depth=_PROBABILITY_DEPTHS[1])
+    if boxes and all(BORDER_DISTANCE in box.maps for box in boxes):
+        return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
+    return ObjectRule(source="pieces")
+
+
+def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
+    """Return the class with most numbered voxels in truth; 1 where none is numbered."""
+    voxels = np.zeros(256, np.int64)
+    for box in boxes:
+        if box.objects is not None:
+            voxels += np.bincount(box.truth[box.objects > 0].ravel(), minlength=256)
+    return int(voxels[1 : n_classes + 1].argmax()) + 1
+
+
+def _trial(objects: ObjectRule, score: float, chosen: bool) -> Trial:
+    what = _WORDS[objects.source]
+    if objects.source != "pieces":
+        unit = " µm" if "distance" in objects.source else ""
+        what += f", {objects.depth:g}{unit} deep"
+    what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
+    what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""
+    return Trial(what=f"objects: {what}", score=round(score, 6), chosen=chosen)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A box with its finished mask, and the true objects in it."""
+
+    box: ValidationBox
+    mask: npt.NDArray[np.uint8]
+    true: Numbers
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Scores ways to make objects."""
+
+    cases: list[_Case]
+    rule: DeliveryRule
+    report: Callable[[], None]
+
+    @classmethod
+    def on(
+        cls, boxes: Sequence[ValidationBox], rule: DeliveryRule, boundary: int | None, report: Callable[[], None]
+    ) -> _Search:
+        """Return the search on the boxes whose truth numbers objects; none where not one object is numbered."""
+        cases = []
+        for box in boxes:
+            if box.objects is not None:
+                inside = box.truth != boundary if boundary else box.truth == rule.object_class
+                true = renumber_objects(np.where(inside & (box.truth != IGNORE), box.objects, 0))
+                cases.append(_Case(box, mask_of_box(box.maps[PROBABILITY], rule, box.spacing_um_zyx), true))
+        return cls(cases if any(case.true.any() for case in cases) else [], rule, report)
+
+    def score(self, objects: ObjectRule) -> float:
+        """Return the panoptic quality on all boxes together."""
+        rule, rows = self.rule.model_copy(update={"objects": objects}), []
+        for case in self.cases:
+            made = objects_of_box(case.mask, case.box.maps, rule, case.box.spacing_um_zyx)[case.box.inner]
+            i = compare_instances(renumber_objects(np.where(case.box.truth != IGNORE, made, 0)), case.true)
+            rows.append([(i.found, i.true, *i.matched, i.iou)])
+        self.report()
+        pooled = {"objects": np.array(rows, np.float64).sum(axis=0)}
+        value = float(_PANOPTIC.value(pooled, np.ones(1, np.bool_)))
+        return 0.0 if math.isnan(value) else value
+
+    def smallest(self) -> list[float]:
+        """Return the smallest sizes that are tried, µm³."""
+        volumes = []
+        for case in self.cases:
+            sizes = np.bincount(case.true.ravel())[1:]
+            volumes += (sizes[sizes > 0] * math.prod(case.box.spacing_um_zyx)).tolist()
+        return [float(f"{part * float(np.median(volumes)):.2g}") for part in _SMALLEST]
