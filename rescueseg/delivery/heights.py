@@ -21,15 +21,13 @@ from rescueseg.delivery.folder import MASK
 from rescueseg.delivery.records import DeliveryRule, ObjectRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import storage_errors
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.image_files.zarr_url import zarr_store
-from rescueseg.models.predictor import PROBABILITY
+from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
 from rescueseg.voxels.basins import Heights
 from rescueseg.voxels.distances import capped_distance
 
-BORDER_DISTANCE = "border_distance"
-"""The map of a model that says how far the border of the object is, in micrometre."""
 _LEVELS = (1 << 16) - 2
 _LEVELS_PER_VOXEL = 256
 _FARTHEST_VOXELS = 32

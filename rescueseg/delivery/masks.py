@@ -20,7 +20,7 @@ from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.delivery.uncleaned import Float32, classes_of_voxels, tempered_map
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import Box, Spacing
 from rescueseg.postprocessing.mask_steps import clean_mask
 from rescueseg.storage import digest_json

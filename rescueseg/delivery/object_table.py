@@ -27,7 +27,7 @@ from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.delivery.whole_file import whole_file
 from rescueseg.errors import InferenceError
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import Box
 from rescueseg.models.predictor import PROBABILITY
 from rescueseg.records import Normalisation

@@ -59,7 +59,7 @@ class DeliveryRule(Record):
     truth_digest: str
     """Of the validation boxes and their truth; empty where there were none, and nothing was chosen."""
     temperature: float = 1.0
-    """Probabilities are tempered first (`rescueseg.evaluation.calibration.temper`)."""
+    """Probabilities are tempered first (`rescueseg.evaluation.temperature.temper`)."""
     threshold: float = 0.5
     """A voxel is foreground where the tempered probability of the background is below one minus this; its class is then the
     most probable of the others."""

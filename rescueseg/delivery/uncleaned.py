@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import Box
 from rescueseg.models.predictor import PROBABILITY
 

@@ -19,6 +19,7 @@ from rescueseg.campaign.record_file import RecordFile
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, score_boxes
 from rescueseg.evaluation.metrics import CALIBRATION_BINS, Bins
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.temperature import LEAST_PROBABILITY, temper
 from rescueseg.evaluation.truth import PARTS, Labels
 from rescueseg.labels import IGNORE, most_likely
 from rescueseg.progress import CountProgress
@@ -27,7 +28,6 @@ from rescueseg.records import HoldoutBox, Part, Record
 MOST_VOXELS = 2_000_000
 """Of a part, that the temperature is fitted or measured on; of more, every so many."""
 _RANGE = (0.1, 10.0)
-_TINY = 1e-6
 
 Float32 = npt.NDArray[np.float32]
 
@@ -77,34 +77,10 @@ class Calibration(Record):
 CALIBRATION = RecordFile("calibration", Calibration)
 
 
-def temper(probabilities: Float32, temperature: float) -> Float32:
-    """Return ``p^(1/T)``, normalised.
-
-    Parameters
-    ----------
-    probabilities : ndarray of float32, shape (K + 1, …)
-        Class probabilities along the first axis.
-    temperature : float
-        Above 0; more than 1 makes the probabilities less sure.
-
-    Examples
-    --------
-    Background and one class of a single voxel, at a temperature of 2:
-
-    >>> temper(np.array([[0.9], [0.1]], np.float32), 2.0).round(2).tolist()
-    [[0.75], [0.25]]
-    """
-    logs = np.log(np.maximum(probabilities, np.float32(_TINY))) / np.float32(temperature)
-    logs -= logs.max(axis=0)
-    np.exp(logs, out=logs)
-    tempered: Float32 = logs / logs.sum(axis=0)
-    return tempered
-
-
 def negative_log_likelihood(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> float:
     """Return the mean of −ln p of the true class; probabilities (K + 1, n), truth (n,)."""
     likelihood = np.take_along_axis(probabilities, truth[None].astype(np.intp), axis=0)
-    return float(-np.log(np.maximum(likelihood, np.float32(_TINY))).mean(dtype=np.float64))
+    return float(-np.log(np.maximum(likelihood, np.float32(LEAST_PROBABILITY))).mean(dtype=np.float64))
 
 
 def fit_temperature(probabilities: Float32, truth: npt.NDArray[np.uint8]) -> float:

@@ -14,7 +14,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.inference.boxes import predict_image
 from rescueseg.models.registry import load_predictor
 from rescueseg.records import ModelReference

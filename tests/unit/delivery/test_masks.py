@@ -22,7 +22,7 @@ from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.delivery.uncleaned import uncleaned_of_box
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, zyx
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.postprocessing.mask_steps import clean_mask

@@ -26,7 +26,7 @@ from rescueseg.delivery.places import doubtful_objects
 from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.evaluation.calibration import temper
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, partition
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_label_image

@@ -19,11 +19,11 @@ from rescueseg.evaluation.calibration import (
     fit_temperature,
     keep_calibration,
     score_and_calibrate,
-    temper,
 )
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.holdout_scores import check_evaluation, stored_maps
 from rescueseg.evaluation.stored_scores import SCORES, store_scores
+from rescueseg.evaluation.temperature import temper
 from rescueseg.stages.evaluate import evaluate
 from tests.evaluated_campaign import holdout_boxes, make_campaign, write_generation
 

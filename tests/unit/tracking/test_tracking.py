@@ -24,10 +24,11 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import TrackingConfig, check_config
 from rescueseg.errors import ServiceError
-from rescueseg.evaluation.calibration import CALIBRATION, Calibration, temper
+from rescueseg.evaluation.calibration import CALIBRATION, Calibration
 from rescueseg.evaluation.champion import Judgement
 from rescueseg.evaluation.pooled import part_score
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import Box
 from rescueseg.models.files import CHECKPOINT_FILE, MODEL_FOLDER, checkpoints, member_folder, read_model
 from rescueseg.models.survey import Survey
