@@ -322,13 +322,15 @@ def touches(regions: Numbers, pieces: Numbers) -> npt.NDArray[np.int64]:
     """
     at = np.argwhere(regions > 0)
     numbers = regions[tuple(at.T)].astype(np.int64)
-    padded = np.pad(pieces, 1)
-    pairs = [np.empty((0, 2), np.int64)]
-    for shift in itertools.product(range(3), repeat=3):
-        neighbours = padded[tuple((at + shift).T)].astype(np.int64)
+    padded = np.pad(pieces, 1).astype(np.int64, copy=False)
+    flat, base = padded.reshape(-1), np.int64(padded.max(initial=0) + 1)
+    places = np.ravel_multi_index(tuple(at.T + 1), padded.shape)
+    pairs = [np.empty(0, np.int64)]
+    for shift in itertools.product((-1, 0, 1), repeat=3):
+        neighbours = flat[places + np.dot(shift, [padded.shape[1] * padded.shape[2], padded.shape[2], 1])]
         hit = neighbours > 0
-        pairs.append(np.unique(np.stack([numbers[hit], neighbours[hit]], axis=1), axis=0))
-    return np.unique(np.concatenate(pairs), axis=0)
+        pairs.append(np.unique(numbers[hit] * base + neighbours[hit]))
+    return np.stack(np.divmod(np.unique(np.concatenate(pairs)), base), axis=1)
 
 
 def touch_counts(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
