@@ -14,11 +14,11 @@ import numpy.typing as npt
 from rescueseg.delivery.masks import mask_of_box
 from rescueseg.delivery.objects import objects_of_box
 from rescueseg.delivery.records import DeliveryRule, ObjectRule, Trial
-from rescueseg.delivery.validation import BORDER_DISTANCE, MARGIN, ValidationBox, structure_size
+from rescueseg.delivery.validation import MARGIN, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.labels import IGNORE
-from rescueseg.models.predictor import PROBABILITY
+from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
 
 OBJECT_TRIALS = 22
 """At most so many."""

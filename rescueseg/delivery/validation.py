@@ -19,7 +19,7 @@ from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE
-from rescueseg.models.predictor import PROBABILITY
+from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
 from rescueseg.postprocessing.distances import reach_voxels
 from rescueseg.postprocessing.mask_steps import at_faces
 from rescueseg.records import HoldoutBox, ModelReference
@@ -30,7 +30,6 @@ MOST_VOXELS = 8_000_000
 """Of the maps that a choice reads, margins included: of more, narrower margins are read, then every so many boxes."""
 MARGIN = 0.002
 """By so much a setting must be better than what is simpler."""
-BORDER_DISTANCE = "border_distance"
 _MARGINS = (16, 8, 4, 0)
 """In multiples of the finest voxel size: a piece that a box's face cuts is seen larger than the box."""
 _LEAST_PIECES = 3
