@@ -25,6 +25,8 @@ from rescueseg.sampling.patches import candidates, patch_shape
 from rescueseg.shared_places import SharedPlaces
 
 ENTROPY = "predictive_entropy"
+PROOFREADING = "proofreading"
+"""Stratum of the tickets that doubtful places become."""
 
 
 class DoubtfulPlace(Record):

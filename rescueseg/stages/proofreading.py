@@ -11,7 +11,7 @@ from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.layout import DELIVERED_LABELS
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder, SourceVolume
 from rescueseg.delivery.new_volumes import new_volume
-from rescueseg.delivery.places import DoubtfulPlace, doubtful_places
+from rescueseg.delivery.places import PROOFREADING, DoubtfulPlace, doubtful_places
 from rescueseg.errors import StorageError, VolumeError
 from rescueseg.labels import class_names
 from rescueseg.progress import Progress
@@ -26,8 +26,6 @@ from rescueseg.volumes.ome_zarr import open_level
 from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 
-PROOFREADING = "proofreading"
-"""Stratum of the tickets."""
 _OPEN: tuple[TicketStatus, ...] = ("queued", "leased", "submitted", "rejected")
 
 

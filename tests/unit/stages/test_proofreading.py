@@ -16,14 +16,14 @@ from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
 from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
 from rescueseg.delivery.new_volumes import NewVolume, NewVolumes
-from rescueseg.delivery.places import doubtful_places
+from rescueseg.delivery.places import PROOFREADING, doubtful_places
 from rescueseg.errors import QueueError, StorageError
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.records import Domain, Domains
 from rescueseg.stages import tickets
-from rescueseg.stages.proofreading import PROOFREADING, join_campaign, queue_places
+from rescueseg.stages.proofreading import join_campaign, queue_places
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport

@@ -1,0 +1,269 @@
+"""What people corrected of a delivered volume, merged into its labels; what stood there before is kept.
+
+One merge is a folder below ``corrections/<volume>/``, by number::
+
+    0001/merge.json               which accepted annotations it merges: written first
+    0001/<ticket>_mask.npz        the labels of the ticket's box before, written before they are changed
+    0001/<ticket>_objects.npz
+    0001/corrected_<ticket>.json  what was changed: written last
+
+What is to be written depends on these arrays alone, never on labels that may be half written: after a kill the same
+annotations are merged again with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from rescueseg.campaign import Campaign
+from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.label_arrays import read_classes, read_objects
+from rescueseg.campaign.layout import check_id
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.delivery.corrected_objects import corrected_numbers, drawn_objects
+from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
+from rescueseg.delivery.places import PROOFREADING
+from rescueseg.delivery.records import DeliveryRule
+from rescueseg.delivery.target import TargetVolume
+from rescueseg.errors import storage_errors
+from rescueseg.geometry import Box, partition, zyx
+from rescueseg.image_files.zarr_url import zarr_store
+from rescueseg.labels import IGNORE
+from rescueseg.queue.store import QueueStore
+from rescueseg.records import AcceptedAnnotation, BoxField, Record
+from rescueseg.storage import digest_array
+from rescueseg.volumes.ome_zarr import open_level
+
+Labels = npt.NDArray[Any]
+
+
+class Merge(Record):
+    """One merge: what it is to do."""
+
+    base: str
+    """Digest of what the labels were made of, without corrections."""
+    annotations: tuple[AcceptedAnnotation, ...]
+    """In this order."""
+    largest: int
+    """The largest number of an object before."""
+
+
+class Correction(Record):
+    """One annotation that was merged."""
+
+    ticket_id: str
+    annotation_id: str
+    annotator: str
+    handed_in: datetime
+    box: BoxField
+    voxels: int
+    """Voxels of the mask that were changed."""
+    largest: int
+    """The largest number of an object from then on."""
+    digests: dict[str, str]
+    """Of the labels of the box after it, by label image."""
+
+
+EARLIER = RecordFile("earlier", tuple[str, ...])
+"""Annotations that were accepted before the volume was delivered first: those of no review of it are not merged."""
+MERGE = RecordFile("merge", Merge)
+
+
+def merge_corrections(campaign: Campaign, store: QueueStore, target: TargetVolume, base: str) -> int:
+    """Merge the annotations that were accepted since the volume was delivered into its labels at full resolution.
+
+    Merged are those of tickets that ask to proofread it, and all others of its pool patches that were accepted after the
+    first delivery; each once, and again where the labels were made anew. The mask takes the classes that were drawn; an
+    object that nobody changed keeps its number (see `rescueseg.delivery.corrected_objects`). Voxels that were not annotated
+    stay as they are.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Whose people corrected it.
+    store : QueueStore
+        Its queue.
+    target : TargetVolume
+        The volume, its labels written.
+    base : str
+        Digest of what these were made of, without corrections.
+
+    Returns
+    -------
+    int
+        The version of the labels: 1 where nothing was corrected, and one more with each merge.
+
+    Raises
+    ------
+    StorageError
+        If an annotation is missing or damaged, or the disk is full.
+    """
+    merges = _Merges(campaign, store, target)
+    accepted = [a for a in store.views.accepted("pool") if a.volume_id == target.volume_id]
+    merges.finish()
+    if new := merges.missing(accepted, base):
+        merges.begin(Merge(base=base, annotations=tuple(new), largest=_largest_object(target)))
+        merges.finish()
+    return 1 + len(merges.numbers())
+
+
+@dataclass(frozen=True)
+class _Merges:
+    """The merges of one volume."""
+
+    campaign: Campaign
+    store: QueueStore
+    target: TargetVolume
+
+    def folder(self, *parts: str) -> RecordFolder:
+        """Return the folder of the corrections, or of one merge."""
+        return corrections_folder(self.target.out, self.target.volume_id, *parts)
+
+    def numbers(self) -> list[str]:
+        """Return the folders of the merges that were begun, in their order."""
+        folder = self.folder()
+        return [n for n in folder.storage.list(folder.folder) if n.isdigit() and self.folder(n).has(MERGE)]
+
+    def begin(self, merge: Merge) -> None:
+        """Write what the next merge is to do."""
+        self.folder(f"{len(self.numbers()) + 1:04d}").write(MERGE, merge)
+
+    def finish(self) -> None:
+        """Do what the last merge has not done yet; those before it are done."""
+        if not (numbers := self.numbers()):
+            return
+        folder = self.folder(numbers[-1])
+        merge = folder.read(MERGE)
+        assert merge is not None, "it is written first, and makes the folder"
+        largest = merge.largest
+        for annotation in merge.annotations:
+            done = folder.read(_correction_file(annotation.ticket_id))
+            if done is None:
+                done = self._merge_one(folder, annotation, largest)
+                folder.write(_correction_file(annotation.ticket_id), done)
+            largest = done.largest
+
+    def missing(self, accepted: list[AcceptedAnnotation], base: str) -> list[AcceptedAnnotation]:
+        """Return the accepted annotations that the labels do not hold yet."""
+        folder = self.folder()
+        proofread = {t.ticket_id for t in self.store.views.tickets(purpose="pool") if t.stratum == PROOFREADING}
+        if not folder.has(EARLIER):
+            before = tuple(a.annotation_id for a in accepted if a.ticket_id not in proofread)
+            folder.write(EARLIER, before)
+        earlier = folder.read(EARLIER) or ()
+        merged = self._in_place(base)
+        new = [a for a in accepted if a.annotation_id not in earlier and a.annotation_id not in merged]
+        return sorted(new, key=lambda a: (self._handed_in(a), a.ticket_id))  # the latest is merged last, and stays
+
+    def _handed_in(self, annotation: AcceptedAnnotation) -> datetime:
+        versions = self.store.views.annotations(annotation.ticket_id)
+        return next(v.created_at for v in versions if v.annotation_id == annotation.annotation_id)
+
+    def _in_place(self, base: str) -> set[str]:
+        """Return the annotations that the labels hold: none where they were made anew since."""
+        done: list[Correction] = []
+        for number in self.numbers():
+            merge = self.folder(number).read(MERGE)
+            if merge is not None and merge.base == base:
+                files = (_correction_file(a.ticket_id) for a in merge.annotations)
+                done += [c for c in map(self.folder(number).read, files) if c is not None]
+        visible = [c for n, c in enumerate(done) if not any(c.box.intersects(later.box) for later in done[n + 1 :])]
+        for correction in visible:
+            for name, digest in correction.digests.items():
+                labels = np.asarray(open_level(self.target.label_url(name))[correction.box.slices])
+                if digest_array(labels) != digest:
+                    return set()
+        return {correction.annotation_id for correction in done}
+
+    def _merge_one(self, folder: RecordFolder, annotation: AcceptedAnnotation, largest: int) -> Correction:
+        """Keep what stands in the box of an annotation, then overwrite it."""
+        box, storage = annotation.box, self.campaign.storage
+        classes = read_classes(storage, annotation)
+        ignore = classes == IGNORE
+        mask = self._before(folder, annotation, MASK)
+        labels: dict[str, Labels] = {MASK: np.where(ignore, mask, classes).astype(np.uint8)}
+        if self.target.rule.objects is not None:
+            old, inside = self._rimmed(folder, annotation)
+            drawn = read_objects(storage, annotation)
+            if drawn is None:
+                foreground = _object_voxels(labels[MASK], self.target.rule, self.campaign.config.n_classes)
+                drawn = drawn_objects(old[inside.slices], foreground, self.target.spacing_um_zyx)
+            labels[OBJECTS], largest = corrected_numbers(old, inside, drawn, ignore, largest)
+        for name, array in labels.items():
+            _write(self.target.label_url(name), box, array)
+        return Correction(
+            ticket_id=annotation.ticket_id,
+            annotation_id=annotation.annotation_id,
+            annotator=annotation.annotator,
+            handed_in=self._handed_in(annotation),
+            box=box,
+            voxels=int(np.count_nonzero(labels[MASK] != mask)),
+            largest=largest,
+            digests={name: digest_array(array) for name, array in labels.items()},
+        )
+
+    def _before(self, folder: RecordFolder, annotation: AcceptedAnnotation, name: str) -> Labels:
+        """Return the labels of a box before the correction; they are kept before anything is changed."""
+        path = folder.path(f"{check_id(annotation.ticket_id, 'ticket id')}_{name}.npz")
+        if not folder.storage.exists(path):
+            labels = np.asarray(open_level(self.target.label_url(name))[annotation.box.slices])
+            folder.storage.write_array(path, labels, read_only=True)
+        return folder.storage.read_array(path)
+
+    def _rimmed(self, folder: RecordFolder, annotation: AcceptedAnnotation) -> tuple[Labels, Box]:
+        """Return the objects before the correction with a rim of one voxel, and the box in it; the rim is never changed."""
+        frame = annotation.box.expand((1, 1, 1)).clip(self.target.shape_zyx)
+        inside = annotation.box.relative_to(frame)
+        before = self._before(folder, annotation, OBJECTS)
+        objects = np.asarray(open_level(self.target.label_url(OBJECTS))[frame.slices])
+        objects[inside.slices] = before
+        return objects, inside
+
+
+def corrections_folder(out: DeliveryFolder, volume_id: str, *parts: str) -> RecordFolder:
+    """Return the folder of a volume's corrections in a delivery, or of one merge."""
+    return RecordFolder(out.storage, "/".join(("corrections", check_id(volume_id, "volume id"), *parts)))
+
+
+def corrections(out: DeliveryFolder, volume_id: str) -> Iterator[Correction]:
+    """Yield what was merged into the labels of a volume, in this order."""
+    folder = corrections_folder(out, volume_id)
+    for number in folder.storage.list(folder.folder):
+        inside = corrections_folder(out, volume_id, number)
+        merge = inside.read(MERGE) if number.isdigit() else None
+        for annotation in merge.annotations if merge else ():
+            if (correction := inside.read(_correction_file(annotation.ticket_id))) is not None:
+                yield correction
+
+
+def _correction_file(ticket_id: str) -> RecordFile[Correction]:
+    return RecordFile(f"corrected_{check_id(ticket_id, 'ticket id')}", Correction)
+
+
+def _write(url: str, box: Box, labels: Labels) -> None:
+    """Write labels at full resolution; whole files are replaced at once, so none is ever half written."""
+    with storage_errors(url):
+        level: Any = zarr.open_group(zarr_store(url), mode="r+", zarr_format=3)["0"]
+        level[box.slices] = labels
+
+
+def _largest_object(target: TargetVolume) -> int:
+    """Return the largest number of an object of a volume, read block by block."""
+    if target.rule.objects is None:
+        return 0
+    objects = open_level(target.label_url(OBJECTS))
+    return max(int(np.max(objects[box.slices])) for box in partition(zyx(objects.shape), target.block_zyx))
+
+
+def _object_voxels(mask: npt.NDArray[np.uint8], rule: DeliveryRule, n_classes: int) -> npt.NDArray[np.bool_]:
+    """Return which voxels objects are made of: a class, or what its boundaries enclose."""
+    if rule.objects is not None and rule.objects.source != "boundary":
+        return np.asarray(mask == rule.object_class)
+    return np.asarray(mask == 0) if n_classes == 1 else np.asarray((mask != 0) & (mask != rule.object_class))
