@@ -23,6 +23,7 @@ from rescueseg.records import BoxField, Record, VolumeRecord
 from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.sampling.patches import candidates, patch_shape
 from rescueseg.shared_places import SharedPlaces
+from rescueseg.storage import digest_json
 
 ENTROPY = "predictive_entropy"
 PROOFREADING = "proofreading"
@@ -43,8 +44,17 @@ class DoubtfulPlace(Record):
         return Patch(self.volume_id, self.box)
 
 
-PLACES = RecordFile("places", tuple[DoubtfulPlace, ...])
-"""At the root of a delivery: where to look first, for its page and viewers; kept because the maps may be removed."""
+class PlacesToProofread(Record):
+    """The most doubtful places of a delivery, for its page and viewers; kept because the maps may be removed."""
+
+    digest: str
+    """Of the volumes that they were looked for in."""
+    places: tuple[DoubtfulPlace, ...]
+    """The most doubtful first."""
+
+
+PLACES = RecordFile("places", PlacesToProofread)
+"""At the root of a delivery."""
 
 
 class DoubtfulObject(Record):
@@ -103,6 +113,40 @@ def doubtful_places(
         DoubtfulPlace(volume_id=name, box=boxes[name][row], entropy=round(float(scores[name][row]), 6))
         for name, row in chosen
     ]
+
+
+def keep_places(campaign: Campaign, folder: DeliveryFolder, sources: Sequence[SourceVolume], count: int = 24) -> None:
+    """Write the most doubtful places of a delivery beside it; the maps are not read again while its labels stay as made.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its patch size and holdout count.
+    folder : DeliveryFolder
+        The delivery.
+    sources : sequence of SourceVolume
+        The delivered volumes; their maps must be finished.
+    count : int
+        How many at most.
+
+    Raises
+    ------
+    InferenceError
+        If maps are not finished.
+    CampaignError
+        If the volumes were never compared.
+    """
+    digest = digest_json([[v.volume_id, v.digest] for v in folder.delivered()])
+    known = folder.records.read(PLACES)
+    if known is None or known.digest != digest:
+        places = tuple(doubtful_places(campaign, sources, count))
+        folder.records.write(PLACES, PlacesToProofread(digest=digest, places=places))
+
+
+def kept_places(folder: DeliveryFolder) -> tuple[DoubtfulPlace, ...]:
+    """Return the most doubtful places that were kept beside a delivery; none where nobody looked for them."""
+    known = folder.records.read(PLACES)
+    return known.places if known else ()
 
 
 def free_boxes(campaign: Campaign, record: VolumeRecord, places: SharedPlaces, occupied: Iterable[Patch]) -> list[Box]:

@@ -12,7 +12,7 @@ import pandas as pd
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
 from rescueseg.delivery.label_colours import class_colours
 from rescueseg.delivery.levels import Levels
-from rescueseg.delivery.places import PLACES, doubtful_objects
+from rescueseg.delivery.places import doubtful_objects, kept_places
 from rescueseg.delivery.records import DeliveredVolume
 from rescueseg.errors import damaged
 from rescueseg.geometry import Box
@@ -91,7 +91,7 @@ class DeliveryLayers:
     def _add_points(self) -> None:
         """Add points at the middle of the most doubtful places and at the most doubtful objects, the first one first."""
         name = self.volume.volume_id
-        places = [p for p in self.folder.records.read(PLACES) or () if p.volume_id == name]
+        places = [p for p in kept_places(self.folder) if p.volume_id == name]
         if places:
             middles = [self._middle_um(place.box) for place in places]
             features = pd.DataFrame({"entropy": [p.entropy for p in places]})

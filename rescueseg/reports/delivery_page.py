@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.places import PLACES, doubtful_objects, table_path
+from rescueseg.delivery.places import doubtful_objects, kept_places, table_path
 from rescueseg.delivery.records import DELIVERY, CleanUp, DeliveredVolume, DeliveryRule, Score
 from rescueseg.errors import StorageError
 from rescueseg.evaluation.metric_table import METRICS
@@ -232,7 +232,7 @@ def _doubtful_objects(folder: DeliveryFolder, painters: dict[str, DeliveredPictu
 
 def _doubtful_places(folder: DeliveryFolder, painters: dict[str, DeliveredPictures]) -> list[Doubt]:
     doubts = []
-    shown = [p for p in folder.records.read(PLACES) or () if p.volume_id in painters][:PLACES_SHOWN]
+    shown = [p for p in kept_places(folder) if p.volume_id in painters][:PLACES_SHOWN]
     for rank, place in enumerate(shown, start=1):
         picture = painters[place.volume_id].place(place.box)
         address = _write_picture(folder, f"place_{rank}.png", picture)

@@ -22,7 +22,7 @@ from rescueseg.campaign.stage_results import TRAINING, TrainingResult
 from rescueseg.config import check_config
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.label_colours import class_colours
-from rescueseg.delivery.places import PLACES, DoubtfulPlace
+from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread
 from rescueseg.geometry import Box, Spacing
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.records import NewTicket
@@ -299,7 +299,7 @@ def test_a_delivery_is_shown_with_its_doubtful_places(tmp_path: Path, play: Play
     deliver(campaign, folder, "stack", (objects > 0).astype(np.uint8), objects, image, entropy)
     place = DoubtfulPlace(volume_id="stack", box=Box((8, 20, 101), (5, 21, 21)), entropy=0.3)
     elsewhere = DoubtfulPlace(volume_id="other", box=Box((0, 0, 0), (5, 21, 21)), entropy=0.9)
-    folder.records.write(PLACES, (elsewhere, place))
+    folder.records.write(PLACES, PlacesToProofread(digest="", places=(elsewhere, place)))
     found = play("view", out=folder.url, volume="stack", shots=str(tmp_path))
     assert found["layers"] == ["image 1", "image 2", "mask", "objects", "places to proofread", "doubtful objects"]
     assert found["levels"]["objects"] == found["levels"]["image 1"] > 1

@@ -9,11 +9,12 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
+from rescueseg.delivery import places
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.places import doubtful_objects, doubtful_places
+from rescueseg.delivery.places import doubtful_objects, doubtful_places, keep_places, kept_places
 from rescueseg.geometry import Box, Patch
 from rescueseg.inference import box_means
-from tests.delivered_campaign import object_rows, source, write_table
+from tests.delivered_campaign import deliver, object_rows, source, write_table
 from tests.evaluated_campaign import SHAPE, make_campaign, write_generation
 
 PATCH = (6, 20, 20)
@@ -64,6 +65,26 @@ def test_places_are_those_of_a_plain_search(delivered: Campaign, monkeypatch: py
     rest = doubtful_places(delivered, [source(delivered, "phantom")], 100, [Patch("phantom", box) for box in occupied])
     assert [p.box for p in rest] == [box for box, _ in brute_force(delivered, 100, occupied)]
     assert not any(overlaps(p.box, box) for p in rest for box in occupied)
+
+
+def test_places_are_kept_until_the_labels_are_made_anew(
+    delivered: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mask = DeliveryFolder(str(tmp_path / "out")), np.zeros(SHAPE, np.uint8)
+    assert kept_places(folder) == ()
+    record, sources = deliver(delivered, folder, "phantom", mask, None, mask), [source(delivered, "phantom")]
+    keep_places(delivered, folder, sources, 3)
+    expected = tuple(doubtful_places(delivered, sources, 3))
+    assert kept_places(folder) == expected
+    folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"version": 2}))
+    with monkeypatch.context() as without:
+        without.setattr(places, "doubtful_places", None)
+        keep_places(delivered, folder, sources, 3)
+        folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"digest": "another"}))
+        with pytest.raises(TypeError):
+            keep_places(delivered, folder, sources, 3)
+    keep_places(delivered, folder, sources, 2)
+    assert kept_places(folder) == expected[:2]
 
 
 def test_objects_of_the_highest_entropy_come_first(tmp_path: Path) -> None:

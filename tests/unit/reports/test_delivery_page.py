@@ -15,7 +15,7 @@ import pytest
 from rescueseg.campaign import Campaign
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.label_colours import object_colour
-from rescueseg.delivery.places import PLACES, DoubtfulPlace
+from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread
 from rescueseg.delivery.records import DELIVERY
 from rescueseg.errors import StorageError
 from rescueseg.geometry import Box
@@ -65,7 +65,8 @@ def test_page_names_what_was_delivered(campaign: Campaign, folder: DeliveryFolde
     )
     odd = record.model_copy(update={"warnings": ("<b>unlike</b> what it has learned",), "version": 3})
     folder.records.write(folder.volume_record("phantom"), odd)
-    folder.records.write(PLACES, (DoubtfulPlace(volume_id="phantom", box=Box((2, 10, 10), (6, 20, 20)), entropy=0.25),))
+    place = DoubtfulPlace(volume_id="phantom", box=Box((2, 10, 10), (6, 20, 20)), entropy=0.25)
+    folder.records.write(PLACES, PlacesToProofread(digest="", places=(place,)))
     write_page(folder)
     words = text(folder)
     assert "<b>unlike</b> what it has learned" in words  # as text, not as bold print
