@@ -33,9 +33,9 @@ RULE = DeliveryRule(
 
 def object_rows(
     objects: npt.NDArray[np.uint32], entropy: npt.NDArray[np.floating], spacing: tuple[float, float, float] = SPACING
-) -> list[dict[str, float | int]]:
+) -> list[dict[str, float | int | str]]:
     """Return the rows of a table of objects: only the columns that this part of the house reads."""
-    rows: list[dict[str, float | int]] = []
+    rows: list[dict[str, float | int | str]] = []
     for number, where in enumerate(ndimage.find_objects(objects.astype(np.int64)), start=1):
         if where is None:
             continue
@@ -45,14 +45,14 @@ def object_rows(
         position = {f"{a}_um": float(c) for a, c in zip("zyx", centre, strict=True)}
         size = float(inside.sum() * np.prod(spacing))
         rows.append(
-            {"id": number, "class": 1, "voxels": int(inside.sum()), "volume_um3": size}
+            {"id": number, "class": "organelle", "voxels": int(inside.sum()), "volume_um3": size}
             | {"mean_entropy": float(entropy[inside].mean()), "touches_border": 0}
             | bounds | position
         )  # fmt: skip
     return rows
 
 
-def write_table(folder: DeliveryFolder, volume_id: str, rows: list[dict[str, float | int]]) -> None:
+def write_table(folder: DeliveryFolder, volume_id: str, rows: list[dict[str, float | int | str]]) -> None:
     path = Path(folder.storage.path(table_path(volume_id)))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)

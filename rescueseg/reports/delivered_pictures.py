@@ -82,9 +82,8 @@ class DeliveredPictures:
         z = self._fullest(box, number if self.objects else None)
         window = self._window(box, z)
         figure, axes = self._crop(window)
-        levels = self.objects or self.mask
-        voxels, covered = levels.read(window, levels.finest(window, _DRAWN))
-        inside = voxels[0] == number if self.objects else voxels[0] > 0
+        plane, covered = _plane(self.objects or self.mask, window)
+        inside = plane == number if self.objects else plane > 0
         if not self.objects:
             inside &= self._mask_of(box, covered, inside.shape)
         self._show_labels(axes, inside.astype(np.uint8), covered, np.array([(0, 0, 0), (0.94, 0.89, 0.26)]))
@@ -170,23 +169,22 @@ class DeliveredPictures:
             spine.set_visible(False)
         if not self.image:
             return
-        voxels, covered = self.image.read(window, self.image.finest(window, _DRAWN))
-        channels = voxels[:3, 0] if voxels.ndim == 4 else voxels
+        plane, covered = _plane(self.image, window)
+        channels = plane[:3] if plane.ndim == 3 else plane[None]
         low, high = np.nanpercentile(channels.reshape(len(channels), -1).astype(np.float64), _SHOWN, axis=1)
         axes.imshow(composite(channels, low, high), extent=self._extent(covered), interpolation="antialiased")
         axes.set(xlim=(left, right), ylim=(bottom, top))
 
     def _draw_labels(self, axes: Axes, window: Box) -> None:
-        levels = self.objects or self.mask
-        voxels, covered = levels.read(window, levels.finest(window, _DRAWN))
-        numbers, place = np.unique(voxels[0], return_inverse=True)
+        plane, covered = _plane(self.objects or self.mask, window)
+        numbers, place = np.unique(plane, return_inverse=True)
         if self.objects:
             colours = np.array([object_colour(int(n)) if n else (0, 0, 0) for n in numbers]) / 255
         else:
             colours = self._classes[np.clip(numbers.astype(np.int64), 0, len(self._classes) - 1)]
         if numbers[0] != 0:  # the first colour is that of the background
             colours, place = np.concatenate([np.zeros((1, 3)), colours]), place + 1
-        self._show_labels(axes, place.reshape(voxels.shape[1:]), covered, colours)
+        self._show_labels(axes, place.reshape(plane.shape), covered, colours)
 
     def _show_labels(self, axes: Axes, labels: Labels, covered: Box, colours: Floats) -> None:
         left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
@@ -205,6 +203,13 @@ class DeliveredPictures:
         axes.add_patch(Rectangle((x, y), length, thick, facecolor="white", edgecolor="black", linewidth=0.5))
         text = axes.text(x, y - 0.4 * thick, f"{length:g} µm", color="white", fontsize=8, va="bottom")
         text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+
+
+def _plane(levels: Levels, window: Box) -> tuple[npt.NDArray[Any], Box]:
+    """Return the pixels of one plane, (channel,) row, column, and what they cover; few even where levels are missing."""
+    voxels, covered = levels.read(window, levels.finest(window, _DRAWN))
+    step = math.ceil(math.sqrt(voxels.shape[-2] * voxels.shape[-1] / _DRAWN))
+    return voxels[..., 0, ::step, ::step], covered
 
 
 def borders(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -69,7 +69,7 @@ def object_sizes(folder: DeliveryFolder, volume_ids: Iterable[str], classes: Seq
     volume_ids : iterable of str
         The volumes.
     classes : sequence of str
-        Names of classes 1…K; tables hold the name or the number.
+        Their names, in order.
 
     Returns
     -------
@@ -84,9 +84,8 @@ def object_sizes(folder: DeliveryFolder, volume_ids: Iterable[str], classes: Seq
         with folder.storage.fs.open(folder.storage.path(path), "rb") as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=["class", "volume_um3"]):
                 volumes = batch.column("volume_um3").to_numpy(zero_copy_only=False).astype(np.float64)
-                for value in pc.unique(batch.column("class")).to_pylist():
-                    chosen = pc.equal(batch.column("class"), value).to_numpy(zero_copy_only=False)
-                    name = value if isinstance(value, str) else classes[int(value) - 1]
+                for name in pc.unique(batch.column("class")).to_pylist():
+                    chosen = pc.equal(batch.column("class"), name).to_numpy(zero_copy_only=False)
                     sizes.setdefault(name, ClassSizes()).add(volumes[chosen])
     return {name: sizes[name] for name in (*classes, *sizes) if name in sizes and sizes[name].count}
 

@@ -19,6 +19,7 @@ from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread
 from rescueseg.delivery.records import DELIVERY
 from rescueseg.errors import StorageError
 from rescueseg.geometry import Box
+from rescueseg.reports import delivered_pictures
 from rescueseg.reports.delivered_pictures import DeliveredPictures
 from rescueseg.reports.delivered_sizes import object_sizes
 from rescueseg.reports.delivery_page import write_page
@@ -129,14 +130,12 @@ def test_sizes_are_those_of_the_arrays(folder: DeliveryFolder) -> None:
     sizes: dict[str, list[float]] = {"cell": [], "vessel": []}
     for name in ("a", "b"):
         volumes = 10.0 ** rng.uniform(-4, 3, 200)
-        classes = rng.integers(1, 3, 200)
-        rows = [
-            {"id": i, "class": int(c), "volume_um3": float(v)}
-            for i, (c, v) in enumerate(zip(classes, volumes, strict=True))
-        ]
-        write_table(folder, name, rows)
-        sizes["cell"] += volumes[classes == 1].tolist()
-        sizes["vessel"] += volumes[classes == 2].tolist()
+        classes = np.array(["cell", "vessel"])[rng.integers(0, 2, 200)]
+        write_table(
+            folder, name, [{"class": str(c), "volume_um3": float(v)} for c, v in zip(classes, volumes, strict=True)]
+        )
+        for of in sizes:
+            sizes[of] += volumes[classes == of].tolist()
     counted = object_sizes(folder, ["a", "b", "none"], ("cell", "vessel", "dust"))
     assert list(counted) == ["cell", "vessel"]
     for name, expected in sizes.items():
@@ -161,6 +160,17 @@ def test_the_picture_shows_the_fullest_plane_in_the_objects_colours(campaign: Ca
         assert np.median(np.abs(inside - hue).max(axis=1)) <= 3
     assert not (plane == 3).any()
     assert np.median(right[plane == 0].max(axis=1)) == 0
+
+
+def test_a_plane_without_coarser_levels_is_thinned(
+    campaign: Campaign, folder: DeliveryFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = (blocks() > 0).astype(np.uint8)
+    volume = deliver(campaign, folder, "phantom", mask, None, np.ones(SHAPE, "u1"))
+    monkeypatch.setattr(delivered_pictures, "_DRAWN", 32 * 32)
+    plane, covered = delivered_pictures._plane(DeliveredPictures(folder, volume, 1).mask, Box((5, 0, 0), (1, 96, 96)))
+    assert np.array_equal(plane, mask[5, ::3, ::3])
+    assert covered == Box((5, 0, 0), (1, 96, 96))
 
 
 def test_a_real_table_and_truth(campaign: Campaign, folder: DeliveryFolder) -> None:
