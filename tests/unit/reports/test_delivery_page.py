@@ -13,18 +13,27 @@ import numpy.typing as npt
 import pytest
 
 from rescueseg.campaign import Campaign
+from rescueseg.delivery.delivered_image import create_delivered_image
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.label_colours import object_colour
-from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread
-from rescueseg.delivery.records import DELIVERY
+from rescueseg.delivery.label_pyramid import add_label_pyramid
+from rescueseg.delivery.masks import make_mask
+from rescueseg.delivery.object_table import write_table
+from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread, keep_places
+from rescueseg.delivery.records import DELIVERY, DeliveredVolume
+from rescueseg.delivery.step import Step
+from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import StorageError
 from rescueseg.geometry import Box
 from rescueseg.reports import delivered_pictures
 from rescueseg.reports.delivered_pictures import DeliveredPictures
 from rescueseg.reports.delivered_sizes import object_sizes
 from rescueseg.reports.delivery_page import write_page
-from tests.delivered_campaign import deliver, object_rows, write_delivery, write_table
-from tests.evaluated_campaign import SHAPE, SPACING, make_campaign, phantom_truth, write_model
+from rescueseg.volumes.ome_zarr import open_level
+from rescueseg.voxels.components import label_components
+from tests.delivered_campaign import RULE, deliver, source, write_delivery
+from tests.delivered_campaign import write_table as write_rows
+from tests.evaluated_campaign import SHAPE, SPACING, make_campaign, write_generation, write_model
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,7 @@ def test_sizes_are_those_of_the_arrays(folder: DeliveryFolder) -> None:
     for name in ("a", "b"):
         volumes = 10.0 ** rng.uniform(-4, 3, 200)
         classes = np.array(["cell", "vessel"])[rng.integers(0, 2, 200)]
-        write_table(
+        write_rows(
             folder, name, [{"class": str(c), "volume_um3": float(v)} for c, v in zip(classes, volumes, strict=True)]
         )
         for of in sizes:
@@ -173,14 +182,32 @@ def test_a_plane_without_coarser_levels_is_thinned(
     assert covered == Box((5, 0, 0), (1, 96, 96))
 
 
-def test_a_real_table_and_truth(campaign: Campaign, folder: DeliveryFolder) -> None:
-    from skimage.measure import label
-
-    mask = (phantom_truth() > 0).astype(np.uint8)
-    objects = label(mask).astype(np.uint32)
-    deliver(campaign, folder, "phantom", mask, objects, np.ones(SHAPE, "u1"))
-    rows = object_rows(objects, np.zeros(SHAPE))
+def test_a_delivery_as_its_steps_make_it(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    write_generation(campaign, 0, 1.5, judged=False)
+    folder, block = DeliveryFolder(str(tmp_path / "out")), (8, 32, 32)
+    write_delivery(campaign, folder)
+    target = TargetVolume(source(campaign, "phantom"), folder, RULE, SHAPE, SPACING, block)
+    step = Step(folder.pass_url("phantom", "all"), "digest")
+    create_delivered_image(target.image_url, target.source, step, ["mask"], block, with_image=False)
+    make_mask(target, step)
+    add_label_pyramid(target.image_url, "mask", step, SPACING, ["organelle"])
+    write_table(target, step, ["organelle"])
+    record = DeliveredVolume(
+        volume_id="phantom",
+        source="image.tif",
+        in_campaign=True,
+        shape_zyx=SHAPE,
+        spacing_um_zyx=SPACING,
+        digest="d",
+        labels=("mask",),
+    )
+    folder.records.write(folder.volume_record("phantom"), record)
+    keep_places(campaign, folder, [target.source], 3)
     write_page(folder)
-    assert f"organelle {len(rows):,}" in text(folder)
-    total = float((objects > 0).sum() * np.prod(SPACING))
+    pieces, count = label_components(np.asarray(open_level(target.label_url("mask"))[...]), 26)
+    assert f"organelle {count:,}" in text(folder)
+    assert "phantom, piece " in text(folder)
+    assert "Places to proofread first" in text(folder)
+    total = float((pieces > 0).sum() * np.prod(SPACING))
     assert object_sizes(folder, ["phantom"], ("organelle",))["organelle"].total_um3 == pytest.approx(total)
