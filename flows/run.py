@@ -15,6 +15,7 @@ FLOWS = {
     "generation": "flows.generation:generation",
     "active-learning": "flows.active_learning:active_learning",
     "infer-volume": "flows.infer_volume:infer_volume",
+    "segment": "flows.segment:segment",
     "train": "flows.train:train",
     "triage": "flows.triage:triage",
 }

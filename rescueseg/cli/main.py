@@ -11,6 +11,7 @@ from rescueseg.cli.annotate import annotate
 from rescueseg.cli.console import OneLineErrors
 from rescueseg.cli.evaluate import compare, evaluate
 from rescueseg.cli.queue import queue_app
+from rescueseg.cli.segment import segment
 from rescueseg.cli.serve import serve, token_app
 from rescueseg.cli.train import train
 from rescueseg.cli.triage import triage
@@ -41,6 +42,7 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (generation.infer, "infer liver second_stack"),
     (evaluate, "evaluate liver --generation 3 --json scores.json; or --training NAME"),
     (compare, "compare liver 2 3 --json differences.json; or the name of a training"),
+    (segment, "segment liver --all new_stacks/ --out liver_results --format tiff --dry-run"),
     (view, "view liver_results second_stack"),
     (generation.status, "status liver"),
     (generation.up, "up liver"),

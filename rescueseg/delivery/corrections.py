@@ -29,8 +29,8 @@ from rescueseg.campaign.layout import check_id
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.corrected_objects import corrected_numbers, drawn_objects
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
+from rescueseg.delivery.heights import foreground
 from rescueseg.delivery.places import PROOFREADING
-from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import storage_errors
 from rescueseg.geometry import Box, partition, zyx
@@ -193,8 +193,8 @@ class _Merges:
             old, inside = self._rimmed(folder, annotation)
             drawn = read_objects(storage, annotation)
             if drawn is None:
-                foreground = _object_voxels(labels[MASK], self.target.rule, self.campaign.config.n_classes)
-                drawn = drawn_objects(old[inside.slices], foreground, self.target.spacing_um_zyx)
+                object_voxels = foreground(labels[MASK], self.target.rule, self.campaign.config.n_classes)
+                drawn = drawn_objects(old[inside.slices], object_voxels, self.target.spacing_um_zyx)
             labels[OBJECTS], largest = corrected_numbers(old, inside, drawn, ignore, largest)
         for name, array in labels.items():
             _write(self.target.label_url(name), box, array)
@@ -260,10 +260,3 @@ def _largest_object(target: TargetVolume) -> int:
         return 0
     objects = open_level(target.label_url(OBJECTS))
     return max(int(np.max(objects[box.slices])) for box in partition(zyx(objects.shape), target.block_zyx))
-
-
-def _object_voxels(mask: npt.NDArray[np.uint8], rule: DeliveryRule, n_classes: int) -> npt.NDArray[np.bool_]:
-    """Return which voxels objects are made of: a class, or what its boundaries enclose."""
-    if rule.objects is not None and rule.objects.source != "boundary":
-        return np.asarray(mask == rule.object_class)
-    return np.asarray(mask == 0) if n_classes == 1 else np.asarray((mask != 0) & (mask != rule.object_class))

@@ -128,7 +128,11 @@ class Delivery(Record):
     campaign_name: str
     classes: tuple[str, ...]
     model: ModelReference
+    training: str = ""
+    """Name of the training outside the loop that the model is of."""
     rule: DeliveryRule
+    with_image: bool = True
+    """Whether the images were copied beside the labels."""
     scores: tuple[Score, ...] = ()
     """On the test boxes of the volumes that were delivered; empty where there are none."""
     boxes: int = 0

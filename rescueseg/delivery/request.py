@@ -8,17 +8,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rescueseg.campaign import Campaign
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.folders import RecordFolder
 from rescueseg.campaign.outside_trainings import read_request
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.records import DELIVERY
+from rescueseg.delivery.records import DELIVERY, Delivery
 from rescueseg.errors import CampaignError, ConfigError, InferenceError, StorageError, UnreadableVolumeError
 from rescueseg.evaluation.champion import champion
 from rescueseg.evaluation.leak_check import require_model
 from rescueseg.evaluation.training_scores import require_training_model
 from rescueseg.image_files.source import Statement
+from rescueseg.inference.maps import VolumeMaps
 from rescueseg.records import ModelReference, Record
+from rescueseg.storage import Storage
 from rescueseg.volumes.domains import trained_volumes
 from rescueseg.volumes.volume_files import VolumeImport
 
@@ -42,15 +44,15 @@ class SegmentRequest(Record):
     position: int | None = None
     accept_holes: bool = False
     generation: int | None = None
-    """Whose model predicts; the champion when omitted."""
+    """Whose model predicts; when neither this nor a training is named, that of the delivery, or the champion."""
     training: str = ""
     """A training outside the loop instead."""
     objects: Literal["auto", "yes", "no"] = "auto"
-    """Auto makes objects where the campaign numbers them."""
+    """Auto: as in the delivery that is there, or where the campaign numbers objects."""
     boundary_class: str = ""
     """Class that is the boundary between objects, such as a membrane."""
-    with_image: bool = True
-    """Copy the image beside the labels."""
+    with_image: bool | None = None
+    """Copy the image beside the labels; None: as in the delivery that is there, which is yes in a new one."""
     formats: tuple[Format, ...] = ()
     """Files to be written beside the OME-Zarr."""
     review: Annotated[int, Field(ge=0)] = 0
@@ -64,7 +66,11 @@ class SegmentRequest(Record):
 
     def makes_objects(self, campaign: Campaign) -> bool:
         """Tell whether objects are delivered."""
-        return self.objects == "yes" or (self.objects == "auto" and campaign.config.annotation.labels == "instance")
+        return (
+            self.objects == "yes"
+            or bool(self.boundary_class)
+            or (self.objects == "auto" and campaign.config.annotation.labels == "instance")
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,10 @@ class DeliveryModel:
     folder: RecordFolder
     training: str
     trained: frozenset[str]
+
+    def maps_of(self, storage: Storage, volume_id: str) -> VolumeMaps:
+        """Return the maps of a volume in a storage, made or not."""
+        return VolumeMaps(GenerationFolder.of(storage, self.model.generation), volume_id)
 
 
 def delivery_model(campaign: Campaign, request: SegmentRequest) -> DeliveryModel:
@@ -164,6 +174,62 @@ def sort_targets(campaign: Campaign, names: list[str], every: bool) -> tuple[tup
                 todo=f"Volumes: {', '.join(usable) or 'none yet'}",
             )
     return tuple(dict.fromkeys(volumes)), tuple(dict.fromkeys(files))
+
+
+def check_request(campaign: Campaign, request: SegmentRequest) -> SegmentRequest:
+    """Make sure that a request can be carried out, as far as that is seen without reading a voxel; nothing is written.
+
+    Returns
+    -------
+    SegmentRequest
+        The same; what it leaves open is as in the delivery that is there, and where it names neither volumes nor files, it
+        names all that were delivered.
+
+    Raises
+    ------
+    ConfigError
+        If it names nothing and nothing was delivered, or a class that is none.
+    RescuesegError
+        As `delivery_model` and `check_place`.
+    """
+    if request.boundary_class and request.boundary_class not in campaign.config.classes:
+        raise ConfigError(
+            f"no class '{request.boundary_class}'",
+            where="--boundary-class",
+            todo=f"Classes: {', '.join(campaign.config.classes)}",
+        )
+    if request.boundary_class and request.objects == "no":
+        raise ConfigError(
+            "a boundary class makes objects, and none are wanted", where="--objects", todo="Leave one of them out"
+        )
+    folder = DeliveryFolder(request.out)
+    request = _completed(campaign, request, folder.records.read(DELIVERY))
+    check_place(campaign, folder, delivery_model(campaign, request).model)
+    if request.volumes or request.files:
+        return request
+    delivered = tuple(volume.volume_id for volume in folder.delivered())
+    if not delivered:
+        raise ConfigError(
+            "nothing to deliver is named", where=campaign.url, todo="Name volumes or files, or give --all"
+        )
+    return request.model_copy(update={"volumes": delivered})
+
+
+def _completed(campaign: Campaign, request: SegmentRequest, earlier: Delivery | None) -> SegmentRequest:
+    """Return the request with what it leaves open as it was in the delivery that is there."""
+    if earlier is None or earlier.campaign_url != campaign.url:
+        return request if request.with_image is not None else request.model_copy(update={"with_image": True})
+    update: dict[str, object] = {}
+    if request.generation is None and not request.training:
+        update |= {"training": earlier.training} if earlier.training else {"generation": earlier.model.generation}
+    if request.with_image is None:
+        update["with_image"] = earlier.with_image
+    if request.objects == "auto" and not request.boundary_class:
+        rule = earlier.rule
+        update["objects"] = "yes" if rule.objects else "no"
+        if rule.objects and rule.objects.source == "boundary":
+            update["boundary_class"] = earlier.classes[rule.object_class - 1]
+    return request.model_copy(update=update)
 
 
 def check_place(campaign: Campaign, folder: DeliveryFolder, model: ModelReference) -> None:

@@ -28,10 +28,11 @@ from rescueseg.delivery.validation import (
     structure_size,
     validation_digest,
 )
-from rescueseg.evaluation.calibration import CALIBRATION, temper
+from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
 from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.evaluation.pooled import pool
+from rescueseg.evaluation.temperature import temper
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import truth_of_part
 from rescueseg.geometry import Spacing
@@ -106,6 +107,12 @@ def choose_rule(
     boundary = campaign.config.classes.index(boundary_class) + 1 if boundary_class else None
     rule, trials = choose_objects(boxes, search.result(), boundary, search.report)
     return rule.model_copy(update={"trials": (*rule.trials, *trials)})
+
+
+def is_current(rule: DeliveryRule, campaign: Campaign, chosen: DeliveryModel) -> bool:
+    """Tell whether a rule was chosen for this model, on the validation boxes and the truth of today."""
+    truth = validation_digest(truth_of_part(campaign, "validation"))
+    return (rule.model_digest, rule.truth_digest) == (chosen.model.digest, truth)
 
 
 def is_thin(campaign: Campaign) -> bool:

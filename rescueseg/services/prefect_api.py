@@ -34,6 +34,7 @@ GENERATION_FLOW = "generation"
 INFER_FLOW = "infer-volume"
 LOOP_FLOW = "active-learning"
 TRAIN_FLOW = "train"
+SEGMENT_FLOW = "segment"
 WORK_POOL = "rescueseg"
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,5 @@
-"""The loop on a real server, a real cluster and a small phantom: what it leaves, and that a rerun changes nothing."""
+"""The loop and a delivery on a real server, a real cluster and a small phantom: what they leave, and that a rerun changes
+nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from rescueseg.campaign import STAGES, Campaign
 from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.stage_results import INFERENCE, TICKETS
+from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.records import DELIVERY
 from rescueseg.evaluation.champion import champion
 from rescueseg.queue.store import open_queue
 from rescueseg.records import MapReference
@@ -23,9 +28,11 @@ from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
 from rescueseg.stages.due import count_due
 from rescueseg.volumes.batch_import import start_campaign
+from rescueseg.volumes.ome_zarr import validate
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
 
+SHAPE = (16, 64, 64)
 SETTINGS = [
     "training.iterations=6",
     "training.threads=1",
@@ -49,7 +56,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def looped(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """A campaign after two generations."""
     folder = tmp_path_factory.mktemp("looped")
-    image, truth, spacing = make_phantom((16, 64, 64), seed=3)
+    image, truth, spacing = make_phantom(SHAPE, seed=3)
     tifffile.imwrite(folder / "raw.tif", image, metadata={"axes": "ZYX"})
     tifffile.imwrite(folder / "truth.tif", truth, metadata={"axes": "ZYX"})
     campaign = start_campaign(
@@ -153,3 +160,100 @@ def test_a_failing_flow_says_why_in_one_line(servers: Servers, tmp_path: Path) -
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "there is no campaign here" in line
+
+
+# a delivery of what the loop has learned -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def delivered(servers: Servers, looped: Campaign, tmp_path_factory: pytest.TempPathFactory) -> DeliveryFolder:
+    """A delivery of its volume and of a file that is in no campaign, with objects; another file cannot be read."""
+    folder = tmp_path_factory.mktemp("files")
+    image, _, spacing = make_phantom(SHAPE, seed=8)
+    tifffile.imwrite(folder / "second.tif", image, metadata={"axes": "ZYX"})
+    _run(
+        servers,
+        "segment",
+        campaign_url=looped.url,
+        request={
+            "out": str(folder / "out"),
+            "volumes": ["phantom"],
+            "files": [str(folder / "second.tif")],
+            "spacing_um_zyx": spacing,
+            "objects": "yes",
+            "formats": ["tiff"],
+        },
+    )
+    return DeliveryFolder(str(folder / "out"))
+
+
+def _labels(folder: DeliveryFolder, volume_id: str, name: str, level: int = 0) -> np.ndarray:
+    array = zarr.open_array(f"{folder.image_url(volume_id)}/labels/{name}", path=str(level), mode="r")
+    return np.asarray(array[...])
+
+
+def _files(folder: DeliveryFolder) -> dict[str, tuple[int, int]]:
+    root = Path(folder.url)
+    return {
+        str(p.relative_to(root)): (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in root.rglob("*")
+        if p.is_file() and ".ome.zarr" in str(p)
+    }
+
+
+def test_every_volume_is_delivered_with_labels_objects_and_a_table(delivered: DeliveryFolder) -> None:
+    assert [(v.volume_id, v.in_campaign) for v in delivered.delivered()] == [("phantom", True), ("second", False)]
+    table = (Path(delivered.url) / "objects.csv").read_text().splitlines()
+    assert len(table) - 1 == sum(v.objects or 0 for v in delivered.delivered()) > 0
+    for volume in delivered.delivered():
+        validate(delivered.image_url(volume.volume_id))
+        mask, objects = (_labels(delivered, volume.volume_id, name) for name in ("mask", "objects"))
+        assert mask.shape == SHAPE
+        assert mask.any()
+        assert not objects[mask == 0].any()
+        assert np.array_equal(np.unique(objects), np.arange((volume.objects or 0) + 1))
+        assert {f.path for f in volume.files} == {
+            f"{volume.volume_id}_mask.tif",
+            f"{volume.volume_id}_objects.tif",
+        }
+        for file in volume.files:
+            name = file.path.removesuffix(".tif").rsplit("_", 1)[1]
+            assert np.array_equal(
+                tifffile.imread(f"{delivered.url}/{file.path}"), _labels(delivered, volume.volume_id, name)
+            )
+    assert (Path(delivered.url) / "index.html").exists()
+
+
+def test_the_volume_with_test_boxes_gets_scores(delivered: DeliveryFolder) -> None:
+    delivery = delivered.records.read(DELIVERY)
+    assert delivery is not None
+    assert delivery.boxes > 0
+    dice = next(s for s in delivery.scores if s.name.startswith("dice"))
+    assert None not in (dice.most_likely, dice.rule, dice.delivered)
+    assert any(trial.chosen for trial in delivery.rule.trials)
+
+
+def test_given_again_it_changes_nothing(servers: Servers, looped: Campaign, delivered: DeliveryFolder) -> None:
+    before, records = _files(delivered), delivered.delivered()
+    _run(
+        servers,
+        "segment",
+        campaign_url=looped.url,
+        request={"out": delivered.url, "volumes": ["phantom", "second"], "objects": "yes"},
+    )
+    assert _files(delivered) == before
+    assert delivered.delivered() == records
+
+
+def test_places_for_review_become_tickets_and_come_back(
+    servers: Servers, looped: Campaign, delivered: DeliveryFolder
+) -> None:
+    before = {t.ticket_id for t in open_queue(looped).views.tickets()}
+    request = {"out": delivered.url, "volumes": ["phantom", "second"], "objects": "yes", "review": 2}
+    _run(servers, "segment", campaign_url=looped.url, request=request)
+    tickets = [t for t in open_queue(looped).views.tickets() if t.ticket_id not in before]
+    assert len(tickets) == 2
+    for ticket in tickets:
+        assert ticket.prefill is not None
+        shown = looped.storage.read_array(ticket.prefill)
+        assert np.array_equal(shown, _labels(delivered, ticket.volume_id, "mask")[ticket.box.slices])

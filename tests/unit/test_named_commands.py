@@ -29,6 +29,7 @@ def texts() -> Iterator[tuple[str, str]]:
         "README.md",
         "CHANGELOG.md",
         "docs/architecture.md",
+        "docs/delivery.md",
         "docs/holdout.md",
         "docs/upkeep.md",
         "deployments/prefect.yaml",
