@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rescueseg.delivery.masks import mask_of_box
 from rescueseg.delivery.objects import objects_of_box
 from rescueseg.delivery.records import DeliveryRule, ObjectRule, Trial
-from rescueseg.delivery.validation import MARGIN, ValidationBox, structure_size
+from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.labels import IGNORE
@@ -77,17 +77,20 @@ def choose_objects(
     thickness = size.thickness_um if size else 2 * finest
     candidates = _candidates(boxes, boundary, thickness, finest)
     scores = [search.score(objects) for objects in candidates]
-    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
-    best = best if scores[best] >= scores[0] + MARGIN else 0
+    best = _best(scores, scores[0]) or 0
     smaller = [candidates[best].model_copy(update={"smallest_um3": v}) for v in search.smallest()]
     smaller_scores = [search.score(objects) for objects in smaller]
-    chosen = max(range(len(smaller)), key=lambda i: (smaller_scores[i], -i), default=None)
-    if chosen is not None and smaller_scores[chosen] < scores[best] + MARGIN:
-        chosen = None
+    chosen = _best(smaller_scores, scores[best])
     objects = candidates[best] if chosen is None else smaller[chosen]
     trials = [_trial(o, s, i == best) for i, (o, s) in enumerate(zip(candidates, scores, strict=True))]
     trials += [_trial(o, s, i == chosen) for i, (o, s) in enumerate(zip(smaller, smaller_scores, strict=True))]
     return rule.model_copy(update={"objects": objects}), tuple(trials)
+
+
+def _best(scores: Sequence[Tried], than: Tried) -> int | None:
+    """Return the best of those that are better than what is simpler; None where none is."""
+    better = [i for i, tried in enumerate(scores) if tried.is_better(than)]
+    return max(better, key=lambda i: (scores[i].score, -i), default=None)
 
 
 def _candidates(
@@ -129,14 +132,14 @@ def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
     return int(voxels[1 : n_classes + 1].argmax()) + 1
 
 
-def _trial(objects: ObjectRule, score: float, chosen: bool) -> Trial:
+def _trial(objects: ObjectRule, tried: Tried, chosen: bool) -> Trial:
     what = _WORDS[objects.source]
     if objects.source != "pieces":
         unit = " µm" if "distance" in objects.source else ""
         what += f", {objects.depth:g}{unit} deep"
     what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
     what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""
-    return Trial(what=f"objects: {what}", score=round(score, 6), chosen=chosen)
+    return Trial(what=f"objects: {what}", score=round(tried.score, 6), chosen=chosen)
 
 
 @dataclass(frozen=True)
@@ -169,17 +172,17 @@ class _Search:
                 cases.append(_Case(box, mask_of_box(box.maps[PROBABILITY], rule, box.spacing_um_zyx), true))
         return cls(cases if any(case.true.any() for case in cases) else [], rule, report)
 
-    def score(self, objects: ObjectRule) -> float:
-        """Return the panoptic quality on all boxes together."""
+    def score(self, objects: ObjectRule) -> Tried:
+        """Return the panoptic quality."""
         rule, rows = self.rule.model_copy(update={"objects": objects}), []
         for case in self.cases:
             made = objects_of_box(case.mask, case.box.maps, rule, case.box.spacing_um_zyx)[case.box.inner]
             i = compare_instances(renumber_objects(np.where(case.box.truth != IGNORE, made, 0)), case.true)
             rows.append([(i.found, i.true, *i.matched, i.iou)])
         self.report()
-        pooled = {"objects": np.array(rows, np.float64).sum(axis=0)}
-        value = float(_PANOPTIC.value(pooled, np.ones(1, np.bool_)))
-        return 0.0 if math.isnan(value) else value
+        table = np.array(rows, np.float64)
+        whole = table.sum(axis=0)
+        return Tried(_quality(whole), np.array([_quality(whole - row) for row in table]))
 
     def smallest(self) -> list[float]:
         """Return the smallest sizes that are tried, µm³."""
@@ -188,3 +191,8 @@ class _Search:
             sizes = np.bincount(case.true.ravel())[1:]
             volumes += (sizes[sizes > 0] * math.prod(case.box.spacing_um_zyx)).tolist()
         return [float(f"{part * float(np.median(volumes)):.2g}") for part in _SMALLEST]
+
+
+def _quality(pooled: npt.NDArray[np.float64]) -> float:
+    value = float(_PANOPTIC.value({"objects": pooled}, np.ones(1, np.bool_)))
+    return 0.0 if math.isnan(value) else value

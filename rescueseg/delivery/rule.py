@@ -1,6 +1,7 @@
 """The rule of a delivery, chosen on the validation boxes: threshold, what is cleaned of which class, how objects are made.
 
-One setting after the other is tried, and kept where it is better by `MARGIN` at least: nothing is cleaned for nothing. The
+One setting after the other is tried, and kept where it is better by more than chance (`Tried.is_better`): nothing is cleaned
+for nothing. The
 test boxes are never read, so that what they say of the delivered mask is true of other places, too.
 """
 
@@ -21,8 +22,8 @@ from rescueseg.delivery.records import CleanUp, DeliveryRule, Trial
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.delivery.uncleaned import Float32, classes_of_voxels
 from rescueseg.delivery.validation import (
-    MARGIN,
     StructureSize,
+    Tried,
     ValidationBox,
     read_validation,
     structure_size,
@@ -35,7 +36,7 @@ from rescueseg.evaluation.pooled import pool
 from rescueseg.evaluation.temperature import temper
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import truth_of_part
-from rescueseg.geometry import Spacing
+from rescueseg.geometry import Floats, Spacing
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import PROBABILITY
 from rescueseg.postprocessing.mask_steps import clean_mask
@@ -136,7 +137,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self._tempered = [temper(box.maps[PROBABILITY], self.rule.temperature) for box in self.boxes]
-        self._score = -math.inf
+        self._tried = Tried(-math.inf, np.full(len(self.boxes), -math.inf))
 
     def result(self) -> DeliveryRule:
         return self.rule.model_copy(update={"trials": tuple(self.trials)})
@@ -151,12 +152,12 @@ class _Search:
         for threshold in THRESHOLDS:
             scores[threshold] = self._score_of(self.rule.model_copy(update={"threshold": threshold}))
         usual = self.rule.threshold
-        best = max(THRESHOLDS, key=lambda t: (scores[t], -abs(t - usual), t))
-        threshold = best if scores[best] >= scores[usual] + MARGIN else usual
-        self.rule, self._score = self.rule.model_copy(update={"threshold": threshold}), scores[threshold]
+        better = [t for t in THRESHOLDS if scores[t].is_better(scores[usual])]
+        threshold = max(better, key=lambda t: (scores[t].score, -abs(t - usual), t), default=usual)
+        self.rule, self._tried = self.rule.model_copy(update={"threshold": threshold}), scores[threshold]
         self.trials += [
-            Trial(what=f"threshold {t:.2f}", score=round(score, 6), chosen=t == threshold)
-            for t, score in scores.items()
+            Trial(what=f"threshold {t:.2f}", score=round(tried.score, 6), chosen=t == threshold)
+            for t, tried in scores.items()
         ]
 
     def choose_cleanup(self, classes: Sequence[str]) -> None:
@@ -179,18 +180,17 @@ class _Search:
             cleanup[index] = cleanup[index].model_copy(update=setting.update)
             rule = self.rule.model_copy(update={"cleanup": tuple(cleanup)})
             scores.append((self._score_of(rule), rule))
-        best = max(range(len(scores)), key=lambda i: (scores[i][0], -i), default=None)
-        if best is not None and scores[best][0] < self._score + MARGIN:
-            best = None
-        for i, (setting, (score, rule)) in enumerate(zip(settings, scores, strict=True)):
-            self.trials.append(Trial(what=f"{name}: {setting.what}", score=round(score, 6), chosen=i == best))
+        better = [i for i, (tried, _) in enumerate(scores) if tried.is_better(self._tried)]
+        best = max(better, key=lambda i: (scores[i][0].score, -i), default=None)
+        for i, (setting, (tried, rule)) in enumerate(zip(settings, scores, strict=True)):
+            self.trials.append(Trial(what=f"{name}: {setting.what}", score=round(tried.score, 6), chosen=i == best))
             if i == best:
                 self.rule = rule
         if best is not None:
-            self._score = scores[best][0]
+            self._tried = scores[best][0]
 
-    def _score_of(self, rule: DeliveryRule) -> float:
-        """Return the mean over classes of Dice, or of Dice and clDice, on all boxes together."""
+    def _score_of(self, rule: DeliveryRule) -> Tried:
+        """Return the mean over classes of Dice, or of Dice and clDice."""
         rows: dict[str, list[Any]] = {"counts": [], "skeleton": []}
         for box, tempered in zip(self.boxes, self._tempered, strict=True):
             mask = _clean(tempered, rule, box.spacing_um_zyx)[box.inner]
@@ -200,7 +200,12 @@ class _Search:
                 rows["skeleton"].append([_skeleton_row(mask, box, c) for c in range(1, len(counts) + 1)])
         self.report()
         tables: Tables = {name: np.array(table, np.float64) for name, table in rows.items() if table}
-        pooled = pool(tables, np.ones(len(self.boxes)))
+        weights = 1.0 - np.eye(len(self.boxes))
+        return Tried(self._mean(tables, np.ones(len(self.boxes))), np.array([self._mean(tables, w) for w in weights]))
+
+    def _mean(self, tables: Tables, weights: Floats) -> float:
+        """Return the score of boxes that are weighted."""
+        pooled = pool(tables, weights)
         names = ("dice", "cldice") if self.thin else ("dice",)
         values = [float(_MEASURES[name].value(pooled, occurs(pooled))) for name in names]
         return float(np.mean([1.0 if math.isnan(value) else value for value in values]))

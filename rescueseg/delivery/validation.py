@@ -15,7 +15,7 @@ from scipy import ndimage
 from rescueseg.campaign import Campaign
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.evaluation.truth import HoldoutTruth
-from rescueseg.geometry import Box, Spacing
+from rescueseg.geometry import Box, Floats, Spacing
 from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE
@@ -30,9 +30,50 @@ MOST_VOXELS = 8_000_000
 """Of the maps that a choice reads, margins included: of more, narrower margins are read, then every so many boxes."""
 MARGIN = 0.002
 """By so much a setting must be better than what is simpler."""
+_LEAST_FOR_ERROR = 2
+"""Boxes by which a standard error can be told."""
 _MARGINS = (16, 8, 4, 0)
 """In multiples of the finest voxel size: a piece that a box's face cuts is seen larger than the box."""
 _LEAST_PIECES = 3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How well a setting did.
+
+    Parameters
+    ----------
+    score : float
+        On all boxes together.
+    without : ndarray of float64, (boxes,)
+        On all but one of them, for each box.
+    """
+
+    score: float
+    without: Floats
+
+    def is_better(self, than: Tried) -> bool:
+        """Tell whether this is better than what is simpler: by `MARGIN`, and by more than the standard error of the difference.
+
+        The error is the jackknife's (Efron & Stein 1981, doi:10.1214/aos/1176345462), over the boxes: what a single box speaks
+        for is not taken for better. One standard error is what Breiman et al. ask of a choice (CART, 1984).
+
+        Examples
+        --------
+        Better on every box, and better on one of them alone:
+
+        >>> plain = Tried(0.80, np.array([0.80, 0.80, 0.80, 0.80]))
+        >>> Tried(0.82, np.array([0.82, 0.82, 0.82, 0.82])).is_better(plain)
+        True
+        >>> Tried(0.82, np.array([0.80, 0.83, 0.83, 0.83])).is_better(plain)
+        False
+        """
+        gain, count = self.score - than.score, len(self.without)
+        if count < _LEAST_FOR_ERROR:
+            return gain >= MARGIN
+        differences = self.without - than.without
+        error = math.sqrt((count - 1) / count * float(np.sum((differences - differences.mean()) ** 2)))
+        return gain >= max(MARGIN, error)
 
 
 @dataclass(frozen=True)
