@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Int64 = npt.NDArray[np.int64]
 _RESULT = "components.npz"
 _TOGETHER = 1 << 22
-"""Voxels that are counted at a time."""
+"""Voxels that are counted at a time, run by run along x."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _label_block(job: tuple[Lookup, LabelReader], box: Box) -> Arrays:
     lookup, reader = job
     values = reader.read(box)
     labels, count = label_components(values, lookup.connectivity)
-    at = _first_voxels(labels, count)
+    sizes, at = _sizes_and_first(labels, count)
     place = np.stack(np.unravel_index(at, box.shape_zyx)) + np.asarray(box.offset_zyx)[:, np.newaxis]
     border = np.zeros(count + 1, np.bool_)
     for axis, side in itertools.product(range(3), (0, 1)):
@@ -200,7 +200,7 @@ def _label_block(job: tuple[Lookup, LabelReader], box: Box) -> Arrays:
             border[labels.take(-side, axis)] = True
     dtype = np.min_scalar_type(count)
     return {
-        "sizes": _sizes(labels, count)[1:],
+        "sizes": sizes,
         "first": np.ravel_multi_index(tuple(place), lookup.shape_zyx).astype(np.int64),
         "border": border[1:],
         "value": values.reshape(-1)[at],
@@ -208,24 +208,20 @@ def _label_block(job: tuple[Lookup, LabelReader], box: Box) -> Arrays:
     }
 
 
-def _sizes(labels: Numbers, count: int) -> Int64:
-    flat, sizes = labels.reshape(-1), np.zeros(count + 1, np.int64)
+def _sizes_and_first(labels: Numbers, count: int) -> tuple[Int64, Int64]:
+    """Return the voxels of components 1…n and the place of the first one of each; they are numbered in that order."""
+    flat, sizes, first, highest = labels.reshape(-1), np.zeros(count + 1, np.int64), np.zeros(count, np.int64), 0
     step = max(_TOGETHER, count)
     for start in range(0, flat.size, step):
-        sizes += np.bincount(flat[start : start + step], minlength=count + 1)
-    return sizes
-
-
-def _first_voxels(labels: Numbers, count: int) -> Int64:
-    """Return the place of the first voxel of components 1…n, which are numbered in that order."""
-    flat, places, highest = labels.reshape(-1), np.zeros(count, np.int64), 0
-    for start in range(0, flat.size, _TOGETHER):
-        part = np.maximum.accumulate(flat[start : start + _TOGETHER])
-        rises = np.flatnonzero(np.diff(part, prepend=highest) > 0)
-        rises = rises[part[rises] > highest]
-        places[part[rises] - 1] = rises + start
-        highest = max(highest, int(part[-1]))
-    return places
+        part = flat[start : start + step]
+        runs = np.concatenate([[0], np.flatnonzero(part[1:] != part[:-1]) + 1])
+        values = part[runs]
+        sizes += np.bincount(values, np.diff(runs, append=part.size), count + 1).astype(np.int64)
+        tops = np.maximum.accumulate(np.concatenate([[highest], values]))
+        new = np.flatnonzero(np.diff(tops) > 0)
+        first[values[new] - 1] = runs[new] + start
+        highest = int(tops[-1])
+    return sizes[1:], first
 
 
 def _compare_faces(lookup: Lookup, box: Box) -> Arrays:
