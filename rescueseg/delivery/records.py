@@ -48,7 +48,7 @@ class Trial(Record):
     what: str
     """In plain words, such as "threshold 0.45"."""
     score: float
-    """Mean Dice over the classes, or panoptic quality for objects."""
+    """Mean Dice over the classes, for thin structures the mean of Dice and clDice; panoptic quality for objects."""
     chosen: bool
 
 
