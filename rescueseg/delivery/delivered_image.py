@@ -93,14 +93,25 @@ def create_delivered_image(
     return identity
 
 
+def arrays_identity(url: str) -> str | None:
+    """Return the identity of the arrays of a delivered image, see `create_delivered_image`; None where they are not complete."""
+    identity = _stamp(url).get("identity")
+    return None if identity is None else str(identity)
+
+
 def _identity(url: str, made_for: str) -> str | None:
     """Return the identity of what is there if it was made for the same; None where it is to be made."""
+    stamp = _stamp(url)
+    return str(stamp["identity"]) if stamp.get("made_for") == made_for else None
+
+
+def _stamp(url: str) -> dict[str, Any]:
     try:
         group = zarr.open_group(zarr_store(url), mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError, KeyError):
-        return None
+        return {}
     stamp: Any = group.attrs.asdict().get(_STAMP, {})
-    return str(stamp["identity"]) if stamp.get("made_for") == made_for else None
+    return dict(stamp)
 
 
 def _create(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import check_id
 from rescueseg.delivery.corrections import merge_corrections
-from rescueseg.delivery.delivered_image import create_delivered_image
+from rescueseg.delivery.delivered_image import arrays_identity, create_delivered_image
 from rescueseg.delivery.export import export_labels
 from rescueseg.delivery.folder import MASK, OBJECTS, PROGRESS, DeliveryFolder, SourceVolume
 from rescueseg.delivery.joined_tables import join_tables
@@ -20,7 +21,7 @@ from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.objects import make_objects
 from rescueseg.delivery.places import keep_places
 from rescueseg.delivery.records import DELIVERY, RULE, DeliveredVolume, Delivery, DeliveryRule
-from rescueseg.delivery.request import DeliveryModel, SegmentRequest, check_request, delivery_model
+from rescueseg.delivery.request import DeliveryModel, Format, SegmentRequest, check_request, delivery_model
 from rescueseg.delivery.rule import choose_rule, is_current
 from rescueseg.delivery.scores import delivered_scores
 from rescueseg.delivery.step import Step
@@ -173,18 +174,31 @@ def deliver(
     digest = _digest(delivery, record)
     file = folder.volume_record(volume_id)
     known = folder.records.read(file)
-    if known is None or known.digest != digest:
-        if not source.maps.reference():
-            job = replace(InferenceJob.of(campaign, chosen.model, volume_id), volumes_url=source.volumes_url)
-            infer(replace(job, maps_url=source.maps_url), client, note.of(f"{volume_id}: maps"))
+    if known is None or known.digest != digest or not _is_there(target, known):
+        _make_maps(campaign, chosen, source, client, note)
         known = _make_labels(target, request, digest, client, note)
-    done = _bring_up_to_date(campaign, store, target, request, known, client, note)
+    version = merge_corrections(campaign, store, target, digest)
+    changed = version != known.version
+    if changed:
+        _make_maps(campaign, chosen, source, client, note)  # the table tells of them
+    known = known.model_copy(update={"version": version})
+    done = _bring_up_to_date(target, delivery, request.formats, known, client, note, changed=changed)
     if done != folder.records.read(file):
         done = done.model_copy(update={"seconds": round(known.seconds + time.perf_counter() - started, 1)})
         folder.records.write(file, done)
     for name in ("scratch", "passes"):
         folder.storage.remove(f"work/{name}/{check_id(volume_id, 'volume id')}")
     return done
+
+
+def _make_maps(
+    campaign: Campaign, chosen: DeliveryModel, source: SourceVolume, client: Client | None, note: _Noted
+) -> None:
+    """Predict a volume, unless it was."""
+    if source.maps.reference():
+        return
+    job = replace(InferenceJob.of(campaign, chosen.model, source.volume_id), volumes_url=source.volumes_url)
+    infer(replace(job, maps_url=source.maps_url), client, note.of(f"{source.volume_id}: maps"))
 
 
 def _source(campaign: Campaign, folder: DeliveryFolder, chosen: DeliveryModel, volume_id: str) -> SourceVolume:
@@ -216,6 +230,12 @@ def _is_of_another_rule(
     if new is None and not volume.in_campaign:
         return False
     return volume.digest != _digest(delivery, new.record if new else campaign.volumes.record(volume.volume_id))
+
+
+def _is_there(target: TargetVolume, known: DeliveredVolume) -> bool:
+    """Tell whether nobody has removed the labels since they were delivered."""
+    labels = [f"{target.volume_id}.ome.zarr/labels/{name}/0/zarr.json" for name in known.labels]
+    return all(target.out.storage.exists(path) for path in labels)
 
 
 def _make_labels(
@@ -254,36 +274,40 @@ def _make_labels(
 
 
 def _bring_up_to_date(
-    campaign: Campaign,
-    store: QueueStore,
     target: TargetVolume,
-    request: SegmentRequest,
+    delivery: Delivery,
+    formats: Sequence[Format],
     known: DeliveredVolume,
     client: Client | None,
     note: _Noted,
+    *,
+    changed: bool,
 ) -> DeliveredVolume:
-    """Merge corrections; write pyramids and table when the labels are new, and files that are missing or older."""
-    version = merge_corrections(campaign, store, target, known.digest)
+    """Write pyramids and table when the labels have changed, and files that are missing or older."""
+    identity = arrays_identity(target.image_url)
 
     def step(name: str) -> Step:
         url = target.out.pass_url(target.volume_id, name)
-        return Step(url, digest_json([known.digest, version]), client, note.of(f"{target.volume_id}: {name}"))
+        digest = digest_json([known.digest, identity, known.version])
+        return Step(url, digest, client, note.of(f"{target.volume_id}: {name}"))
 
-    changed = version != known.version
-    there = {file.format for file in known.files}
-    formats = sorted(there.union(request.formats))
+    there = {file.format for file in known.files if target.out.storage.exists(file.path)}
+    every = sorted({file.format for file in known.files}.union(formats))
     objects = known.objects
     if changed:
-        classes = campaign.config.classes
         for name in known.labels:
             pyramid = add_label_pyramid(
-                target.image_url, name, step("pyramid"), target.spacing_um_zyx, classes if name == MASK else None
+                target.image_url,
+                name,
+                step("pyramid"),
+                target.spacing_um_zyx,
+                delivery.classes if name == MASK else None,
             )
             objects = len(pyramid.ids) if name == OBJECTS else objects
-        write_table(target, step("table"), classes)
-    if changed or there != set(formats):
-        files = export_labels(target, step("files"), formats)
-        return known.model_copy(update={"version": version, "objects": objects, "files": files})
+        write_table(target, step("table"), delivery.classes)
+    if changed or there != set(every):
+        files = export_labels(target, step("files"), every)
+        return known.model_copy(update={"objects": objects, "files": files})
     return known
 
 
