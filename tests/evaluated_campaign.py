@@ -17,6 +17,7 @@ from rescueseg.config import check_config
 from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import ZYX, Box
+from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, LabelType, MapReference, ModelReference, Snapshot, SnapshotItem
@@ -136,7 +137,7 @@ def write_maps(
     plan = InferencePlan(
         model=ModelReference(generation=generation, trainer="monai_unet", path="m", digest=f"{generation:064x}"),
         volume_id=volume_id,
-        volume_digest="d",
+        volume_digest=volume_digest(record),
         shape_zyx=shape,
         spacing_um_zyx=spacing,
         n_classes=len(probability) - 1,

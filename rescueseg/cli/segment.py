@@ -161,7 +161,12 @@ def _show(folder: DeliveryFolder, request: SegmentRequest) -> None:
         values = (score.most_likely, score.rule, score.delivered)
         most_likely, rule, delivered = ("none" if v is None else f"{v:.3f}" for v in values)
         say_line(f"Test {score.name}: {most_likely} most likely class, {rule} by threshold, {delivered} as delivered")
-    if request.review:
-        say_line("Places to proofread are queued: rescueseg queue next CAMPAIGN, or annotate")
+    if request.review and delivery:
+        how = (
+            "queue next CAMPAIGN, or annotate" if delivery.queued else "queue status CAMPAIGN tells of those that wait"
+        )
+        say_line(f"{delivery.queued} places were queued to be proofread: rescueseg {how}")
+    if delivery and delivery.rule.objects and not any(t.what.startswith("objects:") for t in delivery.rule.trials):
+        say_line("How objects are made was not chosen: the truth of no validation box numbers objects", style="yellow")
     say_line(f"Summary: {folder.storage.url_of('index.html')}")
     say_line(f"Look at it in napari: rescueseg view {folder.url}")

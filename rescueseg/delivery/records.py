@@ -108,7 +108,7 @@ class DeliveredVolume(Record):
     shape_zyx: ZYX
     spacing_um_zyx: Spacing
     digest: str
-    """Of everything that its labels depend on: model, maps, rule, corrections."""
+    """Of what its labels are made with but for corrections: model, volume, rule."""
     version: int = 1
     """Counts the corrections that were merged."""
     labels: tuple[str, ...]
@@ -125,6 +125,8 @@ class Delivery(Record):
     """The delivery as a whole."""
 
     campaign_url: str
+    campaign_id: str = ""
+    """By which it is known wherever it lies; empty for campaigns of earlier versions."""
     campaign_name: str
     classes: tuple[str, ...]
     model: ModelReference
@@ -137,6 +139,8 @@ class Delivery(Record):
     """On the test boxes of the volumes that were delivered; empty where there are none."""
     boxes: int = 0
     """How many those are."""
+    queued: int = 0
+    """Tickets that were added when places were last queued for review."""
 
 
 DELIVERY = RecordFile("delivery", Delivery)

@@ -10,8 +10,10 @@ from pydantic import Field
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.identity import IDENTITY
+from rescueseg.campaign.layout import CAMPAIGN_FILE
 from rescueseg.campaign.outside_trainings import read_request
-from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.folder import PROGRESS, DeliveryFolder
 from rescueseg.delivery.records import DELIVERY, Delivery
 from rescueseg.errors import CampaignError, ConfigError, InferenceError, StorageError, UnreadableVolumeError
 from rescueseg.evaluation.champion import champion
@@ -217,7 +219,7 @@ def check_request(campaign: Campaign, request: SegmentRequest) -> SegmentRequest
 
 def _completed(campaign: Campaign, request: SegmentRequest, earlier: Delivery | None) -> SegmentRequest:
     """Return the request with what it leaves open as it was in the delivery that is there."""
-    if earlier is None or earlier.campaign_url != campaign.url:
+    if earlier is None or not is_of_campaign(campaign, earlier):
         return request if request.with_image is not None else request.model_copy(update={"with_image": True})
     update: dict[str, object] = {}
     if request.generation is None and not request.training:
@@ -245,11 +247,40 @@ def check_place(campaign: Campaign, folder: DeliveryFolder, model: ModelReferenc
         raise StorageError("the delivery would lie inside the campaign", where=storage.url, todo="Choose another --out")
     earlier = folder.records.read(DELIVERY)
     if earlier is None:
-        names = [name for name in storage.list("") if name != "work" and not name.startswith(".")]
+        ours = any(storage.exists(path) for path in (f"work/{CAMPAIGN_FILE.path()}", PROGRESS.path()))
+        names = [n for n in storage.list("") if not n.startswith(".") and not (n == "work" and ours)]
         if names:
             raise StorageError(
                 f"the folder holds '{names[0]}' and is no delivery", where=storage.url, todo="Choose an empty --out"
             )
-    elif (earlier.campaign_url, earlier.model.digest) != (campaign.url, model.digest):
-        what = "another model" if earlier.campaign_url == campaign.url else f"campaign {earlier.campaign_url}"
-        raise StorageError(f"the folder holds a delivery of {what}", where=storage.url, todo="Choose another --out")
+    else:
+        require_same(campaign, earlier, model, storage.url)
+
+
+def require_same(campaign: Campaign, delivery: Delivery, model: ModelReference, where: str) -> None:
+    """Make sure that a delivery is of this campaign, wherever that lies now, and of this model.
+
+    Raises
+    ------
+    StorageError
+        If it is not.
+    """
+    if not is_of_campaign(campaign, delivery):
+        what = f"campaign {delivery.campaign_url}"
+    elif delivery.model.digest != model.digest:
+        what = "another model"
+    else:
+        return
+    raise StorageError(f"the folder holds a delivery of {what}", where=where, todo="Choose another --out")
+
+
+def is_of_campaign(campaign: Campaign, delivery: Delivery) -> bool:
+    """Tell whether a delivery is of a campaign, by its id, or by its place where it has none."""
+    own = campaign_id(campaign)
+    return own == delivery.campaign_id if own and delivery.campaign_id else campaign.url == delivery.campaign_url
+
+
+def campaign_id(campaign: Campaign) -> str:
+    """Return the id of a campaign, empty where an earlier version made it."""
+    identity = campaign.records.read(IDENTITY)
+    return identity.campaign_id if identity else ""

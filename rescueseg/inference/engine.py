@@ -211,7 +211,7 @@ def make_plan(job: InferenceJob) -> InferencePlan:
     return InferencePlan(
         model=job.model,
         volume_id=job.volume_id,
-        volume_digest=digest_json([volume.digest, volume.normalisation.to_json()]),
+        volume_digest=volume_digest(volume),
         shape_zyx=volume.shape_zyx,
         spacing_um_zyx=volume.spacing_um_zyx,
         n_classes=n_classes,
@@ -223,6 +223,11 @@ def make_plan(job: InferenceJob) -> InferencePlan:
         networks=predictor.networks,
         outputs=outputs,
     )
+
+
+def volume_digest(volume: VolumeRecord) -> str:
+    """Return the digest of a volume's voxels and of its normalisation: the maps of another one are not its own."""
+    return digest_json([volume.digest, volume.normalisation.to_json()])
 
 
 def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rescueseg.campaign import Campaign
@@ -12,7 +12,7 @@ from rescueseg.campaign.layout import check_id
 from rescueseg.delivery.corrections import merge_corrections
 from rescueseg.delivery.delivered_image import arrays_identity, create_delivered_image
 from rescueseg.delivery.export import export_labels
-from rescueseg.delivery.folder import MASK, OBJECTS, PROGRESS, DeliveryFolder, SourceVolume
+from rescueseg.delivery.folder import MASK, OBJECTS, PROGRESS, DeliveryFolder
 from rescueseg.delivery.joined_tables import join_tables
 from rescueseg.delivery.label_pyramid import add_label_pyramid
 from rescueseg.delivery.masks import make_mask
@@ -21,16 +21,24 @@ from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.objects import make_objects
 from rescueseg.delivery.places import keep_places
 from rescueseg.delivery.records import DELIVERY, RULE, DeliveredVolume, Delivery, DeliveryRule
-from rescueseg.delivery.request import DeliveryModel, Format, SegmentRequest, check_request, delivery_model
+from rescueseg.delivery.request import (
+    DeliveryModel,
+    Format,
+    SegmentRequest,
+    campaign_id,
+    check_request,
+    delivery_model,
+    require_same,
+)
 from rescueseg.delivery.rule import choose_rule, is_current
 from rescueseg.delivery.scores import delivered_scores
+from rescueseg.delivery.sources import is_of_another_rule, labels_digest, make_maps, source_of
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.errors import CampaignError, InferenceError, RescuesegError
-from rescueseg.inference.engine import InferenceJob, infer
+from rescueseg.errors import CampaignError, InferenceError, RescuesegError, UnreadableVolumeError, VolumeError
 from rescueseg.progress import CountProgress, Progress
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import Record, VolumeRecord
+from rescueseg.records import Record
 from rescueseg.reports.delivery_page import write_page
 from rescueseg.stages.proofreading import queue_places
 from rescueseg.storage import digest_json
@@ -85,10 +93,15 @@ def prepare(campaign: Campaign, request: SegmentRequest, progress: Progress) -> 
             volumes.append(new.add(file, note).record.volume_id)
         except RescuesegError as error:
             failures[file.path] = str(error)
+    if failures and not volumes:
+        raise UnreadableVolumeError(
+            f"none of the files can be delivered; the first: {next(iter(failures.values()))}", where=request.out
+        )
     earlier = folder.records.read(DELIVERY)
     rule = _rule(campaign, chosen, request, earlier, note)
     delivery = Delivery(
         campaign_url=campaign.url,
+        campaign_id=campaign_id(campaign),
         campaign_name=campaign.config.name,
         classes=tuple(campaign.config.classes),
         model=chosen.model,
@@ -98,7 +111,7 @@ def prepare(campaign: Campaign, request: SegmentRequest, progress: Progress) -> 
     )
     if earlier is None or (earlier.rule, earlier.with_image) != (rule, delivery.with_image):
         folder.records.write(DELIVERY, delivery)
-    volumes += [v.volume_id for v in folder.delivered() if _is_of_another_rule(campaign, folder, delivery, v)]
+    volumes += [v.volume_id for v in folder.delivered() if is_of_another_rule(campaign, folder, delivery, v)]
     return Targets(request=request, volumes=tuple(dict.fromkeys(volumes)), failures=failures)
 
 
@@ -163,24 +176,25 @@ def deliver(
         If the volume cannot be delivered; what is there of it goes on the next time.
     """
     started, folder = time.perf_counter(), DeliveryFolder(request.out)
-    delivery = folder.records.read(DELIVERY)
-    if delivery is None:
-        raise CampaignError("the delivery was not prepared", where=request.out, todo="Give the command again")
     chosen, note = delivery_model(campaign, request), _Noted(folder, progress)
-    source = _source(campaign, folder, chosen, volume_id)
+    delivery = _prepared(campaign, chosen, folder)
+    source = source_of(campaign, folder, chosen, delivery, volume_id)
     record = source.volumes.record(volume_id)
     blocks = choose_chunks(record.shape_zyx)[1]
     target = TargetVolume(source, folder, delivery.rule, record.shape_zyx, record.spacing_um_zyx, blocks)
-    digest = _digest(delivery, record)
+    digest = labels_digest(delivery, record)
     file = folder.volume_record(volume_id)
     known = folder.records.read(file)
     if known is None or known.digest != digest or not _is_there(target, known):
-        _make_maps(campaign, chosen, source, client, note)
-        known = _make_labels(target, request, digest, client, note)
+        make_maps(campaign, chosen, source, client, note.of(f"{volume_id}: maps"))
+        files = known.files if known else ()
+        known = _make_labels(target, request, digest, client, note).model_copy(update={"files": files})
     version = merge_corrections(campaign, store, target, digest)
     changed = version != known.version
-    if changed:
-        _make_maps(campaign, chosen, source, client, note)  # the table tells of them
+    if changed or request.review:
+        make_maps(
+            campaign, chosen, source, client, note.of(f"{volume_id}: maps")
+        )  # the table and the choice of places tell of them
     known = known.model_copy(update={"version": version})
     done = _bring_up_to_date(target, delivery, request.formats, known, client, note, changed=changed)
     if done != folder.records.read(file):
@@ -191,45 +205,13 @@ def deliver(
     return done
 
 
-def _make_maps(
-    campaign: Campaign, chosen: DeliveryModel, source: SourceVolume, client: Client | None, note: _Noted
-) -> None:
-    """Predict a volume, unless it was."""
-    if source.maps.reference():
-        return
-    job = replace(InferenceJob.of(campaign, chosen.model, source.volume_id), volumes_url=source.volumes_url)
-    infer(replace(job, maps_url=source.maps_url), client, note.of(f"{source.volume_id}: maps"))
-
-
-def _source(campaign: Campaign, folder: DeliveryFolder, chosen: DeliveryModel, volume_id: str) -> SourceVolume:
-    """Return where a volume and its maps lie: maps of a generation in the campaign, all others in the work folder."""
-    work = folder.work_url()
-    if new_volume(folder, volume_id) is not None:
-        return SourceVolume(volume_id, work, work, chosen.model.generation)
-    known = folder.records.read(folder.volume_record(volume_id))
-    if known is not None and not known.in_campaign:
-        raise InferenceError(
-            "its imported copy was removed with the work folder of the delivery",
-            where=f"volume {volume_id}",
-            todo=f"Name the file again: {known.source}",
-        )
-    return SourceVolume(volume_id, campaign.url, work if chosen.training else campaign.url, chosen.model.generation)
-
-
-def _digest(delivery: Delivery, record: VolumeRecord) -> str:
-    """Return the digest of all that the labels of a volume depend on, but for corrections."""
-    described = [record.digest, record.normalisation.to_json(), list(record.spacing_um_zyx)]
-    return digest_json([delivery.model.digest, delivery.rule.to_json(), described, delivery.with_image])
-
-
-def _is_of_another_rule(
-    campaign: Campaign, folder: DeliveryFolder, delivery: Delivery, volume: DeliveredVolume
-) -> bool:
-    """Tell whether a volume was delivered by another rule; one whose imported copy was removed stays as it is."""
-    new = new_volume(folder, volume.volume_id)
-    if new is None and not volume.in_campaign:
-        return False
-    return volume.digest != _digest(delivery, new.record if new else campaign.volumes.record(volume.volume_id))
+def _prepared(campaign: Campaign, chosen: DeliveryModel, folder: DeliveryFolder) -> Delivery:
+    """Return what the delivery is made with; nobody else may have taken the folder since it was prepared."""
+    delivery = folder.records.read(DELIVERY)
+    if delivery is None:
+        raise CampaignError("the delivery was not prepared", where=folder.url, todo="Give the command again")
+    require_same(campaign, delivery, chosen.model, folder.url)
+    return delivery
 
 
 def _is_there(target: TargetVolume, known: DeliveredVolume) -> bool:
@@ -307,6 +289,8 @@ def _bring_up_to_date(
         write_table(target, step("table"), delivery.classes)
     if changed or there != set(every):
         files = export_labels(target, step("files"), every)
+        for path in {file.path for file in known.files}.difference(file.path for file in files):
+            target.out.storage.remove(path)
         return known.model_copy(update={"objects": objects, "files": files})
     return known
 
@@ -331,22 +315,23 @@ def finish(campaign: Campaign, store: QueueStore, request: SegmentRequest, progr
         With its scores.
     """
     folder, chosen = DeliveryFolder(request.out), delivery_model(campaign, request)
-    delivery = folder.records.read(DELIVERY)
-    if delivery is None:
-        raise CampaignError("the delivery was not prepared", where=request.out, todo="Give the command again")
+    delivery = _prepared(campaign, chosen, folder)
     join_tables(folder)
     delivered = folder.delivered()
-    there = [v for v in delivered if v.in_campaign or new_volume(folder, v.volume_id)]
-    sources = [_source(campaign, folder, chosen, v.volume_id) for v in there]
+    sources = []
+    for volume in delivered:
+        with suppress(InferenceError, VolumeError):  # what its labels were made of is gone; they stay as they are
+            sources.append(source_of(campaign, folder, chosen, delivery, volume.volume_id))
     scores, boxes = delivered_scores(campaign, folder, delivery, sources)
     delivery = delivery.model_copy(update={"scores": scores, "boxes": boxes})
     folder.records.write(DELIVERY, delivery)
     predicted = [source for source in sources if source.maps.reference()]
-    note = _Noted(folder, progress)
     keep_places(campaign, folder, predicted)
     write_page(folder)
     if request.review:
-        queue_places(campaign, store, folder, predicted, request.review, note)
+        tickets = queue_places(campaign, store, folder, predicted, request.review, _Noted(folder, progress))
+        delivery = delivery.model_copy(update={"queued": len(tickets)})
+        folder.records.write(DELIVERY, delivery)
     folder.storage.remove(PROGRESS.path())
     return delivery
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
@@ -13,11 +14,15 @@ import pytest
 import zarr
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.new_volumes import NewVolume
 from rescueseg.delivery.places import table_path
 from rescueseg.delivery.records import DELIVERY, DeliveredVolume
-from rescueseg.delivery.request import SegmentRequest
-from rescueseg.errors import InferenceError
+from rescueseg.delivery.request import SegmentRequest, delivery_model
+from rescueseg.delivery.sources import source_of
+from rescueseg.errors import InferenceError, StorageError, UnreadableVolumeError, VolumeError
 from rescueseg.queue.store import make_queue, open_queue
 from rescueseg.stages.segment import deliver, finish, prepare
 from rescueseg.storage import Storage
@@ -163,3 +168,74 @@ def test_what_was_not_imported_cannot_be_delivered_again(campaign: Campaign, tmp
     with pytest.raises(InferenceError, match=r"Name the file again: /data/gone\.tif"):
         deliver(campaign, open_queue(campaign), request_for(out), "gone", None, ignore)
     assert prepare(campaign, request_for(out), ignore).volumes == ("phantom",)
+
+
+def test_formats_of_before_follow_the_labels(campaign: Campaign, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(campaign, request_for(out))
+    assert (out / "phantom_objects.nrrd").exists()
+    [volume] = run(campaign, SegmentRequest(out=str(out), objects="no"))
+    assert [file.path for file in volume.files] == ["phantom_mask.nrrd"]
+    assert not (out / "phantom_objects.nrrd").exists()
+    mask = np.asarray(zarr.open_array(str(out / "phantom.ome.zarr/labels/mask"), path="0", mode="r")[...])
+    written, _ = nrrd.read(str(out / "phantom_mask.nrrd"))
+    assert np.array_equal(written.T, mask)
+
+
+def test_a_folder_that_somebody_else_took_meanwhile_is_left_alone(campaign: Campaign, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    targets, folder = prepare(campaign, request_for(out), ignore), DeliveryFolder(str(out))
+    ours = folder.records.read(DELIVERY)
+    assert ours is not None
+    folder.records.write(DELIVERY, ours.model_copy(update={"campaign_url": "/elsewhere", "campaign_id": "e" * 32}))
+    with pytest.raises(StorageError, match="delivery of campaign /elsewhere"):
+        deliver(campaign, open_queue(campaign), targets.request, "phantom", None, ignore)
+    assert folder.delivered() == []
+
+
+def test_a_moved_campaign_goes_on_with_its_deliveries(campaign: Campaign, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(campaign, request_for(out))
+    folder = DeliveryFolder(str(out))
+    delivery = folder.records.read(DELIVERY)
+    assert delivery is not None
+    folder.records.write(DELIVERY, delivery.model_copy(update={"campaign_url": "/where/it/was"}))
+    assert prepare(campaign, SegmentRequest(out=str(out)), ignore).volumes == ("phantom",)
+
+
+def test_maps_of_other_intensities_are_not_taken(campaign: Campaign, tmp_path: Path) -> None:
+    """A generation keeps its maps; the delivery's own would be made in its work folder."""
+    out, record = tmp_path / "out", campaign.volumes.record("phantom")
+    targets, folder = prepare(campaign, request_for(out), ignore), DeliveryFolder(str(out))
+    delivery = folder.records.read(DELIVERY)
+    assert delivery is not None
+    chosen = delivery_model(campaign, targets.request)
+    assert source_of(campaign, folder, chosen, delivery, "phantom").maps_url == campaign.url
+    normalisation = record.normalisation.model_copy(update={"high": record.normalisation.high * 2})
+    try:
+        campaign.volumes.save(record.model_copy(update={"normalisation": normalisation}))
+        source = source_of(campaign, folder, chosen, delivery, "phantom")
+    finally:
+        campaign.volumes.save(record)
+    assert (source.maps_url, source.volumes_url) == (folder.work_url(), campaign.url)
+
+
+def test_a_file_and_another_volume_of_its_name_are_told_apart(campaign: Campaign, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(campaign, request_for(out), ignore)
+    folder = DeliveryFolder(str(out))
+    delivery = folder.records.read(DELIVERY)
+    assert delivery is not None
+    record = campaign.volumes.record("phantom")
+    other = NewVolume(record=record.model_copy(update={"digest": "o" * 64}), path="p.tif", source="s", likeness="like")
+    RecordFolder(Storage(folder.work_url())).write(RecordFile("new/phantom", NewVolume), other)
+    with pytest.raises(VolumeError, match="another volume of it since"):
+        source_of(campaign, folder, delivery_model(campaign, request_for(out)), delivery, "phantom")
+
+
+def test_when_no_file_can_be_delivered_nothing_is_written(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "bad.tif").write_bytes(b"no image")
+    request = SegmentRequest(out=str(tmp_path / "out"), files=(str(tmp_path / "bad.tif"),), generation=0)
+    with pytest.raises(UnreadableVolumeError, match="none of the files can be delivered"):
+        prepare(campaign, request, ignore)
+    assert not (tmp_path / "out" / "delivery.json").exists()
