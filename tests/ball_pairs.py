@@ -51,12 +51,13 @@ def ball_pairs(seed: int, shape: Sequence[int] = SHAPE, pairs: int = 9) -> tuple
 
 def make_campaign(root: Path, *, seeds: Sequence[int] = (0,), labels: str = "instance", **training: Any) -> Campaign:
     """Make a campaign with a volume ``v<i>`` for each seed."""
+    head = {"border_distance": labels == "instance"}
     config = check_config(
         {
             "name": "pairs",
             "classes": ["ball"],
             "annotation": {"labels": labels},
-            "training": with_tables({"trainer": "monai_unet", **QUICK, **FAMILIES}, training),
+            "training": with_tables({"trainer": "monai_unet", **QUICK, **FAMILIES}, {"unet": head} | training),
             "inference": {"mc_samples": 2, "tta_symmetries": 2},
         }
     )

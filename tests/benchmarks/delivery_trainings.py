@@ -60,7 +60,7 @@ class Problem:
     def arms(self) -> dict[str, dict[str, Any]]:
         """Settings of the U-Net of each training, by name."""
         if self.objects == "numbered":
-            return {"without_distance": {"border_distance": False}, "with_distance": {}}
+            return {"without_distance": {}, "with_distance": {"border_distance": True}}
         return {"membranes" if self.objects == "between membranes" else "mask": {}}
 
 

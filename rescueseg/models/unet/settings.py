@@ -26,9 +26,10 @@ class UNetSettings(FamilySettings):
     """Decay of the moving average of the weights that becomes the model; 0 takes the last weights."""
     balanced_classes: bool = False
     """Let rare classes weigh more in the cross-entropy; windows are drawn around all classes alike anyway."""
-    border_distance: bool | None = None
-    """Learn the distance of each voxel to the border of its own object too, so that touching objects can be told apart;
-    when omitted, where objects are numbered (``annotation.labels = "instance"``)."""
+    border_distance: bool = False
+    """Learn the distance of each voxel to the border of its own object too, so that touching objects can be told apart; needs
+    numbered objects (``annotation.labels = "instance"``). Not shown to be better than the distance to the mask's border
+    (``tests/benchmarks/delivery_objects.py``)."""
     cldice_weight: Annotated[float, Field(ge=0.0)] = 0.5
     """Of `monai_unet_topology`: weight of soft clDice, in the second half of the steps."""
     betti_weight: Annotated[float, Field(ge=0.0)] = 0.0
@@ -36,5 +37,5 @@ class UNetSettings(FamilySettings):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings under the names that trainings were named by before the family had a table."""
-        exclude = {"border_distance"} if self.border_distance is None else None
+        exclude = None if self.border_distance else {"border_distance"}
         return self.model_dump(mode="json", exclude=exclude) | _OTHERS

@@ -220,7 +220,7 @@ def _learns_border(config: TrainingConfig, snapshot: Snapshot) -> bool:
             where="training.unet.border_distance",
             todo='Annotate objects (annotation.labels = "instance"), or leave the setting out',
         )
-    return numbered if wish is None else wish
+    return wish
 
 
 def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPlan, str, str]:

@@ -235,13 +235,13 @@ def test_the_loss_is_that_of_the_classes_and_that_of_the_distance(trained: Train
     torch.testing.assert_close(objective(logits, [], labels, 0, border), expected)
 
 
-def test_distances_are_learned_where_objects_are_numbered_unless_the_settings_say_otherwise(
+def test_distances_are_learned_where_the_settings_say_so_and_objects_are_numbered(
     trained: Trained, tmp_path: Path
 ) -> None:
     snapshot = make_snapshot(trained.campaign, BOXES)
     config = trained.campaign.config
 
-    def planned(wish: bool | None, numbered: bool = True) -> TrainingPlan:
+    def planned(wish: bool, numbered: bool = True) -> TrainingPlan:
         training = TrainingConfig.model_validate(
             config.training.model_dump(mode="json") | {"unet": {"border_distance": wish}}
         )
@@ -249,9 +249,9 @@ def test_distances_are_learned_where_objects_are_numbered_unless_the_settings_sa
         changed = snapshot.model_copy(update={"items": tuple(items)})
         return plan_training(config.model_copy(update={"training": training}), trained.campaign.volumes, changed)
 
-    assert planned(None).border_um == planned(True).border_um
-    assert planned(None).network.border_distance
-    assert planned(False).border_um is planned(None, numbered=False).border_um is None
+    assert planned(True).border_um
+    assert planned(True).network.border_distance
+    assert planned(False).border_um is planned(False, numbered=False).border_um is None
     assert not planned(False).network.border_distance
     with pytest.raises(TrainingError, match="no object is numbered"):
         planned(True, numbered=False)
