@@ -220,6 +220,10 @@ class Holdout(Record):
         added = set(frozen.boxes) <= set(self.boxes) and set(frozen.whole or ()) <= set(self.whole or ())
         return added and frozen.guard_zyx == self.guard_zyx
 
+    def covers(self, volume_id: str) -> bool:
+        """Tell whether it was drawn with a volume in view; one written by hand says nothing of it."""
+        return not self.volumes or volume_id in self.volumes
+
     def of(self, volume_id: str, places: SharedPlaces, part: Part | None = None) -> list[Box]:
         """Return where the boxes of a part lie in a volume, whatever volume they were drawn in.
 

@@ -152,6 +152,8 @@ def kept_places(folder: DeliveryFolder) -> tuple[DoubtfulPlace, ...]:
 def free_boxes(campaign: Campaign, record: VolumeRecord, places: SharedPlaces, occupied: Iterable[Patch]) -> list[Box]:
     """Return the boxes of a volume's grid that are clear of the guarded holdout and of `occupied`, z, y, x order.
 
+    None in a volume of the campaign that its holdout does not cover yet: boxes may still be drawn anywhere in it.
+
     Parameters
     ----------
     campaign : Campaign
@@ -164,6 +166,8 @@ def free_boxes(campaign: Campaign, record: VolumeRecord, places: SharedPlaces, o
         In whichever volumes.
     """
     holdout, name = campaign.holdout(), record.volume_id
+    if not (holdout is not None and holdout.covers(name)) and name in campaign.volumes.ids():
+        return []
     guarded = [] if holdout is None else holdout.guarded(name, places)
     blocked = [*guarded, *places.boxes_in(name, occupied)]
     return list(candidates(record, patch_shape(campaign.config, record, holdout), blocked))

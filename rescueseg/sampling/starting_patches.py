@@ -130,7 +130,7 @@ def all_candidates(campaign: Campaign, occupied: Iterable[Patch] = ()) -> tuple[
 def _candidates(
     config: CampaignConfig, volume: VolumeRecord, holdout: Holdout, places: SharedPlaces, occupied: Iterable[Patch]
 ) -> list[Box]:
-    if not _covers(holdout, volume.volume_id):
+    if not holdout.covers(volume.volume_id):
         return []
     blocked = [*holdout.guarded(volume.volume_id, places), *places.boxes_in(volume.volume_id, occupied)]
     return list(candidates(volume, patch_shape(config, volume, holdout), blocked))
@@ -210,7 +210,7 @@ def _starting_sampler(
     progress: Progress | None,
 ) -> BoxSampler:
     """Return what draws starting patches: places measured, clear of the guarded holdout and of what is occupied."""
-    volumes = [v for v in folder.records() if _covers(holdout, v.volume_id)]
+    volumes = [v for v in folder.records() if holdout.covers(v.volume_id)]
     rng = random_generator(config.seed, "starting patches")
     free: dict[str, list[Box]] = {}
     for volume in volumes:
@@ -223,8 +223,3 @@ def _frozen(holdout: Holdout | None, url: str) -> Holdout:
     if holdout is None:
         raise SamplingError("the holdout is not frozen yet", where=url, todo="Draw the holdout first")
     return holdout
-
-
-def _covers(holdout: Holdout, volume_id: str) -> bool:
-    """Tell whether the holdout was drawn with a volume in view; one written by hand says nothing of it."""
-    return not holdout.volumes or volume_id in holdout.volumes

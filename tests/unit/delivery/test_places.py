@@ -67,6 +67,22 @@ def test_places_are_those_of_a_plain_search(delivered: Campaign, monkeypatch: py
     assert not any(overlaps(p.box, box) for p in rest for box in occupied)
 
 
+def test_no_place_lies_where_a_holdout_may_still_be_drawn(delivered: Campaign) -> None:
+    holdout, sources = delivered.holdout(), [source(delivered, "phantom")]
+    assert holdout is not None
+    try:
+        elsewhere = holdout.model_copy(update={"volumes": ("another",)})
+        delivered.storage.write_json("holdout.json", elsewhere.to_json())
+        assert doubtful_places(delivered, sources, 3) == []
+        drawn = holdout.model_copy(update={"volumes": ("another", "phantom")})
+        delivered.storage.write_json("holdout.json", drawn.to_json())
+        assert len(doubtful_places(delivered, sources, 3)) == 3
+        delivered.storage.remove("holdout.json")
+        assert doubtful_places(delivered, sources, 3) == []
+    finally:
+        delivered.storage.write_json("holdout.json", holdout.to_json())
+
+
 def test_places_are_kept_until_the_labels_are_made_anew(
     delivered: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
