@@ -6,6 +6,7 @@ One merge is a folder below ``corrections/<volume>/``, by number::
     0001/<ticket>_mask.npz        the labels of the ticket's box before, written before they are changed
     0001/<ticket>_objects.npz
     0001/corrected_<ticket>.json  what was changed: written last
+    0001/given_up.json            where the labels were made anew before all of it was done: it is never gone on with
 
 What is to be written depends on these arrays alone, never on labels that may be half written: after a kill the same
 annotations are merged again with the same result.
@@ -13,7 +14,6 @@ annotations are merged again with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,10 +26,20 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.folders import RecordFolder
 from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.campaign.layout import check_id
-from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.corrected_objects import corrected_numbers, drawn_objects
-from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
+from rescueseg.delivery.delivered_image import arrays_identity
+from rescueseg.delivery.folder import MASK, OBJECTS
 from rescueseg.delivery.heights import foreground
+from rescueseg.delivery.merges import (
+    EARLIER,
+    GIVEN_UP,
+    MERGE,
+    Correction,
+    GivenUp,
+    Merge,
+    correction_file,
+    corrections_folder,
+)
 from rescueseg.delivery.places import PROOFREADING
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import storage_errors
@@ -37,43 +47,11 @@ from rescueseg.geometry import Box, partition, zyx
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.labels import IGNORE
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import AcceptedAnnotation, BoxField, Record
+from rescueseg.records import AcceptedAnnotation
 from rescueseg.storage import digest_array
 from rescueseg.volumes.ome_zarr import open_level
 
 Labels = npt.NDArray[Any]
-
-
-class Merge(Record):
-    """One merge: what it is to do."""
-
-    base: str
-    """Digest of what the labels were made of, without corrections."""
-    annotations: tuple[AcceptedAnnotation, ...]
-    """In this order."""
-    largest: int
-    """The largest number of an object before."""
-
-
-class Correction(Record):
-    """One annotation that was merged."""
-
-    ticket_id: str
-    annotation_id: str
-    annotator: str
-    handed_in: datetime
-    box: BoxField
-    voxels: int
-    """Voxels of the mask that were changed."""
-    largest: int
-    """The largest number of an object from then on."""
-    digests: dict[str, str]
-    """Of the labels of the box after it, by label image."""
-
-
-EARLIER = RecordFile("earlier", tuple[str, ...])
-"""Annotations that were accepted before the volume was delivered first: those of no review of it are not merged."""
-MERGE = RecordFile("merge", Merge)
 
 
 def merge_corrections(campaign: Campaign, store: QueueStore, target: TargetVolume, base: str) -> int:
@@ -105,22 +83,24 @@ def merge_corrections(campaign: Campaign, store: QueueStore, target: TargetVolum
     StorageError
         If an annotation is missing or damaged, or the disk is full.
     """
-    merges = _Merges(campaign, store, target)
+    merges = _Merges(campaign, store, target, base, arrays_identity(target.image_url) or "")
     accepted = [a for a in store.views.accepted("pool") if a.volume_id == target.volume_id]
     merges.finish()
-    if new := merges.missing(accepted, base):
-        merges.begin(Merge(base=base, annotations=tuple(new), largest=_largest_object(target)))
+    if new := merges.missing(accepted):
+        merges.begin(new)
         merges.finish()
     return 1 + len(merges.numbers())
 
 
 @dataclass(frozen=True)
 class _Merges:
-    """The merges of one volume."""
+    """The merges of one volume, and what its labels are now: see `Merge`."""
 
     campaign: Campaign
     store: QueueStore
     target: TargetVolume
+    base: str
+    arrays: str
 
     def folder(self, *parts: str) -> RecordFolder:
         """Return the folder of the corrections, or of one merge."""
@@ -131,26 +111,36 @@ class _Merges:
         folder = self.folder()
         return [n for n in folder.storage.list(folder.folder) if n.isdigit() and self.folder(n).has(MERGE)]
 
-    def begin(self, merge: Merge) -> None:
+    def begin(self, annotations: list[AcceptedAnnotation]) -> None:
         """Write what the next merge is to do."""
+        largest = _largest_object(self.target)
+        merge = Merge(base=self.base, arrays=self.arrays, annotations=tuple(annotations), largest=largest)
         self.folder(f"{len(self.numbers()) + 1:04d}").write(MERGE, merge)
 
     def finish(self) -> None:
-        """Do what the last merge has not done yet; those before it are done."""
+        """Do what the last merge has not done yet; those before it are done, or given up.
+
+        One into labels that were replaced since is given up: its numbers, and what it kept, are of labels that are gone.
+        """
         if not (numbers := self.numbers()):
             return
         folder = self.folder(numbers[-1])
         merge = folder.read(MERGE)
         assert merge is not None, "it is written first, and makes the folder"
+        if folder.has(GIVEN_UP) or all(folder.has(correction_file(a.ticket_id)) for a in merge.annotations):
+            return
+        if not merge.is_of(self.base, self.arrays):
+            folder.write(GIVEN_UP, GivenUp(base=self.base, arrays=self.arrays))
+            return
         largest = merge.largest
         for annotation in merge.annotations:
-            done = folder.read(_correction_file(annotation.ticket_id))
+            done = folder.read(correction_file(annotation.ticket_id))
             if done is None:
                 done = self._merge_one(folder, annotation, largest)
-                folder.write(_correction_file(annotation.ticket_id), done)
+                folder.write(correction_file(annotation.ticket_id), done)
             largest = done.largest
 
-    def missing(self, accepted: list[AcceptedAnnotation], base: str) -> list[AcceptedAnnotation]:
+    def missing(self, accepted: list[AcceptedAnnotation]) -> list[AcceptedAnnotation]:
         """Return the accepted annotations that the labels do not hold yet."""
         folder = self.folder()
         proofread = {t.ticket_id for t in self.store.views.tickets(purpose="pool") if t.stratum == PROOFREADING}
@@ -158,7 +148,7 @@ class _Merges:
             before = tuple(a.annotation_id for a in accepted if a.ticket_id not in proofread)
             folder.write(EARLIER, before)
         earlier = folder.read(EARLIER) or ()
-        merged = self._in_place(base)
+        merged = self._in_place()
         new = [a for a in accepted if a.annotation_id not in earlier and a.annotation_id not in merged]
         return sorted(new, key=lambda a: (self._handed_in(a), a.ticket_id))  # the latest is merged last, and stays
 
@@ -166,13 +156,13 @@ class _Merges:
         versions = self.store.views.annotations(annotation.ticket_id)
         return next(v.created_at for v in versions if v.annotation_id == annotation.annotation_id)
 
-    def _in_place(self, base: str) -> set[str]:
+    def _in_place(self) -> set[str]:
         """Return the annotations that the labels hold: none where they were made anew since."""
         done: list[Correction] = []
         for number in self.numbers():
-            merge = self.folder(number).read(MERGE)
-            if merge is not None and merge.base == base:
-                files = (_correction_file(a.ticket_id) for a in merge.annotations)
+            merge, given_up = self.folder(number).read(MERGE), self.folder(number).has(GIVEN_UP)
+            if merge is not None and merge.is_of(self.base, self.arrays) and not given_up:
+                files = (correction_file(a.ticket_id) for a in merge.annotations)
                 done += [c for c in map(self.folder(number).read, files) if c is not None]
         visible = [c for n, c in enumerate(done) if not any(c.box.intersects(later.box) for later in done[n + 1 :])]
         for correction in visible:
@@ -225,26 +215,6 @@ class _Merges:
         objects = np.asarray(open_level(self.target.label_url(OBJECTS))[frame.slices])
         objects[inside.slices] = before
         return objects, inside
-
-
-def corrections_folder(out: DeliveryFolder, volume_id: str, *parts: str) -> RecordFolder:
-    """Return the folder of a volume's corrections in a delivery, or of one merge."""
-    return RecordFolder(out.storage, "/".join(("corrections", check_id(volume_id, "volume id"), *parts)))
-
-
-def corrections(out: DeliveryFolder, volume_id: str) -> Iterator[Correction]:
-    """Yield what was merged into the labels of a volume, in this order."""
-    folder = corrections_folder(out, volume_id)
-    for number in folder.storage.list(folder.folder):
-        inside = corrections_folder(out, volume_id, number)
-        merge = inside.read(MERGE) if number.isdigit() else None
-        for annotation in merge.annotations if merge else ():
-            if (correction := inside.read(_correction_file(annotation.ticket_id))) is not None:
-                yield correction
-
-
-def _correction_file(ticket_id: str) -> RecordFile[Correction]:
-    return RecordFile(f"corrected_{check_id(ticket_id, 'ticket id')}", Correction)
 
 
 def _write(url: str, box: Box, labels: Labels) -> None:

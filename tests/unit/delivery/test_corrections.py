@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+import zarr
 
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.delivery import corrections as module
-from rescueseg.delivery.corrections import corrections, merge_corrections
+from rescueseg.delivery.corrections import merge_corrections
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
+from rescueseg.delivery.merges import GIVEN_UP, MERGE, corrections, corrections_folder
 from rescueseg.delivery.places import PROOFREADING
 from rescueseg.delivery.records import ObjectRule
 from rescueseg.delivery.target import TargetVolume
@@ -197,6 +199,53 @@ def test_labels_that_were_made_anew_get_all_corrections_again(tmp_path: Path, ba
     assert rig.merge(base) == 3
     assert np.array_equal(rig.read(MASK), after)
     assert np.array_equal(rig.kept(2, MASK), before[BOX.slices])
+
+
+def stamp(rig: Rig, identity: str) -> None:
+    """Write what says which arrays these are."""
+    zarr.open_group(rig.target.image_url, mode="r+", zarr_format=3).attrs["rescueseg"] = {"identity": identity}
+
+
+@pytest.mark.parametrize(("base", "identity"), [("another rule", "first"), ("made", "second")])
+def test_a_merge_into_labels_that_are_gone_is_never_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, identity: str
+) -> None:
+    rig, fresh = Rig.make(tmp_path / "killed", "instance"), Rig.make(tmp_path / "fresh", "instance")
+    stamp(rig, "first")
+    second = Box((0, 30, 20), (10, 8, 32))
+    for one in (rig, fresh):
+        one.merge()
+        drawn = delivered_objects()[BOX.slices]
+        drawn[0:2, 0:2, 0:2] = 7
+        one.accept(PatchLabels.of_instances(drawn))
+        other = delivered_objects()[second.slices]
+        other[0, 0:2] = 9
+        one.accept(PatchLabels.of_instances(other), second, "u")
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "_largest_object", lambda target: 3)
+        writes = iter([module._write, module._write])
+        broken.setattr(module, "_write", lambda *given: next(writes)(*given))  # the first ticket's, then it is killed
+        with pytest.raises(StopIteration):
+            rig.merge()
+    anew = np.zeros(SHAPE, np.uint32)
+    anew[1:11, 2:38, 2:8], anew[1:11, 2:38, 60:68] = 4, 5  # the numbers that the merge of then would give
+    anew[4:8, 6:12, 14:30] = 6
+    for one in (rig, fresh):
+        module._write(one.target.label_url(OBJECTS), Box((0, 0, 0), SHAPE), anew)
+        module._write(one.target.label_url(MASK), Box((0, 0, 0), SHAPE), (anew > 0).astype(np.uint8))
+    stamp(rig, identity)
+    folder = corrections_folder(rig.target.out, "v", "0001")
+    begun = folder.read(MERGE)
+    assert rig.merge(base) == 3
+    assert fresh.merge(base) == 2
+    for name in (MASK, OBJECTS):
+        assert np.array_equal(rig.read(name), fresh.read(name))
+    assert folder.read(MERGE) == begun
+    assert folder.has(GIVEN_UP)
+    assert [c.ticket_id for c in corrections(rig.target.out, "v")] == ["t", "u"]
+    files = rig.files()
+    assert rig.merge(base) == 3
+    assert rig.files() == files
 
 
 class Killed(BaseException):
