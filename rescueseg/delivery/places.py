@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
+from rescueseg.delivery.merges import corrections
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, Floats, Patch, box_bounds, zyx
 from rescueseg.inference.box_means import box_sums, map_pieces, touching
-from rescueseg.records import BoxField, Record, VolumeRecord
+from rescueseg.records import BoxField, Holdout, Record, VolumeRecord
 from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.sampling.patches import candidates, patch_shape
 from rescueseg.shared_places import SharedPlaces
@@ -48,7 +49,7 @@ class PlacesToProofread(Record):
     """The most doubtful places of a delivery, for its page and viewers; kept because the maps may be removed."""
 
     digest: str
-    """Of the volumes that they were looked for in."""
+    """Of the volumes that they were looked for in, and of the versions of their labels."""
     places: tuple[DoubtfulPlace, ...]
     """The most doubtful first."""
 
@@ -116,7 +117,9 @@ def doubtful_places(
 
 
 def keep_places(campaign: Campaign, folder: DeliveryFolder, sources: Sequence[SourceVolume], count: int = 24) -> None:
-    """Write the most doubtful places of a delivery beside it; the maps are not read again while its labels stay as made.
+    """Write the most doubtful places of a delivery beside it; the maps are not read again while its labels stay as they are.
+
+    What people corrected is no longer doubtful. Of delivered volumes whose maps were removed, the places of before are kept.
 
     Parameters
     ----------
@@ -136,11 +139,23 @@ def keep_places(campaign: Campaign, folder: DeliveryFolder, sources: Sequence[So
     CampaignError
         If the volumes were never compared.
     """
-    digest = digest_json([[v.volume_id, v.digest] for v in folder.delivered()])
-    known = folder.records.read(PLACES)
+    delivered, known = folder.delivered(), folder.records.read(PLACES)
+    digest = digest_json([[v.volume_id, v.digest, v.version] for v in delivered])
     if known is None or known.digest != digest:
-        places = tuple(doubtful_places(campaign, sources, count))
-        folder.records.write(PLACES, PlacesToProofread(digest=digest, places=places))
+        without = {v.volume_id for v in delivered} - {source.volume_id for source in sources}
+        corrected = [Patch(v.volume_id, c.box) for v in delivered for c in corrections(folder, v.volume_id)]
+        before = [
+            place
+            for place in (known.places if known else ())
+            if place.volume_id in without and not _overlaps(place.patch, corrected)
+        ]
+        places = doubtful_places(campaign, sources, count, [*corrected, *(place.patch for place in before)])
+        most = sorted([*before, *places], key=lambda place: -place.entropy)[:count]
+        folder.records.write(PLACES, PlacesToProofread(digest=digest, places=tuple(most)))
+
+
+def _overlaps(patch: Patch, others: Iterable[Patch]) -> bool:
+    return any(patch.volume_id == other.volume_id and patch.box.intersects(other.box) for other in others)
 
 
 def kept_places(folder: DeliveryFolder) -> tuple[DoubtfulPlace, ...]:
@@ -165,12 +180,46 @@ def free_boxes(campaign: Campaign, record: VolumeRecord, places: SharedPlaces, o
     occupied : iterable of Patch
         In whichever volumes.
     """
-    holdout, name = campaign.holdout(), record.volume_id
-    if not (holdout is not None and holdout.covers(name)) and name in campaign.volumes.ids():
-        return []
-    guarded = [] if holdout is None else holdout.guarded(name, places)
-    blocked = [*guarded, *places.boxes_in(name, occupied)]
+    holdout = campaign.holdout()
+    blocked = _blocked(campaign, holdout, record, places, occupied)
     return list(candidates(record, patch_shape(campaign.config, record, holdout), blocked))
+
+
+def are_free(
+    campaign: Campaign, sources: Sequence[SourceVolume], chosen: Sequence[DoubtfulPlace], occupied: Iterable[Patch]
+) -> bool:
+    """Tell whether places may be asked for still, as when more is known of what their volumes share; no map is read.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its volumes must have been compared with each other.
+    sources : sequence of SourceVolume
+        The delivered volumes.
+    chosen : sequence of DoubtfulPlace
+        What `doubtful_places` returned before.
+    occupied : iterable of Patch
+        In whichever volumes.
+    """
+    records = {s.volume_id: s.volumes.record(s.volume_id) for s in sources}
+    holdout, places, taken = campaign.holdout(), _shared_places(campaign, records), list(occupied)
+    for place in chosen:
+        blocked = _blocked(campaign, holdout, records[place.volume_id], places, taken)
+        if any(place.box.intersects(box) for box in blocked):
+            return False
+        taken.append(place.patch)
+    return True
+
+
+def _blocked(
+    campaign: Campaign, holdout: Holdout | None, record: VolumeRecord, places: SharedPlaces, occupied: Iterable[Patch]
+) -> list[Box]:
+    """Return where no place of a volume may lie: all of it, where boxes of the holdout may still be drawn in it."""
+    name = record.volume_id
+    if not (holdout is not None and holdout.covers(name)) and name in campaign.volumes.ids():
+        return [Box((0, 0, 0), record.shape_zyx)]
+    guarded = [] if holdout is None else holdout.guarded(name, places)
+    return [*guarded, *places.boxes_in(name, occupied)]
 
 
 def _shared_places(campaign: Campaign, delivered: dict[str, VolumeRecord]) -> SharedPlaces:

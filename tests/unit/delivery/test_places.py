@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,18 @@ from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.delivery import places
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.places import doubtful_objects, doubtful_places, keep_places, kept_places
+from rescueseg.delivery.merges import MERGE, Correction, Merge, correction_file, corrections_folder
+from rescueseg.delivery.places import (
+    PLACES,
+    PlacesToProofread,
+    doubtful_objects,
+    doubtful_places,
+    keep_places,
+    kept_places,
+)
 from rescueseg.geometry import Box, Patch
 from rescueseg.inference import box_means
+from rescueseg.records import AcceptedAnnotation
 from tests.delivered_campaign import deliver, object_rows, source, write_table
 from tests.evaluated_campaign import SHAPE, make_campaign, write_generation
 
@@ -83,7 +93,7 @@ def test_no_place_lies_where_a_holdout_may_still_be_drawn(delivered: Campaign) -
         delivered.storage.write_json("holdout.json", holdout.to_json())
 
 
-def test_places_are_kept_until_the_labels_are_made_anew(
+def test_places_are_kept_while_the_labels_stay_as_they_are(
     delivered: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, mask = DeliveryFolder(str(tmp_path / "out")), np.zeros(SHAPE, np.uint8)
@@ -92,15 +102,64 @@ def test_places_are_kept_until_the_labels_are_made_anew(
     keep_places(delivered, folder, sources, 3)
     expected = tuple(doubtful_places(delivered, sources, 3))
     assert kept_places(folder) == expected
-    folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"version": 2}))
     with monkeypatch.context() as without:
         without.setattr(places, "doubtful_places", None)
+        folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"seconds": 2.0}))
         keep_places(delivered, folder, sources, 3)
-        folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"digest": "another"}))
-        with pytest.raises(TypeError):
-            keep_places(delivered, folder, sources, 3)
+        for changed in ({"digest": "another"}, {"version": 2}):
+            folder.records.write(folder.volume_record("phantom"), record.model_copy(update=changed))
+            with pytest.raises(TypeError):
+                keep_places(delivered, folder, sources, 3)
     keep_places(delivered, folder, sources, 2)
     assert kept_places(folder) == expected[:2]
+
+
+def correct(folder: DeliveryFolder, box: Box) -> None:
+    """Write that a box of the volume was corrected."""
+    annotation = AcceptedAnnotation(
+        ticket_id="t", annotation_id="a", volume_id="phantom", box=box, purpose="pool", annotator="anna",
+        labels="l", labels_digest="d", generation=1, stratum="", version=1, tool="", seconds=0, voxels_corrected=1,
+    )  # fmt: skip
+    inside = corrections_folder(folder, "phantom", "0001")
+    inside.write(MERGE, Merge(base="b", annotations=(annotation,), largest=0))
+    correction = Correction(
+        ticket_id="t", annotation_id="a", annotator="anna", handed_in=datetime(2026, 1, 1, tzinfo=UTC), box=box,
+        voxels=1, largest=0, digests={},
+    )  # fmt: skip
+    inside.write(correction_file("t"), correction)
+
+
+def test_what_was_corrected_makes_room_for_the_next_places(delivered: Campaign, tmp_path: Path) -> None:
+    folder, mask = DeliveryFolder(str(tmp_path / "out")), np.zeros(SHAPE, np.uint8)
+    record, sources = deliver(delivered, folder, "phantom", mask, None, mask), [source(delivered, "phantom")]
+    keep_places(delivered, folder, sources, 3)
+    corrected = kept_places(folder)[0]
+    correct(folder, corrected.box)
+    folder.records.write(folder.volume_record("phantom"), record.model_copy(update={"version": 2}))
+    keep_places(delivered, folder, sources, 3)
+    assert [p.box for p in kept_places(folder)] == [box for box, _ in brute_force(delivered, 3, [corrected.box])]
+
+
+def test_places_stay_where_the_maps_are_gone(delivered: Campaign, tmp_path: Path) -> None:
+    folder, mask = DeliveryFolder(str(tmp_path / "out")), np.zeros(SHAPE, np.uint8)
+    record, sources = deliver(delivered, folder, "phantom", mask, None, mask), [source(delivered, "phantom")]
+    keep_places(delivered, folder, sources, 4)
+    before = kept_places(folder)
+    other = record.model_copy(update={"volume_id": "other", "in_campaign": False})
+    folder.records.write(folder.volume_record("other"), other)
+    keep_places(delivered, folder, [], 4)  # neither has maps any more
+    assert kept_places(folder) == before
+    Path(folder.storage.path("records/other.json")).unlink()
+    gone = [
+        p.model_copy(update={"volume_id": "other", "entropy": e}) for p, e in zip(before, (9, 8, 0, -1), strict=True)
+    ]
+    folder.records.write(PLACES, PlacesToProofread(digest="before", places=tuple(gone)))
+    folder.records.write(folder.volume_record("other"), other)
+    keep_places(delivered, folder, sources, 4)
+    assert kept_places(folder) == (*gone[:2], *before[:2])
+    Path(folder.storage.path("records/other.json")).unlink()
+    keep_places(delivered, folder, sources, 4)
+    assert kept_places(folder) == before
 
 
 def test_objects_of_the_highest_entropy_come_first(tmp_path: Path) -> None:
