@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +12,21 @@ from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.layout import DELIVERED_LABELS
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder, SourceVolume
 from rescueseg.delivery.new_volumes import new_volume
-from rescueseg.delivery.places import PROOFREADING, DoubtfulPlace, doubtful_places
+from rescueseg.delivery.places import PROOFREADING, DoubtfulPlace, are_free, doubtful_places
 from rescueseg.errors import StorageError, VolumeError
 from rescueseg.labels import class_names
 from rescueseg.progress import Progress
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import NewTicket, TicketStatus
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import Domain, Domains, VolumeRecord
+from rescueseg.records import Domain, Domains, Normalisation, VolumeRecord
 from rescueseg.stages.tickets import make_ticket
 from rescueseg.storage import Storage
 from rescueseg.volumes.comparison import ensure_compared
+from rescueseg.volumes.domains import free_name
 from rescueseg.volumes.ome_zarr import open_level
 from rescueseg.volumes.volume_files import VolumeImport
-from rescueseg.volumes.volume_import import import_volume
+from rescueseg.volumes.volume_import import default_domain, import_volume
 
 _OPEN: tuple[TicketStatus, ...] = ("queued", "leased", "submitted", "rejected")
 
@@ -40,8 +42,8 @@ def queue_places(
     """Queue the most doubtful places of a delivery, so that `count` of them wait for people.
 
     A place that ever had a ticket is not asked for again, and tickets that are open count: asked again, only as many
-    are added as were done meanwhile. Nothing is queued in the guarded holdout. Volumes that are not in the campaign join it
-    first (see `join_campaign`).
+    are added as were done meanwhile. Nothing is queued in the guarded holdout, by whatever name it goes. Volumes that are
+    not in the campaign join it (see `join_campaign`) when one of their places is queued, and only then.
 
     Parameters
     ----------
@@ -72,21 +74,49 @@ def queue_places(
     StorageError
         If labels or images are missing or damaged.
     """
-    for source in sources:
-        if source.volumes_url != campaign.volumes.url:
-            join_campaign(campaign, store, folder, source.volume_id, progress)
-    ensure_compared(campaign.volumes, progress)
     names = {source.volume_id for source in sources}
     tickets = store.views.tickets()
     waiting = [t for t in tickets if t.stratum == PROOFREADING and t.volume_id in names and t.status in _OPEN]
     missing = count - len(waiting)
     if missing < 1:
         return []
-    joined = [replace(source, volumes_url=campaign.volumes.url) for source in sources]
-    places = doubtful_places(campaign, joined, missing, [ticket.patch for ticket in tickets])
+    ensure_compared(campaign.volumes, progress)
+    half = [name for name in names.intersection(campaign.volumes.ids()) if not _is_covered(campaign, name)]
+    given = _joined(campaign, store, folder, sources, half, progress)  # those whose joining was killed
+    occupied = [ticket.patch for ticket in tickets]
+    while True:
+        places = doubtful_places(campaign, given, missing, occupied)
+        before, given = given, _joined(campaign, store, folder, given, {place.volume_id for place in places}, progress)
+        if given == before or are_free(campaign, given, places, occupied):
+            break
     new = [_new_ticket(campaign, folder, place) for place in places]
     store.tickets.add(new)
     return [ticket.ticket_id for ticket in new]
+
+
+def _is_covered(campaign: Campaign, volume_id: str) -> bool:
+    holdout = campaign.holdout()
+    return holdout is not None and holdout.covers(volume_id)
+
+
+def _joined(
+    campaign: Campaign,
+    store: QueueStore,
+    folder: DeliveryFolder,
+    sources: Sequence[SourceVolume],
+    volume_ids: Collection[str],
+    progress: Progress | None,
+) -> list[SourceVolume]:
+    """Return the sources, those of some volumes in the campaign, compared with all that are in it."""
+    url, joined = campaign.volumes.url, []
+    for source in sources:
+        if source.volume_id in volume_ids and source.volumes_url != url:
+            join_campaign(campaign, store, folder, source.volume_id, progress)
+            joined.append(replace(source, volumes_url=url))
+        else:
+            joined.append(source)
+    ensure_compared(campaign.volumes, progress)
+    return joined
 
 
 def _new_ticket(campaign: Campaign, folder: DeliveryFolder, place: DoubtfulPlace) -> NewTicket:
@@ -124,8 +154,9 @@ def join_campaign(
 ) -> VolumeRecord:
     """Make a volume that was imported for a delivery one of the campaign, from the copy in the delivery's work folder.
 
-    It keeps the domain and the intensity scale that its labels were made with, and is marked as looked through by the
-    sampling of the holdout: no holdout box is ever drawn in it. A rerun changes nothing.
+    It keeps the intensity scale that its labels were made with, and the domain where the campaign has that one; else it gets
+    a domain of its own. It is marked as looked through by the sampling of the holdout: no holdout box is ever drawn in it. A
+    rerun changes nothing.
 
     Parameters
     ----------
@@ -171,7 +202,8 @@ def join_campaign(
             )
         _put_in_domain(campaign.volumes, record, new.record)
         if (holdout := campaign.holdout()) is not None and volume_id not in holdout.volumes:
-            campaign.freeze_holdout(holdout.model_copy(update={"volumes": (*holdout.volumes, volume_id)}))
+            known = holdout.volumes or tuple(name for name in campaign.volumes.ids() if name != volume_id)
+            campaign.freeze_holdout(holdout.model_copy(update={"volumes": (*known, volume_id)}))
     return campaign.volumes.record(volume_id)
 
 
@@ -180,17 +212,54 @@ def _put_in_domain(volumes: VolumeFolder, record: VolumeRecord, delivered: Volum
     domains, name = volumes.domains(), record.volume_id
     if domains.of(name) is not None:
         return
-    kept = ("source", "hints", "placement", "domain", "normalisation")
-    volumes.save(record.model_copy(update={field: getattr(delivered, field) for field in kept}))
+    domain = _domain_name(volumes, domains, delivered)
+    kept = ("source", "hints", "placement", "normalisation")
+    as_delivered = {field: getattr(delivered, field) for field in kept}
+    volumes.save(record.model_copy(update={**as_delivered, "domain": domain}))
     if not domains.domains:
         return
     alone = Domain(
-        name=delivered.domain,
+        name=domain,
         spacing_um_zyx=delivered.spacing_um_zyx,
         normalisation=delivered.normalisation,
         volumes={},
     )
-    domain = next((d for d in domains.domains if d.name == delivered.domain), alone)
-    larger = domain.model_copy(update={"volumes": {**domain.volumes, name: delivered.normalisation}})
-    others = tuple(d for d in domains.domains if d.name != delivered.domain)
+    joined = next((d for d in domains.domains if d.name == domain), alone)
+    larger = joined.model_copy(update={"volumes": {**joined.volumes, name: delivered.normalisation}})
+    others = tuple(d for d in domains.domains if d.name != domain)
     volumes.save_domains(Domains(domains=(*others, larger), refused=domains.refused))
+
+
+def _domain_name(volumes: VolumeFolder, domains: Domains, delivered: VolumeRecord) -> str:
+    """Return the domain that a delivered volume has in the campaign.
+
+    Its name was chosen beside the volumes that the model has learned from alone: a domain of another scaling may have it here.
+    Where no domains are recorded, the name that any import gets says nothing of what is in it, and stays.
+    """
+    name = delivered.domain
+    if not domains.domains and name == default_domain(delivered.dtype, delivered.spacing_um_zyx):
+        return name
+    records = [r for r in volumes.records(refused=True) if r.volume_id != delivered.volume_id]
+    names = {*(r.domain for r in records), *(d.name for d in domains.domains)}
+    scalings = [r.normalisation for r in records if r.domain == name]
+    scalings += [d.normalisation for d in domains.domains if d.name == name]
+    if name not in names or any(_same_scaling(delivered.normalisation, other) for other in scalings):
+        return name
+    return free_name(name, names)
+
+
+def _same_scaling(one: Normalisation, other: Normalisation) -> bool:
+    """Tell whether two scalings are the same up to a gain and an offset of the microscope."""
+    first, second = list(_shape(one)), list(_shape(other))
+    return len(first) == len(second) and all(map(_close, first, second))
+
+
+def _shape(scaling: Normalisation) -> Iterator[float]:
+    """Yield, channel by channel, what no gain and no offset changes."""
+    for channel in scaling.per_channel or (scaling,):
+        yield (channel.low - channel.mean) / channel.std
+        yield (channel.high - channel.mean) / channel.std
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6)

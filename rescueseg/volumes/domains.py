@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,8 +185,21 @@ def _rank(members: Sequence[Measurement], trained: set[str]) -> tuple[bool, int,
 
 def _free_name(members: Sequence[Measurement], used_names: set[str]) -> str:
     typical = _on_most_voxels(members, lambda a, b: same_spacing(a.spacing, b.spacing))
-    name = default_domain(typical.record.dtype, typical.spacing)
-    numbered = (f"{name}-{i}" for i in itertools.count(2))
+    return free_name(default_domain(typical.record.dtype, typical.spacing), used_names)
+
+
+def free_name(name: str, used_names: Collection[str]) -> str:
+    """Return a name for a domain that no other has: the name itself, or with the first number that is free.
+
+    Examples
+    --------
+    >>> free_name("uint8-1x1x1um", {"uint8-1x1x1um", "uint8-1x1x1um-2"})
+    'uint8-1x1x1um-3'
+    >>> free_name("uint8-1x1x1um-2", {"uint8-1x1x1um", "uint8-1x1x1um-2"})
+    'uint8-1x1x1um-3'
+    """
+    base = re.sub(r"um-\d+$", "um", name) if is_default_domain(name) and name in used_names else name
+    numbered = (f"{base}-{i}" for i in itertools.count(2))
     return next(n for n in itertools.chain([name], numbered) if n not in used_names)
 
 

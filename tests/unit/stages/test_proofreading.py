@@ -18,12 +18,14 @@ from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
 from rescueseg.delivery.new_volumes import NewVolume, NewVolumes
 from rescueseg.delivery.places import PROOFREADING, doubtful_places
 from rescueseg.errors import QueueError, StorageError
+from rescueseg.geometry import Box
 from rescueseg.labels import PatchLabels
 from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.store import QueueStore, open_queue
-from rescueseg.records import Domain, Domains
+from rescueseg.records import Domain, Domains, VolumeRecord
 from rescueseg.stages import tickets
 from rescueseg.stages.proofreading import join_campaign, queue_places
+from rescueseg.volumes.normalise import rescaled
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
@@ -131,6 +133,96 @@ def new_file(folder: Path) -> tuple[Campaign, QueueStore, NewVolumes, NewVolume,
     write_maps(new.work, 0, np.stack([1 - foreground, foreground]), rng.random(truth.shape), "fresh")
     deliver(campaign, new.folder, "fresh", (truth > 0).astype(np.uint8), None, image)
     return campaign, open_queue(campaign), new, added, file
+
+
+def add_file(
+    campaign: Campaign, new: NewVolumes, folder: Path, image: npt.NDArray[np.generic], entropy: npt.NDArray[np.float64]
+) -> SourceVolume:
+    """Deliver another file, with maps and an empty mask; it is called as its folder."""
+    folder.mkdir()
+    tifffile.imwrite(folder / f"{folder.name}.tif", image)
+    new.add(VolumeImport(str(folder / f"{folder.name}.tif"), spacing=SPACING))
+    half = np.full((2, *image.shape), 0.5)
+    write_maps(new.work, 0, half, entropy, folder.name)
+    deliver(campaign, new.folder, folder.name, np.zeros(image.shape, np.uint8), None, image)
+    return SourceVolume(folder.name, new.work.url, new.work.url, 0)
+
+
+def test_only_files_with_a_place_in_the_queue_join(tmp_path: Path) -> None:
+    campaign, store, new, _, _ = new_file(tmp_path)
+    sources = [SourceVolume("fresh", new.work.url, new.work.url, 0)]
+    image = make_phantom((16, 64, 64), SPACING, 21)[0]
+    sources.append(add_file(campaign, new, tmp_path / "sure", image, np.zeros(image.shape)))
+    assert queue_places(campaign, store, new.folder, sources, 0) == []
+    assert campaign.volumes.ids() == ["a", "b"]
+    names = queue_places(campaign, store, new.folder, sources, 3)
+    assert {store.views.ticket(name).volume_id for name in names} == {"fresh"}
+    assert campaign.volumes.ids() == ["a", "b", "fresh"]
+    with campaign_lock(campaign.config, store):  # nothing is missing, so nothing joins
+        assert queue_places(campaign, store, new.folder, sources, 3) == []
+
+
+def test_what_a_mirrored_copy_shows_of_the_holdout_is_never_asked_for(tmp_path: Path) -> None:
+    campaign, store, new, _, _ = new_file(tmp_path)
+    holdout, image = campaign.holdout(), make_phantom((16, 64, 64), SPACING, 1)[0]  # as volume a
+    assert holdout is not None
+    boxes = [box.box for box in holdout.boxes if box.volume_id == "a"]
+    assert boxes
+    mirrored = [Box((*b.offset_zyx[:2], 64 - b.stop_zyx[2]), b.shape_zyx) for b in boxes]
+    entropy = np.random.default_rng(3).random(image.shape) * 0.1
+    for box in mirrored:
+        entropy[box.slices] = 1
+    copy = add_file(campaign, new, tmp_path / "mirror", np.ascontiguousarray(image[..., ::-1]), entropy)
+    first = doubtful_places(campaign, [copy], 1)[0].box
+    assert any(first.intersects(box) for box in mirrored)  # nobody knows yet what it shows
+    fresh = SourceVolume("fresh", new.work.url, new.work.url, 0)
+    tickets_ = [store.views.ticket(name) for name in queue_places(campaign, store, new.folder, [fresh, copy], 4)]
+    assert len(tickets_) == 4
+    shown = [box.expand(holdout.guard_zyx) for box in mirrored]
+    assert not any(t.box.intersects(box) for t in tickets_ if t.volume_id == "mirror" for box in shown)
+    assert "fresh" in {t.volume_id for t in tickets_}
+
+
+def test_a_holdout_that_names_no_volume_covers_those_of_before(tmp_path: Path) -> None:
+    campaign, store, new, _, _ = new_file(tmp_path)
+    holdout = campaign.holdout()
+    assert holdout is not None
+    campaign.storage.write_json("holdout.json", holdout.model_copy(update={"volumes": ()}).to_json())
+    join_campaign(campaign, store, new.folder, "fresh")
+    assert campaign.holdout() == holdout.model_copy(update={"volumes": ("a", "b", "fresh")})
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_files_unlike_each_other_never_share_a_domain(tmp_path: Path, recorded: bool) -> None:
+    campaign, store, new, added, _ = new_file(tmp_path)
+    rng, shape = np.random.default_rng(1), (16, 64, 64)
+    noise = rng.random(shape)
+    sparse = np.where(noise < 0.97, 100 + noise * 10, 30_000 * noise).astype(np.uint16)
+    dark = (60_000 - np.clip(rng.exponential(300, shape) ** 2 / 50, 0, 60_000)).astype(np.uint16)
+    for name, image in (("sparse", sparse), ("dark", dark)):
+        add_file(campaign, new, tmp_path / name, image, np.zeros(shape))
+    plain = added.record.domain
+    judged: dict[str, VolumeRecord] = {name: new.work.volumes.record(name) for name in ("sparse", "dark")}
+    assert {record.domain for record in judged.values()} == {f"{plain}-2"}
+    known = {name: campaign.volumes.record(name).normalisation for name in ("a", "b")}
+    if recorded:
+        other_scale = rescaled(added.record.normalisation, [(2.0, 5.0)])  # the same but for the microscope's gain
+        domains = [
+            Domain(name=name, spacing_um_zyx=SPACING, normalisation=scaling, volumes={volume: scaling})
+            for name, volume, scaling in ((plain, "a", other_scale), (f"{plain}-2", "b", known["b"]))
+        ]
+        campaign.volumes.save_domains(Domains(domains=tuple(domains)))
+    for name in ("sparse", "dark", "fresh"):
+        join_campaign(campaign, store, new.folder, name)
+    numbers = ("3", "4") if recorded else ("2", "3")
+    joined = {name: campaign.volumes.record(name) for name in ("sparse", "dark", "fresh")}
+    assert [joined[name].domain for name in ("sparse", "dark")] == [f"{plain}-{n}" for n in numbers]
+    assert joined["fresh"].domain == plain
+    assert joined["sparse"].normalisation == judged["sparse"].normalisation
+    if recorded:
+        members = {d.name: set(d.volumes) for d in campaign.volumes.domains().domains}
+        assert members[plain] == {"a", "fresh"}
+        assert members[f"{plain}-2"] == {"b"}
 
 
 def test_a_new_file_joins_with_its_domain_and_never_the_holdout(tmp_path: Path) -> None:
