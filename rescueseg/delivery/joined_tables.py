@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
@@ -15,6 +17,10 @@ from rescueseg.delivery.places import table_path
 from rescueseg.delivery.whole_file import whole_file
 
 _ROWS = 1 << 16
+_FORMULA = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet would compute (OWASP, "CSV injection")."""
+_DIGITS = 6
+"""Of a number in the CSV that count."""
 
 
 def join_tables(folder: DeliveryFolder) -> None:
@@ -23,6 +29,9 @@ def join_tables(folder: DeliveryFolder) -> None:
     Columns are those of `rescueseg.delivery.object_table.write_table` in that order, units in their names; intensities of
     channels that a volume does not have are null, and empty in the CSV. Both files are made anew from the volumes' tables,
     in parts, and take the place of old ones when they are complete.
+
+    The CSV is for spreadsheets: its numbers have six significant digits, and a text that a spreadsheet would take for a
+    formula, such as a class ``=1+1``, has an apostrophe before it. The Parquet file holds all as it is.
 
     Parameters
     ----------
@@ -46,7 +55,7 @@ def join_tables(folder: DeliveryFolder) -> None:
             for name in names:
                 for part in _parts(folder, name, schema):
                     rows.write_table(part)
-                    lines.write_table(part)
+                    lines.write_table(_for_spreadsheets(part))
 
 
 def _schema(folder: DeliveryFolder, volume_id: str) -> Any:
@@ -64,3 +73,16 @@ def _parts(folder: DeliveryFolder, volume_id: str, schema: Any) -> Iterator[Any]
                 for field in schema
             ]
             yield pa.table(columns, schema=schema)
+
+
+def _for_spreadsheets(part: Any) -> Any:
+    """Return rows as they stand in the CSV."""
+    columns = []
+    for column in part.columns:
+        if pa.types.is_string(column.type):
+            column = pc.replace_substring_regex(column, pattern=f"({_FORMULA})", replacement=r"'\1")
+        elif pa.types.is_floating(column.type):
+            values = [float(f"{v:.{_DIGITS}g}") for v in column.to_numpy().tolist()]
+            column = pa.array(np.asarray(values, np.float64), column.type, mask=column.is_null().to_numpy())
+        columns.append(column)
+    return pa.table(columns, schema=part.schema)

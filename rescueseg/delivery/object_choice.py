@@ -28,13 +28,6 @@ _DISTANCE_DEPTHS = (0.03, 0.1, 0.25)
 """In multiples of the structure's thickness."""
 _SMALLEST = (0.05, 0.125, 0.3)
 """In multiples of the median volume of an object."""
-_WORDS = {
-    "pieces": "connected pieces",
-    "probability": "basins of the probability",
-    "distance": "basins of the distance to the mask's border",
-    "boundary": "basins between boundaries",
-    "border_distance": "basins of the model's border distance",
-}
 
 Numbers = npt.NDArray[Any]
 
@@ -133,10 +126,9 @@ def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
 
 
 def _trial(objects: ObjectRule, tried: Tried, chosen: bool) -> Trial:
-    what = _WORDS[objects.source]
+    what = objects.source_in_words
     if objects.source != "pieces":
-        unit = " µm" if "distance" in objects.source else ""
-        what += f", {objects.depth:g}{unit} deep"
+        what += f", {objects.depth_in_words} deep"
     what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
     what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""
     return Trial(what=f"objects: {what}", score=round(tried.score, 6), chosen=chosen)

@@ -25,6 +25,15 @@ class CleanUp(Record):
     """Only the largest piece is kept."""
 
 
+_SOURCES = {
+    "pieces": "connected pieces",
+    "probability": "basins of the probability",
+    "distance": "basins of the distance to the mask's border",
+    "boundary": "basins between boundaries",
+    "border_distance": "basins of the model's border distance",
+}
+
+
 class ObjectRule(Record):
     """How objects are made of a mask."""
 
@@ -40,6 +49,24 @@ class ObjectRule(Record):
     farthest_um: float = 0.0
     """For the source "distance": larger distances count as this one; 0 for 32 times the finest voxel size. What is wider
     than twice as much in two places, and not narrower in between, stays one object."""
+
+    @property
+    def source_in_words(self) -> str:
+        """What objects are, as people read it."""
+        return _SOURCES[self.source]
+
+    @property
+    def depth_in_words(self) -> str:
+        """The depth with its unit: of a distance micrometre, of a probability none.
+
+        Examples
+        --------
+        >>> ObjectRule(source="border_distance", depth=0.3).depth_in_words
+        '0.3 µm'
+        >>> ObjectRule(source="probability", depth=0.3).depth_in_words
+        '0.3'
+        """
+        return f"{self.depth:g}{' µm' if self.source in ('distance', 'border_distance') else ''}"
 
 
 class Trial(Record):

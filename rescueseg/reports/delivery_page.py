@@ -181,15 +181,6 @@ def cleanup_in_words(cleanup: CleanUp) -> list[str]:
     return [text for done, text in steps if done]
 
 
-_SOURCES = {
-    "pieces": "connected pieces of the mask",
-    "probability": "basins of the class's probability",
-    "distance": "basins of the distance to the mask's border",
-    "boundary": "basins between the voxels of the boundary class",
-    "border_distance": "basins of the distance to the object's border, as the model says it",
-}
-
-
 def _objects_in_words(rule: DeliveryRule, classes: Sequence[str]) -> list[str]:
     if rule.objects is None:
         return ["No objects are told apart."]
@@ -200,11 +191,12 @@ def _objects_in_words(rule: DeliveryRule, classes: Sequence[str]) -> list[str]:
         if objects.smoothing_um:
             details.append(f"smoothed over {objects.smoothing_um:g} µm")
         if objects.depth:
-            details.append(f"parted where the saddle between two is at least {objects.depth:g} below the lower peak")
+            deep = objects.depth_in_words
+            details.append(f"parted where the saddle between two is at least {deep} below the lower peak")
     if objects.smallest_um3:
         details.append(f"those smaller than {objects.smallest_um3:g} µm³ join a neighbour or vanish")
     of = f" (boundary: {name})" if objects.source == "boundary" else ""
-    return [f"Objects are {_SOURCES[objects.source]}{of}{', ' if details else ''}{', '.join(details)}."]
+    return [f"Objects are {objects.source_in_words}{of}{', ' if details else ''}{', '.join(details)}."]
 
 
 def _volume_part(folder: DeliveryFolder, volume: DeliveredVolume, painter: DeliveredPictures) -> VolumePart:

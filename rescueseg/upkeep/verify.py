@@ -41,6 +41,7 @@ from rescueseg.campaign.stage_results import (
     TICKETS,
     TRAINING,
 )
+from rescueseg.delivery.records import RULE
 from rescueseg.errors import RESTORE, QueueError, RescuesegError, StorageError, damaged
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import EVALUATION
@@ -74,9 +75,17 @@ _STAGES = (SNAPSHOT, TRAINING, INFERENCE, EVALUATION, QUERY, TICKETS, REPORT)
 _GENERATION_RECORDS: tuple[RecordFile[Any], ...] = (
     *_STAGES,
     *(seconds_file(file.name) for file in _STAGES),
-    *(EFFORT, CHOICE, LOSSES, PROGRESS, SCORES, CALIBRATION),
+    *(EFFORT, CHOICE, LOSSES, PROGRESS, SCORES, CALIBRATION, RULE),
 )
-_TRAINING_RECORDS: tuple[RecordFile[Any], ...] = (REQUEST, RESULT, STEPS, LOSSES, TRAINING_EVALUATION, CALIBRATION)
+_TRAINING_RECORDS: tuple[RecordFile[Any], ...] = (
+    REQUEST,
+    RESULT,
+    STEPS,
+    LOSSES,
+    TRAINING_EVALUATION,
+    CALIBRATION,
+    RULE,
+)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,29 @@ def test_all_volumes_are_in_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     join_tables(folder)
     assert pd.read_csv(tmp_path / "objects.csv")["volume"].tolist() == ["a"] * 2 + ["b"] * 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["objects.csv", "objects.parquet", "records", "tables"]
+
+
+def test_a_spreadsheet_computes_no_text_and_shows_six_digits(tmp_path: Path) -> None:
+    folder = DeliveryFolder(str(tmp_path))
+    deliver(folder, "a", 7, ())
+    names = ["=1+1", "@cmd", "+1", "-1", "\tx", "cell", "a=b"]
+    exact = [1 / 3, 2e-7 / 3, 123456789.0, None, 0.1, float("nan"), -2e5 / 3]
+    rows = pa.table({"volume": ["a"] * 7, "class": names, "volume_um3": pa.array(exact, pa.float64())})
+    pq.write_table(rows, tmp_path / "tables" / "a.parquet")
+    join_tables(folder)
+    with (tmp_path / "objects.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["class"] for line in lines] == ["'=1+1", "'@cmd", "'+1", "'-1", "'\tx", "cell", "a=b"]
+    texts = [line["volume_um3"] for line in lines]
+    assert texts[3] == ""
+    assert texts[5] == "nan"
+    for text, value in zip(texts, exact, strict=True):
+        if text not in ("", "nan"):
+            assert float(text) == float(f"{value:.6g}")
+            assert len(text.split("e")[0].strip("-").lstrip("0.").replace(".", "").rstrip("0")) <= 6
+    kept = pq.read_table(tmp_path / "objects.parquet")
+    assert kept["class"].to_pylist() == names
+    assert kept["volume_um3"].to_pylist()[:3] == exact[:3]
 
 
 def test_a_kill_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

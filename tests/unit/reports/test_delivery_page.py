@@ -20,7 +20,7 @@ from rescueseg.delivery.label_pyramid import add_label_pyramid
 from rescueseg.delivery.masks import make_mask
 from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread, keep_places
-from rescueseg.delivery.records import DELIVERY, DeliveredVolume
+from rescueseg.delivery.records import DELIVERY, DeliveredVolume, ObjectRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import StorageError
@@ -28,7 +28,7 @@ from rescueseg.geometry import Box
 from rescueseg.reports import delivered_pictures
 from rescueseg.reports.delivered_pictures import DeliveredPictures
 from rescueseg.reports.delivered_sizes import object_sizes
-from rescueseg.reports.delivery_page import write_page
+from rescueseg.reports.delivery_page import rule_in_words, write_page
 from rescueseg.volumes.ome_zarr import open_level
 from rescueseg.voxels.components import label_components
 from tests.delivered_campaign import RULE, deliver, source, write_delivery
@@ -127,6 +127,13 @@ def test_an_empty_volume_has_its_page(campaign: Campaign, folder: DeliveryFolder
     deliver(campaign, folder, "phantom", nothing, nothing.astype(np.uint32), np.ones(SHAPE, "u1"))
     write_page(folder)
     assert "0 objects" in text(folder)
+
+
+@pytest.mark.parametrize("source_name", ["distance", "border_distance", "probability", "boundary"])
+def test_a_depth_has_the_unit_of_its_map(source_name: str) -> None:
+    objects = ObjectRule.model_validate({"source": source_name, "depth": 0.25})
+    [sentence] = [s for s in rule_in_words(RULE.model_copy(update={"objects": objects}), ["cell"]) if "saddle" in s]
+    assert ("at least 0.25 µm below" in sentence) == ("distance" in source_name)
 
 
 def test_folder_without_delivery_is_one_error(tmp_path: Path) -> None:

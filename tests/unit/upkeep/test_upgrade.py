@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rescueseg.campaign import Campaign
+from rescueseg.delivery.records import RULE, CleanUp, DeliveryRule
 from rescueseg.errors import StorageError
 from rescueseg.upkeep.backup import back_up, files_of
 from rescueseg.upkeep.backup_records import BackupFolder
@@ -61,3 +62,15 @@ def test_a_shard_lost_before_the_upgrade_is_not_taken_for_what_was_stored(tmp_pa
     with pytest.raises(StorageError, match="damaged"):
         image.act()
     assert not campaign.volumes.record("phantom").files
+
+
+def test_a_rule_of_deliveries_that_does_not_hold_what_it_should_is_damage(tmp_path: Path) -> None:
+    campaign = unpack(tmp_path, "phantom")
+    for step in upgrade_steps(campaign):
+        step.act()
+    generation = campaign.generations()[0]
+    generation.write(RULE, DeliveryRule(model_digest="m", truth_digest="", cleanup=(CleanUp(),)))
+    assert verify(campaign).damage == []
+    path = f"{generation.folder}/delivery.json"
+    campaign.storage.write_json(path, {"model_digest": "m", "truth_digest": "", "threshold": "high"})
+    assert [error.where for error in verify(campaign).damage] == [campaign.storage.path(path)]
