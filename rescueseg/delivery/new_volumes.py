@@ -16,13 +16,14 @@ from rescueseg.campaign.folders import RecordFolder
 from rescueseg.campaign.layout import CAMPAIGN_FILE, check_id
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.source_digest import source_digest
 from rescueseg.errors import ConfigError, InvalidVolumeError, RescuesegError, UnreadableVolumeError, VolumeError
 from rescueseg.image_files.registry import open_source
 from rescueseg.image_files.slices import is_planes
 from rescueseg.image_files.source import Statement
 from rescueseg.progress import Progress
 from rescueseg.records import Record, VolumeRecord
-from rescueseg.storage import Storage, digest_json
+from rescueseg.storage import Storage
 from rescueseg.volumes.consistency import judge
 from rescueseg.volumes.describe import Measurement, measure_volume
 from rescueseg.volumes.opening import open_image
@@ -36,7 +37,7 @@ class NewVolume(Record):
     record: VolumeRecord
     path: str
     source: str
-    """Digest of path, size and time of change: another file of the same name is imported anew."""
+    """What the file is known again by (`rescueseg.delivery.source_digest`): another one of this name is refused."""
     likeness: str
     """The verdict, in a sentence."""
     warnings: tuple[str, ...] = ()
@@ -160,7 +161,7 @@ class NewVolumes:
         RescuesegError
             As `rescueseg.volumes.volume_import.import_volume`.
         """
-        work, source = self.work, _source(volume)
+        work, source = self.work, source_digest(volume)
         known = new_volume(self.folder, volume.name)
         if known is not None and known.source == source and volume.name in work.volumes.ids():
             return known  # also when it has joined the campaign since, for review
@@ -185,7 +186,7 @@ class NewVolumes:
 
     def _judged(self, work: Campaign, record: VolumeRecord, path: str, source: str) -> NewVolume:
         measurement = _measure(work, record)
-        report = judge(self.campaign, [*self._trained_measurements(), measurement])
+        report = judge(self.campaign, [*self._trained_measurements(), measurement], self.trained)
         verdict = next(v for v in report.volumes if v.volume_id == record.volume_id)
         if verdict.verdict == "refuse":
             raise VolumeError(
@@ -193,7 +194,7 @@ class NewVolumes:
             )
         normalisation = next(d.volumes[record.volume_id] for d in report.domains.domains if d.name == verdict.domain)
         warnings = list(verdict.warnings)
-        if verdict.verdict == "separate domain":
+        if verdict.domain not in {v.domain for v in report.volumes if v.volume_id in self.trained}:
             warnings.insert(
                 0, f"unlike what the model has learned: {verdict.reason}. Look at its result before you use it"
             )
@@ -214,14 +215,3 @@ class NewVolumes:
 def _measure(campaign: Campaign, record: VolumeRecord) -> Measurement:
     image = open_image(campaign.volumes, record.volume_id)
     return measure_volume(record, image, image.chunks[-3:])
-
-
-def _source(volume: VolumeImport) -> str:
-    """Return by what a file is known again: its path, and of each file its size and when it was changed."""
-    files: list[tuple[str, int, int]] = []
-    for name in volume.path.split("\n"):
-        path = Path(name)
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.exists()]
-    said = None if volume.said is None else repr(volume.said)
-    return digest_json([volume.path, files, list(volume.spacing or ()), said])

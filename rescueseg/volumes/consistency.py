@@ -9,7 +9,7 @@ alike. Domains that people named, or that a model was trained on, stay as they a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +101,9 @@ def apply(volumes: VolumeFolder, report: ConsistencyReport) -> None:
     volumes.save_domains(report.domains)
 
 
-def judge(campaign: Campaign, measurements: Sequence[Measurement]) -> ConsistencyReport:
+def judge(
+    campaign: Campaign, measurements: Sequence[Measurement], trained: Collection[str] | None = None
+) -> ConsistencyReport:
     """Judge volumes by their measurements; nothing is written.
 
     Parameters
@@ -110,8 +112,11 @@ def judge(campaign: Campaign, measurements: Sequence[Measurement]) -> Consistenc
         Its settings, its recorded domains and what its models were trained on count.
     measurements : sequence of Measurement
         All its volumes.
+    trained : collection of str, optional
+        Volumes that the model in question was trained on, whose scaling stays; those of all generations when omitted.
     """
-    trained, recorded = grouping.trained_volumes(campaign.generations()), campaign.volumes.domains()
+    recorded = campaign.volumes.domains()
+    trained = grouping.trained_volumes(campaign.generations()) if trained is None else trained
     config = campaign.config.consistency
     trusted = {*config.checked_spacing, *(v for v in trained if recorded.of(v))}
     refused = _refused(measurements, trusted)

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -8,9 +9,11 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import CAMPAIGN_FILE
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.new_volumes import NewVolumes, expand
+from rescueseg.delivery.source_digest import source_digest
 from rescueseg.errors import UnreadableVolumeError, VolumeError
 from rescueseg.queue.store import open_queue
 from rescueseg.stages import snapshot
+from rescueseg.storage import Storage
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
@@ -72,6 +75,23 @@ def test_files_are_brought_to_what_the_model_has_learned(campaign: Campaign, tmp
     assert set(campaign.volumes.ids()) == {"a", "b"}
 
 
+def test_files_are_held_against_what_the_chosen_model_has_learned_alone(tmp_path: Path) -> None:
+    campaign = make_annotated_campaign(tmp_path)  # no generation was trained
+    new = NewVolumes(campaign, DeliveryFolder(str(tmp_path / "out")), frozenset({"a"}))
+    image = make_phantom((16, 64, 64), SPACING, 7)[0]
+    write(tmp_path / "alike.tif", image)
+    noise = np.random.default_rng(1).exponential(3, (48, 96, 96)) ** 5  # more voxels than the model has seen
+    write(tmp_path / "foreign.tif", np.clip(noise, 0, 65535).astype(np.uint16))
+    learned = campaign.volumes.record("a")
+    alike = new.add(VolumeImport(str(tmp_path / "alike.tif")))
+    assert alike.record.normalisation == learned.normalisation  # not measured anew with the file's own voxels
+    assert alike.record.domain == learned.domain
+    assert alike.warnings == ()
+    [warning, *_] = new.add(VolumeImport(str(tmp_path / "foreign.tif"))).warnings
+    assert "unlike what the model has learned" in warning
+    assert any(c.isdigit() for c in warning)
+
+
 def test_a_file_is_imported_once_and_another_of_its_name_refused(campaign: Campaign, tmp_path: Path) -> None:
     file = tmp_path / "new.tif"
     write(file, make_phantom((16, 64, 64), SPACING, 8)[0])
@@ -103,6 +123,32 @@ def test_no_secret_of_the_campaign_lies_in_the_delivery(campaign: Campaign, tmp_
     secret = campaign.config.model_copy(update={"database_url": "postgresql://lab:secret@db/queue"})
     new = new_volumes(Campaign(campaign.storage, secret), tmp_path / "out")
     assert b"secret" not in new.work.storage.read_bytes(CAMPAIGN_FILE.path())
+
+
+def test_changed_planes_of_a_pattern_and_changed_stores_elsewhere_are_seen(tmp_path: Path) -> None:
+    for z in range(3):
+        tifffile.imwrite(tmp_path / f"{z}.tif", np.full((8, 8), z, np.uint8))
+    pattern = VolumeImport(str(tmp_path / "*.tif"))
+    before = source_digest(pattern)
+    assert source_digest(pattern) == before
+    tifffile.imwrite(tmp_path / "1.tif", np.full((8, 9), 7, np.uint8))
+    assert source_digest(pattern) != before
+    with h5py.File(tmp_path / "stack.h5", "w") as file:
+        file["image"] = np.zeros((2, 2, 2))
+    dataset = VolumeImport(f"{tmp_path}/stack.h5:image")
+    before = source_digest(dataset)
+    with h5py.File(tmp_path / "stack.h5", "a") as file:
+        file["image"][...] = 1
+        file["more"] = np.zeros(2000)
+    assert source_digest(dataset) != before
+    for name in ("stack.ome.zarr/zarr.json", "stack.ome.zarr/0/zarr.json", "stack.tif"):
+        Storage("memory://changed").write_bytes(name, b"{}")
+    for path, changed in (("stack.ome.zarr", "0/zarr.json"), ("stack.tif", "")):
+        store = VolumeImport(f"memory://changed/{path}")
+        before = source_digest(store)
+        assert source_digest(store) == before
+        Storage("memory://changed").write_bytes(f"{path}/{changed}".rstrip("/"), b"{ }")
+        assert source_digest(store) != before
 
 
 def test_a_folder_of_planes_is_one_volume(tmp_path: Path) -> None:
