@@ -49,13 +49,16 @@ def segment(campaign_url: str, request: SegmentRequest) -> dict[str, JsonValue]:
                 except RescuesegError as error:
                     get_run_logger().error("%s: %s", volume_id, error)
                     failures[volume_id] = str(error)
-        delivery = finish(campaign.url, request)
+        try:
+            delivery = finish(campaign.url, request)
+        except RescuesegError as error:
+            if not failures:
+                raise
+            failures["what closes the delivery"] = str(error)
     if failures:
-        first, reason = next(iter(failures.items()))
-        others = f"; and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise InferenceError(
-            f"not delivered: {first}: {reason}{others}",
+            "not delivered: " + "; ".join(f"{name}: {reason}" for name, reason in failures.items()),
             where=request.out,
-            todo="All others are; mend the cause and give the command again",
+            todo="All others are; mend the causes and give the command again",
         )
     return delivery.to_json()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -12,15 +14,28 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.delivery.export import bytes_of_delivery
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.new_volumes import expand
-from rescueseg.delivery.request import DeliveryModel, SegmentRequest, delivery_model
-from rescueseg.errors import StorageError
+from rescueseg.delivery.new_volumes import expand, new_volume
+from rescueseg.delivery.records import DELIVERY, DeliveredVolume
+from rescueseg.delivery.request import DeliveryModel, Format, SegmentRequest, delivery_model
+from rescueseg.delivery.rule import makes_what_is_asked
+from rescueseg.errors import RescuesegError, StorageError
 from rescueseg.geometry import ZYX
 from rescueseg.inference.maps import UNCERTAINTIES
-from rescueseg.volumes.batch_import import VolumePreview, preview_volumes
+from rescueseg.storage import Storage
+from rescueseg.volumes.batch_import import preview_volumes
+from rescueseg.volumes.volume_files import VolumeImport
 
-_SCRATCH = 9
-"""Bytes per voxel that passes hand on, before compression: masks, and the basins of objects."""
+SCRATCH = sum(
+    (
+        1,  # the uncleaned mask
+        4 + 1 + 1,  # bridges: numbers of pieces, what is marked, the mask
+        4 + 1 + 1,  # spurs: the same
+        1 + 1,  # small pieces, cavities: the mask; the last step writes into the delivery
+        3,  # components at the faces of blocks, and their tables, of some ten passes
+    )
+)
+"""Bytes per voxel of what passes hand on, before compression, when all is cleaned; kept until the mask is finished. Basins
+of objects, 4 with 3 for their tables, come when that is removed."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,10 @@ class VolumeSize:
         Whether it is imported on the way.
     has_maps : bool
         Whether its maps are there already.
+    again : bool
+        Whether it was delivered, by another rule or with another image.
+    formats : frozenset of str
+        In which its labels are written beside the OME-Zarr.
     """
 
     name: str
@@ -47,11 +66,18 @@ class VolumeSize:
     itemsize: int
     new: bool
     has_maps: bool
+    again: bool = False
+    formats: frozenset[Format] = frozenset()
 
     @property
     def voxels(self) -> int:
         """How many."""
         return prod(self.shape_zyx)
+
+    def __str__(self) -> str:
+        how = ["delivered otherwise, to be made again"] if self.again else ["new"] if self.new else []
+        how.append("maps are there" if self.has_maps else "to be predicted")
+        return f"{self.name}: {'×'.join(map(str, self.shape_zyx))} voxels (zyx), {', '.join(how)}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,8 @@ class Estimate:
         Of the maps that are not there, by the speed of the generation's inference; None where that is not known.
     passed_over : tuple of str
         A line for each file that is no volume.
+    impossible : tuple of str
+        A line for each volume that cannot be delivered; the others are.
     """
 
     volumes: tuple[VolumeSize, ...]
@@ -77,6 +105,7 @@ class Estimate:
     bytes_by_part: dict[str, int]
     map_seconds: float | None
     passed_over: tuple[str, ...]
+    impossible: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -86,18 +115,20 @@ class Estimate:
     def lines(self, folder: DeliveryFolder) -> list[str]:
         """Say it for people."""
         lines = [f"Not a volume, passed over: {line}" for line in self.passed_over]
-        for volume in self.volumes:
-            shape = "×".join(map(str, volume.shape_zyx))
-            how = "maps are there" if volume.has_maps else "new" if volume.new else "to be predicted"
-            lines.append(f"{volume.name}: {shape} voxels (zyx), {how}")
+        lines += [f"Cannot be delivered: {line}" for line in self.impossible]
+        lines += [str(volume) for volume in self.volumes]
         if self.done:
-            lines.append(f"{self.done} volumes were delivered already: only corrections and new formats are added")
-        voxels = sum(volume.voxels for volume in self.volumes)
-        if self.volumes:
+            were = "volume was" if self.done == 1 else "volumes were"
+            lines.append(f"{self.done} {were} delivered already: only corrections and new formats are added")
+        if self.bytes:
+            voxels = f"{sum(v.voxels for v in self.volumes):,} voxels; " if self.volumes else ""
             parts = ", ".join(f"{part} {_size(count)}" for part, count in self.bytes_by_part.items() if count)
             free = _free(folder)
             disk = "" if free is None else f"; {_size(free)} are free"
-            lines.append(f"{voxels:,} voxels; at most {_size(self.bytes)} of disk ({parts}){disk}")
+            lines.append(f"{voxels}at most {_size(self.bytes)} of disk ({parts}){disk}")
+        if all(volume.has_maps for volume in self.volumes):
+            lines += ["Nothing to predict; masks, objects and tables take their time"] if self.volumes else []
+        else:
             time = "not known before the first volume" if self.map_seconds is None else _time(self.map_seconds)
             lines.append(f"Time to predict: {time}; masks, objects and tables come on top")
         return lines
@@ -106,26 +137,37 @@ class Estimate:
 def estimate(campaign: Campaign, request: SegmentRequest) -> Estimate:
     """Return what a delivery would take; only metadata are read.
 
+    A file that cannot be read is told of, and does not keep the others back.
+
     Raises
     ------
     RescuesegError
-        If a file cannot be read, or the model does not exist.
+        If nothing can be delivered, or the model does not exist.
     """
-    folder, chosen = DeliveryFolder(request.out), delivery_model(campaign, request)
-    delivered = {volume.volume_id for volume in folder.delivered()}
+    plan = _Plan(campaign, request, delivery_model(campaign, request), DeliveryFolder(request.out))
     imports, passed_over = expand(request.files, request.template)
-    previews = preview_volumes([v for v in imports if v.name not in delivered], campaign.config.classes)
-    sizes = [_campaign_volume(campaign, chosen, v) for v in request.volumes if v not in delivered]
-    sizes += [_new_volume(preview) for preview in previews]
-    done = len(delivered.intersection((*request.volumes, *(v.name for v in imports))))
+    named = dict.fromkeys((*request.volumes, *(volume.name for volume in imports)))
+    finished = [volume for volume in plan.delivered.values() if volume.volume_id not in plan.again]
+    file_of = {volume.name: volume for volume in imports}
+    sizes, errors = list[VolumeSize](), list[RescuesegError]()
+    for name in dict.fromkeys((*named, *plan.again)):
+        try:
+            if name not in plan.delivered or name in plan.again:
+                sizes.append(plan.size(name, file_of.get(name)))
+        except RescuesegError as error:
+            errors.append(error)
+    done = [volume for volume in finished if volume.volume_id in named]
+    if errors and not sizes and not done:
+        raise errors[0]
     to_predict = sum(v.voxels for v in sizes if not v.has_maps)
-    rate = _seconds_per_voxel(campaign, chosen)
+    rate = _seconds_per_voxel(campaign, plan.chosen)
     return Estimate(
         volumes=tuple(sizes),
-        done=done,
-        bytes_by_part=_bytes(campaign, request, sizes),
+        done=len(done),
+        bytes_by_part=_bytes(campaign, request, sizes, done),
         map_seconds=0.0 if not to_predict else None if rate is None else rate * to_predict,
         passed_over=tuple(passed_over),
+        impossible=tuple(str(error) for error in errors),
     )
 
 
@@ -146,40 +188,77 @@ def require_room(folder: DeliveryFolder, needed: Estimate) -> None:
         )
 
 
-def _campaign_volume(campaign: Campaign, chosen: DeliveryModel, volume_id: str) -> VolumeSize:
-    record = campaign.volumes.record(volume_id)
-    has_maps = not chosen.training and chosen.maps_of(campaign.storage, volume_id).reference() is not None
-    itemsize = int(record.dtype[-2:].lstrip("t")) // 8
-    return VolumeSize(volume_id, record.shape_zyx, record.channels, itemsize, new=False, has_maps=has_maps)
+@dataclass(frozen=True)
+class _Plan:
+    """What is there, and what is asked for."""
+
+    campaign: Campaign
+    request: SegmentRequest
+    chosen: DeliveryModel
+    folder: DeliveryFolder
+
+    @cached_property
+    def delivered(self) -> dict[str, DeliveredVolume]:
+        """What was delivered, by volume id."""
+        return {volume.volume_id: volume for volume in self.folder.delivered()}
+
+    @cached_property
+    def again(self) -> frozenset[str]:
+        """Volumes that are delivered anew, since all of a delivery are made alike."""
+        earlier = self.folder.records.read(DELIVERY)
+        if earlier is None or (
+            makes_what_is_asked(earlier.rule, self.campaign, self.request)
+            and earlier.with_image == (self.request.with_image is not False)
+        ):
+            return frozenset()
+        files = {v.name for v in expand(self.request.files, self.request.template)[0]}
+        return frozenset(
+            name
+            for name, volume in self.delivered.items()
+            if volume.in_campaign or name in files or new_volume(self.folder, name)
+        )
+
+    def size(self, name: str, file: VolumeImport | None) -> VolumeSize:
+        """Return the size of a volume that is to be delivered; of a file, what its metadata say of it."""
+        known, again = self.delivered.get(name), name in self.again
+        formats = frozenset((*self.request.formats, *(f.format for f in (known.files if known else ()))))
+        new = new_volume(self.folder, name)
+        if new is None and file is not None:
+            [preview] = preview_volumes([file], self.campaign.config.classes)
+            itemsize = min(preview.dtype.itemsize, 4)
+            return VolumeSize(name, preview.shape_zyx, preview.channels, itemsize, True, False, again, formats)
+        record = self.campaign.volumes.record(name) if new is None else new.record
+        work = new is not None or self.chosen.training
+        storage = Storage(self.folder.work_url()) if work else self.campaign.storage
+        has_maps = self.chosen.maps_of(storage, name).reference() is not None
+        itemsize = int(record.dtype[-2:].lstrip("t")) // 8
+        return VolumeSize(name, record.shape_zyx, record.channels, itemsize, False, has_maps, again, formats)
 
 
-def _new_volume(preview: VolumePreview) -> VolumeSize:
-    itemsize = min(preview.dtype.itemsize, 4)
-    return VolumeSize(preview.volume_id, preview.shape_zyx, preview.channels, itemsize, new=True, has_maps=False)
-
-
-def _bytes(campaign: Campaign, request: SegmentRequest, sizes: Sequence[VolumeSize]) -> dict[str, int]:
-    parts: dict[str, int] = {}
+def _bytes(
+    campaign: Campaign, request: SegmentRequest, sizes: Sequence[VolumeSize], done: Sequence[DeliveredVolume]
+) -> dict[str, int]:
+    parts: Counter[str] = Counter()
+    with_objects = request.makes_objects(campaign)
     voxel_of_maps = (campaign.config.n_classes + 1 + len(UNCERTAINTIES)) * (
         2 if campaign.config.inference.map_dtype == "float16" else 4
     )
-    largest = max((volume.voxels for volume in sizes), default=0)
     for volume in sizes:
-        delivered = bytes_of_delivery(
-            volume.shape_zyx,
-            0 if request.with_image is False else volume.channels,
-            volume.itemsize,
-            with_objects=request.makes_objects(campaign),
-            formats=request.formats,
+        channels = 0 if request.with_image is False else volume.channels
+        formats = sorted(volume.formats)
+        parts.update(
+            bytes_of_delivery(volume.shape_zyx, channels, volume.itemsize, with_objects=with_objects, formats=formats)
         )
-        for part, count in delivered.items():
-            parts[part] = parts.get(part, 0) + count
         if not volume.has_maps:
-            parts["maps"] = parts.get("maps", 0) + volume.voxels * voxel_of_maps
+            parts["maps"] += volume.voxels * voxel_of_maps
         if volume.new:
-            copy = volume.voxels * volume.channels * volume.itemsize * 8 // 7
-            parts["imported files"] = parts.get("imported files", 0) + copy
-    return parts | {"scratch": largest * _SCRATCH}
+            parts["imported files"] += volume.voxels * volume.channels * volume.itemsize * 8 // 7
+    for known in done:
+        added = sorted(set(request.formats) - {file.format for file in known.files})
+        files = bytes_of_delivery(known.shape_zyx, 0, 1, with_objects=with_objects, formats=added)["files"]
+        parts["files"] += files
+    largest = max((volume.voxels for volume in sizes), default=0)
+    return {**parts, "scratch": largest * SCRATCH}
 
 
 def _seconds_per_voxel(campaign: Campaign, chosen: DeliveryModel) -> float | None:

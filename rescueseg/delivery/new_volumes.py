@@ -19,7 +19,7 @@ from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.source_digest import source_digest
 from rescueseg.errors import ConfigError, InvalidVolumeError, RescuesegError, UnreadableVolumeError, VolumeError
 from rescueseg.image_files.registry import open_source
-from rescueseg.image_files.slices import is_planes
+from rescueseg.image_files.slices import is_planes, shown
 from rescueseg.image_files.source import Statement
 from rescueseg.progress import Progress
 from rescueseg.records import Record, VolumeRecord
@@ -85,14 +85,15 @@ def expand(paths: Sequence[str], template: VolumeImport) -> tuple[list[VolumeImp
             passed_over += strange
         else:
             imports.append(replace(template, path=path))
-    names = [volume.name for volume in imports]
-    for name in names:
-        if names.count(name) > 1:
+    path_of: dict[str, str] = {}
+    for volume in imports:
+        if volume.name in path_of:
             raise ConfigError(
-                f"two volumes would be called '{name}'",
-                where=name,
+                f"two volumes would be called '{volume.name}'",
+                where=f"{shown(path_of[volume.name])} and {shown(volume.path)}",
                 todo="Rename one of the files, or deliver it elsewhere",
             )
+        path_of[volume.name] = volume.path
     return imports, passed_over
 
 

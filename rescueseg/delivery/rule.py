@@ -19,7 +19,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY, trainer_name
 from rescueseg.delivery.object_choice import OBJECT_TRIALS, choose_objects
 from rescueseg.delivery.records import CleanUp, DeliveryRule, Trial
-from rescueseg.delivery.request import DeliveryModel
+from rescueseg.delivery.request import DeliveryModel, SegmentRequest
 from rescueseg.delivery.uncleaned import Float32, classes_of_voxels
 from rescueseg.delivery.validation import (
     StructureSize,
@@ -114,6 +114,16 @@ def is_current(rule: DeliveryRule, campaign: Campaign, chosen: DeliveryModel) ->
     """Tell whether a rule was chosen for this model, on the validation boxes and the truth of today."""
     truth = validation_digest(truth_of_part(campaign, "validation"))
     return (rule.model_digest, rule.truth_digest) == (chosen.model.digest, truth)
+
+
+def makes_what_is_asked(rule: DeliveryRule, campaign: Campaign, request: SegmentRequest) -> bool:
+    """Tell whether a rule makes the objects that are asked for, or none where none are; no voxel is read."""
+    if rule.objects is None or not request.makes_objects(campaign):
+        return rule.objects is None and not request.makes_objects(campaign)
+    if not request.boundary_class:
+        return rule.objects.source != "boundary"
+    boundary = campaign.config.classes.index(request.boundary_class) + 1
+    return rule.objects.source == "boundary" and rule.object_class == boundary
 
 
 def is_thin(campaign: Campaign) -> bool:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from scipy import ndimage
 
 from rescueseg.campaign.folders import GenerationFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.delivery import mask_passes
 from rescueseg.delivery.block_pass import Arrays
+from rescueseg.delivery.estimate import SCRATCH
 from rescueseg.delivery.folder import MASK, DeliveryFolder, SourceVolume
 from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.masks import make_mask, mask_of_box
@@ -201,3 +203,18 @@ def test_scratch_of_another_digest_is_not_taken_for_ours(
         made(replace(target, block_zyx=(14, 19, 41)))
     monkeypatch.setattr(mask_passes, "_write_thin", whole)
     assert np.array_equal(made(target), mask_of_box(probability.astype(np.float32), RULE, SPACING))
+
+
+def test_what_lies_between_passes_is_no_more_than_an_estimate_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is done on noise, which compresses badly, and nothing is removed."""
+    shape = (48, 64, 64)
+    target = make_target(tmp_path, random_probability(3, shape, smooth=0.3), RULE, (24, 64, 64))
+    monkeypatch.setattr(mask_passes.Cleaning, "remove_scratch", lambda self: None)
+    made(target)
+    work = tmp_path / "out" / "work"
+    size = sum(p.stat().st_size for p in work.rglob("*") if p.is_file())
+    arrays = [zarr.open_array(p.parent, mode="r") for p in (work / "scratch").rglob("zarr.json")]
+    assert sum(a.dtype.itemsize for a in arrays) + 3 == SCRATCH
+    assert 0 < size <= SCRATCH * np.prod(shape)

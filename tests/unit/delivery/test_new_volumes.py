@@ -10,7 +10,7 @@ from rescueseg.campaign.layout import CAMPAIGN_FILE
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.new_volumes import NewVolumes, expand
 from rescueseg.delivery.source_digest import source_digest
-from rescueseg.errors import UnreadableVolumeError, VolumeError
+from rescueseg.errors import ConfigError, UnreadableVolumeError, VolumeError
 from rescueseg.queue.store import open_queue
 from rescueseg.stages import snapshot
 from rescueseg.storage import Storage
@@ -149,6 +149,13 @@ def test_changed_planes_of_a_pattern_and_changed_stores_elsewhere_are_seen(tmp_p
         assert source_digest(store) == before
         Storage("memory://changed").write_bytes(f"{path}/{changed}".rstrip("/"), b"{ }")
         assert source_digest(store) != before
+
+
+def test_two_files_of_one_name_are_both_named(tmp_path: Path) -> None:
+    paths = [str(tmp_path / "monday" / "liver.tif"), str(tmp_path / "tuesday" / "liver.nrrd")]
+    with pytest.raises(ConfigError, match="two volumes would be called 'liver'") as caught:
+        expand(paths, VolumeImport(""))
+    assert all(path in caught.value.where for path in paths)
 
 
 def test_a_folder_of_planes_is_one_volume(tmp_path: Path) -> None:

@@ -9,11 +9,17 @@ import pytest
 import tifffile
 
 from rescueseg.campaign import Campaign
-from rescueseg.delivery.estimate import estimate, require_room
+from rescueseg.config import InferenceConfig
+from rescueseg.delivery.estimate import Estimate, estimate, require_room
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.new_volumes import NewVolumes
 from rescueseg.delivery.records import DELIVERY, CleanUp, Delivery, DeliveryRule, ObjectRule
 from rescueseg.delivery.request import SegmentRequest, check_request, delivery_model, sort_targets
 from rescueseg.errors import ConfigError, EvaluationError, InferenceError, StorageError, UnreadableVolumeError
+from rescueseg.inference.maps import InferencePlan
+from rescueseg.records import MapReference
+from rescueseg.storage import Storage
+from rescueseg.volumes.volume_files import VolumeImport
 from tests.delivered_campaign import deliver
 from tests.evaluated_campaign import SHAPE, SPACING, make_campaign, phantom_truth, write_generation, write_volume_maps
 
@@ -137,3 +143,75 @@ def test_an_estimate_counts_voxels_and_disk_and_changes_nothing(predicted: Campa
     require_room(folder, needed)
     with pytest.raises(StorageError, match="are free"):
         require_room(folder, type(needed)(needed.volumes, 0, {"image": 1 << 60}, 0.0, ()))
+
+
+def write_tiff(path: Path, image: np.ndarray) -> None:
+    z, y, x = SPACING
+    metadata = {"axes": "ZYX", "spacing": z, "unit": "um"}
+    tifffile.imwrite(path, image, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+
+
+def told(campaign: Campaign, request: SegmentRequest) -> tuple[Estimate, str]:
+    needed = estimate(campaign, check_request(campaign, request))
+    return needed, "\n".join(needed.lines(DeliveryFolder(request.out)))
+
+
+def test_what_was_delivered_otherwise_counts_in_an_estimate(predicted: Campaign, tmp_path: Path) -> None:
+    folder = DeliveryFolder(str(tmp_path / "out"))
+    write_earlier(predicted, folder, None, with_image=True)
+    deliver(predicted, folder, "phantom", MASK, None, np.zeros(SHAPE, np.uint16))
+    same = SegmentRequest(out=folder.url, volumes=("phantom",))
+    needed, words = told(predicted, same)
+    assert (needed.volumes, needed.done, needed.bytes) == ((), 1, 0)
+    assert words == "1 volume was delivered already: only corrections and new formats are added"
+    needed, words = told(predicted, same.model_copy(update={"formats": ("tiff", "nrrd")}))
+    assert needed.done == 1
+    assert needed.bytes == needed.bytes_by_part["files"] >= 2 * MASK.size
+    assert "files" in words
+    for change in ({"objects": "yes"}, {"boundary_class": "organelle"}, {"with_image": False}):
+        needed, words = told(predicted, SegmentRequest.model_validate(same.model_dump() | change))
+        assert [(v.name, v.again) for v in needed.volumes] == [("phantom", True)], change
+        assert needed.done == 0
+        assert needed.bytes_by_part["labels"] > MASK.size
+        assert "delivered otherwise, to be made again, maps are there" in words
+        assert "already" not in words
+        assert "Nothing to predict" in words
+
+
+def test_an_estimate_asks_not_again_for_what_lies_in_the_work_folder(predicted: Campaign, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "new.tif", np.random.default_rng(0).integers(100, 900, (16, 40, 44), np.uint16))
+    request = SegmentRequest(out=str(tmp_path / "out"), files=(str(tmp_path / "new.tif"),), generation=0)
+    before, _ = told(predicted, request)
+    folder = DeliveryFolder(request.out)
+    new = NewVolumes(predicted, folder, frozenset({"phantom"}))
+    new.add(VolumeImport(str(tmp_path / "new.tif")))
+    after, words = told(predicted, request)
+    assert "imported files" in before.bytes_by_part
+    assert "imported files" not in after.bytes_by_part
+    assert after.bytes_by_part["maps"] == before.bytes_by_part["maps"]
+    assert after.volumes[0].shape_zyx == before.volumes[0].shape_zyx
+    assert "to be predicted" in words
+    plan = InferencePlan(
+        model=delivery_model(predicted, request).model, volume_id="new", volume_digest="d", shape_zyx=(16, 40, 44),
+        spacing_um_zyx=SPACING, n_classes=1, seed=0, inference=InferenceConfig(), window_zyx=(8, 8, 8),
+        block_zyx=(16, 40, 44), chunk_zyx=(16, 40, 44),
+    )  # fmt: skip
+    maps = delivery_model(predicted, request).maps_of(Storage(folder.work_url()), "new")
+    maps.prepare(plan, ["background", "organelle"])
+    maps.finish(
+        MapReference(generation=0, volume_id="new", model_digest="m", quantities=("probability",), blocks=1, digest="d")
+    )
+    predicted_too, words = told(predicted, request)
+    assert "maps" not in predicted_too.bytes_by_part
+    assert "Nothing to predict" in words
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_back(predicted: Campaign, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "good.tif", np.random.default_rng(0).integers(100, 900, (16, 40, 44), np.uint16))
+    (tmp_path / "bad.tif").write_bytes(b"no image")
+    files = (str(tmp_path / "good.tif"), str(tmp_path / "bad.tif"))
+    needed, words = told(predicted, SegmentRequest(out=str(tmp_path / "out"), files=files, generation=0))
+    assert [v.name for v in needed.volumes] == ["good"]
+    assert f"Cannot be delivered: {tmp_path}/bad.tif" in words
+    with pytest.raises(UnreadableVolumeError, match=r"bad\.tif"):
+        told(predicted, SegmentRequest(out=str(tmp_path / "out"), files=files[1:], generation=0))
