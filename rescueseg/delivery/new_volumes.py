@@ -39,7 +39,7 @@ class NewVolume(Record):
     source: str
     """What the file is known again by (`rescueseg.delivery.source_digest`): another one of this name is refused."""
     likeness: str
-    """The verdict, in a sentence."""
+    """How it was brought to what the model has learned, in a sentence: resampled, its intensities mapped, or scaled alone."""
     warnings: tuple[str, ...] = ()
 
 
@@ -194,17 +194,18 @@ class NewVolumes:
                 verdict.reason, where=path, todo="Deliver the other files; this one needs a model of its own"
             )
         normalisation = next(d.volumes[record.volume_id] for d in report.domains.domains if d.name == verdict.domain)
-        warnings = list(verdict.warnings)
+        warnings, likeness = list(verdict.warnings), verdict.reason
         if verdict.domain not in {v.domain for v in report.volumes if v.volume_id in self.trained}:
             warnings.insert(
                 0, f"unlike what the model has learned: {verdict.reason}. Look at its result before you use it"
             )
+            likeness += "; scaled by its own intensities"
         update = {"normalisation": normalisation, "domain": verdict.domain}
         return NewVolume(
             record=record.model_copy(update=update),
             path=path,
             source=source,
-            likeness=verdict.reason,
+            likeness=likeness,
             warnings=tuple(warnings),
         )
 

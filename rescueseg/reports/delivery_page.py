@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.new_volumes import new_volume
 from rescueseg.delivery.places import doubtful_objects, kept_places, table_path
 from rescueseg.delivery.records import DELIVERY, CleanUp, DeliveredVolume, DeliveryRule, Score
 from rescueseg.errors import StorageError
@@ -37,12 +38,16 @@ class VolumePart:
         Its files.
     command : str
         Opens it in napari.
+    likeness : str
+        How a new file was brought to what the model has learned; empty for a volume of the campaign, or when the work folder
+        was removed.
     """
 
     record: DeliveredVolume
     picture: str
     links: tuple[tuple[str, str], ...]
     command: str
+    likeness: str
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,8 @@ def _volume_part(folder: DeliveryFolder, volume: DeliveredVolume, painter: Deliv
     paths = [f"{name}.ome.zarr", table_path(name), *(file.path for file in volume.files)]
     links = [(path, quote(path)) for path in paths if folder.storage.exists(path)]
     command = f"rescueseg view {shlex.quote(folder.storage.url)} {shlex.quote(name)}"
-    return VolumePart(volume, _write_picture(folder, f"volume_{name}.png", painter.whole()), tuple(links), command)
+    new, picture = new_volume(folder, name), _write_picture(folder, f"volume_{name}.png", painter.whole())
+    return VolumePart(volume, picture, tuple(links), command, new.likeness if new else "")
 
 
 def _doubtful_objects(folder: DeliveryFolder, painters: dict[str, DeliveredPictures]) -> list[Doubt]:

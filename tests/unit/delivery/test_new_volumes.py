@@ -87,7 +87,9 @@ def test_files_are_held_against_what_the_chosen_model_has_learned_alone(tmp_path
     assert alike.record.normalisation == learned.normalisation  # not measured anew with the file's own voxels
     assert alike.record.domain == learned.domain
     assert alike.warnings == ()
-    [warning, *_] = new.add(VolumeImport(str(tmp_path / "foreign.tif"))).warnings
+    foreign = new.add(VolumeImport(str(tmp_path / "foreign.tif")))
+    assert foreign.likeness.endswith("scaled by its own intensities")
+    [warning, *_] = foreign.warnings
     assert "unlike what the model has learned" in warning
     assert any(c.isdigit() for c in warning)
 

@@ -13,11 +13,14 @@ import numpy.typing as npt
 import pytest
 
 from rescueseg.campaign import Campaign
+from rescueseg.campaign.folders import RecordFolder
+from rescueseg.campaign.record_file import RecordFile
 from rescueseg.delivery.delivered_image import create_delivered_image
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.label_colours import object_colour
 from rescueseg.delivery.label_pyramid import add_label_pyramid
 from rescueseg.delivery.masks import make_mask
+from rescueseg.delivery.new_volumes import NewVolume
 from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread, keep_places
 from rescueseg.delivery.records import DELIVERY, DeliveredVolume, ObjectRule
@@ -29,6 +32,7 @@ from rescueseg.reports import delivered_pictures
 from rescueseg.reports.delivered_pictures import DeliveredPictures
 from rescueseg.reports.delivered_sizes import object_sizes
 from rescueseg.reports.delivery_page import rule_in_words, write_page
+from rescueseg.storage import Storage
 from rescueseg.volumes.ome_zarr import open_level
 from rescueseg.voxels.components import label_components
 from tests.delivered_campaign import RULE, deliver, source, write_delivery
@@ -91,6 +95,22 @@ def test_page_names_what_was_delivered(campaign: Campaign, folder: DeliveryFolde
     assert words.index("phantom, object 2") < words.index("phantom, object 1")
     assert f"z y x {Box((2, 10, 10), (6, 20, 20))} · 0.250 nat" in words
     assert f"rescueseg view '{folder.storage.url}' phantom" in words
+
+
+def test_the_page_says_how_a_new_file_was_brought_to_the_model(campaign: Campaign, folder: DeliveryFolder) -> None:
+    mask = (blocks() > 0).astype(np.uint8)
+    deliver(campaign, folder, "new", mask, None, np.ones(SHAPE, "u1"))
+    deliver(campaign, folder, "phantom", mask, None, np.ones(SHAPE, "u1"))
+    record = campaign.volumes.record("phantom").model_copy(update={"volume_id": "new"})
+    likeness = "mapped by 0.5 × v + 3; resampled from 1 × 1 × 1 µm to the domain's 2 × 1 × 1 µm"
+    new = NewVolume(record=record, path="new.tif", source="", likeness=likeness)
+    RecordFolder(Storage(folder.work_url())).write(RecordFile("new/new", NewVolume), new)
+    write_page(folder)
+    assert text(folder).count("How it was brought to what the model has learned") == 1
+    assert f"{likeness}." in text(folder)
+    folder.storage.remove("work")
+    write_page(folder)
+    assert "brought" not in text(folder)
 
 
 def test_all_addresses_lie_in_the_delivery(campaign: Campaign, folder: DeliveryFolder) -> None:
