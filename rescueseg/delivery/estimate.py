@@ -20,6 +20,7 @@ from rescueseg.delivery.request import DeliveryModel, Format, SegmentRequest, de
 from rescueseg.delivery.rule import makes_what_is_asked
 from rescueseg.errors import RescuesegError, StorageError
 from rescueseg.geometry import ZYX
+from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import UNCERTAINTIES
 from rescueseg.storage import Storage
 from rescueseg.volumes.batch_import import preview_volumes
@@ -228,9 +229,11 @@ class _Plan:
             itemsize = min(preview.dtype.itemsize, 4)
             return VolumeSize(name, preview.shape_zyx, preview.channels, itemsize, True, False, again, formats)
         record = self.campaign.volumes.record(name) if new is None else new.record
-        work = new is not None or self.chosen.training
-        storage = Storage(self.folder.work_url()) if work else self.campaign.storage
-        has_maps = self.chosen.maps_of(storage, name).reference() is not None
+        places = [Storage(self.folder.work_url())]
+        if new is None and not self.chosen.training:
+            places.append(self.campaign.storage)
+        maps = [self.chosen.maps_of(storage, name) for storage in places]
+        has_maps = any(m.reference() and (p := m.plan()) and p.volume_digest == volume_digest(record) for m in maps)
         itemsize = int(record.dtype[-2:].lstrip("t")) // 8
         return VolumeSize(name, record.shape_zyx, record.channels, itemsize, False, has_maps, again, formats)
 

@@ -16,6 +16,7 @@ from rescueseg.delivery.new_volumes import NewVolumes
 from rescueseg.delivery.records import DELIVERY, CleanUp, Delivery, DeliveryRule, ObjectRule
 from rescueseg.delivery.request import SegmentRequest, check_request, delivery_model, sort_targets
 from rescueseg.errors import ConfigError, EvaluationError, InferenceError, StorageError, UnreadableVolumeError
+from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import InferencePlan
 from rescueseg.records import MapReference
 from rescueseg.storage import Storage
@@ -184,7 +185,7 @@ def test_an_estimate_asks_not_again_for_what_lies_in_the_work_folder(predicted: 
     before, _ = told(predicted, request)
     folder = DeliveryFolder(request.out)
     new = NewVolumes(predicted, folder, frozenset({"phantom"}))
-    new.add(VolumeImport(str(tmp_path / "new.tif")))
+    record = new.add(VolumeImport(str(tmp_path / "new.tif"))).record
     after, words = told(predicted, request)
     assert "imported files" in before.bytes_by_part
     assert "imported files" not in after.bytes_by_part
@@ -192,7 +193,7 @@ def test_an_estimate_asks_not_again_for_what_lies_in_the_work_folder(predicted: 
     assert after.volumes[0].shape_zyx == before.volumes[0].shape_zyx
     assert "to be predicted" in words
     plan = InferencePlan(
-        model=delivery_model(predicted, request).model, volume_id="new", volume_digest="d", shape_zyx=(16, 40, 44),
+        model=delivery_model(predicted, request).model, volume_id="new", volume_digest=volume_digest(record), shape_zyx=(16, 40, 44),
         spacing_um_zyx=SPACING, n_classes=1, seed=0, inference=InferenceConfig(), window_zyx=(8, 8, 8),
         block_zyx=(16, 40, 44), chunk_zyx=(16, 40, 44),
     )  # fmt: skip
