@@ -108,7 +108,7 @@ def segment(
     from rescueseg.services.prefect_api import SEGMENT_FLOW
 
     opened, folder = Campaign.open(campaign), DeliveryFolder(out)
-    volumes, paths = sort_targets(opened, what or [], every)
+    volumes, paths = sort_targets(opened, what or [], every, [volume.volume_id for volume in folder.delivered()])
     request = SegmentRequest(
         out=folder.storage.url,
         volumes=volumes,

@@ -19,7 +19,7 @@ from rescueseg.delivery.records import DELIVERY, DeliveredVolume
 from rescueseg.delivery.request import DeliveryModel, Format, SegmentRequest, delivery_model
 from rescueseg.delivery.rule import makes_what_is_asked
 from rescueseg.errors import RescuesegError, StorageError
-from rescueseg.geometry import ZYX
+from rescueseg.geometry import ZYX, Spacing
 from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import UNCERTAINTIES
 from rescueseg.storage import Storage
@@ -49,6 +49,8 @@ class VolumeSize:
         Its id.
     shape_zyx : tuple of int
         In voxels.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
     channels, itemsize : int
         Of the image; bytes of a voxel of one channel.
     new : bool
@@ -63,6 +65,7 @@ class VolumeSize:
 
     name: str
     shape_zyx: ZYX
+    spacing_um_zyx: Spacing
     channels: int
     itemsize: int
     new: bool
@@ -78,7 +81,8 @@ class VolumeSize:
     def __str__(self) -> str:
         how = ["delivered otherwise, to be made again"] if self.again else ["new"] if self.new else []
         how.append("maps are there" if self.has_maps else "to be predicted")
-        return f"{self.name}: {'×'.join(map(str, self.shape_zyx))} voxels (zyx), {', '.join(how)}"
+        shape, spacing = ("×".join(f"{n:g}" for n in values) for values in (self.shape_zyx, self.spacing_um_zyx))
+        return f"{self.name}: {shape} voxels (zyx) of {spacing} µm, {', '.join(how)}"
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,9 @@ class _Plan:
         if new is None and file is not None:
             [preview] = preview_volumes([file], self.campaign.config.classes)
             itemsize = min(preview.dtype.itemsize, 4)
-            return VolumeSize(name, preview.shape_zyx, preview.channels, itemsize, True, False, again, formats)
+            return VolumeSize(
+                name, preview.shape_zyx, preview.spacing_um_zyx, preview.channels, itemsize, True, False, again, formats
+            )
         record = self.campaign.volumes.record(name) if new is None else new.record
         places = [Storage(self.folder.work_url())]
         if new is None and not self.chosen.training:
@@ -235,7 +241,9 @@ class _Plan:
         maps = [self.chosen.maps_of(storage, name) for storage in places]
         has_maps = any(m.reference() and (p := m.plan()) and p.volume_digest == volume_digest(record) for m in maps)
         itemsize = int(record.dtype[-2:].lstrip("t")) // 8
-        return VolumeSize(name, record.shape_zyx, record.channels, itemsize, False, has_maps, again, formats)
+        return VolumeSize(
+            name, record.shape_zyx, record.spacing_um_zyx, record.channels, itemsize, False, has_maps, again, formats
+        )
 
 
 def _bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -133,7 +134,9 @@ def delivery_model(campaign: Campaign, request: SegmentRequest) -> DeliveryModel
     return DeliveryModel(require_model(folder), folder, "", frozenset(trained_volumes(upto)))
 
 
-def sort_targets(campaign: Campaign, names: list[str], every: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def sort_targets(
+    campaign: Campaign, names: list[str], every: bool, delivered: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell ids of the campaign's volumes from files.
 
     Parameters
@@ -144,6 +147,8 @@ def sort_targets(campaign: Campaign, names: list[str], every: bool) -> tuple[tup
         What a person named.
     every : bool
         Take all usable volumes of the campaign.
+    delivered : collection of str
+        Ids of volumes of the delivery that is there, files too.
 
     Returns
     -------
@@ -167,13 +172,15 @@ def sort_targets(campaign: Campaign, names: list[str], every: bool) -> tuple[tup
                     f"the volume was refused: {reason}", where=name, todo="See 'rescueseg check CAMPAIGN'"
                 )
             volumes.append(name)
+        elif name in delivered:
+            volumes.append(name)
         elif "://" in name or Path(name).exists() or any(c in name for c in "*?["):
             files.append(name if "://" in name else str(Path(name).absolute()))
         else:
             raise UnreadableVolumeError(
                 "this is neither a volume of the campaign nor a file",
                 where=name,
-                todo=f"Volumes: {', '.join(usable) or 'none yet'}",
+                todo=f"Volumes: {', '.join(dict.fromkeys([*usable, *delivered])) or 'none yet'}",
             )
     return tuple(dict.fromkeys(volumes)), tuple(dict.fromkeys(files))
 

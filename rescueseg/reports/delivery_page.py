@@ -98,6 +98,7 @@ def write_page(folder: DeliveryFolder) -> None:
         "delivery.html",
         delivery=delivery,
         parts=parts,
+        new_files=any(not v.in_campaign for v in volumes),
         voxels=sum(math.prod(v.shape_zyx) for v in volumes),
         objects=sum(v.objects for v in volumes if v.objects is not None),
         numbered=any(v.objects is not None for v in volumes),

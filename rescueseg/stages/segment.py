@@ -30,7 +30,7 @@ from rescueseg.delivery.request import (
     delivery_model,
     require_same,
 )
-from rescueseg.delivery.rule import choose_rule, is_current
+from rescueseg.delivery.rule import choose_rule, is_current, makes_what_is_asked
 from rescueseg.delivery.scores import delivered_scores
 from rescueseg.delivery.sources import is_of_another_rule, labels_digest, make_maps, source_of
 from rescueseg.delivery.step import Step
@@ -119,10 +119,10 @@ def _rule(
     campaign: Campaign, chosen: DeliveryModel, request: SegmentRequest, earlier: Delivery | None, progress: Progress
 ) -> DeliveryRule:
     """Return the rule of this delivery so far, else that of the model, else choose it."""
-    if earlier is not None and _fits(earlier.rule, campaign, request):
+    if earlier is not None and makes_what_is_asked(earlier.rule, campaign, request):
         return earlier.rule
     known = chosen.folder.read(RULE)
-    if known is not None and is_current(known, campaign, chosen) and _fits(known, campaign, request):
+    if known is not None and is_current(known, campaign, chosen) and makes_what_is_asked(known, campaign, request):
         return known
     rule = choose_rule(
         campaign,
@@ -133,16 +133,6 @@ def _rule(
     )
     chosen.folder.write(RULE, rule)
     return rule
-
-
-def _fits(rule: DeliveryRule, campaign: Campaign, request: SegmentRequest) -> bool:
-    """Tell whether a rule makes what is asked for."""
-    if rule.objects is None or not request.makes_objects(campaign):
-        return rule.objects is None and not request.makes_objects(campaign)
-    if not request.boundary_class:
-        return rule.objects.source != "boundary"
-    boundary = campaign.config.classes.index(request.boundary_class) + 1
-    return rule.objects.source == "boundary" and rule.object_class == boundary
 
 
 def deliver(

@@ -56,6 +56,7 @@ def test_names_are_volumes_or_files_and_nothing_else(predicted: Campaign, tmp_pa
     assert volumes == ("phantom",)
     assert files == (str(tmp_path / "new.tif"), "s3://bucket/stack.ome.zarr")
     assert sort_targets(predicted, [], every=True) == (("phantom",), ())
+    assert sort_targets(predicted, ["second"], every=False, delivered=["second"]) == (("second",), ())
     with pytest.raises(UnreadableVolumeError, match="neither a volume of the campaign nor a file"):
         sort_targets(predicted, ["phantm"], every=False)
 
