@@ -47,6 +47,7 @@ def test_the_file_of_a_new_campaign_holds_the_families_defaults(tmp_path: Path) 
         "deep_supervision": False,
         "ema": 0.0,
         "balanced_classes": False,
+        "border_distance": False,
         "cldice_weight": 0.5,
         "betti_weight": 0.0,
     }

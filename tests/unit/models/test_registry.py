@@ -84,6 +84,7 @@ def test_a_new_campaign_holds_every_default_of_the_families() -> None:
             "deep_supervision": False,
             "ema": 0.5,
             "balanced_classes": False,
+            "border_distance": False,
             "cldice_weight": 0.5,
             "betti_weight": 0.0,
         },
