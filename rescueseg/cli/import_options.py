@@ -17,14 +17,38 @@ if TYPE_CHECKING:
     from rescueseg.volumes.volume_files import VolumeImport
 
 
+SpacingOption = Annotated[
+    str,
+    typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong."),
+]
+AxesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="LETTERS",
+        help="Axes of the files in their order, when they do not say them: z, y, x, c (channel), t, p (position); such as czyx.",
+    ),
+]
+SeriesOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Which image of a file that holds several, from 0.")
+]
+PositionOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Which position of a file that holds several, from 0.")
+]
+
+HolesOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-holes",
+        help="Take parts of a chunked file that are absent as they read, even where they look lost.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ImportOptions:
     """What `init` and `add` are told of their volumes."""
 
-    spacing: Annotated[
-        str,
-        typer.Option(metavar="Z,Y,X", help="Voxel size in micrometre, when the files do not say it or say it wrong."),
-    ] = ""
+    spacing: SpacingOption = ""
     ids: Annotated[
         list[str],
         typer.Option(
@@ -40,27 +64,11 @@ class ImportOptions:
     domain: Annotated[
         str, typer.Option(help="Acquisition group of these volumes: same microscope, objective, bit depth, spacing.")
     ] = ""
-    axes: Annotated[
-        str,
-        typer.Option(
-            metavar="LETTERS",
-            help="Axes of the files in their order, when they do not say them: z, y, x, c (channel), t, p (position); such as czyx.",
-        ),
-    ] = ""
-    series: Annotated[
-        int | None, typer.Option(metavar="N", help="Which image of a file that holds several, from 0.")
-    ] = None
-    position: Annotated[
-        int | None, typer.Option(metavar="N", help="Which position of a file that holds several, from 0.")
-    ] = None
+    axes: AxesOption = ""
+    series: SeriesOption = None
+    position: PositionOption = None
     slices: Annotated[bool, typer.Option("--slices", help="The files given are the planes of one volume.")] = False
-    accept_holes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-holes",
-            help="Take parts of a chunked file that are absent as they read, even where they look lost.",
-        ),
-    ] = False
+    accept_holes: HolesOption = False
     distinct: Annotated[
         bool,
         typer.Option(

@@ -11,7 +11,15 @@ from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.console import console, say_line
-from rescueseg.cli.import_options import parse_axes, parse_spacing
+from rescueseg.cli.import_options import (
+    AxesOption,
+    HolesOption,
+    PositionOption,
+    SeriesOption,
+    SpacingOption,
+    parse_axes,
+    parse_spacing,
+)
 from rescueseg.cli.options import CampaignArgument, option_groups
 
 if TYPE_CHECKING:
@@ -31,20 +39,11 @@ class LabelFormat(StrEnum):
 class FileOptions:
     """What is said of files that are no volumes of the campaign."""
 
-    spacing: Annotated[
-        str,
-        typer.Option(metavar="Z,Y,X", help="Voxel size of the files in µm, when they do not say it or say it wrong."),
-    ] = ""
-    axes: Annotated[
-        str, typer.Option(metavar="LETTERS", help="Axes of the files, when they do not say them; such as czyx.")
-    ] = ""
-    series: Annotated[int | None, typer.Option(metavar="N", help="Which image of a file that holds several.")] = None
-    position: Annotated[int | None, typer.Option(metavar="N", help="Which position of a file that holds several.")] = (
-        None
-    )
-    accept_holes: Annotated[
-        bool, typer.Option("--accept-holes", help="Take absent parts of a chunked file as they read.")
-    ] = False
+    spacing: SpacingOption = ""
+    axes: AxesOption = ""
+    series: SeriesOption = None
+    position: PositionOption = None
+    accept_holes: HolesOption = False
 
 
 @dataclass(frozen=True)

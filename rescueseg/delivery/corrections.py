@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.folders import RecordFolder
@@ -30,6 +29,7 @@ from rescueseg.delivery.corrected_objects import corrected_numbers, drawn_object
 from rescueseg.delivery.delivered_image import arrays_identity
 from rescueseg.delivery.folder import MASK, OBJECTS
 from rescueseg.delivery.heights import foreground
+from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.merges import (
     EARLIER,
     GIVEN_UP,
@@ -42,14 +42,11 @@ from rescueseg.delivery.merges import (
 )
 from rescueseg.delivery.places import PROOFREADING
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.errors import storage_errors
-from rescueseg.geometry import Box, partition, zyx
-from rescueseg.image_files.zarr_url import zarr_store
+from rescueseg.geometry import Box, partition
 from rescueseg.labels import IGNORE
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation
 from rescueseg.storage import digest_array
-from rescueseg.volumes.ome_zarr import open_level
 
 Labels = npt.NDArray[Any]
 
@@ -167,7 +164,7 @@ class _Merges:
         visible = [c for n, c in enumerate(done) if not any(c.box.intersects(later.box) for later in done[n + 1 :])]
         for correction in visible:
             for name, digest in correction.digests.items():
-                labels = np.asarray(open_level(self.target.label_url(name))[correction.box.slices])
+                labels = self.target.labels(name).read(correction.box)
                 if digest_array(labels) != digest:
                     return set()
         return {correction.annotation_id for correction in done}
@@ -203,7 +200,7 @@ class _Merges:
         """Return the labels of a box before the correction; they are kept before anything is changed."""
         path = folder.path(f"{check_id(annotation.ticket_id, 'ticket id')}_{name}.npz")
         if not folder.storage.exists(path):
-            labels = np.asarray(open_level(self.target.label_url(name))[annotation.box.slices])
+            labels = self.target.labels(name).read(annotation.box)
             folder.storage.write_array(path, labels, read_only=True)
         return folder.storage.read_array(path)
 
@@ -212,21 +209,19 @@ class _Merges:
         frame = annotation.box.expand((1, 1, 1)).clip(self.target.shape_zyx)
         inside = annotation.box.relative_to(frame)
         before = self._before(folder, annotation, OBJECTS)
-        objects = np.asarray(open_level(self.target.label_url(OBJECTS))[frame.slices])
+        objects = self.target.labels(OBJECTS).read(frame)
         objects[inside.slices] = before
         return objects, inside
 
 
 def _write(url: str, box: Box, labels: Labels) -> None:
     """Write labels at full resolution; whole files are replaced at once, so none is ever half written."""
-    with storage_errors(url):
-        level: Any = zarr.open_group(zarr_store(url), mode="r+", zarr_format=3)["0"]
-        level[box.slices] = labels
+    LabelArray(url, "0").write(box, labels)
 
 
 def _largest_object(target: TargetVolume) -> int:
     """Return the largest number of an object of a volume, read block by block."""
     if target.rule.objects is None:
         return 0
-    objects = open_level(target.label_url(OBJECTS))
-    return max(int(np.max(objects[box.slices])) for box in partition(zyx(objects.shape), target.block_zyx))
+    objects = target.labels(OBJECTS)
+    return max(int(objects.read(box).max()) for box in partition(target.shape_zyx, target.block_zyx))

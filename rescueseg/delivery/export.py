@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from rescueseg.delivery.block_pass import Arrays
 from rescueseg.delivery.folder import MASK, OBJECTS
+from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.label_files import LabelFile, write_nifti, write_nrrd, write_tiff
 from rescueseg.delivery.records import ExportedFile
 from rescueseg.delivery.request import Format
@@ -20,7 +20,6 @@ from rescueseg.delivery.target import TargetVolume
 from rescueseg.delivery.whole_file import whole_file
 from rescueseg.geometry import ZYX, Box, zyx
 from rescueseg.image_files.placement import Placement
-from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.storage import digest_json
 from rescueseg.volumes.ome_zarr import open_level
 
@@ -85,7 +84,7 @@ def _export(target: TargetVolume, step: Step, name: str, form: Format) -> Export
 def _label_file(target: TargetVolume, step: Step, name: str) -> LabelFile:
     array = open_level(target.label_url(name))
     blocks = zyx(array.shards or array.chunks)
-    finding = step.run(step.block_pass(f"highest_{name}", zyx(array.shape), blocks), _highest, target.label_url(name))
+    finding = step.run(step.block_pass(f"highest_{name}", zyx(array.shape), blocks), _highest, target.labels(name))
     affine, in_mm = _affine_um(target)
     return LabelFile(
         array=array,
@@ -97,9 +96,8 @@ def _label_file(target: TargetVolume, step: Step, name: str) -> LabelFile:
     )
 
 
-def _highest(label_url: str, box: Box) -> Arrays:
-    array = zarr.open_array(store=zarr_store(label_url), path="0", mode="r", zarr_format=3)
-    return {"highest": np.asarray(np.asarray(array[box.slices]).max())}
+def _highest(labels: LabelArray, box: Box) -> Arrays:
+    return {"highest": np.asarray(labels.read(box).max())}
 
 
 def _affine_um(target: TargetVolume) -> tuple[Any, bool]:

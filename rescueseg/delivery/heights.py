@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from scipy import ndimage
 
 from rescueseg.delivery.folder import MASK
 from rescueseg.delivery.records import DeliveryRule, ObjectRule
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.errors import storage_errors
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
-from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
 from rescueseg.voxels.basins import Heights
 from rescueseg.voxels.distances import capped_distance
@@ -190,7 +187,4 @@ class TargetHeights:
         return heights
 
     def _mask(self, box: Box) -> Mask:
-        url = self.target.label_url(MASK)
-        with storage_errors(url):
-            array = zarr.open_array(store=zarr_store(url), path="0", mode="r", zarr_format=3)
-            return np.asarray(array[box.slices], np.uint8)
+        return self.target.labels(MASK).read(box).astype(np.uint8, copy=False)

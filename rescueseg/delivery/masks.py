@@ -85,7 +85,7 @@ def make_mask(target: TargetVolume, step: Step) -> None:
     last = cleanings[-1].labels_pass
     if all(last.result(index) is not None for index in range(len(last.blocks))):
         return
-    mask = LabelArray(target.label_url(MASK), "0")
+    mask = target.labels(MASK)
     labels = cleanings[0].write(_write_uncleaned, target, None if steps else mask)
     for cleaning, (name, function) in zip(cleanings[1:], steps, strict=True):
         labels = function(cleaning, labels, mask if name == names[-1] else None)

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from rescueseg.delivery.array_file import read_arrays, write_arrays
 from rescueseg.delivery.basins import BasinBlocks, Basins, find_basins
@@ -16,13 +15,12 @@ from rescueseg.delivery.block_pass import Arrays, BlockPass
 from rescueseg.delivery.components import Lookup, find_components
 from rescueseg.delivery.folder import MASK, OBJECTS
 from rescueseg.delivery.heights import Maps, TargetHeights, depth_in_steps, foreground, heights_of_box, object_rule
+from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.label_readers import ZarrLabels
 from rescueseg.delivery.records import DeliveryRule, ObjectRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.errors import storage_errors
 from rescueseg.geometry import Box, Spacing
-from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.storage import Storage, digest_json
 from rescueseg.voxels.basins import Int64, climb, find_saddles, highest_saddles, join_basins, join_small
 from rescueseg.voxels.components import label_components
@@ -113,9 +111,8 @@ def make_objects(target: TargetVolume, step: Step) -> int:
     result = read_arrays(step.storage, _RESULT, step.digest)
     if result is not None:
         return int(result["count"])
-    out = target.label_url(OBJECTS)
     if objects.source == "pieces":
-        reader = ZarrLabels(target.label_url(MASK), "0", target.rule.object_class)
+        reader = target.labels(MASK).reader(target.rule.object_class)
         url = step.storage.url_of("pieces")
         pieces = find_components(url, step.digest, reader, shape, block, 26, step.client, step.progress)
         numbers = _numbers_of_pieces(pieces.sizes, objects, spacing)
@@ -132,7 +129,7 @@ def make_objects(target: TargetVolume, step: Step) -> int:
             of_block = numbers[np.searchsorted(basins.summits, source.summits(index))]
             tables.write(index, np.concatenate([np.zeros(1, np.uint32), of_block]))
     writing = BlockPass(step.storage.url_of("write"), tables.digest, shape, block)
-    step.run(writing, _write_block, _Write(source, tables, out, writing))
+    step.run(writing, _write_block, _Write(source, tables, target.labels(OBJECTS), writing))
     count = int(numbers.max(initial=0))
     write_arrays(step.storage, _RESULT, step.digest, {"count": np.asarray(count)})
     if isinstance(source, BasinBlocks):
@@ -211,7 +208,7 @@ class _Pieces:
 class _Write:
     source: _Labels
     tables: _Tables
-    url: str
+    made: LabelArray
     writing: BlockPass
 
 
@@ -219,7 +216,5 @@ def _write_block(job: _Write, box: Box) -> Arrays:
     """Write the objects of a block."""
     numbers = job.tables.read(block_index(box, job.writing.shape_zyx, job.writing.block_zyx))
     objects = numbers[job.source.labels(box)] if numbers.any() else np.zeros(box.shape_zyx, np.uint32)
-    with storage_errors(job.url):
-        array = zarr.open_array(store=zarr_store(job.url), path="0", mode="r+", zarr_format=3)
-        array[box.slices] = objects
+    job.made.write(box, objects)
     return {}

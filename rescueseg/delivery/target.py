@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
+from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.records import DeliveryRule
 from rescueseg.geometry import ZYX, Spacing
 
@@ -49,3 +50,7 @@ class TargetVolume:
     def label_url(self, name: str) -> str:
         """Return the URL of a label image, such as "mask"."""
         return f"{self.image_url}/labels/{name}"
+
+    def labels(self, name: str) -> LabelArray:
+        """Return a label image at full resolution."""
+        return LabelArray(self.label_url(name), "0")

@@ -12,11 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -24,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from memory_block_engine import MIB, brightness, watched
+from memory_block_engine import MIB, brightness, measure_in_fresh_process, peak_memory, watched
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import TRAINING, TrainingResult
@@ -135,8 +131,7 @@ def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
         request = prepare(campaign, request, progress).request
         volume = deliver(campaign, open_queue(campaign), request, "balls", client, progress)
         finish(campaign, open_queue(campaign), request, progress)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = own + sum(mark for pid, mark in marks.items() if pid != os.getpid())
+    peak, own = peak_memory(marks)
     return {
         "peak_bytes": peak,
         "driver_bytes": own,
@@ -153,19 +148,6 @@ def used(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
 
 
-def measure_in_fresh_process(shape: ZYX, workers: int, scratch: str | None) -> dict[str, Any]:
-    """Return the figures of `measure`, taken in a process of its own; its files are removed."""
-    with tempfile.TemporaryDirectory(prefix="delivery_whole_", dir=scratch) as folder:
-        arguments = ["--measure", *map(str, shape), "--workers", str(workers), "--scratch", folder]
-        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        output = subprocess.run(
-            [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
-        ).stdout
-    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return figures
-
-
 def main() -> int:
     """Compare the peaks and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -180,7 +162,7 @@ def main() -> int:
         return 0
     peaks, within = [], True
     for gib in arguments.gib:
-        figures = measure_in_fresh_process(SHAPES[gib], arguments.workers, arguments.scratch)
+        figures = measure_in_fresh_process(__file__, SHAPES[gib], arguments.workers, arguments.scratch)
         peaks.append(figures["peak_bytes"])
         within = within and figures["used_bytes"] <= figures["told_bytes"]
         print(

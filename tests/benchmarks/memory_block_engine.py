@@ -122,6 +122,12 @@ def watched() -> Iterator[dict[int, int]]:
         thread.join()
 
 
+def peak_memory(marks: dict[int, int]) -> tuple[int, int]:
+    """Return the sum of the high-water marks of this process and of its children, and that of this process alone."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return own + sum(mark for pid, mark in marks.items() if pid != os.getpid()), own
+
+
 def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
     """Run the engine on one volume in this process and return its figures."""
     campaign = make_campaign(folder, shape, workers)
@@ -130,19 +136,17 @@ def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
         client = stack.enter_context(open_cluster(campaign.config.cluster)) if workers else None
         marks = stack.enter_context(watched())
         reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", load=brightness)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = own + sum(mark for pid, mark in marks.items() if pid != os.getpid())
-    return {"peak_bytes": peak, "seconds": time.monotonic() - start, "blocks": reference.blocks}
+    return {"peak_bytes": peak_memory(marks)[0], "seconds": time.monotonic() - start, "blocks": reference.blocks}
 
 
-def measure_in_fresh_process(shape: ZYX, workers: int, scratch: str | None) -> dict[str, Any]:
-    """Return the figures of `measure`, taken in a process of its own; its files are removed."""
-    with tempfile.TemporaryDirectory(prefix="memory_block_engine_", dir=scratch) as folder:
-        arguments = ["--measure", *map(str, shape), "--workers", str(workers), "--scratch", f"{folder}/campaign"]
-        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+def measure_in_fresh_process(script: str, shape: ZYX, workers: int, scratch: str | None) -> dict[str, Any]:
+    """Return what a script prints that is asked to measure, in a process of its own; its files are removed."""
+    with tempfile.TemporaryDirectory(prefix=f"{Path(script).stem}_", dir=scratch) as folder:
+        arguments = ["--measure", *map(str, shape), "--workers", str(workers), "--scratch", folder]
+        paths = [str(Path(script).parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         output = subprocess.run(
-            [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, script, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
         ).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
     return figures
@@ -159,11 +163,11 @@ def main() -> int:
     parser.add_argument("--measure", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(Path(arguments.scratch), tuple(arguments.measure), arguments.workers)))
+        print(json.dumps(measure(Path(arguments.scratch) / "campaign", tuple(arguments.measure), arguments.workers)))
         return 0
     peaks = []
     for shape in (tuple(arguments.small), tuple(arguments.large)):
-        figures = measure_in_fresh_process(shape, arguments.workers, arguments.scratch)
+        figures = measure_in_fresh_process(__file__, shape, arguments.workers, arguments.scratch)
         peaks.append(figures["peak_bytes"])
         print(
             f"{np.prod(shape, dtype=np.int64) / MIB:7.0f} MiB volume: peak {figures['peak_bytes'] / MIB:6.0f} MiB, "
