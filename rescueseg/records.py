@@ -191,7 +191,7 @@ class HoldoutBox(Record):
     reason: str | None = None
     """The numbers that spoke for its stratum; None in holdouts frozen before they were kept."""
     share: float | None = None
-    """Share of all places that its stratum stands for: boxes over-represent the hard, and this weighs them back."""
+    """Written by versions before 0.2; not used."""
 
     @property
     def patch(self) -> Patch:

@@ -38,7 +38,7 @@ def evaluate(
     json_file: JsonOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be evaluated; no more.")] = False,
 ) -> None:
-    """Score a generation on the holdout: by class, stratum and domain, plain and weighted to the pool, with intervals.
+    """Score a generation on the holdout: by class, stratum and domain, with intervals.
 
     Refused where a training has read a box, where a truth is missing, and where the maps are another model's. The page
     it writes also shows the worst boxes, and the most uncertain ones of the whole data that nobody has annotated. The

@@ -102,7 +102,7 @@ def _figures(assignment: Assignment, boxes: Sequence[BoxScore]) -> dict[str, flo
     )
     figures: dict[str, float] = {}
     for group in group_scores(evaluation, "test", assignment.classes, resamples=0):
-        values = {name: figure.value for name, figure in group.plain.items() if figure.value is not None}
+        values = {name: figure.value for name, figure in group.scores.items() if figure.value is not None}
         if group.kind == "all":
             figures |= {name: values[name] for name in FIGURES if name in values}
         elif group.kind == "class" and "dice" in values:

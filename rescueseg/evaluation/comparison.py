@@ -9,7 +9,6 @@ import numpy as np
 
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.bootstrap import (
-    LEAST_BOXES,
     RESAMPLES,
     Interval,
     paired_interval,
@@ -20,14 +19,10 @@ from rescueseg.evaluation.champion import MINIMUM_BOXES
 from rescueseg.evaluation.metric_table import METRICS, Metric, Tables, occurs
 from rescueseg.evaluation.pooled import (
     Kind,
-    PoolShare,
     box_tables,
-    effective_boxes,
     pool,
-    pool_weights,
     selected_rows,
     selections,
-    weighting,
 )
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.geometry import Floats
@@ -46,7 +41,7 @@ class Difference(Record):
     interval: Interval | None
     """95 %, of the difference."""
     verdict: Literal["better", "worse", "undecided"]
-    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 (effective) boxes."""
+    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 boxes."""
 
 
 class GroupComparison(Record):
@@ -56,11 +51,8 @@ class GroupComparison(Record):
     kind: Kind
     name: str
     boxes: int
-    plain: dict[str, Difference]
-    weighted: dict[str, Difference]
-    """Weighted to the pool; empty where `pool` is None or not enough."""
-    pool: PoolShare | None = None
-    """As that of a `Group`."""
+    differences: dict[str, Difference]
+    """By metric."""
 
 
 def compare_generations(
@@ -105,30 +97,26 @@ def compare_generations(
         )
     boxes = [firsts[key] for key in common]
     tables = box_tables(boxes), box_tables([seconds[key] for key in common])
-    shares = pool_weights(boxes)
     groups = []
     for selection in selections(boxes, classes):
         both = selected_rows(tables[0], selection), selected_rows(tables[1], selection)
         times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
-        weights, share = weighting(shares, selection)
         groups.append(
             GroupComparison(
                 part=part,
                 kind=selection.kind,
                 name=selection.name,
                 boxes=len(selection.index),
-                plain=_differences(both, times, np.ones(len(selection.index))),
-                weighted={} if weights is None else _differences(both, times, weights),
-                pool=share,
+                differences=_differences(both, times),
             )
         )
     return groups
 
 
-def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Floats) -> dict[str, Difference]:
-    pooled = [pool(tables, weights) for tables in both]
-    boxes = effective_boxes(weights)
-    resamples = None if times is None or boxes < LEAST_BOXES else [pool(t, times * weights) for t in both]
+def _differences(both: tuple[Tables, Tables], times: Floats | None) -> dict[str, Difference]:
+    boxes = len(both[0]["counts"])
+    pooled = [pool(tables, np.ones(boxes)) for tables in both]
+    resamples = None if times is None else [pool(t, times) for t in both]
     nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
     differences = {}
     for metric in METRICS:
@@ -143,7 +131,7 @@ def _differences(both: tuple[Tables, Tables], times: Floats | None, weights: Flo
     return differences
 
 
-def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: float) -> Difference:
+def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: int) -> Difference:
     first, second = (None if np.isnan(v) else v for v in values)
     verdict: Literal["better", "worse", "undecided"] = "undecided"
     if change is not None and boxes >= MINIMUM_BOXES and (change[0] > 0 or change[1] < 0):

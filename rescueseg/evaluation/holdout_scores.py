@@ -195,7 +195,6 @@ def score_box(
         uncertainty=float(entropy[has_truth].mean()) if right.size else 0.0,
         truth_digest=assignment.truth.digest(box),
         domain=volume.domain,
-        share=box.share,
         details=details,
         calibration=_count_in_bins(Bins(CALIBRATION_BINS, 1.0), probability.max(axis=0)[has_truth], right),
         entropies=_count_in_bins(Bins(UNCERTAINTY_BINS, math.log(k + 1), "logit"), entropy[has_truth], right),

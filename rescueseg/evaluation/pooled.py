@@ -1,16 +1,11 @@
-"""Scores of any set of boxes, plain or weighted to the pool, with bootstrap intervals.
+"""Scores of any set of boxes, with bootstrap intervals.
 
-Everything is computed from sums over boxes, so that one matrix product pools all resamples at once. A weighted score
-counts each box by the share of the pool that its stratum stands for, divided by the boxes of that stratum: the
-Horvitz-Thompson estimate (doi:10.1080/01621459.1952.10483446) of what the plain one would be had boxes been drawn at
-random, for the holdout over-represents the hard. Few boxes may then carry much of the weight: Kish's effective number
-(Survey Sampling, 1965), (Σw)² / Σw², counts in place of the boxes. A stratum without a box with truth is missing from
-the estimate: below `LEAST_COVERED` of the pool there is none.
+Everything is computed from sums over boxes, so that one matrix product pools all resamples at once. The boxes are chosen to
+be difficult, one or two from each stratum: their scores are no estimate of the whole data, and none is made of them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rescueseg.evaluation.bootstrap import LEAST_BOXES, RESAMPLES, Interval, interval, resampling
+from rescueseg.evaluation.bootstrap import RESAMPLES, Interval, interval, resampling
 from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, ClassScore, Evaluation, PartScore
 from rescueseg.evaluation.truth import PARTS
@@ -29,8 +24,6 @@ from rescueseg.records import Part, Record
 
 Kind = Literal["all", "class", "stratum", "domain"]
 
-LEAST_COVERED = 0.8
-"""Share of the pool that the boxes must stand for, for figures weighted to it."""
 _BINS = ("calibration", "entropies")
 _OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
 
@@ -40,26 +33,6 @@ class Figure(Record):
 
     value: float | None
     interval: Interval | None
-
-
-class PoolShare(Record):
-    """How far figures weighted to the pool can speak for it."""
-
-    covered: float
-    """Share of the pool whose strata have a box with known truth."""
-    effective: float
-    """Kish's number: how many boxes of equal weight would tell as much."""
-
-    @property
-    def enough(self) -> bool:
-        """Tell whether the boxes stand for enough of the pool."""
-        return self.covered >= LEAST_COVERED
-
-    def sentence(self) -> str:
-        """Say for people what the weighted figures rest on, or why there are none."""
-        if self.enough:
-            return f"The boxes stand for {100 * self.covered:.0f} % of the pool; weighted, they count as {self.effective:.1f}"
-        return f"Not weighted to the pool: the boxes stand for {100 * self.covered:.0f} % of it, {100 * LEAST_COVERED:.0f} % are needed"
 
 
 class Group(Record):
@@ -72,12 +45,8 @@ class Group(Record):
     voxels: int
     foreground: float
     """Share of the voxels that belong to a class, or to the class, in truth."""
-    plain: dict[str, Figure]
+    scores: dict[str, Figure]
     """By metric; those without a value are left out."""
-    weighted: dict[str, Figure]
-    """Weighted to the pool; empty where `pool` is None or not enough."""
-    pool: PoolShare | None = None
-    """None within a stratum or a domain, whose own shares are not counted, and where the holdout has none."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +99,11 @@ def group_scores(
         How often boxes are drawn with replacement; 0, or fewer than 4 boxes, give no interval.
     """
     boxes = evaluation.boxes_with_truth(part)
-    tables, shares = box_tables(boxes), pool_weights(boxes)
+    tables = box_tables(boxes)
     groups = []
     for selection in selections(boxes, classes):
         rows = selected_rows(tables, selection)
         times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
-        weights, share = weighting(shares, selection)
         voxels = sum(boxes[i].voxels for i in selection.index)
         groups.append(
             Group(
@@ -145,9 +113,7 @@ def group_scores(
                 boxes=len(selection.index),
                 voxels=voxels,
                 foreground=float(rows["counts"][..., [0, 2]].sum()) / voxels,
-                plain=_figures(rows, times, np.ones(len(selection.index))),
-                weighted={} if weights is None else _figures(rows, times, weights),
-                pool=share,
+                scores=_figures(rows, times),
             )
         )
     return groups
@@ -192,12 +158,12 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
 
 def _values(tables: Tables, names: Sequence[str]) -> dict[str, float | None]:
     """Return some scores of all boxes together, by name; None where one is not defined."""
-    figures = _figures(tables, None, np.ones(len(tables["counts"])))
+    figures = _figures(tables, None)
     return {name: figures[name].value if name in figures else None for name in names}
 
 
 def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
-    """Return the scores over all boxes of both parts as flat names, such as `test_cldice` and `test_pool_dice`.
+    """Return the scores over all boxes of both parts as flat names, such as `test_cldice`.
 
     Those that are stored with the evaluation are taken from there, and are all there is where it is not complete.
     """
@@ -208,22 +174,18 @@ def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, flo
         groups = group_scores(evaluation, part, classes, resamples=0)
         if not groups:
             continue
-        whole = groups[0]
-        for prefix, figures in ((part, whole.plain), (f"{part}_pool", whole.weighted)):
-            for name, figure in figures.items():
-                if figure.value is not None:
-                    scores.setdefault(f"{prefix}_{name}", figure.value)
-        if whole.pool is not None and whole.weighted:
-            scores[f"{part}_pool_effective_boxes"] = whole.pool.effective
+        for name, figure in groups[0].scores.items():
+            if figure.value is not None:
+                scores.setdefault(f"{part}_{name}", figure.value)
     return scores
 
 
-def _figures(tables: Tables, times: Floats | None, weights: Floats) -> dict[str, Figure]:
-    plain = pool(tables, weights)
-    resampled = None if times is None or effective_boxes(weights) < LEAST_BOXES else pool(tables, times * weights)
+def _figures(tables: Tables, times: Floats | None) -> dict[str, Figure]:
+    sums = pool(tables, np.ones(len(tables["counts"])))
+    resampled = None if times is None else pool(tables, times)
     figures = {}
     for metric in METRICS:
-        value = float(metric.value(plain, occurs(plain)))
+        value = float(metric.value(sums, occurs(sums)))
         if np.isnan(value):
             continue
         values = None if resampled is None else metric.value(resampled, occurs(resampled))
@@ -231,43 +193,8 @@ def _figures(tables: Tables, times: Floats | None, weights: Floats) -> dict[str,
     return figures
 
 
-def pool_weights(boxes: Sequence[BoxScore]) -> Floats | None:
-    """Return the weight of each box: its stratum's share of the pool over the stratum's boxes.
-
-    None when a share is unknown, or when all are 0. The sum is the share of the pool that they stand for.
-    """
-    counts = Counter(b.stratum for b in boxes)
-    weights = [b.share / counts[b.stratum] for b in boxes if b.share is not None]
-    if len(weights) < len(boxes) or not sum(weights):
-        return None
-    return np.array(weights)
-
-
-def effective_boxes(weights: Floats) -> float:
-    """Return Kish's effective number of boxes, (Σw)² / Σw²; that of equal weights is their number.
-
-    Examples
-    --------
-    >>> effective_boxes(np.ones(4)), effective_boxes(np.array([0.9, 0.1]))
-    (4.0, 1.219512)
-    """
-    return round(float(weights.sum() ** 2 / (weights**2).sum()), 6)
-
-
-def weighting(weights: Floats | None, selection: Selection) -> tuple[Floats | None, PoolShare | None]:
-    """Return the weights that a selection's figures get, and how far these speak for the pool.
-
-    The shares are those of the whole pool: a stratum or a domain has none of its own, and gets none. Nor does anything
-    where the boxes stand for too little of the pool.
-    """
-    if weights is None or selection.kind in ("stratum", "domain"):
-        return None, None
-    share = PoolShare(covered=min(1.0, round(float(weights.sum()), 3)), effective=effective_boxes(weights))
-    return weights if share.enough else None, share
-
-
 def pool(tables: Tables, weights: Floats) -> Tables:
-    """Return the weighted sums over boxes: weights (…, boxes) make tables (…, K, n).
+    """Return sums over boxes, each counted so often: (…, boxes) make tables (…, K, n).
 
     Examples
     --------

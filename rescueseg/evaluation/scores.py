@@ -55,7 +55,7 @@ class BoxScore(Record):
     truth_digest: str
     domain: str = ""
     share: float | None = None
-    """Share of the pool that the box's stratum stands for; None where the holdout does not say."""
+    """Written by versions before 0.2; not used."""
     details: tuple[ClassDetail, ...] = ()
     """Per class 1…K; empty in evaluations of versions that did not store them."""
     calibration: BinnedCounts | None = None

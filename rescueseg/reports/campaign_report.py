@@ -159,7 +159,6 @@ def render(
         models={j.generation: family(campaign.generation(j.generation)) for j in history},
         groups=groups,
         group_metrics=shown_metrics(groups),
-        pooled_dice=_pooled_dice(classes, champion.evaluation),
         compared=_comparison_with(classes, before, last),
         metrics=METRICS,
         headline=headline(last),
@@ -239,14 +238,6 @@ def _groups(classes: Sequence[str], evaluation: Evaluation) -> list[Group]:
     if not evaluation.complete:
         return []
     return group_scores(evaluation, _shown_part(evaluation), classes)
-
-
-def _pooled_dice(classes: Sequence[str], evaluation: Evaluation) -> tuple[float, float] | None:
-    """Return the Dice weighted to the pool and the effective number of boxes it rests on."""
-    groups = _groups(classes, evaluation)
-    dice = groups[0].weighted.get("dice") if groups else None
-    share = groups[0].pool if groups else None
-    return None if dice is None or dice.value is None or share is None else (dice.value, share.effective)
 
 
 def _comparison_with(classes: Sequence[str], before: Judgement | None, last: Judgement) -> GroupComparison | None:

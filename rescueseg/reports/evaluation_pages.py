@@ -94,7 +94,7 @@ def write_comparison_page(
         names=names,
         models=[family(campaign.generation(e.generation)) for e in (first, second)],
         headline=headline(parts[0][1][0], names),
-        verdict=parts[0][1][0].plain["dice"].verdict,
+        verdict=parts[0][1][0].differences["dice"].verdict,
         parts=parts,
         forest=inline(differences(parts[0][1], names)),
         changed=with_pictures(pairs, "changed", figures),
@@ -108,7 +108,7 @@ def write_comparison_page(
 
 def headline(group: GroupComparison, names: Sequence[str]) -> str:
     """Say in one sentence which of two generations has the better Dice over all boxes of a part."""
-    dice: Difference = group.plain["dice"]
+    dice: Difference = group.differences["dice"]
     if dice.verdict == "undecided" or dice.interval is None:
         return f"Undecided: by Dice on the {group.part} boxes, {names[1]} cannot be told from {names[0]}"
     low, high = dice.interval

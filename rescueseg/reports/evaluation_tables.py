@@ -22,45 +22,34 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
         console.print("No voxel of these boxes has a known truth")
         return
     whole = groups[0]
-    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "plain", "95 %", "weighted to the pool", "95 %"))
-    for metric in (m for m in METRICS if m.name in whole.plain):
-        cells = [_figure(metric, figures.get(metric.name)) for figures in (whole.plain, whole.weighted)]
-        table.add_row(_label(metric), *(cell for pair in cells for cell in pair))
+    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "value", "95 %"))
+    for metric in (m for m in METRICS if m.name in whole.scores):
+        table.add_row(_label(metric), *_figure(metric, whole.scores.get(metric.name)))
     console.print(table)
-    _pool_note(console, whole)
     if len(groups) > 1:
         shown = shown_metrics(groups)
         table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
         for group in groups[1:]:
-            values = (_figure(m, group.plain.get(m.name))[0] for m in shown)
+            values = (_figure(m, group.scores.get(m.name))[0] for m in shown)
             table.add_row(f"{group.kind} {group.name}", str(group.boxes), f"{group.foreground:.1%}", *values)
         console.print(table)
 
 
 def show_differences(console: Console, groups: Sequence[GroupComparison], names: Sequence[str]) -> None:
-    """Print every paired difference over all boxes, plain and weighted, then that of Dice group by group."""
+    """Print every paired difference over all boxes, then that of Dice group by group."""
     whole = groups[0]
     columns = ("score", *names, "difference", "95 %", f"{names[1]} is")
-    pairs = ((f"{whole.boxes} {whole.part} boxes", whole.plain), ("Weighted to the pool", whole.weighted))
-    for title, differences in pairs:
-        if differences:
-            table = _table(title, columns)
-            for metric in (m for m in METRICS if m.name in differences):
-                table.add_row(_label(metric), *_difference(metric, differences[metric.name]))
-            console.print(table)
-    _pool_note(console, whole)
+    table = _table(f"{whole.boxes} {whole.part} boxes", columns)
+    for metric in (m for m in METRICS if m.name in whole.differences):
+        table.add_row(_label(metric), *_difference(metric, whole.differences[metric.name]))
+    console.print(table)
     if len(groups) > 1:
         dice = METRICS[0]
         table = _table("Dice by class, stratum and domain", ("", "boxes", *columns[1:]))
         for group in groups[1:]:
-            cells = _difference(dice, group.plain[dice.name])
+            cells = _difference(dice, group.differences[dice.name])
             table.add_row(f"{group.kind} {group.name}", str(group.boxes), *cells)
         console.print(table)
-
-
-def _pool_note(console: Console, group: Group | GroupComparison) -> None:
-    if group.pool is not None:
-        console.print(group.pool.sentence(), style="dim", soft_wrap=True, highlight=False)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -202,9 +202,7 @@ def differences(groups: Sequence[GroupComparison], names: Sequence[str]) -> byte
     lines: list[tuple[str, Difference]] = []
     for group in groups:
         label = "all" if group.kind == "all" else f"{group.kind} {group.name or 'unnamed'}".replace("_", " ")
-        lines.append((f"{label} ({group.boxes})", group.plain["dice"]))
-        if group.kind == "all" and group.pool and group.weighted:
-            lines.append((f"weighted to the pool (as {group.pool.effective:.1f})", group.weighted["dice"]))
+        lines.append((f"{label} ({group.boxes})", group.differences["dice"]))
     figure = Figure(figsize=(9.4, 0.9 + 0.28 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1)

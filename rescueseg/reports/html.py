@@ -54,7 +54,7 @@ def with_pictures(things: Sequence[T], name: str, figures: Mapping[str, bytes]) 
 
 def shown_metrics(groups: Sequence[Group]) -> list[Metric]:
     """Return the scores to show group by group: of those that some group has."""
-    return [m for m in METRICS if m.name in _IN_TABLES and any(m.name in g.plain for g in groups)]
+    return [m for m in METRICS if m.name in _IN_TABLES and any(m.name in g.scores for g in groups)]
 
 
 def family(generation: GenerationFolder) -> str:

@@ -34,7 +34,7 @@ from rescueseg.sampling.patches import (
     subsample_places,
     suggested_shapes,
 )
-from rescueseg.sampling.strata import HOLDOUT_STRATA, Features
+from rescueseg.sampling.strata import HOLDOUT_STRATA
 from rescueseg.shared_places import SharedPlaces
 
 _SMALLER = (
@@ -298,11 +298,8 @@ def _try_boxes(
     present = [s for s in HOLDOUT_STRATA if s not in sampler.absent(HOLDOUT_STRATA)]
     order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
     samples = sampler.draw(interleave(*turns), order)
-    shares = {} if features is None else _shares(volumes, features)
     holdout_boxes = tuple(
-        HoldoutBox(
-            volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.reason, share=shares.get(d.stratum)
-        )
+        HoldoutBox(volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.reason)
         for d, p in zip(samples, parts, strict=False)
     )
     if len(holdout_boxes) < count or sum(b.box.size for b in holdout_boxes) > allowed:
@@ -312,18 +309,6 @@ def _try_boxes(
     guarded = given.guarded(given.holdout(holdout_boxes, plan.guard_zyx), pool)
     references = {v.volume_id: scaled_shape(v, reference_shape(campaign.config, v), _ROOM) for v in pool}
     return holdout_boxes if count_places(pool, references, guarded, places, enough) >= enough else None
-
-
-def _shares(volumes: Sequence[VolumeRecord], features: dict[str, Features]) -> dict[str, float]:
-    """Return the share of all places that each stratum stands for, volumes weighted by their voxels."""
-    shares_by_size = [
-        (math.prod(v.shape_zyx), features[v.volume_id].shares()) for v in volumes if len(features[v.volume_id])
-    ]
-    total = sum(voxels for voxels, _ in shares_by_size)
-    return {
-        stratum: round(sum(voxels * shares[stratum] for voxels, shares in shares_by_size) / total, 4)
-        for stratum in dict.fromkeys(HOLDOUT_STRATA)
-    }
 
 
 def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Plan) -> bool:

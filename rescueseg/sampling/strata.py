@@ -128,27 +128,6 @@ class Features:
             return np.asarray(self.edge >= np.quantile(self.edge, _SPARSEST))
         return np.ones(len(self), dtype=bool)
 
-    def members(self, stratum: str) -> Flags:
-        """Tell which boxes stand for a stratum: the best of those that may; shape (n,)."""
-        score, eligible = self.score(stratum), self.eligible(stratum)
-        if stratum in (ARTEFACT, "typical") or not eligible.any():
-            return eligible
-        return eligible & (score >= np.quantile(score[eligible], 1 - TOP))
-
-    def shares(self) -> dict[str, float]:
-        """Return the share of the boxes that each stratum stands for; they sum to 1.
-
-        A box belongs to the first stratum of `HOLDOUT_STRATA`, the difficult ones first, that it is a member of, and
-        to `typical` when to none.
-        """
-        unassigned = np.ones(len(self), dtype=bool)
-        shares = {}
-        for stratum in (s for s in dict.fromkeys(HOLDOUT_STRATA) if s != "typical"):
-            mine = unassigned & self.members(stratum)
-            shares[stratum] = float(mine.mean()) if len(self) else 0.0
-            unassigned &= ~mine
-        return {**shares, "typical": float(unassigned.mean()) if len(self) else 0.0}
-
     def reason(self, stratum: str, index: int) -> str:
         """Return the measurements behind a box in words, against the median of the volume.
 

@@ -163,23 +163,17 @@ def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: floa
 
 def summary(lines: list[dict[str, Any]]) -> None:
     """Print the scores of each family, their paired difference, and how often the route took the better one."""
-    print(
-        f"{'data set':32s} {'family':20s} seeds steps CPU s patches "
-        + " ".join(f"{n[:10]:>10s}" for n in SHOWN)
-        + "  pool Dice"
-    )
+    print(f"{'data set':32s} {'family':20s} seeds steps CPU s patches " + " ".join(f"{n[:10]:>10s}" for n in SHOWN))
     for dataset, trainer in dict.fromkeys((x["dataset"], x["trainer"]) for x in lines):
         of = [x for x in lines if (x["dataset"], x["trainer"]) == (dataset, trainer)]
         groups = [
             group_scores(Evaluation.model_validate(x["evaluation"]), "test", ("object",), resamples=0)[0] for x in of
         ]
-        means = {n: [g.plain[n].value for g in groups if n in g.plain] for n in SHOWN}
+        means = {n: [g.scores[n].value for g in groups if n in g.scores] for n in SHOWN}
         cells = " ".join(f"{np.mean(v):10.3f}" if v else f"{'–':>10s}" for v in means.values())
-        weighted = [g.weighted["dice"].value for g in groups if "dice" in g.weighted]
         print(
             f"{dataset:32s} {trainer:20s} {','.join(str(x['seed']) for x in of):5s} {np.mean([x['iterations'] for x in of]):5.0f} "
-            f"{np.mean([x['cpu_seconds'] for x in of]):5.0f} {np.mean([x['patches'] for x in of]):7.0f} {cells}  "
-            + (f"{np.mean(weighted):9.3f}" if weighted else f"{'–':>9s}")
+            f"{np.mean([x['cpu_seconds'] for x in of]):5.0f} {np.mean([x['patches'] for x in of]):7.0f} {cells}"
         )
     print()
     right: dict[str, list[bool]] = {"dice": [], "cldice": []}
@@ -189,7 +183,7 @@ def summary(lines: list[dict[str, Any]]) -> None:
             continue
         monai = next(name for name in pair if name != "nnunet")
         a, b = (Evaluation.model_validate(pair[name]["evaluation"]) for name in (monai, "nnunet"))
-        found = compare_generations(a, b, "test", ("object",), seed=seed)[0].plain
+        found = compare_generations(a, b, "test", ("object",), seed=seed)[0].differences
         says = pair["nnunet"]["route_trainer"]
         words = []
         for name, answers in right.items():

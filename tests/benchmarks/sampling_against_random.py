@@ -120,7 +120,7 @@ def run(campaign: Campaign, arm: str, seed: int, budget: int) -> dict[str, Any]:
 def score(campaign: Campaign, reference: ModelReference, samples: int = 1, symmetries: int = 1) -> list[dict[str, Any]]:
     """Predict the holdout boxes by the mean over dropout samples and symmetries, and count."""
     return [
-        {"part": held.part, "stratum": held.stratum, "share": held.share, "counts": [counts.tp, counts.fp, counts.fn]}
+        {"part": held.part, "stratum": held.stratum, "counts": [counts.tp, counts.fp, counts.fn]}
         for held, prediction, truth in predict_holdout(campaign, reference, samples, symmetries)
         for counts in count_voxels(prediction, truth, 1)
     ]

@@ -66,8 +66,7 @@ def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: 
     test = judged.evaluation.test
     assert test is not None
     whole = groups["test", "all", ""]
-    assert whole["plain"]["dice"]["value"] == pytest.approx(test.dice)
-    assert whole["weighted"]["dice"]["value"] != pytest.approx(test.dice)
+    assert whole["scores"]["dice"]["value"] == pytest.approx(test.dice)
     assert re.search(rf"Dice ↑ +{test.dice:.3f} +\d\.\d+ to \d\.\d+", done.stdout)
     page = Path(two_families.storage.path("reports/evaluation_0000.html")).read_text()
     assert page.count("data:image/png;base64,") == 3 + 3 + 1
@@ -82,7 +81,7 @@ def test_compare_sets_two_families_against_each_other(two_families: Campaign, tm
     first, second = (j.evaluation.test for j in judgements(two_families.generations()))
     assert first is not None
     assert second is not None
-    dice = data["groups"][0]["plain"]["dice"]
+    dice = data["groups"][0]["differences"]["dice"]
     assert dice["difference"] == pytest.approx(second.dice - first.dice)
     assert dice["interval"][0] <= dice["difference"] <= dice["interval"][1]
     assert {(g["part"], g["name"]) for g in data["groups"]} >= {("validation", ""), ("test", "typical")}

@@ -225,7 +225,7 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
     objects = found.boxes[0].details[0].instances
     assert objects is not None
     assert (objects.found, objects.true, objects.matched[0]) == (1, 2, 1)
-    scores = group_scores(found, "test", ("nucleus",))[0].plain
+    scores = group_scores(found, "test", ("nucleus",))[0].scores
     assert {"ap50", "ap75", "pq", "vi"} <= set(scores)
     assert scores["dice"].value == 1.0
     assert found.boxes[0].truth_digest == holdout_truth(campaign).digest(box)
@@ -252,7 +252,7 @@ def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None
     found = evaluate_generation(campaign, 0)
     details = [box.details[0].instances for box in found.boxes]
     assert [(d.found, d.true, d.matched[0]) for d in details if d] == [(1, 2, 1), (1, 1, 1), (0, 0, 0)]
-    scores = group_scores(found, "test", ("nucleus",))[0].plain
+    scores = group_scores(found, "test", ("nucleus",))[0].scores
     assert scores["dice"].value == 1.0
     assert scores["ap50"].value == pytest.approx(2 / 3)
     assert scores["vi_split"].value == pytest.approx(0)

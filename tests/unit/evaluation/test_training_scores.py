@@ -98,7 +98,7 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     assert "Page" not in compared
     differences = json.loads(Path(campaign.url, "differences.json").read_text())
     assert differences["generations"] == [0, name]
-    assert differences["groups"][0]["plain"]["dice"]["difference"] == 0
+    assert differences["groups"][0]["differences"]["dice"]["difference"] == 0
 
 
 def test_a_dry_run_changes_nothing(campaign: Campaign, name: str) -> None:
