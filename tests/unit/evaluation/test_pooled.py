@@ -26,9 +26,7 @@ CLASSES = ("membrane", "vesicle")
 NAMES = {metric.name for metric in METRICS}
 
 
-def box_score(
-    index: int, counts: list[tuple[int, int, int]], *, stratum: str = "typical", **more: str
-) -> BoxScore:
+def box_score(index: int, counts: list[tuple[int, int, int]], *, stratum: str = "typical", **more: str) -> BoxScore:
     """Return a complete score with the counts given; what else it holds follows from them."""
     voxels = 1000
     wrong = sum(fp + fn for _, fp, fn in counts)
