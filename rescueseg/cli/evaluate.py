@@ -220,8 +220,8 @@ def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluatio
         progress(f"{_name(which)}: boxes", done, total)
 
     if which.isdecimal():
-        return current_evaluation(campaign, int(which), count)
-    return current_training_evaluation(campaign, which, count)
+        return current_evaluation(campaign, int(which), count, say_line)
+    return current_training_evaluation(campaign, which, count, say_line)
 
 
 def _order(first: Part) -> list[Part]:

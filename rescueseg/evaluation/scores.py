@@ -13,7 +13,7 @@ from rescueseg.geometry import ZYX
 from rescueseg.records import BoxField, Part, Record
 from rescueseg.storage import check_format
 
-FORMAT = 3
+FORMAT = 4
 """Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before."""
 
 
@@ -145,6 +145,13 @@ class Evaluation(Record):
     def complete(self) -> bool:
         """Tell whether it was scored as today, and every box holds what the scores are computed from."""
         return self.format == FORMAT and all(b.details and b.calibration and b.entropies for b in self.boxes)
+
+    @property
+    def why_anew(self) -> str:
+        """Say why it is not read as it is, where an earlier version made it; empty where today's did."""
+        if self.format == FORMAT:
+            return ""
+        return "scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
 
     def part(self, part: Part) -> PartScore | None:
         """Return the scores of one part, None when the holdout has no box in it."""

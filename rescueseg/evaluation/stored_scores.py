@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
@@ -40,11 +40,24 @@ def store_scores(
     return evaluation, calibration
 
 
-def current_evaluation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
+def current_evaluation(
+    campaign: Campaign, generation: int, progress: CountProgress | None = None, say: Callable[[str], None] | None = None
+) -> Evaluation:
     """Return a generation's evaluation: the stored one where model and truth are still the same, else a new one.
 
     A holdout that grew since makes no new one: its volumes may have no maps of that generation. Generations are compared
     on the boxes they share. A new one is stored; the stored temperature stays as it is.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With a frozen holdout.
+    generation : int
+        Which one.
+    progress : callable, optional
+        Called with (boxes done, boxes in all).
+    say : callable, optional
+        Called with a line for people where what an earlier version of rescueseg stored is scored anew.
 
     Raises
     ------
@@ -54,6 +67,9 @@ def current_evaluation(campaign: Campaign, generation: int, progress: CountProgr
     stored = stored_evaluation(campaign, generation)
     if stored is not None:
         return stored
+    reason = why_anew(*_stored(campaign.generation(generation)))
+    if say is not None and reason:
+        say(f"Generation {generation} is {reason}")
     evaluation = evaluate_generation(campaign, generation, progress)
     campaign.generation(generation).write(SCORES, evaluation)
     return evaluation
@@ -70,8 +86,18 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     truth, folder = holdout_truth(campaign), campaign.generation(generation)
     model = require_model(folder)
     require_unseen(folder, truth.boxes, campaign.volumes.shared_places(truth.records))
+    return first_valid(_stored(folder), model.digest, truth)
+
+
+def _stored(folder: GenerationFolder) -> tuple[Evaluation | None, Evaluation | None]:
     judgement = folder.read(EVALUATION)
-    return first_valid((folder.read(SCORES), judgement.evaluation if judgement else None), model.digest, truth)
+    return folder.read(SCORES), judgement.evaluation if judgement else None
+
+
+def why_anew(*stored: Evaluation | None) -> str:
+    """Say why stored evaluations are not used, where earlier versions made them all; empty where there is none."""
+    reasons = [evaluation.why_anew for evaluation in stored if evaluation is not None]
+    return reasons[0] if reasons and all(reasons) else ""
 
 
 def box_keys(subject: Evaluation | Assignment, part: Part) -> set[BoxKey]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from rescueseg.evaluation.calibration import CALIBRATION, Calibration, score_and
 from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, assign
 from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
-from rescueseg.evaluation.stored_scores import first_valid
+from rescueseg.evaluation.stored_scores import first_valid, why_anew
 from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.progress import CountProgress
@@ -92,9 +92,20 @@ def evaluate_training(
     return evaluation, calibration
 
 
-def current_training_evaluation(campaign: Campaign, name: str, progress: CountProgress | None = None) -> Evaluation:
-    """Return a training's evaluation: the stored one where model and truth are still the same, else a new one."""
-    return stored_training_evaluation(campaign, name)[0] or evaluate_training(campaign, name, progress)[0]
+def current_training_evaluation(
+    campaign: Campaign, name: str, progress: CountProgress | None = None, say: Callable[[str], None] | None = None
+) -> Evaluation:
+    """Return a training's evaluation: the stored one where model and truth are still the same, else a new one.
+
+    Parameters as of `rescueseg.evaluation.stored_scores.current_evaluation`.
+    """
+    stored = stored_training_evaluation(campaign, name)[0]
+    if stored is not None:
+        return stored
+    reason = why_anew(campaign.training(name).read(TRAINING_EVALUATION))
+    if say is not None and reason:
+        say(f"The training {name} is {reason}")
+    return evaluate_training(campaign, name, progress)[0]
 
 
 def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:

@@ -183,13 +183,19 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
     assert len(calls) == 16
     assert current_evaluation(campaign, 0, count) == first
     assert len(calls) == 16
+    said: list[str] = []
     stale = campaign.storage.read_json(scored)
     campaign.storage.write_json(scored, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
-    assert current_evaluation(campaign, 0, count) == first
+    campaign.storage.write_json(judged, {**old, "evaluation": {**old["evaluation"], "format": 3}})
+    assert current_evaluation(campaign, 0, count, said.append) == first
+    assert said == [
+        "Generation 0 is scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
+    ]
     assert len(calls) == 32
     stale["boxes"][3]["truth_digest"] = "older"
     campaign.storage.write_json(scored, stale)
-    assert current_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, count, said.append) == first
+    assert len(said) == 1, "another truth is no other way to count"
     assert len(calls) == 48
     holdout = campaign.holdout()
     assert holdout is not None
