@@ -94,7 +94,7 @@ def write_generation(
     write_model(campaign, generation, trainer)
     if judged:
         folder, evaluation = campaign.generation(generation), evaluate_generation(campaign, generation)
-        folder.write(EVALUATION, judge(campaign.generations(), evaluation, campaign.config.seed))
+        folder.write(EVALUATION, judge(campaign.generations(), evaluation, campaign.config))
 
 
 def write_volume_maps(campaign: Campaign, generation: int, mask: npt.NDArray[np.bool_]) -> None:

@@ -1,4 +1,4 @@
-"""Is the candidate better than the champion? A paired bootstrap over the validation boxes.
+"""Is the candidate better than the champion? An exact paired test on the validation boxes.
 
 A generation's `Judgement` is the result of its evaluation stage: ``generation.write(EVALUATION, judgement)``.
 The champion is read from the judgements of earlier generations, so that a rerun decides as the first run did, whatever
@@ -8,36 +8,80 @@ the tracking server says; MLflow's aliases only mirror it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from rescueseg.campaign import GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.evaluation.bootstrap import RESAMPLES, interval, paired_interval, paired_values, resampling
+from rescueseg.config import CampaignConfig
+from rescueseg.evaluation.bootstrap import Interval, interval, paired_interval, resampling
 from rescueseg.evaluation.metric_table import DICE, Tables, occurs
+from rescueseg.evaluation.paired_test import (
+    CAMPAIGN_LEVEL,
+    LEAST_VOLUMES,
+    SINGLE_LEVEL,
+    Decided,
+    PairedTest,
+    level_of,
+    paired_test,
+    steps,
+)
 from rescueseg.evaluation.pooled import pool
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.randomness import random_generator, seeded_generator
 from rescueseg.records import Part, Record
 
 MINIMUM_BOXES = 8
+"""Fewer give no interval."""
+Verdict = Literal["better", "worse", "undecided"]
 
 
 class Comparison(Record):
     """What the validation boxes say about a candidate and the champion."""
 
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
     difference: float
     """Pooled validation Dice of the candidate minus that of the champion, over the boxes both were judged on."""
     interval: tuple[float, float] | None
-    """95 % interval of the difference; None with fewer than 8 boxes."""
+    """95 % interval of the difference; None with fewer than 8 boxes. It says how much, the p value says whether."""
     boxes: int
     candidate: int
     champion: int
     """Generations."""
     reason: str
-    """One sentence for people."""
+    """The figures, in one sentence for people."""
+    p_value: float | None = None
+    """How often two equal models would differ as much on these boxes, to the same side; None in older records, which
+    went by the interval."""
+    level: float | None = None
+    """At this p value or a smaller one it decides, to either side; 0 where it could not."""
+    volumes: int | None = None
+    """Volumes that the boxes lie in."""
+
+    def headline(self, candidate: str = "", champion: str = "") -> str:
+        """Say which of the two is better; they are called by generation where no names are given.
+
+        Examples
+        --------
+        >>> comparison = Comparison(
+        ...     verdict="better", difference=0.1, interval=None, boxes=5, candidate=2, champion=0, reason="Dice +0.100"
+        ... )
+        >>> comparison.headline()
+        'Generation 2 is better than generation 0'
+        >>> comparison.sentence("the new U-Net", "the old one")
+        'The new U-Net is better than the old one: Dice +0.100'
+        """
+        new = candidate or f"generation {self.candidate}"
+        old = champion or f"generation {self.champion}"
+        if self.verdict == "undecided":
+            return f"Undecided: {new} cannot be told from {old}"
+        return f"{new[:1].upper()}{new[1:]} is {self.verdict} than {old}"
+
+    def sentence(self, candidate: str = "", champion: str = "") -> str:
+        """Say which of the two is better, by how much, how surely, and over which boxes."""
+        return f"{self.headline(candidate, champion)}: {self.reason}"
 
 
 class Judgement(Record):
@@ -67,8 +111,11 @@ def judgements(generations: Iterable[GenerationFolder]) -> list[Judgement]:
     return [judgement for judgement in results if judgement is not None]
 
 
-def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, seed: int) -> Judgement:
+def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, config: CampaignConfig) -> Judgement:
     """Compare a generation with the champion of the generations before it and say who is champion now.
+
+    The comparisons of a campaign share one error: see `rescueseg.evaluation.paired_test.level_of`. Those that older
+    versions made have no level and take nothing of it.
 
     Parameters
     ----------
@@ -76,14 +123,17 @@ def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, seed:
         All of the campaign: the earlier ones hold their judgements, the new one its snapshot. Nothing is written.
     evaluation : Evaluation
         The new generation's; it says which one that is.
-    seed : int
-        Of the resampling.
+    config : CampaignConfig
+        The campaign's; it says how many generations there are at most.
     """
     earlier = {j.generation: j for j in judgements(generations) if j.generation < evaluation.generation}
     champion, comparison = evaluation.generation, None
     if earlier:
         champion = earlier[max(earlier)].champion
-        comparison = compare(evaluation, earlier[champion].evaluation, seed=seed)
+        pair = _pair(earlier[champion].evaluation, evaluation)
+        before = [Decided(c.level, c.verdict == "better") for j in earlier.values() if (c := j.comparison)]
+        level = level_of(before, config.stopping.max_generations - 1, pair.test.units)
+        comparison = _decision(pair, level, config.seed)
         if comparison.verdict == "better":
             champion = evaluation.generation
     snapshot = next(g.snapshot() for g in generations if g.number == evaluation.generation)
@@ -107,7 +157,7 @@ def headline(judgement: Judgement) -> str:
         return f"Yes: generation {g} is better than {against}, and takes its place."
     if comparison.verdict == "worse":
         return f"No: generation {g} is worse than {against}, which stays."
-    return f"Undecided: generation {g} cannot be told from {against}, which stays."
+    return f"{comparison.headline(champion=against)}, which stays."
 
 
 def _counts(boxes: list[BoxScore]) -> Tables:
@@ -115,53 +165,126 @@ def _counts(boxes: list[BoxScore]) -> Tables:
     return {"counts": np.array([[(c.tp, c.fp, c.fn) for c in b.counts] for b in boxes], dtype=np.float64)}
 
 
-def compare(candidate: Evaluation, champion: Evaluation, *, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
-    """Compare two generations on the validation boxes that both were judged on with the same truth.
+@dataclass(frozen=True)
+class _Pair:
+    """The counts of two evaluations on the validation boxes that both were judged on with the same truth, and their test."""
 
-    Boxes are drawn with replacement, the same ones for both, counts are pooled and Dice recomputed; the 2.5 and 97.5
-    percentiles of the difference are the interval (Efron & Tibshirani, doi:10.1201/9780429246593). The candidate is
-    better when all of the interval lies above 0, worse when all of it lies below, and otherwise, or with fewer
-    than 8 boxes with truth, it is undecided. A class counts in a resample when truth or either prediction
-    holds it.
+    first: Evaluation
+    second: Evaluation
+    counts: tuple[Tables, Tables]
+    boxes: int
+    volumes: int
+    test: PairedTest
+
+
+def _pair(first: Evaluation, second: Evaluation) -> _Pair:
+    sides = [{b.key: b for b in e.boxes_with_truth("validation")} for e in (first, second)]
+    common = sorted(set(sides[0]) & set(sides[1]))
+    counts = _counts([sides[0][key] for key in common]), _counts([sides[1][key] for key in common])
+    names = [key[0] for key in common]
+    volumes = sorted(set(names))
+    units = [volumes.index(name) for name in names] if len(volumes) >= LEAST_VOLUMES else None
+    test = paired_test(counts[0]["counts"], counts[1]["counts"], units)
+    return _Pair(first, second, counts, len(common), len(volumes), test)
+
+
+def compare(candidate: Evaluation, champion: Evaluation, *, level: float = SINGLE_LEVEL, seed: int = 0) -> Comparison:
+    """Compare two generations by Dice, on the validation boxes that both were judged on with the same truth.
+
+    An exact paired test decides: the two models' tables change places box by box, or volume by volume where there are
+    at least 8 volumes (`rescueseg.evaluation.paired_test`). Turned round, it says the opposite with the same figures.
 
     Parameters
     ----------
     candidate, champion : Evaluation
         The two generations.
+    level : float
+        Decided at a one-sided p value of at most this, to either side; that of a question of its own when omitted.
     seed : int
-        Of the resampling; the same gives the same interval.
-    resamples : int
-        How often the boxes are drawn.
+        Of the interval's resampling.
     """
-    new = {b.key: b for b in candidate.boxes_with_truth("validation")}
-    old = {b.key: b for b in champion.boxes_with_truth("validation")}
-    common = sorted(set(new) & set(old))
-    if not common:
-        return _undecided(candidate, champion, 0.0, 0, "no validation box was judged for both")
-    both = [_counts([scores[key] for key in common]) for scores in (old, new)]
-    before, now = paired_values(DICE, [pool(counts, np.ones(len(common))) for counts in both])
-    difference = float(now - before)
-    times = None if len(common) < MINIMUM_BOXES else resampling(len(common), seeded_generator(seed), resamples)
-    change = None if times is None else paired_interval(DICE, [pool(counts, times) for counts in both])
-    if change is None:
-        return _undecided(
-            candidate,
-            champion,
-            difference,
-            len(common),
-            f"{len(common)} validation boxes are too few to tell; {MINIMUM_BOXES} are needed",
-        )
-    low, high = change
-    verdict: Literal["better", "worse", "undecided"] = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return _decision(_pair(champion, candidate), level, seed)
+
+
+def compare_anew(first: Evaluation, second: Evaluation, history: Sequence[Judgement], *, seed: int = 0) -> Comparison:
+    """Compare any two models: the second is the candidate.
+
+    Parameters
+    ----------
+    first, second : Evaluation
+        Of generations or of trainings outside the loop.
+    history : sequence of Judgement
+        The campaign's. A pair that one of them compared is decided at its level, with the same result; any other is a
+        question of its own.
+    seed : int
+        Of the interval's resampling.
+    """
+    models = {j.generation: j.evaluation.model_digest for j in history}
+    asked = {(e.generation, e.model_digest) for e in (first, second)}
+    level = SINGLE_LEVEL
+    for comparison in (j.comparison for j in history):
+        if comparison is None or comparison.level is None:
+            continue
+        pair = {(g, models.get(g, "")) for g in (comparison.candidate, comparison.champion)}
+        if pair == asked:
+            level = comparison.level
+    return compare(second, first, level=level, seed=seed)
+
+
+def _decision(pair: _Pair, level: float, seed: int) -> Comparison:
+    test, change = pair.test, None
+    if pair.boxes >= MINIMUM_BOXES:
+        times = resampling(pair.boxes, seeded_generator(seed))
+        change = None if times is None else paired_interval(DICE, [pool(counts, times) for counts in pair.counts])
+    verdict: Verdict = "undecided"
+    if min(test.better, test.worse) <= level:
+        verdict = "better" if test.better <= level else "worse"
+    p_value = test.better if test.difference >= 0 else test.worse
     return Comparison(
         verdict=verdict,
-        difference=difference,
-        interval=(low, high),
-        boxes=len(common),
-        candidate=candidate.generation,
-        champion=champion.generation,
-        reason=f"validation Dice {difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}) over {len(common)} boxes",
+        difference=test.difference,
+        interval=change,
+        boxes=pair.boxes,
+        candidate=pair.second.generation,
+        champion=pair.first.generation,
+        reason=_reason(pair, level, p_value, change),
+        p_value=p_value,
+        level=level,
+        volumes=pair.volumes,
     )
+
+
+def _reason(pair: _Pair, level: float, p_value: float, change: Interval | None) -> str:
+    if not pair.boxes:
+        return "no validation box was judged for both"
+    boxes = f"{pair.boxes} box{'es' if pair.boxes > 1 else ''}"
+    if pair.volumes >= LEAST_VOLUMES:
+        boxes += f" of {pair.volumes} volumes"
+    else:
+        boxes += " of this one volume" if pair.volumes == 1 else f" of these {pair.volumes} volumes"
+    interval = f" (95 % interval {change[0]:+.3f} to {change[1]:+.3f})" if change else ""
+    figures = f"validation Dice {pair.test.difference:+.3f}{interval} over {boxes}"
+    if not pair.test.units:
+        return f"{figures}; they say the same on every box"
+    chance = f"chance alone would give as much in {_of_hundred(p_value)} of 100 such comparisons"
+    if level:
+        return f"{figures}; {chance}, {_of_hundred(level)} or fewer decide"
+    if 1 / steps(pair.test.units) > CAMPAIGN_LEVEL:
+        return f"{figures}; {chance}, which is too few boxes to decide"
+    return f"{figures}; {chance}, and earlier comparisons used up the error that the campaign may make"
+
+
+def _of_hundred(share: float) -> str:
+    """Return a share in hundredths, as people say it.
+
+    Examples
+    --------
+    >>> [_of_hundred(share) for share in (1 / 256, 0.025, 0.5, 6e-5)]
+    ['0.4', '2.5', '50', 'fewer than 0.1']
+    """
+    if share < 0.0005:
+        return "fewer than 0.1"
+    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}".removesuffix(".0")
 
 
 def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:
@@ -172,18 +295,6 @@ def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | N
         return None
     counts = pool(_counts(boxes), times)
     return interval(DICE.value(counts, occurs(counts)))
-
-
-def _undecided(candidate: Evaluation, champion: Evaluation, difference: float, boxes: int, reason: str) -> Comparison:
-    return Comparison(
-        verdict="undecided",
-        difference=difference,
-        interval=None,
-        boxes=boxes,
-        candidate=candidate.generation,
-        champion=champion.generation,
-        reason=reason,
-    )
 
 
 def champion(generations: Iterable[GenerationFolder]) -> int | None:

@@ -21,6 +21,6 @@ def evaluate(campaign: Campaign, generation: int) -> Judgement:
         assignment = check_evaluation(campaign, generation)
         evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes))
         keep_calibration(folder, assignment, calibration)
-        return judge(campaign.generations(), evaluation, campaign.config.seed)
+        return judge(campaign.generations(), evaluation, campaign.config)
 
     return run_stage(folder, EVALUATION, work)

@@ -61,11 +61,13 @@ def test_equal_results_are_undecided() -> None:
     assert (result.verdict, result.difference, result.interval) == ("undecided", 0.0, (0.0, 0.0))
 
 
-def test_seven_boxes_are_too_few() -> None:
-    result = compare(evaluation(1, STRONG[:7]), evaluation(0, WEAK[:7]))
-    assert (result.verdict, result.interval, result.boxes) == ("undecided", None, 7)
-    assert "too few" in result.reason
-    assert result.difference > 0
+def test_seven_boxes_decide_and_four_do_not() -> None:
+    seven = compare(evaluation(1, STRONG[:7]), evaluation(0, WEAK[:7]))
+    assert (seven.verdict, seven.interval, seven.boxes) == ("better", None, 7)
+    assert seven.p_value == 1 / 128
+    four = compare(evaluation(1, STRONG[:4]), evaluation(0, WEAK[:4]))
+    assert (four.verdict, four.p_value) == ("undecided", 1 / 16)
+    assert four.difference > 0
 
 
 def test_test_boxes_have_no_say() -> None:

@@ -109,7 +109,7 @@ def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> N
 
 def test_judging_again_decides_the_same(evaluated: Campaign) -> None:
     assert (
-        judge(evaluated.generations(), evaluate_generation(evaluated, 1), evaluated.config.seed)
+        judge(evaluated.generations(), evaluate_generation(evaluated, 1), evaluated.config)
         == judgements(evaluated.generations())[1]
     )
 

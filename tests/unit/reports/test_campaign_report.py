@@ -145,7 +145,7 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     store.close()
     for generation in (0, 1):
         write_volume_maps(campaign, generation, truth > 0)
-        judged = judge(campaign.generations(), evaluate_generation(campaign, generation), campaign.config.seed)
+        judged = judge(campaign.generations(), evaluate_generation(campaign, generation), campaign.config)
         campaign.generation(generation).write(EVALUATION, judged)
         campaign.generation(generation).write(
             QUERY, QueryResult(strategy="random", candidates=3, patches=(), uncertainty=None)
