@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
+from rescueseg.errors import RescuesegError
 from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
-from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.evaluation.champion import EVALUATION, Judgement, judgements
 from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation, stored_maps
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
@@ -87,6 +88,28 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     model = require_model(folder)
     require_unseen(folder, truth.boxes, campaign.volumes.shared_places(truth.records))
     return first_valid(_stored(folder), model.digest, truth)
+
+
+def scored_today(campaign: Campaign) -> list[Judgement]:
+    """Return the judgements of all generations, with scores that are all counted in today's way.
+
+    What an earlier version scored is scored anew from its maps and stored; a judgement itself stays as it is, only the
+    evaluation that is shown with it changes. Where the maps are gone, or a training has read a box since, it keeps the
+    scores it has, whose `Evaluation.why_anew` says that they are older.
+    """
+    return [
+        judgement.model_copy(update={"evaluation": _scored_today(campaign, judgement)})
+        for judgement in judgements(campaign.generations())
+    ]
+
+
+def _scored_today(campaign: Campaign, judgement: Judgement) -> Evaluation:
+    if judgement.evaluation.complete:
+        return judgement.evaluation
+    try:
+        return current_evaluation(campaign, judgement.generation)
+    except RescuesegError:
+        return judgement.evaluation
 
 
 def _stored(folder: GenerationFolder) -> tuple[Evaluation | None, Evaluation | None]:
