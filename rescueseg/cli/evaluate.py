@@ -129,7 +129,7 @@ def compare(
         str, typer.Argument(metavar="A", help="A generation, or the name of a training outside the loop.")
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="The one to compare with it.")],
-    part: PartOption = "test",
+    part: PartOption = "validation",
     json_file: JsonOption = None,
     dry_run: Annotated[
         bool,
@@ -138,11 +138,12 @@ def compare(
 ) -> None:
     """Compare two generations, of one model family or two: paired differences with intervals, score by score.
 
-    A difference decides when its interval leaves out 0, over at least 8 boxes. What was not evaluated yet, or on other
-    truth, is evaluated first. The page needs the maps of two generations.
+    Dice on the validation boxes decides, by the exact test that moves the champion, whichever boxes are shown. What was
+    not evaluated yet, or on other truth, is evaluated first. The page needs the maps of two generations.
     """
+    from rescueseg.evaluation.champion import compare_models, judgements
     from rescueseg.evaluation.comparison import compare_generations
-    from rescueseg.reports.evaluation_pages import headline, write_comparison_page
+    from rescueseg.reports.evaluation_pages import write_comparison_page
     from rescueseg.reports.evaluation_tables import show_differences
 
     opened = Campaign.open(campaign)
@@ -158,14 +159,16 @@ def compare(
         classes = opened.config.classes
         parts = [p for p in _order(part) if p == part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
-        page = write_comparison_page(opened, a, b, differences) if generations else ""
+        comparison = compare_models(a, b, judgements(opened.generations()), seed=opened.config.seed)
+        page = write_comparison_page(opened, a, b, comparison, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
-    say_line(headline(differences[part][0], names))
+    say_line(comparison.sentence(names[1], names[0]))
     show_differences(console, differences[part], names)
     if json_file is not None:
         both = [int(which) if which.isdecimal() else which for which in (first, second)]
-        _write(json_file, {"generations": both, "models": models, "groups": _json(differences)})
+        content = {"generations": both, "models": models, "comparison": comparison.to_json()}
+        _write(json_file, content | {"groups": _json(differences)})
     if page:
         say_line(f"Page: {opened.storage.url_of(page)}")
 

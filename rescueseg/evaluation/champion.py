@@ -206,7 +206,7 @@ def compare(candidate: Evaluation, champion: Evaluation, *, level: float = SINGL
     return _decision(_pair(champion, candidate), level, seed)
 
 
-def compare_anew(first: Evaluation, second: Evaluation, history: Sequence[Judgement], *, seed: int = 0) -> Comparison:
+def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judgement], *, seed: int = 0) -> Comparison:
     """Compare any two models: the second is the candidate.
 
     Parameters

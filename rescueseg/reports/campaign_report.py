@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from rescueseg.campaign import Campaign, layout
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.evaluation.champion import Judgement, dice_interval, headline, judgements
+from rescueseg.evaluation.champion import Judgement, compare_models, dice_interval, headline
 from rescueseg.evaluation.comparison import GroupComparison, compare_generations
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group, group_scores
 from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.evaluation.stored_scores import scored_today
 from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
 from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.queue.effort import EffortRow, effort_by
@@ -93,7 +94,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    history = judgements(campaign.generations())
+    history = scored_today(campaign)
     if not history:
         raise EvaluationError(
             "there is nothing to report yet",
@@ -146,6 +147,7 @@ def render(
     before = next((j for j in history if last.comparison and j.generation == last.comparison.champion), None)
     classes = campaign.config.classes
     groups = _groups(classes, last.evaluation)
+    older = last.comparison is not None and last.comparison.level is None
     return render_page(
         "report.html",
         name=campaign.config.name,
@@ -160,6 +162,8 @@ def render(
         groups=groups,
         group_metrics=shown_metrics(groups),
         compared=_comparison_with(classes, before, last),
+        today=compare_models(before.evaluation, last.evaluation, history) if older and before else None,
+        older=[j.generation for j in history if not j.evaluation.complete],
         metrics=METRICS,
         headline=headline(last),
         against=against_threshold(champion, baseline),
@@ -244,7 +248,7 @@ def _comparison_with(classes: Sequence[str], before: Judgement | None, last: Jud
     """Compare the last generation with the champion before it; None where that cannot be done box by box."""
     if before is None or not (before.evaluation.complete and last.evaluation.complete):
         return None
-    part = _shown_part(last.evaluation)
+    part: Part = "validation"
     if not {b.key for b in before.evaluation.boxes_with_truth(part)} & {
         b.key for b in last.evaluation.boxes_with_truth(part)
     }:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import REPORT
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.evaluation.comparison import Difference, GroupComparison
+from rescueseg.evaluation.champion import Comparison
+from rescueseg.evaluation.comparison import GroupComparison
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group
 from rescueseg.evaluation.scores import BoxScore, Evaluation
-from rescueseg.evaluation.truth import holdout_truth
+from rescueseg.evaluation.truth import PARTS, holdout_truth
 from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.progress import Progress
 from rescueseg.records import Part
@@ -64,7 +65,11 @@ def write_evaluation_page(
 
 
 def write_comparison_page(
-    campaign: Campaign, first: Evaluation, second: Evaluation, groups: Mapping[Part, Sequence[GroupComparison]]
+    campaign: Campaign,
+    first: Evaluation,
+    second: Evaluation,
+    comparison: Comparison,
+    groups: Mapping[Part, Sequence[GroupComparison]],
 ) -> str:
     """Write the page of a comparison and return its path below the campaign.
 
@@ -76,8 +81,10 @@ def write_comparison_page(
         With the maps of both generations.
     first, second : Evaluation
         Complete.
+    comparison : Comparison
+        The second against the first.
     groups : mapping of str to sequence of GroupComparison
-        Differences by part, the part to show first in front.
+        Differences by part; the validation boxes are shown first.
     """
     names = [f"generation {e.generation}" for e in (first, second)]
     pairs = most_changed(first, second)
@@ -87,14 +94,13 @@ def write_comparison_page(
         f"changed_{n}.png": draw.changed(dict(zip(names, folders, strict=True)), pair[0], truth)
         for n, pair in enumerate(pairs, start=1)
     }
-    parts = [(part, part_groups) for part, part_groups in groups.items() if part_groups]
+    parts = [(part, groups[part]) for part in PARTS if groups.get(part)]
     page = render_page(
         "comparison.html",
         name=campaign.config.name,
         names=names,
         models=[family(campaign.generation(e.generation)) for e in (first, second)],
-        headline=headline(parts[0][1][0], names),
-        verdict=parts[0][1][0].differences["dice"].verdict,
+        comparison=comparison,
         parts=parts,
         forest=inline(differences(parts[0][1], names)),
         changed=with_pictures(pairs, "changed", figures),
@@ -104,18 +110,6 @@ def write_comparison_page(
     path = REPORT.path(file=f"compare_{first.generation:04d}_{second.generation:04d}.html")
     campaign.storage.write_bytes(path, page.encode())
     return path
-
-
-def headline(group: GroupComparison, names: Sequence[str]) -> str:
-    """Say in one sentence which of two generations has the better Dice over all boxes of a part."""
-    dice: Difference = group.differences["dice"]
-    if dice.verdict == "undecided" or dice.interval is None:
-        return f"Undecided: by Dice on the {group.part} boxes, {names[1]} cannot be told from {names[0]}"
-    low, high = dice.interval
-    return (
-        f"{names[1].capitalize()} is {dice.verdict} than {names[0]}: {group.part} Dice {dice.difference:+.3f} "
-        f"(95 % interval {low:+.3f} to {high:+.3f})"
-    )
 
 
 def most_changed(first: Evaluation, second: Evaluation, count: int = SHOWN) -> list[tuple[BoxScore, BoxScore]]:

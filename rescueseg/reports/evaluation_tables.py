@@ -38,7 +38,7 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
 def show_differences(console: Console, groups: Sequence[GroupComparison], names: Sequence[str]) -> None:
     """Print every paired difference over all boxes, then that of Dice group by group."""
     whole = groups[0]
-    columns = ("score", *names, "difference", "95 %", f"{names[1]} is")
+    columns = ("score", *names, "difference", "95 %")
     table = _table(f"{whole.boxes} {whole.part} boxes", columns)
     for metric in (m for m in METRICS if m.name in whole.differences):
         table.add_row(_label(metric), *_difference(metric, whole.differences[metric.name]))
@@ -76,7 +76,6 @@ def _difference(metric: Metric, difference: Difference) -> tuple[str, ...]:
         number(difference.second, digits),
         number(difference.difference, digits, signed=True),
         _range(difference.interval, digits, signed=True),
-        difference.verdict,
     )
 
 

@@ -206,9 +206,8 @@ def differences(groups: Sequence[GroupComparison], names: Sequence[str]) -> byte
     figure = Figure(figsize=(9.4, 0.9 + 0.28 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1)
-    colours = {"better": GREEN, "worse": RED, "undecided": GREY}
     for row, (_, difference) in enumerate(lines):
-        colour = colours[difference.verdict]
+        colour = BLUE if row == 0 else GREY
         if difference.interval:
             axes.plot(difference.interval, (row, row), color=colour, linewidth=2)
         axes.plot([difference.difference or 0.0], [row], color=colour, marker="o", markersize=6)

@@ -21,6 +21,7 @@ from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
 from rescueseg.evaluation.uncertain_boxes import most_apart, most_uncertain, non_overlapping
 from rescueseg.geometry import Box, zyx
+from rescueseg.reports.campaign_report import write_report
 from rescueseg.reports.evaluation_pages import write_evaluation_page
 from rescueseg.reports.gallery import BoxPictures, errors, round_length
 from rescueseg.shared_places import IDENTITY, SharedPlaces
@@ -75,10 +76,10 @@ def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: 
 def test_compare_sets_two_families_against_each_other(two_families: Campaign, tmp_path: Path) -> None:
     done = run("compare", two_families.url, 0, 1, "--json", tmp_path / "differences.json")
     assert done.exit_code == 0, done.stderr
-    assert "Generation 1 (nnunet) is better than generation 0 (monai_unet): test Dice +" in done.stdout
+    assert "Generation 1 (nnunet) is better than generation 0 (monai_unet): validation Dice +" in done.stdout
     data = json.loads((tmp_path / "differences.json").read_text())
     assert (data["generations"], data["models"]) == ([0, 1], ["monai_unet", "nnunet"])
-    first, second = (j.evaluation.test for j in judgements(two_families.generations()))
+    first, second = (j.evaluation.validation for j in judgements(two_families.generations()))
     assert first is not None
     assert second is not None
     dice = data["groups"][0]["differences"]["dice"]
@@ -88,6 +89,22 @@ def test_compare_sets_two_families_against_each_other(two_families: Campaign, tm
     page = Path(two_families.storage.path("reports/compare_0000_0001.html")).read_text()
     assert page.count("data:image/png;base64,") == 1 + 3
     assert "monai_unet" in page
+
+
+def test_the_verdict_is_the_judgements_whichever_boxes_are_shown(two_families: Campaign, tmp_path: Path) -> None:
+    """One question has one answer: that of the judgement, in the terminal, in the file, and on both pages."""
+    judged = two_families.generation(1).require(EVALUATION).comparison
+    assert judged is not None
+    for part in ("validation", "test"):
+        done = run("compare", two_families.url, 0, 1, "--part", part, "--json", tmp_path / "d.json")
+        assert judged.reason in " ".join(done.stdout.split())
+        assert json.loads((tmp_path / "d.json").read_text())["comparison"] == judged.to_json()
+        page = Path(two_families.storage.path("reports/compare_0000_0001.html")).read_text()
+        assert judged.reason[1:] in page
+        assert page.index("Validation boxes: every score") < page.index("Test boxes: every score")
+    assert judged.reason in Path(two_families.storage.path(write_report(two_families).path)).read_text()
+    back = run("compare", two_families.url, 1, 0)
+    assert "Generation 0 (monai_unet) is worse than generation 1 (nnunet)" in " ".join(back.stdout.split())
 
 
 def test_a_comparison_can_be_rehearsed(tmp_path: Path) -> None:
@@ -129,8 +146,9 @@ def test_a_comparison_stores_scores_and_leaves_the_temperature_alone(tmp_path: P
     assert stored()["0000/calibration.json"] != before["0000/calibration.json"]
 
 
-def test_validation_boxes_are_shown_on_demand(two_families: Campaign) -> None:
-    assert "8 validation boxes" in run("compare", two_families.url, 0, 1, "--part", "validation").stdout
+def test_test_boxes_are_shown_on_demand(two_families: Campaign) -> None:
+    assert "8 validation boxes" in run("compare", two_families.url, 0, 1).stdout
+    assert "8 test boxes" in run("compare", two_families.url, 0, 1, "--part", "test").stdout
 
 
 @pytest.mark.parametrize(
