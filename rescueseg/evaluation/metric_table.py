@@ -145,7 +145,7 @@ METRICS = (
     Metric("precision", "precision", True, "Of what was found, how much is there.", _count_ratio((0, 1)), empty=1.0),
     Metric("recall", "recall", True, "Of what is there, how much was found.", _count_ratio((0, 2)), empty=1.0),
     Metric("surface_dice", "surface Dice", True, "Share of the outlines within two voxels (of the finest axis) of each other.", _mean("surface", 0, 2)),
-    Metric("hd95_um", "HD95 µm", False, "95 % of the outlines lie closer to each other than this.", _mean("surface", 1, 2), 2),
+    Metric("hd95_um", "HD95 µm", False, "95 % of the outlines lie closer to each other than this.", _mean("surface", 1, 3), 2),
     Metric("cldice", "clDice", True, "How much of the centrelines lies inside the other: gaps and false branches lower it.", _cldice),
     Metric("betti0_error", "pieces wrong", False, "Difference of the number of connected pieces (Betti 0), mean over boxes.", _mean("betti", 0, 3), 2),
     Metric("betti1_error", "tunnels wrong", False, "Difference of the number of tunnels and loops (Betti 1), mean over boxes.", _mean("betti", 1, 3), 2),

@@ -232,7 +232,9 @@ def box_tables(boxes: Sequence[BoxScore]) -> Tables:
 
 
 def _surface_row(d: ClassDetail) -> tuple[float, ...]:
-    return (0.0, 0.0, 0.0) if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0, 1.0)
+    """Return surface Dice and HD95, 0 where there is none, and whether there is the one and the other."""
+    scores = (d.surface_dice, d.hd95_um)
+    return (*(s or 0.0 for s in scores), *(float(s is not None) for s in scores))
 
 
 def _skeleton_row(d: ClassDetail) -> tuple[int, ...]:
