@@ -24,7 +24,7 @@ from rescueseg.evaluation.metrics import (
     mean_over_classes,
 )
 from rescueseg.evaluation.pooled import part_score
-from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_pairs
+from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_of_known
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
@@ -116,7 +116,7 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
 
     Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
     counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
-    out of means over classes. Surface Dice and HD95 are means over the boxes in which the class occurs (see
+    out of means over classes. Surface Dice and HD95 are means over the boxes that have one (see
     `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
     predicted class after the route's clean-up (`rescueseg.postprocessing.clean`).
 
@@ -179,8 +179,6 @@ def score_box(
     counts = count_voxels(prediction, truth, k)
     objects = (None,) * k if numbered is None else _objects(assignment, box, prediction, truth, numbered)
     details = tuple(_detail(prediction, truth, c, volume.spacing_um_zyx, objects[c - 1]) for c in range(1, k + 1))
-    pairs = [None if d.surface_dice is None else (d.surface_dice, d.hd95_um or 0.0) for d in details]
-    surface_dice, hd95_um = mean_pairs(pairs) or (None, None)
     return BoxScore(
         volume_id=box.volume_id,
         box=box.box,
@@ -190,8 +188,8 @@ def score_box(
         errors=int((~right).sum()),
         counts=counts,
         dice=mean_over_classes(counts, "dice"),
-        surface_dice=surface_dice,
-        hd95_um=hd95_um,
+        surface_dice=mean_of_known([d.surface_dice for d in details]),
+        hd95_um=mean_of_known([d.hd95_um for d in details]),
         uncertainty=float(entropy[has_truth].mean()) if right.size else 0.0,
         truth_digest=assignment.truth.digest(box),
         domain=volume.domain,
@@ -204,11 +202,10 @@ def score_box(
 def _detail(
     prediction: Labels, truth: Labels, class_index: int, spacing: Spacing, instances: Instances | None
 ) -> ClassDetail:
-    surface_dice, hd95_um = surface_scores(prediction, truth, class_index, spacing) or (None, None)
-    has_truth = truth != IGNORE
+    surfaces, has_truth = surface_scores(prediction, truth, class_index, spacing), truth != IGNORE
     return ClassDetail(
-        surface_dice=surface_dice,
-        hd95_um=hd95_um,
+        surface_dice=None if surfaces is None else surfaces.dice,
+        hd95_um=None if surfaces is None else surfaces.hd95_um,
         topology=compare_topology((prediction == class_index) & has_truth, truth == class_index),
         instances=instances,
     )

@@ -22,7 +22,7 @@ class ClassDetail(Record):
 
     surface_dice: float | None
     hd95_um: float | None
-    """None when neither truth nor prediction holds the class."""
+    """None where the box says nothing; see `rescueseg.evaluation.surface.surface_scores`."""
     topology: Topology
     instances: Instances | None
     """None where the truth does not tell objects apart."""
@@ -49,7 +49,7 @@ class BoxScore(Record):
     """Mean over the classes that occur in truth or prediction; 1 when none does."""
     surface_dice: float | None
     hd95_um: float | None
-    """Means over those classes; None when none occurs."""
+    """Means over the classes that have one; None when none has."""
     uncertainty: float
     """Mean predictive entropy of the voxels with known truth, in nats."""
     truth_digest: str
@@ -171,15 +171,13 @@ class Evaluation(Record):
         return validation | (self.test.metrics() if self.test else {})
 
 
-def mean_pairs(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """Return the means of the pairs that are there, None when none is.
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there, None when none is.
 
     Examples
     --------
-    >>> mean_pairs([(0.5, 2.0), None, (1.0, 4.0)])
-    (0.75, 3.0)
+    >>> mean_of_known([0.5, None, 1.0])
+    0.75
     """
-    values = [pair for pair in pairs if pair is not None]
-    if not values:
-        return None
-    return sum(a for a, _ in values) / len(values), sum(b for _, b in values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

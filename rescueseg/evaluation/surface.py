@@ -1,30 +1,52 @@
-"""Surface Dice and HD95 of one class in one box. Imports MONAI."""
+"""Surface Dice and HD95 of one class in one box. Pure functions on arrays."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from monai.metrics.utils import get_mask_edges, get_surface_distance
 from scipy import ndimage
+from scipy.spatial import KDTree
 
-from rescueseg.geometry import Spacing
+from rescueseg.geometry import Floats, Spacing
 from rescueseg.labels import IGNORE
+
+Mask = npt.NDArray[np.bool_]
+
+_ROUNDING = 1 + 1e-9
+"""A distance of exactly the tolerance is within it, however it was added up."""
+_FACES = ndimage.generate_binary_structure(3, 1)
+
+
+class SurfaceScores(NamedTuple):
+    """How near the outlines of one class lie to each other in one box."""
+
+    dice: float
+    """Share of both outlines within `tolerance_um` of the other one."""
+    hd95_um: float | None
+    """The larger of the two 95th percentiles of the distances, micrometre; None where one side has no outline."""
 
 
 def surface_scores(
     prediction: npt.NDArray[Any], truth: npt.NDArray[Any], class_index: int, spacing_um_zyx: Spacing
-) -> tuple[float, float] | None:
-    """Compare the surfaces of one class in one box.
+) -> SurfaceScores | None:
+    """Compare the outlines of one class in one box.
+
+    The outline is the voxels of the class that share a face with a voxel of another class. Beyond the box, and where the
+    truth is unknown, the class is taken to go on: the cut is no outline, at the volume's end neither, where the
+    imaging made it.
+
+    Nobody knows whether the other mask's outline lies just beyond. So voxels are not counted within the tolerance of the
+    unknown, of what is beyond the box, and of the voxels that share a face with either: by place alone, in both masks,
+    whatever the distance is. Surface Dice is then what it would be with all known and the box cut nowhere. The voxels that
+    count are measured to the whole outline of the other mask in the box. Along an axis of which this would leave less than
+    half of the planes, as in stacks of a few slices, all are counted: there a shift out of the box costs a little too much.
 
     Parameters
     ----------
     prediction, truth : ndarray, zyx
-        Class indices. Where the truth is 255 the class is unknown: surface voxels that touch such a voxel do not count,
-        for the border of what was annotated is no surface.
+        Class indices. Where the truth is 255 the class is unknown.
     class_index : int
         The class, 1…K.
     spacing_um_zyx : tuple of float
@@ -32,16 +54,15 @@ def surface_scores(
 
     Returns
     -------
-    (surface Dice, HD95) or None
-        The share of both surfaces closer than `tolerance_um` to the other one [1]_, and the larger of the two 95th
-        percentiles of the distances between them in micrometre. None when neither holds the class, or when every surface
-        touches voxels without truth: such a box says nothing about surfaces. When only one holds the class, (0, diagonal
-        of the box). Where an object is cut by the face of the box, the cut counts as surface in both. Surfaces and
-        distances are MONAI's.
+    SurfaceScores or None
+        Surface Dice [1]_ and HD95 [2]_. None where the box says nothing: neither holds the class, or both do and no voxel of
+        an outline counts, as when both fill the box. Where only one holds the class, at a voxel that counts, or only one has
+        an outline in the box, surface Dice is 0 and there is no HD95: a distance to nothing has no value.
 
     References
     ----------
     .. [1] Nikolov et al., arXiv:1809.04430; Seidlitz et al., doi:10.1016/j.media.2022.102488.
+    .. [2] Huttenlocher et al., doi:10.1109/34.232073, with the 95th percentile in place of the largest distance.
 
     Examples
     --------
@@ -50,29 +71,24 @@ def surface_scores(
     >>> truth = np.zeros((12, 8, 8), np.uint8)
     >>> truth[4:8] = 1
     >>> surface_scores(np.roll(truth, 1, axis=0), truth, 1, (0.5, 0.5, 0.5))
-    (1.0, 0.5)
+    SurfaceScores(dice=1.0, hd95_um=0.5)
     """
-    has_truth = truth != IGNORE
-    predicted, true = (prediction == class_index) & has_truth, (truth == class_index) & has_truth
-    if not predicted.any() and not true.any():
-        return None
-    diagonal = math.hypot(*(n * s for n, s in zip(truth.shape, spacing_um_zyx, strict=True)))
-    if not predicted.any() or not true.any():
-        return 0.0, diagonal
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clear = ~ndimage.binary_dilation(~has_truth, ndimage.generate_binary_structure(3, 1))
-        surfaces = [np.asarray(edges, dtype=bool) & clear for edges in get_mask_edges(predicted, true, crop=False)]
-        distances = [
-            np.minimum(get_surface_distance(mine, other, spacing=list(spacing_um_zyx)), diagonal)
-            for mine, other in (surfaces, surfaces[::-1])
-        ]
+    known = truth != IGNORE
+    masks = [(labels == class_index) & known for labels in (prediction, truth)]
+    counts = _counted(known, spacing_um_zyx)
+    if not all(mask.any() for mask in masks):
+        return SurfaceScores(0.0, None) if any((mask & counts).any() for mask in masks) else None
+    outlines = [_outline(mask, known) for mask in masks]
+    distances = [
+        _distances(mine & counts, other, spacing_um_zyx) for mine, other in (tuple(outlines), tuple(outlines[::-1]))
+    ]
     both = np.concatenate(distances)
     if not both.size:
         return None
-    close = float((both <= tolerance_um(spacing_um_zyx) * (1 + 1e-6)).mean())  # distances are float32
-    return close, max(float(np.percentile(d, 95)) for d in distances if d.size)
+    close = float((both <= tolerance_um(spacing_um_zyx) * _ROUNDING).mean())
+    if np.isinf(both).any():
+        return SurfaceScores(close, None)
+    return SurfaceScores(close, max(float(np.percentile(d, 95)) for d in distances if d.size))
 
 
 def tolerance_um(spacing_um_zyx: Spacing) -> float:
@@ -84,3 +100,28 @@ def tolerance_um(spacing_um_zyx: Spacing) -> float:
     1.0
     """
     return 2 * min(spacing_um_zyx)
+
+
+def _outline(mask: Mask, known: Mask) -> Mask:
+    """Return the voxels of a mask that share a face with a known voxel outside of it."""
+    outline: Mask = mask & ~ndimage.binary_erosion(mask | ~known, _FACES, border_value=1)
+    return outline
+
+
+def _counted(known: Mask, spacing: Spacing) -> Mask:
+    """Return where no outline within the tolerance can hide in, or beside, what nobody knows."""
+    reach = tolerance_um(spacing) * _ROUNDING
+    margins = [int(n - 2 * (1 + reach // s) >= n / 2) for n, s in zip(known.shape, spacing, strict=True)]
+    if known.all() and not any(margins):
+        return known
+    clear = ~ndimage.binary_dilation(~np.pad(known, [(m, m) for m in margins]), _FACES)
+    counted: Mask = ndimage.distance_transform_edt(clear, sampling=spacing) > reach
+    return counted[tuple(slice(m, m + n) for m, n in zip(margins, known.shape, strict=True))]
+
+
+def _distances(outline: Mask, other: Mask, spacing: Spacing) -> Floats:
+    """Return how far each voxel of an outline lies from the other one, micrometre; infinite where there is none."""
+    places, others = (np.argwhere(mask) * spacing for mask in (outline, other))
+    if not len(others):
+        return np.full(len(places), np.inf)
+    return np.asarray(KDTree(others).query(places)[0], np.float64)

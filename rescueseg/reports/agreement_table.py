@@ -86,7 +86,7 @@ def measure(campaign: Campaign, store: QueueStore, progress: Progress = no_progr
         for value, name in enumerate(campaign.config.classes, start=1):
             scores = surface_scores(one.classes, truth, value, spacing)
             if scores is not None:
-                surfaces[name] = scores[0]
+                surfaces[name] = scores.dice
         first, second = (int(np.count_nonzero((labels.classes > 0) & annotated)) for labels in (one, two))
         comparisons.append(MaskComparison(comparison, surfaces, (first, second)))
     return comparisons

@@ -1,4 +1,4 @@
-"""Counts, overlap scores, surface distances and calibration, against values worked out by hand."""
+"""Counts, overlap scores and calibration, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import ndimage, special, stats
+from scipy import special, stats
 
 from rescueseg.evaluation.metrics import (
     UNCERTAINTY_BINS,
@@ -19,7 +19,6 @@ from rescueseg.evaluation.metrics import (
     mean_over_classes,
     risk_coverage_area,
 )
-from rescueseg.evaluation.surface import surface_scores, tolerance_um
 
 
 def test_counts_of_two_classes_leave_ignored_voxels_out() -> None:
@@ -49,72 +48,6 @@ def test_empty_cases_are_defined(counts: Counts, dice: float, precision: float, 
 def test_a_class_that_never_occurs_does_not_lift_the_mean() -> None:
     assert mean_over_classes([Counts(tp=1, fp=2), Counts()], "dice") == pytest.approx(0.5)
     assert mean_over_classes([Counts(), Counts()], "dice") == 1.0
-
-
-def _slab(z: int) -> np.ndarray:
-    labels = np.zeros((12, 6, 6), dtype=np.uint8)
-    labels[z : z + 2] = 1
-    return labels
-
-
-def test_hd95_is_in_micrometre_along_the_shifted_axis() -> None:
-    scores = surface_scores(_slab(3), _slab(6), 1, (0.5, 0.1, 0.1))
-    assert scores is not None
-    dice, hd95 = scores
-    assert hd95 == pytest.approx(1.5, abs=1e-5)
-    assert dice < 0.5
-
-
-def test_equal_surfaces() -> None:
-    assert surface_scores(_slab(3), _slab(3), 1, (0.5, 0.1, 0.1)) == (1.0, 0.0)
-
-
-def test_a_shift_within_the_tolerance_agrees() -> None:
-    spacing = (0.2, 0.1, 0.1)
-    assert tolerance_um(spacing) == pytest.approx(0.2)
-    scores = surface_scores(_slab(3), _slab(4), 1, spacing)
-    assert scores is not None
-    assert scores[0] == pytest.approx(1.0)
-
-
-def test_surfaces_of_empty_masks() -> None:
-    empty = np.zeros((12, 6, 6), dtype=np.uint8)
-    assert surface_scores(empty, empty, 1, (1, 1, 1)) is None
-    assert surface_scores(empty, _slab(3), 1, (1, 1, 1)) == (0.0, pytest.approx(math.sqrt(144 + 36 + 36)))
-    hidden = np.where(_slab(3) == 1, 255, 0).astype(np.uint8)
-    assert surface_scores(_slab(3), hidden, 1, (1, 1, 1)) is None
-
-
-def test_surfaces_are_those_of_monai_where_all_is_known() -> None:
-    import torch
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-    from monai.metrics.surface_dice import compute_surface_dice
-
-    rng, spacing = np.random.default_rng(4), (0.3, 0.1, 0.1)
-    field = ndimage.gaussian_filter(rng.normal(size=(10, 24, 24)), 2)
-    truth, found = (field > 0.02).astype(np.uint8), (np.roll(field, 3, axis=2) > 0.02).astype(np.uint8)
-    a, b = (torch.from_numpy(mask > 0)[None, None] for mask in (found, truth))
-    dice = compute_surface_dice(a, b, [tolerance_um(spacing)], include_background=True, spacing=list(spacing))
-    hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing))
-    scores = surface_scores(found, truth, 1, spacing)
-    assert scores == (pytest.approx(float(dice)), pytest.approx(float(hd95), rel=1e-5))
-
-
-def test_the_border_of_what_nobody_knows_is_no_surface() -> None:
-    """A slab, predicted too thick on one side, all rows alike: the score is the same however many of them are known."""
-    truth, found = np.zeros((2, 16, 40, 40), np.uint8)
-    truth[4:8], found[4:11] = 1, 1
-    scores = []
-    for first in (3, 10, 18):
-        hidden = np.full_like(truth, 255)
-        hidden[:, first:-first] = truth[:, first:-first]
-        scores.append(surface_scores(found, hidden, 1, (1, 1, 1)))
-    assert scores[0] is not None
-    assert 0.5 < scores[0][0] < 0.9
-    assert scores[1:] == [pytest.approx(scores[0])] * 2
-    speck = np.full((5, 5, 5), 255, np.uint8)
-    speck[2, 2, 2] = 1
-    assert surface_scores(np.ones((5, 5, 5), np.uint8), speck, 1, (1, 1, 1)) is None
 
 
 def test_calibration_error_of_overconfident_voxels() -> None:
