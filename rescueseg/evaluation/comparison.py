@@ -1,9 +1,12 @@
-"""Generation against generation: paired differences of every score, with intervals."""
+"""Generation against generation: paired differences of every score, with intervals.
+
+They say how much, and on what. Which of the two is better is one question with one answer, by Dice on the validation
+boxes: `rescueseg.evaluation.champion.compare_models`. Nineteen scores of many groups each would find a difference by chance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -15,8 +18,7 @@ from rescueseg.evaluation.bootstrap import (
     paired_values,
     resampling,
 )
-from rescueseg.evaluation.champion import MINIMUM_BOXES
-from rescueseg.evaluation.metric_table import METRICS, Metric, Tables, occurs
+from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
 from rescueseg.evaluation.pooled import (
     Kind,
     box_tables,
@@ -40,8 +42,6 @@ class Difference(Record):
     """Second minus first."""
     interval: Interval | None
     """95 %, of the difference."""
-    verdict: Literal["better", "worse", "undecided"]
-    """Of the second against the first: decided when the interval leaves 0 out, over at least 8 boxes."""
 
 
 class GroupComparison(Record):
@@ -114,8 +114,7 @@ def compare_generations(
 
 
 def _differences(both: tuple[Tables, Tables], times: Floats | None) -> dict[str, Difference]:
-    boxes = len(both[0]["counts"])
-    pooled = [pool(tables, np.ones(boxes)) for tables in both]
+    pooled = [pool(tables, np.ones(len(tables["counts"]))) for tables in both]
     resamples = None if times is None else [pool(t, times) for t in both]
     nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
     differences = {}
@@ -124,22 +123,18 @@ def _differences(both: tuple[Tables, Tables], times: Floats | None) -> dict[str,
         if np.isnan(values).all():
             continue
         change = None if resamples is None else paired_interval(metric, resamples)
-        difference = _difference(metric, values, change, boxes)
+        difference = _difference(values, change)
         if nothing and not np.isnan(metric.empty):
             difference = difference.model_copy(update={"first": None, "second": None})
         differences[metric.name] = difference
     return differences
 
 
-def _difference(metric: Metric, values: Sequence[float], change: Interval | None, boxes: int) -> Difference:
+def _difference(values: Sequence[float], change: Interval | None) -> Difference:
     first, second = (None if np.isnan(v) else v for v in values)
-    verdict: Literal["better", "worse", "undecided"] = "undecided"
-    if change is not None and boxes >= MINIMUM_BOXES and (change[0] > 0 or change[1] < 0):
-        verdict = "better" if (change[0] > 0) == metric.higher else "worse"
     return Difference(
         first=first,
         second=second,
         difference=None if first is None or second is None else second - first,
         interval=change,
-        verdict=verdict,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rescueseg.evaluation.bootstrap import paired_interval, paired_values
-from rescueseg.evaluation.champion import compare, dice_interval
+from rescueseg.evaluation.champion import Comparison, Judgement, compare, compare_models, dice_interval
 from rescueseg.evaluation.metric_table import DICE
 from rescueseg.evaluation.metrics import Counts
 from rescueseg.evaluation.scores import BoxScore, Evaluation
@@ -47,6 +47,72 @@ def test_a_clear_winner_is_better_and_the_other_way_round_worse() -> None:
     worse = compare(evaluation(1, WEAK), evaluation(0, STRONG))
     assert worse.verdict == "worse"
     assert worse.difference == pytest.approx(-better.difference)
+
+
+def test_the_figures_say_how_surely_and_on_what() -> None:
+    result = compare(evaluation(1, STRONG), evaluation(0, WEAK))
+    assert (result.p_value, result.level, result.volumes) == (1 / 256, 0.025, 1)
+    assert result.interval is not None
+    low, high = result.interval
+    assert result.sentence() == (
+        f"Generation 1 is better than generation 0: validation Dice {result.difference:+.3f} (95 % interval {low:+.3f} to "
+        f"{high:+.3f}) over 8 boxes of this one volume; chance alone would give as much in 0.4 of 100 such comparisons, "
+        "2.5 or fewer decide"
+    )
+
+
+def test_boxes_of_eight_volumes_change_places_with_their_volume() -> None:
+    """Each of eight volumes gains a little, most in one of its two boxes what it loses in the other."""
+    rows = [[(10 + (4 if i % 2 else -4), 5, 5)] for i in range(16)]
+
+    def spread(of: Evaluation, volumes: int) -> Evaluation:
+        boxes = (b.model_copy(update={"volume_id": f"v{i // 2 % volumes}"}) for i, b in enumerate(of.boxes))
+        return of.model_copy(update={"boxes": tuple(boxes)})
+
+    pair = evaluation(1, [[(11, 5, 5)] for _ in rows]), evaluation(0, rows)
+    whole = compare(*(spread(e, 8) for e in pair))
+    assert whole.volumes == 8
+    assert whole.p_value == 1 / 256, "two boxes of 11 are better than one of 6 and one of 14 together"
+    assert "over 16 boxes of 8 volumes" in whole.reason
+    single = compare(*(spread(e, 7) for e in pair))
+    assert "over 16 boxes of these 7 volumes" in single.reason
+    assert (single.p_value or 0) > 0.1, "box by box, half of them speak against it"
+
+
+def judged(*comparisons: Comparison | None) -> list[Judgement]:
+    return [
+        Judgement(
+            evaluation=evaluation(g, []), champion=0, comparison=comparison, annotated_patches=4, annotated_voxels=1
+        )
+        for g, comparison in enumerate(comparisons)
+    ]
+
+
+def test_a_pair_that_was_judged_is_decided_at_its_level_and_turned_round_says_the_opposite() -> None:
+    weak, strong = evaluation(0, WEAK[:7]), evaluation(1, STRONG[:7])
+    history = judged(None, compare(strong, weak, level=1 / 256))
+    assert compare_models(weak, strong, history) == history[1].comparison
+    assert compare_models(weak, strong, history).verdict == "undecided"
+    assert compare_models(strong, weak, history).level == 1 / 256
+    other = strong.model_copy(update={"model_digest": "another"})
+    assert (compare_models(weak, other, history).level, compare_models(weak, other, history).verdict) == (
+        0.025,
+        "better",
+    )
+    there, back = compare_models(weak, strong, []), compare_models(strong, weak, [])
+    assert (there.verdict, back.verdict) == ("better", "worse")
+    assert (back.p_value, back.difference) == (there.p_value, -there.difference)
+
+
+def test_a_comparison_of_an_older_version_is_read_and_says_what_it_said() -> None:
+    old = Comparison.model_validate(
+        {"verdict": "better", "difference": 0.1, "interval": [0.05, 0.15], "boxes": 8, "candidate": 1, "champion": 0,
+         "reason": "validation Dice +0.100 (95 % interval +0.050 to +0.150) over 8 boxes"}
+    )  # fmt: skip
+    assert (old.p_value, old.level, old.volumes) == (None, None, None)
+    assert old.sentence() == f"Generation 1 is better than generation 0: {old.reason}"
+    weak, strong = evaluation(0, WEAK), evaluation(1, STRONG)
+    assert compare_models(weak, strong, judged(None, old)).level == 0.025
 
 
 def test_noise_is_undecided() -> None:
