@@ -123,9 +123,9 @@ def test_a_box_without_distances_counts_for_surface_dice_alone() -> None:
     """The class is in truth and prediction of one box, in one of the two in another: no distance is known there."""
     missed = box_score(1, [(0, 0, 4)])
     missed = missed.model_copy(update={"details": (missed.details[0].model_copy(update={"hd95_um": None}),)})
-    found = group_scores(evaluation([box_score(0, [(6, 2, 0)]), missed]), "test", ("a",))[0].plain
+    found = group_scores(evaluation([box_score(0, [(6, 2, 0)]), missed]), "test", ("a",))[0].scores
     assert (found["surface_dice"].value, found["hd95_um"].value) == (pytest.approx(6 / 8 / 2), pytest.approx(0.2))
-    assert "hd95_um" not in group_scores(evaluation([missed]), "test", ("a",))[0].plain
+    assert "hd95_um" not in group_scores(evaluation([missed]), "test", ("a",))[0].scores
 
 
 def test_a_class_has_a_row_and_domains_have_where_they_differ() -> None:
