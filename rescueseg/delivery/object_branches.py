@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from skan import Skeleton
-from skimage.morphology import skeletonize
 
 from rescueseg.delivery.block_pass import Arrays
 from rescueseg.delivery.object_numbers import Int64, ObjectNumbers
 from rescueseg.delivery.step import Step
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.storage import Storage
+from rescueseg.voxels.skeleton import skeleton_of
 
 _ROUND = 0.5
 _SHORTEST = 16
@@ -137,7 +137,7 @@ def branches_of(mask: npt.NDArray[np.bool_], spacing_um_zyx: Spacing) -> tuple[i
     >>> branches_of(rod, (0.3, 0.1, 0.1))[0], round(branches_of(rod, (0.3, 0.1, 0.1))[1], 6)
     (1, 1.4)
     """
-    skeleton = skeletonize(mask)
+    skeleton = skeleton_of(mask)
     if np.count_nonzero(skeleton) < 2:
         return 0, 0.0
     graph = Skeleton(skeleton, spacing=list(spacing_um_zyx))

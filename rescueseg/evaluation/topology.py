@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import euler_number
-from skimage.morphology import skeletonize
 
 from rescueseg.records import Record
 from rescueseg.voxels.components import label_components
+from rescueseg.voxels.skeleton import skeleton_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -41,13 +41,13 @@ def compare_topology(prediction: Mask, truth: Mask) -> Topology:
     Returns
     -------
     Topology
-        Sums over boxes give the centreline Dice [1]_; the skeletons are Lee's as scikit-image computes them.
+        Sums over boxes give the centreline Dice [1]_; see `rescueseg.voxels.skeleton.skeleton_of`.
 
     References
     ----------
     .. [1] Shit et al., clDice, CVPR 2021, arXiv:2003.07311.
     """
-    predicted_skeleton, true_skeleton = _skeleton(prediction), _skeleton(truth)
+    predicted_skeleton, true_skeleton = skeleton_of(prediction), skeleton_of(truth)
     return Topology(
         found_skeleton=int(predicted_skeleton.sum()),
         found_inside=int((predicted_skeleton & truth).sum()),
@@ -90,8 +90,3 @@ def betti_numbers(mask: Mask) -> tuple[int, int, int]:
     cavities = label_components(~padded, 6)[1] - 1
     euler: Any = euler_number(padded, connectivity=3)
     return pieces, pieces + cavities - int(euler), cavities
-
-
-def _skeleton(mask: Mask) -> Mask:
-    """Return the skeleton; scikit-image needs at least one voxel."""
-    return np.asarray(skeletonize(mask), dtype=bool) if mask.any() else np.zeros_like(mask)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
-from skimage.morphology import h_maxima, skeletonize
+from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
 from rescueseg.voxels.components import label_components
+from rescueseg.voxels.skeleton import skeleton_of
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int32]
@@ -227,7 +228,7 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
     radius = typical_radius(depth, min(spacing))
     tube, plate = hessian_shape(whole, spacing, radius, depth >= 0.7 * radius)
     smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
-    branches, length = skeleton_branches(skeletonize(smooth), spacing)
+    branches, length = skeleton_branches(skeleton_of(smooth), spacing)
     volume = float(mask.sum()) * math.prod(spacing)
     return ObjectShape(
         volume=volume,

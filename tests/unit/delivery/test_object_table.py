@@ -269,6 +269,14 @@ def test_branches_of_a_cross_a_ring_and_a_speck() -> None:
     assert branches_of(speck, um) == (1, pytest.approx(0.1))
 
 
+@pytest.mark.parametrize("width", [2, 3, 4, 5])
+def test_a_tube_has_one_branch_however_wide_it_is(width: int) -> None:
+    tube = np.ones((width, width, 40), bool)
+    count, length = branches_of(tube, (1.0, 1.0, 1.0))
+    assert count == 1
+    assert 40 - width - 1 <= length <= 40
+
+
 def test_a_network_that_is_too_large_is_taken_coarser_and_stays_connected() -> None:
     assert coarser((20, 400, 400), (0.3, 0.1, 0.1), 20 * 200 * 200) == (1, 2, 2)
     assert coarser((20, 40, 40), (0.3, 0.1, 0.1)) == (1, 1, 1)

@@ -70,6 +70,37 @@ def test_a_gap_in_a_rod_costs_sensitivity_and_a_piece() -> None:
     assert perfect.found_inside == perfect.true_inside == perfect.true_skeleton
 
 
+def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    t = compare_topology(prediction, truth)
+    precision, sensitivity = t.found_inside / t.found_skeleton, t.true_inside / t.true_skeleton
+    return 2 * precision * sensitivity / (precision + sensitivity)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("length", [20, 30])
+@pytest.mark.parametrize(("width", "wider"), [(4, 5), (2, 3), (3, 4), (2, 4)])
+def test_rods_of_even_width_have_a_centreline(width: int, wider: int, length: int, axis: int) -> None:
+    """Inside the box, and from face to face; the prediction is one or two voxels wider than the truth."""
+    truth, prediction = np.zeros((2, 12, 12, 30), bool)
+    along = slice(5, 25) if length == 20 else slice(None)
+    truth[3 : 3 + width, 3 : 3 + width, along] = True
+    prediction[3 : 3 + wider, 3 : 3 + wider, along] = True
+    truth, prediction = np.moveaxis(truth, 2, axis), np.moveaxis(prediction, 2, axis)
+    assert centreline_dice(prediction, truth) > 0.9
+    assert centreline_dice(truth, truth) == 1
+    t = compare_topology(prediction, truth)
+    assert length - wider <= t.found_skeleton <= length
+    assert length - width <= t.true_skeleton <= length
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_sheets_through_the_box_have_a_centreline(width: int) -> None:
+    sheets = np.zeros((2, 16, 24, 24), bool)
+    sheets[0, 4 : 4 + width] = True
+    sheets[1, 4 : 5 + width] = True
+    assert centreline_dice(sheets[1], sheets[0]) > 0.9
+
+
 def test_topology_of_nothing() -> None:
     empty = np.zeros((9, 9, 60), bool)
     found = compare_topology(empty, rod())

@@ -79,6 +79,15 @@ def test_a_rod_is_tubular_and_as_long_as_it_is() -> None:
     assert shape.sphericity == pytest.approx((1.5 * 8) ** (2 / 3) / 8.5, abs=0.08), "closed formula for a cylinder"
 
 
+@pytest.mark.parametrize("width", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("length", [40, 41])
+def test_a_rod_has_a_length_however_many_voxels_wide_it_is(width: int, length: int) -> None:
+    """Half a width is missing at each end, and the step from voxel to voxel."""
+    shape = one(np.ones((width, length, width), bool))
+    assert length - width - 2 <= shape.skeleton <= length - width / 2
+    assert shape.branches == 0
+
+
 def test_a_sheet_is_a_plate_far_larger_than_its_thickness() -> None:
     shape = one(np.ones((5, 60, 60), bool))
     assert shape.thickness == pytest.approx(5, rel=0.25)
