@@ -213,9 +213,11 @@ class StoppingConfig(Section):
     max_annotated_patches: Positive | None = None
     """Annotated patches after which it stops asking; no limit when omitted."""
     patience: Positive = 3
-    """Generations without gain on the validation boxes after which it stops asking."""
+    """Generations in a row, the last included, that must say that another batch is not worth it before it stops asking; the
+    first that can is the fifth."""
     min_gain: Annotated[float, Field(ge=0.0)] = 0.005
-    """Smallest gain in validation Dice that counts."""
+    """Smallest gain in validation Dice for which another batch is worth it: it stops when the trend, with 95 % certainty,
+    promises less from as many patches as the last batch had. 0 never stops."""
 
 
 class TriggerConfig(Section):

@@ -1,11 +1,21 @@
-"""When a campaign has enough: a pure rule on what its generations reached."""
+"""When a campaign has enough: a pure rule on what its generations reached, and the advice that people read.
+
+A single generation's Dice scatters by more than the gain that counts. So the rule goes by the trend of all generations
+(`rescueseg.active_learning.trend`) and by what it says with 95 % certainty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rescueseg.active_learning.trend import fit_trend
 from rescueseg.config import StoppingConfig
 from rescueseg.records import Record
+
+LEAST_GENERATIONS = 5
+"""Generations, each with more patches than the one before, from which on a trend is told from scatter."""
+_LEVELS = (0.025, 0.5, 0.95)
+"""Lower end, middle and upper end of a gain: the true one lies above the upper end in at most one of twenty campaigns."""
 
 
 class GenerationResult(Record):
@@ -27,8 +37,19 @@ class StopDecision(Record):
     reason: str
 
 
-def should_stop(history: Sequence[GenerationResult], config: StoppingConfig) -> StopDecision:
-    """Decide whether another generation is worth its annotations.
+class Advice(Record):
+    """Whether another batch is worth annotating."""
+
+    go_on: bool | None
+    """None while it is too early to tell; the campaign goes on meanwhile."""
+    sentence: str
+    """The answer with its reason, for people."""
+    gain: tuple[float, float, float] | None = None
+    """Validation Dice that another batch would bring: lower end, middle, upper end; None while it is too early to tell."""
+
+
+def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advice:
+    """Say whether to go on, and what another batch, of as many patches as the last, would bring.
 
     Parameters
     ----------
@@ -39,47 +60,92 @@ def should_stop(history: Sequence[GenerationResult], config: StoppingConfig) -> 
 
     Returns
     -------
-    StopDecision
-        Stop when the generations or the annotated patches are used up, nothing is left to choose, or none of
-        the last `patience` generations gained `min_gain` over the best before it.
+    Advice
+        Stop when the generations or the annotated patches are used up, nothing is left to choose, or, at each of the last
+        `patience` generations, another batch promised less than `min_gain` with 95 % certainty; never by the gain
+        before the fifth generation.
 
     Examples
     --------
-    >>> dice = (0.70, 0.82, 0.82, 0.81)
+    >>> history = [
+    ...     GenerationResult(generation=g, annotated_patches=4 * (g + 1), validation_dice=dice)
+    ...     for g, dice in enumerate((0.50, 0.57, 0.65, 0.68, 0.74, 0.77))
+    ... ]
+    >>> advice(history[:2], StoppingConfig()).sentence
+    'Too early to tell what another batch would bring: 2 generations, 5 are needed. Go on'
+    >>> advice(history, StoppingConfig()).sentence
+    'Go on: another 4 patches would bring about +0.033 Dice (between +0.017 and +0.057)'
+    """
+    results = sorted(history, key=lambda result: result.generation)
+    scored = [r for r in results if r.validation_dice is not None]
+    gains, budgets = _gains(scored), _budgets(scored)
+    gain = gains[-1] if gains else None
+    if limit := _limit(results, config):
+        return Advice(go_on=False, sentence=f"Stop: {limit}", gain=gain)
+    if gain is None:
+        seen = f"{len(budgets)} generation{'' if len(budgets) == 1 else 's'}"
+        early = f"Too early to tell what another batch would bring: {seen}, {LEAST_GENERATIONS} are needed. Go on"
+        return Advice(go_on=None, sentence=early)
+    low, middle, high = gain
+    more = budgets[-1] - budgets[-2]
+    batch = f"another {more} patch{'' if more == 1 else 'es'}"
+    little = f"less than {config.min_gain:g} Dice (95 % sure)"
+    idle = next((n for n, (*_, most) in enumerate(reversed(gains)) if most >= config.min_gain), len(gains))
+    if idle >= config.patience:
+        return Advice(go_on=False, sentence=f"Stop: {batch} would bring {little}", gain=gain)
+    if idle:
+        sentence = (
+            f"Go on: {batch} may bring {little}, but {config.patience} generations in a row must say so, not {idle}"
+        )
+    else:
+        sentence = f"Go on: {batch} would bring about {middle:+.3f} Dice (between {low:+.3f} and {high:+.3f})"
+    return Advice(go_on=True, sentence=sentence, gain=gain)
+
+
+def should_stop(history: Sequence[GenerationResult], config: StoppingConfig) -> StopDecision:
+    """Decide whether another generation is worth its annotations: see `advice`, whose parameters these are.
+
+    Examples
+    --------
+    >>> dice = (0.70, 0.82, 0.82, 0.81, 0.82, 0.82, 0.81, 0.82)
     >>> history = [
     ...     GenerationResult(generation=g, annotated_patches=10 * (g + 1), validation_dice=d) for g, d in enumerate(dice)
     ... ]
-    >>> should_stop(history, StoppingConfig(patience=2, min_gain=0.01)).reason
-    'no gain of 0.01 in validation Dice for 2 generations'
+    >>> should_stop(history, StoppingConfig(patience=1, min_gain=0.02)).reason
+    'another 10 patches would bring less than 0.02 Dice (95 % sure)'
     """
     if not history:
         return StopDecision(stop=False, reason="no generation has finished yet")
-    results = sorted(history, key=lambda result: result.generation)
-    last = results[-1]
+    said = advice(history, config)
+    stop = said.go_on is False
+    return StopDecision(stop=stop, reason=said.sentence.removeprefix("Stop: ") if stop else said.sentence)
+
+
+def _limit(results: Sequence[GenerationResult], config: StoppingConfig) -> str:
+    """Return which limit is reached, empty when none is."""
     if len(results) >= config.max_generations:
-        return StopDecision(stop=True, reason=f"all {config.max_generations} generations are done")
-    most = config.max_annotated_patches
+        return f"all {config.max_generations} generations are done"
+    if not results:
+        return ""
+    last, most = results[-1], config.max_annotated_patches
     if most is not None and last.annotated_patches >= most:
-        return StopDecision(stop=True, reason=f"{last.annotated_patches} patches are annotated, {most} are the limit")
-    if last.candidates_left == 0:
-        return StopDecision(stop=True, reason="no patch is left to choose")
-    idle = _generations_without_gain([r.validation_dice for r in results], config.min_gain)
-    if idle >= config.patience:
-        return StopDecision(
-            stop=True, reason=f"no gain of {config.min_gain:g} in validation Dice for {idle} generations"
-        )
-    return StopDecision(stop=False, reason=f"{idle} of {config.patience} generations without gain")
+        return f"{last.annotated_patches} patches are annotated, {most} are the limit"
+    return "no patch is left to choose" if last.candidates_left == 0 else ""
 
 
-def _generations_without_gain(dice: Sequence[float | None], min_gain: float) -> int:
-    """Count the generations since the last one that gained; those without a score do not count."""
-    best: float | None = None
-    idle = 0
-    for value in dice:
-        if value is None:
-            continue
-        if best is None or value >= best + min_gain:
-            best, idle = value, 0
-        else:
-            idle += 1
-    return idle
+def _budgets(results: Sequence[GenerationResult]) -> list[int]:
+    """Return the different numbers of annotated patches, in order."""
+    return sorted({r.annotated_patches for r in results})
+
+
+def _gains(scored: Sequence[GenerationResult]) -> list[tuple[float, float, float]]:
+    """Return what another batch promised after each generation from which a trend could be told."""
+    gains = []
+    for count in range(LEAST_GENERATIONS, len(scored) + 1):
+        budgets = _budgets(scored[:count])
+        if len(budgets) >= LEAST_GENERATIONS:
+            dice = [r.validation_dice or 0.0 for r in scored[:count]]
+            trend = fit_trend([r.annotated_patches for r in scored[:count]], dice)
+            low, middle, high = (round(gain, 6) for gain in trend.gain(budgets[-1] - budgets[-2], _LEVELS))
+            gains.append((low, middle, high))
+    return gains
