@@ -59,7 +59,7 @@ def agreement(first: PatchLabels, second: PatchLabels, n_classes: int) -> Agreem
     objects = None
     if first.instances is not None and second.instances is not None:
         objects = object_f1(np.where(unannotated, 0, first.instances), np.where(unannotated, 0, second.instances))
-    dice = {c: round(n.dice, 6) for c, n in enumerate(counts, start=1) if n.occurs}
+    dice = {c: round(n.dice, 6) for c, n in enumerate(counts, start=1) if n.dice is not None}
     return Agreement(dice=dice, objects=objects, common=not bool(unannotated.all()))
 
 

@@ -159,7 +159,7 @@ def compare(
         classes = opened.config.classes
         parts = [p for p in _order(part) if p == part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
-        comparison = compare_models(a, b, judgements(opened.generations()), seed=opened.config.seed)
+        comparison = compare_models(a, b, judgements(opened.generations()))
         page = write_comparison_page(opened, a, b, comparison, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]

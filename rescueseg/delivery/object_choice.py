@@ -186,5 +186,4 @@ class _Search:
 
 
 def _quality(pooled: npt.NDArray[np.float64]) -> float:
-    value = float(_PANOPTIC.value({"objects": pooled}, np.ones(1, np.bool_)))
-    return 0.0 if math.isnan(value) else value
+    return _PANOPTIC.value({"objects": pooled}) or 0.0

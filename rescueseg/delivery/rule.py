@@ -30,7 +30,7 @@ from rescueseg.delivery.validation import (
     validation_digest,
 )
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
+from rescueseg.evaluation.metric_table import METRICS, Tables
 from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.evaluation.pooled import pool
 from rescueseg.evaluation.temperature import temper
@@ -217,8 +217,8 @@ class _Search:
         """Return the score of boxes that are weighted."""
         pooled = pool(tables, weights)
         names = ("dice", "cldice") if self.thin else ("dice",)
-        values = [float(_MEASURES[name].value(pooled, occurs(pooled))) for name in names]
-        return float(np.mean([1.0 if math.isnan(value) else value for value in values]))
+        values = [_MEASURES[name].value(pooled) for name in names]
+        return float(np.mean([1.0 if value is None else value for value in values]))
 
 
 def _clean(tempered: Float32, rule: DeliveryRule, spacing: Spacing) -> Mask:

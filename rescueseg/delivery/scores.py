@@ -101,8 +101,8 @@ def _figures(assignment: Assignment, boxes: Sequence[BoxScore]) -> dict[str, flo
         format=FORMAT,
     )
     figures: dict[str, float] = {}
-    for group in group_scores(evaluation, "test", assignment.classes, resamples=0):
-        values = {name: figure.value for name, figure in group.scores.items() if figure.value is not None}
+    for group in group_scores(evaluation, "test", assignment.classes):
+        values = {name: figure.value for name, figure in group.scores.items()}
         if group.kind == "all":
             figures |= {name: values[name] for name in FIGURES if name in values}
         elif group.kind == "class" and "dice" in values:

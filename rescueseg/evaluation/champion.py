@@ -16,8 +16,8 @@ import numpy as np
 from rescueseg.campaign import GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.config import CampaignConfig
-from rescueseg.evaluation.bootstrap import Interval, interval, paired_interval, resampling
-from rescueseg.evaluation.metric_table import DICE, Tables, occurs
+from rescueseg.evaluation.intervals import Interval, difference_estimate, score_estimate
+from rescueseg.evaluation.metric_table import DICE, Tables
 from rescueseg.evaluation.paired_test import (
     CAMPAIGN_LEVEL,
     LEAST_VOLUMES,
@@ -28,9 +28,7 @@ from rescueseg.evaluation.paired_test import (
     paired_test,
     steps,
 )
-from rescueseg.evaluation.pooled import pool
 from rescueseg.evaluation.scores import BoxScore, Evaluation
-from rescueseg.randomness import random_generator, seeded_generator
 from rescueseg.records import Part, Record
 
 MINIMUM_BOXES = 8
@@ -133,7 +131,7 @@ def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, confi
         pair = _pair(earlier[champion].evaluation, evaluation)
         before = [Decided(c.level, c.verdict == "better") for j in earlier.values() if (c := j.comparison)]
         level = level_of(before, config.stopping.max_generations - 1, pair.test.units)
-        comparison = _decision(pair, level, config.seed)
+        comparison = _decision(pair, level)
         if comparison.verdict == "better":
             champion = evaluation.generation
     snapshot = next(g.snapshot() for g in generations if g.number == evaluation.generation)
@@ -172,9 +170,17 @@ class _Pair:
     first: Evaluation
     second: Evaluation
     counts: tuple[Tables, Tables]
-    boxes: int
-    volumes: int
+    names: list[str]
+    """The volume of each box."""
     test: PairedTest
+
+    @property
+    def boxes(self) -> int:
+        return len(self.names)
+
+    @property
+    def volumes(self) -> int:
+        return len(set(self.names))
 
 
 def _pair(first: Evaluation, second: Evaluation) -> _Pair:
@@ -185,10 +191,10 @@ def _pair(first: Evaluation, second: Evaluation) -> _Pair:
     volumes = sorted(set(names))
     units = [volumes.index(name) for name in names] if len(volumes) >= LEAST_VOLUMES else None
     test = paired_test(counts[0]["counts"], counts[1]["counts"], units)
-    return _Pair(first, second, counts, len(common), len(volumes), test)
+    return _Pair(first, second, counts, names, test)
 
 
-def compare(candidate: Evaluation, champion: Evaluation, *, level: float = SINGLE_LEVEL, seed: int = 0) -> Comparison:
+def compare(candidate: Evaluation, champion: Evaluation, *, level: float = SINGLE_LEVEL) -> Comparison:
     """Compare two generations by Dice, on the validation boxes that both were judged on with the same truth.
 
     An exact paired test decides: the two models' tables change places box by box, or volume by volume where there are
@@ -200,13 +206,11 @@ def compare(candidate: Evaluation, champion: Evaluation, *, level: float = SINGL
         The two generations.
     level : float
         Decided at a one-sided p value of at most this, to either side; that of a question of its own when omitted.
-    seed : int
-        Of the interval's resampling.
     """
-    return _decision(_pair(champion, candidate), level, seed)
+    return _decision(_pair(champion, candidate), level)
 
 
-def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judgement], *, seed: int = 0) -> Comparison:
+def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judgement]) -> Comparison:
     """Compare any two models: the second is the candidate.
 
     Parameters
@@ -216,8 +220,6 @@ def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judg
     history : sequence of Judgement
         The campaign's. A pair that one of them compared is decided at its level, with the same result; any other is a
         question of its own.
-    seed : int
-        Of the interval's resampling.
     """
     models = {j.generation: j.evaluation.model_digest for j in history}
     asked = {(e.generation, e.model_digest) for e in (first, second)}
@@ -228,14 +230,14 @@ def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judg
         pair = {(g, models.get(g, "")) for g in (comparison.candidate, comparison.champion)}
         if pair == asked:
             level = comparison.level
-    return compare(second, first, level=level, seed=seed)
+    return compare(second, first, level=level)
 
 
-def _decision(pair: _Pair, level: float, seed: int) -> Comparison:
+def _decision(pair: _Pair, level: float) -> Comparison:
     test, change = pair.test, None
     if pair.boxes >= MINIMUM_BOXES:
-        times = resampling(pair.boxes, seeded_generator(seed))
-        change = None if times is None else paired_interval(DICE, [pool(counts, times) for counts in pair.counts])
+        difference = difference_estimate(DICE, *pair.counts, pair.names).difference
+        change = difference.interval if difference else None
     verdict: Verdict = "undecided"
     if min(test.better, test.worse) <= level:
         verdict = "better" if test.better <= level else "worse"
@@ -288,13 +290,10 @@ def _of_hundred(share: float) -> str:
 
 
 def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of a part's pooled Dice; None with fewer than 4 boxes."""
+    """Return the 95 % interval of a part's pooled Dice, the one that `group_scores` gives; None where there is none."""
     boxes = evaluation.boxes_with_truth(part)
-    times = resampling(len(boxes), random_generator(0, "bootstrap"))
-    if times is None:
-        return None
-    counts = pool(_counts(boxes), times)
-    return interval(DICE.value(counts, occurs(counts)))
+    score = score_estimate(DICE, _counts(boxes), [b.volume_id for b in boxes]) if boxes else None
+    return score.interval if score else None
 
 
 def champion(generations: Iterable[GenerationFolder]) -> int | None:

@@ -8,27 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.bootstrap import (
-    RESAMPLES,
-    Interval,
-    paired_interval,
-    paired_values,
-    resampling,
-)
-from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
-from rescueseg.evaluation.pooled import (
-    Kind,
-    box_tables,
-    pool,
-    selected_rows,
-    selections,
-)
+from rescueseg.evaluation.intervals import Interval, PairedEstimate, difference_estimate
+from rescueseg.evaluation.metric_table import DICE, METRICS, Tables
+from rescueseg.evaluation.pooled import Kind, box_tables, selected_rows, selections
 from rescueseg.evaluation.scores import Evaluation
-from rescueseg.geometry import Floats
-from rescueseg.randomness import random_generator
 from rescueseg.records import Part, Record
 
 
@@ -37,9 +21,9 @@ class Difference(Record):
 
     first: float | None
     second: float | None
-    """None where the score says nothing: neither truth nor prediction holds a class."""
+    """None where the score says nothing."""
     difference: float | None
-    """Second minus first."""
+    """Second minus first; None where either is."""
     interval: Interval | None
     """95 %, of the difference."""
 
@@ -52,22 +36,15 @@ class GroupComparison(Record):
     name: str
     boxes: int
     differences: dict[str, Difference]
-    """By metric."""
+    """By metric, Dice always; others where one of the two has a value."""
 
 
 def compare_generations(
-    first: Evaluation,
-    second: Evaluation,
-    part: Part,
-    classes: Sequence[str],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    first: Evaluation, second: Evaluation, part: Part, classes: Sequence[str]
 ) -> list[GroupComparison]:
     """Compare two generations, of whatever model family, on the boxes of a part that both were judged on.
 
-    Boxes are drawn with replacement, the same ones for both, and every score is computed anew (paired bootstrap,
-    Efron & Tibshirani, doi:10.1201/9780429246593). A class counts when truth or either prediction holds it.
+    `rescueseg.evaluation.intervals` says which classes count, and how the intervals are made.
 
     Parameters
     ----------
@@ -77,10 +54,6 @@ def compare_generations(
         Which part.
     classes : sequence of str
         Names of the classes 1…K.
-    seed : int
-        Of the resampling.
-    resamples : int
-        How often boxes are drawn; fewer than 4 boxes give no interval.
 
     Raises
     ------
@@ -100,41 +73,32 @@ def compare_generations(
     groups = []
     for selection in selections(boxes, classes):
         both = selected_rows(tables[0], selection), selected_rows(tables[1], selection)
-        times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
         groups.append(
             GroupComparison(
                 part=part,
                 kind=selection.kind,
                 name=selection.name,
                 boxes=len(selection.index),
-                differences=_differences(both, times),
+                differences=_differences(both, [boxes[i].volume_id for i in selection.index]),
             )
         )
     return groups
 
 
-def _differences(both: tuple[Tables, Tables], times: Floats | None) -> dict[str, Difference]:
-    pooled = [pool(tables, np.ones(len(tables["counts"]))) for tables in both]
-    resamples = None if times is None else [pool(t, times) for t in both]
-    nothing = not (occurs(pooled[0]) | occurs(pooled[1])).any()
-    differences = {}
-    for metric in METRICS:
-        values = [float(v) for v in paired_values(metric, pooled)]
-        if np.isnan(values).all():
-            continue
-        change = None if resamples is None else paired_interval(metric, resamples)
-        difference = _difference(values, change)
-        if nothing and not np.isnan(metric.empty):
-            difference = difference.model_copy(update={"first": None, "second": None})
-        differences[metric.name] = difference
-    return differences
+def _differences(both: tuple[Tables, Tables], volumes: Sequence[str]) -> dict[str, Difference]:
+    pairs = {metric: difference_estimate(metric, *both, volumes) for metric in METRICS}
+    return {
+        metric.name: _difference(pair)
+        for metric, pair in pairs.items()
+        if metric is DICE or pair.first is not None or pair.second is not None
+    }
 
 
-def _difference(values: Sequence[float], change: Interval | None) -> Difference:
-    first, second = (None if np.isnan(v) else v for v in values)
+def _difference(pair: PairedEstimate) -> Difference:
+    change = pair.difference
     return Difference(
-        first=first,
-        second=second,
-        difference=None if first is None or second is None else second - first,
-        interval=change,
+        first=pair.first,
+        second=pair.second,
+        difference=change.value if change else None,
+        interval=change.interval if change else None,
     )

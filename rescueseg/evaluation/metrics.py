@@ -41,37 +41,41 @@ class Counts(Record):
         return self.tp + self.fp + self.fn > 0
 
     @property
-    def dice(self) -> float:
-        """2·TP / (2·TP + FP + FN); 1 when neither truth nor prediction holds the class."""
-        return float(dice_of(np.array([self.tp, self.fp, self.fn], dtype=np.float64)))
+    def dice(self) -> float | None:
+        """2·TP / (2·TP + FP + FN); None when neither truth nor prediction holds the class."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
-    def iou(self) -> float:
-        """TP / (TP + FP + FN); 1 when neither truth nor prediction holds the class."""
-        return self.tp / (self.tp + self.fp + self.fn) if self.occurs else 1.0
+    def iou(self) -> float | None:
+        """TP / (TP + FP + FN); None when neither truth nor prediction holds the class."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
 
     @property
-    def precision(self) -> float:
-        """TP / (TP + FP); 0 when nothing was found of what is there, 1 when there is nothing."""
-        return self.tp / (self.tp + self.fp) if self.tp + self.fp else float(not self.occurs)
+    def precision(self) -> float | None:
+        """TP / (TP + FP); None when the prediction does not hold the class."""
+        return _ratio(self.tp, self.tp + self.fp)
 
     @property
-    def recall(self) -> float:
-        """TP / (TP + FN); 0 when what was found is not there, 1 when there is nothing."""
-        return self.tp / (self.tp + self.fn) if self.tp + self.fn else float(not self.occurs)
+    def recall(self) -> float | None:
+        """TP / (TP + FN); None when the truth does not hold the class."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def dice_of(counts: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the Dice of counts (…, 3) ordered TP, FP, FN; 1 where all three are 0.
+    """Return the Dice of counts (…, 3) ordered TP, FP, FN; nan where all three are 0.
 
     Examples
     --------
     >>> dice_of(np.array([[6.0, 2, 2], [0, 0, 0]])).tolist()
-    [0.75, 1.0]
+    [0.75, nan]
     """
     tp, wrong = counts[..., 0], counts[..., 1] + counts[..., 2]
     total = 2 * tp + wrong
-    return np.where(total > 0, 2 * tp / np.where(total > 0, total, 1), 1.0)
+    return np.where(total > 0, 2 * tp / np.where(total > 0, total, 1), np.nan)
 
 
 def count_voxels(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n_classes: int) -> tuple[Counts, ...]:
@@ -106,10 +110,16 @@ def count_voxels(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n_classe
     )
 
 
-def mean_over_classes(counts: Sequence[Counts], score: str) -> float:
-    """Return the mean of a score over the classes that occur in truth or prediction; 1 when none does."""
-    values = [float(getattr(c, score)) for c in counts if c.occurs]
-    return sum(values) / len(values) if values else 1.0
+def mean_over_classes(counts: Sequence[Counts], score: str) -> float | None:
+    """Return the mean of a score over the classes that have it; None when none has.
+
+    Examples
+    --------
+    >>> mean_over_classes([Counts(tp=1, fp=2), Counts()], "dice")
+    0.5
+    """
+    values = [float(value) for c in counts if (value := getattr(c, score)) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def bin_edges(count: int, high: float, spacing: BinSpacing = "equal") -> npt.NDArray[np.float64]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rescueseg.evaluation.metrics import dice_of
 from rescueseg.geometry import Floats
 from rescueseg.randomness import random_generator
 
@@ -66,7 +67,8 @@ def paired_test(first: Floats, second: Floats, units: Sequence[int] | None = Non
     -------
     PairedTest
         Dice is the mean over the classes that truth or either model holds in any of the boxes, in all exchanges the same
-        ones; a class that neither truth nor this side holds counts 1. Equal differences count as at least as extreme.
+        ones; one that neither truth nor a side holds is left out of that side's mean. Equal differences count as at least as
+        extreme.
 
     Examples
     --------
@@ -107,10 +109,10 @@ def _exchanges(count: int) -> Floats:
 
 
 def _mean_dice(counts: Floats) -> Floats:
-    """Return the mean over classes of the Dice of counts (…, K, 3); a class without counts has 1."""
-    total = 2 * counts[..., 0] + counts[..., 1] + counts[..., 2]
-    dice = np.where(total > 0, 2 * counts[..., 0] / np.where(total > 0, total, 1), 1.0)
-    return dice.mean(axis=-1) if dice.shape[-1] else np.ones(dice.shape[:-1])
+    """Return the mean Dice of counts (…, K, 3) over the classes that have one; 1 where none has."""
+    dice = dice_of(counts)
+    number = (~np.isnan(dice)).sum(axis=-1)
+    return np.where(number > 0, np.nansum(dice, axis=-1) / np.maximum(number, 1), 1.0)
 
 
 def steps(units: int) -> int:

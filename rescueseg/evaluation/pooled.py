@@ -1,7 +1,7 @@
-"""Scores of any set of boxes, with bootstrap intervals.
+"""Scores of any set of boxes, with intervals.
 
-Everything is computed from sums over boxes, so that one matrix product pools all resamples at once. The boxes are chosen to
-be difficult, one or two from each stratum: their scores are no estimate of the whole data, and none is made of them.
+Everything is computed from sums over boxes. The boxes are chosen to be difficult, one or two from each stratum: their
+scores are no estimate of the whole data, and none is made of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rescueseg.evaluation.bootstrap import RESAMPLES, Interval, interval, resampling
-from rescueseg.evaluation.metric_table import METRICS, Tables, occurs
+from rescueseg.evaluation.intervals import Interval, Units, score_estimate
+from rescueseg.evaluation.metric_table import METRICS, Tables, sums_of
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, ClassScore, Evaluation, PartScore
 from rescueseg.evaluation.truth import PARTS
 from rescueseg.geometry import Floats
-from rescueseg.randomness import random_generator
 from rescueseg.records import Part, Record
 
 Kind = Literal["all", "class", "stratum", "domain"]
@@ -29,10 +28,15 @@ _OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
 
 
 class Figure(Record):
-    """A score and its 95 % bootstrap interval over the boxes; None where there is none."""
+    """A score of some boxes together; see `rescueseg.evaluation.intervals`."""
 
-    value: float | None
+    value: float
     interval: Interval | None
+    """95 %; None where the boxes do not allow one."""
+    boxes: int
+    """Boxes in which the score is defined."""
+    units: Units | None = None
+    """What was left out for the interval: boxes speak of these volumes only, volumes of others like them."""
 
 
 class Group(Record):
@@ -80,9 +84,7 @@ def _by_name(kind: Kind, names: Sequence[str]) -> list[Selection]:
     ]
 
 
-def group_scores(
-    evaluation: Evaluation, part: Part, classes: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
-) -> list[Group]:
+def group_scores(evaluation: Evaluation, part: Part, classes: Sequence[str]) -> list[Group]:
     """Return the scores of all groups of boxes of a part.
 
     Parameters
@@ -93,17 +95,12 @@ def group_scores(
         Which part; without boxes that have truth the result is empty.
     classes : sequence of str
         Names of the classes 1…K.
-    seed : int
-        Of the resampling.
-    resamples : int
-        How often boxes are drawn with replacement; 0, or fewer than 4 boxes, give no interval.
     """
     boxes = evaluation.boxes_with_truth(part)
     tables = box_tables(boxes)
     groups = []
     for selection in selections(boxes, classes):
         rows = selected_rows(tables, selection)
-        times = resampling(len(selection.index), random_generator(seed, "bootstrap"), resamples)
         voxels = sum(boxes[i].voxels for i in selection.index)
         groups.append(
             Group(
@@ -113,7 +110,7 @@ def group_scores(
                 boxes=len(selection.index),
                 voxels=voxels,
                 foreground=float(rows["counts"][..., [0, 2]].sum()) / voxels,
-                scores=_figures(rows, times),
+                scores=_figures(rows, [boxes[i].volume_id for i in selection.index]),
             )
         )
     return groups
@@ -158,8 +155,8 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
 
 def _values(tables: Tables, names: Sequence[str]) -> dict[str, float | None]:
     """Return some scores of all boxes together, by name; None where one is not defined."""
-    figures = _figures(tables, None)
-    return {name: figures[name].value if name in figures else None for name in names}
+    sums = sums_of(tables)
+    return {metric.name: metric.value(sums) for metric in METRICS if metric.name in names}
 
 
 def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
@@ -171,26 +168,21 @@ def flat_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, flo
     if not evaluation.complete:
         return scores
     for part in PARTS:
-        groups = group_scores(evaluation, part, classes, resamples=0)
+        groups = group_scores(evaluation, part, classes)
         if not groups:
             continue
         for name, figure in groups[0].scores.items():
-            if figure.value is not None:
-                scores.setdefault(f"{part}_{name}", figure.value)
+            scores.setdefault(f"{part}_{name}", figure.value)
     return scores
 
 
-def _figures(tables: Tables, times: Floats | None) -> dict[str, Figure]:
-    sums = pool(tables, np.ones(len(tables["counts"])))
-    resampled = None if times is None else pool(tables, times)
-    figures = {}
-    for metric in METRICS:
-        value = float(metric.value(sums, occurs(sums)))
-        if np.isnan(value):
-            continue
-        values = None if resampled is None else metric.value(resampled, occurs(resampled))
-        figures[metric.name] = Figure(value=value, interval=interval(values))
-    return figures
+def _figures(tables: Tables, volumes: Sequence[str]) -> dict[str, Figure]:
+    estimates = {metric.name: score_estimate(metric, tables, volumes) for metric in METRICS}
+    return {
+        name: Figure(value=e.value, interval=e.interval, boxes=e.boxes, units=e.units)
+        for name, e in estimates.items()
+        if e is not None
+    }
 
 
 def pool(tables: Tables, weights: Floats) -> Tables:
@@ -243,8 +235,10 @@ def _skeleton_row(d: ClassDetail) -> tuple[int, ...]:
 
 
 def _betti_row(d: ClassDetail) -> tuple[int, ...]:
+    """Return the differences, and 1 where truth or prediction has a piece."""
     t = d.topology
-    return (*(abs(a - b) for a, b in zip(t.found_betti, t.true_betti, strict=True)), 1)
+    differences = (abs(a - b) for a, b in zip(t.found_betti, t.true_betti, strict=True))
+    return (*differences, int(t.found_betti[0] + t.true_betti[0] > 0))
 
 
 def _object_row(d: ClassDetail) -> tuple[float, ...]:

@@ -45,8 +45,8 @@ class BoxScore(Record):
     """Voxels whose class is wrong."""
     counts: tuple[Counts, ...]
     """Per class 1…K."""
-    dice: float
-    """Mean over the classes that occur in truth or prediction; 1 when none does."""
+    dice: float | None
+    """Mean over the classes that occur in truth or prediction; None when none does."""
     surface_dice: float | None
     hd95_um: float | None
     """Means over the classes that have one; None when none has."""

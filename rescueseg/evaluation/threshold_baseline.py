@@ -42,7 +42,8 @@ class ThresholdBaseline(Record):
     """In normalised intensity: (clipped intensity − mean) / std of the volume."""
     min_voxels: int
     """Connected components with fewer voxels are dropped."""
-    validation_dice: float
+    validation_dice: float | None
+    """None when neither truth nor prediction holds a foreground voxel."""
     test_dice: float | None
     test_iou: float | None
     test_precision: float | None
@@ -142,20 +143,20 @@ def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
         threshold=best.threshold,
         min_voxels=best.min_voxels,
         validation_dice=dice,
-        test_dice=counts.dice if counts.occurs else None,
-        test_iou=counts.iou if counts.occurs else None,
-        test_precision=counts.precision if counts.occurs else None,
-        test_recall=counts.recall if counts.occurs else None,
+        test_dice=counts.dice,
+        test_iou=counts.iou,
+        test_precision=counts.precision,
+        test_recall=counts.recall,
         key=key,
     )
     folder.write(BASELINE, result)
     return result
 
 
-def _tune(images: BoxImages, boxes: list[HoldoutBox]) -> tuple[_Setting, float]:
+def _tune(images: BoxImages, boxes: list[HoldoutBox]) -> tuple[_Setting, float | None]:
     """Return the setting with the highest pooled Dice on `boxes`, and that Dice."""
     channels = min(images.truth.volumes[b.volume_id].channels for b in boxes)
-    best, best_dice = _Setting(0, 0.0, True, 0.0), -1.0
+    best, best_dice = _Setting(0, 0.0, True, 0.0), None
     for channel in range(channels):
         for sigma in SIGMAS:
             settings = [
@@ -164,7 +165,7 @@ def _tune(images: BoxImages, boxes: list[HoldoutBox]) -> tuple[_Setting, float]:
                 for size in MINIMUM_VOXELS
             ]
             for setting, counts in zip(settings, _pooled(images, boxes, settings), strict=True):
-                if counts.dice > best_dice:
+                if counts.dice is not None and (best_dice is None or counts.dice > best_dice):
                     best, best_dice = setting, counts.dice
     return best, best_dice
 

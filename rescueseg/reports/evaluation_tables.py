@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rescueseg.evaluation.bootstrap import Interval
 from rescueseg.evaluation.comparison import Difference, GroupComparison
+from rescueseg.evaluation.intervals import Interval
 from rescueseg.evaluation.metric_table import METRICS, Metric
 from rescueseg.evaluation.pooled import Figure, Group
 from rescueseg.reports.cells import number
@@ -64,7 +64,7 @@ def _label(metric: Metric) -> str:
 
 
 def _figure(metric: Metric, figure: Figure | None) -> tuple[str, str]:
-    if figure is None or figure.value is None:
+    if figure is None:
         return "–", "–"
     return number(figure.value, metric.digits), _range(figure.interval, metric.digits)
 

@@ -46,7 +46,7 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 def learning_curve(
     history: Sequence[Judgement], threshold_dice: float | None = None, families: Mapping[int, str] | None = None
 ) -> bytes:
-    """Draw Dice against annotated voxels, with 95 % bootstrap intervals over the boxes.
+    """Draw Dice against annotated voxels, with 95 % intervals over the boxes.
 
     Parameters
     ----------
@@ -210,7 +210,8 @@ def differences(groups: Sequence[GroupComparison], names: Sequence[str]) -> byte
         colour = BLUE if row == 0 else GREY
         if difference.interval:
             axes.plot(difference.interval, (row, row), color=colour, linewidth=2)
-        axes.plot([difference.difference or 0.0], [row], color=colour, marker="o", markersize=6)
+        if difference.difference is not None:
+            axes.plot([difference.difference], [row], color=colour, marker="o", markersize=6)
     axes.set_yticks(range(len(lines)), [label for label, _ in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlabel(f"Dice of {names[1]} minus Dice of {names[0]}; boxes in brackets")

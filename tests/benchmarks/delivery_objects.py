@@ -153,7 +153,7 @@ def figures(trial: Trial, boxes: Sequence[BoxScore]) -> dict[str, float]:
     evaluation = Evaluation(
         generation=0, model_digest=trial.model.digest, validation=None, test=None, boxes=tuple(boxes)
     )
-    plain = group_scores(evaluation, "test", trial.assignment.classes, resamples=0)[0].scores
+    plain = group_scores(evaluation, "test", trial.assignment.classes)[0].scores
     return {
         name: plain[name].value for name in (*OF_OBJECTS, *OF_MASKS) if name in plain and plain[name].value is not None
     }  # type: ignore[misc]

@@ -166,9 +166,7 @@ def summary(lines: list[dict[str, Any]]) -> None:
     print(f"{'data set':32s} {'family':20s} seeds steps CPU s patches " + " ".join(f"{n[:10]:>10s}" for n in SHOWN))
     for dataset, trainer in dict.fromkeys((x["dataset"], x["trainer"]) for x in lines):
         of = [x for x in lines if (x["dataset"], x["trainer"]) == (dataset, trainer)]
-        groups = [
-            group_scores(Evaluation.model_validate(x["evaluation"]), "test", ("object",), resamples=0)[0] for x in of
-        ]
+        groups = [group_scores(Evaluation.model_validate(x["evaluation"]), "test", ("object",))[0] for x in of]
         means = {n: [g.scores[n].value for g in groups if n in g.scores] for n in SHOWN}
         cells = " ".join(f"{np.mean(v):10.3f}" if v else f"{'–':>10s}" for v in means.values())
         print(

@@ -60,7 +60,7 @@ def draw_patches(truth: np.ndarray, spacing: Spacing, seed: int, name: str) -> l
 def score(made: WeakLabel, truth: np.ndarray, kept: np.ndarray) -> tuple[float, float]:
     """Return Dice, and the voxels to change as a share of those of an empty mask, where `kept`."""
     counts = count_voxels(made.labels[kept], truth[kept], 1)[0]
-    return counts.dice, (counts.fp + counts.fn) / max(1, int(truth[kept].sum()))
+    return counts.dice or 0.0, (counts.fp + counts.fn) / max(1, int(truth[kept].sum()))
 
 
 def interval(values: list[float]) -> str:

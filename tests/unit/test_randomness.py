@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rescueseg.evaluation.bootstrap import resampling
 from rescueseg.models.unet.trainer import member_seed
 from rescueseg.randomness import keyed_generator, random_generator, seed_numpy, seeded_generator, window_key
 from rescueseg.triage.image import haar_noise
@@ -78,12 +77,6 @@ def test_the_phantom_stays() -> None:
 def test_the_dither_under_the_noise_of_an_image_stays() -> None:
     noise = haar_noise(np.arange(2 * 8 * 8).reshape(2, 8, 8) % 7, step=1.0)
     assert noise.tolist() == pytest.approx([0.42565204637284226, 0.2886751345948129], rel=1e-12)
-
-
-def test_the_boxes_drawn_for_intervals_stay() -> None:
-    times = resampling(5, random_generator(3, "bootstrap"), resamples=2)
-    assert times is not None
-    assert times.tolist() == [[2, 0, 1, 0, 2], [0, 3, 1, 0, 1]]
 
 
 def test_the_sample_of_chunks_for_histograms_stays() -> None:

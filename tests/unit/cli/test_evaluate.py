@@ -288,7 +288,7 @@ def test_the_highest_that_do_not_overlap_are_those_of_going_down_the_list(seed: 
 def test_the_page_tells_how_far_it_is_with_the_maps(two_families: Campaign) -> None:
     told: list[tuple[str, int, int]] = []
     evaluation = current_evaluation(two_families, 0)
-    groups = {"test": group_scores(evaluation, "test", ("organelle",), resamples=0)}
+    groups = {"test": group_scores(evaluation, "test", ("organelle",))}
     write_evaluation_page(two_families, evaluation, groups, lambda *now: told.append(now))  # type: ignore[arg-type]
     assert told[-1] == ("phantom: uncertainty map", 1, 1)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rescueseg.evaluation.bootstrap import paired_interval, paired_values
 from rescueseg.evaluation.champion import Comparison, Judgement, compare, compare_models, dice_interval
-from rescueseg.evaluation.metric_table import DICE
 from rescueseg.evaluation.metrics import Counts
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.geometry import Box
@@ -124,7 +122,7 @@ def test_noise_is_undecided() -> None:
 
 def test_equal_results_are_undecided() -> None:
     result = compare(evaluation(1, WEAK), evaluation(0, WEAK))
-    assert (result.verdict, result.difference, result.interval) == ("undecided", 0.0, (0.0, 0.0))
+    assert (result.verdict, result.difference, result.interval) == ("undecided", 0.0, None)
 
 
 def test_seven_boxes_decide_and_four_do_not() -> None:
@@ -149,22 +147,10 @@ def test_boxes_whose_truth_changed_are_not_compared() -> None:
     assert compare(candidate.model_copy(update={"boxes": changed}), evaluation(0, WEAK)).boxes == 7
 
 
-def test_the_same_seed_gives_the_same_interval() -> None:
-    first, again = (compare(evaluation(1, NOISE), evaluation(0, WEAK), seed=3) for _ in range(2))
-    assert first == again
-
-
 def test_an_invented_class_counts_against_its_inventor() -> None:
     honest = [[(10, 5, 5), (0, 0, 0)] for _ in range(8)]
     inventor = [[(10, 5, 5), (0, 9, 0)] for _ in range(8)]
     assert compare(evaluation(1, inventor), evaluation(0, honest)).verdict == "worse"
-
-
-def test_dice_of_two_generations_is_that_of_the_classes_that_either_or_truth_holds() -> None:
-    first, second = np.array([[3.0, 1, 2], [0, 0, 0], [0, 0, 0]]), np.array([[5.0, 0, 0], [0, 2, 0], [0, 0, 0]])
-    dice = paired_values(DICE, [{"counts": first}, {"counts": second}])
-    assert [float(d) for d in dice] == pytest.approx([(6 / 9 + 1) / 2, (1 + 0) / 2])
-    assert paired_values(DICE, [{"counts": np.zeros((2, 3))}] * 2) == (1.0, 1.0)
 
 
 def test_dice_interval_holds_the_pooled_dice() -> None:
@@ -176,25 +162,7 @@ def test_dice_interval_holds_the_pooled_dice() -> None:
 
 
 def test_the_numbers_of_the_comparison_stay_between_versions() -> None:
-    """A rerun must decide as the first run did: the boxes drawn for the interval follow from the seed alone."""
-    result = compare(evaluation(1, NOISE), evaluation(0, WEAK), seed=7)
-    assert result.difference == pytest.approx(0.013937282229965153, rel=1e-12)
-    assert result.interval == pytest.approx((-0.049294567887130825, 0.06281026869943132), rel=1e-12)
-    assert dice_interval(evaluation(0, NOISE), "validation") == pytest.approx(
-        (0.5081967213114754, 0.620253164556962), rel=1e-12
-    )
-
-
-def test_the_interval_of_a_difference_is_that_of_each_resample_by_itself() -> None:
-    first, second = np.random.default_rng(0).integers(1, 50, (2, 200, 1, 3)).astype(float)
-
-    def dice(counts: np.ndarray) -> float:
-        tp, fp, fn = counts[0]
-        return float(2 * tp / (2 * tp + fp + fn))
-
-    differences = [dice(b) - dice(a) for a, b in zip(first, second, strict=True)]
-    found = paired_interval(DICE, [{"counts": first}, {"counts": second}])
-    assert found == pytest.approx(tuple(np.percentile(differences, (2.5, 97.5))))
-    turned = paired_interval(DICE, [{"counts": second}, {"counts": first}])
-    assert found is not None
-    assert turned == pytest.approx((-found[1], -found[0]))
+    """A rerun must decide as the first run did: nothing is drawn for the interval."""
+    result = compare(evaluation(1, NOISE), evaluation(0, WEAK))
+    assert result.difference == pytest.approx(0.013937282229965153, rel=1e-11)
+    assert result.interval == pytest.approx((-0.0537619845120029, 0.0816365489719332), rel=1e-9)

@@ -58,7 +58,7 @@ def test_a_perfect_map_scores_one(tmp_path: Path) -> None:
     assert (result.test.dice, result.test.iou, result.test.precision, result.test.recall) == (1.0, 1.0, 1.0, 1.0)
     assert (result.test.surface_dice, result.test.hd95_um, result.test.ece) == (1.0, 0.0, 0.0)
     assert result.validation.boxes == result.test.boxes == 8
-    assert all(b.errors == 0 and b.dice == 1.0 for b in result.boxes)
+    assert all(b.errors == 0 and b.dice == (1.0 if b.foreground else None) for b in result.boxes)
 
 
 def test_counts_agree_with_the_whole_computed_at_once(evaluated: Campaign) -> None:

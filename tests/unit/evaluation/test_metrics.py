@@ -39,15 +39,19 @@ def test_ratios() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "dice", "precision", "recall"),
-    [(Counts(), 1, 1, 1), (Counts(fp=5), 0, 0, 0), (Counts(fn=5), 0, 0, 0)],
+    [(Counts(), None, None, None), (Counts(fp=5), 0, 0, None), (Counts(fn=5), 0, None, 0)],
 )
-def test_empty_cases_are_defined(counts: Counts, dice: float, precision: float, recall: float) -> None:
+def test_what_says_nothing_is_none(
+    counts: Counts, dice: float | None, precision: float | None, recall: float | None
+) -> None:
+    """A Dice of 1 where nothing is, or a precision of 0 where nothing was found, would count as a result."""
     assert (counts.dice, counts.iou, counts.precision, counts.recall) == (dice, dice, precision, recall)
 
 
 def test_a_class_that_never_occurs_does_not_lift_the_mean() -> None:
     assert mean_over_classes([Counts(tp=1, fp=2), Counts()], "dice") == pytest.approx(0.5)
-    assert mean_over_classes([Counts(), Counts()], "dice") == 1.0
+    assert mean_over_classes([Counts(), Counts()], "dice") is None
+    assert mean_over_classes([Counts(tp=1, fn=1), Counts(fn=2)], "precision") == 1.0
 
 
 def test_calibration_error_of_overconfident_voxels() -> None:

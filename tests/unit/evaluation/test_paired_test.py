@@ -108,7 +108,7 @@ def test_an_invented_class_counts_against_its_inventor_in_every_exchange() -> No
     honest = np.array([[[10.0, 5, 5], [0, 0, 0]]] * 5)
     inventor = np.array([[[10.0, 5, 5], [0, 9, 0]]] * 5)
     result = paired_test(honest, inventor)
-    assert result.difference == pytest.approx(-0.5)
+    assert result.difference == pytest.approx(1 / 3 - 2 / 3)
     assert (result.better, result.worse) == (1.0, 1 / 32)
 
 
