@@ -79,7 +79,7 @@ def evaluate(
     say_line(calibration.sentence())
     if before is not None and before != calibration:
         say_line(
-            f"It was {before.temperature:.2f}, for another model or truth; a model stored in MLflow keeps that one"
+            f"It was {before.temperature:.2f}, for another model or truth, or by an earlier version; a model stored in MLflow keeps that one"
         )
     if json_file is not None:
         _write(json_file, {"generation": number, "model": family(folder), "groups": _json(groups)})

@@ -3,7 +3,7 @@
 Maps hold the mean probability of the members as it is. Its logarithm, divided by a temperature and normalised again, has
 the same most probable class; the temperature is the one that minimises the negative log-likelihood of the truth on the
 validation boxes (Guo et al. 2017, arXiv:1706.04599). It is fitted once, stored with the generation and its model in
-MLflow, and fitted anew when model or truth have changed; the test boxes only report what it does.
+MLflow, and fitted anew when model or truth have changed, or when an earlier version fitted it otherwise; the test boxes only report what it does.
 """
 
 from __future__ import annotations
@@ -54,10 +54,16 @@ class Calibration(Record):
     """1 leaves the probabilities as they are, more makes them less sure; 1 where no validation voxel has a known truth."""
     validation: PartCalibration | None
     test: PartCalibration | None
+    least_probability: float = 1e-6
+    """`LEAST_PROBABILITY` when it was fitted; the default is that of versions that did not write it."""
 
     def fits(self, assignment: Assignment) -> bool:
-        """Tell whether it was fitted for this model, these boxes and this truth."""
-        return self.model_digest == assignment.model.digest and self.truth_digest == assignment.truth.digest_of_all
+        """Tell whether it was fitted for this model, these boxes and this truth, as it would be today."""
+        return (self.model_digest, self.truth_digest, self.least_probability) == (
+            assignment.model.digest,
+            assignment.truth.digest_of_all,
+            LEAST_PROBABILITY,
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return the temperature and the tempered scores as flat names such as `test_ece_tempered`."""
@@ -165,6 +171,7 @@ class VoxelSample:
             temperature=temperature,
             validation=parts.get("validation"),
             test=parts.get("test"),
+            least_probability=LEAST_PROBABILITY,
         )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-LEAST_PROBABILITY = 1e-6
-"""Smaller ones count as this one, so that all have a logarithm."""
+LEAST_PROBABILITY = 1e-9
+"""Smaller ones count as this one, so that all have a logarithm.
+
+Maps in float16 hold 0 for whatever lies below 3e-8. Probabilities that are too sure by a temperature of 0.5 to 4 are fitted
+within 3 % with it, by 6 within 15 %: too low, the more of them lie below.
+"""
 
 Float32 = npt.NDArray[np.float32]
 

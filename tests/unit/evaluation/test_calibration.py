@@ -41,6 +41,22 @@ def test_the_temperature_that_made_the_probabilities_too_sure_is_found(temperatu
     assert fit_temperature(softmax(logits * temperature), truth) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("spread", [1.5, 3.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0, 4.0, 6.0])
+def test_what_maps_in_float16_hold_is_enough_for_the_temperature(
+    temperature: float, spread: float, classes: int
+) -> None:
+    """Of a spread of 3 and a temperature of 6 a quarter to a half of the maps is 0, for what may be 1e-8 or 1e-20."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, spread, (classes + 1, 60_000))
+    below = softmax(logits).cumsum(axis=0) < rng.random(logits.shape[1])
+    maps = softmax(logits * temperature).astype(np.float16).astype(np.float32)
+    within = 0.15 if (temperature, spread) == (6.0, 3.0) else 0.03
+    truth = below.sum(axis=0).clip(0, classes).astype(np.uint8)
+    assert fit_temperature(maps, truth) == pytest.approx(temperature, rel=within)
+
+
 @given(seed=st.integers(0, 99), temperature=st.floats(0.2, 8), classes=st.integers(2, 5))
 @settings(max_examples=30, deadline=None)
 def test_tempering_keeps_the_class_and_the_sum(seed: int, temperature: float, classes: int) -> None:
@@ -100,7 +116,13 @@ def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
     write_generation(campaign, 0, noise=3.0, judged=False)
     found = current_calibration(campaign)
     assert campaign.generation(0).read(CALIBRATION) == found == fitted(campaign)
-    for stale in ({"model_digest": "another"}, {"truth_digest": "another"}, {"truth_digest": ""}):
+    stales = (
+        {"model_digest": "another"},
+        {"truth_digest": "another"},
+        {"truth_digest": ""},
+        {"least_probability": 1e-6},
+    )
+    for stale in stales:
         campaign.generation(0).write(CALIBRATION, found.model_copy(update={**stale, "temperature": 9.0}))
         assert current_calibration(campaign) == found == campaign.generation(0).read(CALIBRATION)
 
