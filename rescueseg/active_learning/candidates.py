@@ -34,7 +34,7 @@ class CandidateTable:
     class_entropy : ndarray of float64, shape (n, K)
         Box mean of predictive entropy times mean probability, by foreground class.
     foreground : ndarray of float64, shape (n,)
-        Box mean of the predicted foreground probability, 1 − p_0.
+        Box mean of the predicted foreground probability, p_1 + … + p_K.
     places : SharedPlaces
         Which places of the volumes are the same: no batch holds one twice.
     """
@@ -138,7 +138,7 @@ def _images(maps: Mapping[str, Any], block: Box) -> Iterator[npt.NDArray[np.floa
     yield entropy
     for name in SCORES[1:]:
         yield np.asarray(maps[name][block.slices], dtype=np.float32)
-    probability = np.asarray(maps["probability"][(slice(None), *block.slices)])
-    yield 1 - np.asarray(probability[0], dtype=np.float32)
-    for channel in probability[1:]:
+    classes = np.asarray(maps["probability"][(slice(1, None), *block.slices)])
+    yield classes.sum(axis=0, dtype=np.float32)  # 1 − p_0 in float16 is 0 where they are small
+    for channel in classes:
         yield class_entropy(entropy, channel)

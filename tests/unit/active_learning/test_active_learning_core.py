@@ -15,7 +15,7 @@ from rescueseg.active_learning.strategies import choose_patches
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import make_snapshot
 from rescueseg.config import check_config
-from rescueseg.geometry import Patch
+from rescueseg.geometry import Box, Patch
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.randomness import random_generator
@@ -65,6 +65,27 @@ def test_from_volume_to_queried_patches(tmp_path: Path) -> None:
     taken = [p.box for p in (*started, *queried)]
     assert not any(a.intersects(b) for i, a in enumerate(taken) for b in taken[:i])
     assert not any(a.intersects(b) for a in taken for b in holdout.guarded("v", campaign.volumes.shared_places()))
+
+
+def test_faint_foreground_is_ranked_by_what_the_maps_hold(tmp_path: Path) -> None:
+    """Maps are float16, as by default: of the background's probability nothing is left to tell 2e-5 from 2e-7."""
+    image = np.full((8, 32, 64), 100, np.uint8)
+    image[:, :, 32:] = 200
+    tifffile.imwrite(tmp_path / "halves.tif", image)
+    config = check_config(
+        {"name": "halves", "classes": ["a", "b"], "inference": {"mc_samples": 1, "tta_symmetries": 1}}
+    )
+    campaign = Campaign.create(str(tmp_path / "campaign"), config)
+    volumes.import_volume(
+        campaign, volumes.VolumeImport(str(tmp_path / "halves.tif"), volume_id="v", spacing=(0.1, 0.1, 0.1))
+    )
+    infer_volume(campaign, MODEL, "v", load=trivial_predictors.faint)
+    stored = VolumeMaps(campaign.generation(0), "v").open("probability")
+    assert stored.dtype == np.float16
+    assert (np.asarray(stored[0]) == 1).all()
+    halves = [Box((0, 0, x), (8, 32, 32)) for x in (0, 32)]
+    table = score_candidates(campaign.generation(0), {"v": halves}, 2, campaign.volumes.shared_places())
+    assert table.foreground == pytest.approx([2e-7, 2e-5], rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["stardist_img3d", "plantseg_ovule_cells", "gonuclear_1135"])

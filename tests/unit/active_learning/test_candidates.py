@@ -92,7 +92,7 @@ def test_streamed_means_are_the_means(two_classes: Campaign, block: tuple[int, i
         for name in box_means.SCORES:
             assert table.scores[name][row] == pytest.approx(values[name].mean(), rel=1e-9)
         probability, entropy = values["probability"], values["predictive_entropy"]
-        assert table.foreground[row] == pytest.approx((1 - probability[0]).mean(), rel=1e-5)
+        assert table.foreground[row] == pytest.approx(probability[1:].sum(axis=0).mean(), rel=1e-5)
         expected = (probability[1:] * entropy).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(table.class_entropy[row], expected, rtol=1e-5)
     assert max(m.read for m in maps["b"].values()) <= 3 * max(most, 32)
