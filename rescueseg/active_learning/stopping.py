@@ -78,7 +78,7 @@ def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advic
     """
     results = sorted(history, key=lambda result: result.generation)
     scored = [r for r in results if r.validation_dice is not None]
-    gains, budgets = _gains(scored), _budgets(scored)
+    gains, budgets = _gains(scored, config.patience), _budgets(scored)
     gain = gains[-1] if gains else None
     if limit := _limit(results, config):
         return Advice(go_on=False, sentence=f"Stop: {limit}", gain=gain)
@@ -138,10 +138,10 @@ def _budgets(results: Sequence[GenerationResult]) -> list[int]:
     return sorted({r.annotated_patches for r in results})
 
 
-def _gains(scored: Sequence[GenerationResult]) -> list[tuple[float, float, float]]:
-    """Return what another batch promised after each generation from which a trend could be told."""
+def _gains(scored: Sequence[GenerationResult], last: int) -> list[tuple[float, float, float]]:
+    """Return what another batch promised after each of the last generations from which a trend could be told."""
     gains = []
-    for count in range(LEAST_GENERATIONS, len(scored) + 1):
+    for count in range(max(LEAST_GENERATIONS, len(scored) + 1 - last), len(scored) + 1):
         budgets = _budgets(scored[:count])
         if len(budgets) >= LEAST_GENERATIONS:
             dice = [r.validation_dice or 0.0 for r in scored[:count]]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.optimize import OptimizeWarning, curve_fit
-
-from rescueseg.campaign import Campaign
+from rescueseg.active_learning.stopping import Advice, GenerationResult, advice
+from rescueseg.active_learning.trend import fit_trend
+from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.route import TRIAGE_SUMMARY
-from rescueseg.evaluation.champion import judgements
+from rescueseg.campaign.stage_results import QUERY
+from rescueseg.evaluation.champion import EVALUATION
 
 SIZES = {
     "moderate": "5–10 volumes",
@@ -20,52 +19,53 @@ SIZES = {
     "extremely noisy": "30–50 patches",
 }
 """Annotated volumes or patches that data of each complexity grade usually take."""
-LEAST_POINTS = 3
-"""Evaluated generations: as many as the curve has parameters."""
+LEAST_BUDGETS = 6
+"""Different numbers of annotated patches from which on a ceiling can be forecast."""
+_LEVELS = (0.01, 0.5, 0.98)
+"""Ends and middle of a forecast: so far apart, they hold the truth in at least 95 % of simulated campaigns."""
 _FARTHEST = 3.0
 """A forecast reaches at most so many times the annotated patches."""
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A learning curve y = ceiling - rise · exp(-rate · (x - first)).
+class Forecast:
+    """How many annotated patches it takes to come close to the ceiling of the learning curve.
 
     Parameters
     ----------
-    ceiling : float
-        Dice that more annotation of this kind leads to.
-    rise : float
-        Dice still missing at `first`.
-    rate : float
-        Per patch.
-    first : float
-        Annotated patches of the first generation.
-
-    Examples
-    --------
-    From Dice 0.6 after 10 patches towards 0.9, with a tenth of the remaining rise per patch:
-
-    >>> curve = Curve(ceiling=0.9, rise=0.3, rate=0.1, first=10)
-    >>> round(curve.at(20), 2), round(curve.patches_within(0.03))
-    (0.79, 33)
+    now : float
+        Annotated patches of the last generation.
+    distance : float
+        Dice that may be missing to the ceiling.
+    patches, ceiling : tuple of float
+        Lower end, middle and upper end (95 %) of the annotated patches and of the ceiling's Dice; the patches are inf where
+        the curve may as well be a straight line.
     """
 
-    ceiling: float
-    rise: float
-    rate: float
-    first: float
+    now: float
+    distance: float
+    patches: tuple[float, ...]
+    ceiling: tuple[float, ...]
 
-    def at(self, patches: float) -> float:
-        """Return the Dice after so many annotated patches."""
-        return self.ceiling - self.rise * math.exp(-self.rate * (patches - self.first))
+    def sentence(self) -> str:
+        """Say for people how many patches it takes, or how far that can be told."""
+        low, middle, high = (math.ceil(p) if math.isfinite(p) else math.inf for p in self.patches)
+        aim = f"to come within {self.distance:g} of the learning curve's ceiling"
+        if high > _FARTHEST * self.now:
+            if low <= self.now:
+                return (
+                    f"How many annotated patches it takes {aim} cannot be told from the scatter of the generations yet"
+                )
+            return f"At least {low} annotated patches {aim}; how many more cannot be told from the scatter yet"
+        first, about, last = self.ceiling
+        ceiling = f"Dice {about:.3f} ({first:.3f} to {last:.3f})"
+        if middle <= self.now:
+            return f"{self.now:g} annotated patches (at most {high}) are enough {aim}, {ceiling}"
+        return f"About {middle} annotated patches ({low} to {high}), {middle - self.now:g} more, {aim}, {ceiling}"
 
-    def patches_within(self, distance: float) -> float:
-        """Return the annotated patches after which the ceiling is at most `distance` away."""
-        return self.first + max(0.0, math.log(self.rise / distance) / self.rate)
 
-
-def fit_curve(patches: Sequence[float], dice: Sequence[float]) -> Curve | str:
-    """Fit a learning curve by least squares, or say why it would mean nothing.
+def forecast(patches: Sequence[float], dice: Sequence[float], distance: float) -> Forecast | None:
+    """Forecast the learning curve of a campaign, always with an interval.
 
     Parameters
     ----------
@@ -73,82 +73,66 @@ def fit_curve(patches: Sequence[float], dice: Sequence[float]) -> Curve | str:
         Annotated patches of each generation.
     dice : sequence of float
         Validation Dice of each, in the same order.
+    distance : float
+        Dice that may be missing to the ceiling, above 0.
 
     Returns
     -------
-    Curve or str
-        The reason where there are fewer than three different budgets, Dice does not rise, the points scatter more
-        than they rise, or the curve has not bent yet: a plateau that was not seen cannot be forecast.
+    Forecast or None
+        None with fewer than `LEAST_BUDGETS` different numbers of patches, whatever the Dice. The curve is that of
+        `rescueseg.active_learning.trend`.
 
-    References
-    ----------
-    The form is the one nnActive fits to its results (arXiv 2511.19183).
+    Examples
+    --------
+    >>> forecast([4, 8, 12], [0.5, 0.6, 0.65], 0.01) is None
+    True
     """
-    x, y = np.asarray(patches, dtype=np.float64), np.asarray(dice, dtype=np.float64)
-    if len(np.unique(x)) < LEAST_POINTS:
-        return f"{len(np.unique(x))} of {LEAST_POINTS} evaluated generations"
-    first, reach = float(x.min()), float(np.ptp(x))
-    if y[x.argmax()] <= y[x.argmin()]:
-        return "Dice does not rise with the annotated patches"
-
-    def form(
-        at: np.ndarray[tuple[int, ...], np.dtype[np.float64]], ceiling: float, rise: float, rate: float
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        return ceiling - rise * np.exp(-rate * (at - first))
-
-    start = (min(1.0, float(y.max()) + 0.02), max(0.02, float(np.ptp(y))), 2 / reach)
-    bounds = ((0, 0, 1e-3 / reach), (1, 1, 50 / reach))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # three points leave no covariance
-            (ceiling, rise, rate), _ = curve_fit(form, x, y, p0=start, bounds=bounds, max_nfev=5000)
-    except RuntimeError:
-        return "no learning curve fits"
-    curve = Curve(float(ceiling), float(rise), float(rate), first)
-    scatter = float(np.sqrt(np.mean((form(x, *(float(p) for p in (ceiling, rise, rate))) - y) ** 2)))
-    gain = rise * (1 - math.exp(-rate * reach))  # along the curve, from the first budget to the last
-    if scatter > gain / 3:
-        return "the generations scatter too much around any learning curve"
-    if rate * reach < 1:
-        return "the learning curve has not bent yet: more patches still pay"
-    return curve
+    if len(set(patches)) < LEAST_BUDGETS:
+        return None
+    trend = fit_trend(patches, dice)
+    return Forecast(trend.last, distance, trend.patches_within(distance, _LEVELS), trend.ceiling(_LEVELS))
 
 
-def curve_advice(patches: Sequence[float], dice: Sequence[float], distance: float) -> str:
-    """Say in one sentence how many patches it takes to come within `distance` of the ceiling of the learning curve."""
-    curve = fit_curve(patches, dice)
-    if isinstance(curve, str):
-        return f"no forecast from the learning curve: {curve}"
-    now = max(patches)
-    needed = math.ceil(curve.patches_within(distance))
-    if needed <= now:
-        return (
-            f"the learning curve is within {distance:g} of its ceiling, Dice {curve.ceiling:.3f}, at {now:g} patches: "
-            "more of the same gain little"
-        )
-    if needed > _FARTHEST * now:
-        return f"no forecast from the learning curve: {needed} patches are too far beyond the {now:g} annotated"
-    return (
-        f"about {needed} annotated patches, {needed - now:g} more, to come within {distance:g} of the learning curve's "
-        f"ceiling, Dice {curve.ceiling:.3f}"
-    )
+def generation_results(generations: Iterable[GenerationFolder]) -> list[GenerationResult]:
+    """Return what the evaluated generations reached, for `rescueseg.active_learning.stopping.advice`."""
+    results = []
+    for folder in generations:
+        judgement, query = folder.read(EVALUATION), folder.read(QUERY)
+        if judgement is not None:
+            validation = judgement.evaluation.validation
+            results.append(
+                GenerationResult(
+                    generation=judgement.generation,
+                    annotated_patches=judgement.annotated_patches,
+                    validation_dice=None if validation is None else validation.dice,
+                    candidates_left=None if query is None else query.candidates,
+                )
+            )
+    return results
+
+
+def campaign_advice(campaign: Campaign) -> Advice:
+    """Say whether a campaign should go on, and what another batch would bring: the stopping rule's own words."""
+    return advice(generation_results(campaign.generations()), campaign.config.stopping)
 
 
 def advise(campaign: Campaign) -> str:
-    """Say how much to annotate; empty before triage and three evaluated generations.
+    """Say in a sentence or two how much to annotate; empty before triage and the first evaluated generation.
 
     Parameters
     ----------
     campaign : Campaign
-        Its triage's complexity grade counts, until three of its generations were evaluated; then their validation
-        Dice does. The distance to the ceiling is `stopping.min_gain`, the smallest gain that counts.
+        Its triage's complexity grade counts, until its generations tell; then their advice does, and from six different
+        numbers of annotated patches on the forecast, to within `stopping.min_gain` of the ceiling.
     """
-    scores = [(j.annotated_patches, j.evaluation.validation) for j in judgements(campaign.generations())]
-    points = [(n, part.dice) for n, part in scores if part is not None and part.dice is not None]
-    if len({n for n, _ in points}) >= LEAST_POINTS:
-        distance = campaign.config.stopping.min_gain or 0.005
-        return curve_advice([n for n, _ in points], [d for _, d in points], distance)
+    results = generation_results(campaign.generations())
+    said = advice(results, campaign.config.stopping)
     triage = campaign.records.read(TRIAGE_SUMMARY)
-    if triage is None or triage.complexity not in SIZES:
-        return ""
-    return f"{SIZES[triage.complexity]} for data of this complexity ({triage.complexity})"
+    if said.go_on is None:
+        parts = [said.sentence] if results else []
+        if triage is not None and triage.complexity in SIZES:
+            parts.insert(0, f"{SIZES[triage.complexity]} for data of this complexity ({triage.complexity})")
+        return ". ".join(parts)
+    scored = [(r.annotated_patches, r.validation_dice) for r in results if r.validation_dice is not None]
+    curve = forecast([n for n, _ in scored], [d for _, d in scored], campaign.config.stopping.min_gain or 0.005)
+    return ". ".join([said.sentence, *([] if curve is None else [curve.sentence()])])

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from rescueseg.active_learning.candidates import score_candidates
-from rescueseg.active_learning.stopping import GenerationResult, should_stop
+from rescueseg.active_learning.stopping import should_stop
 from rescueseg.active_learning.strategies import choose_patches
 from rescueseg.annotation.label_files import ticket_id
 from rescueseg.annotation.pairs import annotators_of
@@ -18,7 +18,7 @@ from rescueseg.campaign.route import TRIAGE_SUMMARY, frozen_choice, profile_of
 from rescueseg.campaign.stage_results import QUERY, TICKETS, QueryResult, TicketsResult
 from rescueseg.config import CampaignConfig, StoppingConfig
 from rescueseg.errors import QueueError, SamplingError
-from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.evaluation.learning_curve import generation_results
 from rescueseg.geometry import Patch
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import class_names, most_likely
@@ -159,16 +159,7 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResul
 
 def stop_decision(generation: GenerationFolder, config: StoppingConfig) -> str:
     """Return why the campaign should stop after a generation, empty when it should go on."""
-    history = [
-        GenerationResult(
-            generation=judgement.generation,
-            annotated_patches=judgement.annotated_patches,
-            validation_dice=judgement.evaluation.validation.dice if judgement.evaluation.validation else None,
-            candidates_left=folder.require(QUERY).candidates,
-        )
-        for folder in generation.all()
-        if folder.number <= generation.number and (judgement := folder.read(EVALUATION)) is not None
-    ]
+    history = generation_results(folder for folder in generation.all() if folder.number <= generation.number)
     decision = should_stop(history, config)
     return decision.reason if decision.stop else ""
 
