@@ -91,7 +91,7 @@ def fit_trend(patches: Sequence[float], dice: Sequence[float]) -> Trend:
 
     >>> trend = fit_trend([4, 8, 12, 16, 20], [0.800, 0.803, 0.799, 0.802, 0.800])
     >>> [round(gain, 3) for gain in trend.gain(4, (0.5, 0.95))]
-    [0.001, 0.007]
+    [0.001, 0.006]
     """
     x, y = np.asarray(patches, dtype=np.float64), np.asarray(dice, dtype=np.float64)
     reach = float(np.ptp(x))
