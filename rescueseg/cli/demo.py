@@ -134,6 +134,7 @@ def make_phantom_example(folder: Path) -> Example:
 
 def show_table(campaign: Campaign, console: Console) -> None:
     """Print one row per generation, and what a tuned threshold reaches."""
+    from rescueseg.evaluation.answer import last_answer
     from rescueseg.evaluation.threshold_baseline import threshold_baseline
 
     shown = table(campaign.config.name, rows(campaign.generations()))
@@ -142,6 +143,9 @@ def show_table(campaign: Campaign, console: Console) -> None:
     shown.add_section()
     shown.add_row("threshold", "", "", *("–" if s is None else f"{s:.3f}" for s in scores))
     console.print(shown)
+    if answer := last_answer(campaign):
+        for line in answer.lines():
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def where_to_look(storage: Storage, mlflow_uri: str, console: Console) -> None:

@@ -143,6 +143,7 @@ def compare(
     """
     from rescueseg.evaluation.champion import compare_models, judgements
     from rescueseg.evaluation.comparison import compare_generations
+    from rescueseg.evaluation.learning_curve import advise
     from rescueseg.reports.evaluation_pages import write_comparison_page
     from rescueseg.reports.evaluation_tables import show_differences
 
@@ -164,6 +165,8 @@ def compare(
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
     say_line(comparison.sentence(names[1], names[0]))
+    if generations and (advice := advise(opened)):
+        say_line(advice)
     show_differences(console, differences[part], names)
     if json_file is not None:
         both = [int(which) if which.isdecimal() else which for which in (first, second)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rescueseg.campaign import STAGES, Campaign, GenerationFolder
+from rescueseg.campaign import STAGES, Campaign
 from rescueseg.campaign.stage_results import EFFORT
 from rescueseg.cli.console import console, say_line
 from rescueseg.cli.options import CampaignArgument, SetOption
@@ -39,7 +38,7 @@ def generation(
         console.print(f"Nothing to do: {due.reason}")
         return
     run_flow(opened, GENERATION_FLOW, {"campaign_url": opened.url, "only_if_due": only_if_due}, console)
-    show_generations(opened.config.name, opened.generations())
+    show_generations(opened)
 
 
 def infer(
@@ -83,7 +82,7 @@ def status(campaign: CampaignArgument) -> None:
     )
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
-    show_generations(opened.config.name, opened.generations())
+    show_generations(opened)
     generations = opened.generations()
     last = generations[-1].read(EFFORT) if generations else None
     for ticket in last.left_out if last else ():
@@ -124,9 +123,13 @@ def demo(
     run_demo(out, dataset, data_dir, generations, settings, console)
 
 
-def show_generations(name: str, generations: Sequence[GenerationFolder]) -> None:
-    """Print one row per generation, once there is one."""
+def show_generations(campaign: Campaign) -> None:
+    """Print one row per generation, once there is one, and what the last one answers."""
+    from rescueseg.evaluation.answer import last_answer
     from rescueseg.reports.generation_table import rows, table
 
-    if lines := rows(generations):
-        console.print(table(name, lines))
+    if lines := rows(campaign.generations()):
+        console.print(table(campaign.config.name, lines))
+    if answer := last_answer(campaign):
+        for line in answer.lines():
+            say_line(line)

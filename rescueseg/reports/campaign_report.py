@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from rescueseg.campaign import Campaign, layout
 from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.answer import answer
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.evaluation.champion import Judgement, compare_models, dice_interval, headline
+from rescueseg.evaluation.champion import Judgement, compare_models, dice_interval
 from rescueseg.evaluation.comparison import GroupComparison, compare_generations
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group, group_scores
@@ -165,7 +166,7 @@ def render(
         today=compare_models(before.evaluation, last.evaluation, history) if older and before else None,
         older=[j.generation for j in history if not j.evaluation.complete],
         metrics=METRICS,
-        headline=headline(last),
+        answer=answer(campaign, last),
         against=against_threshold(champion, baseline),
         intervals={j.generation: dice_interval(j.evaluation, "test") for j in history},
         history=history,

@@ -20,8 +20,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.record_file import seconds_file
 from rescueseg.campaign.stage_results import SNAPSHOT
+from rescueseg.evaluation.answer import answer
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.evaluation.champion import Judgement, headline
+from rescueseg.evaluation.champion import Comparison, Judgement
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.tracking.live import LiveRun, Point
@@ -240,7 +241,7 @@ class Tracker:
             scores |= calibration.metrics()
         comparison = judgement.comparison
         if comparison is not None:
-            scores["validation_dice_gain_over_champion"] = comparison.difference
+            scores |= _comparison_scores(comparison)
         snapshot = self.campaign.generation(g).snapshot()
         dataset = (f"{self.campaign.config.name}-snapshot-{g:04d}", snapshot.digest) if snapshot else None
         self.log_metrics(self.runs.generation_run(g), g, scores, model_id=model.model_id, dataset=dataset)
@@ -249,7 +250,7 @@ class Tracker:
             self.runs.campaign_run(), g, {**scores, **effort, **extra, "champion": float(judgement.champion)}
         )
         verdict = comparison.verdict if comparison else "first"
-        note = headline(judgement)
+        note = "\n\n".join(answer(self.campaign, judgement).lines())
         for run_id, tags in (
             (self.runs.generation_run(g), {"rescueseg.verdict": verdict, "mlflow.note.content": note}),
             (
@@ -260,6 +261,14 @@ class Tracker:
             for key, value in tags.items():
                 self.runs.client.set_tag(run_id, key, value)
         self._registry.set_champion(judgement.champion, self.runs.generation_run(judgement.champion))
+
+
+def _comparison_scores(comparison: Comparison) -> dict[str, float]:
+    """Return the figures of a comparison as flat names; those that there are not are left out."""
+    name = "validation_dice_gain_over_champion"
+    low, high = comparison.interval or (None, None)
+    scores = {name: comparison.difference, f"{name}_low": low, f"{name}_high": high, f"{name}_p": comparison.p_value}
+    return {key: value for key, value in scores.items() if value is not None}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
