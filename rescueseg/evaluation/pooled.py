@@ -52,6 +52,15 @@ class Group(Record):
     scores: dict[str, Figure]
     """By metric; those without a value are left out."""
 
+    def scope(self) -> str:
+        """Say what the intervals speak of; empty where there are none."""
+        units = {figure.units for figure in self.scores.values()} - {None}
+        if not units:
+            return ""
+        if "boxes" in units:
+            return "The intervals speak of this model on these volumes, with other boxes: not of other volumes, nor of a training anew"
+        return "The intervals speak of this model on volumes like these, not of a training anew"
+
 
 @dataclass(frozen=True)
 class Selection:

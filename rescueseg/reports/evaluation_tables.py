@@ -22,10 +22,13 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
         console.print("No voxel of these boxes has a known truth")
         return
     whole = groups[0]
-    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "value", "95 %"))
+    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "value", "95 %", "boxes"))
     for metric in (m for m in METRICS if m.name in whole.scores):
-        table.add_row(_label(metric), *_figure(metric, whole.scores.get(metric.name)))
+        figure = whole.scores[metric.name]
+        table.add_row(_label(metric), *_figure(metric, figure), str(figure.boxes))
     console.print(table)
+    if scope := whole.scope():
+        console.print(scope, style="dim", soft_wrap=True, highlight=False)
     if len(groups) > 1:
         shown = shown_metrics(groups)
         table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
