@@ -19,6 +19,7 @@ from rescueseg.evaluation.paired_test import (
     paired_test,
     steps,
 )
+from tests.benchmarks.champion_errors import Boxes, after, shares
 
 
 def dice(counts: np.ndarray) -> float:
@@ -150,3 +151,16 @@ def test_few_boxes_decide_as_long_as_their_finest_level_is_left(units: int, deci
     for _ in range(9):
         history.append(Decided(level_of(history, 9, units), False))
     assert sum(1 for c in history if c.level) == decided
+
+
+@pytest.mark.parametrize(
+    "boxes", [Boxes("equal", 8), Boxes("spread, heavy tails", 8, spread=1.0, heavy=True), Boxes("seven", 7)]
+)
+def test_equal_generations_rarely_move_the_champion(boxes: Boxes) -> None:
+    """A hundred campaigns of ten: at most as many as 5 of 100 allow by 95 %."""
+    assert shares(boxes, 0.0, after, 100)["any"] <= 5 + 164 * np.sqrt(0.05 * 0.95 / 100)
+
+
+def test_a_gain_well_above_the_noise_is_seen() -> None:
+    assert shares(Boxes("", 8, noise=0.03), 0.05, after, 40)["any"] >= 95
+    assert shares(Boxes("", 16, noise=0.05), 0.05, after, 5)["any"] == 100
