@@ -31,8 +31,6 @@ from rescueseg.evaluation.paired_test import (
 from rescueseg.evaluation.scores import BoxScore, Evaluation
 from rescueseg.records import Part, Record
 
-MINIMUM_BOXES = 8
-"""Fewer give no interval."""
 Verdict = Literal["better", "worse", "undecided"]
 
 
@@ -43,7 +41,7 @@ class Comparison(Record):
     difference: float
     """Pooled validation Dice of the candidate minus that of the champion, over the boxes both were judged on."""
     interval: tuple[float, float] | None
-    """95 % interval of the difference; None with fewer than 8 boxes. It says how much, the p value says whether."""
+    """95 % interval of the difference; None where there is none. It says how much, the p value says whether."""
     boxes: int
     candidate: int
     champion: int
@@ -234,10 +232,9 @@ def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judg
 
 
 def _decision(pair: _Pair, level: float) -> Comparison:
-    test, change = pair.test, None
-    if pair.boxes >= MINIMUM_BOXES:
-        difference = difference_estimate(DICE, *pair.counts, pair.names).difference
-        change = difference.interval if difference else None
+    test = pair.test
+    difference = difference_estimate(DICE, *pair.counts, pair.names).difference if pair.boxes else None
+    change = difference.interval if difference else None
     verdict: Verdict = "undecided"
     if min(test.better, test.worse) <= level:
         verdict = "better" if test.better <= level else "worse"

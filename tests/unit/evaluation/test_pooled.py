@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.champion import dice_interval
+from rescueseg.evaluation.champion import compare, dice_interval
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.metric_table import METRICS
@@ -220,6 +220,27 @@ def test_an_invented_class_costs_its_inventor_alone() -> None:
         ("recall", 50 / 55, 50 / 55),
     ):
         assert (found[name].first, found[name].second) == (pytest.approx(mine), pytest.approx(other)), name
+
+
+pairs = st.tuples(*(st.integers(0, 20) for _ in range(5)))
+"""Voxels of the truth, and of both sides what each has right, at most those, and invents."""
+
+
+@given(st.lists(st.lists(pairs, min_size=2, max_size=2), min_size=1, max_size=9), st.sampled_from([1, 2, 4, 9]))
+@settings(deadline=None, max_examples=40)
+def test_the_comparison_and_its_groups_give_the_same_figures(table: list[list[tuple[int, ...]]], volumes: int) -> None:
+    def of(side: int) -> Evaluation:
+        rows = [[(min(t, r[side]), r[2 + side], t - min(t, r[side])) for t, *r in row] for row in table]
+        boxes = [box_score(i, row) for i, row in enumerate(rows)]
+        changes = ({"volume_id": f"v{i % volumes}", "part": "validation"} for i in range(len(boxes)))
+        return evaluation([b.model_copy(update=c) for b, c in zip(boxes, changes, strict=True)], side)
+
+    first, second = of(0), of(1)
+    dice = compare_generations(first, second, "validation", CLASSES)[0].differences["dice"]
+    decision = compare(second, first)
+    if dice.difference is not None:
+        assert decision.difference == pytest.approx(dice.difference, abs=1e-9)
+        assert decision.interval == (None if dice.interval is None else pytest.approx(dice.interval, abs=1e-9))
 
 
 def test_only_boxes_with_the_same_truth_are_compared() -> None:
