@@ -4,6 +4,7 @@ Were the two models equal, their tables of a box might as well be exchanged. So 
 tables change places, the difference of the pooled Dice is computed anew, and the share of the choices that give at least the
 difference at hand is the p value (Fisher, The Design of Experiments, 1935; Pitman 1937, doi:10.2307/2984124). It holds for
 any number of boxes, of any size and spread, which a percentile bootstrap does not.
+It speaks of these two models: two trainings on the same patches differ as well, and with enough boxes it sees that.
 
 A campaign asks the question once for every generation, so its generations share one error between them (`level_of`).
 """
