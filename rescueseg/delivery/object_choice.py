@@ -169,7 +169,7 @@ class _Search:
         rule, rows = self.rule.model_copy(update={"objects": objects}), []
         for case in self.cases:
             made = objects_of_box(case.mask, case.box.maps, rule, case.box.spacing_um_zyx)[case.box.inner]
-            i = compare_instances(renumber_objects(np.where(case.box.truth != IGNORE, made, 0)), case.true)
+            i = compare_instances(renumber_objects(made), case.true, case.box.truth == IGNORE)
             rows.append([(i.found, i.true, *i.matched, i.iou)])
         self.report()
         table = np.array(rows, np.float64)

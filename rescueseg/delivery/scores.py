@@ -18,11 +18,13 @@ from rescueseg.delivery.heights import foreground
 from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.records import Delivery, DeliveryRule, Score
 from rescueseg.delivery.uncleaned import uncleaned_of_box
+from rescueseg.evaluation.box_objects import TrueObjects
 from rescueseg.evaluation.holdout_scores import Assignment, score_box
-from rescueseg.evaluation.instances import compare_instances, connected_components, renumber_objects
+from rescueseg.evaluation.instances import connected_components, renumber_objects
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.scores import FORMAT, BoxScore, Evaluation
 from rescueseg.evaluation.truth import truth_of_part
+from rescueseg.geometry import Box
 from rescueseg.labels import IGNORE, most_likely
 from rescueseg.models.predictor import PROBABILITY
 from rescueseg.records import HoldoutBox
@@ -119,22 +121,21 @@ def _score(
     variant: Variant,
 ) -> BoxScore:
     """Score a mask in one box as a model that is sure of it."""
-    mask = _mask(folder, rule, source, box, variant)
+    region = assignment.truth.context(box)
+    mask = _mask(folder, rule, source, region, variant)
     sure = np.stack([mask == c for c in range(len(assignment.classes) + 1)]).astype(np.float32)
-    score = score_box(assignment, box, sure, np.zeros(mask.shape, np.float32))
-    numbered = assignment.truth.objects(box)
-    if rule.objects is None or numbered is None:
+    score = score_box(assignment, box, sure, np.zeros(box.box.shape_zyx, np.float32))
+    if rule.objects is None:
         return score
-    truth = assignment.truth.labels(box)
+    between = rule.objects.source == "boundary"
+    true = TrueObjects.of(assignment.truth, box, lambda labels: (labels == rule.object_class) != between)
+    if true is None:
+        return score
     if variant == "delivered":
-        made: npt.NDArray[Any] = LabelArray(f"{folder.image_url(box.volume_id)}/labels/{OBJECTS}", "0").read(box.box)
+        made: npt.NDArray[Any] = LabelArray(f"{folder.image_url(box.volume_id)}/labels/{OBJECTS}", "0").read(region)
     else:
         made = connected_components(foreground(mask, rule, len(assignment.classes)))
-    inside = truth != rule.object_class if rule.objects.source == "boundary" else truth == rule.object_class
-    has_truth = truth != IGNORE
-    instances = compare_instances(
-        renumber_objects(np.where(has_truth, made, 0)), renumber_objects(np.where(inside & has_truth, numbered, 0))
-    )
+    instances = true.compare(renumber_objects(made))
     details = [
         detail.model_copy(update={"instances": instances if c == rule.object_class else None})
         for c, detail in enumerate(score.details, start=1)
@@ -142,10 +143,10 @@ def _score(
     return score.model_copy(update={"details": tuple(details)})
 
 
-def _mask(folder: DeliveryFolder, rule: DeliveryRule, source: SourceVolume, box: HoldoutBox, variant: Variant) -> _Mask:
+def _mask(folder: DeliveryFolder, rule: DeliveryRule, source: SourceVolume, region: Box, variant: Variant) -> _Mask:
     if variant == "delivered":
-        array = LabelArray(f"{folder.image_url(box.volume_id)}/labels/{MASK}", "0")
-        return array.read(box.box).astype(np.uint8)
-    stored = source.maps.open(PROBABILITY)[(slice(None), *box.box.slices)]
+        array = LabelArray(f"{folder.image_url(source.volume_id)}/labels/{MASK}", "0")
+        return array.read(region).astype(np.uint8)
+    stored = source.maps.open(PROBABILITY)[(slice(None), *region.slices)]
     probability = np.asarray(stored, np.float32)
     return most_likely(probability) if variant == "most_likely" else uncleaned_of_box(probability, rule)

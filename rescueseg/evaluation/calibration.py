@@ -117,7 +117,8 @@ def score_and_calibrate(
 
     def sampled() -> Iterator[BoxMaps]:
         for box, probability, entropy in maps:
-            sample.add(box, probability)
+            inner = box.box.relative_to(assignment.truth.context(box))
+            sample.add(box, probability[(slice(None), *inner.slices)])
             yield box, probability, entropy
 
     evaluation = score_boxes(assignment, sampled(), progress)

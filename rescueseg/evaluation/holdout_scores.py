@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import zarr
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.route import TRIAGE_SUMMARY, Profile, profile_of
-from rescueseg.evaluation.instances import Instances, compare_instances, connected_components, renumber_objects
+from rescueseg.evaluation.box_objects import box_objects
+from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.leak_check import require_model, require_own_maps, require_unseen
 from rescueseg.evaluation.metrics import (
     CALIBRATION_BINS,
@@ -31,11 +32,11 @@ from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
 from rescueseg.geometry import Spacing
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE, most_likely
-from rescueseg.postprocessing.clean import clean
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
 BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""A box, the probability of its context, and the predictive entropy in the box itself; see `score_box`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: CountProg
         As `check_evaluation`.
     """
     assignment = check_evaluation(campaign, generation)
-    return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment.boxes), progress)
+    return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment.truth), progress)
 
 
 def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None) -> Evaluation:
@@ -118,7 +119,8 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
     counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
     out of means over classes. Surface Dice and HD95 are means over the boxes that have one (see
     `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
-    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`).
+    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`), each counted in one box
+    (`rescueseg.evaluation.box_objects`).
 
     Parameters
     ----------
@@ -144,15 +146,22 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
     )
 
 
-def stored_maps(generation: GenerationFolder, boxes: Iterable[HoldoutBox]) -> Iterator[BoxMaps]:
-    """Yield each box with its probability (K + 1, z, y, x) and predictive entropy (z, y, x), from the stored maps."""
+def stored_maps(generation: GenerationFolder, truth: HoldoutTruth) -> Iterator[BoxMaps]:
+    """Yield each box with the probability (K + 1, z, y, x) of its context and its predictive entropy (z, y, x).
+
+    Both are those of the stored maps.
+    """
     arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
-    for box in boxes:
+    for box in truth.boxes:
         if box.volume_id not in arrays:
             maps = VolumeMaps(generation, box.volume_id).open_several(("probability", "predictive_entropy"))
             arrays[box.volume_id] = maps["probability"], maps["predictive_entropy"]
-        probability, entropy = (np.asarray(a[(..., *box.box.slices)], np.float32) for a in arrays[box.volume_id])
-        yield box, probability, entropy
+        probability, entropy = arrays[box.volume_id]
+        yield (
+            box,
+            np.asarray(probability[(slice(None), *truth.context(box).slices)], np.float32),
+            np.asarray(entropy[box.box.slices], np.float32),
+        )
 
 
 def score_box(
@@ -167,17 +176,18 @@ def score_box(
     box : HoldoutBox
         Which box.
     probability : ndarray of float32, (K + 1, z, y, x)
-        Background first.
+        Background first, of the box's context (`HoldoutTruth.context`): objects are compared there, all else in the box.
     entropy : ndarray of float32, zyx
         Predictive entropy in nats.
     """
     k, volume = len(assignment.classes), assignment.truth.volumes[box.volume_id]
-    truth, numbered = assignment.truth.labels(box), assignment.truth.objects(box)
-    prediction = most_likely(probability)
+    truth, inner = assignment.truth.labels(box), box.box.relative_to(assignment.truth.context(box)).slices
+    around = most_likely(probability)
+    objects = box_objects(assignment.truth, box, around, assignment.profile, k)
+    prediction, probability = around[inner], probability[(slice(None), *inner)]
     has_truth = truth != IGNORE
     right = (prediction == truth)[has_truth]
     counts = count_voxels(prediction, truth, k)
-    objects = (None,) * k if numbered is None else _objects(assignment, box, prediction, truth, numbered)
     details = tuple(_detail(prediction, truth, c, volume.spacing_um_zyx, objects[c - 1]) for c in range(1, k + 1))
     return BoxScore(
         volume_id=box.volume_id,
@@ -200,31 +210,21 @@ def score_box(
 
 
 def _detail(
-    prediction: Labels, truth: Labels, class_index: int, spacing: Spacing, instances: Instances | None
+    prediction: Labels,
+    truth: Labels,
+    class_index: int,
+    spacing: Spacing,
+    objects: tuple[Instances, Instances] | None,
 ) -> ClassDetail:
     surfaces, has_truth = surface_scores(prediction, truth, class_index, spacing), truth != IGNORE
+    instances, ceiling = objects or (None, None)
     return ClassDetail(
         surface_dice=None if surfaces is None else surfaces.dice,
         hd95_um=None if surfaces is None else surfaces.hd95_um,
         topology=compare_topology((prediction == class_index) & has_truth, truth == class_index),
         instances=instances,
+        ceiling=ceiling,
     )
-
-
-def _objects(
-    assignment: Assignment, box: HoldoutBox, prediction: Labels, truth: Labels, numbered: npt.NDArray[Any]
-) -> Sequence[Instances]:
-    """Compare the objects of each class with the numbered ones of the truth."""
-    spacing = assignment.truth.volumes[box.volume_id].spacing_um_zyx
-    clean_prediction = clean(prediction, spacing, *assignment.profile)
-    has_truth = truth != IGNORE
-    return [
-        compare_instances(
-            connected_components((clean_prediction == c) & has_truth),
-            renumber_objects(np.where(truth == c, numbered, 0)),
-        )
-        for c in range(1, len(assignment.classes) + 1)
-    ]
 
 
 def _count_in_bins(bins: Bins, values: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> BinnedCounts:

@@ -26,6 +26,8 @@ class ClassDetail(Record):
     topology: Topology
     instances: Instances | None
     """None where the truth does not tell objects apart."""
+    ceiling: Instances | None = None
+    """What the connected pieces of a perfect mask get; None as `instances`, and in evaluations made before it was kept."""
 
 
 BoxKey = tuple[str, ZYX, ZYX, str]

@@ -35,7 +35,7 @@ def store_scores(
     progress : callable, optional
         Called with (boxes done, boxes in all).
     """
-    evaluation, fitted = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes), progress)
+    evaluation, fitted = score_and_calibrate(assignment, stored_maps(folder, assignment.truth), progress)
     calibration = keep_calibration(folder, assignment, fitted)
     folder.write(SCORES, evaluation)
     return evaluation, calibration

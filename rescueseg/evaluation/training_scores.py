@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, assign
 from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import first_valid, why_anew
-from rescueseg.evaluation.truth import holdout_truth
+from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
 from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.progress import CountProgress
-from rescueseg.records import HoldoutBox, ModelReference
+from rescueseg.records import ModelReference
 
 TRAINING_EVALUATION = RecordFile("evaluation", Evaluation)
 """In the training's folder; `CALIBRATION` beside it."""
@@ -85,7 +85,7 @@ def evaluate_training(
         As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
     """
     assignment, folder = check_training(campaign, name), campaign.training(name)
-    maps = predict_holdout(campaign, assignment.model, assignment.boxes)
+    maps = predict_holdout(campaign, assignment.model, assignment.truth)
     evaluation, calibration = score_and_calibrate(assignment, maps, progress)
     folder.write(CALIBRATION, calibration)
     folder.write(TRAINING_EVALUATION, evaluation)
@@ -115,13 +115,16 @@ def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluatio
     return first_valid([stored], assignment.model.digest, assignment.truth), assignment
 
 
-def predict_holdout(campaign: Campaign, model: ModelReference, boxes: Sequence[HoldoutBox]) -> Iterator[BoxMaps]:
-    """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in."""
+def predict_holdout(campaign: Campaign, model: ModelReference, truth: HoldoutTruth) -> Iterator[BoxMaps]:
+    """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in.
+
+    What a box is predicted with is as in stored maps: the probability in its context (`HoldoutTruth.context`).
+    """
     dtype = np.dtype(campaign.config.inference.map_dtype)
-    for volume_id, group in itertools.groupby(boxes, key=lambda box: box.volume_id):
+    for volume_id, group in itertools.groupby(truth.boxes, key=lambda box: box.volume_id):
         volume_boxes = list(group)
         job = InferenceJob.of(campaign, model, volume_id)
-        predictions = predict_boxes(job, (box.box for box in volume_boxes))
-        for box, maps in zip(volume_boxes, predictions, strict=True):
+        contexts = [truth.context(box) for box in volume_boxes]
+        for box, context, maps in zip(volume_boxes, contexts, predict_boxes(job, contexts), strict=True):
             probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
-            yield box, probability, entropy
+            yield box, probability, entropy[box.box.relative_to(context).slices]

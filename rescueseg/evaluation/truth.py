@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rescueseg.campaign import Campaign, VolumeFolder
 from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.errors import EvaluationError
-from rescueseg.geometry import Box
+from rescueseg.geometry import ZYX, Box
 from rescueseg.labels import IGNORE
 from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
@@ -46,6 +46,8 @@ class HoldoutTruth:
         What people annotated of the holdout.
     n_classes : int
         Foreground classes of the campaign.
+    guard_zyx : tuple of int
+        Guard band of the holdout: how far around a box nothing was trained on.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class HoldoutTruth:
         boxes: Sequence[HoldoutBox],
         annotated: Annotated,
         n_classes: int,
+        guard_zyx: ZYX,
     ) -> None:
         self.boxes, self.records = tuple(boxes), tuple(records)
         self.volumes = _volumes_of(boxes, records, volumes)
         """Records of the volumes in which the boxes lie, by id."""
         self._folder, self._annotated, self._n_classes = volumes, annotated, n_classes
+        self._guard_zyx = guard_zyx
         self._arrays: dict[tuple[str, bool], CheckedArray] = {}
         self._labels: dict[HoldoutBox, Labels] = {}
         self._digests: dict[HoldoutBox, str] = {}
@@ -75,36 +79,71 @@ class HoldoutTruth:
             If accepted labels are missing, damaged, or others than were handed in.
         """
         if box not in self._labels:
-            labels = _check_labels(self._read(box), box, self._n_classes)
+            labels = _check_labels(self._read(box), box, box.box, self._n_classes)
             labels.setflags(write=False)
             self._labels[box] = labels
         return self._labels[box]
 
     def _read(self, box: HoldoutBox) -> npt.NDArray[Any]:
         if self._has_truth(box):
-            return self._stored(box)
+            return self._stored(box.volume_id, box.box)
         accepted = self._annotated[box.volume_id, box.box]
         if accepted is None:
             return np.full(box.box.shape_zyx, IGNORE, dtype=np.uint8)
         return read_classes(self._folder.storage, accepted)
 
-    def _stored(self, box: HoldoutBox, *, instances: bool = False) -> npt.NDArray[Any]:
+    def _stored(self, volume_id: str, region: Box, *, instances: bool = False) -> npt.NDArray[Any]:
         """Return what came with the volume; each volume's is opened once."""
-        key = box.volume_id, instances
+        key = volume_id, instances
         if key not in self._arrays:
-            self._arrays[key] = open_truth_of(self._folder, self.volumes[box.volume_id], instances)
-        return np.asarray(self._arrays[key][box.box.slices])
+            self._arrays[key] = open_truth_of(self._folder, self.volumes[volume_id], instances)
+        return np.asarray(self._arrays[key][region.slices])
 
     def _has_truth(self, box: HoldoutBox) -> bool:
         """Tell whether the truth came with the volume."""
         return self.volumes[box.volume_id].truth is not None
 
+    def tells_objects(self, box: HoldoutBox) -> bool:
+        """Tell whether the truth of a box numbers objects."""
+        if self._has_truth(box):
+            return self.volumes[box.volume_id].truth == "instance"
+        accepted = self._annotated.get((box.volume_id, box.box))
+        return accepted is not None and accepted.instances is not None
+
+    def context(self, box: HoldoutBox) -> Box:
+        """Return the region in which objects are compared: where the volume came with numbered objects, the guard too.
+
+        No training reads the guard band, so that predictions there are as good or as bad as in the box.
+        """
+        return self._around(box, self._guard_zyx)
+
+    def surroundings(self, box: HoldoutBox) -> Box:
+        """Return the region in which whole true objects are looked for: at least a box's length on every side."""
+        return self._around(
+            box, [max(2 * guard, length) for guard, length in zip(self._guard_zyx, box.box.shape_zyx, strict=True)]
+        )
+
+    def _around(self, box: HoldoutBox, margin_zyx: Sequence[int]) -> Box:
+        volume = self.volumes[box.volume_id]
+        return box.box.expand(margin_zyx).clip(volume.shape_zyx) if volume.truth == "instance" else box.box
+
+    def labels_in(self, box: HoldoutBox, region: Box) -> Labels:
+        """Return the labels of a region around a box, as `labels`; not kept where it is larger than the box."""
+        if region == box.box:
+            return self.labels(box)
+        return _check_labels(self._stored(box.volume_id, region), box, region, self._n_classes)
+
+    def objects_in(self, box: HoldoutBox, region: Box) -> npt.NDArray[Any] | None:
+        """Return the objects' numbers in a region around a box, zyx, 0 background; None where none are told apart."""
+        if self._has_truth(box):
+            return self._stored(box.volume_id, region, instances=True) if self.tells_objects(box) else None
+        return self.objects(box)
+
     def objects(self, box: HoldoutBox) -> npt.NDArray[Any] | None:
         """Return the objects' numbers, zyx, 0 background; None where the truth does not tell objects apart."""
-        truth = self.volumes[box.volume_id].truth
-        if truth == "instance":
-            return self._stored(box, instances=True)
-        accepted = self._annotated.get((box.volume_id, box.box)) if truth is None else None
+        if self._has_truth(box):
+            return self.objects_in(box, box.box)
+        accepted = self._annotated.get((box.volume_id, box.box))
         return None if accepted is None else read_objects(self._folder.storage, accepted)
 
     def digest(self, box: HoldoutBox) -> str:
@@ -207,7 +246,9 @@ def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
 
 def _truth(campaign: Campaign, records: Sequence[VolumeRecord], boxes: Sequence[HoldoutBox]) -> HoldoutTruth:
     annotated = _annotated(campaign, _volumes_of(boxes, records, campaign.volumes).values())
-    return HoldoutTruth(campaign.volumes, records, boxes, annotated, campaign.config.n_classes)
+    holdout = campaign.holdout()
+    guard_zyx = holdout.guard_zyx if holdout else (0, 0, 0)
+    return HoldoutTruth(campaign.volumes, records, boxes, annotated, campaign.config.n_classes, guard_zyx)
 
 
 def _volumes_of(
@@ -230,12 +271,12 @@ def _annotated(campaign: Campaign, volumes: Iterable[VolumeRecord]) -> Annotated
     return annotated
 
 
-def _check_labels(labels: npt.NDArray[Any], box: HoldoutBox, n_classes: int) -> Labels:
-    """Return labels as uint8; refuse another shape than the box's, and classes that the campaign does not have."""
-    if labels.shape != box.box.shape_zyx or ((labels > n_classes) & (labels != IGNORE)).any():
+def _check_labels(labels: npt.NDArray[Any], box: HoldoutBox, region: Box, n_classes: int) -> Labels:
+    """Return labels as uint8; refuse another shape than the region's, and classes that the campaign does not have."""
+    if labels.shape != region.shape_zyx or ((labels > n_classes) & (labels != IGNORE)).any():
         raise EvaluationError(
             f"the truth has shape {labels.shape} and values up to {int(labels[labels != IGNORE].max(initial=0))}; "
-            f"wanted {box.box.shape_zyx} and 0…{n_classes} or 255",
+            f"wanted {region.shape_zyx} and 0…{n_classes} or 255",
             where=f"{box.volume_id} {box.box}",
             todo="Annotate the box again",
         )

@@ -19,7 +19,7 @@ def evaluate(campaign: Campaign, generation: int) -> Judgement:
 
     def work() -> Judgement:
         assignment = check_evaluation(campaign, generation)
-        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes))
+        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.truth))
         keep_calibration(folder, assignment, calibration)
         return judge(campaign.generations(), evaluation, campaign.config)
 

@@ -105,8 +105,8 @@ class Trial:
 def choose(trial: Trial) -> DeliveryRule:
     """Choose on the validation boxes how masks and objects are made."""
     folder, problem = trial.campaign.training(trial.arm), PROBLEMS[trial.dataset]
-    predicted = predict_holdout(trial.campaign, trial.model, trial.boxes("validation"))
     validation = replace(trial.assignment, truth=_part(trial, "validation"))
+    predicted = predict_holdout(trial.campaign, trial.model, validation.truth)
     folder.write(CALIBRATION, score_and_calibrate(validation, predicted)[1])
     chosen = DeliveryModel(trial.model, folder, trial.arm, frozenset({VOLUME}))
     rule = choose_rule(trial.campaign, chosen, with_objects=problem.objects == "numbered")
@@ -138,8 +138,11 @@ def maps_of_boxes(trial: Trial, boxes: Sequence[HoldoutBox]) -> Iterator[tuple[H
 
 
 def score(trial: Trial, box: HoldoutBox, mask: npt.NDArray[np.uint8], made: Numbers | None) -> BoxScore:
-    """Score a mask, and objects where there are any, as those of a model that is sure of it."""
-    sure = np.stack([mask == 0, mask == 1]).astype(np.float32)
+    """Score a mask, and objects where there are any, as those of a model that is sure of it; both of the box alone."""
+    context = trial.truth.context(box)
+    around = np.zeros(context.shape_zyx, np.uint8)
+    around[box.box.relative_to(context).slices] = mask
+    sure = np.stack([around == 0, around == 1]).astype(np.float32)
     scored = score_box(trial.assignment, box, sure, np.zeros(mask.shape, np.float32))
     true = trial.objects(box)
     if made is None or true is None:

@@ -89,7 +89,7 @@ def evaluate(campaign: Campaign) -> None:
 
 
 def read_holdout_maps(campaign: Campaign) -> None:
-    list(stored_maps(campaign.generation(0), campaign.holdout().boxes))  # type: ignore[union-attr]
+    list(stored_maps(campaign.generation(0), holdout_truth(campaign)))
 
 
 def query(campaign: Campaign) -> None:

@@ -588,7 +588,7 @@ def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign],
     campaign = untouched[name]
     folder, assignment = campaign.generation(0), check_evaluation(campaign, 0)
     kept = folder.read(CALIBRATION)
-    _, found = score_and_calibrate(assignment, stored_maps(folder, assignment.boxes))
+    _, found = score_and_calibrate(assignment, stored_maps(folder, assignment.truth))
     assert kept is not None
     assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
     assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)

@@ -78,7 +78,7 @@ def test_certain_probabilities_stay_finite() -> None:
 def fitted(campaign: Campaign) -> Calibration:
     """Return the temperature of generation 0 for its model and truth as they are; nothing is written."""
     assignment = check_evaluation(campaign, 0)
-    return score_and_calibrate(assignment, stored_maps(campaign.generation(0), assignment.boxes))[1]
+    return score_and_calibrate(assignment, stored_maps(campaign.generation(0), assignment.truth))[1]
 
 
 def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_path: Path) -> None:
