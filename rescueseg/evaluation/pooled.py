@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.intervals import Interval, Units, score_estimate
 from rescueseg.evaluation.metric_table import METRICS, Tables, sums_of
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, ClassScore, Evaluation, PartScore
@@ -24,6 +25,7 @@ from rescueseg.records import Part, Record
 Kind = Literal["all", "class", "stratum", "domain"]
 
 _BINS = ("calibration", "entropies")
+_OF_OBJECTS = ("ap50", "ap75", "pq", "vi", "vi_split", "vi_merge")
 _OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
 
 
@@ -51,6 +53,8 @@ class Group(Record):
     """Share of the voxels that belong to a class, or to the class, in truth."""
     scores: dict[str, Figure]
     """By metric; those without a value are left out."""
+    ceilings: dict[str, float]
+    """By metric of objects, what a perfect mask's connected pieces get; empty where the truth tells no objects apart."""
 
     def scope(self) -> str:
         """Say what the intervals speak of; empty where there are none."""
@@ -120,6 +124,7 @@ def group_scores(evaluation: Evaluation, part: Part, classes: Sequence[str]) -> 
                 voxels=voxels,
                 foreground=float(rows["counts"][..., [0, 2]].sum()) / voxels,
                 scores=_figures(rows, [boxes[i].volume_id for i in selection.index]),
+                ceilings=object_ceilings(boxes, selection),
             )
         )
     return groups
@@ -194,6 +199,22 @@ def _figures(tables: Tables, volumes: Sequence[str]) -> dict[str, Figure]:
     }
 
 
+def object_ceilings(boxes: Sequence[BoxScore], selection: Selection) -> dict[str, float]:
+    """Return, by metric of objects, what a perfect mask's connected pieces get in a selection's boxes.
+
+    What no model that tells no objects apart exceeds: touching objects are one piece. Empty where no truth tells objects
+    apart.
+    """
+    ceilings = [[d.ceiling for d in b.details] for b in boxes]
+    rows = {
+        "objects": np.array([[_object_row(o) for o in box] for box in ceilings], dtype=np.float64),
+        "variation": np.array([[_variation_row(o) for o in box] for box in ceilings], dtype=np.float64),
+    }
+    sums = sums_of(selected_rows(rows, selection))
+    values = {metric.name: metric.value(sums) for metric in METRICS if metric.name in _OF_OBJECTS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def pool(tables: Tables, weights: Floats) -> Tables:
     """Return sums over boxes, each counted so often: (…, boxes) make tables (…, K, n).
 
@@ -224,8 +245,8 @@ def box_tables(boxes: Sequence[BoxScore]) -> Tables:
         "surface": [[_surface_row(d) for d in b.details] for b in boxes],
         "skeleton": [[_skeleton_row(d) for d in b.details] for b in boxes],
         "betti": [[_betti_row(d) for d in b.details] for b in boxes],
-        "objects": [[_object_row(d) for d in b.details] for b in boxes],
-        "variation": [[_variation_row(d) for d in b.details] for b in boxes],
+        "objects": [[_object_row(d.instances) for d in b.details] for b in boxes],
+        "variation": [[_variation_row(d.instances) for d in b.details] for b in boxes],
         "calibration": [b.calibration.table() for b in boxes if b.calibration],
         "entropies": [b.entropies.table() for b in boxes if b.entropies],
     }
@@ -250,11 +271,9 @@ def _betti_row(d: ClassDetail) -> tuple[int, ...]:
     return (*differences, int(t.found_betti[0] + t.true_betti[0] > 0))
 
 
-def _object_row(d: ClassDetail) -> tuple[float, ...]:
-    o = d.instances
+def _object_row(o: Instances | None) -> tuple[float, ...]:
     return (0.0,) * 5 if o is None else (o.found, o.true, *o.matched, o.iou)
 
 
-def _variation_row(d: ClassDetail) -> tuple[float, ...]:
-    o = d.instances
+def _variation_row(o: Instances | None) -> tuple[float, ...]:
     return (0.0, 0.0, 0.0) if o is None or o.splits is None or o.merges is None else (o.splits, o.merges, 1.0)

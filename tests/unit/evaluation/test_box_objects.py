@@ -15,6 +15,7 @@ from rescueseg.config import check_config
 from rescueseg.evaluation.box_objects import TrueObjects, centroids_inside, slivers
 from rescueseg.evaluation.holdout_scores import assign, score_boxes, stored_maps
 from rescueseg.evaluation.instances import Instances, compare_instances, connected_components, renumber_objects
+from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.geometry import ZYX, Box
@@ -112,6 +113,11 @@ def test_the_score_of_a_perfect_mask_goes_with_that_of_the_prediction(tmp_path: 
     assert detail.ceiling is not None
     assert (detail.instances.found, detail.instances.true, detail.instances.matched[0]) == (2, 3, 2)
     assert (detail.ceiling.found, detail.ceiling.true, detail.ceiling.matched[0]) == (2, 3, 1)
+    [group] = group_scores(result, "test", ("nucleus",))[:1]
+    assert group.scores["ap50"].value == pytest.approx(2 / 3)
+    assert group.ceilings["ap50"] == pytest.approx(1 / 4)
+    assert group.ceilings["vi_merge"] == pytest.approx(2 / 3)
+    assert group.ceilings["vi_split"] == pytest.approx(0)
 
 
 def test_centroids_are_those_of_scipy() -> None:
