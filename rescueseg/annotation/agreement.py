@@ -85,7 +85,7 @@ def object_f1(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     >>> object_f1(first, second)
     0.666667
     """
-    numbered = [np.searchsorted(np.unique(np.append(ids, 0)), ids) for ids in (first, second)]
-    pairs = compare_instances(*numbered)
+    one, other = (np.searchsorted(np.unique(np.append(ids, 0)), ids) for ids in (first, second))
+    pairs = compare_instances(one, other)
     objects = pairs.found + pairs.true
     return round(2 * pairs.matched[0] / objects, 6) if objects else 1.0

@@ -1,20 +1,21 @@
-"""The baseline: a global threshold with clean-up, tuned on the validation boxes."""
+"""The baseline: a global threshold per class with clean-up, tuned on the validation boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
 from scipy import ndimage
 
 from rescueseg.campaign import Campaign, RecordFolder, VolumeFolder
 from rescueseg.campaign.layout import REPORT
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.metrics import Counts, count_voxels
+from rescueseg.evaluation.metrics import Counts, count_voxels, mean_over_classes
 from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
 from rescueseg.labels import IGNORE
 from rescueseg.records import HoldoutBox, Record
@@ -30,49 +31,79 @@ SHORTLIST = 6
 BINS = 2048
 
 
-class ThresholdBaseline(Record):
-    """A tuned global threshold and what it reaches."""
+class ClassThreshold(Record):
+    """The threshold of one class against everything else, and what it reaches."""
 
     channel: int
     sigma: float
     """Gaussian smoothing in multiples of the finest voxel size."""
     polarity: Literal["bright", "dark"]
-    """Whether foreground lies above or below the threshold."""
-    threshold: float
-    """In normalised intensity: (clipped intensity − mean) / std of the volume."""
+    """Whether the class lies above or below the threshold."""
+    threshold: float | None
+    """In normalised intensity: (clipped intensity − mean) / std of the volume; None where no validation box holds the class,
+    and nothing is found."""
     min_voxels: int
     """Connected components with fewer voxels are dropped."""
-    validation_dice: float | None
-    """None when neither truth nor prediction holds a foreground voxel."""
-    test_dice: float | None
-    test_iou: float | None
-    test_precision: float | None
-    test_recall: float | None
-    """None when the holdout has no test boxes, or neither truth nor prediction holds a foreground voxel."""
-    key: str
-    """Digest of the boxes and their truth; another one calls for tuning again."""
-
-
-BASELINE = RecordFile("threshold_baseline", ThresholdBaseline)
-
-
-@dataclass(frozen=True)
-class _Setting:
-    channel: int
-    sigma: float
-    bright: bool
-    threshold: float
-    min_voxels: int = 0
+    name: str = ""
+    """The class; empty in the only one of files written before each class had its own."""
+    validation: Counts | None = None
+    test: Counts | None = None
+    """Voxels of all boxes of the part; None in such files."""
 
     def segment(self, smoothed: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """Return the foreground (1) of a smoothed image, zyx."""
-        mask = smoothed >= self.threshold if self.bright else smoothed < self.threshold
+        """Return the voxels of the class (1) in a smoothed image, zyx."""
+        if self.threshold is None:
+            return np.zeros(smoothed.shape, np.uint8)
+        mask = smoothed >= self.threshold if self.polarity == "bright" else smoothed < self.threshold
         if self.min_voxels > 0 and mask.any():
             labels, count = label_components(mask, 6)
             sizes = np.bincount(labels.ravel(), minlength=count + 1)
             sizes[0] = 0
             mask = (sizes >= self.min_voxels)[labels]
         return mask.astype(np.uint8)
+
+    @property
+    def in_words(self) -> str:
+        """Say for people what is done."""
+        if self.threshold is None:
+            return "not in the validation boxes"
+        return f"{self.polarity} voxels, smoothing {self.sigma:g}, objects ≥ {self.min_voxels} voxels"
+
+
+class ThresholdBaseline(Record):
+    """Tuned global thresholds, one per class, and what they reach; scores are means over the classes that have one."""
+
+    classes: tuple[ClassThreshold, ...]
+    """Per class 1…K."""
+    validation_dice: float | None
+    """None when neither truth nor prediction holds a foreground voxel."""
+    test_dice: float | None
+    test_iou: float | None
+    test_precision: float | None
+    test_recall: float | None
+    """None when the holdout has no test boxes, or what the score is of does not occur in them."""
+    key: str
+    """Digest of the boxes and their truth; another one calls for tuning again."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_class(cls, data: Any) -> Any:
+        """Read a file of an earlier version, which had one threshold for all classes."""
+        if not isinstance(data, dict) or "classes" in data or "threshold" not in data:
+            return data
+        names = ("channel", "sigma", "polarity", "threshold", "min_voxels")
+        rest = {key: value for key, value in data.items() if key not in names}
+        return rest | {"classes": [{name: data[name] for name in names if name in data}]}
+
+    @property
+    def in_words(self) -> str:
+        """Say for people how the classes are found."""
+        if len(self.classes) == 1:
+            return self.classes[0].in_words
+        return "; ".join(f"{c.name}: {c.in_words}" for c in self.classes)
+
+
+BASELINE = RecordFile("threshold_baseline", ThresholdBaseline)
 
 
 @dataclass(frozen=True)
@@ -106,21 +137,23 @@ class BoxImages:
 
 
 def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
-    """Tune a global threshold on the validation boxes and report it on the test boxes.
+    """Tune a global threshold for each class on the validation boxes and report it on the test boxes.
 
-    Every channel, smoothing of 0, 1 and 2 (in multiples of the finest voxel size), both polarities and all
-    thresholds are tried; the best of each are tried again with every minimum component size. All foreground classes are
-    merged into one. Boxes are smoothed with a margin, so that the box face leaves no trace. The result is stored
-    below `reports/` and computed again only when the holdout or its truth changed.
+    Each class is found against everything else. Every channel, smoothing of 0, 1 and 2 (in multiples of the finest voxel
+    size), both polarities and all thresholds are tried; the best of each are tried again with every minimum component
+    size. As of a model, counts are pooled over the boxes, and scores averaged over the classes. A voxel may be found for
+    several classes: that is generous. Boxes are smoothed with a margin, so that the box face leaves no trace. The result
+    is stored below `reports/` and computed again only when the holdout or its truth changed.
 
     Raises
     ------
     EvaluationError
         If there is no holdout, no validation box, or boxes without truth.
     """
-    truth = holdout_truth(campaign)
+    truth, names = holdout_truth(campaign), campaign.config.classes
     volumes = [[v.digest, v.normalisation.to_json()] for v in truth.volumes.values()]
-    key = digest_json([truth.digest_of_all, volumes])
+    one_by_one = [] if len(names) == 1 else [list(names)]  # other than what earlier versions did
+    key = digest_json([truth.digest_of_all, volumes, *one_by_one])
     folder = RecordFolder(campaign.storage, REPORT.top)
     earlier = folder.read(BASELINE)
     if earlier is not None and earlier.key == key:
@@ -133,59 +166,71 @@ def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
             where=campaign.url,
             todo="Let holdout.validation_boxes be at least 1",
         )
-    best, dice = _tune(images, validation)
     test = [b for b in truth.boxes if b.part == "test"]
-    counts = _pooled(images, test, [best])[0]
+    best = [_tune(images, validation, c) for c in range(1, len(names) + 1)]
+    tuned, on_test = (
+        [_pooled(images, boxes, c, [setting])[0] for c, setting in enumerate(best, start=1)]
+        for boxes in (validation, test)
+    )
     result = ThresholdBaseline(
-        channel=best.channel,
-        sigma=best.sigma,
-        polarity="bright" if best.bright else "dark",
-        threshold=best.threshold,
-        min_voxels=best.min_voxels,
-        validation_dice=dice,
-        test_dice=counts.dice,
-        test_iou=counts.iou,
-        test_precision=counts.precision,
-        test_recall=counts.recall,
+        classes=tuple(
+            setting.model_copy(update={"name": name, "validation": before, "test": after})
+            for setting, name, before, after in zip(best, names, tuned, on_test, strict=True)
+        ),
+        validation_dice=mean_over_classes(tuned, "dice"),
+        test_dice=mean_over_classes(on_test, "dice"),
+        test_iou=mean_over_classes(on_test, "iou"),
+        test_precision=mean_over_classes(on_test, "precision"),
+        test_recall=mean_over_classes(on_test, "recall"),
         key=key,
     )
     folder.write(BASELINE, result)
     return result
 
 
-def _tune(images: BoxImages, boxes: list[HoldoutBox]) -> tuple[_Setting, float | None]:
-    """Return the setting with the highest pooled Dice on `boxes`, and that Dice."""
-    channels = min(images.truth.volumes[b.volume_id].channels for b in boxes)
-    best, best_dice = _Setting(0, 0.0, True, 0.0), None
+def _tune(images: BoxImages, boxes: list[HoldoutBox], class_index: int) -> ClassThreshold:
+    """Return the setting with the highest pooled Dice of a class on `boxes`; no threshold where no box holds it."""
+    best = ClassThreshold(channel=0, sigma=0.0, polarity="bright", threshold=None, min_voxels=0)
+    if not any((images.truth.labels(b) == class_index).any() for b in boxes):
+        return best
+    channels, best_dice = min(images.truth.volumes[b.volume_id].channels for b in boxes), -1.0
     for channel in range(channels):
         for sigma in SIGMAS:
             settings = [
-                _Setting(channel, sigma, bright, threshold, size)
-                for bright, threshold in _shortlist(images, boxes, channel, sigma)
+                ClassThreshold(
+                    channel=channel,
+                    sigma=sigma,
+                    polarity="bright" if bright else "dark",
+                    threshold=threshold,
+                    min_voxels=size,
+                )
+                for bright, threshold in _shortlist(images, boxes, class_index, channel, sigma)
                 for size in MINIMUM_VOXELS
             ]
-            for setting, counts in zip(settings, _pooled(images, boxes, settings), strict=True):
-                if counts.dice is not None and (best_dice is None or counts.dice > best_dice):
+            for setting, counts in zip(settings, _pooled(images, boxes, class_index, settings), strict=True):
+                if counts.dice is not None and counts.dice > best_dice:
                     best, best_dice = setting, counts.dice
-    return best, best_dice
+    return best
 
 
-def _shortlist(images: BoxImages, boxes: list[HoldoutBox], channel: int, sigma: float) -> list[tuple[bool, float]]:
+def _shortlist(
+    images: BoxImages, boxes: list[HoldoutBox], class_index: int, channel: int, sigma: float
+) -> list[tuple[bool, float]]:
     """Return the best thresholds of both polarities before clean-up, from one histogram per truth."""
     scalings = [images.truth.volumes[b.volume_id].normalisation for b in boxes]
     limits = [n.per_channel[channel] if n.per_channel else n for n in scalings]
     low = min((n.low - n.mean) / n.std for n in limits)
     high = max((n.high - n.mean) / n.std for n in limits)
     edges = np.linspace(low, high, BINS + 1)
-    histograms = np.zeros((2, BINS))  # of background and of foreground voxels
+    histograms = np.zeros((2, BINS))  # of other voxels and of those of the class
     for box, smoothed in images.smoothed(boxes, channel, sigma):
         truth = images.truth.labels(box)
-        for is_foreground in (0, 1):
-            values = smoothed[(truth != IGNORE) & ((truth > 0) == bool(is_foreground))]
-            histograms[is_foreground] += np.histogram(np.clip(values, low, high), bins=edges)[0]
+        for is_class in (0, 1):
+            values = smoothed[(truth != IGNORE) & ((truth == class_index) == bool(is_class))]
+            histograms[is_class] += np.histogram(np.clip(values, low, high), bins=edges)[0]
     shortlist: list[tuple[bool, float]] = []
     for bright in (True, False):
-        # voxels on the foreground side of each inner edge
+        # voxels on the side of the class of each inner edge
         side = histograms[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] if bright else histograms.cumsum(axis=1)[:, :-1]
         dice = 2 * side[1] / np.maximum(side.sum(axis=0) + histograms[1].sum(), 1)
         best = int(dice.argmax())
@@ -201,14 +246,16 @@ def _steps(dice: npt.NDArray[np.float64], best: int) -> list[int]:
     return [int(i) - best for i in np.linspace(good[0], good[-1], SHORTLIST).round()] + [0]
 
 
-def _pooled(images: BoxImages, boxes: list[HoldoutBox], settings: list[_Setting]) -> list[Counts]:
-    """Return the pooled counts of settings that share channel and smoothing."""
+def _pooled(
+    images: BoxImages, boxes: list[HoldoutBox], class_index: int, settings: list[ClassThreshold]
+) -> list[Counts]:
+    """Return the pooled counts of a class for settings that share channel and smoothing."""
     pooled = [Counts() for _ in settings]
     for box, smoothed in images.smoothed(boxes, settings[0].channel, settings[0].sigma):
         truth = images.truth.labels(box)
-        merged = np.where(truth == IGNORE, IGNORE, truth > 0)
+        against_rest = np.where(truth == IGNORE, IGNORE, truth == class_index)
         pooled = [
-            total + count_voxels(setting.segment(smoothed), merged, 1)[0]
+            total + count_voxels(setting.segment(smoothed), against_rest, 1)[0]
             for total, setting in zip(pooled, settings, strict=True)
         ]
     return pooled

@@ -173,7 +173,7 @@ def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path
 
 def test_threshold_baseline_is_tuned_on_validation_and_kept(evaluated: Campaign) -> None:
     result = threshold_baseline(evaluated)
-    assert result.polarity == "bright"
+    assert [c.polarity for c in result.classes] == ["bright"]
     assert 0.1 < result.validation_dice <= 1
     assert result.test_dice is not None
     assert 0 < result.test_dice <= 1
@@ -198,7 +198,7 @@ def test_threshold_baseline_finds_the_perfect_threshold(tmp_path: Path) -> None:
     )
     campaign.freeze_holdout(holdout_boxes())
     result = threshold_baseline(campaign)
-    assert (result.polarity, result.validation_dice, result.test_dice) == ("dark", 1.0, 1.0)
+    assert (result.classes[0].polarity, result.validation_dice, result.test_dice) == ("dark", 1.0, 1.0)
 
 
 def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
