@@ -26,6 +26,11 @@ Kind = Literal["all", "class", "stratum", "domain"]
 
 _BINS = ("calibration", "entropies")
 _OF_OBJECTS = ("ap50", "ap75", "pq", "vi", "vi_split", "vi_merge")
+CEILING = (
+    "Perfect mask: what the connected pieces of the truth would get, in which touching objects are one; "
+    "a model that tells no objects apart gets no more"
+)
+"""What the ceilings of objects' scores are, for people."""
 _OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
 
 

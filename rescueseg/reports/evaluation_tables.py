@@ -11,7 +11,7 @@ from rich.table import Table
 from rescueseg.evaluation.comparison import Difference, GroupComparison
 from rescueseg.evaluation.intervals import Interval
 from rescueseg.evaluation.metric_table import METRICS, Metric
-from rescueseg.evaluation.pooled import Figure, Group
+from rescueseg.evaluation.pooled import CEILING, Figure, Group
 from rescueseg.reports.cells import number
 from rescueseg.reports.html import shown_metrics
 
@@ -22,11 +22,15 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
         console.print("No voxel of these boxes has a known truth")
         return
     whole = groups[0]
-    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "value", "95 %", "boxes"))
+    ceiling = ("perfect mask",) if whole.ceilings else ()
+    table = _table(f"{whole.boxes} {whole.part} boxes", ("score", "value", "95 %", "boxes", *ceiling))
     for metric in (m for m in METRICS if m.name in whole.scores):
         figure = whole.scores[metric.name]
-        table.add_row(_label(metric), *_figure(metric, figure), str(figure.boxes))
+        best = [number(whole.ceilings.get(metric.name), metric.digits) for _ in ceiling]
+        table.add_row(_label(metric), *_figure(metric, figure), str(figure.boxes), *best)
     console.print(table)
+    if whole.ceilings:
+        console.print(CEILING, style="dim", soft_wrap=True, highlight=False)
     if scope := whole.scope():
         console.print(scope, style="dim", soft_wrap=True, highlight=False)
     if len(groups) > 1:

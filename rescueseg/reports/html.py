@@ -10,7 +10,7 @@ import jinja2
 
 from rescueseg.campaign import GenerationFolder
 from rescueseg.evaluation.metric_table import METRICS, Metric
-from rescueseg.evaluation.pooled import Group
+from rescueseg.evaluation.pooled import CEILING, Group
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def render_page(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rescueseg.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(ceiling_note=CEILING, **values)
 
 
 def inline(data: bytes) -> str:
