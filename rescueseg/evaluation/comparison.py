@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rescueseg.errors import EvaluationError
-from rescueseg.evaluation.intervals import Interval, PairedEstimate, difference_estimate
+from rescueseg.evaluation.intervals import Interval, PairedEstimate, Units, difference_estimate, units_sentence
 from rescueseg.evaluation.metric_table import DICE, METRICS, Tables
 from rescueseg.evaluation.pooled import Kind, box_tables, selected_rows, selections
 from rescueseg.evaluation.scores import Evaluation
@@ -26,6 +26,8 @@ class Difference(Record):
     """Second minus first; None where either is."""
     interval: Interval | None
     """95 %, of the difference."""
+    units: Units | None = None
+    """What was left out for the interval, as in `rescueseg.evaluation.pooled.Figure`."""
 
 
 class GroupComparison(Record):
@@ -37,6 +39,10 @@ class GroupComparison(Record):
     boxes: int
     differences: dict[str, Difference]
     """By metric, Dice always; others where one of the two has a value."""
+
+    def about_intervals(self) -> str:
+        """Say in one sentence what the 95 % intervals speak of."""
+        return units_sentence({difference.units for difference in self.differences.values()})
 
 
 def compare_generations(
@@ -101,4 +107,5 @@ def _difference(pair: PairedEstimate) -> Difference:
         second=pair.second,
         difference=change.value if change else None,
         interval=change.interval if change else None,
+        units=change.units if change else None,
     )

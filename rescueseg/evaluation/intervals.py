@@ -21,7 +21,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,27 @@ class PairedEstimate:
     first: float | None
     second: float | None
     difference: Estimate | None
+
+
+def units_sentence(units: Collection[Units | None]) -> str:
+    """Say for people what the intervals of some scores speak of.
+
+    Parameters
+    ----------
+    units : collection of str or None
+        Of the scores, as in `Estimate`.
+
+    Examples
+    --------
+    >>> units_sentence(["volumes", None])
+    '95 % intervals are for other volumes like these'
+    """
+    if "boxes" in units:
+        where = f" where a score comes of fewer than {LEAST} volumes" if "volumes" in units else ""
+        return f"95 % intervals are for other boxes of these volumes{where}: new volumes may differ more"
+    if "volumes" in units:
+        return "95 % intervals are for other volumes like these"
+    return f"No 95 % intervals: they need a score that differs over at least {LEAST} boxes"
 
 
 def score_estimate(metric: Metric, tables: Tables, volumes: Sequence[str]) -> Estimate | None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rescueseg.evaluation.instances import Instances
-from rescueseg.evaluation.intervals import Interval, Units, score_estimate
+from rescueseg.evaluation.intervals import Interval, Units, score_estimate, units_sentence
 from rescueseg.evaluation.metric_table import METRICS, Tables, sums_of
 from rescueseg.evaluation.scores import BoxScore, ClassDetail, ClassScore, Evaluation, PartScore
 from rescueseg.evaluation.truth import PARTS
@@ -43,7 +43,7 @@ class Figure(Record):
     boxes: int
     """Boxes in which the score is defined."""
     units: Units | None = None
-    """What was left out for the interval: boxes speak of these volumes only, volumes of others like them."""
+    """What was left out for the interval: boxes speak of these volumes only, volumes of others like them, too."""
 
 
 class Group(Record):
@@ -61,14 +61,9 @@ class Group(Record):
     ceilings: dict[str, float]
     """By metric of objects, what a perfect mask's connected pieces get; empty where the truth tells no objects apart."""
 
-    def scope(self) -> str:
-        """Say what the intervals speak of; empty where there are none."""
-        units = {figure.units for figure in self.scores.values()} - {None}
-        if not units:
-            return ""
-        if "boxes" in units:
-            return "The intervals speak of this model on these volumes, with other boxes: not of other volumes, nor of a training anew"
-        return "The intervals speak of this model on volumes like these, not of a training anew"
+    def about_intervals(self) -> str:
+        """Say in one sentence what the 95 % intervals speak of."""
+        return units_sentence({figure.units for figure in self.scores.values()})
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
     boxes = [b for b in boxes if b.part == part and b.voxels]
     if not boxes:
         return None
-    tables = box_tables(boxes)
+    tables, volumes = box_tables(boxes), [b.volume_id for b in boxes]
     calibration = reduce(add, (b.calibration for b in boxes if b.calibration))
     everything = tuple(range(len(boxes)))
     return PartScore(
@@ -158,6 +153,7 @@ def part_score(part: Part, boxes: Sequence[BoxScore], classes: Sequence[str]) ->
         boxes=len(boxes),
         voxels=sum(b.voxels for b in boxes),
         **_values(tables, _OVERLAPS),
+        boxes_with={name: figure.boxes for name, figure in _figures(tables, volumes).items()},
         ece=calibration.calibration_error(),
         classes=tuple(
             ClassScore(

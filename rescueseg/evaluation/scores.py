@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.metrics import BinnedCounts, Counts
@@ -110,6 +110,8 @@ class PartScore(Record):
     """Voxels by probability of the predicted class."""
     uncertainty: BinnedCounts
     """Voxels by predictive entropy in nats."""
+    boxes_with: dict[str, int] = Field(default_factory=dict)
+    """By name of the score, in how many of the boxes it is defined; empty in older records."""
 
     def metrics(self) -> dict[str, float]:
         """Return the scores as flat names, those without a value left out."""

@@ -31,8 +31,8 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
     console.print(table)
     if whole.ceilings:
         console.print(CEILING, style="dim", soft_wrap=True, highlight=False)
-    if scope := whole.scope():
-        console.print(scope, style="dim", soft_wrap=True, highlight=False)
+    about = f"{whole.about_intervals()}; 'boxes' are those in which a score says something"
+    console.print(about, style="dim", soft_wrap=True, highlight=False)
     if len(groups) > 1:
         shown = shown_metrics(groups)
         table = _table("By class, stratum and domain", ("", "boxes", "in truth", *(_label(m) for m in shown)))
@@ -50,6 +50,7 @@ def show_differences(console: Console, groups: Sequence[GroupComparison], names:
     for metric in (m for m in METRICS if m.name in whole.differences):
         table.add_row(_label(metric), *_difference(metric, whole.differences[metric.name]))
     console.print(table)
+    console.print(whole.about_intervals())
     if len(groups) > 1:
         dice = METRICS[0]
         table = _table("Dice by class, stratum and domain", ("", "boxes", *columns[1:]))

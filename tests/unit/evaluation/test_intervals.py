@@ -15,6 +15,7 @@ from rescueseg.evaluation.metric_table import DICE, METRICS, Metric, Tables
 from rescueseg.evaluation.metrics import UNCERTAINTY_BINS, Bins
 from rescueseg.evaluation.pooled import box_tables, group_scores
 from rescueseg.evaluation.scores import BoxScore
+from tests.benchmarks.interval_coverage import Population, cover, cover_volumes
 from tests.unit.evaluation.test_pooled import CLASSES, box_score, evaluation
 
 VOLUMES = ["v"] * 100
@@ -184,3 +185,28 @@ def test_a_class_that_one_generation_does_not_predict_is_left_out_of_the_precisi
     dice = difference_estimate(DICE, blind, seeing, VOLUMES[:5])
     assert dice.difference is not None
     assert dice.difference.value == pytest.approx(60 / 110 / 2)
+
+
+@pytest.mark.parametrize(
+    "population",
+    [
+        Population("equal", 0.95),
+        Population("spread 1", 0.85, -0.5),
+        Population("Pareto 1.5", 0.6),
+        Population("a third empty", 0.3),
+    ],
+    ids=lambda p: f"{p.size} {p.mean}",
+)
+@pytest.mark.parametrize("number", [8, 16])
+def test_intervals_hold_the_truth_as_often_as_they_say(population: Population, number: int) -> None:
+    """Some of what the benchmark prints: the equal boxes, and those that are most difficult."""
+    found = cover(population, number, 800, before=False)
+    for what in ("score", "difference"):
+        assert found[what].share >= 0.93, what
+        assert found[what].given >= 0.99 * found[what].drawn, what
+
+
+def test_intervals_of_new_volumes_leave_out_volumes() -> None:
+    found = cover_volumes(Population("spread 1", 0.85, between=2.0, of_volume=4), 8, 800)
+    assert found["volumes"].share >= 0.93
+    assert found["boxes"].share < 0.93, "boxes speak of these volumes only"

@@ -43,8 +43,8 @@ def box_score(index: int, counts: list[tuple[int, int, int]], *, stratum: str = 
                 found_inside=tp,
                 true_skeleton=tp + fn,
                 true_inside=tp,
-                found_betti=(1 + fp, fn, 0),
-                true_betti=(1, 0, 0),
+                found_betti=(1 + fp if tp + fp else 0, fn, 0),
+                true_betti=(1 if tp + fn else 0, 0, 0),
             ),
             instances=Instances(
                 found=tp + fp, true=tp + fn, matched=(tp, tp // 2), iou=0.8 * tp, splits=0.5, merges=0.25
@@ -283,6 +283,36 @@ def test_nothing_found_where_nothing_is_does_not_flatter() -> None:
     ):
         found = compare_generations(evaluation(empty), evaluation(second, 1), "test", ("a",))[0].differences["dice"]
         assert (found.difference, (found.first, found.second)) == (difference, values)
+
+
+def test_a_score_says_in_how_many_boxes_it_is_defined() -> None:
+    """One box holds the class in truth and prediction, one in truth, one in the prediction, one in neither."""
+    boxes = [box_score(i, [row]) for i, row in enumerate([(6, 1, 1), (0, 0, 4), (0, 3, 0), (0, 0, 0)])]
+    group = group_scores(evaluation(boxes), "test", ("a",))[0]
+    defined = {name: figure.boxes for name, figure in group.scores.items()}
+    expected = {"dice": 3, "iou": 3, "precision": 2, "recall": 2, "surface_dice": 3, "cldice": 3, "betti0_error": 3}
+    assert {name: defined[name] for name in expected} == expected
+    assert group.scores["dice"].value == pytest.approx(12 / 21)
+    assert group.scores["betti0_error"].value == pytest.approx((1 + 1 + 4) / 3)
+    part = part_score("test", boxes, ("a",))
+    assert part is not None
+    assert part.boxes_with == defined
+    assert (part.boxes, group.boxes) == (4, 4)
+    few = group_scores(evaluation(boxes[:3]), "test", ("a",))[0]
+    assert few.about_intervals() == "No 95 % intervals: they need a score that differs over at least 4 boxes"
+    assert "other boxes of these volumes" in group.about_intervals(), "the calibration error has an interval"
+
+
+def test_scores_of_older_versions_are_still_read() -> None:
+    """They gave 1 to a box in which nothing is, and did not say in how many boxes a score is defined."""
+    boxes = [box_score(0, [(6, 1, 1)]), box_score(1, [(0, 0, 0)]).model_copy(update={"dice": 1.0})]
+    whole = evaluation(boxes).model_copy(update={"test": part_score("test", boxes, ("a",)), "format": 3})
+    stored = whole.model_dump(mode="json")
+    del stored["test"]["boxes_with"]
+    read = Evaluation.model_validate(stored)
+    assert (read.boxes[1].dice, read.complete) == (1.0, False)
+    assert read.test is not None
+    assert (read.test.boxes_with, read.test.dice) == ({}, pytest.approx(12 / 14))
 
 
 def test_an_empty_part_has_no_ratios() -> None:
