@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import ANNOTATION
@@ -58,9 +59,13 @@ def make_campaign(
     n_classes: int = 1,
     spacings: Sequence[Sequence[float]] = (SPACING,),
     channels: int = 1,
+    numbered: bool = False,
     **training: Any,
 ) -> Campaign:
-    """Make a campaign with one volume per spacing; `training` holds settings, tables of families as dictionaries."""
+    """Make a campaign with one volume per spacing; `training` holds settings, tables of families as dictionaries.
+
+    A numbered truth tells the pieces of one class apart.
+    """
     config = check_config(
         {
             "name": "rig",
@@ -77,10 +82,16 @@ def make_campaign(
         stack = image if channels == 1 else np.stack([image, *[image[::-1]] * (channels - 1)], axis=1)
         axes = "ZYX" if channels == 1 else "ZCYX"
         tifffile.imwrite(root / f"v{i}.tif", stack, imagej=True, metadata={"axes": axes})
-        tifffile.imwrite(root / f"t{i}.tif", truth)
+        tifffile.imwrite(root / f"t{i}.tif", ndimage.label(truth)[0].astype(np.uint16) if numbered else truth)
         import_volume(
             campaign,
-            VolumeImport(str(root / f"v{i}.tif"), volume_id=f"v{i}", spacing=spacing, truth=str(root / f"t{i}.tif")),
+            VolumeImport(
+                str(root / f"v{i}.tif"),
+                volume_id=f"v{i}",
+                spacing=spacing,
+                truth=str(root / f"t{i}.tif"),
+                truth_type="instance" if numbered else "semantic",
+            ),
         )
     return campaign
 

@@ -36,7 +36,7 @@ HELD = (
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    made = make_campaign(tmp_path_factory.mktemp("outside"), iterations=12)
+    made = make_campaign(tmp_path_factory.mktemp("outside"), iterations=12, numbered=True)
     made.freeze_holdout(Holdout(boxes=HELD, guard_zyx=(1, 4, 4)))
     made.generation(0).write(SNAPSHOT, make_snapshot(made, BOXES))
     return made
@@ -87,6 +87,10 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     infer_volume(campaign, model, "v0")
     evaluation, fitted = store_scores(campaign.generation(0), check_evaluation(campaign, 0))
     assert evaluation == kept
+    objects = [box.details[0].instances for box in kept.boxes]
+    assert sum(o.true for o in objects if o is not None) >= 2, (
+        "objects are among the scores: the guard band is read too"
+    )
     calibration = Calibration.model_validate(
         campaign.storage.read_json(campaign.training(name).path("calibration.json"))
     )
