@@ -2,8 +2,9 @@
 
 A box cuts most objects that are as large as itself, and a fragment is no object: a true one that lies in the box by a
 sliver is hardly matched by a mask that is off by a voxel. So truth and prediction are numbered and matched in a larger
-region, the box with the guard band of the holdout, which no training reads; where the true centroid lies is asked of a
-still larger part of the truth. A pair is counted where the true object is.
+region, the box with the guard band of the holdout, in which no patch is offered for annotation: no model has learnt the
+labels there. Where the centroid of a true object lies is asked of a still larger part of the truth. A pair is counted where
+the true object is.
 
 Where people annotated the box alone, nothing is known beyond it. There an object that a face of the box cuts, and of
 which no more than two voxels of the finest axis lie behind that face, is not counted, be it true or predicted. Compared

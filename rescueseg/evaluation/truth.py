@@ -47,7 +47,7 @@ class HoldoutTruth:
     n_classes : int
         Foreground classes of the campaign.
     guard_zyx : tuple of int
-        Guard band of the holdout: how far around a box nothing was trained on.
+        Guard band of the holdout: how far around a box no patch is offered for annotation.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class HoldoutTruth:
     def context(self, box: HoldoutBox) -> Box:
         """Return the region in which objects are compared: where the volume came with numbered objects, the guard too.
 
-        No training reads the guard band, so that predictions there are as good or as bad as in the box.
+        No patch is offered in the guard band, so that predictions there are as good or as bad as in the box.
         """
         return self._around(box, self._guard_zyx)
 
