@@ -9,7 +9,7 @@ for each box, count how many boxes the variance comes of: N = (Σd²)² / Σd⁴
 half-width is Student's t with N degrees of freedom for a difference, in which the skewness of both scores cancels, and
 with N − 1, at least 1.5, for a score. A score's interval is made on the logarithm of the odds (of a score without an upper
 bound on its logarithm), so that it ends within what the score can be. `tests/benchmarks/interval_coverage.py` prints how
-often such intervals hold the truth.
+often such intervals hold the truth: of 60 populations in 92 to 99 of 100 samples of 4 boxes, and in 93 to 99 from 8 boxes on.
 
 References
 ----------
