@@ -28,7 +28,7 @@ from rescueseg.volumes.volume_import import import_volume
 SHAPE = (24, 96, 96)
 SPACING = (0.2, 0.1, 0.1)
 STRATA = ("dense", "typical")
-"""Four boxes of each in either part; they stand for 10 % and 90 % of the pool."""
+"""Four boxes of each in either part."""
 
 
 def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
@@ -39,7 +39,6 @@ def holdout_boxes(parts: tuple[str, ...] = ("validation", "test")) -> Holdout:
             box=Box((z, y, x), (8, 24, 24)),
             part=parts[i % len(parts)],
             stratum=STRATA[i // 2 % 2],
-            share=(0.1, 0.9)[i // 2 % 2],
         )
         for i, (z, y, x) in enumerate((z, y, x) for z in (0, 12) for y in (0, 30, 60) for x in (0, 30, 60))
     ][:16]

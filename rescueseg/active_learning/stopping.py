@@ -72,7 +72,7 @@ def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advic
     ...     for g, dice in enumerate((0.50, 0.57, 0.65, 0.68, 0.74, 0.77))
     ... ]
     >>> advice(history[:2], StoppingConfig()).sentence
-    'Too early to tell what another batch would bring: 2 generations, 5 are needed. Go on'
+    'Too early to tell what another batch would bring: 2 generations, 5 are needed, each with a Dice and more patches. Go on'
     >>> advice(history, StoppingConfig()).sentence
     'Go on: another 4 patches would bring about +0.033 Dice (between +0.017 and +0.057)'
     """
@@ -83,8 +83,8 @@ def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advic
     if limit := _limit(results, config):
         return Advice(go_on=False, sentence=f"Stop: {limit}", gain=gain)
     if gain is None:
-        seen = f"{len(budgets)} generation{'' if len(budgets) == 1 else 's'}"
-        early = f"Too early to tell what another batch would bring: {seen}, {LEAST_GENERATIONS} are needed. Go on"
+        seen = f"{len(budgets)} generation{'' if len(budgets) == 1 else 's'}, {LEAST_GENERATIONS} are needed"
+        early = f"Too early to tell what another batch would bring: {seen}, each with a Dice and more patches. Go on"
         return Advice(go_on=None, sentence=early)
     low, middle, high = gain
     more = budgets[-1] - budgets[-2]

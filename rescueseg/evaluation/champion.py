@@ -38,8 +38,9 @@ class Comparison(Record):
     """What the validation boxes say about a candidate and the champion."""
 
     verdict: Verdict
-    difference: float
-    """Pooled validation Dice of the candidate minus that of the champion, over the boxes both were judged on."""
+    difference: float | None
+    """Pooled validation Dice of the candidate minus that of the champion, over the boxes both were judged on, and the classes
+    that truth holds there; None where it holds none."""
     interval: tuple[float, float] | None
     """95 % interval of the difference; None where there is none. It says how much, the p value says whether."""
     boxes: int
@@ -216,8 +217,8 @@ def compare_models(first: Evaluation, second: Evaluation, history: Sequence[Judg
     first, second : Evaluation
         Of generations or of trainings outside the loop.
     history : sequence of Judgement
-        The campaign's. A pair that one of them compared is decided at its level, with the same result; any other is a
-        question of its own.
+        The campaign's. A pair that one of them compared is decided at its level, with the same result on the same boxes; any
+        other is a question of its own.
     """
     models = {j.generation: j.evaluation.model_digest for j in history}
     asked = {(e.generation, e.model_digest) for e in (first, second)}
@@ -238,7 +239,7 @@ def _decision(pair: _Pair, level: float) -> Comparison:
     verdict: Verdict = "undecided"
     if min(test.better, test.worse) <= level:
         verdict = "better" if test.better <= level else "worse"
-    p_value = test.better if test.difference >= 0 else test.worse
+    p_value = test.better if (test.difference or 0.0) >= 0 else test.worse
     return Comparison(
         verdict=verdict,
         difference=test.difference,
@@ -262,28 +263,38 @@ def _reason(pair: _Pair, level: float, p_value: float, change: Interval | None) 
     else:
         boxes += " of this one volume" if pair.volumes == 1 else f" of these {pair.volumes} volumes"
     interval = f" (95 % interval {change[0]:+.3f} to {change[1]:+.3f})" if change else ""
+    if pair.test.difference is None:
+        return f"nothing is there in {boxes}, so that there is no Dice to compare"
     figures = f"validation Dice {pair.test.difference:+.3f}{interval} over {boxes}"
+    truth = pair.counts[0]["counts"][..., [0, 2]].sum(axis=(0, 2))
+    if any(((side["counts"].sum(axis=(0, 2)) > 0) & (truth == 0)).any() for side in pair.counts):
+        figures += "; a class that truth holds nowhere is left out"
     if not pair.test.units:
-        return f"{figures}; they say the same on every box"
-    chance = f"chance alone would give as much in {_of_hundred(p_value)} of 100 such comparisons"
+        return f"{figures}; they are the same in every box"
+    if pair.test.units < (pair.volumes if pair.volumes >= LEAST_VOLUMES else pair.boxes):
+        figures += f", which differ in {pair.test.units}"
+    chance = f"equal models would differ as much in {_percent(p_value)} of cases"
     if level:
-        return f"{figures}; {chance}, {_of_hundred(level)} or fewer decide"
+        return f"{figures}; {chance}, and up to {_percent(level)} decides"
     if 1 / steps(pair.test.units) > CAMPAIGN_LEVEL:
-        return f"{figures}; {chance}, which is too few boxes to decide"
-    return f"{figures}; {chance}, and earlier comparisons used up the error that the campaign may make"
+        return f"{figures}; {chance}: too few boxes differ to decide"
+    return (
+        f"{figures}; {chance}, but the comparisons before used up the {_percent(CAMPAIGN_LEVEL)} of errors that a campaign "
+        "may make: more validation boxes decide"
+    )
 
 
-def _of_hundred(share: float) -> str:
-    """Return a share in hundredths, as people say it.
+def _percent(share: float) -> str:
+    """Return a share in percent, as people say it.
 
     Examples
     --------
-    >>> [_of_hundred(share) for share in (1 / 256, 0.025, 0.5, 6e-5)]
-    ['0.4', '2.5', '50', 'fewer than 0.1']
+    >>> [_percent(share) for share in (1 / 256, 0.025, 0.5, 6e-5)]
+    ['0.4 %', '2.5 %', '50 %', 'less than 0.1 %']
     """
     if share < 0.0005:
-        return "fewer than 0.1"
-    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}".removesuffix(".0")
+        return "less than 0.1 %"
+    return (f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}".removesuffix(".0")) + " %"
 
 
 def dice_interval(evaluation: Evaluation, part: Part) -> tuple[float, float] | None:

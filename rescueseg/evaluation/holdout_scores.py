@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluatio
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
-from rescueseg.geometry import Spacing
+from rescueseg.geometry import Patch, Spacing
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE, most_likely
 from rescueseg.progress import CountProgress
@@ -72,8 +72,17 @@ def assign(campaign: Campaign, model: ModelReference, truth: HoldoutTruth) -> As
     return Assignment(model, truth, tuple(campaign.config.classes), profile)
 
 
-def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
+def check_evaluation(campaign: Campaign, generation: int, places: Collection[Patch] | None = None) -> Assignment:
     """Make sure that a generation can be evaluated, and on what; reads no image.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With a frozen holdout and the generation's maps.
+    generation : int
+        Which one.
+    places : collection of Patch, optional
+        Where the boxes lie that are to be scored; all when omitted.
 
     Raises
     ------
@@ -86,12 +95,19 @@ def check_evaluation(campaign: Campaign, generation: int) -> Assignment:
     """
     truth, folder = holdout_truth(campaign), campaign.generation(generation)
     model = require_model(folder)
+    if places is not None:
+        truth = truth.only([box for box in truth.boxes if box.patch in places])
     require_unseen(folder, truth.boxes, campaign.volumes.shared_places(truth.records))
     require_own_maps(folder, model, truth.boxes)
     return assign(campaign, model, truth)
 
 
-def evaluate_generation(campaign: Campaign, generation: int, progress: CountProgress | None = None) -> Evaluation:
+def evaluate_generation(
+    campaign: Campaign,
+    generation: int,
+    progress: CountProgress | None = None,
+    places: Collection[Patch] | None = None,
+) -> Evaluation:
     """Compare a generation's probability maps with the truth of the holdout boxes; see `score_boxes`.
 
     Parameters
@@ -102,13 +118,15 @@ def evaluate_generation(campaign: Campaign, generation: int, progress: CountProg
         Which one.
     progress : callable, optional
         Called with (boxes done, boxes in all).
+    places : collection of Patch, optional
+        As in `check_evaluation`.
 
     Raises
     ------
     RescuesegError
         As `check_evaluation`.
     """
-    assignment = check_evaluation(campaign, generation)
+    assignment = check_evaluation(campaign, generation, places)
     return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment.truth), progress)
 
 

@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rescueseg.active_learning.stopping import Advice, GenerationResult, advice
+import numpy as np
+
+from rescueseg.active_learning.stopping import GenerationResult, advice
 from rescueseg.active_learning.trend import fit_trend
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.campaign.stage_results import QUERY
 from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.evaluation.metrics import dice_of
+from rescueseg.evaluation.scores import BoxKey, Evaluation
 
 SIZES = {
     "moderate": "5–10 volumes",
@@ -79,8 +83,8 @@ def forecast(patches: Sequence[float], dice: Sequence[float], distance: float) -
     Returns
     -------
     Forecast or None
-        None with fewer than `LEAST_BUDGETS` different numbers of patches, whatever the Dice. The curve is that of
-        `rescueseg.active_learning.trend`.
+        None with fewer than `LEAST_BUDGETS` different numbers of patches, and where Dice has been higher than the ceiling
+        may be: it falls, and no curve that rises says why. The curve is that of `rescueseg.active_learning.trend`.
 
     Examples
     --------
@@ -90,30 +94,57 @@ def forecast(patches: Sequence[float], dice: Sequence[float], distance: float) -
     if len(set(patches)) < LEAST_BUDGETS:
         return None
     trend = fit_trend(patches, dice)
-    return Forecast(trend.last, distance, trend.patches_within(distance, _LEVELS), trend.ceiling(_LEVELS))
+    ceiling = trend.ceiling(_LEVELS)
+    if max(dice) > ceiling[-1]:
+        return None
+    return Forecast(trend.last, distance, trend.patches_within(distance, _LEVELS), ceiling)
 
 
 def generation_results(generations: Iterable[GenerationFolder]) -> list[GenerationResult]:
-    """Return what the evaluated generations reached, for `rescueseg.active_learning.stopping.advice`."""
+    """Return what the evaluated generations reached, for `rescueseg.active_learning.stopping.advice`.
+
+    Their Dice is that of the validation boxes that all of them were judged on with the same truth: a holdout that grew
+    would bend the curve. Generations that share no box with the later ones have none.
+    """
+    folders = [(folder, judgement) for folder in generations if (judgement := folder.read(EVALUATION)) is not None]
+    dice = common_dice([judgement.evaluation for _, judgement in folders])
     results = []
-    for folder in generations:
-        judgement, query = folder.read(EVALUATION), folder.read(QUERY)
-        if judgement is not None:
-            validation = judgement.evaluation.validation
-            results.append(
-                GenerationResult(
-                    generation=judgement.generation,
-                    annotated_patches=judgement.annotated_patches,
-                    validation_dice=None if validation is None else validation.dice,
-                    candidates_left=None if query is None else query.candidates,
-                )
+    for (folder, judgement), value in zip(folders, dice, strict=True):
+        query = folder.read(QUERY)
+        results.append(
+            GenerationResult(
+                generation=judgement.generation,
+                annotated_patches=judgement.annotated_patches,
+                validation_dice=value,
+                candidates_left=None if query is None else query.candidates,
             )
+        )
     return results
 
 
-def campaign_advice(campaign: Campaign) -> Advice:
-    """Say whether a campaign should go on, and what another batch would bring: the stopping rule's own words."""
-    return advice(generation_results(campaign.generations()), campaign.config.stopping)
+def common_dice(evaluations: Sequence[Evaluation]) -> list[float | None]:
+    """Return the validation Dice of evaluations over the boxes that all share, the mean over the classes that truth holds.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        By generation. From the last one back, as many as have boxes in common count; those before have no Dice.
+    """
+    scores = [{box.key: box for box in evaluation.boxes_with_truth("validation")} for evaluation in evaluations]
+    common: set[BoxKey] = set()
+    first = len(scores)
+    for index in range(len(scores) - 1, -1, -1):
+        keys = set(scores[index])
+        rest = keys if first == len(scores) else common & keys
+        if not rest:
+            break
+        common, first = rest, index
+    dice: list[float | None] = [None] * first
+    for boxes in scores[first:]:
+        counts = np.array([[(c.tp, c.fp, c.fn) for c in boxes[key].counts] for key in sorted(common)]).sum(axis=0)
+        is_true = counts[:, 0] + counts[:, 2] > 0
+        dice.append(float(dice_of(counts[is_true]).mean()) if is_true.any() else None)
+    return dice
 
 
 def advise(campaign: Campaign) -> str:

@@ -39,6 +39,8 @@ class Metric:
         One sentence.
     by_class : callable
         Of tables, the score of each class (…, K), or of all voxels together (…, 1); nan where it says nothing.
+    size : callable
+        Of tables, how much there is that the score is made of, in the same shape: its denominator.
     digits : int
         Shown.
     largest : float
@@ -50,6 +52,7 @@ class Metric:
     higher: bool
     explanation: str
     by_class: Callable[[Tables], Floats]
+    size: Callable[[Tables], Floats]
     digits: int = 3
     largest: float = 1.0
 
@@ -75,6 +78,16 @@ class Metric:
         """
         value = float(self.mean(sums, self.classes(sums)))
         return None if np.isnan(value) else value
+
+
+def _columns(table: str, weights: Sequence[float]) -> Callable[[Tables], Floats]:
+    """Return the weighted sum of a table's columns, (…, K)."""
+    return lambda t: t[table] @ np.asarray(weights)
+
+
+def _voxels(table: str) -> Callable[[Tables], Floats]:
+    """Return the voxels in the bins of a table, (…, 1)."""
+    return lambda t: t[table][..., 0].sum(axis=-1, keepdims=True)
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
@@ -133,26 +146,44 @@ def _aurc(t: Tables) -> Floats:
     return risk_coverage_area(t["entropies"])[..., None]
 
 
-DICE = Metric("dice", "Dice", True, "Overlap of prediction and truth, over all voxels of all boxes together.", _dice)
+DICE = Metric(
+    "dice",
+    "Dice",
+    True,
+    "Overlap of prediction and truth, over all voxels of all boxes together.",
+    _dice,
+    _columns("counts", (2, 1, 1)),
+)
 """By it the champion is chosen."""
 METRICS = (
     DICE,
-    Metric("iou", "IoU", True, "Intersection over union of the same voxels.", _count_ratio((0, 1, 2))),
-    Metric("precision", "precision", True, "Of what was found, how much is there.", _count_ratio((0, 1))),
-    Metric("recall", "recall", True, "Of what is there, how much was found.", _count_ratio((0, 2))),
-    Metric("surface_dice", "surface Dice", True, "Share of the outlines within two voxels (of the finest axis) of each other.", _mean("surface", 0, 2)),
-    Metric("hd95_um", "HD95 µm", False, "95 % of the outlines lie closer to each other than this.", _mean("surface", 1, 3), 2, inf),
-    Metric("cldice", "clDice", True, "How much of the centrelines lies inside the other: gaps and false branches lower it.", _cldice),
-    Metric("betti0_error", "pieces wrong", False, "Difference of the number of connected pieces (Betti 0), mean over boxes.", _mean("betti", 0, 3), 2, inf),
-    Metric("betti1_error", "tunnels wrong", False, "Difference of the number of tunnels and loops (Betti 1), mean over boxes.", _mean("betti", 1, 3), 2, inf),
-    Metric("betti2_error", "cavities wrong", False, "Difference of the number of enclosed cavities (Betti 2), mean over boxes.", _mean("betti", 2, 3), 2, inf),
-    Metric("ap50", "AP50", True, "Objects matched at an IoU above 0.5, over matched, missed and invented ones.", _average_precision(2)),
-    Metric("ap75", "AP75", True, "The same at an IoU above 0.75.", _average_precision(3)),
-    Metric("pq", "panoptic quality", True, "Matched objects times how well they overlap.", _panoptic),
-    Metric("vi", "VI bit", False, "Variation of information inside true objects: splits and merges together.", _variation, largest=inf),
-    Metric("vi_split", "VI splits", False, "Its part that comes of objects in pieces.", _mean("variation", 0, 2), largest=inf),
-    Metric("vi_merge", "VI merges", False, "Its part that comes of objects run together or missed.", _mean("variation", 1, 2), largest=inf),
-    Metric("ece", "calibration error", False, "How far the probabilities are off on average.", _calibration_error),
-    Metric("error_auroc", "error AUROC", True, "How often a wrong voxel is more uncertain than a right one; 0.5 is chance.", _error_auroc),
-    Metric("aurc", "AURC", False, "Share of wrong voxels when only the surest are kept, averaged over how many.", _aurc, 4),
+    Metric("iou", "IoU", True, "Intersection over union of the same voxels.", _count_ratio((0, 1, 2)), _columns("counts", (1, 1, 1))),
+    Metric("precision", "precision", True, "Of what was found, how much is there.", _count_ratio((0, 1)), _columns("counts", (1, 1, 0))),
+    Metric("recall", "recall", True, "Of what is there, how much was found.", _count_ratio((0, 2)), _columns("counts", (1, 0, 1))),
+    Metric("surface_dice", "surface Dice", True, "Share of the outlines within two voxels (of the finest axis) of each other.",
+           _mean("surface", 0, 2), _columns("surface", (0, 0, 1, 0))),
+    Metric("hd95_um", "HD95 µm", False, "95 % of the outlines lie closer to each other than this.",
+           _mean("surface", 1, 3), _columns("surface", (0, 0, 0, 1)), 2, inf),
+    Metric("cldice", "clDice", True, "How much of the centrelines lies inside the other: gaps and false branches lower it.",
+           _cldice, _columns("skeleton", (1, 0, 1, 0))),
+    Metric("betti0_error", "pieces wrong", False, "Difference of the number of connected pieces (Betti 0), mean over boxes.",
+           _mean("betti", 0, 3), _columns("betti", (0, 0, 0, 1)), 2, inf),
+    Metric("betti1_error", "tunnels wrong", False, "Difference of the number of tunnels and loops (Betti 1), mean over boxes.",
+           _mean("betti", 1, 3), _columns("betti", (0, 0, 0, 1)), 2, inf),
+    Metric("betti2_error", "cavities wrong", False, "Difference of the number of enclosed cavities (Betti 2), mean over boxes.",
+           _mean("betti", 2, 3), _columns("betti", (0, 0, 0, 1)), 2, inf),
+    Metric("ap50", "AP50", True, "Objects matched at an IoU above 0.5, over matched, missed and invented ones.",
+           _average_precision(2), _columns("objects", (1, 1, -1, 0, 0))),
+    Metric("ap75", "AP75", True, "The same at an IoU above 0.75.", _average_precision(3), _columns("objects", (1, 1, 0, -1, 0))),
+    Metric("pq", "panoptic quality", True, "Matched objects times how well they overlap.", _panoptic, _columns("objects", (1, 1, 0, 0, 0))),
+    Metric("vi", "VI bit", False, "Variation of information inside true objects: splits and merges together.",
+           _variation, _columns("variation", (0, 0, 1)), largest=inf),
+    Metric("vi_split", "VI splits", False, "Its part that comes of objects in pieces.",
+           _mean("variation", 0, 2), _columns("variation", (0, 0, 1)), largest=inf),
+    Metric("vi_merge", "VI merges", False, "Its part that comes of objects run together or missed.",
+           _mean("variation", 1, 2), _columns("variation", (0, 0, 1)), largest=inf),
+    Metric("ece", "calibration error", False, "How far the probabilities are off on average.", _calibration_error, _voxels("calibration")),
+    Metric("error_auroc", "error AUROC", True, "How often a wrong voxel is more uncertain than a right one; 0.5 is chance.",
+           _error_auroc, _voxels("entropies")),
+    Metric("aurc", "AURC", False, "Share of wrong voxels when only the surest are kept, averaged over how many.", _aurc, _voxels("entropies"), 4),
 )  # fmt: skip

@@ -36,11 +36,6 @@ class Counts(Record):
         return Counts(tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn)
 
     @property
-    def occurs(self) -> bool:
-        """Tell whether truth or prediction holds the class at all."""
-        return self.tp + self.fp + self.fn > 0
-
-    @property
     def dice(self) -> float | None:
         """2·TP / (2·TP + FP + FN); None when neither truth nor prediction holds the class."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)

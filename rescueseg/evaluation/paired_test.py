@@ -40,15 +40,15 @@ class PairedTest:
 
     Parameters
     ----------
-    difference : float
-        Pooled Dice of the second minus that of the first.
+    difference : float or None
+        Pooled Dice of the second minus that of the first; None where truth holds no class.
     better, worse : float
         One-sided p values: the share of exchanges with at least, and with at most, this difference.
     units : int
         Boxes, or volumes, whose tables differ: the others stay the same when exchanged and tell nothing.
     """
 
-    difference: float
+    difference: float | None
     better: float
     worse: float
     units: int
@@ -67,9 +67,9 @@ def paired_test(first: Floats, second: Floats, units: Sequence[int] | None = Non
     Returns
     -------
     PairedTest
-        Dice is the mean over the classes that truth or either model holds in any of the boxes, in all exchanges the same
-        ones; one that neither truth nor a side holds is left out of that side's mean. Equal differences count as at least as
-        extreme.
+        Dice is the mean over the classes that truth holds in any of the boxes, in all exchanges the same ones: a voxel of
+        another class, which truth holds nowhere, would move the mean by a whole class. Equal differences count as at
+        least as extreme.
 
     Examples
     --------
@@ -79,21 +79,22 @@ def paired_test(first: Floats, second: Floats, units: Sequence[int] | None = Non
     >>> paired_test(weak, strong)
     PairedTest(difference=0.2, better=0.03125, worse=1.0, units=5)
     """
-    if not len(first):
-        return PairedTest(difference=0.0, better=1.0, worse=1.0, units=0)
+    is_true = (first[..., 0] + first[..., 2]).sum(axis=0) > 0 if len(first) else np.zeros(0, np.bool_)
+    if not is_true.any():
+        return PairedTest(difference=None, better=1.0, worse=1.0, units=0)
     places = np.unique(np.arange(len(first)) if units is None else np.asarray(units), return_inverse=True)[1]
     both = np.zeros((2, places.max() + 1, *first.shape[1:]))
     for side, table in zip(both, (first, second), strict=True):
         np.add.at(side, places, table)
-    both = both[:, :, both.sum(axis=(0, 1, 3)) > 0]
+    both = both[:, :, is_true]
     differs = (both[0] != both[1]).any(axis=(1, 2))
     moved, whole = both[:, differs], both.sum(axis=(0, 1))
     count = int(differs.sum())
     exchanges = _exchanges(count)
     kept = np.tensordot(1.0 - exchanges, moved[1], axes=1) + np.tensordot(exchanges, moved[0], axes=1)
     seconds = kept + both[1, ~differs].sum(axis=0)
-    values = _mean_dice(seconds) - _mean_dice(whole - seconds)
-    difference = float(_mean_dice(both[1].sum(axis=0)) - _mean_dice(both[0].sum(axis=0)))
+    values = dice_of(seconds).mean(axis=-1) - dice_of(whole - seconds).mean(axis=-1)
+    difference = float(np.diff(dice_of(both.sum(axis=1)).mean(axis=-1))[0])
     extra = 0 if count <= EXACT_UNITS else 1  # the exchange of nothing is not among the random ones
     better, worse = (
         (extra + int((side * (values - difference) >= -_EQUAL).sum())) / (extra + len(values)) for side in (1, -1)
@@ -107,13 +108,6 @@ def _exchanges(count: int) -> Floats:
         return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float64)
     rng = random_generator("paired test", count)
     return rng.integers(2, size=(2**EXACT_UNITS, count)).astype(np.float64)
-
-
-def _mean_dice(counts: Floats) -> Floats:
-    """Return the mean Dice of counts (…, K, 3) over the classes that have one; 1 where none has."""
-    dice = dice_of(counts)
-    number = (~np.isnan(dice)).sum(axis=-1)
-    return np.where(number > 0, np.nansum(dice, axis=-1) / np.maximum(number, 1), 1.0)
 
 
 def steps(units: int) -> int:
@@ -137,7 +131,8 @@ class Decided(NamedTuple):
 def level_of(earlier: Sequence[Decided], comparisons: int, units: int) -> float:
     """Return at which p value the next comparison of a campaign decides.
 
-    Each comparison gets an equal part of what is left of `CAMPAIGN_LEVEL` over the comparisons that remain, but at least
+    Each comparison gets an equal part of what is left of `CAMPAIGN_LEVEL` over the comparisons that remain (the last, and
+    more than were planned, half of it, so that something is left should the campaign go on), but at least
     the finest p value that its boxes can give, as long as that much is left, rounded down to a p value they can give. What
     it cannot use is not spent, and one that moves the champion gives its level back (online fallback, Tian & Ramdas 2021,
     arXiv:1910.04900).
@@ -167,10 +162,10 @@ def level_of(earlier: Sequence[Decided], comparisons: int, units: int) -> float:
     >>> for _ in range(9):
     ...     levels.append(level_of([Decided(level, False) for level in levels], 9, 8))
     >>> [round(256 * level) for level in levels], round(sum(levels), 3)
-    ([1, 1, 1, 1, 1, 1, 2, 2, 2], 0.047)
+    ([1, 1, 1, 1, 1, 1, 2, 2, 1], 0.043)
     """
     left = CAMPAIGN_LEVEL - sum(c.level for c in earlier if c.level is not None and not c.promoted)
-    share = left / max(1, comparisons - len(earlier))
+    share = left / max(2, comparisons - len(earlier))
     finest = 1 / steps(units)
     if finest > left:
         return 0.0

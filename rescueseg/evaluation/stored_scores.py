@@ -13,6 +13,7 @@ from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation,
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
+from rescueseg.geometry import Patch
 from rescueseg.labels import IGNORE
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part
@@ -46,7 +47,8 @@ def current_evaluation(
 ) -> Evaluation:
     """Return a generation's evaluation: the stored one where model and truth are still the same, else a new one.
 
-    A holdout that grew since makes no new one: its volumes may have no maps of that generation. Generations are compared
+    A holdout that grew since makes no new one, and what an earlier version scored is scored anew on the boxes that it had:
+    later volumes may have no maps of that generation. Generations are compared
     on the boxes they share. A new one is stored; the stored temperature stays as it is.
 
     Parameters
@@ -68,10 +70,13 @@ def current_evaluation(
     stored = stored_evaluation(campaign, generation)
     if stored is not None:
         return stored
-    reason = why_anew(*_stored(campaign.generation(generation)))
-    if say is not None and reason:
-        say(f"Generation {generation} is {reason}")
-    evaluation = evaluate_generation(campaign, generation, progress)
+    earlier = _stored(campaign.generation(generation))
+    reason, places = why_anew(*earlier), None
+    if reason:
+        if say is not None:
+            say(f"Generation {generation} is {reason}")
+        places = {Patch(b.volume_id, b.box) for evaluation in earlier if evaluation for b in evaluation.boxes}
+    evaluation = evaluate_generation(campaign, generation, progress, places)
     campaign.generation(generation).write(SCORES, evaluation)
     return evaluation
 
@@ -90,26 +95,31 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     return first_valid(_stored(folder), model.digest, truth)
 
 
-def scored_today(campaign: Campaign) -> list[Judgement]:
-    """Return the judgements of all generations, with scores that are all counted in today's way.
+def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
+    """Return the judgements of all generations, with scores counted in today's way, and lines about those that were not.
 
     What an earlier version scored is scored anew from its maps and stored; a judgement itself stays as it is, only the
-    evaluation that is shown with it changes. Where the maps are gone, or a training has read a box since, it keeps the
-    scores it has, whose `Evaluation.why_anew` says that they are older.
+    evaluation that is shown with it changes. Where that cannot be done it keeps the scores it has, and a line says why.
     """
-    return [
-        judgement.model_copy(update={"evaluation": _scored_today(campaign, judgement)})
-        for judgement in judgements(campaign.generations())
-    ]
+    history, lines = list[Judgement](), list[str]()
+    for judgement in judgements(campaign.generations()):
+        evaluation = judgement.evaluation
+        if not evaluation.complete:
+            try:
+                evaluation = current_evaluation(campaign, judgement.generation, say=lines.append)
+            except RescuesegError as error:
+                lines.append(
+                    f"Generation {judgement.generation} keeps scores that an earlier version counted otherwise: {error}"
+                )
+        history.append(judgement.model_copy(update={"evaluation": evaluation}))
+    return history, lines
 
 
-def _scored_today(campaign: Campaign, judgement: Judgement) -> Evaluation:
-    if judgement.evaluation.complete:
-        return judgement.evaluation
-    try:
-        return current_evaluation(campaign, judgement.generation)
-    except RescuesegError:
-        return judgement.evaluation
+def shown_evaluation(folder: GenerationFolder, judgement: Judgement) -> Evaluation:
+    """Return the scores to show of a judged generation: those made anew where an earlier version judged it, if there are any."""
+    anew = None if judgement.evaluation.complete else folder.read(SCORES)
+    is_newer = anew is not None and anew.complete and anew.model_digest == judgement.evaluation.model_digest
+    return anew if anew is not None and is_newer else judgement.evaluation
 
 
 def _stored(folder: GenerationFolder) -> tuple[Evaluation | None, Evaluation | None]:

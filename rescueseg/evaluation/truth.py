@@ -68,6 +68,10 @@ class HoldoutTruth:
         self._labels: dict[HoldoutBox, Labels] = {}
         self._digests: dict[HoldoutBox, str] = {}
 
+    def only(self, boxes: Sequence[HoldoutBox]) -> HoldoutTruth:
+        """Return the same with some of its boxes."""
+        return HoldoutTruth(self._folder, self.records, boxes, self._annotated, self._n_classes, self._guard_zyx)
+
     def labels(self, box: HoldoutBox) -> Labels:
         """Return the labels of a box, uint8 zyx, read-only: 0 background, 1…K classes, 255 unknown.
 

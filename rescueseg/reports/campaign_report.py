@@ -95,7 +95,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    history = scored_today(campaign)
+    history, remarks = scored_today(campaign)
     if not history:
         raise EvaluationError(
             "there is nothing to report yet",
@@ -106,7 +106,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     places = most_uncertain(campaign, history[-1].generation, SHOWN)
     figures = generation_figures(campaign, history, baseline.test_dice if baseline else None, places)
     effort, workers = _efforts(campaign)
-    page = render(campaign, history, baseline, effort, figures, links, places, workers)
+    page = render(campaign, history, baseline, effort, figures, links, places, workers, remarks)
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
 
@@ -120,6 +120,7 @@ def render(
     links: Sequence[tuple[str, str]] = (),
     places: Sequence[UncertainBox] = (),
     workers: Sequence[EffortRow] = (),
+    remarks: Sequence[str] = (),
 ) -> str:
     """Return the page.
 
@@ -141,6 +142,8 @@ def render(
         The most uncertain boxes, in the order of their figures.
     workers : sequence of EffortRow
         What each person put in.
+    remarks : sequence of str
+        On scores that were counted anew, or could not be.
     """
     last = history[-1]
     champion = next(j for j in history if j.generation == last.champion)
@@ -164,7 +167,7 @@ def render(
         group_metrics=shown_metrics(groups),
         compared=_comparison_with(classes, before, last),
         today=compare_models(before.evaluation, last.evaluation, history) if older and before else None,
-        older=[j.generation for j in history if not j.evaluation.complete],
+        remarks=remarks,
         metrics=METRICS,
         answer=answer(campaign, last),
         against=against_threshold(champion, baseline),

@@ -104,8 +104,8 @@ def _draw_curve(axes: Axes, history: Sequence[Judgement], part: Part, colour: st
     if not points:
         return
     dice = np.array([value for _, value in points])
-    intervals = [dice_interval(j.evaluation, part) or (value, value) for j, value in points]
-    errors = np.abs(np.array(intervals).T - dice)
+    nothing = (np.nan, np.nan)  # no bar: one of no length would look certain
+    errors = np.abs(np.array([dice_interval(j.evaluation, part) or nothing for j, _ in points]).T - dice)
     axes.errorbar(
         [j.annotated_voxels + shift for j, _ in points],
         dice,

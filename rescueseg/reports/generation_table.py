@@ -11,6 +11,7 @@ from rescueseg.campaign import STAGES, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile, seconds_file
 from rescueseg.campaign.stage_results import EFFORT, QUERY, TICKETS, StageResult
 from rescueseg.evaluation.champion import EVALUATION
+from rescueseg.evaluation.stored_scores import shown_evaluation
 from rescueseg.records import QueriedPatch
 from rescueseg.reports.cells import number
 
@@ -59,7 +60,7 @@ REPORT = RecordFile("report", Row)
 def row(generation: GenerationFolder) -> Row:
     """Return the row of a generation whose tickets stage is done."""
     judgement = generation.require(EVALUATION)
-    test = judgement.evaluation.test
+    test = shown_evaluation(generation, judgement).test
     return Row(
         generation=generation.number,
         patches=judgement.annotated_patches,

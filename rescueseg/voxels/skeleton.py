@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
 from rescueseg.voxels.components import label_components
@@ -95,10 +96,10 @@ def _without_spurs(line: Mask, depth: Floats) -> Mask:
     joints = line & (_neighbours(line) > 2)
     if not joints.any():
         return line
-    places, centres = np.argwhere(line), np.argwhere(joints)
-    radii = _SPUR * depth[joints] + 1
+    places = np.argwhere(line)
+    near = KDTree(places).query_ball_point(np.argwhere(joints), _SPUR * depth[joints] + 1)
     short = np.zeros_like(line)
-    short[line] = [bool((((p - centres) ** 2).sum(axis=1) <= radii**2).any()) for p in places]
+    short[tuple(places[np.unique(np.concatenate(near).astype(np.intp))].T)] = True
     short &= ~joints
     rest = line.copy()
     while (ends := rest & short & (_neighbours(rest) < 2)).any():

@@ -5,8 +5,8 @@ python tests/benchmarks/interval_coverage.py --repetitions 1000
 A population has 100,000 boxes: their foreground is alike, log-normal (spread 1 and 1.5), Pareto (1.5) or absent in a third of
 them, at most 20 times the median, for a box has so many voxels and no more; precision and recall of a box are beta
 distributed (Beta(10 m, 10 (1 − m))), independent of the foreground, better where there is more, or worse. The truth is the
-Dice of all boxes together. "percentile" is the bootstrap over boxes that came before, for comparison; "jackknife" is
-`rescueseg.evaluation.intervals`. With `--volumes`, boxes of one volume are alike as well, and the two ways are to leave out
+Dice of all boxes together. "percentile" is the bootstrap over boxes that came before, for comparison; "jackknife" and
+"subsets" are `rescueseg.evaluation.intervals`. With `--volumes`, boxes of one volume are alike as well, and the two ways are to leave out
 boxes or volumes.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from rescueseg.evaluation.intervals import Interval, difference_estimate, score_estimate
+from rescueseg.evaluation.intervals import LEAST, Interval, difference_estimate, score_estimate
 from rescueseg.evaluation.metric_table import DICE
 from rescueseg.evaluation.metrics import dice_of
 from rescueseg.geometry import Floats
@@ -35,6 +35,8 @@ MEANS = (0.3, 0.6, 0.85, 0.95)
 CORRELATIONS = (0.0, 0.5, -0.5)
 NUMBERS = (4, 8, 16, 32)
 RESAMPLES = 1000
+LEAST_OF_PAIR = 6
+"""Boxes from which on a difference has an interval: 2⁻⁶ is below 0.025."""
 _LARGEST = 20.0
 
 
@@ -97,12 +99,15 @@ class Coverage:
     """How many intervals were given, and how many of them held the truth."""
 
     drawn: int = 0
+    sayable: int = 0
+    """Samples of which enough boxes hold the structure."""
     given: int = 0
     held: int = 0
 
-    def add(self, interval: Interval | None, truth: float) -> None:
+    def add(self, interval: Interval | None, truth: float, *, enough: bool = True) -> None:
         """Count an interval."""
         self.drawn += 1
+        self.sayable += enough
         self.given += interval is not None
         self.held += interval is not None and interval[0] <= truth <= interval[1]
 
@@ -143,8 +148,9 @@ def cover(population: Population, number: int, repetitions: int, *, before: bool
         tables = [{"counts": c[:, None]} for c in (first, second)]
         score = score_estimate(DICE, tables[0], ["v"] * number)
         change = difference_estimate(DICE, tables[0], tables[1], ["v"] * number).difference
-        results["score"].add(score.interval if score else None, truth)
-        results["difference"].add(change.interval if change else None, other - truth)
+        filled = int((first.sum(axis=1) > 0).sum())
+        results["score"].add(score.interval if score else None, truth, enough=filled >= LEAST)
+        results["difference"].add(change.interval if change else None, other - truth, enough=filled >= LEAST_OF_PAIR)
         if before:
             times = rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(np.float64)
             dice = [dice_of(times @ c) for c in (first, second)]
@@ -198,7 +204,7 @@ def main() -> None:
             print(f"4 {between:3} {number:3}   {of['boxes'].share:.3f} {of['volumes'].share:.3f}", flush=True)
         return
     names = ("score before", "score", "difference before", "difference")
-    print("foreground, mean, correlation, boxes: score percentile, jackknife; difference percentile, jackknife")
+    print("foreground, mean, correlation, boxes: score percentile, jackknife; difference percentile, subsets")
     shares: dict[tuple[int, str], list[float]] = defaultdict(list)
     for population, number, of in rows(options.repetitions):
         for name in names:

@@ -38,7 +38,7 @@ def test_report_terminal_comparison_and_mlflow_say_the_same(evaluated: Campaign)
     said = answer(evaluated, judged)
     assert said == last_answer(evaluated)
     assert said.headline == headline(judged)
-    assert "chance alone would give as much in 0.4 of 100 such comparisons" in said.figures
+    assert "equal models would differ as much in 0.4 % of cases" in said.figures
     assert said.advice == f"{advise(evaluated)}."
     assert said.advice.endswith("Go on.")
 
@@ -75,5 +75,6 @@ def test_the_first_generation_has_no_figures(tmp_path: Path) -> None:
     assert said is not None
     assert said.lines() == [
         "Generation 0 is the first; it is champion until a later one beats it.",
-        "Too early to tell what another batch would bring: 1 generation, 5 are needed. Go on.",
+        "Too early to tell what another batch would bring: 1 generation, 5 are needed, each with a "
+        "Dice and more patches. Go on.",
     ]

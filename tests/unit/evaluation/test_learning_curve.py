@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rescueseg.active_learning.stopping import advice
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.evaluation import learning_curve
-from rescueseg.evaluation.learning_curve import campaign_advice, forecast
+from rescueseg.evaluation.learning_curve import common_dice, forecast, generation_results
+from rescueseg.evaluation.scores import BoxScore
 from tests.evaluated_campaign import make_campaign, write_generation
 from tests.triage_summaries import triaged
+from tests.unit.evaluation.test_pooled import box_score, evaluation
 
 PATCHES = (4, 8, 12, 16, 20, 24, 28, 32)
 
@@ -97,13 +100,41 @@ def test_evaluated_generations_give_their_advice(tmp_path: Path) -> None:
     campaign.records.write(TRIAGE_SUMMARY, triaged(complexity="moderate"))
     write_generation(campaign, 0, 6.0)
     thumb = "5–10 volumes for data of this complexity (moderate)"
-    early = "Too early to tell what another batch would bring: 1 generation, 5 are needed. Go on"
+    early = (
+        "Too early to tell what another batch would bring: 1 generation, 5 are needed, each with a "
+        "Dice and more patches. Go on"
+    )
     assert learning_curve.advise(campaign) == f"{thumb}. {early}"
     for generation, noise in enumerate((4.0, 3.0, 2.4, 2.0), start=1):
         write_generation(campaign, generation, noise)
-    said = campaign_advice(campaign)
+    said = advice(generation_results(campaign.generations()), campaign.config.stopping)
     assert said.go_on is True
     assert learning_curve.advise(campaign) == said.sentence
     write_generation(campaign, 5, 1.8)
-    assert learning_curve.advise(campaign).startswith(f"{campaign_advice(campaign).sentence}. ")
+    said = advice(generation_results(campaign.generations()), campaign.config.stopping)
+    assert learning_curve.advise(campaign).startswith(f"{said.sentence}. ")
     assert "of the learning curve's ceiling" in learning_curve.advise(campaign)
+
+
+def of_validation(index: int, counts: tuple[int, int, int]) -> BoxScore:
+    return box_score(index, [counts]).model_copy(update={"part": "validation"})
+
+
+def test_a_holdout_that_grows_does_not_bend_the_trend() -> None:
+    """New boxes on which all generations are worse are left out: the Dice is that of the boxes that all share."""
+    old = [[(60 + 2 * g, 20, 20)] * 4 for g in range(5)]
+    new = [(10, 50, 50)] * 4
+    grown = [
+        evaluation([of_validation(i, c) for i, c in enumerate([*boxes, *(new if g > 2 else [])])], g)
+        for g, boxes in enumerate(old)
+    ]
+    assert common_dice(grown) == pytest.approx([(60 + 2 * g) / (80 + 2 * g) for g in range(5)])
+    assert common_dice([*grown[:2], evaluation([of_validation(9, (50, 5, 5))], 2)]) == [
+        None,
+        None,
+        pytest.approx(100 / 110),
+    ]
+
+
+def test_a_falling_dice_has_no_forecast() -> None:
+    assert forecast([4 * g for g in range(1, 21)], [0.8 - 0.3 * g / 19 for g in range(20)], 0.005) is None

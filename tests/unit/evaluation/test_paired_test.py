@@ -105,12 +105,16 @@ def test_many_boxes_are_exchanged_at_random_and_nearly_as_exactly() -> None:
     assert paired_test(first, first + np.array([3.0, -3, -3])).better == 1 / steps(len(gain))
 
 
-def test_an_invented_class_counts_against_its_inventor_in_every_exchange() -> None:
+def test_a_class_that_truth_holds_nowhere_is_not_compared() -> None:
+    """A single voxel of it would cost its inventor half of the Dice."""
     honest = np.array([[[10.0, 5, 5], [0, 0, 0]]] * 5)
-    inventor = np.array([[[10.0, 5, 5], [0, 9, 0]]] * 5)
-    result = paired_test(honest, inventor)
-    assert result.difference == pytest.approx(1 / 3 - 2 / 3)
-    assert (result.better, result.worse) == (1.0, 1 / 32)
+    inventor = np.array([[[10.0, 5, 5], [0, 1, 0]]] * 5)
+    assert paired_test(honest, inventor) == PairedTest(difference=0.0, better=1.0, worse=1.0, units=0)
+
+
+def test_without_a_class_in_truth_there_is_no_difference() -> None:
+    nothing, something = np.array([[[0.0, 0, 0]]] * 8), np.array([[[0.0, 9, 0]]] * 8)
+    assert paired_test(something, nothing) == PairedTest(difference=None, better=1.0, worse=1.0, units=0)
 
 
 def test_a_class_in_one_box_alone_keeps_its_place_among_the_classes() -> None:
