@@ -105,12 +105,13 @@ def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
     for judgement in judgements(campaign.generations()):
         evaluation = judgement.evaluation
         if not evaluation.complete:
+            said: list[str] = []
             try:
-                evaluation = current_evaluation(campaign, judgement.generation, say=lines.append)
+                evaluation = current_evaluation(campaign, judgement.generation, say=said.append)
             except RescuesegError as error:
-                lines.append(
-                    f"Generation {judgement.generation} keeps scores that an earlier version counted otherwise: {error}"
-                )
+                kept = f"Generation {judgement.generation} keeps scores that an earlier version counted otherwise"
+                said = [f"{kept}: {error}"]
+            lines += said
         history.append(judgement.model_copy(update={"evaluation": evaluation}))
     return history, lines
 
