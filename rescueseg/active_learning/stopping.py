@@ -74,7 +74,7 @@ def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advic
     >>> advice(history[:2], StoppingConfig()).sentence
     'Too early to tell what another batch would bring: 2 generations, 5 are needed, each with a Dice and more patches. Go on'
     >>> advice(history, StoppingConfig()).sentence
-    'Go on: another 4 patches would bring about +0.033 Dice (between +0.017 and +0.057)'
+    'Go on: another 4 patches would bring about +0.033 validation Dice (between +0.017 and +0.057)'
     """
     results = sorted(history, key=lambda result: result.generation)
     scored = [r for r in results if r.validation_dice is not None]
@@ -98,7 +98,9 @@ def advice(history: Sequence[GenerationResult], config: StoppingConfig) -> Advic
             f"Go on: {batch} may bring {little}, but {config.patience} generations in a row must say so, not {idle}"
         )
     else:
-        sentence = f"Go on: {batch} would bring about {middle:+.3f} Dice (between {low:+.3f} and {high:+.3f})"
+        sentence = (
+            f"Go on: {batch} would bring about {middle:+.3f} validation Dice (between {low:+.3f} and {high:+.3f})"
+        )
     return Advice(go_on=True, sentence=sentence, gain=gain)
 
 

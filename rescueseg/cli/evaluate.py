@@ -161,16 +161,17 @@ def compare(
         parts = [p for p in _order(part) if p == part or (a.boxes_with_truth(p) and b.boxes_with_truth(p))]
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
         comparison = compare_models(a, b, judgements(opened.generations()))
+        advice = advise(opened) if generations else ""
         page = write_comparison_page(opened, a, b, comparison, differences) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
     say_line(comparison.sentence(names[1], names[0]))
-    if generations and (advice := advise(opened)):
-        say_line(advice)
     show_differences(console, differences[part], names)
+    if advice:
+        say_line(f"{advice}.")
     if json_file is not None:
         both = [int(which) if which.isdecimal() else which for which in (first, second)]
-        content = {"generations": both, "models": models, "comparison": comparison.to_json()}
+        content = {"generations": both, "models": models, "comparison": comparison.to_json(), "advice": advice}
         _write(json_file, content | {"groups": _json(differences)})
     if page:
         say_line(f"Page: {opened.storage.url_of(page)}")

@@ -272,10 +272,10 @@ def _reason(pair: _Pair, level: float, p_value: float, change: Interval | None) 
     if not pair.test.units:
         return f"{figures}; they are the same in every box"
     if pair.test.units < (pair.volumes if pair.volumes >= LEAST_VOLUMES else pair.boxes):
-        figures += f", which differ in {pair.test.units}"
+        figures += f", of which {pair.test.units} differ"
     chance = f"equal models would differ as much in {_percent(p_value)} of cases"
     if level:
-        return f"{figures}; {chance}, and up to {_percent(level)} decides"
+        return f"{figures}; {chance}, and it takes {_percent(level)} or less to decide"
     if 1 / steps(pair.test.units) > CAMPAIGN_LEVEL:
         return f"{figures}; {chance}: too few boxes differ to decide"
     return (

@@ -42,7 +42,8 @@ class GroupComparison(Record):
 
     def about_intervals(self) -> str:
         """Say in one sentence what the 95 % intervals speak of."""
-        return units_sentence({difference.units for difference in self.differences.values()})
+        said = units_sentence({difference.units for difference in self.differences.values()})
+        return f"{said}; – where fewer than six boxes tell, or the score says nothing on one side"
 
 
 def compare_generations(

@@ -44,8 +44,8 @@ Interval = tuple[float, float]
 Units = Literal["boxes", "volumes"]
 
 LEAST = 4
-"""Fewer boxes, or volumes, in which a class has the score give it no interval. A difference needs six, for of five
-no subset lies far enough out."""
+"""Fewer boxes, or volumes, that hold a class give its scores no interval. A difference needs six, for of five no subset
+lies far enough out."""
 _LEAST_FREEDOM = 1.5
 """Degrees of freedom of a score's interval, where one box makes nearly all of the variance."""
 _NOISE = 1e-9
@@ -61,7 +61,7 @@ class Estimate:
     value : float
         The score, the mean over the classes that have it.
     interval : (float, float) or None
-        95 %. None with fewer than `LEAST` boxes in which each of the classes has the score, where the score without one box
+        95 %. None with fewer than `LEAST` boxes in which truth holds each of the classes, where the score without one box
         is not defined, where leaving out changes nothing, and where the score is the smallest or largest there is.
     units : str or None
         "volumes" where whole volumes were left out, "boxes" where boxes were and the interval speaks of these volumes
@@ -142,11 +142,14 @@ def score_estimate(metric: Metric, tables: Tables, volumes: Sequence[str]) -> Es
         return None
     value = float(metric.mean(sums, classes))
     defined = metric.classes(tables)[:, classes]
+    boxes = _boxes(defined)
+    if not metric.of_all_voxels:
+        defined &= tables["counts"][:, classes][..., [0, 2]].sum(axis=-1) > 0
     units = _units(defined, volumes)
     interval = None
     if units is not None:
         interval = _score_interval(metric, value, metric.mean(_left_out(tables, units, volumes), classes))
-    return Estimate(value, interval, units if interval else None, _boxes(defined))
+    return Estimate(value, interval, units if interval else None, boxes)
 
 
 def difference_estimate(metric: Metric, first: Tables, second: Tables, volumes: Sequence[str]) -> PairedEstimate:
@@ -169,10 +172,10 @@ def difference_estimate(metric: Metric, first: Tables, second: Tables, volumes: 
 
     >>> from rescueseg.evaluation.metric_table import DICE
     >>> counts = np.array([[[8.0, 2, 2]], [[7, 1, 5]], [[9, 2, 0]], [[6, 3, 3]], [[8, 1, 1]], [[7, 2, 2]]])
-    >>> more = counts + np.array([[1, 0, -1], [3, 0, -3], [0, 0, 0], [2, -1, -2], [0, 0, 0], [1, 0, -1]])[:, None]
+    >>> more = counts + np.array([[1, 0, -1], [3, 0, -3], [0, -1, 0], [2, -1, -2], [1, 0, -1], [1, 0, -1]])[:, None]
     >>> pair = difference_estimate(DICE, {"counts": counts}, {"counts": more}, ["v"] * 6)
     >>> round(pair.difference.value, 2), [round(end, 2) for end in pair.difference.interval]
-    (0.08, [0.0, 0.17])
+    (0.09, [0.04, 0.17])
     """
     pair, sums = (first, second), (sums_of(first), sums_of(second))
     classes = _common_classes(metric, *sums)
@@ -184,7 +187,9 @@ def difference_estimate(metric: Metric, first: Tables, second: Tables, volumes: 
     interval = None
     if defined.sum(axis=0).min() >= LEAST:
         rows = [_by_unit(t, units, volumes) for t in pair]
-        ends = _typical_ends(_added(metric, rows, classes, two - one), _sizes(metric, rows, classes))
+        sizes = _sizes(metric, rows, classes)
+        added = _added(metric, rows, classes, two - one)
+        ends = _typical_ends(added + (two - one - added.sum()) * sizes, sizes)  # all together they add the difference
         interval = ends and (max(ends[0], -metric.largest), min(ends[1], metric.largest))
     return PairedEstimate(one, two, Estimate(two - one, interval, units if interval else None, _boxes(defined)))
 
@@ -193,7 +198,7 @@ def _common_classes(metric: Metric, first: Tables, second: Tables) -> Booleans:
     """Return the classes over which two generations are averaged, from sums over boxes."""
     both = metric.classes(first) & metric.classes(second)
     is_true = first["counts"][:, 0] + first["counts"][:, 2] > 0
-    return both & is_true if len(both) == len(is_true) else both
+    return both if metric.of_all_voxels else both & is_true
 
 
 def _units(defined: Booleans, volumes: Sequence[str]) -> Units | None:

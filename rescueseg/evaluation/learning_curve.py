@@ -57,10 +57,8 @@ class Forecast:
         aim = f"to come within {self.distance:g} of the learning curve's ceiling"
         if high > _FARTHEST * self.now:
             if low <= self.now:
-                return (
-                    f"How many annotated patches it takes {aim} cannot be told from the scatter of the generations yet"
-                )
-            return f"At least {low} annotated patches {aim}; how many more cannot be told from the scatter yet"
+                return f"How many patches it takes {aim} cannot be told yet"
+            return f"At least {low} annotated patches {aim}; how many more cannot be told yet"
         first, about, last = self.ceiling
         ceiling = f"Dice {about:.3f} ({first:.3f} to {last:.3f})"
         if middle <= self.now:

@@ -56,6 +56,11 @@ class Metric:
     digits: int = 3
     largest: float = 1.0
 
+    @property
+    def of_all_voxels(self) -> bool:
+        """Tell whether it is of all voxels together, whatever their class: (…, 1) in place of (…, K)."""
+        return self.name in ("ece", "error_auroc", "aurc")
+
     def classes(self, tables: Tables) -> Booleans:
         """Tell which classes have the score: (…, K) or (…, 1)."""
         return ~np.isnan(self.by_class(tables))

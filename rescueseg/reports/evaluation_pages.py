@@ -9,6 +9,7 @@ from rescueseg.campaign.layout import REPORT
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import Comparison
 from rescueseg.evaluation.comparison import GroupComparison
+from rescueseg.evaluation.learning_curve import advise
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group
 from rescueseg.evaluation.scores import BoxScore, Evaluation
@@ -101,6 +102,7 @@ def write_comparison_page(
         names=names,
         models=[family(campaign.generation(e.generation)) for e in (first, second)],
         comparison=comparison,
+        advice=advise(campaign),
         parts=parts,
         forest=inline(differences(parts[0][1], names)),
         changed=with_pictures(pairs, "changed", figures),

@@ -148,8 +148,8 @@ def cover(population: Population, number: int, repetitions: int, *, before: bool
         tables = [{"counts": c[:, None]} for c in (first, second)]
         score = score_estimate(DICE, tables[0], ["v"] * number)
         change = difference_estimate(DICE, tables[0], tables[1], ["v"] * number).difference
-        filled = int((first.sum(axis=1) > 0).sum())
-        results["score"].add(score.interval if score else None, truth, enough=filled >= LEAST)
+        filled, true = (int((first[:, columns].sum(axis=1) > 0).sum()) for columns in ([0, 1, 2], [0, 2]))
+        results["score"].add(score.interval if score else None, truth, enough=true >= LEAST)
         results["difference"].add(change.interval if change else None, other - truth, enough=filled >= LEAST_OF_PAIR)
         if before:
             times = rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(np.float64)

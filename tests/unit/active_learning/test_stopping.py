@@ -51,7 +51,7 @@ def test_the_advice_says_the_same_and_what_another_batch_would_bring() -> None:
     low, middle, high = onwards.gain
     assert 0.01 < low < middle < high < 0.1
     assert onwards.sentence == (
-        f"Go on: another 4 patches would bring about {middle:+.3f} Dice (between {low:+.3f} and {high:+.3f})"
+        f"Go on: another 4 patches would bring about {middle:+.3f} validation Dice (between {low:+.3f} and {high:+.3f})"
     )
     enough = advice(history(*FLAT), CONFIG)
     assert enough.go_on is False

@@ -91,6 +91,7 @@ def test_every_difference_has_the_interval_of_a_loop_over_all_subsets(metric: Me
         added.append((difference - (value_of(metric, two) - value_of(metric, one))) / 2)
     sizes = [metric.size(box_tables(boxes)) for boxes in (first, second)]
     shares = np.mean([(s / s.sum(axis=0)).mean(axis=1) for s in sizes], axis=0)
+    added = [a + (difference - sum(added)) * share for a, share in zip(added, shares, strict=True)]
     subsets = [s for n in range(1, number + 1) for s in itertools.combinations(range(number), n)]
     values = sorted(sum(added[i] for i in s) / sum(shares[i] for i in s) for s in subsets)
     expected = max(values[5], -metric.largest), min(values[-6], metric.largest)
@@ -252,3 +253,22 @@ def test_intervals_of_new_volumes_leave_out_volumes() -> None:
     found = cover_volumes(Population("spread 1", 0.85, between=2.0, of_volume=4), 8, 800)
     assert found["volumes"].share >= 0.93
     assert found["boxes"].share < 0.93, "boxes speak of these volumes only"
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_difference_lies_in_its_interval(metric: Metric, seed: int) -> None:
+    """Also of scores that are no ratio of sums, in which the exchanges of single boxes do not add up to the whole."""
+    first, second = varied_boxes(8, seed=20 + seed), varied_boxes(8, seed=40 + seed)
+    pair = difference_estimate(metric, box_tables(first), box_tables(second), VOLUMES[:8]).difference
+    assert pair is not None
+    assert pair.interval is not None
+    assert pair.interval[0] <= pair.value <= pair.interval[1]
+
+
+def test_boxes_that_hold_nothing_of_a_class_give_its_score_no_interval() -> None:
+    """What was invented in them lowers the Dice, but three boxes say nothing about how it would be in others."""
+    counts = [(40, 10, 10), (50, 20, 5), (30, 9, 9), *[(0, 7 + i, 0) for i in range(5)]]
+    score = score_estimate(DICE, tables_of(counts), VOLUMES[:8])
+    assert score is not None
+    assert (score.interval, score.boxes) == (None, 8)

@@ -55,13 +55,13 @@ def test_a_line_is_told_from_no_curve_and_has_no_end() -> None:
     assert found is not None
     assert found.patches[2] == inf
     assert found.sentence().startswith(f"At least {ceil(found.patches[0])} annotated patches to come within 0.01")
-    assert found.sentence().endswith("how many more cannot be told from the scatter yet")
+    assert found.sentence().endswith("how many more cannot be told yet")
 
 
 def test_scatter_is_no_forecast() -> None:
     found = forecast(PATCHES, [0.7, 0.5, 0.8, 0.6, 0.75, 0.5, 0.8, 0.6], 0.01)
     assert found is not None
-    assert "cannot be told from the scatter" in found.sentence()
+    assert "cannot be told yet" in found.sentence()
 
 
 def test_where_the_ceiling_is_reached_no_more_is_asked() -> None:
