@@ -68,7 +68,10 @@ def test_evaluate_writes_scores_and_page_and_leaves_the_judgement(two_families: 
     assert test is not None
     whole = groups["test", "all", ""]
     assert whole["scores"]["dice"]["value"] == pytest.approx(test.dice)
-    assert re.search(rf"Dice ↑ +{test.dice:.3f} +\d\.\d+ to \d\.\d+", done.stdout)
+    assert re.search(rf"Dice ↑ +{test.dice:.3f} +– +8", done.stdout), "three of the boxes hold the class: no interval"
+    shown = run("evaluate", two_families.url, "--generation", "0", "--part", "validation").stdout
+    assert judged.evaluation.validation is not None
+    assert re.search(rf"Dice ↑ +{judged.evaluation.validation.dice:.3f} +\d\.\d+ to \d\.\d+ +8", shown)
     page = Path(two_families.storage.path("reports/evaluation_0000.html")).read_text()
     assert page.count("data:image/png;base64,") == 3 + 3 + 1
 
