@@ -218,7 +218,8 @@ def holdout_truth(campaign: Campaign) -> HoldoutTruth:
         If there is no holdout, or boxes have neither; the message names them.
     """
     records = campaign.volumes.records(refused=True)
-    truth = _truth(campaign, records, holdout_boxes(campaign.holdout(), records, campaign.url))
+    holdout = campaign.holdout()
+    truth = _truth(campaign, records, holdout, holdout_boxes(holdout, records, campaign.url))
     boxes = truth.boxes
     missing = truth.missing()
     if missing:
@@ -238,19 +239,20 @@ def truth_of_part(campaign: Campaign, part: Part) -> HoldoutTruth:
     """
     holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)
     boxes = [box for box in (_usable(holdout.boxes, records) if holdout else ()) if box.part == part]
-    missing = set(_truth(campaign, records, boxes).missing())
-    return _truth(campaign, records, [box for box in boxes if box not in missing])
+    missing = set(_truth(campaign, records, holdout, boxes).missing())
+    return _truth(campaign, records, holdout, [box for box in boxes if box not in missing])
 
 
 def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
     """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
     holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)
-    return _truth(campaign, records, _usable(holdout.boxes, records) if holdout else ()).missing()
+    return _truth(campaign, records, holdout, _usable(holdout.boxes, records) if holdout else ()).missing()
 
 
-def _truth(campaign: Campaign, records: Sequence[VolumeRecord], boxes: Sequence[HoldoutBox]) -> HoldoutTruth:
+def _truth(
+    campaign: Campaign, records: Sequence[VolumeRecord], holdout: Holdout | None, boxes: Sequence[HoldoutBox]
+) -> HoldoutTruth:
     annotated = _annotated(campaign, _volumes_of(boxes, records, campaign.volumes).values())
-    holdout = campaign.holdout()
     guard_zyx = holdout.guard_zyx if holdout else (0, 0, 0)
     return HoldoutTruth(campaign.volumes, records, boxes, annotated, campaign.config.n_classes, guard_zyx)
 

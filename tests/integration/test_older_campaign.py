@@ -631,7 +631,7 @@ def test_kept_evaluations_of_an_earlier_format_are_scored_anew_and_say_why(phant
     assert anew.complete
     assert stored_evaluation(phantom, 0) == anew
     assert stored(phantom, 0, "evaluation") == judged, "what was judged stays as it is"
-    assert [j.evaluation.complete for j in scored_today(phantom)][:1] == [True]
+    assert [j.evaluation.complete for j in scored_today(phantom)[0]][:1] == [True]
     [training] = phantom.trainings()
     assert stored_training_evaluation(phantom, training)[0] is None
 

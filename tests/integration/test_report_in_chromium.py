@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.evaluation.champion import compare_models
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import current_evaluation
@@ -31,7 +32,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     written = [
         write_report(campaign, []).path,
         write_evaluation_page(campaign, both[1], {"test": group_scores(both[1], "test", ("a",))}),
-        write_comparison_page(campaign, *both, {"test": compare_generations(*both, "test", ("a",))}),
+        write_comparison_page(
+            campaign, *both, compare_models(*both, []), {"test": compare_generations(*both, "test", ("a",))}
+        ),
     ]
     out, truth = DeliveryFolder(str(tmp_path_factory.mktemp("out"))), phantom_truth()
     write_delivery(campaign, out)
