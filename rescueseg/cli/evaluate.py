@@ -79,7 +79,8 @@ def evaluate(
     say_line(calibration.sentence())
     if before is not None and before != calibration:
         say_line(
-            f"It was {before.temperature:.2f}, for another model or truth, or by an earlier version; a model stored in MLflow keeps that one"
+            f"It was {before.temperature:.2f}, for another model or truth, or by an earlier version; a model stored in "
+            "MLflow keeps that one"
         )
     if json_file is not None:
         _write(json_file, {"generation": number, "model": family(folder), "groups": _json(groups)})
@@ -162,7 +163,7 @@ def compare(
         differences = {p: compare_generations(a, b, p, classes) for p in parts}
         comparison = compare_models(a, b, judgements(opened.generations()))
         advice = advise(opened) if generations else ""
-        page = write_comparison_page(opened, a, b, comparison, differences) if generations else ""
+        page = write_comparison_page(opened, a, b, comparison, differences, advice) if generations else ""
     models = [_family(opened, which) for which in (first, second)]
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
     say_line(comparison.sentence(names[1], names[0]))

@@ -134,7 +134,7 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
     """Score boxes as their maps come.
 
     Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
-    counts pooled over the boxes of a part; a class that neither truth nor prediction holds scores 1 in a box and is left
+    counts pooled over the boxes of a part; a class that neither truth nor prediction holds has no score in a box and is left
     out of means over classes. Surface Dice and HD95 are means over the boxes that have one (see
     `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
     predicted class after the route's clean-up (`rescueseg.postprocessing.clean`), each counted in one box

@@ -106,45 +106,29 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     places = most_uncertain(campaign, history[-1].generation, SHOWN)
     figures = generation_figures(campaign, history, baseline.test_dice if baseline else None, places)
     effort, workers = _efforts(campaign)
-    page = render(campaign, history, baseline, effort, figures, links, places, workers, remarks)
+    content = _Content(history, remarks, baseline, effort, workers, places, figures, links)
+    page = _render(campaign, content)
     campaign.storage.write_bytes(REPORT, page.encode())
     return Report(path=REPORT, figures=figures)
 
 
-def render(
-    campaign: Campaign,
-    history: Sequence[Judgement],
-    baseline: ThresholdBaseline | None,
-    effort: Sequence[Effort],
-    figures: dict[str, bytes],
-    links: Sequence[tuple[str, str]] = (),
-    places: Sequence[UncertainBox] = (),
-    workers: Sequence[EffortRow] = (),
-    remarks: Sequence[str] = (),
-) -> str:
-    """Return the page.
+@dataclass(frozen=True)
+class _Content:
+    """What a report is made of: see `write_report`; `remarks` are on scores that were counted anew, or could not be."""
 
-    Parameters
-    ----------
-    campaign : Campaign
-        Named in the page.
-    history : sequence of Judgement
-        By generation, at least one.
-    baseline : ThresholdBaseline, optional
-        The tuned threshold.
-    effort : sequence of Effort
-        Rows of the effort table.
-    figures : dict of bytes
-        As `rescueseg.reports.gallery.generation_figures` returns them; PNGs go into the page.
-    links : sequence of (label, URL)
-        For the footer.
-    places : sequence of UncertainBox
-        The most uncertain boxes, in the order of their figures.
-    workers : sequence of EffortRow
-        What each person put in.
-    remarks : sequence of str
-        On scores that were counted anew, or could not be.
-    """
+    history: Sequence[Judgement]
+    remarks: Sequence[str]
+    baseline: ThresholdBaseline | None
+    effort: Sequence[Effort]
+    workers: Sequence[EffortRow]
+    places: Sequence[UncertainBox]
+    figures: dict[str, bytes]
+    links: Sequence[tuple[str, str]]
+
+
+def _render(campaign: Campaign, content: _Content) -> str:
+    """Return the page."""
+    history, figures = content.history, content.figures
     last = history[-1]
     champion = next(j for j in history if j.generation == last.champion)
     volumes = campaign.volumes.records()
@@ -167,23 +151,23 @@ def render(
         group_metrics=shown_metrics(groups),
         compared=_comparison_with(classes, before, last),
         today=compare_models(before.evaluation, last.evaluation, history) if older and before else None,
-        remarks=remarks,
+        remarks=content.remarks,
         metrics=METRICS,
         answer=answer(campaign, last),
-        against=against_threshold(champion, baseline),
+        against=against_threshold(champion, content.baseline),
         intervals={j.generation: dice_interval(j.evaluation, "test") for j in history},
         history=history,
-        baseline=baseline,
-        effort=effort,
-        workers=workers,
+        baseline=content.baseline,
+        effort=content.effort,
+        workers=content.workers,
         learning_curve=inline(figures["learning_curve.png"]),
         uncertainty=inline(figures.get("uncertainty_against_error.png", b"")),
         calibration=campaign.generation(last.generation).read(CALIBRATION),
         shown_part=last.evaluation.test or last.evaluation.validation,
         worst=with_pictures(last.evaluation.worst(SHOWN), "worst", figures),
-        places=with_pictures(places, "uncertain", figures),
+        places=with_pictures(content.places, "uncertain", figures),
         explain=explain_box,
-        links=links,
+        links=content.links,
     )
 
 

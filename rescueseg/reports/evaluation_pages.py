@@ -9,7 +9,6 @@ from rescueseg.campaign.layout import REPORT
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.evaluation.champion import Comparison
 from rescueseg.evaluation.comparison import GroupComparison
-from rescueseg.evaluation.learning_curve import advise
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group
 from rescueseg.evaluation.scores import BoxScore, Evaluation
@@ -71,6 +70,7 @@ def write_comparison_page(
     second: Evaluation,
     comparison: Comparison,
     groups: Mapping[Part, Sequence[GroupComparison]],
+    advice: str = "",
 ) -> str:
     """Write the page of a comparison and return its path below the campaign.
 
@@ -86,6 +86,8 @@ def write_comparison_page(
         The second against the first.
     groups : mapping of str to sequence of GroupComparison
         Differences by part; the validation boxes are shown first.
+    advice : str
+        Whether to go on, as `rescueseg.evaluation.learning_curve.advise` says it.
     """
     names = [f"generation {e.generation}" for e in (first, second)]
     pairs = most_changed(first, second)
@@ -102,7 +104,7 @@ def write_comparison_page(
         names=names,
         models=[family(campaign.generation(e.generation)) for e in (first, second)],
         comparison=comparison,
-        advice=advise(campaign),
+        advice=advice,
         parts=parts,
         forest=inline(differences(parts[0][1], names)),
         changed=with_pictures(pairs, "changed", figures),
