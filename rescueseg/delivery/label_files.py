@@ -25,7 +25,9 @@ _LARGEST_FLOAT32 = 2**24
 """Up to here float32 holds every integer."""
 _LARGEST_SIDE = 2**15 - 1
 """Of NIfTI-1."""
-_SLAB_BYTES = 1 << 28
+_SLAB_BYTES = 1 << 26
+_TIFF_BYTES = 1 << 24
+"""What tifffile compresses at once."""
 _FASTEST = 1
 """Level of gzip: labels become small at any."""
 
@@ -63,15 +65,32 @@ class LabelFile:
         return zyx(self.array.shape)
 
     def slabs(self) -> Iterator[npt.NDArray[Any]]:
-        """Yield some planes at a time, in z order; at most 256 MiB, or one plane."""
-        depth = _depth(self.shape_zyx, self.array.dtype.itemsize, zyx(self.array.shards or self.array.chunks)[0])
+        """Yield some planes at a time, in z order; at most 64 MiB, or one plane.
+
+        Each is gone before the next is read, unless who asks for them keeps it.
+        """
+        plane_bytes = self.shape_zyx[1] * self.shape_zyx[2] * self.array.dtype.itemsize
+        depth = _depth(max(1, _SLAB_BYTES // plane_bytes), zyx(self.array.chunks)[0])
         for start in range(0, self.shape_zyx[0], depth):
             yield np.asarray(self.array[start : start + depth])
 
+    def planes(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield each plane, in z order."""
+        for slab in self.slabs():
+            yield from slab
 
-def _depth(shape_zyx: ZYX, itemsize: int, shard: int) -> int:
-    planes = _SLAB_BYTES // (shape_zyx[1] * shape_zyx[2] * itemsize)
-    return shard * max(1, planes // shard) if planes >= shard else max(1, planes)
+
+def _depth(most: int, chunk: int) -> int:
+    """Return a number of planes that cuts few chunks: some chunks, or the largest part of one that divides it.
+
+    Examples
+    --------
+    >>> _depth(80, 32), _depth(31, 32), _depth(9, 32), _depth(1, 32)
+    (64, 16, 8, 1)
+    """
+    if most >= chunk:
+        return most // chunk * chunk
+    return next(n for n in range(most, 0, -1) if chunk % n == 0)
 
 
 # TIFF -----------------------------------------------------------------------------------------------------------------
@@ -101,7 +120,7 @@ def write_tiff(path: Path, labels: LabelFile) -> None:
     shades of grey.
     """
     dtype = tiff_dtype(labels.shape_zyx, labels.highest)
-    planes = (plane.astype(dtype) for slab in labels.slabs() for plane in slab)
+    planes = (plane.astype(dtype) for plane in labels.planes())
     fits = dtype != np.uint32 and dtype.itemsize * math.prod(labels.shape_zyx) < MOST_IMAGEJ_BYTES
     options = _imagej_options(labels, dtype) if fits else _ome_options(labels.spacing_um_zyx)
     tifffile.imwrite(path, planes, shape=labels.shape_zyx, dtype=dtype, **options)
@@ -122,6 +141,7 @@ def _ome_options(spacing_um_zyx: Spacing) -> dict[str, Any]:
         metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
     return {
         "ome": True, "bigtiff": True, "metadata": metadata, "photometric": "minisblack", "compression": "zlib",
+        "buffersize": _TIFF_BYTES,
     }  # fmt: skip
 
 

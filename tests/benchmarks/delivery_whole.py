@@ -15,7 +15,9 @@ import json
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,8 @@ def balls(box: Box) -> np.ndarray:
     return image
 
 
-def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
-    """Write a synthetic volume, shard by shard, with a model that is none and its rule; return its campaign."""
+def make_campaign(folder: Path, shape: ZYX, workers: int) -> None:
+    """Write a campaign of a synthetic volume, shard by shard, with a model that is none and its rule."""
     config = {
         "name": "delivery",
         "classes": ["ball"],
@@ -102,12 +104,13 @@ def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
     )
     campaign.generation(0).write(TRAINING, TrainingResult(model=MODEL, iterations=1))
     campaign.generation(0).write(RULE, WHOLE_RULE)
-    return campaign
 
 
 def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
-    """Deliver one volume with this process as the driver, and return its figures."""
-    campaign = make_campaign(folder / "campaign", shape, workers)
+    """Deliver one volume with this process as the driver, and return its figures; another process makes the volume."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as maker:
+        maker.submit(make_campaign, folder / "campaign", shape, workers).result()
+    campaign = Campaign.open(str(folder / "campaign"))
     request = SegmentRequest(
         out=str(folder / "out"), volumes=("balls",), generation=0, objects="yes", formats=("tiff",)
     )
