@@ -258,7 +258,7 @@ def _join(lookup: Lookup) -> tuple[dict[str, npt.NDArray[Any]], list[Int64]]:
         for name, of_blocks in parts.items():
             of_blocks.append(arrays[name])
     starts = np.concatenate([[0], np.cumsum([len(s) for s in parts["sizes"]])]).astype(np.int64)
-    local = {name: np.concatenate(of_blocks) for name, of_blocks in parts.items()}
+    local = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
     edges = [np.zeros((0, 2), np.int64)]
     for start, arrays in zip(starts, lookup.seams.results(), strict=False):
         neighbour, ours, theirs = arrays["touching"].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Result = TypeVar("Result")
+_WAITING = 32
+"""How many blocks are handed to a cluster beyond two for each of its threads: what waits takes memory in this process."""
 
 
 def call(client: Client | None, function: Callable[..., Result], *args: Any) -> Result:
@@ -53,14 +56,28 @@ def each_block(
         for index in indices:
             yield index, function(*args, index)
         return
-    futures = [client.submit(function, *args, index, pure=False) for index in indices]
-    index_of = {future.key: index for future, index in zip(futures, indices, strict=True)}
+    waiting, index_of = iter(indices), dict[Any, int]()
+    running = as_completed(loop=client.loop, with_results=True)  # type: ignore[no-untyped-call]
     try:
         with cluster_errors():
-            for future, result in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
-                yield index_of[future.key], result
+            while True:
+                for index in itertools.islice(waiting, max(0, _room(client) - len(index_of))):
+                    future = client.submit(function, *args, index, pure=False)
+                    index_of[future.key] = index
+                    running.add(future)  # type: ignore[no-untyped-call]
+                if not index_of:
+                    return
+                future, result = next(running)
+                if future.cancelled():
+                    raise CancelledError
+                yield index_of.pop(future.key), result
     finally:
-        client.cancel([f for f in futures if not f.done()])  # type: ignore[no-untyped-call]
+        client.cancel(list(running.futures))  # type: ignore[no-untyped-call]
+
+
+def _room(client: Client) -> int:
+    """Return how many blocks may be with the cluster at a time."""
+    return _WAITING + 2 * sum(client.nthreads().values())  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from rescueseg.services.dask_credentials import credential_settings, read_creden
 CONNECT_SECONDS = 60
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 _PROTOCOL = "tls://"
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 """Dask's scheduler cannot go without a web server: this one shows no tasks, no logs and no call stacks to other users."""
