@@ -67,6 +67,12 @@ class TriageConfig(Section):
             "look-alikes are as common as a structure that fills 2 % of the volume.",
         ),
     ] = 0.25
+    puncta: Annotated[
+        Fraction,
+        Field(
+            description="Of fewer than 27 voxels no shape is measured; where they hold half of the structure, it has none."
+        ),
+    ] = 0.5
     star_convexity: Annotated[
         Fraction, Field(description="An object that rays describe at an overlap of 0.75 can still be found at AP75.")
     ] = 0.75

@@ -1,4 +1,4 @@
-"""From patches and chunks to evidence: one number per question, each with its unit and how it was measured."""
+"""Evidence that needs no label: one number per question, each with its unit and how it was measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ import numpy.typing as npt
 from rescueseg.geometry import Box, Spacing
 from rescueseg.records import Record
 from rescueseg.triage import image as im
-from rescueseg.triage.objects import Numbers, ObjectShape, describe_objects, split_at_necks, touching_fraction
-from rescueseg.triage.rough_truth import objects_of, open_faces, whole_objects
-
-_FEWEST_WHOLE = 3
-"""Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
 
 
 class Evidence(Record):
@@ -33,49 +28,8 @@ class Evidence(Record):
     """Micrometre, intensity units…; empty for a ratio."""
     how: str = ""
     """How it was measured."""
-
-
-@dataclass(frozen=True)
-class RoughPatch:
-    """An annotated patch with its image.
-
-    Parameters
-    ----------
-    volume_id : str
-        Its volume.
-    box : Box
-        Its place.
-    shape_zyx : tuple of int
-        Shape of the volume.
-    spacing_um_zyx : tuple of float
-        Voxel size in micrometre.
-    image : ndarray, zyx
-        One channel, intensities as stored.
-    labels : ndarray, zyx
-        Numbered objects or classes; 0 is background.
-    unknown : ndarray of bool, zyx
-        Not annotated.
-    instances : bool
-        Whether the labels number the objects; a class mask is parted at its necks.
-    """
-
-    volume_id: str
-    box: Box
-    shape_zyx: tuple[int, int, int]
-    spacing_um_zyx: Spacing
-    image: npt.NDArray[Any]
-    labels: npt.NDArray[Any]
-    unknown: npt.NDArray[np.bool_]
-    instances: bool
-
-    def objects(self) -> Numbers:
-        """Return the numbered objects of the patch; voxels that are not annotated belong to none."""
-        annotated_labels = np.where(self.unknown, 0, self.labels)
-        return (
-            objects_of(annotated_labels)
-            if self.instances
-            else split_at_necks(annotated_labels > 0, self.spacing_um_zyx)
-        )
+    censored: bool = False
+    """Whether the true value may be larger: the patches cut what was measured."""
 
 
 @dataclass
@@ -149,153 +103,37 @@ def image_evidence(volumes: Sequence[ImageMeasures], spacings: Sequence[Spacing]
     ]
     blur = [z / p for z, p in zip(along, across, strict=True) if p > 0 and not math.isnan(z)]
     return [
-        _evidence(
+        evidence_of(
             "noise",
             float(np.median([v.haar_noise for v in volumes])),
             "intensity",
             "MAD of Haar details per plane, median over depth",
         ),
-        _evidence(
+        evidence_of(
             "noise_range", max(_depth_ratio(v) for v in volumes), "", "noisiest over quietest tenth of the depth"
         ),
-        _evidence(
+        evidence_of(
             "quantisation", max(v.step for v in volumes), "intensity", "smallest difference between two intensities"
         ),
-        _evidence("anisotropy", max(s[0] / min(s[1:]) for s in spacings), "", "spacing along z over that in the plane"),
-        _evidence(
+        evidence_of(
+            "anisotropy", max(s[0] / min(s[1:]) for s in spacings), "", "spacing along z over that in the plane"
+        ),
+        evidence_of(
             "axial_blur",
             float(np.median(blur)) if blur else math.nan,
             "",
             "correlation length along z over that in the plane",
         ),
-        _evidence(
+        evidence_of(
             "z_drift", max(_drift(v) for v in volumes), "", "range of the summed plane steps over the intensity range"
         ),
-        _evidence(
+        evidence_of(
             "z_step",
             max(_largest_step(v) for v in volumes),
             "",
             "largest step between two planes over the intensity range",
         ),
     ]
-
-
-def structure_evidence(patches: Sequence[RoughPatch], measures: dict[str, ImageMeasures]) -> list[Evidence]:
-    """Return the evidence that needs a rough mask.
-
-    Parameters
-    ----------
-    patches : sequence of RoughPatch
-        Patches without a single labelled object tell nothing.
-    measures : dict of str to ImageMeasures
-        By volume.
-    """
-    numbered = [patch.objects() for patch in patches]
-    faces = [open_faces(p.box, p.shape_zyx) for p in patches]
-    described = [describe_objects(n, p.spacing_um_zyx, f) for n, p, f in zip(numbered, patches, faces, strict=True)]
-    shapes = [shape for group in described for shape in group]
-    if not shapes:
-        return []
-    by_volume, by_length = _weighted(shapes, lambda s: s.volume), _weighted(shapes, lambda s: s.skeleton + s.thickness)
-    thickness = by_volume([s.thickness for s in shapes])
-    whole = sum(len(whole_objects(n, p.box, p.shape_zyx)) for n, p in zip(numbered, patches, strict=True))
-    skeleton = sum(s.skeleton for s in shapes)
-    return [
-        *_signal_evidence(patches, measures, thickness),
-        _evidence("objects", len(shapes), "", "measured, cut ones included"),
-        _evidence("whole_objects", whole, "", "not cut by a patch"),
-        _evidence("thickness", thickness, "µm", "twice the depth of the middle, weighted by volume"),
-        _evidence(
-            "length",
-            by_length([s.skeleton / s.thickness for s in shapes]),
-            "",
-            "skeleton of an object over its thickness, weighted by length",
-        ),
-        _evidence(
-            "slenderness",
-            by_volume([min(1.0, s.tubularity + s.plateness) for s in shapes]),
-            "",
-            "0 ball … 1 tube or sheet, Hessian of the mask",
-        ),
-        _evidence("tubularity", by_volume([s.tubularity for s in shapes]), "", "Hessian of the mask"),
-        _evidence("plateness", by_volume([s.plateness for s in shapes]), "", "Hessian of the mask"),
-        _evidence(
-            "connected",
-            max(map(_connected, described)),
-            "",
-            "share of a patch's structure in its largest object, where that is cut",
-        ),
-        _evidence(
-            "branch_density",
-            sum(s.branches for s in shapes) * thickness / skeleton if skeleton else 0.0,
-            "",
-            "branch points per thickness of skeleton",
-        ),
-        _evidence("euler_number", sum(1 - s.loops for s in shapes), "", "objects less tunnels"),
-        _evidence(
-            "touching",
-            float(np.mean([touching_fraction(n) for n in numbered])),
-            "",
-            "share of objects that touch another",
-        ),
-        *_roundness_evidence(shapes, whole),
-    ]
-
-
-def _roundness_evidence(shapes: Sequence[ObjectShape], whole: int) -> list[Evidence]:
-    """Return how round the objects are; not measured where too few are whole."""
-    if whole < _FEWEST_WHOLE:
-        star, sphere = math.nan, math.nan
-    else:
-        by_volume = _weighted(shapes, lambda s: s.volume)
-        star, sphere = by_volume([s.star_convexity for s in shapes]), by_volume([s.sphericity for s in shapes])
-    return [
-        _evidence("star_convexity", star, "", "overlap with what 128 rays describe"),
-        _evidence("sphericity", sphere, "", "surface of the equal ball over the object's"),
-    ]
-
-
-def _signal_evidence(
-    patches: Sequence[RoughPatch], measures: dict[str, ImageMeasures], thickness: float
-) -> list[Evidence]:
-    """Contrast, SNR by depth, and background texture over contrast."""
-    core: list[npt.NDArray[Any]] = []
-    around: list[npt.NDArray[Any]] = []
-    texture: list[npt.NDArray[Any]] = []
-    ratios: list[float] = []
-    weights: list[float] = []
-    for patch in patches:
-        parts = im.regions(patch.labels, patch.unknown, patch.spacing_um_zyx, thickness)
-        core.append(patch.image[parts.core])
-        around.append(patch.image[parts.surroundings])
-        texture.append(im.background_texture(patch.image, parts.background, patch.spacing_um_zyx, thickness))
-        if not (parts.core.any() and parts.surroundings.any()):
-            continue
-        contrast = abs(float(np.median(core[-1]) - np.median(around[-1])))
-        per_plane = parts.core.sum(axis=(1, 2))
-        depth = round(float(np.average(np.arange(len(per_plane)), weights=per_plane))) + patch.box.offset_zyx[0]
-        ratios.append(contrast / max(measures[patch.volume_id].haar_noise_at(depth), 1e-12))
-        weights.append(float(per_plane.sum()))
-    inside, outside, rough = (np.concatenate(parts) for parts in (core, around, texture))
-    if not len(inside) or not len(outside):
-        return []
-    contrast = float(np.median(inside) - np.median(outside))
-    spread = im.robust_spread(rough) / abs(contrast) if len(rough) and contrast else math.nan
-    return [
-        _evidence("contrast", contrast, "intensity", "median of the structure less that of its surroundings"),
-        _evidence("snr", im.weighted_median(ratios, weights), "", "contrast over the Haar noise at its depth"),
-        _evidence("texture", spread, "", "background fluctuation at the structure's scale over contrast"),
-    ]
-
-
-def _connected(shapes: Sequence[ObjectShape]) -> float:
-    total = sum(s.volume for s in shapes)
-    return max((s.volume / total for s in shapes if s.cut), default=0.0)
-
-
-def _weighted(shapes: Sequence[ObjectShape], weight: Any) -> Any:
-    weights = [float(weight(s)) for s in shapes]
-    return lambda values: im.weighted_median(values, weights)
 
 
 def _depth_ratio(volume: ImageMeasures) -> float:
@@ -314,6 +152,8 @@ def _largest_step(volume: ImageMeasures) -> float:
     return (max(steps) - float(np.median(steps))) / volume.spread if steps and volume.spread else 0.0
 
 
-def _evidence(name: str, value: float, unit: str, how: str) -> Evidence:
+def evidence_of(name: str, value: float, unit: str, how: str, censored: bool = False) -> Evidence:
+    """Return a measured number, None for nan."""
     is_measured = not math.isnan(value)
-    return Evidence(name=name, value=round(float(value), 6) if is_measured else None, unit=unit, how=how)
+    number = round(float(value), 6) if is_measured else None
+    return Evidence(name=name, value=number, unit=unit, how=how, censored=censored)

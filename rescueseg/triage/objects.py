@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,9 @@ from skimage.segmentation import watershed
 
 from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
+from rescueseg.triage.lines import filled_shell, line_tips, skeleton_branches, smooth_mask
+from rescueseg.triage.slenderness import faces_of, slender_parts
+from rescueseg.triage.thickness import Faces, depth_within, ridge_radius
 from rescueseg.voxels.components import label_components
 from rescueseg.voxels.skeleton import skeleton_of
 
@@ -38,6 +40,8 @@ _NECK = 0.7
 """Depth of a neck over that of the objects on both sides, below which they are two."""
 _ROUND = 0.5
 """Tubularity plus plateness below which the part of an object is round."""
+_LARGER = 1.25
+"""Thickness over the longest side of what is seen, above which an object that the patch cuts has no thickness."""
 _WHOLE = ((False, False),) * 3
 
 
@@ -50,7 +54,8 @@ class ObjectShape:
     volume : float
         Cubic micrometre.
     thickness : float
-        Micrometre: twice the median distance to the border along the middle of the object.
+        Micrometre: twice the median distance to the border along the middle of the object. nan, and with it all that
+        follows from it, where the patch shows no border, or less of the object than it is thick.
     extent : float
         How many balls of its thickness the object would fill: 1 for a ball, 1.5 L/T for a rod of length L and
         thickness T, about 2 A/T² for a sheet of area A.
@@ -66,6 +71,10 @@ class ObjectShape:
         Overlap (IoU) of the object with what 128 rays from its centre can describe, see `star_convexity`.
     cut : bool
         Whether the patch's border cuts the object, so that it is longer than it seems.
+    tips : int
+        Ends of the skeleton that lie in the patch, not where it cuts the object.
+    is_shell : bool
+        Whether it is the wall around one cavity; skeleton, loops and roundness are then those of the filled object.
     """
 
     volume: float
@@ -79,6 +88,13 @@ class ObjectShape:
     sphericity: float
     star_convexity: float
     cut: bool
+    tips: int = 0
+    is_shell: bool = False
+
+    @property
+    def slenderness(self) -> float:
+        """0 for a ball to 1 for a tube or sheet; the wall around one cavity is as slender as what it encloses."""
+        return 1 - self.sphericity if self.is_shell else min(self.tubularity + self.plateness, 1.0)
 
 
 def coarsen(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spacing]:
@@ -151,12 +167,14 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
     """Return the parts of those connected objects whose parts are round by volume, the others whole."""
     numbers, count = np.zeros(whole.shape, np.int32), 0
     for index, place in enumerate(ndimage.find_objects(whole), start=1):
-        mine = whole[place] == index
+        mine, faces = whole[place] == index, faces_of(place, whole.shape)
         inside = np.where(mine, parts[place], 0)
         values, sizes = np.unique(inside[mine], return_counts=True)
         main = [v for v, n in zip(values, sizes, strict=True) if n >= SMALLEST]
         slender = sum(
-            n for v, n in zip(values, sizes, strict=True) if v in main and not _is_round(inside == v, spacing)
+            n
+            for v, n in zip(values, sizes, strict=True)
+            if len(main) > 1 and v in main and not _is_round(mine & (inside == v), spacing, faces)
         )
         part_values = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
         for value in part_values:
@@ -165,11 +183,12 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
     return numbers
 
 
-def _is_round(mask: Mask, spacing: Spacing) -> bool:
-    padded = np.pad(mask[ndimage.find_objects(mask.astype(np.uint8))[0]], 1)
-    depth = ndimage.distance_transform_edt(padded, sampling=spacing)
-    radius = typical_radius(depth, min(spacing))
-    return sum(hessian_shape(padded, spacing, radius, depth >= 0.7 * radius)) < _ROUND
+def _is_round(part: Mask, spacing: Spacing, faces: Faces) -> bool:
+    """Tell whether a part of an object is round; `faces` are those of the box that it is given in."""
+    place = ndimage.find_objects(part.astype(np.uint8))[0]
+    at_faces = [(a and near, b and far) for (a, b), (near, far) in zip(faces, faces_of(place, part.shape), strict=True)]
+    depth = depth_within(part[place], spacing, at_faces)
+    return depth is not None and sum(slender_parts(part[place], spacing, at_faces, depth)) < _ROUND
 
 
 def describe_objects(
@@ -198,15 +217,15 @@ def describe_objects(
     order = sorted((i for i, n in enumerate(sizes) if n >= SMALLEST), key=lambda i: (-sizes[i], i))
     shapes = []
     for i in order[:MOST_OBJECTS]:
-        sides = [
-            (opened[0] and s.start == 0, opened[1] and s.stop == n)
-            for s, n, opened in zip(slices[i], thin.shape, open_faces, strict=True)
-        ]
-        shapes.append(describe_object(thin[slices[i]] == i + 1, spacing, sides))
+        faces = faces_of(slices[i], thin.shape)
+        cut = any(
+            a and b for face, opened in zip(faces, open_faces, strict=True) for a, b in zip(face, opened, strict=True)
+        )
+        shapes.append(describe_object(thin[slices[i]] == i + 1, spacing, faces, cut))
     return shapes
 
 
-def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool, bool]] = _WHOLE) -> ObjectShape:
+def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bool | None = None) -> ObjectShape:
     """Measure one object.
 
     Parameters
@@ -215,21 +234,26 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
         Its bounding box.
     spacing : tuple of float
         Voxel size in micrometre.
-    cut_sides : sequence of (bool, bool)
-        Sides on which it goes on beyond the box.
+    faces : sequence of (bool, bool)
+        Sides of the box that are faces of the patch: no border of the object is seen there.
+    cut : bool, optional
+        Whether the image goes on beyond one of these; where it is not told, it does.
     """
-    cut = any(map(any, cut_sides))
-    whole = np.pad(mask, 1)
-    # where the object is cut, what lies beyond is taken to be more of it: it must not look thin there
-    extended = np.pad(mask, [(int(a), int(b)) for a, b in cut_sides], mode="edge")
-    margins = [(1 - int(a), 1 - int(b)) for a, b in cut_sides]
-    depth = ndimage.distance_transform_edt(np.pad(extended, margins), sampling=spacing) - 0.5 * min(spacing)
-    depth = np.where(whole, depth, 0.0)
-    radius = typical_radius(depth, min(spacing))
-    tube, plate = hessian_shape(whole, spacing, radius, depth >= 0.7 * radius)
-    smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
-    branches, length = skeleton_branches(skeleton_of(smooth), spacing)
+    cut = any(map(any, faces)) if cut is None else cut
     volume = float(mask.sum()) * math.prod(spacing)
+    sides = [n * s for n, s in zip(mask.shape, spacing, strict=True)]
+    depth = depth_within(mask, spacing, faces)
+    radius = math.inf if depth is None else ridge_radius(np.pad(mask, 1), depth, spacing, faces)
+    if depth is None or (any(map(any, faces)) and 2 * radius > _LARGER * max(sides)):
+        return ObjectShape(volume, *(math.nan,) * 2, 0, 0, 0.0, *(math.nan,) * 4, cut=True)
+    solid, is_shell = filled_shell(mask, faces)
+    whole = np.pad(solid, 1)
+    tube, plate = slender_parts(mask, spacing, faces, depth, radius)
+    smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
+    bones = skeleton_of(smooth)
+    branches, length = skeleton_branches(bones, spacing)
+    if is_shell:
+        depth = depth_within(solid, spacing, faces)
     return ObjectShape(
         volume=volume,
         thickness=2 * radius,
@@ -240,69 +264,11 @@ def describe_object(mask: Mask, spacing: Spacing, cut_sides: Sequence[tuple[bool
         tubularity=tube,
         plateness=plate,
         sphericity=sphericity(whole, spacing),
-        star_convexity=star_convexity(whole, depth, spacing),
+        star_convexity=math.nan if depth is None else star_convexity(whole, depth, spacing),
         cut=cut,
+        tips=line_tips(bones, spacing, faces, 1.5 * radius),
+        is_shell=is_shell,
     )
-
-
-def typical_radius(depth: Floats, finest: float) -> float:
-    """Return the radius at which half of an object lies: the median of the depth along its middle, weighted by depth².
-
-    Parameters
-    ----------
-    depth : ndarray of float, zyx
-        Distance to the outside, any unit; 0 outside.
-    finest : float
-        Smallest radius to return, in the same unit, halved.
-    """
-    ridge = (depth >= ndimage.maximum_filter(depth, size=3)) & (depth > 0)
-    values = np.sort(depth[ridge])
-    if not len(values):
-        return finest / 2
-    weight = np.cumsum(values**2)
-    return max(finest / 2, float(values[np.searchsorted(weight, weight[-1] / 2)]))
-
-
-def hessian_shape(mask: Mask, spacing: Spacing, radius: float, middle: Mask) -> tuple[float, float]:
-    """Return tubularity and plateness of a mask, 0 to 1, medians over its middle.
-
-    With the eigenvalues of the Hessian of the smoothed mask ordered |a| ≤ |b| ≤ |c|, a ball has a ≈ b ≈ c, a tube a ≈ 0,
-    a sheet a ≈ b ≈ 0 (Frangi et al. 1998, doi:10.1007/BFb0056195): plateness is 1 − |b|/|c|, tubularity (1 − |a|/|b|)·|b|/|c|.
-    """
-    if not middle.any():
-        return 0.0, 0.0
-    sigmas = [max(0.7, radius / s) for s in spacing]
-    pad = [(math.ceil(3 * s),) * 2 for s in sigmas]
-    image, centre = np.pad(mask, pad).astype(np.float32), np.pad(middle, pad)
-    matrix = np.empty((int(centre.sum()), 3, 3))
-    for i in range(3):
-        for j in range(i, 3):
-            order = [int(a == i) + int(a == j) for a in range(3)]
-            second = ndimage.gaussian_filter(image, sigmas, order=order, truncate=3.0)[centre]
-            matrix[:, i, j] = matrix[:, j, i] = second / (spacing[i] * spacing[j])
-    a, b, c = np.sort(np.abs(np.linalg.eigvalsh(matrix)), axis=1).T + 1e-12
-    return float(np.median((1 - a / b) * b / c)), float(np.median(1 - b / c))
-
-
-def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
-    """Return a mask without the roughness of its surface, of which a skeleton would make branches."""
-    smooth: Mask = ndimage.gaussian_filter(mask.astype(np.float32), sigmas) > 0.5
-    return smooth if smooth.any() else mask
-
-
-def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, float]:
-    """Return the number of branch points of a skeleton and its length in micrometre."""
-    thin = np.asarray(bones, bool)
-    if not thin.any():
-        return 0, 0.0
-    neighbours = ndimage.convolve(thin.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant") - 1
-    branch = thin & (neighbours > 2)
-    length = 0.0
-    for step in np.argwhere(np.ones((3, 3, 3)))[14:] - 1:
-        near = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(step, thin.shape, strict=True))
-        far = tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(step, thin.shape, strict=True))
-        length += float(np.linalg.norm(step * spacing)) * int((thin[near] & thin[far]).sum())
-    return label_components(branch, 26)[1], length
 
 
 def sphericity(mask: Mask, spacing: Spacing) -> float:

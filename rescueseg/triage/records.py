@@ -9,6 +9,18 @@ from rescueseg.triage.evidence import Evidence
 from rescueseg.triage.tree import Complexity, Problem, Route, Step, Structure
 
 
+class ClassTriage(Record):
+    """What was found of one class of several, each measured by itself."""
+
+    name: str
+    route: str
+    """Name of the route that would suit it alone."""
+    voxels: int
+    """Annotated, in what was measured."""
+    steps: tuple[Step, ...]
+    evidence: tuple[Evidence, ...]
+
+
 class Triage(Record):
     """What the triage found."""
 
@@ -35,11 +47,14 @@ class Triage(Record):
     chunks_read: int
     chunks: int
     """Chunks of all volumes."""
+    classes: tuple[ClassTriage, ...] = ()
+    """Where several classes are annotated; the evidence and steps of the triage are then those of the one that decides."""
 
     @property
     def title(self) -> str:
-        """The problem for people; not known where no question could be answered."""
-        return "not known yet" if all(step.answer is None for step in self.steps) else self.route.title
+        """The problem for people; not known where no question could be answered, or the patches cut what would tell."""
+        is_open = self.route.name == "custom" and any(s.answer is None and s.measured is not None for s in self.steps)
+        return "not known yet" if is_open or all(s.answer is None for s in self.steps) else self.route.title
 
 
 TRIAGE = RecordFile("triage", Triage)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rescueseg.campaign import Campaign, VolumeFolder
-from rescueseg.campaign.label_arrays import read_classes
+from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import SamplingError
 from rescueseg.geometry import Box, Patch, Spacing, isotropic_shape, zyx
@@ -16,8 +17,8 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.records import VolumeRecord
 from rescueseg.sampling.patches import patch_shape
-from rescueseg.triage.evidence import RoughPatch
 from rescueseg.triage.rough_truth import rough_boxes
+from rescueseg.triage.structure import RoughPatch
 from rescueseg.triage.tree import Mask
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise
@@ -75,11 +76,15 @@ def _from_annotations(folder: VolumeFolder, store: QueueStore, channel: int) -> 
         :_MOST_PATCHES
     ]
     for annotation in accepted:
-        labels = read_classes(folder.storage, annotation)
+        classes, objects = read_classes(folder.storage, annotation), read_objects(folder.storage, annotation)
         spacing = usable[annotation.volume_id].spacing_um_zyx
         box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
-        labels = labels[box.relative_to(annotation.box).slices]
-        patches.append(_patch(folder, Patch(annotation.volume_id, box), labels, channel))
+        middle = box.relative_to(annotation.box).slices
+        patch = _patch(folder, Patch(annotation.volume_id, box), classes[middle], channel)
+        if objects is not None:
+            numbers = np.where(patch.unknown, 0, objects[middle])
+            patch = replace(patch, labels=numbers, instances=True, classes=patch.labels)
+        patches.append(patch)
     return patches
 
 

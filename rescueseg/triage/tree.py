@@ -11,14 +11,14 @@ from rescueseg.config import TriageConfig
 from rescueseg.records import Record
 
 Problem = Literal["boundary", "snr", "topology", "other"]
-Structure = Literal["star-convex", "blob", "network", "membrane", "fibre", "other"]
+Structure = Literal["star-convex", "blob", "network", "membrane", "fibre", "puncta", "other"]
 Complexity = Literal["moderate", "difficult", "extremely noisy"]
 Mask = Literal["auto", "annotations", "truth", "threshold", "none"]
 """Where a rough mask comes from."""
 Numbers = Mapping[str, float]
 
 MASKS: tuple[Mask, ...] = ("auto", "annotations", "truth", "threshold", "none")
-STRUCTURES: tuple[Structure, ...] = ("star-convex", "blob", "network", "membrane", "fibre", "other")
+STRUCTURES: tuple[Structure, ...] = ("star-convex", "blob", "network", "membrane", "fibre", "puncta", "other")
 
 
 class Route(Record):
@@ -64,6 +64,11 @@ ROUTES: dict[str, Route] = {
             postprocessing="specks", complexity="difficult", annotation=_CONTEXT,
         ),
         Route(
+            name="puncta", title="A boundary: puncta", problem="boundary", letter="A", trainers=("nnunet", "monai_unet"),
+            query="clasp_entropy", postprocessing="none", complexity="moderate",
+            annotation="Annotate every one, also the dim ones, and leave doubtful ones as ignore: of so few voxels each one counts.",
+        ),
+        Route(
             name="star_convex", title="A boundary: star-convex", problem="boundary", letter="A", trainers=("stardist", "cellpose", "nnunet", "monai_unet"),
             query="clasp_entropy", postprocessing="filled", complexity="moderate", annotation=_WHOLE_OBJECTS,
         ),
@@ -106,11 +111,25 @@ class _Question:
     thresholds: tuple[str, ...]
     words: tuple[Structure, ...]
     """The user's words that mean yes."""
+    instead: tuple[str, ...] = ()
+    """What is read where that is missing."""
+    is_open: Callable[[Numbers, TriageConfig], bool] | None = None
+    """Whether a no is not known, since patches cut what was measured."""
 
 
 def topology_score(e: Numbers, t: TriageConfig) -> float:
     """Return how complex the topology is: slender, and either long or one connected whole; 1 is the threshold."""
     return min(e["slenderness"] / t.slenderness, max(e["length"] / t.length, e["connected"] / t.connected))
+
+
+def length_unknown(e: Numbers, t: TriageConfig) -> bool:
+    """Tell whether slender structure may be long enough for a complex topology beyond what the patches show of it."""
+    return e["slenderness"] >= t.slenderness and e.get("length_most", e["length"]) >= t.length
+
+
+def blob_score(e: Numbers, t: TriageConfig) -> float:
+    """Return how blob-like objects are: by their surface, and where the patches cut nearly all, by how little slender they are."""
+    return e["sphericity"] / t.sphericity if "sphericity" in e else (1 - e["slenderness"]) / (1 - t.slenderness)
 
 
 QUESTIONS = (
@@ -124,7 +143,7 @@ QUESTIONS = (
         "Is the topology complex?", "topology", ("slenderness", "length", "connected"), topology_score,
         lambda e, t: f"slenderness {e['slenderness']:.2f} ({t.slenderness:g}) and length {e['length']:.3g} ({t.length:g}) "
         f"or connected {e['connected']:.2f} ({t.connected:g})",
-        ("slenderness", "length", "connected"), ("network", "membrane", "fibre"),
+        ("slenderness", "length", "connected"), ("network", "membrane", "fibre"), is_open=length_unknown,
     ),
     _Question(
         "Is the background's texture strong?", "texture", ("texture",),
@@ -133,22 +152,31 @@ QUESTIONS = (
         ("texture",), (),
     ),
     _Question(
+        "Are the objects too small to have a shape?", "puncta", ("puncta",),
+        lambda e, t: e["puncta"] / t.puncta,
+        lambda e, t: f"{e['puncta']:.2f} of the structure in objects of fewer than 27 voxels against {t.puncta:g}",
+        ("puncta",), ("puncta",),
+    ),
+    _Question(
         "Are the objects roughly star-convex?", "star_convex", ("star_convexity",),
         lambda e, t: e["star_convexity"] / t.star_convexity,
         lambda e, t: f"star-convexity {e['star_convexity']:.2f} against {t.star_convexity:g}",
         ("star_convexity",), ("star-convex",),
     ),
     _Question(
-        "Are they blob-like?", "blob", ("sphericity",),
-        lambda e, t: e["sphericity"] / t.sphericity,
-        lambda e, t: f"sphericity {e['sphericity']:.2f} against {t.sphericity:g}",
-        ("sphericity",), ("blob",),
+        "Are they blob-like?", "blob", ("sphericity",), blob_score,
+        lambda e, t: f"sphericity {e['sphericity']:.2f} against {t.sphericity:g}"
+        if "sphericity" in e
+        else f"too few are whole; slenderness {e['slenderness']:.2f} against {t.slenderness:g}",
+        ("sphericity",), ("blob",), instead=("slenderness",),
     ),
 )  # fmt: skip
 """In the order in which they are asked."""
 
 
-def decide(evidence: Numbers, thresholds: TriageConfig, word: Structure | None = None) -> tuple[Route, list[Step]]:
+def decide(
+    evidence: Numbers, thresholds: TriageConfig, word: Structure | None = None, *, is_guess: bool = False
+) -> tuple[Route, list[Step]]:
     """Walk the tree.
 
     Parameters
@@ -159,6 +187,9 @@ def decide(evidence: Numbers, thresholds: TriageConfig, word: Structure | None =
         The campaign's.
     word : str, optional
         What the user says the structure is: decides the questions about shape.
+    is_guess : bool
+        Whether what was measured is what a threshold painted. That may be another structure than the one that is meant, in
+        electron microscopy mostly the membranes: the questions about shape are then not answered.
 
     Returns
     -------
@@ -175,27 +206,36 @@ def decide(evidence: Numbers, thresholds: TriageConfig, word: Structure | None =
     >>> numbers |= {"texture": 0.05, "star_convexity": 0.9}
     >>> route, steps = decide(numbers, TriageConfig())
     >>> route.name, [step.answer for step in steps]
-    ('star_convex', [False, False, False, True, None])
+    ('star_convex', [False, False, False, None, True, True])
     >>> decide({}, TriageConfig())[0].name
     'custom'
     """
-    steps = [_ask(question, evidence, thresholds, word) for question in QUESTIONS]
+    steps = [_ask(question, evidence, thresholds, word, is_guess=is_guess) for question in QUESTIONS]
     name = next((step.route for step in steps if step.answer), "custom")
     return ROUTES[name], steps
 
 
-def _ask(question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None) -> Step:
-    is_measured = all(name in evidence for name in question.reads)
+def _ask(
+    question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None, *, is_guess: bool
+) -> Step:
+    is_measured = any(names and all(name in evidence for name in names) for names in (question.reads, question.instead))
     score = question.score(evidence, thresholds) if is_measured else None
     answer = None if score is None else score >= 1
+    cut = answer is False and question.is_open is not None and question.is_open(evidence, thresholds)
+    if cut:
+        answer = None
     about_shape = bool(question.words)
+    if about_shape and is_guess:
+        answer = None
     if about_shape and word is not None:
         answer = word in question.words
     fields = TriageConfig.model_fields
     return Step(
         question=question.text,
         measured=None if score is None else round(score, 4),
-        detail=question.detail(evidence, thresholds) if is_measured else "not measured",
+        detail=question.detail(evidence, thresholds) + ("; the patches cut it" if cut else "")
+        if is_measured
+        else "not measured",
         answer=answer,
         route=question.route,
         reason=" ".join(fields[name].description or "" for name in question.thresholds),

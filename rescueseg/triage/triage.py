@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from rescueseg.models.registry import suited_to, trainer_names
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
-from rescueseg.triage.evidence import ImageMeasures, image_evidence, measure_chunks, structure_evidence
-from rescueseg.triage.records import Triage
+from rescueseg.triage.evidence import Evidence, ImageMeasures, image_evidence, measure_chunks
+from rescueseg.triage.records import ClassTriage, Triage
 from rescueseg.triage.rough_masks import rough_patches, with_labels
-from rescueseg.triage.tree import MASKS, STRUCTURES, Mask, Route, Structure, decide
+from rescueseg.triage.structure import RoughPatch, structure_evidence
+from rescueseg.triage.tree import MASKS, ROUTES, STRUCTURES, Mask, Route, Step, Structure, decide
 from rescueseg.volumes import open_image
 from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.subsample import sample_boxes
@@ -78,12 +81,16 @@ def triage(
     patches = with_labels(rough)
     source = source if patches else "none"
     volumes = campaign.volumes.records()
-    evidence = [
-        *image_evidence(list(measures.values()), [v.spacing_um_zyx for v in volumes]),
-        *structure_evidence(patches, measures),
-    ]
-    numbers = {e.name: e.value for e in evidence if e.value is not None}
-    route, steps = decide(numbers, campaign.config.triage, structure)
+    of_image = image_evidence(list(measures.values()), [v.spacing_um_zyx for v in volumes])
+    classes = triage_classes(campaign, patches, measures, of_image, structure) if source != "threshold" else []
+    if len(classes) > 1:
+        decisive = hardest(classes)
+        evidence, steps, route = list(decisive.evidence), list(decisive.steps), ROUTES[decisive.route]
+    else:
+        evidence = [*of_image, *structure_evidence(patches, measures)]
+        route, steps = decide(numbers_of(evidence), campaign.config.triage, structure, is_guess=source == "threshold")
+    numbers = numbers_of(evidence)
+    route = harmless(route, numbers, classes)
     trainer, missing = pick_trainer(route)
     return Triage(
         problem=route.problem,
@@ -99,10 +106,62 @@ def triage(
         thresholds=campaign.config.triage.model_dump(),
         patch_zyx=expected_shapes(campaign),
         complexity=route.complexity,
-        advice=tuple(_advice(route, trainer, missing, source, all(p.instances for p in patches))),
+        advice=(
+            *_advice(route, trainer, missing, source, all(p.instances for p in patches)),
+            *_cut_advice(steps, classes),
+        ),
         chunks_read=chunks_read,
         chunks=chunks,
+        classes=tuple(classes) if len(classes) > 1 else (),
     )
+
+
+def numbers_of(evidence: Sequence[Evidence]) -> dict[str, float]:
+    """Return what could be measured, by name."""
+    return {e.name: e.value for e in evidence if e.value is not None}
+
+
+def triage_classes(
+    campaign: Campaign,
+    patches: Sequence[RoughPatch],
+    measures: dict[str, ImageMeasures],
+    of_image: Sequence[Evidence],
+    structure: Structure | None,
+) -> list[ClassTriage]:
+    """Measure each annotated class by itself, and say which route would suit it alone."""
+    voxels: Counter[int] = Counter()
+    for patch in patches:
+        voxels.update(patch.class_voxels())
+    if len(voxels) < 2:
+        return []
+    found = []
+    for value in sorted(voxels):
+        evidence = [*of_image, *structure_evidence([patch.of_class(value) for patch in patches], measures)]
+        route, steps = decide(numbers_of(evidence), campaign.config.triage, structure)
+        name = campaign.config.classes[value - 1]
+        found.append(
+            ClassTriage(name=name, route=route.name, voxels=voxels[value], steps=tuple(steps), evidence=tuple(evidence))
+        )
+    return found
+
+
+def hardest(classes: Sequence[ClassTriage]) -> ClassTriage:
+    """Return the class whose route comes first in the order of the questions, of several the one with most voxels.
+
+    One network learns all classes: what the hardest of them needs (more context against noise, a loss that minds topology)
+    does the others no harm, while the route of the largest class would give up the hardest.
+    """
+    return min(classes, key=lambda c: (list(ROUTES).index(c.route), -c.voxels))
+
+
+def harmless(route: Route, numbers: Mapping[str, float], classes: Sequence[ClassTriage]) -> Route:
+    """Return a route whose cleaning harms no class, and fills no vesicle of which the wall is the structure."""
+    profiles = {ROUTES[c.route].postprocessing for c in classes}
+    if len(profiles) > 1:
+        return route.model_copy(update={"postprocessing": "none"})
+    if numbers.get("hollow", 0.0) > 0.5 and route.postprocessing == "filled":
+        return route.model_copy(update={"postprocessing": "specks"})
+    return route
 
 
 def measure_volumes(
@@ -166,6 +225,19 @@ def _disagreement(numbers: dict[str, float], config: TriageConfig, word: Structu
     return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
 
 
+def _cut_advice(steps: Sequence[Step], classes: Sequence[ClassTriage]) -> list[str]:
+    """Return what to do where the patches cut the structure, and which class decided."""
+    lines = []
+    if any("the patches cut it" in step.detail for step in steps):
+        lines.append(
+            "The patches cut the structure: how long it is is not known. Annotate a larger patch, or say what it is with --structure."
+        )
+    if len(classes) > 1:
+        routes = ", ".join(f"{c.name}: {ROUTES[c.route].title}" for c in classes)
+        lines.append(f"Each class alone: {routes}. The route is that of {hardest(classes).name}, the hardest.")
+    return lines
+
+
 def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, instances: bool) -> list[str]:
     lines = [route.annotation]
     if missing:
@@ -180,7 +252,10 @@ def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, ins
             "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure star-convex."
         )
     if mask == "threshold":
-        lines.append("The shape was guessed from a threshold: annotate one patch and triage again.")
+        lines.append(
+            "The shape was guessed from a threshold, which may have painted something else: annotate one patch and triage again, "
+            "or say what it is with --structure."
+        )
     elif mask == "none":
         lines.append("Shape and contrast were not measured: annotate one patch, or say what it is with --structure.")
     return lines

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from rescueseg.triage.lines import skeleton_branches
 from rescueseg.triage.objects import (
     ObjectShape,
     describe_object,
     describe_objects,
-    skeleton_branches,
     split_at_necks,
     touching_fraction,
 )

@@ -17,6 +17,7 @@ ROUND = {
     "length": 0.5,
     "connected": 0.1,
     "texture": 0.05,
+    "puncta": 0.01,
     "star_convexity": 0.9,
     "sphericity": 0.9,
 }
@@ -34,6 +35,7 @@ def test_the_first_yes_decides() -> None:
     assert route(**{**TREE, "snr": 1.5}) == "low_snr", "noise is asked for first"
     assert route(texture=0.4) == "texture", "before roundness"
     assert route(**{**TREE, "texture": 0.4}) == "topology", "after topology"
+    assert route(puncta=0.6) == "puncta", "before roundness, which the larger ones alone have"
     assert route(star_convexity=0.6) == "blob"
     assert route(star_convexity=0.6, sphericity=0.4) == "custom"
 
@@ -61,14 +63,36 @@ def test_missing_evidence_is_said_and_taken_for_no(missing: str, evidence: dict[
     rest = {name: value for name, value in evidence.items() if name != missing}
     _, steps = decide(rest, TriageConfig())
     unknown = [step for step in steps if step.answer is None]
-    assert len(unknown) == 1
-    assert unknown[0].detail == "not measured"
+    if missing == "sphericity":  # where too few are whole, how little slender they are stands for it
+        assert steps[-1].measured == pytest.approx((1 - rest["slenderness"]) / 0.4, abs=1e-4)
+        assert unknown == []
+    else:
+        assert [step.detail for step in unknown] == ["not measured"]
     assert decide({}, TriageConfig())[0].name == "custom"
+
+
+def test_what_the_patches_cut_is_not_known_to_be_short() -> None:
+    stretch = {**TREE, "length": 6.0, "connected": 0.3}
+    taken, steps = decide({**stretch, "length_most": 60.0}, TriageConfig())
+    assert (taken.name, steps[1].answer, steps[1].measured) == ("custom", None, 0.375)
+    assert "the patches cut it" in steps[1].detail
+    assert decide({**stretch, "length_most": 20.0}, TriageConfig())[1][1].answer is False
+    assert decide({**stretch, "length_most": 60.0, "slenderness": 0.3}, TriageConfig())[1][1].answer is False
+
+
+def test_a_threshold_does_not_tell_what_shape_the_structure_has() -> None:
+    taken, steps = decide(TREE, TriageConfig(), is_guess=True)
+    assert taken.name == "custom"
+    assert [step.answer for step in steps] == [False, None, False, None, None, None]
+    assert decide(TREE, TriageConfig(), "network", is_guess=True)[0].name == "topology", "the user knows"
+    assert decide({**TREE, "snr": 1.0}, TriageConfig(), is_guess=True)[0].name == "low_snr", "noise is in the image"
 
 
 @pytest.mark.parametrize("word", STRUCTURES)
 def test_the_users_word_decides_about_shape_alone(word: Structure) -> None:
-    expected = {"star-convex": "star_convex", "blob": "blob", "other": "custom"}.get(word, "topology")
+    expected = {"star-convex": "star_convex", "blob": "blob", "puncta": "puncta", "other": "custom"}.get(
+        word, "topology"
+    )
     assert route(word) == expected
     assert decide({}, TriageConfig(), word)[0].name == expected, "no mask is needed"
     assert route(word, snr=1.0) == "low_snr", "noise is measured"

@@ -16,14 +16,21 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
+from rescueseg.campaign.label_arrays import read_objects
 from rescueseg.campaign.route import current_choice
 from rescueseg.cli.main import app
 from rescueseg.errors import CampaignError, ConfigError, SamplingError
+from rescueseg.geometry import Box
 from rescueseg.queue.store import open_queue
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages import tickets
 from rescueseg.stages.triage import triage_campaign
+from rescueseg.triage.evidence import measure_chunks
 from rescueseg.triage.records import TRIAGE, Triage
+from rescueseg.triage.rough_masks import rough_patches
+from rescueseg.triage.structure import RoughPatch
+from rescueseg.triage.tree import ROUTES
+from rescueseg.triage.triage import hardest, harmless, triage_classes
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
@@ -270,3 +277,56 @@ def test_a_phantom_from_the_command_line(tmp_path: Path) -> None:
     assert "Problem" in done.output
     assert "triage.png" in done.output
     assert (tmp_path / "c" / "triage.png").exists()
+
+
+def test_numbers_of_accepted_annotations_are_read_where_objects_are_numbered(tmp_path: Path) -> None:
+    settings = ["annotation.labels=instance", "sampling.patch_zyx=[12, 36, 36]", "holdout.box_zyx=[4, 8, 8]"]
+    campaign = make(tmp_path, picture(cells()), cells(), settings=settings)
+    store = open_queue(campaign)
+    tickets.prepare(campaign, store)
+    SimulatedAnnotator(campaign, store).drain()
+    patches, _ = rough_patches(campaign, store, "annotations", 0)
+    accepted = store.views.accepted("pool")
+    assert len(patches) == len(accepted) > 0
+    for patch, annotation in zip(patches, accepted, strict=True):
+        assert patch.instances
+        np.testing.assert_array_equal(patch.labels, read_objects(campaign.storage, annotation))
+    assert max(int(patch.labels.max()) for patch in patches) > 1, "a class mask has ones alone"
+
+
+def test_of_several_classes_the_hardest_decides_and_cleaning_harms_none(tmp_path: Path) -> None:
+    labels = (cells() > 0).astype(np.uint8)
+    labels[:, :, :40] = 0
+    for offset in range(4, 96, 22):
+        labels[10:13, offset : offset + 4, :34] = 2
+    labels[10:13, :, 12:16] = 2
+    campaign = Campaign.create(str(tmp_path / "two"), settings_of("two", ["nucleus", "vessel"]))
+    box, image = Box((0, 0, 0), (24, 96, 96)), picture(labels)
+    patch = RoughPatch("v", box, (24, 96, 300), SPACING, image, labels, np.zeros(labels.shape, bool), instances=False)
+    measures = {"v": measure_chunks([(box, image)], SPACING)}
+    classes = triage_classes(campaign, [patch], measures, [], None)
+    assert [(c.name, c.voxels) for c in classes] == [
+        ("nucleus", int((labels == 1).sum())),
+        ("vessel", int((labels == 2).sum())),
+    ]
+    assert classes[0].route in ("star_convex", "blob")
+    assert classes[1].route == "topology"
+    assert hardest(classes).name == "vessel"
+    assert classes[1].voxels < classes[0].voxels, "not the larger one"
+    assert harmless(ROUTES["topology"], {}, classes).postprocessing == "none", "filling and keeping suit one class each"
+    assert harmless(ROUTES["topology"], {}, classes[1:]).postprocessing == "connected"
+    assert harmless(ROUTES["star_convex"], {"hollow": 0.9}, []).postprocessing == "specks", "vesicles stay hollow"
+    single = RoughPatch("v", box, box.shape_zyx, SPACING, image, (labels == 1) * 1, patch.unknown, instances=False)
+    assert triage_classes(campaign, [single], measures, [], None) == []
+
+
+def test_a_triage_written_before_classes_were_told_apart_still_loads(campaign: Campaign) -> None:
+    result = run(campaign, mask="truth")
+    older = result.model_dump(mode="json")
+    del older["classes"]
+    del older["thresholds"]["puncta"]
+    for item in older["evidence"]:
+        del item["censored"]
+    older["steps"] = [step for step in older["steps"] if step["route"] != "puncta"]
+    loaded = Triage.model_validate(older)
+    assert (loaded.route, loaded.classes, loaded.title) == (result.route, (), result.title)

@@ -1,0 +1,142 @@
+"""How long an object is: its middle line, where that ends, and what a wall without its content would hide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, special
+
+from rescueseg.geometry import Spacing
+from rescueseg.triage.thickness import Faces
+from rescueseg.voxels.components import label_components
+
+Mask = npt.NDArray[np.bool_]
+
+LONGEST = 1000.0
+"""Stands for a length without an upper bound, in multiples of the thickness."""
+_CONFIDENCE = 0.95
+
+
+def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
+    """Return a mask without the roughness of its surface, of which a skeleton would make branches."""
+    smooth: Mask = ndimage.gaussian_filter(mask.astype(np.float32), sigmas) > 0.5
+    return smooth if smooth.any() else mask
+
+
+def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, float]:
+    """Return the number of branch points of a skeleton and its length in micrometre."""
+    thin = np.asarray(bones, bool)
+    if not thin.any():
+        return 0, 0.0
+    neighbours = ndimage.convolve(thin.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant") - 1
+    branch = thin & (neighbours > 2)
+    length = 0.0
+    for step in np.argwhere(np.ones((3, 3, 3)))[14:] - 1:
+        near = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(step, thin.shape, strict=True))
+        far = tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(step, thin.shape, strict=True))
+        length += float(np.linalg.norm(step * spacing)) * int((thin[near] & thin[far]).sum())
+    return label_components(branch, 26)[1], length
+
+
+def line_tips(bones: Mask, spacing: Spacing, faces: Faces, reach: float) -> int:
+    """Count the ends of a skeleton; a single voxel has two, a closed line none.
+
+    Parameters
+    ----------
+    bones : ndarray of bool, zyx
+        The skeleton in a box with one voxel of margin around the object.
+    spacing : tuple of float
+        Voxel size in micrometre.
+    faces : sequence of (bool, bool)
+        Sides at faces of the patch.
+    reach : float
+        Ends that lie nearer to such a face, in micrometre, are where the patch cuts the object.
+
+    Examples
+    --------
+    >>> bones = np.zeros((3, 3, 12), bool)
+    >>> bones[1, 1, 1:11] = True
+    >>> aside = (False, False)
+    >>> line_tips(bones, (1, 1, 1), [aside] * 3, 2.0), line_tips(bones, (1, 1, 1), [aside, aside, (True, False)], 2.0)
+    (2, 1)
+    """
+    neighbours = ndimage.convolve(bones.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant")
+    tips = 0
+    for place in np.argwhere(bones & (neighbours <= 2)):
+        from_faces = [
+            (p - 0.5 if far == 0 else n - 1.5 - p) * s
+            for p, n, s, face in zip(place, bones.shape, spacing, faces, strict=True)
+            for far in (0, 1)
+            if face[far]
+        ]
+        if min(from_faces, default=math.inf) > reach:
+            tips += 2 if neighbours[tuple(place)] == 1 else 1
+    return tips
+
+
+def filled_shell(mask: Mask, faces: Faces) -> tuple[Mask, bool]:
+    """Return an object with its cavity filled where it is the wall around a single one, and whether it is.
+
+    A patch may cut the wall, once along an axis or right through it, as a slice does. Many cavities, which walls have
+    that cells share, are left as they are: such a wall goes on.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, zyx
+        The object's bounding box.
+    faces : sequence of (bool, bool)
+        Sides at faces of the patch.
+    """
+    if sum(all(face) for face in faces) > 1:
+        return mask, False
+    around = [(int(not a), int(not b)) for a, b in faces]
+    outside = np.pad(~mask, around, constant_values=True)
+    numbers, count = label_components(outside, 6)
+    open_air = np.zeros(count + 1, bool)
+    for axis, pads in enumerate(around):
+        for pad, place in zip(pads, (0, -1), strict=True):
+            if pad:
+                open_air[np.unique(np.take(numbers, place, axis))] = True
+    crop = tuple(slice(a, n - b) for (a, b), n in zip(around, outside.shape, strict=True))
+    sizes = np.bincount(numbers[crop].ravel(), minlength=count + 1)
+    sizes[open_air] = 0
+    sizes[0] = 0
+    total, largest = int(sizes.sum()), int(sizes.max(initial=0))
+    if total == 0 or largest < _MAIN_CAVITY * total or largest < _LEAST_CAVITY * int(mask.sum()):
+        return mask, False
+    return np.asarray(mask | (sizes > 0)[numbers[crop]], np.bool_), True
+
+
+_MAIN_CAVITY = 0.9
+"""Share of all that is enclosed that the one cavity of a shell holds."""
+_LEAST_CAVITY = 0.1
+"""Share of the wall's volume below which a cavity is a hole in an annotation."""
+
+
+def length_bounds(total: float, tips: int) -> tuple[float, float]:
+    """Return bounds of the mean length of lines of which a patch shows parts.
+
+    Each line has two ends, and as many ends are seen as the shown share of all lines holds: the mean length is twice the
+    total over the number of ends, whatever the patch cuts. Its bounds are those of a Poisson count, 5 % to each side.
+
+    Parameters
+    ----------
+    total : float
+        Length of all that is seen.
+    tips : int
+        Ends that are seen.
+
+    Examples
+    --------
+    Where no end is seen, up to three were to be expected; without a bound above, `LONGEST` stands:
+
+    >>> [round(b, 1) for b in length_bounds(90.0, 0)], [round(b, 1) for b in length_bounds(90.0, 20)]
+    ([60.1, 1000.0], [6.2, 13.6])
+    """
+    most = float(special.gammaincinv(tips + 1, _CONFIDENCE))
+    least = float(special.gammaincinv(tips, 1 - _CONFIDENCE)) if tips else 0.0
+    return min(LONGEST, 2 * total / most), min(LONGEST, 2 * total / least) if least else LONGEST
