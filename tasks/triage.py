@@ -12,7 +12,8 @@ from rescueseg.stages.publish import triage_files
 from rescueseg.stages.triage import triage_campaign
 from rescueseg.tracking.tracker import Tracker
 from rescueseg.triage.records import Triage
-from rescueseg.triage.tree import Mask, Structure
+from rescueseg.triage.tree import Mask
+from rescueseg.triage.words import Named
 from tasks.options import STAGE, open_campaign
 
 
@@ -22,7 +23,7 @@ def triage(campaign_url: str, structure: str = "", mask: str = "auto", channel: 
     campaign, store = open_campaign(campaign_url)
     store.migrate()
     result = triage_campaign(
-        campaign, store, structure=cast("Structure | None", structure or None), mask=cast(Mask, mask), channel=channel
+        campaign, store, structure=cast("Named | None", structure or None), mask=cast(Mask, mask), channel=channel
     )
     tracker = Tracker(campaign)
     tracker.log_files(tracker.runs.campaign_run(), triage_files(campaign.storage))

@@ -37,7 +37,7 @@ class TriageSummary(StageResult):
     trainer: str
     route: AdvisedRoute
     structure: str | None
-    """The user's word."""
+    """The shape that the user's word names."""
     mask: str
     """Where the rough mask comes from."""
     evidence: tuple[MeasuredValue, ...]

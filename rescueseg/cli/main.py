@@ -31,7 +31,7 @@ app.add_typer(token_app, name="token")
 EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (volumes.init, "init liver stack.tif --classes mitochondria --spacing 0.05,0.01,0.01"),
     (volumes.add, "add liver 'planes/*.tif' --spacing 0.05,0.01,0.01 --dry-run --picture look.png"),
-    (triage, "triage liver --structure network"),
+    (triage, "triage liver --structure vessels"),
     (volumes.check, "check liver, then rescueseg check liver --apply"),
     (sampling.sample, "sample liver --dry-run --preview"),
     (sampling.weak_label, "weak-label liver --method classifier --scribbles scribbles.tif"),

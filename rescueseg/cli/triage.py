@@ -11,7 +11,8 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import TRIAGE_PICTURE
 from rescueseg.cli.console import console, say_line, shown_progress
 from rescueseg.cli.options import CampaignArgument
-from rescueseg.triage.tree import Mask, Structure
+from rescueseg.triage.tree import Mask
+from rescueseg.triage.words import Named, choices
 
 if TYPE_CHECKING:
     from rescueseg.triage.records import Triage
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def triage(
     campaign: CampaignArgument,
-    structure: Annotated[Structure | None, typer.Option(help="What it is, in your word.")] = None,
+    structure: Annotated[Named | None, typer.Option(help=f"What it is: {choices()}. Or its shape.")] = None,
     mask: Annotated[
         Mask,
         typer.Option(
@@ -86,4 +87,10 @@ def show(result: Triage) -> None:
     for line in result.advice:
         say_line(line)
     shapes = ", ".join(f"{v} {'×'.join(map(str, s))}" for v, s in result.patch_zyx.items())
-    say_line(f"Suggested patch (zyx, voxels): {shapes}")
+    say_line(f"Patches will be of (zyx, voxels): {shapes}")
+    if result.suggested is not None:
+        (z, y, x), (depth, height, width) = result.suggested.offset_zyx, result.suggested.shape_zyx
+        say_line(
+            f"Suggested patch to annotate: {result.suggested.volume_id}, from z {z}, y {y}, x {x} (from 0) "
+            f"to z {z + depth - 1}, y {y + height - 1}, x {x + width - 1}"
+        )

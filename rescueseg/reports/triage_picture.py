@@ -66,7 +66,8 @@ def draw_decision(result: Triage) -> bytes:
         _LEFT, -1.62, "\n".join(textwrap.wrap(result.route.annotation, 150)), fontsize=9.5, color=GREY, va="center"
     )
     axes.set_title(
-        f"Rough mask from: {result.mask}" + (f"; your word: {result.structure}" if result.structure else ""),
+        f"Rough mask from: {result.mask}"
+        + (f"; your word: {result.word or result.structure}" if result.structure else ""),
         loc="left",
         fontsize=10,
     )

@@ -9,14 +9,15 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.reports.triage_picture import draw_decision
 from rescueseg.triage import triage
 from rescueseg.triage.records import TRIAGE, Triage
-from rescueseg.triage.tree import Mask, Structure
+from rescueseg.triage.tree import Mask
+from rescueseg.triage.words import Named
 
 
 def triage_campaign(
     campaign: Campaign,
     store: QueueStore,
     *,
-    structure: Structure | None = None,
+    structure: Named | None = None,
     mask: Mask = "auto",
     channel: int = 0,
     progress: Progress | None = None,

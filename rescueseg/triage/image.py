@@ -232,10 +232,21 @@ def weighted_median(values: Sequence[float] | Floats, weights: Sequence[float] |
     >>> weighted_median([1.0, 2.0, 30.0], [1.0, 1.0, 5.0])
     30.0
     """
+    return weighted_quantile(values, weights, 0.5)
+
+
+def weighted_quantile(values: Sequence[float] | Floats, weights: Sequence[float] | Floats, share: float) -> float:
+    """Return the value at which a share of the weight is reached; nan values are left out, nan when none remains.
+
+    Examples
+    --------
+    >>> weighted_quantile([1.0, 2.0, 30.0], [1.0, 1.0, 2.0], 0.25)
+    1.0
+    """
     pairs = sorted((v, w) for v, w in zip(values, weights, strict=True) if not math.isnan(v) and w > 0)
-    half, reached = sum(w for _, w in pairs) / 2, 0.0
+    enough, reached = sum(w for _, w in pairs) * share, 0.0
     for value, weight in pairs:  # sums are not divided, as np.quantile does: rounding would decide ties otherwise
         reached += weight
-        if reached >= half:
+        if reached >= enough:
             return float(value)
     return math.nan

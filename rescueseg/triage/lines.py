@@ -43,7 +43,7 @@ def skeleton_branches(bones: npt.NDArray[Any], spacing: Spacing) -> tuple[int, f
 
 
 def line_tips(bones: Mask, spacing: Spacing, faces: Faces, reach: float) -> int:
-    """Count the ends of a skeleton; a single voxel has two, a closed line none.
+    """Count the ends of a skeleton; a single voxel has two, or one where the patch cuts the object, a closed line none.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def line_tips(bones: Mask, spacing: Spacing, faces: Faces, reach: float) -> int:
             if face[far]
         ]
         if min(from_faces, default=math.inf) > reach:
-            tips += 2 if neighbours[tuple(place)] == 1 else 1
+            tips += 2 - any(map(any, faces)) if neighbours[tuple(place)] == 1 else 1
     return tips
 
 

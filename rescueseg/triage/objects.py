@@ -23,7 +23,7 @@ from rescueseg.triage.lines import filled_shell, line_tips, skeleton_branches, s
 from rescueseg.triage.slenderness import faces_of, slender_parts
 from rescueseg.triage.thickness import Faces, depth_within, ridge_radius
 from rescueseg.voxels.components import label_components
-from rescueseg.voxels.skeleton import skeleton_of
+from rescueseg.voxels.skeleton import skeleton_of, without_spurs
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int32]
@@ -250,10 +250,12 @@ def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bo
     whole = np.pad(solid, 1)
     tube, plate = slender_parts(mask, spacing, faces, depth, radius)
     smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
-    bones = skeleton_of(smooth)
-    branches, length = skeleton_branches(bones, spacing)
     if is_shell:
         depth = depth_within(solid, spacing, faces)
+    bones = skeleton_of(smooth)
+    if depth is not None:
+        bones = without_spurs(bones, depth, spacing)
+    branches, length = skeleton_branches(bones, spacing)
     return ObjectShape(
         volume=volume,
         thickness=2 * radius,

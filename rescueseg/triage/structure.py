@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,10 @@ _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
 _STRETCH = 4.0
 """Length over thickness that is seen of an object, below which a patch that it leaves does not tell a line from an organelle."""
-_FLAT = 0.5
-"""Depth of a patch over its smaller side in the plane, below which objects are judged by their profiles."""
+_FLAT = 2.0
+"""Depth of a patch in thicknesses of the objects, below which they are judged by their profiles."""
+_SIDE_ON = 0.75
+"""Share of the profiles' area below which lines are seen end-on: in random directions half have an aspect of 2 at most."""
 _LINE = 0.5
 """Tubularity plus plateness from which an object has a length."""
 
@@ -98,17 +100,16 @@ class RoughPatch:
             for shape in describe_objects(self._numbered(labels[z : z + 1]), self.spacing_um_zyx, faces)
         ]
 
-    @property
-    def is_flat(self) -> bool:
-        """Whether it is much less deep than wide: no object is seen from above to below, what is cut of a ball is a disc."""
+    def is_flat(self, thickness: float) -> bool:
+        """Tell whether it is too flat for objects of a thickness in micrometre: what it shows of a ball is a disc."""
         depth, *plane = (n * s for n, s in zip(self.box.shape_zyx, self.spacing_um_zyx, strict=True))
-        return depth < _FLAT * min(plane)
+        return depth < min(_FLAT * thickness, *plane)
 
     def _numbered(self, labels: npt.NDArray[Any]) -> Numbers:
         return objects_of(labels) if self.instances else split_at_necks(labels > 0, self.spacing_um_zyx)
 
 
-def structure_evidence(patches: Sequence[RoughPatch], measures: dict[str, ImageMeasures]) -> list[Evidence]:
+def structure_evidence(patches: Sequence[RoughPatch], measures: Mapping[str, ImageMeasures]) -> list[Evidence]:
     """Return the evidence that needs a rough mask, of all that is labelled taken as one structure.
 
     Parameters
@@ -154,10 +155,10 @@ def _shape_evidence(
 ) -> list[Evidence]:
     """Return how slender, long and branched the objects are that are large enough to have a shape."""
     shapes = [shape for group in described for shape in group]
-    profiles = [profile for patch in patches if patch.is_flat for profile in patch.profiles()]
+    profiles = [profile for patch in patches if patch.is_flat(thickness) for profile in patch.profiles()]
     judged = profiles or shapes
     by_volume, skeleton = _weighted(shapes, lambda s: s.volume), sum(s.skeleton for s in shapes)
-    slenderness = _weighted(judged, lambda s: s.volume)([s.slenderness for s in judged])
+    slender = [s.slenderness for s in judged], [s.volume for s in judged]
     length, most = _lengths(shapes)
     connected = max(map(_connected, described))
     if profiles and (seen := _length_seen(profiles)) < _STRETCH:  # of a flat object the skeleton is no line
@@ -176,9 +177,16 @@ def _shape_evidence(
         ),
         evidence_of(
             "slenderness",
-            slenderness,
+            im.weighted_median(*slender),
             "",
             "0 ball … 1 tube or sheet, Hessian; in patches of few planes of the profiles",
+            censored=bool(profiles),
+        ),
+        evidence_of(
+            "slenderness_most",
+            im.weighted_quantile(*slender, _SIDE_ON if profiles else 0.5),
+            "",
+            "of profiles the upper quarter: half of the lines that a flat patch cuts look round",
         ),
         evidence_of("tubularity", by_volume([s.tubularity for s in shapes]), "", "Hessian of the mask"),
         evidence_of("plateness", by_volume([s.plateness for s in shapes]), "", "Hessian of the mask"),
@@ -243,7 +251,7 @@ def _roundness_evidence(shapes: Sequence[ObjectShape], whole: int) -> list[Evide
 
 
 def _signal_evidence(
-    patches: Sequence[RoughPatch], measures: dict[str, ImageMeasures], thickness: float
+    patches: Sequence[RoughPatch], measures: Mapping[str, ImageMeasures], thickness: float
 ) -> list[Evidence]:
     """Contrast, SNR by depth, and background texture over contrast; no texture where the thickness is not known."""
     core: list[npt.NDArray[Any]] = []

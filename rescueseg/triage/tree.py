@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,12 @@ ROUTES: dict[str, Route] = {
 }  # fmt: skip
 
 
+CUT = "the patches cut it"
+"""Stands in the detail of a question that is not answered for that."""
+_ROUND = ("star_convex", "blob")
+"""Routes of objects that are round."""
+
+
 class Step(Record):
     """One question of the tree and its answer."""
 
@@ -123,8 +129,9 @@ def topology_score(e: Numbers, t: TriageConfig) -> float:
 
 
 def length_unknown(e: Numbers, t: TriageConfig) -> bool:
-    """Tell whether slender structure may be long enough for a complex topology beyond what the patches show of it."""
-    return e["slenderness"] >= t.slenderness and e.get("length_most", e["length"]) >= t.length
+    """Tell whether the structure may be slender, and long enough for a complex topology, beyond what the patches show of it."""
+    slenderness, length = (e.get(f"{name}_most", e[name]) for name in ("slenderness", "length"))
+    return slenderness >= t.slenderness and length >= t.length
 
 
 def blob_score(e: Numbers, t: TriageConfig) -> float:
@@ -175,7 +182,7 @@ QUESTIONS = (
 
 
 def decide(
-    evidence: Numbers, thresholds: TriageConfig, word: Structure | None = None, *, is_guess: bool = False
+    evidence: Numbers, thresholds: TriageConfig, word: Structure | None = None, *, is_blind: bool = False
 ) -> tuple[Route, list[Step]]:
     """Walk the tree.
 
@@ -187,9 +194,9 @@ def decide(
         The campaign's.
     word : str, optional
         What the user says the structure is: decides the questions about shape.
-    is_guess : bool
-        Whether what was measured is what a threshold painted. That may be another structure than the one that is meant, in
-        electron microscopy mostly the membranes: the questions about shape are then not answered.
+    is_blind : bool
+        Whether what was measured may be another structure than the one that is meant, see `rescueseg.triage.guess`: the
+        questions about shape are then not answered.
 
     Returns
     -------
@@ -210,13 +217,20 @@ def decide(
     >>> decide({}, TriageConfig())[0].name
     'custom'
     """
-    steps = [_ask(question, evidence, thresholds, word, is_guess=is_guess) for question in QUESTIONS]
+    steps = [_ask(question, evidence, thresholds, word, is_blind=is_blind) for question in QUESTIONS]
+    if any(CUT in step.detail and step.answer is None for step in steps):
+        steps = [_unsettled(step) if step.route in _ROUND else step for step in steps]
     name = next((step.route for step in steps if step.answer), "custom")
     return ROUTES[name], steps
 
 
+def _unsettled(step: Step) -> Step:
+    """Return a question about roundness without its answer: pieces of a line that patches cut may be round."""
+    return step.model_copy(update={"answer": None, "detail": f"{step.detail}; pieces of what is cut may be round"})
+
+
 def _ask(
-    question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None, *, is_guess: bool
+    question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None, *, is_blind: bool
 ) -> Step:
     is_measured = any(names and all(name in evidence for name in names) for names in (question.reads, question.instead))
     score = question.score(evidence, thresholds) if is_measured else None
@@ -225,7 +239,7 @@ def _ask(
     if cut:
         answer = None
     about_shape = bool(question.words)
-    if about_shape and is_guess:
+    if about_shape and is_blind:
         answer = None
     if about_shape and word is not None:
         answer = word in question.words
@@ -233,10 +247,17 @@ def _ask(
     return Step(
         question=question.text,
         measured=None if score is None else round(score, 4),
-        detail=question.detail(evidence, thresholds) + ("; the patches cut it" if cut else "")
-        if is_measured
-        else "not measured",
+        detail=question.detail(evidence, thresholds) + (f"; {CUT}" if cut else "") if is_measured else "not measured",
         answer=answer,
         route=question.route,
         reason=" ".join(fields[name].description or "" for name in question.thresholds),
     )
+
+
+UNKNOWN = "not known yet"
+
+
+def title_of(route: Route, steps: Sequence[Step]) -> str:
+    """Return the problem for people; not known where no question could be answered, or the patches cut what would tell."""
+    is_open = route.name == "custom" and any(s.answer is None and s.measured is not None for s in steps)
+    return UNKNOWN if is_open or all(s.answer is None for s in steps) else route.title

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from rescueseg.campaign import Campaign, VolumeFolder
+from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import DEFAULT_TRAINER
 from rescueseg.config import TriageConfig
-from rescueseg.errors import CampaignError, ConfigError
-from rescueseg.geometry import Box
+from rescueseg.errors import ConfigError
 from rescueseg.models.registry import suited_to, trainer_names
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
-from rescueseg.triage.evidence import Evidence, ImageMeasures, image_evidence, measure_chunks
-from rescueseg.triage.records import ClassTriage, Triage
+from rescueseg.triage.evidence import Evidence, ImageMeasures, image_evidence
+from rescueseg.triage.guess import guess_holds
+from rescueseg.triage.records import ClassTriage, SuggestedPatch, Triage
 from rescueseg.triage.rough_masks import rough_patches, with_labels
+from rescueseg.triage.sample import measure_volumes
 from rescueseg.triage.structure import RoughPatch, structure_evidence
-from rescueseg.triage.tree import MASKS, ROUTES, STRUCTURES, Mask, Route, Step, Structure, decide
-from rescueseg.volumes import open_image
+from rescueseg.triage.suggestion import suggested_patch
+from rescueseg.triage.tree import CUT, MASKS, ROUTES, UNKNOWN, Mask, Route, Step, Structure, decide, title_of
+from rescueseg.triage.words import Named, shape_of
 from rescueseg.volumes.comparison import ensure_compared
-from rescueseg.volumes.subsample import sample_boxes
-
-SAMPLE_VOXELS = 24_000_000
-"""Voxels that are looked at, over all volumes."""
 
 
 def triage(
     campaign: Campaign,
     store: QueueStore,
     *,
-    structure: Structure | None = None,
+    structure: Named | None = None,
     mask: Mask = "auto",
     channel: int = 0,
     progress: Progress | None = None,
@@ -48,7 +44,7 @@ def triage(
     store : QueueStore
         Its queue: accepted annotations make the best rough mask.
     structure : str, optional
-        The user's word for the structure; decides the questions about shape.
+        The user's word for the structure, such as "mitochondria"; decides the questions about shape.
     mask : str
         Where a rough mask comes from; see `rescueseg.triage.rough_masks.rough_patches`.
     channel : int
@@ -70,27 +66,18 @@ def triage(
     SamplingError
         If the mask asked for cannot be had.
     """
-    for value, choices, what in ((structure, (None, *STRUCTURES), "structure"), (mask, MASKS, "mask")):
-        if value not in choices:
-            raise ConfigError(
-                f"'{value}' is unknown", where=what, todo=f"Choose one of {', '.join(k for k in choices if k)}"
-            )
+    shape = shape_of(structure)
+    if mask not in MASKS:
+        raise ConfigError(f"'{mask}' is unknown", where="mask", todo=f"Choose one of {', '.join(MASKS)}")
     ensure_compared(campaign.volumes, progress)
-    measures, chunks_read, chunks = measure_volumes(campaign.volumes, channel, progress)
+    shapes = expected_shapes(campaign)
+    read = measure_volumes(campaign.volumes, channel, shapes, progress)
     rough, source = rough_patches(campaign, store, mask, channel)
+    place = suggested_patch(campaign, store, read.places)
     patches = with_labels(rough)
     source = source if patches else "none"
-    volumes = campaign.volumes.records()
-    of_image = image_evidence(list(measures.values()), [v.spacing_um_zyx for v in volumes])
-    classes = triage_classes(campaign, patches, measures, of_image, structure) if source != "threshold" else []
-    if len(classes) > 1:
-        decisive = hardest(classes)
-        evidence, steps, route = list(decisive.evidence), list(decisive.steps), ROUTES[decisive.route]
-    else:
-        evidence = [*of_image, *structure_evidence(patches, measures)]
-        route, steps = decide(numbers_of(evidence), campaign.config.triage, structure, is_guess=source == "threshold")
-    numbers = numbers_of(evidence)
-    route = harmless(route, numbers, classes)
+    decision = _decision(campaign, patches, read.measures, shape, is_threshold=source == "threshold")
+    route, numbers = decision.route, numbers_of(decision.evidence)
     trainer, missing = pick_trainer(route)
     return Triage(
         problem=route.problem,
@@ -98,22 +85,60 @@ def triage(
         route=route,
         trainer=trainer,
         missing=missing,
-        structure=structure,
-        disagreement=_disagreement(numbers, campaign.config.triage, structure, route),
+        structure=shape,
+        word=structure or "",
+        is_guess=decision.is_guess,
+        disagreement=""
+        if source == "threshold"
+        else _disagreement(numbers, campaign.config.triage, structure, shape, route),
         mask=source,
-        steps=tuple(steps),
-        evidence=tuple(evidence),
+        steps=tuple(decision.steps),
+        evidence=tuple(decision.evidence),
         thresholds=campaign.config.triage.model_dump(),
-        patch_zyx=expected_shapes(campaign),
+        patch_zyx=shapes,
         complexity=route.complexity,
         advice=(
-            *_advice(route, trainer, missing, source, all(p.instances for p in patches)),
-            *_cut_advice(steps, classes),
+            *_advice(decision, trainer, missing, source, instances=all(p.instances for p in patches)),
+            *_cut_advice(decision.steps, decision.classes),
         ),
-        chunks_read=chunks_read,
-        chunks=chunks,
-        classes=tuple(classes) if len(classes) > 1 else (),
+        chunks_read=read.chunks_read,
+        chunks=read.chunks,
+        suggested=None if place is None else SuggestedPatch.of(place),
+        classes=tuple(decision.classes),
     )
+
+
+@dataclass(frozen=True)
+class _Decision:
+    route: Route
+    steps: Sequence[Step]
+    evidence: Sequence[Evidence]
+    classes: Sequence[ClassTriage] = ()
+    is_guess: bool = False
+    """Whether the route follows from a threshold's mask."""
+
+
+def _decision(
+    campaign: Campaign,
+    patches: Sequence[RoughPatch],
+    measures: Mapping[str, ImageMeasures],
+    shape: Structure | None,
+    *,
+    is_threshold: bool,
+) -> _Decision:
+    """Measure the patches and ask the tree, class by class where several are annotated."""
+    config = campaign.config.triage
+    of_image = image_evidence(list(measures.values()), [v.spacing_um_zyx for v in campaign.volumes.records()])
+    classes = [] if is_threshold else triage_classes(campaign, patches, measures, of_image, shape)
+    if classes:
+        decisive = hardest(classes)
+        route = harmless(ROUTES[decisive.route], numbers_of(decisive.evidence), classes)
+        return _Decision(route, decisive.steps, decisive.evidence, classes)
+    is_blind = is_threshold and not guess_holds(patches, measures, config)
+    evidence = [*of_image, *structure_evidence(patches, measures)]
+    route, steps = decide(numbers_of(evidence), config, shape, is_blind=is_blind)
+    is_guess = is_threshold and shape is None and route.problem in ("boundary", "topology")
+    return _Decision(harmless(route, numbers_of(evidence), []), steps, evidence, is_guess=is_guess)
 
 
 def numbers_of(evidence: Sequence[Evidence]) -> dict[str, float]:
@@ -124,11 +149,11 @@ def numbers_of(evidence: Sequence[Evidence]) -> dict[str, float]:
 def triage_classes(
     campaign: Campaign,
     patches: Sequence[RoughPatch],
-    measures: dict[str, ImageMeasures],
+    measures: Mapping[str, ImageMeasures],
     of_image: Sequence[Evidence],
     structure: Structure | None,
 ) -> list[ClassTriage]:
-    """Measure each annotated class by itself, and say which route would suit it alone."""
+    """Measure each annotated class by itself, and say which route would suit it alone; nothing where there is only one."""
     voxels: Counter[int] = Counter()
     for patch in patches:
         voxels.update(patch.class_voxels())
@@ -164,45 +189,6 @@ def harmless(route: Route, numbers: Mapping[str, float], classes: Sequence[Class
     return route
 
 
-def measure_volumes(
-    folder: VolumeFolder, channel: int, progress: Progress | None = None
-) -> tuple[dict[str, ImageMeasures], int, int]:
-    """Measure a bounded sample of every volume's chunks.
-
-    Returns
-    -------
-    measures : dict of str to ImageMeasures
-        By volume.
-    n_read, total : int
-        Chunks read, and chunks in all.
-    """
-    volumes = folder.records()
-    if not volumes:
-        raise CampaignError("the campaign has no volume", where=folder.url, todo="Add one with 'rescueseg add'")
-    if any(channel >= v.channels for v in volumes):
-        raise CampaignError(f"not every volume has a channel {channel}", where=folder.url, todo="Count channels from 0")
-    samples: list[tuple[str, Any, list[Box]]] = []
-    total = 0
-    for volume in volumes:
-        array = open_image(folder, volume.volume_id)
-        chunk = array.chunks[-3:]
-        boxes = sample_boxes(volume.shape_zyx, chunk, SAMPLE_VOXELS // len(volumes), "triage", volume.volume_id)
-        samples.append((volume.volume_id, array, boxes))
-        total += int(np.prod([-(-n // c) for n, c in zip(volume.shape_zyx, chunk, strict=True)]))
-    spacings = {volume.volume_id: volume.spacing_um_zyx for volume in volumes}
-    n_read, n_boxes = 0, sum(len(boxes) for _, _, boxes in samples)
-    measures = {}
-    for volume_id, array, boxes in samples:
-        chunks = []
-        for box in boxes:
-            chunks.append((box, np.asarray(array[(channel, *box.slices)])))
-            n_read += 1
-            if progress is not None:
-                progress("chunk", n_read, n_boxes)
-        measures[volume_id] = measure_chunks(chunks, spacings[volume_id])
-    return measures, n_read, total
-
-
 def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
     """Return the first of a route's trainers that is installed, and the better ones that are not.
 
@@ -216,11 +202,13 @@ def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
     return DEFAULT_TRAINER, ranked
 
 
-def _disagreement(numbers: dict[str, float], config: TriageConfig, word: Structure | None, route: Route) -> str:
-    if word is None:
+def _disagreement(
+    numbers: dict[str, float], config: TriageConfig, word: str | None, shape: Structure | None, route: Route
+) -> str:
+    if shape is None:
         return ""
     measured, steps = decide(numbers, config)
-    if all(step.answer is None for step in steps) or measured.name == route.name:
+    if title_of(measured, steps) == UNKNOWN or measured.name == route.name:
         return ""
     return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
 
@@ -228,7 +216,7 @@ def _disagreement(numbers: dict[str, float], config: TriageConfig, word: Structu
 def _cut_advice(steps: Sequence[Step], classes: Sequence[ClassTriage]) -> list[str]:
     """Return what to do where the patches cut the structure, and which class decided."""
     lines = []
-    if any("the patches cut it" in step.detail for step in steps):
+    if any(CUT in step.detail for step in steps):
         lines.append(
             "The patches cut the structure: how long it is is not known. Annotate a larger patch, or say what it is with --structure."
         )
@@ -238,8 +226,8 @@ def _cut_advice(steps: Sequence[Step], classes: Sequence[ClassTriage]) -> list[s
     return lines
 
 
-def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, instances: bool) -> list[str]:
-    lines = [route.annotation]
+def _advice(decision: _Decision, trainer: str, missing: tuple[str, ...], mask: str, *, instances: bool) -> list[str]:
+    lines = [decision.route.annotation]
     if missing:
         lines.append(
             f"{' and '.join(missing)} would come first and {'are' if len(missing) > 1 else 'is'} not installed: {trainer} is the next best."
@@ -247,14 +235,19 @@ def _advice(route: Route, trainer: str, missing: tuple[str, ...], mask: str, ins
     lines.append(
         "Try the cheap way first: 'rescueseg weak-label', and see the tuned threshold in the report; the champion must beat it."
     )
-    if route.name == "topology" and mask != "none" and not instances:
+    if decision.route.name == "topology" and mask != "none" and not instances:
         lines.append(
-            "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure star-convex."
+            "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure cells."
         )
-    if mask == "threshold":
+    if decision.is_guess:
         lines.append(
-            "The shape was guessed from a threshold, which may have painted something else: annotate one patch and triage again, "
+            "The shape was guessed from a threshold, which may have painted something else: confirm it by one annotated patch, "
             "or say what it is with --structure."
+        )
+    elif mask == "threshold":
+        lines.append(
+            "What a threshold paints here does not tell the shape: annotate one patch and triage again, or say what it is "
+            "with --structure."
         )
     elif mask == "none":
         lines.append("Shape and contrast were not measured: annotate one patch, or say what it is with --structure.")

@@ -85,19 +85,37 @@ def _attempts(part: Mask, thinned: Mask, depth: Floats) -> Iterator[Mask]:
     yield thinned
     finer = _at_half(np.asarray(skeletonize(_doubled(part)), np.bool_), part)
     line = np.asarray(skeletonize(finer), np.bool_)
-    yield _without_spurs(line if line.any() else finer, depth)
+    yield without_spurs(line if line.any() else finer, depth)
 
 
-def _without_spurs(line: Mask, depth: Floats) -> Mask:
+def without_spurs(line: Mask, depth: Floats, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Mask:
     """Return a skeleton without branches that end within, or just beyond, the ball around a branch point.
 
-    They lead to the corners of an object, of which there are more at twice the resolution.
+    They lead to the corners of an object, or to what is rough about its surface.
+
+    Parameters
+    ----------
+    line : ndarray of bool, zyx
+        The skeleton.
+    depth : ndarray of float, zyx
+        Distance of its voxels to the outside of the object, in the unit of the spacing.
+    spacing : tuple of float
+        Voxel size; voxels as units where it is left out.
+
+    Examples
+    --------
+    >>> line = np.zeros((3, 5, 20), bool)
+    >>> line[1, 1, 1:19] = line[1, 1:4, 10] = True
+    >>> np.argwhere(line & ~without_spurs(line, np.full(line.shape, 2.0))).tolist()
+    [[1, 2, 10], [1, 3, 10]]
     """
     joints = line & (_neighbours(line) > 2)
     if not joints.any():
         return line
+    scale = np.array(spacing)
     places = np.argwhere(line)
-    near = KDTree(places).query_ball_point(np.argwhere(joints), _SPUR * depth[joints] + 1)
+    reach = _SPUR * depth[joints] + max(spacing)
+    near = KDTree(places * scale).query_ball_point(np.argwhere(joints) * scale, reach)
     short = np.zeros_like(line)
     short[tuple(places[np.unique(np.concatenate(near).astype(np.intp))].T)] = True
     short &= ~joints

@@ -207,6 +207,39 @@ def test_one_short_stretch_of_a_tube_is_not_known_to_be_short() -> None:
     assert "the patches cut it" in steps[1].detail
 
 
+def tubes(shape: tuple[int, int, int], radius: float) -> np.ndarray:
+    """A lattice of tubes along (1, 1, 0), (1, 0, 1), (0, 1, 1): slanted to every face."""
+    z, y, x = np.indices(shape).astype(float)
+    mask = np.zeros(shape, np.uint8)
+    for first, second, third in ((z, y, x), (x, z, y), (y, x, z)):
+        across = (first - second) / math.sqrt(2)
+        aside = (across + 10 * math.sqrt(2)) % (20 * math.sqrt(2)) - 10 * math.sqrt(2)
+        mask[aside**2 + ((third + 10) % 20 - 10) ** 2 <= radius**2] = 1
+    return mask
+
+
+def test_what_a_slice_shows_of_a_network_is_not_called_round() -> None:
+    """As deep as the tubes are thick, a patch shows them as discs and ovals."""
+    network = tubes((40, 60, 60), 3.0)
+    assert route(measured(network)) == "topology"
+    taken, steps = decide(measured(network[:5]), TriageConfig())
+    assert taken.name == "custom", "was called blobs"
+    assert steps[1].answer is None
+
+
+def test_coarse_planes_make_no_ends_of_a_slanted_tube() -> None:
+    """Its skeleton has spurs at the steps from plane to plane, of which one was counted as an end."""
+    spacing = (5.0, 1.0, 1.0)
+    grid = np.stack(np.indices((8, 60, 60)), -1) * np.array(spacing) - np.array((17.5, 29.5, 29.5))
+    for seed in range(2, 6):
+        rng = np.random.default_rng(seed)
+        way = rng.normal(size=3) * np.array([0.5, 1, 1])
+        away = grid - rng.uniform(-2, 2, 3)
+        along = away @ (way / np.linalg.norm(way))
+        tube = (away**2).sum(-1) - along**2 <= 36
+        assert [shape.tips for shape in describe_objects(tube.astype(np.int32), spacing)] == [0]
+
+
 def test_each_class_can_be_measured_by_itself() -> None:
     labels = (balls((32, 64, 64), lattice((32, 64, 64), 21), 7.0) > 0).astype(np.uint8)
     labels[14:18, :, 30:34] = 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rescueseg.active_learning.strategies import STRATEGIES
 from rescueseg.config import TriageConfig, check_config
 from rescueseg.errors import ConfigError
-from rescueseg.triage.tree import QUESTIONS, ROUTES, STRUCTURES, Structure, decide
+from rescueseg.triage.tree import QUESTIONS, ROUTES, STRUCTURES, UNKNOWN, Structure, decide, title_of
 
 ROUND = {
     "snr": 8.0,
@@ -80,12 +80,24 @@ def test_what_the_patches_cut_is_not_known_to_be_short() -> None:
     assert decide({**stretch, "length_most": 60.0, "slenderness": 0.3}, TriageConfig())[1][1].answer is False
 
 
+def test_pieces_of_what_the_patches_cut_may_be_round_and_lines_seen_end_on_too() -> None:
+    """A slice shows half of all lines as discs: while it may be a network, what it shows is not called round."""
+    slices = {**ROUND, "slenderness_most": 0.8, "length_most": 1000.0}
+    taken, steps = decide(slices, TriageConfig())
+    assert (taken.name, title_of(taken, steps)) == ("custom", UNKNOWN)
+    assert [step.answer for step in steps] == [False, None, False, False, None, None]
+    assert "pieces of what is cut may be round" in steps[-1].detail
+    assert decide({**slices, "slenderness_most": 0.5}, TriageConfig())[0].name == "star_convex", "no line among them"
+    assert decide({**slices, "length_most": 20.0}, TriageConfig())[0].name == "star_convex", "too short for a network"
+    assert decide(slices, TriageConfig(), "blob")[0].name == "blob", "the user knows"
+
+
 def test_a_threshold_does_not_tell_what_shape_the_structure_has() -> None:
-    taken, steps = decide(TREE, TriageConfig(), is_guess=True)
+    taken, steps = decide(TREE, TriageConfig(), is_blind=True)
     assert taken.name == "custom"
     assert [step.answer for step in steps] == [False, None, False, None, None, None]
-    assert decide(TREE, TriageConfig(), "network", is_guess=True)[0].name == "topology", "the user knows"
-    assert decide({**TREE, "snr": 1.0}, TriageConfig(), is_guess=True)[0].name == "low_snr", "noise is in the image"
+    assert decide(TREE, TriageConfig(), "network", is_blind=True)[0].name == "topology", "the user knows"
+    assert decide({**TREE, "snr": 1.0}, TriageConfig(), is_blind=True)[0].name == "low_snr", "noise is in the image"
 
 
 @pytest.mark.parametrize("word", STRUCTURES)

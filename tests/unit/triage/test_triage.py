@@ -168,7 +168,8 @@ def test_accepted_annotations_are_the_better_mask(campaign: Campaign) -> None:
 def test_without_any_label_a_threshold_is_guessed_and_said(campaign: Campaign) -> None:
     result = run(campaign)
     assert result.mask == "threshold"
-    assert any("guessed from a threshold" in line for line in result.advice)
+    assert not result.is_guess, "two places are needed, and the volume is as large as one"
+    assert any("a threshold paints here does not tell the shape" in line for line in result.advice)
     bare = run(campaign, mask="none", structure="network")
     assert (bare.letter, bare.mask, bare.disagreement) == ("C", "none", "")
 
@@ -269,7 +270,7 @@ def test_a_phantom_from_the_command_line(tmp_path: Path) -> None:
     start_campaign(str(tmp_path / "c"), settings_of("p", ["organelle"]), [volume], say=lambda line: None)
     runner = CliRunner()
     wrong = runner.invoke(app, ["triage", str(tmp_path / "c"), "--structure", "tube"])
-    assert "'tube' is not one of 'star-convex', 'blob', 'network'," in refused_choice(wrong)
+    assert "'tube' is not one of 'nuclei', 'cells', 'vesicles'," in refused_choice(wrong)
     wrong = runner.invoke(app, ["triage", str(tmp_path / "c"), "--mask", "guess"])
     assert "'guess' is not one of 'auto', 'annotations', 'truth'," in refused_choice(wrong)
     done = runner.invoke(app, ["triage", str(tmp_path / "c"), "--mask", "truth"])
