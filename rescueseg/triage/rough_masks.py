@@ -145,7 +145,7 @@ def _from_threshold(config: CampaignConfig, folder: VolumeFolder, channel: int) 
     """Threshold a few seeded boxes; a first guess where nothing is annotated."""
     rng = random_generator(config.seed, "rough mask by threshold")
     volumes = folder.records()
-    patches = []
+    patches: list[RoughPatch] = []
     for turn in range(_THRESHOLD_PATCHES):
         volume = volumes[turn % len(volumes)]
         shape = zyx(
@@ -153,6 +153,8 @@ def _from_threshold(config: CampaignConfig, folder: VolumeFolder, channel: int) 
         )
         start = [int(rng.integers(n - s + 1)) for n, s in zip(volume.shape_zyx, shape, strict=True)]
         box = Box(zyx(start), shape)
+        if any((patch.volume_id, patch.box) == (volume.volume_id, box) for patch in patches):
+            continue
         image = np.asarray(open_image(folder, volume.volume_id)[(slice(None), *box.slices)])
         labels = rough_mask(normalise(image, volume.normalisation), volume.spacing_um_zyx).labels
         patches.append(_patch(folder, Patch(volume.volume_id, box), labels, channel))

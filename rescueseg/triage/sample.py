@@ -42,15 +42,20 @@ class Sample:
     chunks: int
 
 
-def measure_volumes(
-    folder: VolumeFolder, channel: int, shapes: Mapping[str, ZYX], progress: Progress | None = None
-) -> Sample:
-    """Measure a bounded sample of every volume's chunks; `shapes` are those of a patch, by volume."""
+def check_channel(folder: VolumeFolder, channel: int) -> None:
+    """Refuse a campaign without a volume, or with one that lacks the channel."""
     volumes = folder.records()
     if not volumes:
         raise CampaignError("the campaign has no volume", where=folder.url, todo="Add one with 'rescueseg add'")
     if any(channel >= v.channels for v in volumes):
         raise CampaignError(f"not every volume has a channel {channel}", where=folder.url, todo="Count channels from 0")
+
+
+def measure_volumes(
+    folder: VolumeFolder, channel: int, shapes: Mapping[str, ZYX], progress: Progress | None = None
+) -> Sample:
+    """Measure a bounded sample of every volume's chunks; `shapes` are those of a patch, by volume."""
+    volumes = folder.records()
     samples: list[tuple[VolumeRecord, Any, list[Box]]] = []
     total = 0
     for volume in volumes:

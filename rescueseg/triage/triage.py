@@ -18,7 +18,7 @@ from rescueseg.triage.evidence import Evidence, ImageMeasures, image_evidence
 from rescueseg.triage.guess import guess_holds
 from rescueseg.triage.records import ClassTriage, SuggestedPatch, Triage
 from rescueseg.triage.rough_masks import rough_patches, with_labels
-from rescueseg.triage.sample import measure_volumes
+from rescueseg.triage.sample import check_channel, measure_volumes
 from rescueseg.triage.structure import RoughPatch, structure_evidence
 from rescueseg.triage.suggestion import suggested_patch
 from rescueseg.triage.tree import CUT, MASKS, ROUTES, UNKNOWN, Mask, Route, Step, Structure, decide, title_of
@@ -70,9 +70,10 @@ def triage(
     if mask not in MASKS:
         raise ConfigError(f"'{mask}' is unknown", where="mask", todo=f"Choose one of {', '.join(MASKS)}")
     ensure_compared(campaign.volumes, progress)
-    shapes = expected_shapes(campaign)
-    read = measure_volumes(campaign.volumes, channel, shapes, progress)
+    check_channel(campaign.volumes, channel)
     rough, source = rough_patches(campaign, store, mask, channel)
+    shapes = expected_shapes(campaign)  # patches of truth that are drawn just now are in the way of the holdout
+    read = measure_volumes(campaign.volumes, channel, shapes, progress)
     place = suggested_patch(campaign, store, read.places)
     patches = with_labels(rough)
     source = source if patches else "none"
