@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from rescueseg.errors import CampaignError
 from rescueseg.geometry import ZYX, Box, Patch, Spacing
@@ -35,14 +43,22 @@ class Record(BaseModel):
 
 
 class Normalisation(Record):
-    """Intensity scaling of a domain: clip to [low, high], subtract mean, divide by std."""
+    """Intensity scaling of a domain: subtract mean, divide by std; for what is far off, see `linear`."""
 
     low: float
     high: float
     mean: float
     std: float
+    linear: float = 0.0
+    """Standard deviations from the mean (or to `low` and `high`, where that is farther) after which a value grows by its
+    logarithm alone. 0: it is clipped to [low, high], as in volumes that an earlier version imported."""
     per_channel: tuple[Normalisation, ...] = ()
     """One scaling for each channel where the image has several; the fields above then pool them."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `linear` out where it is 0, so that digests of earlier versions stay."""
+        return {key: field for key, field in handler(self).items() if key != "linear" or self.linear}
 
 
 class VolumeRecord(Record):

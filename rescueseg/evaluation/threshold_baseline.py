@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +18,10 @@ from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.metrics import Counts, count_voxels, mean_over_classes
 from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
 from rescueseg.labels import IGNORE
-from rescueseg.records import HoldoutBox, Record
+from rescueseg.records import HoldoutBox, Normalisation, Record
 from rescueseg.storage import digest_json
 from rescueseg.volumes import open_image
-from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.volumes.normalise import limits, normalise, parts_of, read_box
 from rescueseg.voxels.components import label_components
 
 SIGMAS = (0.0, 1.0, 2.0)
@@ -29,6 +29,8 @@ SIGMAS = (0.0, 1.0, 2.0)
 MINIMUM_VOXELS = (0, 16, 64, 256, 1024)
 SHORTLIST = 6
 BINS = 2048
+FAR, FAR_BINS = 32, 32
+"""Beyond the limits: how far thresholds are tried, in standard deviations, and how many for each."""
 
 
 class ClassThreshold(Record):
@@ -40,7 +42,7 @@ class ClassThreshold(Record):
     polarity: Literal["bright", "dark"]
     """Whether the class lies above or below the threshold."""
     threshold: float | None
-    """In normalised intensity: (clipped intensity − mean) / std of the volume; None where no validation box holds the class,
+    """In normalised intensity: see `rescueseg.volumes.normalise.normalise`; None where no validation box holds the class,
     and nothing is found."""
     min_voxels: int
     """Connected components with fewer voxels are dropped."""
@@ -218,11 +220,9 @@ def _shortlist(
 ) -> list[tuple[bool, float]]:
     """Return the best thresholds of both polarities before clean-up, from one histogram per truth."""
     scalings = [images.truth.volumes[b.volume_id].normalisation for b in boxes]
-    limits = [n.per_channel[channel] if n.per_channel else n for n in scalings]
-    low = min((n.low - n.mean) / n.std for n in limits)
-    high = max((n.high - n.mean) / n.std for n in limits)
-    edges = np.linspace(low, high, BINS + 1)
-    histograms = np.zeros((2, BINS))  # of other voxels and of those of the class
+    edges = _edges([parts_of(n, channel + 1)[channel] for n in scalings])
+    low, high, n_bins = edges[0], edges[-1], len(edges) - 1
+    histograms = np.zeros((2, n_bins))  # of other voxels and of those of the class
     for box, smoothed in images.smoothed(boxes, channel, sigma):
         truth = images.truth.labels(box)
         for is_class in (0, 1):
@@ -235,9 +235,19 @@ def _shortlist(
         dice = 2 * side[1] / np.maximum(side.sum(axis=0) + histograms[1].sum(), 1)
         best = int(dice.argmax())
         # clean-up moves the optimum towards looser thresholds: take others near it
-        near = sorted({min(max(best + d, 0), BINS - 2) for d in _steps(dice, best)})
+        near = sorted({min(max(best + d, 0), n_bins - 2) for d in _steps(dice, best)})
         shortlist += [(bright, float(edges[i + 1])) for i in near]
     return shortlist
+
+
+def _edges(scalings: Sequence[Normalisation]) -> npt.NDArray[np.float64]:
+    """Return the thresholds tried: between the limits, and coarser ones beyond them where nothing is clipped."""
+    low, high = (end(pair) for end, pair in zip((min, max), zip(*map(limits, scalings), strict=True), strict=True))
+    within = np.linspace(low, high, BINS + 1)
+    if not any(scaling.linear for scaling in scalings):
+        return within
+    beyond = np.arange(1, FAR * FAR_BINS + 1) / FAR_BINS
+    return np.concatenate([low - beyond[::-1], within, high + beyond])
 
 
 def _steps(dice: npt.NDArray[np.float64], best: int) -> list[int]:

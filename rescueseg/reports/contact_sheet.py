@@ -19,7 +19,7 @@ from rescueseg.progress import Progress
 from rescueseg.records import Holdout, QueriedPatch
 from rescueseg.reports.figures import BLUE, GREEN, GREY, ORANGE, PINK, png
 from rescueseg.sampling.patches import volume_reader
-from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.normalise import limits, normalise
 
 SHEET = REPORT.path(file="sampling.png")
 """Where it lies below the campaign."""
@@ -194,14 +194,14 @@ def _draw(figure: Figure, folder: VolumeFolder, entry: Entry, place: tuple[float
     volume = folder.record(entry.volume_id)
     voxels = normalise(volume_reader(folder, volume)(entry.box), volume.normalisation).mean(axis=0, dtype=np.float32)
     picture = three_planes(voxels, volume.spacing_um_zyx)
-    part = volume.normalisation
+    low, high = limits(volume.normalisation)
     x, top, width, height = place
     axes = figure.add_axes((x, top - height, width, height), anchor="NW")
     axes.imshow(
         picture,
         cmap="gray",
-        vmin=(part.low - part.mean) / part.std,
-        vmax=(part.high - part.mean) / part.std,
+        vmin=low,
+        vmax=high,
         interpolation="nearest",
     )
     axes.set_axis_off()

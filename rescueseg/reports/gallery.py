@@ -26,6 +26,7 @@ from rescueseg.evaluation.uncertain_boxes import UncertainBox
 from rescueseg.geometry import Box, Spacing
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE, PatchLabels, most_likely, predecessors
+from rescueseg.records import Normalisation
 from rescueseg.reports.figures import (
     CLASS_COLOURS,
     INVENTED,
@@ -37,7 +38,7 @@ from rescueseg.reports.figures import (
 )
 from rescueseg.reports.html import family
 from rescueseg.volumes import open_image
-from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.normalise import limits, normalise, parts_of
 
 PLANES = (("xy", 0), ("zy", 2), ("zx", 1))
 """Name and the axis that is cut."""
@@ -181,12 +182,19 @@ class BoxPictures:
         layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
         figure = Figure(figsize=(2.1 * len(shown), 0.35 + 2.08 * sum(ratios)), layout=layout)
         grid = figure.subplots(len(PLANES), len(shown), gridspec_kw={"height_ratios": ratios}, squeeze=False)
-        limits = float(image.min()), float(image.max())
         highest = math.log(self.n_classes + 1)
+        greys = grey_values(image, parts_of(volume.normalisation, len(raw))[0])
         for row, (name, axis), (_, width) in zip(grid, PLANES, sizes, strict=True):
             index = int(weight.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64).argmax())
             for axes, column in zip(row, shown, strict=True):
-                _panel(axes, column, index, axis, image, (spacing, limits, highest))
+                _panel(
+                    axes,
+                    column,
+                    index,
+                    axis,
+                    image,
+                    (spacing, greys, highest),
+                )
             _scale_bar(row[0], width)
             row[0].set_ylabel(f"{name}, {'zyx'[axis]} = {index + box.offset_zyx[axis]}", fontsize=8)
         for axes, column in zip(grid[0], shown, strict=True):
@@ -203,6 +211,19 @@ def _countable(labels: PatchLabels) -> npt.NDArray[np.uint8]:
         return labels.classes
     colours = (labels.instances % len(CLASS_COLOURS) + 1).astype(np.uint8)
     return np.where((labels.instances > 0) | labels.ignore, np.where(labels.ignore, np.uint8(IGNORE), colours), 0)
+
+
+def grey_values(image: npt.NDArray[np.float32], scaling: Normalisation) -> tuple[float, float]:
+    """Return the scaled values that are drawn black and white: a saturated voxel does not make all else black.
+
+    Examples
+    --------
+    >>> scaling = Normalisation(low=100, high=500, mean=300, std=100, linear=10)
+    >>> grey_values(np.float32([-0.5, 0, 1]), scaling), grey_values(np.float32([-0.5, 0, 25]), scaling)
+    ((-0.5, 1.0), (-0.5, 2.0))
+    """
+    low, high = limits(scaling)
+    return float(np.clip(image.min(), low, high)), float(np.clip(image.max(), low, high))
 
 
 def disagreement(first: PatchLabels, second: PatchLabels) -> Labels:
@@ -261,7 +282,7 @@ def _panel(
     image: npt.NDArray[np.float32],
     scale: tuple[Spacing, tuple[float, float], float],
 ) -> None:
-    """Draw one plane of a column; `scale` holds the spacing, the limits of the image and the highest entropy."""
+    """Draw one plane of a column; `scale` holds the spacing, the grey values shown and the highest entropy."""
     spacing, limits, highest = scale
     rows, across = (s for a, s in enumerate(spacing) if a != axis)
     how: dict[str, Any] = {"aspect": rows / across, "interpolation": "nearest"}

@@ -20,6 +20,7 @@ from rescueseg.campaign import Campaign
 from rescueseg.evaluation.calibration import CALIBRATION
 from rescueseg.models.registry import find_entry
 from rescueseg.records import ModelReference, Record
+from rescueseg.volumes.normalise import common_linear
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -168,6 +169,7 @@ class ModelRegistry:
                     "classes": ["background", *self._campaign.config.classes],
                     "inference": self._campaign.config.inference.model_dump(mode="json", exclude_none=True),
                     "temperature": temperature,
+                    "linear": common_linear(v.normalisation for v in self._campaign.volumes.records()),
                 },
                 signature=signature,
                 pip_requirements=_requirements(model.trainer),

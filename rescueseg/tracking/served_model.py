@@ -30,6 +30,9 @@ class SegmentationModel(PythonModel):
         settings: dict[str, Any] = dict(context.model_config)
         self._config = InferenceConfig.model_validate(settings["inference"])
         self._temperature: float | None = settings.get("temperature")
+        self._linear = float(
+            settings.get("linear", 0.0)
+        )  # what an earlier version stored was trained on clipped images
         reference = ModelReference.model_validate(settings["model"] | {"path": "."})
         self._predictor = load_predictor(Storage(context.artifacts["model"]), reference, self._config, "auto")
 
@@ -66,6 +69,6 @@ class SegmentationModel(PythonModel):
             raise InferenceError("the model was stored without a temperature", todo="Leave `tempered` out")
         z, y, x = (float(s) for s in (params or {})["spacing_um_zyx"])
         image = np.asarray(model_input)
-        scaled = normalise(image, measure(image, image.shape[1:]))
+        scaled = normalise(image, measure(image, image.shape[1:], self._linear))
         blended = predict_image(self._predictor, scaled, (z, y, x), self._config.overlap, "pyfunc")
         return temper(blended, self._temperature) if tempered and self._temperature is not None else blended

@@ -16,7 +16,7 @@ from rescueseg.geometry import Spacing, same_spacing
 from rescueseg.records import Domain, Domains, Normalisation
 from rescueseg.volumes.describe import Measurement
 from rescueseg.volumes.limits import limit
-from rescueseg.volumes.normalise import measure_samples, rescaled
+from rescueseg.volumes.normalise import common_linear, measure_samples, rescaled
 from rescueseg.volumes.spacing_tags import shape_distance, tag_ratio
 from rescueseg.volumes.volume_import import default_domain, is_default_domain
 
@@ -150,11 +150,12 @@ def group(volumes: Sequence[Measurement], recorded: Domains, trained: Iterable[s
     _merge(clusters, names)
     order = sorted(range(len(clusters)), key=lambda i: _rank(clusters[i], trained_ids))
     used_names = {name for name in names if name}
+    linear = common_linear(m.record.normalisation for m in volumes)
     groups = []
     for i in order:
         name = names[i] or _free_name(clusters[i], used_names)
         used_names.add(name)
-        groups.append(_group(name, clusters[i], recorded, trained_ids))
+        groups.append(_group(name, clusters[i], recorded, trained_ids, linear))
     return groups
 
 
@@ -209,7 +210,7 @@ def _on_most_voxels(members: Sequence[Measurement], same: Callable[[Measurement,
     return min(members, key=lambda m: (-support[m.volume_id], -m.voxels, m.volume_id))
 
 
-def _group(name: str, members: Sequence[Measurement], recorded: Domains, trained: set[str]) -> Group:
+def _group(name: str, members: Sequence[Measurement], recorded: Domains, trained: set[str], linear: float) -> Group:
     frozen = [m for m in members if m.volume_id in trained]
     recorded_domain = next((d for d in recorded.domains if d.name == name), None) if frozen else None
     base = frozen or list(members)
@@ -224,7 +225,7 @@ def _group(name: str, members: Sequence[Measurement], recorded: Domains, trained
         for m in members
     }
     spacing: Spacing = _on_most_voxels(base, lambda a, b: same_spacing(a.spacing, b.spacing)).spacing
-    normalisation = reference.record.normalisation if frozen else _pooled(members, maps)
+    normalisation = reference.record.normalisation if frozen else _pooled(members, maps, linear)
     domain = Domain(
         name=name,
         spacing_um_zyx=recorded_domain.spacing_um_zyx if recorded_domain else spacing,
@@ -256,7 +257,7 @@ def _maps(measurement: Measurement, reference: Measurement) -> Maps:
     return tuple(maps)
 
 
-def _pooled(members: Sequence[Measurement], maps: dict[str, Maps]) -> Normalisation:
+def _pooled(members: Sequence[Measurement], maps: dict[str, Maps], linear: float) -> Normalisation:
     """Measure the scaling of a domain over the samples of all its volumes, on the domain's intensity scale."""
     channels = members[0].record.channels
     return measure_samples(
@@ -268,5 +269,6 @@ def _pooled(members: Sequence[Measurement], maps: dict[str, Maps]) -> Normalisat
                 ]
             )
             for c in range(channels)
-        ]
+        ],
+        linear,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,11 @@ from rescueseg.randomness import seeded_generator
 from rescueseg.records import Normalisation
 
 _PERCENTILES = (0.5, 99.5)
+LINEAR = 10.0
+"""`Normalisation.linear` of what is imported now: sparse bright structure keeps its amplitude, and a saturated voxel of a
+16-bit image stays within thirty standard deviations. tests/benchmarks/intensities.py compares rules."""
+_CURVE = 0.2
+"""Part of what `Normalisation.linear` means: a value ``d`` standard deviations beyond it adds ``s * log(1 + d / s)``, s this share of it."""
 _SAMPLE_BOXES = 64
 _SAMPLE_STEP = 3
 _SAMPLE_SEED = 0x5EED
@@ -78,7 +83,7 @@ def _mirrored(offset: int, length: int, size: int) -> npt.NDArray[np.int64]:
 
 
 def normalise(voxels: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArray[np.float32]:
-    """Scale intensities: clip to [low, high], subtract the mean, divide by the standard deviation.
+    """Scale intensities: subtract the mean, divide by the standard deviation, and hold back what is far off.
 
     Parameters
     ----------
@@ -94,26 +99,108 @@ def normalise(voxels: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDA
 
     Examples
     --------
-    Counts of a camera; what lies beyond the limits 100 and 500 is clipped:
+    Counts of a camera. From ten standard deviations on, values grow by their logarithm, so that the brightest is not lost and
+    does not outweigh the rest:
 
-    >>> scaling = Normalisation(low=100, high=500, mean=300, std=100)
-    >>> normalise(np.array([[[[0, 100, 300, 400, 900]]]], np.uint16), scaling).tolist()
+    >>> scaling = Normalisation(low=100, high=500, mean=300, std=100, linear=10)
+    >>> normalise(np.array([[[[0, 100, 300, 400, 1300, 2300, 60000]]]], np.uint16), scaling).astype(float).round(1).tolist()
+    [[[[-3.0, -2.0, 0.0, 1.0, 10.0, 13.6, 21.4]]]]
+
+    A volume that an earlier version imported is clipped to the limits 100 and 500:
+
+    >>> normalise(np.array([[[[0, 100, 300, 400, 900]]]], np.uint16), with_linear(scaling, 0)).tolist()
     [[[[-2.0, -2.0, 0.0, 1.0, 2.0]]]]
     """
-    parts: Sequence[Normalisation] = normalisation.per_channel or (normalisation,) * len(voxels)
     scaled = np.empty(voxels.shape, np.float32)
-    for out, channel, part in zip(scaled, voxels, parts, strict=True):
-        np.clip(channel.astype(np.float32), part.low, part.high, out=out)
-        out -= np.float32(part.mean)
+    for out, channel, part in zip(scaled, voxels, parts_of(normalisation, len(voxels)), strict=True):
+        values = channel.astype(np.float32)
+        if not part.linear:
+            np.clip(values, part.low, part.high, out=values)
+        np.subtract(values, np.float32(part.mean), out=out)
         out /= np.float32(part.std)
+        if part.linear:
+            low, high = _linear_range(part)
+            far = np.nonzero((out < low) | (out > high))
+            near = np.clip(out[far], low, high)
+            curve = np.float32(_CURVE * part.linear)
+            out[far] = near + np.copysign(curve * np.log1p(np.abs(out[far] - near) / curve), out[far] - near)
     return scaled
 
 
-def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
+def denormalise(scaled: npt.NDArray[np.float32], normalisation: Normalisation) -> npt.NDArray[np.float32]:
+    """Return the intensities that `normalise` made these of; what it clipped stays clipped.
+
+    Examples
+    --------
+    >>> scaling = Normalisation(low=100, high=500, mean=300, std=100, linear=10)
+    >>> counts = np.array([[[[0, 100, 300, 400, 1300, 2300, 60000]]]], np.uint16)
+    >>> denormalise(normalise(counts, scaling), scaling).round().tolist()
+    [[[[0.0, 100.0, 300.0, 400.0, 1300.0, 2300.0, 60000.0]]]]
+    """
+    voxels = np.empty(scaled.shape, np.float32)
+    for out, channel, part in zip(voxels, scaled, parts_of(normalisation, len(scaled)), strict=True):
+        values = channel.astype(np.float64)
+        if part.linear:
+            near = np.clip(values, *_linear_range(part))
+            curve = _CURVE * part.linear
+            values = near + np.copysign(curve * np.expm1(np.abs(values - near) / curve), values - near)
+        out[...] = values * part.std + part.mean
+    return voxels
+
+
+def _linear_range(part: Normalisation) -> tuple[np.float32, np.float32]:
+    """Return between which scaled values nothing is held back."""
+    low, high = limits(part)
+    return np.float32(min(low, -part.linear)), np.float32(max(high, part.linear))
+
+
+def limits(normalisation: Normalisation) -> tuple[float, float]:
+    """Return what the limits become: the grey values between which a picture shows most of the image.
+
+    Examples
+    --------
+    >>> limits(Normalisation(low=100, high=500, mean=300, std=100))
+    (-2.0, 2.0)
+    """
+    low, high = ((v - normalisation.mean) / normalisation.std for v in (normalisation.low, normalisation.high))
+    return low, high
+
+
+def parts_of(normalisation: Normalisation, channels: int) -> Sequence[Normalisation]:
+    """Return the scaling of each channel."""
+    return normalisation.per_channel or (normalisation,) * channels
+
+
+def common_linear(scalings: Iterable[Normalisation]) -> float:
+    """Return `Normalisation.linear` of a campaign: that of its oldest volume, so that its models see all volumes alike.
+
+    Examples
+    --------
+    >>> old, new = (Normalisation(low=0, high=1, mean=0, std=1, linear=linear) for linear in (0, 10))
+    >>> common_linear([new, new]), common_linear([new, old]), common_linear([])
+    (10.0, 0.0, 10.0)
+    """
+    return min((scaling.linear for scaling in scalings), default=LINEAR)
+
+
+def with_linear(normalisation: Normalisation, linear: float) -> Normalisation:
+    """Return the same scaling by another rule for what is far off, in all channels; 0 gives that of earlier versions.
+
+    Examples
+    --------
+    >>> with_linear(Normalisation(low=0, high=1, mean=0, std=1, linear=10), 0).linear
+    0.0
+    """
+    parts = tuple(part.model_copy(update={"linear": float(linear)}) for part in normalisation.per_channel)
+    return normalisation.model_copy(update={"linear": float(linear), "per_channel": parts})
+
+
+def measure(array: Array, chunk_zyx: Sequence[int], linear: float = LINEAR) -> Normalisation:
     """Measure the intensity scaling of a ``czyx`` image from a fixed sample of its chunks.
 
-    Percentiles 0.5 and 99.5 are the limits; mean and standard deviation are those of the clipped sample. Every
-    third voxel of at most 64 chunks is taken, the same ones for the same shape.
+    Percentiles 0.5 and 99.5 are the limits; mean and standard deviation are those of the clipped sample, so that no hot
+    pixel counts. Where both are the same value, those of the other voxels are taken in. Every third voxel of at most 64
+    chunks is taken, the same ones for the same shape.
 
     Parameters
     ----------
@@ -121,6 +208,8 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
         ``czyx``.
     chunk_zyx : sequence of int
         Shape of the boxes sampled.
+    linear : float
+        0 for what earlier versions made: see `Normalisation.linear`.
 
     Returns
     -------
@@ -135,15 +224,15 @@ def measure(array: Array, chunk_zyx: Sequence[int]) -> Normalisation:
         np.concatenate([np.ravel(array[(c, *box.slices)])[::_SAMPLE_STEP].astype(np.float32) for box in boxes])
         for c in range(array.shape[0])
     ]
-    return measure_samples(samples)
+    return measure_samples(samples, linear)
 
 
-def measure_samples(samples: Sequence[npt.NDArray[np.float32]]) -> Normalisation:
+def measure_samples(samples: Sequence[npt.NDArray[np.float32]], linear: float = LINEAR) -> Normalisation:
     """Return the intensity scaling of samples of voxels, one for each channel; see `measure`."""
-    overall = _measure(np.concatenate(samples) if len(samples) > 1 else samples[0])
+    overall = _measure(np.concatenate(samples) if len(samples) > 1 else samples[0], linear)
     if len(samples) == 1:
         return overall
-    return overall.model_copy(update={"per_channel": tuple(_measure(sample) for sample in samples)})
+    return overall.model_copy(update={"per_channel": tuple(_measure(sample, linear) for sample in samples)})
 
 
 def rescaled(normalisation: Normalisation, maps: Sequence[tuple[float, float]]) -> Normalisation:
@@ -181,13 +270,26 @@ def rescaled(normalisation: Normalisation, maps: Sequence[tuple[float, float]]) 
 
 def _unmapped(part: Normalisation, gain: float, offset: float) -> Normalisation:
     low, high, mean = ((v - offset) / gain for v in (part.low, part.high, part.mean))
-    return Normalisation(low=low, high=high, mean=mean, std=part.std / gain)
+    return Normalisation(low=low, high=high, mean=mean, std=part.std / gain, linear=part.linear)
 
 
-def _measure(sample: npt.NDArray[np.float32]) -> Normalisation:
+def _measure(sample: npt.NDArray[np.float32], linear: float) -> Normalisation:
     low, high = (float(v) for v in np.percentile(sample, _PERCENTILES))
-    if high <= low:
+    if high <= low and linear:
+        low, high = _limits_of_others(sample, low)
+    elif high <= low:
         low, high = float(sample.min()), float(sample.max())
     clipped = np.clip(sample, low, high)
     std = float(clipped.std(dtype=np.float64))
-    return Normalisation(low=low, high=high, mean=float(clipped.mean(dtype=np.float64)), std=std if std > 0 else 1.0)
+    mean = float(clipped.mean(dtype=np.float64))
+    return Normalisation(low=low, high=high, mean=mean, std=std if std > 0 else 1.0, linear=linear)
+
+
+def _limits_of_others(sample: npt.NDArray[np.float32], ground: float) -> tuple[float, float]:
+    """Return limits that hold the value of nearly all voxels, and the percentiles of the others: a hot one does not count."""
+    others = sample[sample != ground]
+    if not len(others):
+        return ground, ground
+    low = float(np.percentile(others, _PERCENTILES[0], method="higher"))
+    high = float(np.percentile(others, _PERCENTILES[1], method="lower"))
+    return min(low, ground), max(high, ground)

@@ -28,7 +28,7 @@ from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.comparison import compare_import, declare_distinct
 from rescueseg.volumes.image_layout import ImageLayout, choose_chunks
 from rescueseg.volumes.import_lock import one_at_a_time
-from rescueseg.volumes.normalise import measure
+from rescueseg.volumes.normalise import common_linear, measure
 from rescueseg.volumes.opening import save_file_table
 from rescueseg.volumes.shards import WrittenFiles, sync_files
 from rescueseg.volumes.volume_files import VolumeImport
@@ -244,7 +244,8 @@ def _build(volumes: VolumeFolder, work: _Import, record: VolumeRecord) -> Volume
             work.step()
             if work.truth is not None:
                 truth = _write_truth(work, record, written)
-            normalisation = measure(level, choose_chunks(shape)[0])
+            linear = common_linear(v.normalisation for v in volumes.records(refused=True))
+            normalisation = measure(level, choose_chunks(shape)[0], linear)
             work.step()
             parts = normalisation.per_channel or (normalisation,)
             names = [f"channel {i}" for i in range(len(parts))] if len(parts) > 1 else [name]

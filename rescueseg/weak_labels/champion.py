@@ -13,7 +13,8 @@ from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.boxes import predict_image
 from rescueseg.models.predictor import Predictor
 from rescueseg.models.registry import load_predictor
-from rescueseg.records import VolumeRecord
+from rescueseg.records import Normalisation, VolumeRecord
+from rescueseg.volumes.normalise import LINEAR, common_linear, denormalise, normalise, with_linear
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 
 
@@ -27,10 +28,16 @@ class ChampionLabeller:
         The model.
     overlap : float
         Overlap of neighbouring windows as a fraction of the window.
+    linear : float
+        `Normalisation.linear` of the volumes that the model has learned from.
+    normalisation : Normalisation, optional
+        Of the volume that is labelled; without it, its images are taken as they come.
     """
 
     predictor: Predictor
     overlap: float = 0.25
+    linear: float = LINEAR
+    normalisation: Normalisation | None = None
 
     name = "champion"
 
@@ -45,6 +52,9 @@ class ChampionLabeller:
 
     def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
         """Label an image (float32 czyx) by the mean over the model's members; see `WeakLabeller`."""
+        own = self.normalisation
+        if own is not None and own.linear != self.linear:
+            image = normalise(denormalise(image, own), with_linear(own, self.linear))
         return from_probabilities(predict_image(self.predictor, image, spacing_um_zyx, self.overlap, self.name))
 
 
@@ -92,4 +102,5 @@ def load_champion(url: str, classes: Sequence[str], volumes: Iterable[VolumeReco
                 where=url,
                 todo="Name a campaign with the same channels",
             )
-    return ChampionLabeller(predictor, other.config.inference.overlap), model.digest
+    linear = common_linear(v.normalisation for v in other.volumes.records(refused=True))
+    return ChampionLabeller(predictor, other.config.inference.overlap, linear), model.digest

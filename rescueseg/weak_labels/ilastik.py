@@ -17,6 +17,7 @@ import numpy as np
 from rescueseg.errors import WeakLabelError, storage_errors
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.records import Normalisation
+from rescueseg.volumes.normalise import denormalise
 from rescueseg.weak_labels.base import Float32, WeakLabel, from_probabilities
 
 VARIABLE = "RESCUESEG_ILASTIK"
@@ -39,8 +40,7 @@ class IlastikLabeller:
     order : tuple of int
         ilastik's label (counted from 0) of background and of each class.
     normalisation : Normalisation
-        Of the volume: taken back, since the project was trained on raw intensities. What normalising clipped (half a
-        percent on either side) stays clipped.
+        Of the volume: taken back, since the project was trained on raw intensities.
     dtype : str
         Type of the volume's voxels.
 
@@ -94,10 +94,10 @@ class IlastikLabeller:
         return from_probabilities(np.ascontiguousarray(np.moveaxis(probabilities, -1, 0)[list(self.order)]))
 
     def _raw(self, image: Float32) -> Any:
-        parts: Sequence[Normalisation] = self.normalisation.per_channel or (self.normalisation,) * len(image)
-        raw = np.stack([channel * part.std + part.mean for channel, part in zip(image, parts, strict=True)])
-        kind = np.dtype(self.dtype)
-        return raw.astype(kind) if kind.kind == "f" else np.rint(raw).astype(kind)
+        raw, kind = denormalise(image, self.normalisation), np.dtype(self.dtype)
+        if kind.kind == "f":
+            return raw.astype(kind)
+        return np.clip(np.rint(raw.astype(np.float64)), np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
 
     def _run(self, source: Path, target: Path) -> None:
         command = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.subsample import sample_boxes
 from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
-from rescueseg.weak_labels.champion import load_champion
+from rescueseg.weak_labels.champion import ChampionLabeller, load_champion
 from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
 from rescueseg.weak_labels.methods import (
@@ -175,7 +175,7 @@ class _Prefill:
             a for a in store.views.accepted("pool") if a.volume_id in self.volumes
         ]
         self._labellers_by_method: dict[str, Mapping[str, WeakLabeller]] = {}
-        self._loaded_champion: tuple[WeakLabeller, str] | None = None
+        self._loaded_champion: tuple[ChampionLabeller, str] | None = None
 
     # choosing ---------------------------------------------------------------------------------------------------------
 
@@ -305,7 +305,8 @@ class _Prefill:
         if method == "classifier":
             return dict.fromkeys(self.volumes, self._classifier())
         if method == "champion":
-            return dict.fromkeys(self.volumes, self._champion()[0])
+            model = self._champion()[0]
+            return {name: replace(model, normalisation=v.normalisation) for name, v in self.volumes.items()}
         if method == "ilastik":
             program, order = find_ilastik(), label_order(self.sources.ilp, self.config.classes)
             return {
@@ -344,7 +345,7 @@ class _Prefill:
         self.campaign.storage.write_bytes(path, dump_classifier(classifier))
         return classifier
 
-    def _champion(self) -> tuple[WeakLabeller, str]:
+    def _champion(self) -> tuple[ChampionLabeller, str]:
         if self._loaded_champion is None:
             self._loaded_champion = load_champion(
                 self.sources.from_campaign, self.config.classes, self.volumes.values()

@@ -14,6 +14,7 @@ from rescueseg.errors import ConfigError, UnreadableVolumeError, VolumeError
 from rescueseg.queue.store import open_queue
 from rescueseg.stages import snapshot
 from rescueseg.storage import Storage
+from rescueseg.volumes.normalise import limits, normalise, with_linear
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
@@ -92,6 +93,24 @@ def test_files_are_held_against_what_the_chosen_model_has_learned_alone(tmp_path
     [warning, *_] = foreign.warnings
     assert "unlike what the model has learned" in warning
     assert any(c.isdigit() for c in warning)
+
+
+def test_what_an_older_model_is_given_is_scaled_as_what_it_has_learned(tmp_path: Path) -> None:
+    campaign = make_annotated_campaign(tmp_path)
+    for record in campaign.volumes.records():
+        old = with_linear(record.normalisation, 0)
+        campaign.volumes.save(record.model_copy(update={"normalisation": old}))
+    new = NewVolumes(campaign, DeliveryFolder(str(tmp_path / "out")), frozenset({"a", "b"}))
+    write(tmp_path / "alike.tif", make_phantom((16, 64, 64), SPACING, 7)[0])
+    noise = np.random.default_rng(1).exponential(3, (16, 64, 64)) ** 5
+    write(tmp_path / "foreign.tif", np.clip(noise, 0, 65535).astype(np.uint16))
+    for name in ("alike", "foreign"):
+        volume = new.add(VolumeImport(str(tmp_path / f"{name}.tif")))
+        assert volume.record.normalisation.linear == 0
+        assert new.work.volumes.record(name).normalisation == volume.record.normalisation
+        _, high = limits(volume.record.normalisation)
+        image = np.asarray(open_image(new.work.volumes, name)[:])
+        assert normalise(image, volume.record.normalisation).max() == pytest.approx(high), "clipped, as in its training"
 
 
 def test_a_file_is_imported_once_and_another_of_its_name_refused(campaign: Campaign, tmp_path: Path) -> None:

@@ -27,8 +27,10 @@ from rescueseg.labels import IGNORE
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, Part
 from rescueseg.storage import digest_json
+from rescueseg.volumes.normalise import with_linear
 from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
+from tests.puncta import puncta
 
 SHAPE = (16, 40, 40)
 CLASSES = ["bright", "dark"]
@@ -165,3 +167,20 @@ def test_what_an_earlier_version_stored_of_one_class_is_kept_and_of_several_is_t
         assert len(result.classes) == len(classes)
         assert ThresholdBaseline.model_validate(result.to_json()) == result
         assert name == "two" or result.in_words == "bright voxels, smoothing 1, objects ≥ 16 voxels"
+
+
+def test_the_threshold_of_sparse_bright_puncta_is_above_their_look_alikes(tmp_path: Path) -> None:
+    image, truth = puncta((24, 64, 64), 0.002, 150, look_alikes=True)
+    boxes: dict[Part, list[Box]] = {
+        "validation": [Box((0, 0, 0), (24, 30, 64))],
+        "test": [Box((0, 34, 0), (24, 30, 64))],
+    }
+    campaign = campaign_of(tmp_path, image[0], truth.astype(np.uint8), ["punctum"], boxes)
+    result = threshold_baseline(campaign)
+    assert result.test_dice is not None
+    assert result.test_dice > 0.99
+    record = campaign.volumes.record("v")
+    campaign.volumes.save(record.model_copy(update={"normalisation": with_linear(record.normalisation, 0)}))
+    clipped = threshold_baseline(campaign).test_dice
+    assert clipped is not None
+    assert clipped < 0.8, "as in earlier versions"

@@ -41,6 +41,7 @@ from rescueseg.tracking.live import LiveRun
 from rescueseg.tracking.models import CODE
 from rescueseg.tracking.runs import tracking_uri
 from rescueseg.tracking.tracker import Tracker
+from rescueseg.volumes.normalise import LINEAR
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 from tests.unit.evaluation.test_pooled import box_score, evaluation
 
@@ -480,6 +481,7 @@ def test_the_stored_model_predicts(tracked: Campaign) -> None:
     registered = tracker.register_model(0, model)
     mlflow.set_tracking_uri(tracker.uri)
     loaded = mlflow.pyfunc.load_model(registered.uri)
+    assert loaded.unwrap_python_model()._linear == LINEAR, "scaled as what it was trained on"
     image = np.random.default_rng(0).random((1, 10, 20, 20), dtype=np.float32)
     probability = loaded.predict(image)
     assert probability.shape == (2, 10, 20, 20)

@@ -25,7 +25,7 @@ from rescueseg.records import Normalisation, Snapshot, SnapshotItem, VolumeRecor
 from rescueseg.volumes import consistency, ome_zarr
 from rescueseg.volumes.consistency import ConsistencyReport, VolumeVerdict, apply, changes, check
 from rescueseg.volumes.image_layout import ImageLayout
-from rescueseg.volumes.normalise import measure, normalise, rescaled
+from rescueseg.volumes.normalise import LINEAR, measure, normalise, rescaled
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.spacing_tags import implausibility
 from rescueseg.volumes.volume_import import default_domain
@@ -144,6 +144,29 @@ def test_two_samples_of_one_kind_share_one_normalisation(
     )
     both = measure(np.stack([phantom, other])[:1], (32, 64, 64))
     assert domain.normalisation.mean == pytest.approx(both.mean, rel=0.2)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_domain_with_a_volume_of_an_earlier_version_keeps_its_rule(
+    campaign: Campaign, phantom: np.ndarray, other: np.ndarray, trained: bool
+) -> None:
+    add(campaign, "a", phantom, normalisation=measure(phantom[None], (32, 64, 64), linear=0))
+    add(campaign, "b", other)
+    add(campaign, "c", other * 9, (1.0, 0.8, 0.8))
+    if trained:
+        trained_on(campaign, "a")
+    apply(campaign.volumes, check(campaign))
+    assert {r.normalisation.linear for r in campaign.volumes.records()} == {0}
+    assert campaign.volumes.record("c").domain != campaign.volumes.record("a").domain
+
+
+def test_domains_of_new_volumes_have_the_rule_of_today(
+    campaign: Campaign, phantom: np.ndarray, other: np.ndarray
+) -> None:
+    add(campaign, "a", phantom)
+    add(campaign, "b", (other * 3.0 + 700).astype(np.uint16))
+    apply(campaign.volumes, check(campaign))
+    assert {r.normalisation.linear for r in campaign.volumes.records()} == {LINEAR}
 
 
 def test_the_order_of_the_names_does_not_matter(tmp_path: Path, phantom: np.ndarray, other: np.ndarray) -> None:

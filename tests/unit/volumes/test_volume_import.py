@@ -31,8 +31,10 @@ from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.volumes import image_layout, ome_zarr, open_image, open_truth
 from rescueseg.volumes import volume_import as module
 from rescueseg.volumes.image_layout import ImageLayout
+from rescueseg.volumes.normalise import LINEAR, with_linear
 from rescueseg.volumes.volume_files import VolumeImport, default_id
 from rescueseg.volumes.volume_import import import_volume
+from tests.puncta import puncta
 
 SPACING = (0.3, 0.1, 0.1)
 SHAPE = (10, 40, 50)
@@ -351,3 +353,19 @@ def test_asking_for_truth_that_is_not_there(campaign: Campaign, raw: str, tmp_pa
     import_volume(campaign, VolumeImport(raw, spacing=SPACING, volume_id="b", truth=tiff(tmp_path / "t.tif", mask())))
     with pytest.raises(VolumeError, match="no instance ground truth"):
         open_truth(campaign.volumes, "b", instances=True)
+
+
+def test_a_campaign_of_an_earlier_version_goes_on_with_its_scaling(campaign: Campaign, tmp_path: Path) -> None:
+    records = []
+    for name, seed in (("a", 1), ("b", 2)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", puncta((8, 48, 48), 0.002, 150, seed=seed)[0][0])
+    for name in "ab":
+        files = VolumeImport(str(tmp_path / f"{name}.tif"), volume_id=name, spacing=(0.3, 0.1, 0.1))
+        record = import_volume(campaign, files)
+        records.append(record.normalisation.linear)
+        old = with_linear(record.normalisation, 0)
+        campaign.volumes.save(record.model_copy(update={"normalisation": old}))
+        text = Path(campaign.storage.path(f"volumes/{name}.json")).read_text()
+        assert "linear" not in text, "a record as earlier versions wrote it"
+    assert records == [LINEAR, 0]
+    assert [r.normalisation.linear for r in campaign.volumes.records()] == [0, 0]

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from rescueseg.campaign import Campaign
 from rescueseg.errors import WeakLabelError
+from rescueseg.volumes.normalise import LINEAR, limits, measure, normalise
 from rescueseg.weak_labels.base import WeakLabel
+from rescueseg.weak_labels.champion import ChampionLabeller
 from rescueseg.weak_labels.classifier import (
     PixelClassifier,
     dump_classifier,
@@ -23,11 +26,13 @@ from rescueseg.weak_labels.classifier import (
     train_classifier,
 )
 from rescueseg.weak_labels.filters import derivative, gradient_magnitude, hessian_eigenvalues, laplacian
-from rescueseg.weak_labels.ilastik import label_order
+from rescueseg.weak_labels.ilastik import IlastikLabeller, label_order
 from rescueseg.weak_labels.methods import FITTED, agreement, best_method, method_for, polarity
 from rescueseg.weak_labels.threshold import fit_threshold, rough_mask
-from tests.stand_in_ilastik import project
+from tests.puncta import puncta
+from tests.stand_in_ilastik import install, project
 from tests.triage_summaries import triaged
+from tests.trivial_predictors import Blur
 
 SPACINGS = st.sampled_from([(0.1, 0.1, 0.1), (0.2, 0.1, 0.1), (0.15, 0.1, 0.12)])
 
@@ -197,3 +202,29 @@ def test_a_project_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.ilp").write_bytes(b"junk")
     with pytest.raises(WeakLabelError, match="no pixel classification project"):
         label_order(str(tmp_path / "junk.ilp"), ["a"])
+
+
+def test_ilastik_gets_the_voxels_as_they_were_imported(tmp_path: Path) -> None:
+    image, _ = puncta((8, 32, 32), 0.002, 2000, hot=2)
+    made = measure(image, (8, 32, 32))
+    labeller = IlastikLabeller(install(tmp_path), str(tmp_path / "a.ilp"), (0, 1), made, "uint16")
+    np.testing.assert_array_equal(labeller._raw(normalise(image, made)), image)
+
+
+def test_an_older_champion_sees_clipped_images(campaign: Campaign) -> None:
+    image, _ = puncta((8, 32, 32), 0.002, 150)
+    made = measure(image, (8, 32, 32))
+    seen: list[np.ndarray] = []
+
+    class Spy(Blur):
+        def members(self, windows, keys):  # type: ignore[no-untyped-def]
+            seen.append(np.asarray(windows))
+            yield from super().members(windows, keys)
+
+    for linear in (0.0, LINEAR):
+        spy = Spy(campaign.storage, campaign.config.inference)
+        ChampionLabeller(spy, 0.25, linear, made).label(normalise(image, made), (0.2, 0.1, 0.1))
+        _, high = limits(made)
+        top = max(float(windows.max()) for windows in seen)
+        assert top == pytest.approx(high if linear == 0 else normalise(image, made).max(), rel=1e-3)
+        seen.clear()
