@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from rescueseg.voxels.components import label_components
 _DISPLACEMENT_SMOOTHNESS = 3.0
 
 Labels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+L = TypeVar("L", Labels, Numbers)
 
 
 class AnnotatorOptions(Record):
@@ -60,7 +63,7 @@ class SimulatedAnnotator:
     """Works through the queue of a campaign whose volumes came with truth.
 
     What it draws depends on the campaign's seed and the ticket alone: a killed and repeated run hands in the same.
-    Where objects are numbered, they are the connected parts of what it draws.
+    Where objects are numbered, they are those of the truth, touching or not; where the truth is of classes, the connected parts.
 
     Parameters
     ----------
@@ -107,15 +110,17 @@ class SimulatedAnnotator:
 
     def annotate(self, lease: Lease) -> None:
         """Draw the labels of one leased ticket and hand them in."""
-        classes = self.draw(lease.ticket)
-        numbered = self.campaign.config.annotation.labels == "instance"
-        labels = PatchLabels.of_components(classes) if numbered else PatchLabels(classes)
+        labels = self.draw_labels(lease.ticket)
         corrected = corrected_voxels(labels, starting_patch(self.campaign.storage, lease, self.campaign.config))
         seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
         submit_labels(self.campaign, self.store, lease, self.name, labels, Work("simulated", seconds))
 
     def draw(self, ticket: NewTicket) -> Labels:
-        """Return the labels of a ticket, uint8 zyx: the truth inside its box, with the errors asked for.
+        """Return the classes of a ticket, uint8 zyx; see `draw_labels`."""
+        return self.draw_labels(ticket).classes
+
+    def draw_labels(self, ticket: NewTicket) -> PatchLabels:
+        """Return the labels of a ticket: the truth inside its box, with the errors asked for.
 
         Raises
         ------
@@ -128,10 +133,33 @@ class SimulatedAnnotator:
                 where=f"volume {ticket.volume_id}",
                 todo="Import the volume with --truth",
             )
-        labels: Labels = np.asarray(
-            volumes.open_truth(self.campaign.volumes, ticket.volume_id)[ticket.box.slices], np.uint8
-        )
+        numbered = self.campaign.config.annotation.labels == "instance"
         rng = random_generator(self.campaign.config.seed, "annotator", ticket.ticket_id)
+        objects = numbered and self.campaign.volumes.record(ticket.volume_id).truth == "instance"
+        truth = np.asarray(
+            volumes.open_truth(self.campaign.volumes, ticket.volume_id, instances=objects)[ticket.box.slices]
+        )
+        if objects:
+            return PatchLabels.of_instances(_renumbered(self._drawn_objects(_renumbered(truth), rng)))
+        classes = self._drawn_classes(truth.astype(np.uint8), rng)
+        return PatchLabels.of_components(classes) if numbered else PatchLabels(classes)
+
+    def _drawn_objects(self, numbers: Numbers, rng: np.random.Generator) -> Numbers:
+        """Return object numbers with the errors asked for; every number is one object, in one piece or not."""
+        options, size = self.options, int(numbers.max(initial=0)) + 1
+        if options.missed_objects:
+            is_missed = np.concatenate([[False], rng.random(size - 1) < options.missed_objects])
+            numbers = np.where(is_missed[numbers], 0, numbers)
+        if options.jitter_voxels:
+            numbers = jitter_boundaries(numbers, options.jitter_voxels, rng)
+        if options.smallest_voxels:
+            numbers = np.where(np.bincount(numbers.ravel())[numbers] < options.smallest_voxels, 0, numbers)
+        if options.grown_voxels:
+            numbers = _grown(numbers, numbers > 0, options.grown_voxels)
+        return numbers
+
+    def _drawn_classes(self, labels: Labels, rng: np.random.Generator) -> Labels:
+        """Return classes with the errors asked for; a connected part is an object."""
         if self.options.missed_objects:
             labels = miss_objects(labels, self.options.missed_objects, rng)
         if self.options.jitter_voxels:
@@ -213,19 +241,34 @@ def grow(labels: Labels, voxels: int) -> Labels:
     >>> grow(np.array([[[0, 0, 0, 1, 0, 255]]], np.uint8), 2).tolist()
     [[[0, 1, 1, 1, 1, 255]]]
     """
-    is_object = (labels > 0) & (labels != IGNORE)
+    return _grown(labels, (labels > 0) & (labels != IGNORE), voxels)
+
+
+def _grown(labels: L, is_object: npt.NDArray[np.bool_], voxels: int) -> L:
     if not is_object.any():
         return labels.copy()
     distance, nearest = ndimage.distance_transform_cdt(~is_object, "chessboard", return_indices=True)
     return np.where((labels == 0) & (distance <= voxels), labels[tuple(nearest)], labels)
 
 
-def jitter_boundaries(labels: Labels, voxels: float, rng: np.random.Generator) -> Labels:
+def _renumbered(numbers: npt.NDArray[np.integer[Any]]) -> Numbers:
+    """Return object numbers (zyx) as 1, 2, … in their order; 0 stays.
+
+    Examples
+    --------
+    >>> _renumbered(np.array([[[0, 300, 7, 7]]])).tolist()
+    [[[0, 2, 1, 1]]]
+    """
+    present, index = np.unique(numbers, return_inverse=True)
+    return index.reshape(numbers.shape).astype(np.int64) + (0 if present.size and present[0] == 0 else 1)
+
+
+def jitter_boundaries(labels: L, voxels: float, rng: np.random.Generator) -> L:
     """Return the labels warped by a smooth random field, so that boundaries move by about `voxels`.
 
     Parameters
     ----------
-    labels : ndarray of uint8, shape (z, y, x)
+    labels : ndarray of uint8 or int64, shape (z, y, x)
         Not changed; values are kept, none is interpolated.
     voxels : float
         Standard deviation of the displacement along each axis, in voxels.
@@ -237,4 +280,4 @@ def jitter_boundaries(labels: Labels, voxels: float, rng: np.random.Generator) -
         noise = ndimage.gaussian_filter(rng.standard_normal(labels.shape, np.float32), _DISPLACEMENT_SMOOTHNESS)
         field[axis] = noise * (voxels / max(float(noise.std()), 1e-6))
     where = np.indices(labels.shape, np.float32) + field
-    return np.asarray(ndimage.map_coordinates(labels, where, order=0, mode="nearest"), np.uint8)
+    return np.asarray(ndimage.map_coordinates(labels, where, order=0, mode="nearest"), labels.dtype)

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from rescueseg.annotation.label_files import ticket_id
 from rescueseg.campaign import Campaign
+from rescueseg.config import check_config
 from rescueseg.errors import LabelError
 from rescueseg.geometry import Box, Patch
 from rescueseg.queue.records import NewTicket
@@ -114,3 +115,51 @@ def test_jitter_moves_the_boundary_by_about_what_was_asked() -> None:
     position = 40 - (moved == 3).sum(axis=2)
     assert abs(position.mean() - 20) < 1
     assert 0.7 < (position - 20.0).std() < 2.5
+
+
+@pytest.fixture
+def nuclei(tmp_path: Path) -> tuple[Campaign, QueueStore, np.ndarray]:
+    """Return a campaign of numbered objects, its queue, and the truth: many cubes that touch, numbered beyond 255."""
+    numbers = np.zeros((16, 32, 32), np.uint16)
+    corners = [(z, y, x) for z in (0, 8) for y in range(0, 32, 8) for x in range(0, 32, 8)]
+    for number, (z, y, x) in enumerate(corners, start=240):
+        numbers[z : z + 7, y : y + 8, x : x + 8] = number
+    for name, array in (("raw", (numbers % 7 * 30 + 20).astype(np.uint8)), ("truth", numbers)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, metadata={"axes": "ZYX"})
+    settings = {"name": "n", "classes": ["nucleus"], "annotation": {"labels": "instance"}}
+    campaign = Campaign.create(str(tmp_path / "objects"), check_config(settings))
+    raw, truth = (str(tmp_path / f"{name}.tif") for name in ("raw", "truth"))
+    import_volume(campaign, VolumeImport(raw, volume_id="v", spacing=(1, 1, 1), truth=truth, truth_type="instance"))
+    store = open_queue(campaign)
+    store.tickets.add([NewTicket(ticket_id=f"pool-{i}", volume_id="v", box=b) for i, b in enumerate(BOXES)])
+    return campaign, store, numbers
+
+
+def test_touching_objects_stay_apart(nuclei: tuple[Campaign, QueueStore, np.ndarray]) -> None:
+    campaign, store, numbers = nuclei
+    assert SimulatedAnnotator(campaign, store).drain() == len(BOXES)
+    for annotation in store.views.accepted():
+        drawn, truth = campaign.storage.read_array(str(annotation.instances)), numbers[annotation.box.slices]
+        pairs = np.unique(np.stack([drawn.ravel(), truth.ravel()]), axis=1)
+        assert len(pairs[0]) == len(np.unique(truth)) == len(np.unique(drawn)) > 4, "each object of the truth is one"
+        assert drawn.max() == len(np.unique(drawn)) - 1, "numbered anew"
+        assert ((drawn > 0) == (truth > 0)).all()
+        assert ndimage.label(truth > 0)[1] <= 2, "by their connected parts they would be one layer each"
+
+
+def test_errors_are_those_of_whole_objects(nuclei: tuple[Campaign, QueueStore, np.ndarray]) -> None:
+    campaign, store, numbers = nuclei
+    ticket = NewTicket(ticket_id="pool-x", volume_id="v", box=Box((0, 0, 0), numbers.shape))
+    missed = SimulatedAnnotator(campaign, store, options=AnnotatorOptions(missed_objects=0.4)).draw_labels(ticket)
+    assert missed.instances is not None
+    shares = ndimage.mean(missed.instances > 0, numbers, np.unique(numbers)[1:])
+    assert set(np.unique(shares)) == {0.0, 1.0}
+    assert 0.3 < np.mean(shares) < 0.9
+    grown = SimulatedAnnotator(campaign, store, options=AnnotatorOptions(grown_voxels=1)).draw_labels(ticket)
+    assert grown.instances is not None
+    assert (grown.instances > 0).all()
+    assert len(np.unique(grown.instances)) == 32
+    jittered = SimulatedAnnotator(campaign, store, options=AnnotatorOptions(jitter_voxels=1)).draw_labels(ticket)
+    assert jittered.instances is not None
+    same = [np.bincount(jittered.instances[numbers == n]).max() / (numbers == n).sum() for n in np.unique(numbers)[1:]]
+    assert 0.4 < np.mean(same) < 1
