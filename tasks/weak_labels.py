@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from rescueseg.weak_labels.prefill import Result, weak_label
+from rescueseg.weak_labels.choice import Result
+from rescueseg.weak_labels.prefill import weak_label
 from tasks.options import STAGE, open_campaign
 
 

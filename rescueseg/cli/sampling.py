@@ -73,7 +73,7 @@ def weak_label(
     By default the method is the one that agrees best with the accepted annotations. Run it again when the first are in.
     """
     from rescueseg.queue.store import open_queue
-    from rescueseg.weak_labels.prefill import Sources, describe
+    from rescueseg.weak_labels.choice import Sources, describe
     from rescueseg.weak_labels.prefill import weak_label as label
 
     opened = Campaign.open(campaign)

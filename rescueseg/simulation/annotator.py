@@ -248,7 +248,8 @@ def _grown(labels: L, is_object: npt.NDArray[np.bool_], voxels: int) -> L:
     if not is_object.any():
         return labels.copy()
     distance, nearest = ndimage.distance_transform_cdt(~is_object, "chessboard", return_indices=True)
-    return np.where((labels == 0) & (distance <= voxels), labels[tuple(nearest)], labels)
+    grown: L = np.where((labels == 0) & (distance <= voxels), labels[tuple(nearest)], labels)
+    return grown
 
 
 def _renumbered(numbers: npt.NDArray[np.integer[Any]]) -> Numbers:
@@ -260,7 +261,8 @@ def _renumbered(numbers: npt.NDArray[np.integer[Any]]) -> Numbers:
     [[[0, 2, 1, 1]]]
     """
     present, index = np.unique(numbers, return_inverse=True)
-    return index.reshape(numbers.shape).astype(np.int64) + (0 if present.size and present[0] == 0 else 1)
+    first = 0 if present.size and present[0] == 0 else 1
+    return np.asarray(index.reshape(numbers.shape) + first, np.int64)
 
 
 def jitter_boundaries(labels: L, voxels: float, rng: np.random.Generator) -> L:

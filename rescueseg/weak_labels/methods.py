@@ -14,6 +14,7 @@ from rescueseg.labels import IGNORE
 from rescueseg.weak_labels.base import Float32, Labels, WeakLabel, WeakLabeller
 from rescueseg.weak_labels.classical import fit_blobs, fit_membranes, fit_tubes
 from rescueseg.weak_labels.classifier import PixelClassifier, train_classifier
+from rescueseg.weak_labels.judgement import invented, spared
 from rescueseg.weak_labels.threshold import fit_threshold
 
 Fit = Callable[[Sequence[Float32], Spacing, bool | None], WeakLabeller]
@@ -39,6 +40,25 @@ BY_PROBLEM = {"boundary": "threshold", "snr": "threshold", "topology": "tubes"}
 """The method for each problem type of the triage, as long as nothing is annotated. Where topology means sheets, membranes."""
 LEAST_WEIGHT = 0.5
 """Weight in the agreement of a voxel whose confidence is 0; one of confidence 1 counts 1."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a method does on annotated patches.
+
+    Parameters
+    ----------
+    dice : float
+        See `agreement`.
+    spared : float or None
+        See `rescueseg.weak_labels.judgement.spared`.
+    invented : float
+        See `rescueseg.weak_labels.judgement.invented`.
+    """
+
+    dice: float
+    spared: float | None
+    invented: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,9 @@ def agreement(pairs: Sequence[tuple[WeakLabel, Labels]], n_classes: int) -> floa
     return float(np.mean(values)) if values else 1.0
 
 
-def classifier_agreement(patches: Sequence[AnnotatedPatch], n_classes: int, seed: int) -> float | None:
+def classifier_agreement(
+    patches: Sequence[AnnotatedPatch], n_classes: int, seed: int, *, dense: bool = True
+) -> Agreement | None:
     """Return the agreement of the pixel classifier on patches that it was not trained on.
 
     Each patch is labelled by a classifier trained on the others; a single one is halved along its longest axis.
@@ -118,10 +140,12 @@ def classifier_agreement(patches: Sequence[AnnotatedPatch], n_classes: int, seed
         K.
     seed : int
         Of the training.
+    dense : bool
+        Whether the patches are annotated whole.
 
     Returns
     -------
-    float or None
+    Agreement or None
         None where a fold's annotations hold one label alone.
     """
     folds = list(patches) if len(patches) > 1 else _halves(patches[0])
@@ -129,11 +153,16 @@ def classifier_agreement(patches: Sequence[AnnotatedPatch], n_classes: int, seed
     try:
         for left_out in folds:
             others = [p for p in folds if p is not left_out]
-            classifier = train_patches(others, n_classes, seed)
+            classifier = train_patches(others, n_classes, seed, dense=dense)
             pairs.append((classifier.label(left_out.image, left_out.spacing_um_zyx), left_out.labels))
     except WeakLabelError:
         return None
-    return agreement(pairs, n_classes)
+    return _compared(pairs, n_classes)
+
+
+def _compared(pairs: Sequence[tuple[WeakLabel, Labels]], n_classes: int) -> Agreement:
+    masks = [(weak.labels, labels) for weak, labels in pairs]
+    return Agreement(agreement(pairs, n_classes), spared(masks), invented(masks))
 
 
 def train_patches(
@@ -164,7 +193,7 @@ def _halves(patch: AnnotatedPatch) -> list[AnnotatedPatch]:
 
 def agreements(
     labellers: Mapping[str, Mapping[str, WeakLabeller]], patches: Sequence[AnnotatedPatch], n_classes: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, Agreement]:
     """Return each method's agreement with annotated patches, the pixel classifier's cross-validated.
 
     Parameters
@@ -179,7 +208,7 @@ def agreements(
         Of the classifier.
     """
     table = {
-        method: agreement([(of[p.volume_id].label(p.image, p.spacing_um_zyx), p.labels) for p in patches], n_classes)
+        method: _compared([(of[p.volume_id].label(p.image, p.spacing_um_zyx), p.labels) for p in patches], n_classes)
         for method, of in labellers.items()
     }
     trained = classifier_agreement(patches, n_classes, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ import numpy as np
 from rescueseg import volumes
 from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.layout import WEAK_LABEL, WEAK_LABEL_CHOICE
-from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.route import TRIAGE_SUMMARY
 from rescueseg.errors import QueueError, WeakLabelError
 from rescueseg.labels import class_names
 from rescueseg.progress import Progress
 from rescueseg.queue.records import TicketRecord
 from rescueseg.queue.store import QueueStore
-from rescueseg.records import AcceptedAnnotation, Record, VolumeRecord
+from rescueseg.records import AcceptedAnnotation, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.volumes.comparison import ensure_compared
@@ -27,14 +26,22 @@ from rescueseg.volumes.normalise import normalise, read_box
 from rescueseg.volumes.subsample import sample_boxes
 from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
 from rescueseg.weak_labels.champion import ChampionLabeller, load_champion
+from rescueseg.weak_labels.choice import CHOICE, ComparedPatch, MethodChoice, Result, Sources
 from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
+from rescueseg.weak_labels.judgement import (
+    doubt_by_annotations,
+    doubt_by_scribbles,
+    doubt_without_hint,
+    stands_out,
+)
 from rescueseg.weak_labels.methods import (
     FITTED,
     METHODS,
     AnnotatedPatch,
     agreements,
     best_method,
+    classifier_agreement,
     method_for,
     polarity,
     train_patches,
@@ -46,47 +53,6 @@ FIT_VOXELS = 1_000_000
 MOST_PATCHES = 6
 """Accepted annotations that methods are compared on: the first ones."""
 CLASSIFIER_FILE = "classifier.skops"
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a person provides beside the campaign."""
-
-    scribbles: tuple[str, ...] = ()
-    ilp: str = ""
-    from_campaign: str = ""
-
-
-class ComparedPatch(Record):
-    """An accepted annotation that methods were compared on, and the first mask that it was made from."""
-
-    ticket: str
-    began_from: str
-
-
-class MethodChoice(Record):
-    """How the method of the first masks was chosen, for people to read."""
-
-    method: str
-    reason: str
-    agreements: dict[str, float]
-    """By method."""
-    compared_on: tuple[ComparedPatch, ...]
-
-
-CHOICE = RecordFile("choice", MethodChoice)
-
-
-class Result(Record):
-    """The method, and how many tickets get a first mask by it."""
-
-    method: str
-    reason: str
-    agreements: dict[str, float]
-    tickets: int
-    """Tickets that got, or would get, a first mask."""
-    n_claimed: int = 0
-    """Tickets that somebody took meanwhile; they stay as they are."""
 
 
 def weak_label(
@@ -111,7 +77,8 @@ def weak_label(
         Its queue.
     method : str
         One of `METHODS`, or "auto": the one that agrees best with the accepted pool annotations where there are some,
-        else the one for the triage's problem type.
+        else the one for the triage's problem type. What "auto" chose is painted only where it is likely right: see
+        `rescueseg.weak_labels.judgement`. Elsewhere a ticket stays as it is.
     sources : Sources, optional
         Scribbles, ilastik project, other campaign.
     dry_run : bool
@@ -126,42 +93,27 @@ def weak_label(
     """
     ensure_compared(campaign.volumes, progress, write=not dry_run)
     work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
-    choice, reason, table = (method, "as asked", {}) if method != "auto" else work.choose()
+    waiting = work.waiting()
+    if method == "auto" and work.accepted and not waiting:
+        return Result(method=method, reason="no ticket waits for a first mask", agreements={}, tickets=0, doubts={})
+    chosen = work.choose() if method == "auto" else None
+    choice, reason, table = (chosen.method, chosen.reason, chosen.agreements) if chosen else (method, "as asked", {})
     if choice not in METHODS:
         raise WeakLabelError(
             f"unknown method '{choice}'", where="--method", todo=f"Choose one of auto, {', '.join(METHODS)}"
         )
     work.require(choice)
-    waiting = [
-        t
-        for t in store.views.tickets("queued", "pool")
-        if t.volume_id in work.volumes and (t.prefill is None or t.prefill.split("/")[0] == WEAK_LABEL.top)
-    ]
     folder = work.folder(choice)
     due = [t for t in waiting if t.prefill != WEAK_LABEL.path(method=folder, file=f"{t.ticket_id}.npz")]
-    if dry_run or not (due or method == "auto"):
-        return Result(method=choice, reason=reason, agreements=table, tickets=len(due))
-    if method == "auto":
-        compared_on = work.compared_on()
-        chosen = MethodChoice(method=choice, reason=reason, agreements=table, compared_on=compared_on)
+    doubts = work.doubts(chosen, due) if chosen else {}
+    due = [t for t in due if t.volume_id not in doubts and not (chosen and work.starts_empty(chosen, folder, t))]
+    result = Result(method=choice, reason=reason, agreements=table, tickets=len(due), doubts=doubts)
+    if dry_run or not (due or chosen):
+        return result
+    if chosen:
         RecordFolder(campaign.storage, WEAK_LABEL_CHOICE.top).write(CHOICE, chosen)
-    claimed = work.label(choice, folder, due)
-    return Result(method=choice, reason=reason, agreements=table, tickets=len(due) - claimed, n_claimed=claimed)
-
-
-def describe(result: Result, dry_run: bool = False) -> list[str]:
-    """Say in lines what was done, or would be."""
-    ranked = sorted(result.agreements.items(), key=lambda item: -item[1])
-    lines = [f"  {name:<11} {value:.3f}  {METHODS[name]}" for name, value in ranked]
-    if lines:
-        lines.insert(0, "Agreement with the accepted annotations (Dice, weighted by confidence):")
-    lines.append(f"Method {result.method}: {result.reason}")
-    verb = "would get" if dry_run else "got"
-    lines.append(
-        f"{result.tickets} tickets {verb} a first mask"
-        + (f", {result.n_claimed} were taken meanwhile" * bool(result.n_claimed))
-    )
-    return lines
+    claimed, empty = work.label(choice, folder, due, chosen)
+    return result.model_copy(update={"tickets": len(due) - claimed - empty, "n_claimed": claimed, "n_empty": empty})
 
 
 class _Prefill:
@@ -179,21 +131,71 @@ class _Prefill:
 
     # choosing ---------------------------------------------------------------------------------------------------------
 
-    def choose(self) -> tuple[str, str, dict[str, float]]:
-        """Return method, reason and table of agreements."""
+    def waiting(self) -> list[TicketRecord]:
+        """Return the queued pool tickets that may get a first mask, or another one."""
+        queued = self.store.views.tickets("queued", "pool")
+        return [
+            t
+            for t in queued
+            if t.volume_id in self.volumes and (t.prefill is None or t.prefill.split("/")[0] == WEAK_LABEL.top)
+        ]
+
+    def choose(self) -> MethodChoice:
+        """Return the choice that was written for the same annotations and sources, else make it."""
+        known = RecordFolder(self.campaign.storage, WEAK_LABEL_CHOICE.top).read(CHOICE)
+        key = self._key()
+        return known if known and known.made_for == key else self._choose().model_copy(update={"made_for": key})
+
+    def doubts(self, choice: MethodChoice, due: Sequence[TicketRecord]) -> dict[str, str]:
+        """Return, by volume, why its tickets start empty."""
+        names = sorted({t.volume_id for t in due})
+        if choice.doubt:
+            return dict.fromkeys(names, choice.doubt)
+        if choice.method not in FITTED or self.accepted or choice.method == "membranes":
+            return {}  # that these are meant, the user or annotated voxels have said
+        found = {n: doubt_without_hint(self._sample(self.volumes[n]), self.volumes[n].spacing_um_zyx) for n in names}
+        return {name: doubt for name, doubt in found.items() if doubt}
+
+    def starts_empty(self, choice: MethodChoice, folder: str, ticket: TicketRecord) -> bool:
+        """Tell whether a ticket's mask was made, and does not stand out from what the method invents."""
+        path = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
+        if not self.accepted or not self.campaign.storage.exists(path):
+            return False
+        return not stands_out(self.campaign.storage.read_array(path), choice.invented)
+
+    def _key(self) -> str:
+        """Return the digest of what the choice depends on."""
+        triage = self.campaign.records.read(TRIAGE_SUMMARY)
+        files = scribbled_volumes(self.sources.scribbles, self.volumes)
+        content: list[Any] = [[a.ticket_id, a.labels_digest] for a in self.accepted]
+        content += [
+            sorted((v, file_digest(f)) for v, f in files.items()),
+            self.config.seed,
+            self.campaign.holdout_digest(),
+        ]
+        content += [self.sources.ilp and file_digest(self.sources.ilp), self.sources.from_campaign]
+        content += [triage and triage.to_json(), [v.normalisation.to_json() for v in self.volumes.values()]]
+        return digest_json(content)
+
+    def _choose(self) -> MethodChoice:
         if not self.accepted:
             if self.sources.scribbles:
-                return "classifier", "scribbles were given", {}
+                made = classifier_agreement(self._scribbles(), self.config.n_classes, self.config.seed, dense=False)
+                doubt = doubt_by_scribbles(made.dice if made else None)
+                return MethodChoice(
+                    method="classifier", reason="scribbles were given", agreements={}, compared_on=(), doubt=doubt
+                )
             for method, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)):
                 if source:
-                    return method, f"{source} was given", {}
+                    return MethodChoice(method=method, reason=f"{source} was given", agreements={}, compared_on=())
             if self.config.n_classes > 1:
                 raise WeakLabelError(
                     f"no method can tell {self.config.n_classes} classes apart without annotations",
                     where="--method auto",
                     todo="Give --scribbles, --ilp or --from-campaign, or annotate a patch first",
                 )
-            return *method_for(self.campaign.records.read(TRIAGE_SUMMARY)), {}
+            method, reason = method_for(self.campaign.records.read(TRIAGE_SUMMARY))
+            return MethodChoice(method=method, reason=reason, agreements={}, compared_on=())
         places = self.campaign.volumes.shared_places()
         patches = [self._read(a, places) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
@@ -212,9 +214,21 @@ class _Prefill:
                 where="--method auto",
                 todo="Annotate a patch that holds every class",
             )
-        table = {name: round(value, 4) for name, value in table.items()}
+        dice = {name: round(value.dice, 4) for name, value in table.items()}
+        best = best_method(dice)
         many = "1 accepted annotation" if len(patches) == 1 else f"{len(patches)} accepted annotations"
-        return best_method(table), f"it agrees best with {many}", table
+        return MethodChoice(
+            method=best,
+            reason=f"it agrees best with {many}",
+            agreements=dice,
+            compared_on=self.compared_on(),
+            doubt=doubt_by_annotations(table[best].spared),
+            invented=round(table[best].invented, 4),
+        )
+
+    def _scribbles(self) -> list[AnnotatedPatch]:
+        files = scribbled_volumes(self.sources.scribbles, self.volumes).items()
+        return [patch for name, file in files for patch in read_scribbles(self.campaign, self.volumes[name], file)]
 
     def compared_on(self) -> tuple[ComparedPatch, ...]:
         """Return the annotations that methods were compared on, and the mask each was made from: that method is favoured."""
@@ -272,10 +286,15 @@ class _Prefill:
         scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
         return f"{method}-{digest_json([content, scaling])[:12]}"
 
-    def label(self, method: str, folder: str, due: Sequence[TicketRecord]) -> int:
-        """Write the masks of tickets and make them their prefill; return how many somebody took meanwhile."""
+    def label(
+        self, method: str, folder: str, due: Sequence[TicketRecord], choice: MethodChoice | None
+    ) -> tuple[int, int]:
+        """Write the masks of tickets and make them their prefill, where they stand out from what the method invents.
+
+        Returns how many tickets somebody took meanwhile, and how many start empty.
+        """
         labellers = self._labellers(method) if due else {}
-        n_claimed = 0
+        n_claimed = n_empty = 0
         for index, ticket in enumerate(due):
             self.progress(f"first masks by {method}", index, len(due))
             path = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
@@ -288,12 +307,15 @@ class _Prefill:
                 confidence = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.confidence.npz")
                 self.campaign.storage.write_array(confidence, weak.confidence.astype(np.float16))
                 self.campaign.storage.write_array(path, weak.labels)
+            if choice and self.starts_empty(choice, folder, ticket):
+                n_empty += 1
+                continue
             try:
                 names = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
                 self.store.tickets.prefill(ticket.ticket_id, path, method, names)
             except QueueError:
                 n_claimed += 1
-        return n_claimed
+        return n_claimed, n_empty
 
     def _labellers(self, method: str) -> Mapping[str, WeakLabeller]:
         """Return the labeller of each volume."""
@@ -338,8 +360,7 @@ class _Prefill:
         self.progress("training the pixel classifier", 0, 1)
         places = self.campaign.volumes.shared_places()
         patches = [self._read(a, places) for a in self.accepted]
-        for name, file in scribbled_volumes(self.sources.scribbles, self.volumes).items():
-            patches += read_scribbles(self.campaign, self.volumes[name], file)
+        patches += self._scribbles()
         dense = not self.sources.scribbles
         classifier = train_patches(patches, self.config.n_classes, self.config.seed, dense=dense)
         self.campaign.storage.write_bytes(path, dump_classifier(classifier))

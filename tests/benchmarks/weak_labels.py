@@ -105,7 +105,7 @@ def run(folder: Path, seeds: int, pictures: Path | None) -> None:
         table = agreements({name: {"v": labeller} for name, labeller in labellers.items()}, patches, 1, seed)
         both = train_patches(patches, 1, seed).label(image, spacing)
         held: dict[str, Any] = {n: score(m, truth, kept)[0] for n, m in {**masks, "classifier": both}.items()}
-        choice = best_method(table)
+        choice = best_method({method: made.dice for method, made in table.items()})
         chosen.append(choice)
         regrets.append(max(held.values()) - held[choice])
         gains.append(held[choice])

@@ -72,7 +72,7 @@ from rescueseg.tracking.tracker import Tracker
 from rescueseg.triage.records import TRIAGE
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.consistency import CONSISTENCY
-from rescueseg.weak_labels.prefill import CHOICE as METHOD_CHOICE
+from rescueseg.weak_labels.choice import CHOICE as METHOD_CHOICE
 from rescueseg.weak_labels.prefill import weak_label
 
 STORED = Path(__file__).parents[1] / "data" / "older_campaign"

@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from rescueseg import volumes
@@ -29,8 +30,9 @@ from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.queue.submission import Work
 from rescueseg.stages import tickets
 from rescueseg.weak_labels.base import BLOCK_ZYX
+from rescueseg.weak_labels.choice import Sources, describe
 from rescueseg.weak_labels.methods import METHODS
-from rescueseg.weak_labels.prefill import Sources, weak_label
+from rescueseg.weak_labels.prefill import weak_label
 from rescueseg.weak_labels.scribbles import read_scribbles
 from tests.choices import refused_choice
 from tests.stand_in_ilastik import install, project
@@ -290,8 +292,10 @@ def test_several_classes_need_a_method_that_tells_them_apart(tmp_path: Path) -> 
     assert (result.method, list(result.agreements)) == ("classifier", ["classifier"])
     truth = volumes.open_truth(campaign.volumes, "v")
     for ticket in store.views.tickets("queued", "pool"):
-        mask = campaign.storage.read_array(str(ticket.prefill))
-        assert (mask == np.asarray(truth[ticket.box.slices])).mean() > 0.9
+        labels = np.asarray(truth[ticket.box.slices])
+        mask = campaign.storage.read_array(ticket.prefill) if ticket.prefill else np.zeros_like(labels)
+        assert (mask == labels).mean() > 0.9
+    assert (result.tickets, result.n_empty) == (1, 1), "where it finds nothing, no mask is written for the ticket"
 
 
 def test_the_command_says_what_it_chose(made: Campaign) -> None:
@@ -312,3 +316,85 @@ def test_a_method_that_is_none_is_refused(made: Campaign, store: QueueStore) -> 
     with pytest.raises(WeakLabelError, match=r"unknown method 'magic'\. Choose one of auto, threshold"):
         weak_label(made, store, "magic")
     assert files(made) == before
+
+
+def micrograph(folder: Path) -> Campaign:
+    """Return a campaign whose image is dark and bright in equal parts, as electron micrographs are; few bodies are meant."""
+    campaign = Campaign.create(str(folder / "em"), check_config({"name": "em", "classes": ["body"]}))
+    rng = np.random.default_rng(0)
+    texture = ndimage.gaussian_filter(rng.normal(size=SHAPE), (1.5, 3, 3))
+    texture /= texture.std()
+    bodies = ndimage.gaussian_filter(rng.normal(size=SHAPE), (2, 5, 5))
+    truth = (bodies > np.quantile(bodies, 0.9)).astype(np.uint8)
+    image = 120 + 30 * np.clip(texture, -2, 2) + rng.normal(0, 5, SHAPE)
+    tifffile.imwrite(folder / "em.tif", np.clip(image, 0, 255).astype(np.uint8), metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "bodies.tif", truth, metadata={"axes": "ZYX"})
+    files = volumes.VolumeImport(
+        str(folder / "em.tif"), volume_id="v", spacing=SPACING, truth=str(folder / "bodies.tif")
+    )
+    volumes.import_volume(campaign, files)
+    store = open_queue(campaign)
+    tickets.prepare(campaign, store)
+    store.close()
+    return campaign
+
+
+def test_where_nothing_says_what_is_meant_a_ticket_starts_empty(tmp_path: Path) -> None:
+    campaign = micrograph(tmp_path)
+    store = open_queue(campaign)
+    campaign.records.write(TRIAGE_SUMMARY, triaged(problem="topology", mask="threshold"))
+    result = weak_label(campaign, store)
+    assert (result.method, result.tickets, list(result.doubts)) == ("tubes", 0, ["v"])
+    assert all(t.prefill is None for t in store.views.tickets())
+    said = "\n".join(describe(result))
+    assert "Tickets of 'v' start empty: bright and dark parts balance in it" in said
+    assert "Annotate one more patch" in said
+    assert weak_label(campaign, store, "tubes").tickets == 4, "a person's word is followed"
+
+
+def test_what_fails_on_annotations_is_not_painted_and_costs_more_than_an_empty_start(tmp_path: Path) -> None:
+    campaign = micrograph(tmp_path)
+    store = open_queue(campaign)
+    accept_one(campaign, store)
+    result = weak_label(campaign, store)
+    assert result.tickets == 0
+    assert "of the voxels to correct" in result.doubts["v"]
+    assert all(t.prefill is None for t in store.views.tickets("queued", "pool"))
+    weak_label(campaign, store, result.method)
+    truth = volumes.open_truth(campaign.volumes, "v")
+    wrong = drawn = 0
+    for ticket in store.views.tickets("queued", "pool"):
+        labels = np.asarray(truth[ticket.box.slices])
+        wrong += int((campaign.storage.read_array(str(ticket.prefill)) != labels).sum())
+        drawn += int(labels.sum())
+    assert wrong > 0.8 * drawn, "rightly so"
+
+
+def test_scribbles_that_the_classifier_cannot_learn_from_paint_nothing(tmp_path: Path) -> None:
+    campaign = micrograph(tmp_path)
+    store = open_queue(campaign)
+    scribbles = np.full(SHAPE, IGNORE, np.uint8)
+    scribbles[::3, ::6, ::6] = np.random.default_rng(0).integers(0, 2, scribbles[::3, ::6, ::6].shape)
+    tifffile.imwrite(tmp_path / "s.tif", scribbles, metadata={"axes": "ZYX"})
+    result = weak_label(campaign, store, sources=Sources(scribbles=(str(tmp_path / "s.tif"),)))
+    assert (result.method, result.tickets) == ("classifier", 0)
+    assert "on scribbles that it was not trained on" in result.doubts["v"]
+
+
+def test_where_nothing_is_to_do_nothing_is_computed(made: Campaign, store: QueueStore) -> None:
+    accept_one(made, store)
+    counted: list[str] = []
+    weak_label(made, store, progress=lambda what, done, total: counted.append(what))
+    assert "comparing methods" in counted
+    for dry_run in (True, False):
+        counted.clear()
+        again = weak_label(made, store, dry_run=dry_run, progress=lambda what, done, total: counted.append(what))
+        assert again.tickets == 0
+        assert again.agreements, "as it was chosen before"
+        assert not {"comparing methods", "training the pixel classifier"} & set(counted)
+    while store.views.tickets("queued", "pool"):
+        accept_one(made, store)
+    counted.clear()
+    result = weak_label(made, store, dry_run=True, progress=lambda what, done, total: counted.append(what))
+    assert describe(result, dry_run=True)[0] == "Method auto: no ticket waits for a first mask"
+    assert "comparing methods" not in counted

@@ -1,0 +1,84 @@
+"""What the first masks are made from, how their method was chosen, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rescueseg.campaign.record_file import RecordFile
+from rescueseg.records import Record
+from rescueseg.weak_labels.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a person provides beside the campaign."""
+
+    scribbles: tuple[str, ...] = ()
+    ilp: str = ""
+    from_campaign: str = ""
+
+
+class ComparedPatch(Record):
+    """An accepted annotation that methods were compared on, and the first mask that it was made from."""
+
+    ticket: str
+    began_from: str
+
+
+class MethodChoice(Record):
+    """How the method of the first masks was chosen, for people to read."""
+
+    method: str
+    reason: str
+    agreements: dict[str, float]
+    """By method."""
+    compared_on: tuple[ComparedPatch, ...]
+    doubt: str = ""
+    """Why its masks are not painted; empty where they are."""
+    invented: float = 0.0
+    """Share of the annotated background that the method paints: see `rescueseg.weak_labels.judgement.stands_out`."""
+    made_for: str = ""
+    """Digest of what the choice depends on; empty where an earlier version chose."""
+
+
+CHOICE = RecordFile("choice", MethodChoice)
+
+
+class Result(Record):
+    """The method, and how many tickets get a first mask by it."""
+
+    method: str
+    reason: str
+    agreements: dict[str, float]
+    tickets: int
+    """Tickets that got, or would get, a first mask."""
+    n_claimed: int = 0
+    """Tickets that somebody took meanwhile; they stay as they are."""
+    n_empty: int = 0
+    """Tickets that start empty, as what was found there may be mistakes alone."""
+    doubts: dict[str, str]
+    """By volume: why its tickets start empty."""
+
+
+def describe(result: Result, dry_run: bool = False) -> list[str]:
+    """Say in lines what was done, or would be."""
+    ranked = sorted(result.agreements.items(), key=lambda item: -item[1])
+    lines = [f"  {name:<11} {value:.3f}  {METHODS[name]}" for name, value in ranked]
+    if lines:
+        lines.insert(0, "Agreement with the accepted annotations (Dice, weighted by confidence):")
+    lines.append(f"Method {result.method}: {result.reason}")
+    lines += [f"Tickets of '{volume}' start empty: {doubt}" for volume, doubt in sorted(result.doubts.items())]
+    if result.doubts:
+        lines.append(
+            "Annotate one more patch that holds the structure, or give --scribbles, then run the command again"
+        )
+    verb = "would get" if dry_run else "got"
+    lines.append(
+        f"{result.tickets} tickets {verb} a first mask"
+        + (f", {result.n_claimed} were taken meanwhile" * bool(result.n_claimed))
+        + (
+            f", {result.n_empty} start empty: what is found there, if anything, may be mistakes alone"
+            * bool(result.n_empty)
+        )
+    )
+    return lines
