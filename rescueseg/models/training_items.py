@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.campaign.label_arrays import read_classes, read_objects
@@ -19,13 +18,15 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
 from rescueseg.models.border_distance import UNKNOWN, border_distance, choose_cap, inscribed_radii
-from rescueseg.models.resample import resample
+from rescueseg.models.resample import resample, resample_labels
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot, SnapshotItem
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import normalise, read_box
 
 _CACHE_BYTES = 2 * 1024**3
+_NOT_LABELLED = -1
+"""In place of an object's number."""
 _SITES = 20_000
 """Largest number of window centres per class and item."""
 _FOREGROUND_SHARE = 0.5
@@ -124,13 +125,14 @@ def _load_objects(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spa
     if objects is None:
         objects = np.zeros(item.box.shape_zyx, np.uint32)
     numbers = np.unique(objects, return_inverse=True)[1].reshape(objects.shape) + (0 if (objects == 0).any() else 1)
-    return _in_context(volumes, item, spacing_um_zyx, numbers, 0).astype(np.int32)
+    numbers[read_classes(volumes.storage, item) == IGNORE] = _NOT_LABELLED
+    return np.maximum(_in_context(volumes, item, spacing_um_zyx, numbers, _NOT_LABELLED), 0).astype(np.int32)
 
 
 def _in_context(
-    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, labels: npt.NDArray[Any], beyond: int
-) -> npt.NDArray[np.float32]:
-    """Return a patch's labels in its read box at the working spacing, with a value for what lies beyond the patch."""
+    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, labels: npt.NDArray[Any], ignore: int
+) -> npt.NDArray[np.int64]:
+    """Return a patch's labels in its read box at the working spacing, with a value for what nobody labelled."""
     if labels.shape != item.box.shape_zyx:
         raise TrainingError(
             f"the label array has shape {labels.shape}, its patch {item.box.shape_zyx}",
@@ -138,16 +140,12 @@ def _in_context(
             todo="Restore the snapshot from a backup",
         )
     context = item.read_box
-    values = np.full(context.shape_zyx, beyond, dtype=np.float32)
+    values = np.full(context.shape_zyx, ignore, dtype=np.int64)
     inside = item.box.intersection(context)
     if inside is not None:
         values[inside.relative_to(context).slices] = labels[inside.relative_to(item.box).slices]
     shape = resampled_shape(context.shape_zyx, volumes.record(item.volume_id).spacing_um_zyx, spacing_um_zyx)
-    if shape == context.shape_zyx:
-        return values
-    resized = functional.interpolate(torch.from_numpy(values)[None, None], size=shape, mode="nearest-exact")
-    result: npt.NDArray[np.float32] = resized[0, 0].numpy()
-    return result
+    return resample_labels(values, shape, ignore)
 
 
 class TrainingSet:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
@@ -25,6 +26,7 @@ from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.precision import choose_precision
+from rescueseg.models.resample import resample, resample_classes
 from rescueseg.models.trial import Trial
 from rescueseg.randomness import keyed_generator, seed_numpy
 
@@ -93,6 +95,17 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
             elif self.note:
                 _log.warning("%s: %s", self.work_dir, self.note)
 
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any, configuration_manager: Any, *args: Any, **kwargs: Any
+    ) -> nn.Module:  # nnU-Net looks at the names
+        """Return nnU-Net's network; one without its finest level gives logits of every voxel all the same."""
+        network: nn.Module = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, *args, **kwargs
+        )
+        strided = max(configuration_manager.pool_op_kernel_sizes[0]) > 1
+        return with_full_size(network) if strided else network
+
     def _trial(self) -> Trial:
         """Return what must hold for the plan to be trained in bfloat16."""
         plan = self.configuration_manager
@@ -126,7 +139,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's augmentation, which ignores what lies beyond a case and never chooses its algorithm by time."""
-        pipeline = _ignore_padding(nnUNetTrainer.get_training_transforms(*args, **kwargs), kwargs["ignore_label"])
+        pipeline = _own_steps(nnUNetTrainer.get_training_transforms(*args, **kwargs), kwargs["ignore_label"])
         if min(args[0]) <= _BLUR_REACH:
             pipeline.transforms = [
                 t for t in pipeline.transforms if not isinstance(getattr(t, "transform", None), GaussianBlurTransform)
@@ -136,7 +149,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's preparation of validation windows, which ignores what lies beyond a case."""
-        return _ignore_padding(nnUNetTrainer.get_validation_transforms(*args, **kwargs), kwargs["ignore_label"])
+        return _own_steps(nnUNetTrainer.get_validation_transforms(*args, **kwargs), kwargs["ignore_label"])
 
     # epochs ---------------------------------------------------------------------------------------------------------
 
@@ -234,15 +247,65 @@ def _plain(values: list[Any]) -> list[Any]:
     return [_plain(v) if isinstance(v, list) else float(v) for v in values]
 
 
-def _ignore_padding(pipeline: Any, ignore: int) -> Any:
-    """Let what lies beyond a case be ignored, not background, and the blur not choose its algorithm by the clock."""
+def _own_steps(pipeline: Any, ignore: int) -> Any:
+    """Change three of nnU-Net's steps.
+
+    What lies beyond a case is ignored, not background; the blur does not choose its algorithm by the clock; and labels
+    get coarser by `CoarserTargets`.
+    """
     for transform in pipeline.transforms:
         if isinstance(transform, RemoveLabelTransform):
             transform.set_to = ignore
         inner = getattr(transform, "transform", None)
         if isinstance(inner, GaussianBlurTransform):
             inner.benchmark = False
+    pipeline.transforms = [
+        CoarserTargets(t.ds_scales, ignore) if isinstance(t, DownsampleSegForDSTransform) else t
+        for t in pipeline.transforms
+    ]
     return pipeline
+
+
+class CoarserTargets(DownsampleSegForDSTransform):  # type: ignore[misc]
+    """Targets of all supervised outputs: the labels themselves for the finest, for coarser ones `resample_classes`.
+
+    nnU-Net's own step takes one voxel of a cell, which lies beside the cell's centre where the step is even.
+
+    Parameters
+    ----------
+    ds_scales : list
+        Of each output, its voxels per voxel of the window along each axis.
+    ignore : int
+        Label where nobody labelled; the classes are those before it.
+    """
+
+    def __init__(self, ds_scales: list[Any], ignore: int) -> None:
+        super().__init__(ds_scales)
+        self.ignore = ignore
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **_: Any) -> list[Tensor]:
+        """Return the targets, fine to coarse, of labels (c, z, y, x)."""
+        targets = [segmentation]
+        for scale in self.ds_scales[1:]:
+            shape = [round(n * share) for n, share in zip(segmentation.shape[1:], scale, strict=True)]
+            targets.append(resample_classes(segmentation, shape, self.ignore - 1, self.ignore))
+        return targets
+
+
+def with_full_size(network: nn.Module) -> nn.Module:
+    """Let a network with deep supervision resample its finest logits to the size of its images, as `NetworksPredictor` does.
+
+    Without its finest level a network's cells are larger than voxels. It learns from the voxels all the same, so what it
+    is taught is what becomes of its logits in a prediction: nothing is shifted, and no thin structure lost in between.
+    """
+    forward = network.forward
+
+    def full_size(images: Tensor) -> list[Tensor]:
+        finest, *coarser = forward(images)
+        return [resample(finest.float(), images.shape[2:]), *coarser]
+
+    network.forward = full_size
+    return network
 
 
 def _in_bfloat16(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

@@ -19,7 +19,7 @@ from rescueseg.models.unet.plan import PROFILES as UNET_PROFILES
 from rescueseg.records import Record, Snapshot
 
 NAME = "nnunet"
-FORMAT = 3
+FORMAT = 4
 """Raised when the same request would train another model."""
 DATASET = "Dataset001_rescueseg"
 ARCHITECTURES = {
@@ -45,7 +45,7 @@ class Profile:
     channels : tuple of int, optional
         Features per level; nnU-Net's own when None.
     strided : bool
-        Leave out the level at full resolution, which takes three quarters of a CPU's time; the output is interpolated.
+        Leave out the level at full resolution, which takes three quarters of a CPU's time; its logits are interpolated, before the loss too.
     dropout : float
         Share of every layer's channels; the normalisation behind it makes up for the rest.
     learning_rate : float, optional

@@ -13,6 +13,7 @@ from torch.nn import functional
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
+from rescueseg.models.resample import resample_classes
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.plan import TrainingPlan
 
@@ -200,8 +201,8 @@ class Objective(nn.Module):
         weights = [0.5**i for i in range(len(coarse) + 1)]
         loss: Tensor = self.overlap(logits, labels) * (weights[0] / sum(weights))
         for weight, stage in zip(weights[1:], coarse, strict=True):
-            nearest = functional.interpolate(labels[:, None].float(), stage.shape[2:], mode="nearest-exact")
-            loss = loss + self.overlap(stage, nearest[:, 0].long()) * (weight / sum(weights))
+            coarser = resample_classes(labels, stage.shape[2:], stage.shape[1] - 1, IGNORE)
+            loss = loss + self.overlap(stage, coarser) * (weight / sum(weights))
         topology = self.plan.topology
         if topology is None or step < topology.begin * self.plan.iterations or step % topology.every:
             return loss

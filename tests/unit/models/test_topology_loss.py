@@ -216,6 +216,18 @@ def test_coarse_stages_see_the_labels_at_their_resolution_and_leave_the_network_
     assert float(objective(wrong[0], wrong[1:], labels, 0)) > 1
 
 
+def test_a_coarse_stage_is_taught_whole_cells_so_that_a_mirrored_window_teaches_it_the_same(tmp_path: Path) -> None:
+    data, _ = labelled(tmp_path, np.zeros(BOXES[0].shape_zyx, np.uint8))
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (1, 8, 32, 32), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = 255
+    stages = [torch.randn(1, 2, *shape, generator=generator) for shape in ((8, 32, 32), (4, 8, 8), (2, 4, 4))]
+    objective = Objective(data, plan_of(deep_supervision=True))
+    loss = objective(stages[0], stages[1:], labels, 0)
+    turned = [stage.flip(2, 3, 4) for stage in stages]
+    torch.testing.assert_close(objective(turned[0], turned[1:], labels.flip(1, 2, 3), 0), loss)
+
+
 def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, iterations=6, unet={"ema": 0.5, **ON})
     snapshot = make_snapshot(campaign, BOXES)
