@@ -27,8 +27,8 @@ from rescueseg.volumes.normalise import normalise, read_box
 _CACHE_BYTES = 2 * 1024**3
 _NOT_LABELLED = -1
 """In place of an object's number."""
-_SITES = 20_000
-"""Largest number of window centres per class and item."""
+_RUNS = 20_000
+"""Largest number of runs into which the voxels of an item are divided to find the k-th of a class."""
 _FOREGROUND_SHARE = 0.5
 _THICKNESS_PERCENTILE = 99
 """Percentile of the foreground's depth."""
@@ -183,7 +183,9 @@ class TrainingSet:
         self._volumes, self._plan, self._limit, self._border_um = volumes, plan, cache_bytes, border_um
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
-        self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
+        self._sites: dict[
+            int, list[tuple[int, npt.NDArray[np.int64]]]
+        ] = {}  # of a class, how many each item's runs hold
         self._voxels = np.zeros(snapshot.n_classes + 1)
         for index in range(len(self._items)):
             self._find_sites(index, snapshot.n_classes)
@@ -208,12 +210,12 @@ class TrainingSet:
 
     def _find_sites(self, index: int, n_classes: int) -> None:
         labels = self._item(index).labels.ravel()
+        starts = np.arange(0, len(labels), _run_length(len(labels)))
         for value in range(n_classes + 1):
-            voxels = np.flatnonzero(labels == value)
-            self._voxels[value] += len(voxels)
-            if len(voxels):
-                step = -(-len(voxels) // _SITES)
-                self._sites.setdefault(value, []).append((index, voxels[::step]))
+            counts = np.add.reduceat(labels == value, starts, dtype=np.int64)
+            self._voxels[value] += counts.sum()
+            if counts.any():
+                self._sites.setdefault(value, []).append((index, counts.cumsum()))
 
     def class_weights(self) -> tuple[float, ...]:
         """Return a weight for each class, background first: one over the root of its share of the labelled voxels.
@@ -249,12 +251,35 @@ class TrainingSet:
         share = _FOREGROUND_SHARE if 0 in self._sites else 1.0
         value = foreground[int(rng.integers(len(foreground)))] if foreground and rng.random() < share else 0
         places = self._sites[value]
-        index, sites = places[int(rng.integers(len(places)))]
+        index, counts = places[int(rng.integers(len(places)))]
         item = self._item(index)
         shape = zyx(item.labels.shape)
-        centre = np.unravel_index(int(sites[int(rng.integers(len(sites)))]), shape)
+        centre = np.unravel_index(_find_voxel(item.labels, value, counts, int(rng.integers(counts[-1]))), shape)
         start = [_start(int(c), n, w, rng) for c, n, w in zip(centre, shape, self._plan.window_zyx, strict=True)]
         return _cut(item, Box(zyx(start), self._plan.window_zyx))
+
+
+def _run_length(voxels: int) -> int:
+    """Return into runs of how many voxels an item is divided."""
+    return -(-voxels // _RUNS)
+
+
+def _find_voxel(labels: npt.NDArray[np.uint8], value: int, counts: npt.NDArray[np.int64], number: int) -> int:
+    """Return the flat index of one of the voxels of a class, by its number in z, y, x order (from 0).
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, zyx
+        Of an item.
+    value, number : int
+        Class, and which of its voxels.
+    counts : ndarray of int64
+        How many voxels of the class lie in each run and those before it: all can be drawn, and none need be listed.
+    """
+    run = int(np.searchsorted(counts, number, side="right"))
+    first = run * _run_length(labels.size)
+    voxels = np.flatnonzero(labels.ravel()[first : first + _run_length(labels.size)] == value)
+    return first + int(voxels[number - (int(counts[run - 1]) if run else 0)])
 
 
 def _depth(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

@@ -5,13 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from rescueseg.geometry import Box
+from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.models import training_items
 from rescueseg.models.border_distance import UNKNOWN
-from rescueseg.models.training_items import load_item
+from rescueseg.models.training_items import Item, TrainingSet, load_item
 from rescueseg.volumes import open_truth
 from tests import ball_pairs
-from tests.training_rig import make_snapshot
+from tests.training_rig import SPACING, make_campaign, make_snapshot
+
+
+class OneVoxel:
+    """A plan whose windows are the drawn voxels themselves."""
+
+    spacing_um_zyx: Spacing = SPACING
+    window_zyx = zyx((1, 1, 1))
+    batch_size = 1000
+
+
+@pytest.mark.parametrize("length", [19_999, 20_001, 61_234])
+def test_the_kth_voxel_of_a_class_is_that_of_the_list_of_all(length: int) -> None:
+    labels = np.random.default_rng(length).choice(np.array([0, 1, 255], np.uint8), (1, 1, length), p=(0.9, 0.02, 0.08))
+    starts = np.arange(0, length, training_items._run_length(length))
+    for value in (0, 1):
+        counts = np.add.reduceat(labels.ravel() == value, starts, dtype=np.int64).cumsum()
+        assert len(counts) <= 20_000
+        every = np.flatnonzero(labels.ravel() == value)
+        numbers = [*range(0, len(every), 37), len(every) - 1]
+        assert [training_items._find_voxel(labels, value, counts, k) for k in numbers] == every[numbers].tolist()
+
+
+def test_every_column_of_a_large_patch_is_drawn_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (100, 200, 200)  # a step that is a multiple of a row would meet the same columns in each
+    labels = np.zeros(shape, np.uint8)
+    labels[50, 100, 100] = 1
+    columns = np.broadcast_to(np.arange(200, dtype=np.float32), shape)[None].copy()
+    monkeypatch.setattr(training_items, "load_item", lambda *_: Item(columns, labels))
+    campaign = make_campaign(tmp_path)
+    snapshot = make_snapshot(campaign, [Box((0, 0, 0), (4, 8, 8))])
+    data, again = (TrainingSet(campaign.volumes, snapshot, OneVoxel()) for _ in range(2))
+    drawn = [(float(image), int(label)) for step in range(8) for image, label in data.batch(1, step)]
+    assert drawn[:1000] == [(float(image), int(label)) for image, label in again.batch(1, 0)]
+    background = np.array([column for column, label in drawn if label == 0], int)
+    counts = np.bincount(background, minlength=200)
+    assert len(counts) == 200
+    expected = len(background) / 200
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - 199) < 5 * np.sqrt(2 * 199), "as often as chance has it"
 
 
 def test_labels_and_objects_at_a_coarser_spacing_are_decided_by_the_shares_of_each_cell(tmp_path: Path) -> None:
