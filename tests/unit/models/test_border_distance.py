@@ -168,7 +168,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("pairs")
-    campaign = ball_pairs.make_campaign(root, seeds=(0, 1), iterations=600, checkpoint_every=1000)
+    campaign = ball_pairs.make_campaign(root, seeds=(0, 1), iterations=900, checkpoint_every=1000)
     snapshot = make_snapshot(campaign, partition(ball_pairs.SHAPE, (24, 48, 48)))
     model = train(campaign, snapshot, root / "work")
     return Trained(campaign, model, publish(campaign, model))
