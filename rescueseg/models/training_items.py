@@ -183,9 +183,7 @@ class TrainingSet:
         self._volumes, self._plan, self._limit, self._border_um = volumes, plan, cache_bytes, border_um
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
-        self._sites: dict[
-            int, list[tuple[int, npt.NDArray[np.int64]]]
-        ] = {}  # of a class, how many each item's runs hold
+        self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}  # by class: an item, what its runs hold
         self._voxels = np.zeros(snapshot.n_classes + 1)
         for index in range(len(self._items)):
             self._find_sites(index, snapshot.n_classes)
