@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -234,17 +235,25 @@ class TrainingSet:
         depth = np.concatenate(depths) if depths else np.ones(1)
         return int(np.percentile(depth, _THICKNESS_PERCENTILE))
 
-    def batch(self, seed: int, step: int) -> list[tuple[Tensor, Tensor]]:
+    def batch(self, seed: int, step: int, margins_zyx: Sequence[ZYX] = ()) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
 
         With a border distance, a second channel of the labels holds it, and they are float32.
         They depend on `seed` and `step` alone. Every second window, on average, is centred on a foreground class, all
         classes alike, the others on background. No window reads beyond an item's read box; what is missing there is
         mirrored and ignored.
-        """
-        return [self._window(keyed_generator(seed, "window", step, i)) for i in range(self._plan.batch_size)]
 
-    def _window(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        Parameters
+        ----------
+        seed, step : int
+            What is drawn depends on.
+        margins_zyx : sequence of tuple of int, optional
+            How much each window is larger than planned, on both sides of each axis; none when omitted.
+        """
+        margins = margins_zyx or [(0, 0, 0)] * self._plan.batch_size
+        return [self._window(keyed_generator(seed, "window", step, i), margin) for i, margin in enumerate(margins)]
+
+    def _window(self, rng: np.random.Generator, margin: ZYX) -> tuple[Tensor, Tensor]:
         foreground = [c for c in sorted(self._sites) if c > 0]
         share = _FOREGROUND_SHARE if 0 in self._sites else 1.0
         value = foreground[int(rng.integers(len(foreground)))] if foreground and rng.random() < share else 0
@@ -254,7 +263,7 @@ class TrainingSet:
         shape = zyx(item.labels.shape)
         centre = np.unravel_index(_find_voxel(item.labels, value, counts, int(rng.integers(counts[-1]))), shape)
         start = [_start(int(c), n, w, rng) for c, n, w in zip(centre, shape, self._plan.window_zyx, strict=True)]
-        return _cut(item, Box(zyx(start), self._plan.window_zyx))
+        return _cut(item, Box(zyx(start), self._plan.window_zyx).expand(margin))
 
 
 def _run_length(voxels: int) -> int:

@@ -20,6 +20,7 @@ from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.network import build_network, get_weights, set_weights, take_over
 from rescueseg.models.unet.plan import TrainingPlan
+from rescueseg.models.unet.warp import draw_warp
 
 _log = logging.getLogger(__name__)
 
@@ -153,14 +154,17 @@ class Run:
 
     def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images, classes and, where they are learned, border distances."""
+        warps = [draw_warp(self.plan, seed, step, i) for i in range(self.plan.batch_size)]
+        read = self.data.batch(seed, step, [warp.margin_zyx for warp in warps])
         windows = [
-            self.augment(image, label, seed, step, i) for i, (image, label) in enumerate(self.data.batch(seed, step))
+            self.augment(image.to(self.device), label.to(self.device), warp, seed, step, i)
+            for i, ((image, label), warp) in enumerate(zip(read, warps, strict=True))
         ]
-        images = torch.stack([image for image, _ in windows]).to(self.device)
-        labels = torch.stack([label[0] for _, label in windows]).to(self.device)
+        images = torch.stack([image for image, _ in windows])
+        labels = torch.stack([label[0] for _, label in windows])
         border = None
         if self.plan.border_um is not None:
-            border = torch.stack([label[1] for _, label in windows]).to(self.device)
+            border = torch.stack([label[1] for _, label in windows])
         return images, labels.long(), border
 
     @property

@@ -26,6 +26,7 @@ from rescueseg.models.unet.losses import BORDER_WEIGHT, BorderDistanceLoss, Obje
 from rescueseg.models.unet.network import build_network, get_weights, take_over
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
 from rescueseg.models.unet.trainer import plan_training
+from rescueseg.models.unet.warp import Warp
 from rescueseg.records import ModelReference
 from rescueseg.storage import digest_json
 from rescueseg.volumes import open_truth
@@ -194,7 +195,7 @@ def test_windows_hold_the_distances_beside_the_classes_and_turn_with_them(traine
         for image, label in data.batch(1, step):
             assert label.dtype == torch.float32
             assert ((label[1] == UNKNOWN) | ((label[1] > 0) == (label[0] == 1))).all()
-            _, moved = augment(image, label.clone(), 1, step)
+            _, moved = augment(image, label.clone(), Warp(plan.window_zyx, np.eye(3)), 1, step)
             assert ((moved[1] == UNKNOWN) | ((moved[1] > 0) == (moved[0] == 1))).all()
             assert torch.equal(moved[1].ravel().sort().values, label[1].ravel().sort().values)
             turned += not torch.equal(moved, label)

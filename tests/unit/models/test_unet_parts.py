@@ -25,6 +25,7 @@ from rescueseg.models.unet.losses import PartialDiceCELoss
 from rescueseg.models.unet.network import build_network, get_weights, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
 from rescueseg.models.unet.trainer import MonaiUNetTrainer, plan_training
+from rescueseg.models.unet.warp import Warp
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 
@@ -137,13 +138,17 @@ def test_bfloat16_gradients_are_those_of_float32(window: tuple[int, int, int]) -
 # augmentation -------------------------------------------------------------------------------------------------------
 
 
+STILL = Warp((8, 32, 32), np.eye(3))
+"""Rotates, scales and bends nothing."""
+
+
 def test_image_and_label_turn_together() -> None:
     augment = Augmentation(small_plan())
     label = torch.zeros(1, 8, 32, 32, dtype=torch.uint8)
     label[0, :5, :10, :20] = 1
     turned = 0
     for key in range(12):
-        image, moved = augment(label.float() * 10, label.clone(), 3, key)
+        image, moved = augment(label.float() * 10, label.clone(), STILL, 3, key)
         assert image.shape == moved.shape == label.shape
         assert np.corrcoef(image.numpy().ravel(), moved.numpy().ravel())[0, 1] > 0.8
         assert moved.sum() == label.sum()
@@ -154,9 +159,9 @@ def test_image_and_label_turn_together() -> None:
 def test_augmentation_follows_its_key_alone() -> None:
     augment = Augmentation(small_plan())
     image, label = torch.randn(1, 8, 32, 32), torch.zeros(1, 8, 32, 32, dtype=torch.uint8)
-    first, _ = augment(image.clone(), label.clone(), 3, 5)
-    other, _ = augment(image.clone(), label.clone(), 3, 6)
-    again, _ = Augmentation(small_plan())(image.clone(), label.clone(), 3, 5)
+    first, _ = augment(image.clone(), label.clone(), STILL, 3, 5)
+    other, _ = augment(image.clone(), label.clone(), STILL, 3, 6)
+    again, _ = Augmentation(small_plan())(image.clone(), label.clone(), STILL, 3, 5)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert type(first) is torch.Tensor
@@ -166,7 +171,7 @@ def test_unequal_planes_are_not_turned_by_quarters() -> None:
     plan = small_plan(window_zyx=(8, 32, 64))
     augment = Augmentation(plan)
     for key in range(8):
-        image, _ = augment(torch.randn(1, 8, 32, 64), torch.zeros(1, 8, 32, 64, dtype=torch.uint8), key)
+        image, _ = augment(torch.randn(1, 8, 32, 64), torch.zeros(1, 8, 32, 64, dtype=torch.uint8), STILL, key)
         assert image.shape == (1, 8, 32, 64)
 
 
