@@ -61,8 +61,7 @@ def run_demo(
     ServiceError
         If a server does not start or the flow fails.
     """
-    own = (QUICK, "training.warm_start=true", f"stopping.max_generations={max(2, generations)}")
-    campaign = open_or_start(out, dataset, data_dir, (*own, *settings), console)
+    campaign = open_or_start(out, dataset, data_dir, (*demo_settings(generations), *settings), console)
     console.print("Starting the servers…", style="dim")
     with (
         exit_on_sigterm(),
@@ -81,6 +80,11 @@ def run_demo(
     show_table(campaign, console)
     where_to_look(campaign.storage, mlflow_uri, console)
     return campaign
+
+
+def demo_settings(generations: int) -> tuple[str, ...]:
+    """Return the settings of a demo of so many generations, as ``section.key=value`` pairs."""
+    return QUICK, "training.warm_start=true", f"stopping.max_generations={max(2, generations)}"
 
 
 def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str], console: Console) -> Campaign:
