@@ -217,6 +217,20 @@ def test_a_patch_smaller_than_the_window_is_mirrored_and_ignored_beyond(tmp_path
         assert int((label != 255).sum()) == box.size
 
 
+def test_a_margin_is_more_of_the_same_window(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    snapshot = make_snapshot(campaign, BOXES, halo=(2, 8, 8))
+    data = TrainingSet(campaign.volumes, snapshot, plan_training(campaign.config, campaign.volumes, snapshot))
+    for step in range(4):
+        larger = data.batch(1, step, [(3, 40, 0), (0, 0, 5)])
+        for (image, label), (all_image, all_label), core in zip(
+            data.batch(1, step), larger, (np.s_[:, 3:-3, 40:-40], np.s_[:, :, :, 5:-5]), strict=True
+        ):
+            assert torch.equal(all_image[core], image)
+            assert torch.equal(all_label[core], label)
+        assert (larger[0][1] != 255).sum() <= BOXES[0].size, "what is mirrored beyond the patch is not labelled"
+
+
 # predictor, schedule, files -----------------------------------------------------------------------------------------
 
 
