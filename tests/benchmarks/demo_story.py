@@ -3,8 +3,8 @@
 python tests/benchmarks/demo_story.py OUT --seeds 5 --precisions float32 bfloat16
 
 Each row is a campaign as `rescueseg demo --dataset phantom` makes it, with another seed of the campaign and the same phantom;
-its generations are run here, without servers. float32 is what a processor without bfloat16 computes in. One JSON line per row
-goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off: kill it whenever you
+its generations are run here, without servers, on one thread. float32 is what a processor without bfloat16 computes in. One
+JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off: kill it whenever you
 like. `--summary` prints the table of what is there and runs nothing.
 """
 
@@ -65,7 +65,7 @@ def story(out: Path, seed: int, precision: str) -> dict[str, Any]:
     if precision == "bfloat16" and autocast_dtype(torch.device("cpu")) is not torch.bfloat16:
         raise SystemExit("this processor does not compute in bfloat16: --precisions float32")
     began, processor = time.monotonic(), time.process_time()
-    settings = (*demo_settings(GENERATIONS), f"seed={seed}")
+    settings = (*demo_settings(GENERATIONS), f"seed={seed}", "training.threads=1")
     campaign = open_or_start(out / f"{precision}-{seed}", "phantom", "", settings, Console(quiet=True))
     with closing(open_queue(campaign)) as store:
         run_generations(campaign, store)
