@@ -7,6 +7,9 @@ nnU-Net and the MONAI U-Net (with the topology loss where the route says topolog
 thread, for as many steps as fit into the seconds of processor time, the set-up counted in; then both predict the holdout
 boxes as the whole inference would. One JSON line per training goes to OUT/families.jsonl, and a rerun skips what is there:
 kill it whenever you like. `--summary` prints the table of what is there and trains nothing.
+
+What a change to the trainers does: run it in a clone of the version before, then here with `--before OUT_OF_THAT`. The
+campaigns are then copies of those, with their patches, snapshots and holdouts, and the differences are paired.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from rescueseg.volumes.volume_import import import_volume
 
 DATASETS = ("bbbc050_mosaic_train", "vesselnn_poon2015_BBB_noLeakage", "cdeep3m_mito_train")
 PATCHES = 12
+ROWS = "families.jsonl"
 MEASURED_STEPS = 60
 """Of a whole short training: the topology loss begins late in it, and costs more than the network."""
 SHOWN = ("dice", "surface_dice", "hd95_um", "cldice", "betti0_error", "betti1_error", "ap50", "pq", "vi", "ece", "error_auroc", "aurc")  # fmt: skip
@@ -61,12 +65,20 @@ def cpu_seconds() -> float:
         with suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
             total += times.user + times.system
-    return total
+    return float(total)
 
 
-def open_or_make(data: Path, out: Path, dataset: str, seed: int) -> Campaign:
-    """Return the campaign of a data set and seed with holdout, 12 annotated patches, triage and snapshot."""
+def open_or_make(data: Path, out: Path, dataset: str, seed: int, before: Path | None = None) -> Campaign:
+    """Return the campaign of a data set and seed with holdout, 12 annotated patches, triage and snapshot.
+
+    With `before`, it is a copy of the campaign there, which must exist.
+    """
     url = out / "campaigns" / f"{dataset}-{seed}"
+    if before is not None and not url.exists():
+        part = url.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(before / "campaigns" / url.name, part, ignore=shutil.ignore_patterns("runs"))
+        part.rename(url)
     if not (url / "generations" / "0000" / "snapshot.json").exists():
         shutil.rmtree(url, ignore_errors=True)
         meta = json.loads((data / dataset / "meta.json").read_text())
@@ -181,7 +193,7 @@ def summary(lines: list[dict[str, Any]]) -> None:
             continue
         monai = next(name for name in pair if name != "nnunet")
         a, b = (Evaluation.model_validate(pair[name]["evaluation"]) for name in (monai, "nnunet"))
-        found = compare_generations(a, b, "test", ("object",), seed=seed)[0].differences
+        found = compare_generations(a, b, "test", ("object",))[0].differences
         says = pair["nnunet"]["route_trainer"]
         words = []
         for name, answers in right.items():
@@ -190,12 +202,39 @@ def summary(lines: list[dict[str, Any]]) -> None:
             answers.append(says == better)
             ends = f"[{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]" if d.interval else ""
             words.append(
-                f"{name} nnunet − {monai} {d.difference:+.3f} {ends} {d.verdict}: {'right' if says == better else 'wrong'}"
+                f"{name} nnunet − {monai} {d.difference:+.3f} {ends}: {'right' if says == better else 'wrong'}"
             )
         print(f"{dataset} seed {seed}: route {pair['nnunet']['route']} takes {says}; " + "; ".join(words))
     for name, answers in right.items():
         if answers:
             print(f"By {name} the route took the better family in {sum(answers)} of {len(answers)} cases")
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Return the rows that are there already."""
+    file = out / ROWS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def print_differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    """Print what both versions reached in the same campaign, training by training, and the mean difference of each family."""
+    print()
+    differences: dict[str, list[float]] = {}
+    of = {(b["dataset"], b["seed"], b["trainer"]): b for b in before}
+    for x in after:
+        earlier = of.get((x["dataset"], x["seed"], x["trainer"]))
+        if earlier is None:
+            continue
+        boxes = [[box["box"] for box in line["evaluation"]["boxes"]] for line in (earlier, x)]
+        assert boxes[0] == boxes[1], "not the same campaign"
+        old, new = (line["evaluation"]["test"]["dice"] for line in (earlier, x))
+        differences.setdefault(x["trainer"], []).append(new - old)
+        print(
+            f"{x['dataset']:32s} seed {x['seed']} {x['trainer']:20s} test Dice {old:.3f} → {new:.3f} ({new - old:+.3f}), "
+            f"{earlier['iterations']} → {x['iterations']} steps in {earlier['cpu_seconds']} → {x['cpu_seconds']} CPU s"
+        )
+    for trainer, of_family in differences.items():
+        print(f"{trainer}: mean difference {np.mean(of_family):+.3f} over {len(of_family)} trainings")
 
 
 def main() -> None:
@@ -206,14 +245,15 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=240.0, help="processor time of one training")
+    parser.add_argument("--before", type=Path, help="OUT of a run of the version to compare with")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "families.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    file = options.out / ROWS
+    lines = read_rows(options.out)
     todo = [] if options.summary else [(s, d) for s in range(options.seeds) for d in options.datasets]
     for seed, dataset in todo:
-        campaign = open_or_make(options.data, options.out, dataset, seed)
+        campaign = open_or_make(options.data, options.out, dataset, seed, options.before)
         for trainer in contestants(campaign):
             if trainer not in trainer_names():
                 print(f"{trainer} is not installed: left out", flush=True)
@@ -228,6 +268,8 @@ def main() -> None:
             print(f"{dataset} seed {seed} {trainer}: test Dice {test['dice']:.3f}, {line['iterations']} steps in "
                   f"{line['cpu_seconds']} s, inference {line['inference_seconds']} s", flush=True)  # fmt: skip
     summary(lines)
+    if options.before is not None:
+        print_differences(read_rows(options.before), lines)
 
 
 if __name__ == "__main__":
