@@ -1,11 +1,11 @@
 """The demo's phantom over seeds and precisions: is the last generation better than the first, and than the threshold?
 
-python tests/benchmarks/demo_story.py OUT --seeds 5 --precisions float32 bfloat16
+python tests/benchmarks/demo_story.py OUT --seeds 0 1 2 3 4 --precisions float32 bfloat16
 
 Each row is a campaign as `rescueseg demo --dataset phantom` makes it, with another seed of the campaign and the same phantom;
 its generations are run here, without servers, on one thread. float32 is what a processor without bfloat16 computes in. One
 JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off: kill it whenever you
-like. `--summary` prints the table of what is there and runs nothing.
+like, or share the seeds among several commands. `--summary` prints the table of what is there and runs nothing.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     """Run what is missing, a line per row, and say in how many the story holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
@@ -118,7 +118,7 @@ def main() -> None:
     print(f"{'seed':>4} {'precision':>9} {'test Dice by generation':20} {'threshold':>10} {'holds':>5} validation Dice")
     for line in lines:
         print(show(line))
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for precision in options.precisions:
             if options.summary or any((x["seed"], x["precision"]) == (seed, precision) for x in lines):
                 continue
