@@ -4,8 +4,8 @@ python tests/benchmarks/demo_story.py OUT --seeds 0 1 2 3 4 --precisions float32
 
 Each row is a campaign as `rescueseg demo --dataset phantom` makes it, with another seed of the campaign and the same phantom;
 its generations are run here, without servers, on one thread. float32 is what a processor without bfloat16 computes in. One
-JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off: kill it whenever you
-like, or share the seeds among several commands. `--summary` prints the table of what is there and runs nothing.
+JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off. Kill
+it whenever you like, or share the seeds among several commands. `--summary` prints the table of what is there and runs nothing.
 """
 
 from __future__ import annotations
