@@ -67,20 +67,20 @@ class Warp:
         """
         if self.shifts is None and np.array_equal(self.matrix, np.eye(3)):
             return image, label
-        grid = self._grid(image.shape[1:]).to(image.device)
+        grid = self._grid(image.shape[1:], image.device)
         sampled = functional.grid_sample(image[None], grid, "bilinear", "border", align_corners=True)
         labels = functional.grid_sample(label[None].float(), grid, "nearest", "border", align_corners=True)
         return sampled[0], labels[0].to(label.dtype)
 
-    def _grid(self, shape_zyx: Sequence[int]) -> Tensor:
+    def _grid(self, shape_zyx: Sequence[int], device: torch.device) -> Tensor:
         """Return what `grid_sample` needs, (1, z, y, x, 3): the middle is 0, the outermost voxels of the image ±1."""
-        axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.window_zyx]
+        axes = [torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2 for n in self.window_zyx]
         offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        sources = torch.einsum("ab,bzyx->azyx", torch.from_numpy(self.matrix).float(), offsets)
+        sources = torch.einsum("ab,bzyx->azyx", torch.from_numpy(self.matrix).to(offsets), offsets)
         if self.shifts is not None:
-            shifts = torch.from_numpy(self.shifts)[None]
+            shifts = torch.from_numpy(self.shifts)[None].to(device)
             sources += functional.interpolate(shifts, self.window_zyx, mode="trilinear", align_corners=True)[0]
-        half = torch.tensor([max(n - 1, 1) / 2 for n in shape_zyx])
+        half = torch.tensor([max(n - 1, 1) / 2 for n in shape_zyx], device=device)
         return (sources.movedim(0, -1) / half).flip(-1)[None]
 
 
@@ -110,7 +110,7 @@ def draw_warp(plan: TrainingPlan, *key: int | str) -> Warp:
     if scaled:
         in_um = in_um @ np.diag(np.where(free, np.exp(rng.uniform(-_SCALE, _SCALE)), 1.0))
     matrix = in_um * spacing[None, :] / spacing[:, None]
-    return Warp(plan.window_zyx, matrix, _draw_shifts(spacing, window, free, rng) if bent else None)
+    return Warp(plan.window_zyx, matrix, _draw_shifts(spacing, window, free, rng) if bent and free.any() else None)
 
 
 def _draw_shifts(

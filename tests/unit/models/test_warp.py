@@ -118,6 +118,9 @@ def test_thick_slices_are_turned_about_z_and_never_mixed() -> None:
     beside = warps(plan_of((0.1, 0.5, 0.1), (40, 8, 40)), 60)  # the same along y
     assert all(warp.matrix[1, 0] == warp.matrix[1, 2] == 0 for warp in beside)
     assert any(abs(warp.matrix[0, 2]) > 0.2 for warp in beside)
+    for warp in warps(plan_of((0.5, 0.1, 0.1), (40, 8, 8)), 20):  # no axis is left
+        assert np.array_equal(warp.matrix, np.eye(3))
+        assert warp.shifts is None
 
 
 def test_where_nobody_labelled_nobody_did_afterwards() -> None:
