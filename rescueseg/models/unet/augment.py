@@ -45,7 +45,7 @@ class Augmentation:
             random_blur(plan.spacing_um_zyx, prob=0.1),
             RandScaleIntensityd(image, prob=0.5, factors=0.3),
             RandShiftIntensityd(image, prob=0.5, offsets=0.3),
-            RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5)),
+            RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
             RandGaussianNoised(image, prob=0.3, std=0.2),
         ]
         self._steps = Compose(steps)

@@ -167,6 +167,14 @@ def test_augmentation_follows_its_key_alone() -> None:
     assert type(first) is torch.Tensor
 
 
+def test_a_saturated_voxel_does_not_move_the_ground() -> None:
+    augment = Augmentation(small_plan())
+    image, label = torch.randn(1, 8, 32, 32), torch.zeros(1, 8, 32, 32, dtype=torch.uint8)
+    image[0, 4, 16, 16] = 25
+    medians = [float(augment(image.clone(), label, STILL, 3, key)[0].median()) for key in range(60)]
+    assert max(map(abs, medians)) < 0.6  # shifted by 0.3 at most; contrast by the range of the window moved it by 3
+
+
 def test_unequal_planes_are_not_turned_by_quarters() -> None:
     plan = small_plan(window_zyx=(8, 32, 64))
     augment = Augmentation(plan)
