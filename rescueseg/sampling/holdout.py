@@ -22,9 +22,11 @@ from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
+from rescueseg.sampling.effort import BOX_MINUTES, PATCH_MINUTES, voxels_within
 from rescueseg.sampling.guard import guard_of_length, object_guards, plain_guard
 from rescueseg.sampling.patches import (
     LEAST_PLACES,
+    advised_shape,
     boxes_on_grid,
     count_places,
     measure_places,
@@ -111,7 +113,7 @@ def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
         boxes = _try_boxes(given, plan, rehearsal=True)
         if boxes is not None:
             guarded = given.guarded(given.holdout(boxes, plan.guard_zyx), volumes)
-            return suggested_shapes(volumes, guarded, given.places, LEAST_PLACES)
+            return suggested_shapes(volumes, guarded, given.places, LEAST_PLACES, _largest_patches(given))
     return shapes
 
 
@@ -201,12 +203,22 @@ def _patch_shapes(given: _Given, holdout: Holdout) -> dict[str, ZYX] | None:
         new = {v.volume_id: reference_shape(config, v) for v in volumes}
     else:
         guarded = given.guarded(holdout, volumes)
+        largest = _largest_patches(given)
         if frozen is None or not frozen.patch_zyx:
-            new = suggested_shapes(volumes, guarded, given.places, LEAST_PLACES)
+            new = suggested_shapes(volumes, guarded, given.places, LEAST_PLACES, largest)
         else:
-            largest = max(math.prod(shape) for shape in frozen.patch_zyx.values())
+            fixed = max(math.prod(shape) for shape in frozen.patch_zyx.values())
+            largest = {name: min(voxels, fixed) for name, voxels in largest.items()}
             new = suggested_shapes(volumes, guarded, given.places, _LEAST_GROWN, largest)
     return {**((frozen.patch_zyx or {}) if frozen else {}), **new}
+
+
+def _largest_patches(given: _Given) -> dict[str, int]:
+    """Return the voxels of a patch that people can be asked to annotate, by volume."""
+    return {
+        v.volume_id: voxels_within(PATCH_MINUTES, v.spacing_um_zyx, v.shape_zyx, given.thickness_um)
+        for v in given.volumes
+    }
 
 
 @dataclass(frozen=True)
@@ -253,12 +265,20 @@ def _growth_plans(given: _Given, frozen: Holdout) -> Iterator[_Plan]:
             yield _Plan(validation, test, scale, frozen.guard_zyx, apart, min(pool, _LEAST_GROWN))
 
 
-def _box_shape(config: CampaignConfig, volume: VolumeRecord, share: float, plan: _Plan) -> ZYX:
-    """Return the shape of a holdout box: about a patch, twice that where the truth is there already."""
+def _box_shape(
+    config: CampaignConfig, volume: VolumeRecord, share: float, plan: _Plan, thickness_um: float | None
+) -> ZYX:
+    """Return the shape of a holdout box: at most a reference patch, twice that where the truth is there already.
+
+    Where people annotate it, it takes them less time than a patch, unless the patch shape is a person's choice.
+    """
     if config.holdout.box_zyx is not None:
         return zyx(min(b, n) for b, n in zip(config.holdout.box_zyx, volume.shape_zyx, strict=True))
     shape = reference_shape(config, volume)
     factor = (1.0 if volume.truth is None else 2.0) * plan.scale
+    if volume.truth is None and config.sampling.patch_zyx is None:
+        largest = voxels_within(BOX_MINUTES, volume.spacing_um_zyx, volume.shape_zyx, thickness_um)
+        shape = advised_shape(volume, min(math.prod(shape), largest))
     most = min(share, config.holdout.fraction * math.prod(volume.shape_zyx))
     return scaled_shape(volume, shape, min(factor, most / math.prod(shape)))
 
@@ -279,7 +299,7 @@ def _try_boxes(
     volumes = [v for v in given.volumes if v.volume_id in whole] if whole else given.volumes
     allowed = campaign.config.holdout.fraction * sum(math.prod(v.shape_zyx) for v in volumes)
     count = plan.validation + plan.test
-    shapes = {v.volume_id: _box_shape(campaign.config, v, allowed / count, plan) for v in volumes}
+    shapes = {v.volume_id: _box_shape(campaign.config, v, allowed / count, plan, given.thickness_um) for v in volumes}
     if not _may_fit(volumes, shapes, plan):
         return None
     rng = random_generator(campaign.config.seed, "holdout", *shapes)

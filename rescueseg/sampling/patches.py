@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,12 @@ from rescueseg.geometry import ZYX, Box, Patch, axis_starts, isotropic_shape, ov
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
+from rescueseg.sampling.effort import LEAST_PLANES
 from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import read_box
 
-LARGEST_PATCH = 256**3
-"""Voxels of a patch on a volume large enough."""
 SMALLEST_PATCH = 8**3
 """Voxels below which a patch shows nothing, however small the volume."""
 LEAST_PLACES = 30
@@ -83,12 +82,12 @@ def suggested_shapes(
     guarded: dict[str, list[Box]],
     places: SharedPlaces,
     least: int,
-    largest: int = LARGEST_PATCH,
+    largest: Mapping[str, int],
 ) -> dict[str, ZYX]:
     """Return the largest patch shapes that leave enough room: flat where the volume is, no image is read.
 
-    All volumes get about the same number of voxels, but none more than an eighth of its own. Sizes are tried from the
-    largest down in steps of 3 %.
+    All volumes get about the same number of voxels, but none more than an eighth of its own, nor more than people can
+    be asked to annotate. Sizes are tried from the largest down in steps of 3 %.
 
     Parameters
     ----------
@@ -100,8 +99,8 @@ def suggested_shapes(
         Which places of the volumes are the same.
     least : int
         Patches that must fit outside them without overlap, over all volumes.
-    largest : int
-        Voxels of a patch at most.
+    largest : mapping of str to int
+        Voxels of a patch at most, by volume; see `rescueseg.sampling.effort.voxels_within`.
 
     Returns
     -------
@@ -109,17 +108,20 @@ def suggested_shapes(
         By volume. The smallest size where not even that leaves enough.
     """
     fallback: dict[str, ZYX] = {}
-    voxels = min(largest, sum(math.prod(v.shape_zyx) for v in volumes) // least)
+    most = {v.volume_id: min(largest[v.volume_id], math.prod(v.shape_zyx) // _LARGEST_SHARE) for v in volumes}
+    voxels = min(max(most.values()), sum(math.prod(v.shape_zyx) for v in volumes) // least)
     last = SMALLEST_PATCH
     while voxels > last:
-        shapes = {v.volume_id: _tiling(v, advised_shape(v, min(voxels, _most(v)))) for v in volumes}
+        shapes = {
+            v.volume_id: _tiling(v, _with_planes(v, advised_shape(v, min(voxels, most[v.volume_id])))) for v in volumes
+        }
         isotropic = all(_isotropic(v, shapes[v.volume_id]) for v in volumes)
         if (isotropic or not fallback) and count_places(volumes, shapes, guarded, places, least) >= least:
             if isotropic:
                 return shapes
             fallback, last = shapes, voxels // 2
         voxels = min(voxels - 1, int(voxels / _STEP))
-    return fallback or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, _most(v))) for v in volumes}
+    return fallback or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, most[v.volume_id])) for v in volumes}
 
 
 def _isotropic(volume: VolumeRecord, shape_zyx: ZYX) -> bool:
@@ -132,13 +134,19 @@ def _isotropic(volume: VolumeRecord, shape_zyx: ZYX) -> bool:
 def _tiling(volume: VolumeRecord, shape_zyx: ZYX) -> ZYX:
     """Make the long axes even: on a grid of half a patch two odd ones never lie side by side."""
     return zyx(
-        n - n % 2 if n > 1 and length / n >= _LAYERS else n
+        n - n % 2 if n > LEAST_PLANES and length / n >= _LAYERS else n
         for n, length in zip(shape_zyx, volume.shape_zyx, strict=True)
     )
 
 
-def _most(volume: VolumeRecord) -> int:
-    return math.prod(volume.shape_zyx) // _LARGEST_SHARE
+def _with_planes(volume: VolumeRecord, shape_zyx: ZYX) -> ZYX:
+    """Give a patch of fewer than three planes a third one, where the volume has it; the planes get smaller for that."""
+    planes, height, width = shape_zyx
+    least = min(LEAST_PLANES, volume.shape_zyx[0])
+    if planes >= least:
+        return shape_zyx
+    side = math.sqrt(planes / least)
+    return zyx((least, max(1, int(height * side)), max(1, int(width * side))))
 
 
 def count_places(
