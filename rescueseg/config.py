@@ -88,6 +88,9 @@ class HoldoutConfig(Section):
     """Boxes that choose: champion, stopping, the threshold to beat."""
     test_boxes: Positive = 8
     """Boxes that are only ever reported."""
+    first_boxes: Positive = 4
+    """Boxes of each part that people annotate before generation 0; each generation then asks for two more of each part, until
+    there are as many as above. Boxes whose truth came with the volume all count from the start."""
     box_zyx: ZYXField | None = None
     """Shape of a holdout box in voxels; about isotropic in micrometre when omitted."""
     guard_zyx: tuple[NotNegative, NotNegative, NotNegative] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -226,15 +226,29 @@ class Holdout(Record):
     """Patch shape of each volume, fixed when its boxes were; None in holdouts frozen before it was kept."""
     whole: tuple[str, ...] | None = None
     """Volumes held out whole: nothing that they show is offered or trained on, inside their boxes or beside them."""
+    later: tuple[HoldoutBox, ...] | None = None
+    """Boxes that people are asked to annotate after the first generations: held out like the others from the start, and
+    judged by once they are annotated. None where all were asked for at once."""
 
     def to_json(self) -> Any:
         """Return a JSON-ready form; what was not kept then is left out, so that old digests stay."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    @property
+    def all_boxes(self) -> tuple[HoldoutBox, ...]:
+        """The boxes, and those that are annotated later."""
+        return self.boxes + (self.later or ())
+
     def continues(self, frozen: Holdout) -> bool:
         """Tell whether this only adds to a frozen holdout: boxes, or volumes held out whole."""
         added = set(frozen.boxes) <= set(self.boxes) and set(frozen.whole or ()) <= set(self.whole or ())
-        return added and frozen.guard_zyx == self.guard_zyx
+        return added and set(frozen.all_boxes) <= set(self.all_boxes) and frozen.guard_zyx == self.guard_zyx
+
+    def with_annotated(self, places: Collection[Patch]) -> Holdout:
+        """Return the holdout with those of the later boxes that lie in `places`, where there is a truth now, among its boxes."""
+        new = tuple(box for box in self.later or () if box.patch in places)
+        rest = tuple(box for box in self.later or () if box.patch not in places)
+        return self.model_copy(update={"boxes": self.boxes + new, "later": rest or None}) if new else self
 
     def covers(self, volume_id: str) -> bool:
         """Tell whether it was drawn with a volume in view; one written by hand says nothing of it."""
@@ -243,14 +257,15 @@ class Holdout(Record):
     def of(self, volume_id: str, places: SharedPlaces, part: Part | None = None) -> list[Box]:
         """Return where the boxes of a part lie in a volume, whatever volume they were drawn in.
 
-        Without a part, what must not be read: the boxes of both, and all that volumes held out whole show.
+        Without a part, what must not be read: the boxes of both, the later ones too, and all that volumes held out whole show.
         """
-        whole = self._whole(places) if part is None else []
-        return places.boxes_in(volume_id, [*whole, *(b.patch for b in self.boxes if part in (None, b.part))])
+        if part is None:
+            return places.boxes_in(volume_id, [*self._whole(places), *(b.patch for b in self.all_boxes)])
+        return places.boxes_in(volume_id, [b.patch for b in self.boxes if b.part == part])
 
     def guarded(self, volume_id: str, places: SharedPlaces) -> list[Box]:
         """Return what must not be read of a volume, with the guard band of the boxes."""
-        return places.boxes_in(volume_id, [*self._whole(places), *(b.patch for b in self.boxes)], self.guard_zyx)
+        return places.boxes_in(volume_id, [*self._whole(places), *(b.patch for b in self.all_boxes)], self.guard_zyx)
 
     def _whole(self, places: SharedPlaces) -> list[Patch]:
         if gone := [name for name in self.whole or () if name not in places.shapes]:

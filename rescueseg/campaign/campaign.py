@@ -172,7 +172,7 @@ class Campaign:
             At the first that has none: it would be left out of everything without a word.
         """
         holdout = self.holdout()
-        names = {*holdout.volumes, *(box.volume_id for box in holdout.boxes)} if holdout else set()
+        names = {*holdout.volumes, *(box.volume_id for box in holdout.all_boxes)} if holdout else set()
         for name in sorted(names.difference(self.volumes.ids())):
             raise damaged(self.storage.path(VOLUME.path(volume=name)), "it is missing")
 

@@ -63,6 +63,8 @@ def infer(
 def status(campaign: CampaignArgument) -> None:
     """Show volumes, queue, generations and servers of a campaign."""
     from rescueseg.queue.store import open_queue
+    from rescueseg.reports.sampling_table import waiting_lines
+    from rescueseg.sampling.effort import pace
     from rescueseg.services.prefect_server import where_prefect
     from rescueseg.services.state import read_state
     from rescueseg.stages.due import count_due
@@ -80,6 +82,8 @@ def status(campaign: CampaignArgument) -> None:
     console.print(
         "Queue: " + (", ".join(f"{n} {status}" for status, n in store.views.counts().items() if n) or "empty")
     )
+    for line in waiting_lines(store.views.tickets(), pace(store.views.accepted(purpose=None))):
+        say_line(line)
     due = count_due(opened, store)
     console.print(f"Generation {due.generation} is {'due' if due.due else 'not due'}: {due.reason}")
     show_generations(opened)

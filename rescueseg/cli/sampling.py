@@ -30,17 +30,22 @@ def sample(
     """
     from rescueseg.queue.store import open_queue
     from rescueseg.reports import sampling_table
+    from rescueseg.sampling.effort import pace
     from rescueseg.stages import tickets
 
     opened = Campaign.open(campaign)
+    store = open_queue(opened)
     with shown_progress(console) as progress:
-        new = 0 if dry_run else tickets.prepare(opened, open_queue(opened), progress)
-        holdout, starting = tickets.preview_sampling(opened, lambda: open_queue(opened), progress)
+        new = 0 if dry_run else tickets.prepare(opened, store, progress)
+        holdout, starting = tickets.preview_sampling(opened, lambda: store, progress)
         sheet = sampling_table.write_sheet(opened, holdout, starting, progress) if preview else ""
     console.print(sampling_table.table(holdout, starting))
     for line in sampling_table.remarks(opened, holdout, starting):
         say_line(line)
-    parts = [box.part for box in holdout.boxes]
+    minutes = pace(store.views.accepted(purpose=None))
+    for line in sampling_table.effort_lines(opened.volumes.records(), holdout, starting, minutes):
+        say_line(line)
+    parts = [box.part for box in holdout.all_boxes]
     counted = f"{parts.count('validation')} validation and {parts.count('test')} test boxes"
     if sheet:
         say_line(f"Contact sheet: {sheet}")

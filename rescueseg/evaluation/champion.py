@@ -7,7 +7,7 @@ the tracking server says; MLflow's aliases only mirror it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,7 +108,12 @@ def judgements(generations: Iterable[GenerationFolder]) -> list[Judgement]:
     return [judgement for judgement in results if judgement is not None]
 
 
-def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, config: CampaignConfig) -> Judgement:
+def judge(
+    generations: Sequence[GenerationFolder],
+    evaluation: Evaluation,
+    config: CampaignConfig,
+    anew: Mapping[int, Evaluation] | None = None,
+) -> Judgement:
     """Compare a generation with the champion of the generations before it and say who is champion now.
 
     The comparisons of a campaign share one error: see `rescueseg.evaluation.paired_test.level_of`. Those that older
@@ -122,12 +127,14 @@ def judge(generations: Sequence[GenerationFolder], evaluation: Evaluation, confi
         The new generation's; it says which one that is.
     config : CampaignConfig
         The campaign's; it says how many generations there are at most.
+    anew : mapping of int to Evaluation, optional
+        Evaluations of earlier generations on a holdout that grew since they were judged.
     """
     earlier = {j.generation: j for j in judgements(generations) if j.generation < evaluation.generation}
     champion, comparison = evaluation.generation, None
     if earlier:
         champion = earlier[max(earlier)].champion
-        pair = _pair(earlier[champion].evaluation, evaluation)
+        pair = _pair((anew or {}).get(champion, earlier[champion].evaluation), evaluation)
         before = [Decided(c.level, c.verdict == "better") for j in earlier.values() if (c := j.comparison)]
         level = level_of(before, config.stopping.max_generations - 1, pair.test.units)
         comparison = _decision(pair, level)

@@ -16,6 +16,7 @@ from rescueseg.campaign.stage_results import QUERY
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.metrics import dice_of
 from rescueseg.evaluation.scores import BoxKey, Evaluation
+from rescueseg.evaluation.stored_scores import latest_evaluation
 
 SIZES = {
     "moderate": "5–10 volumes",
@@ -101,11 +102,11 @@ def forecast(patches: Sequence[float], dice: Sequence[float], distance: float) -
 def generation_results(generations: Iterable[GenerationFolder]) -> list[GenerationResult]:
     """Return what the evaluated generations reached, for `rescueseg.active_learning.stopping.advice`.
 
-    Their Dice is that of the validation boxes that all of them were judged on with the same truth: a holdout that grew
-    would bend the curve. Generations that share no box with the later ones have none.
+    Their Dice is that of the validation boxes that all of them were scored on with the same truth: a holdout that grew
+    would bend the curve, so earlier generations are scored on its new boxes too. Generations that share no box with the later ones have none.
     """
     folders = [(folder, judgement) for folder in generations if (judgement := folder.read(EVALUATION)) is not None]
-    dice = common_dice([judgement.evaluation for _, judgement in folders])
+    dice = common_dice([latest_evaluation(folder, judgement) for folder, judgement in folders])
     results = []
     for (folder, judgement), value in zip(folders, dice, strict=True):
         query = folder.read(QUERY)

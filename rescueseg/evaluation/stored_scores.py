@@ -123,6 +123,34 @@ def shown_evaluation(folder: GenerationFolder, judgement: Judgement) -> Evaluati
     return anew if anew is not None and is_newer else judgement.evaluation
 
 
+def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
+    """Return the evaluation of an earlier generation on all boxes that the holdout has now, those without its maps left out.
+
+    Where the holdout grew since it was judged, a new one is made and stored. Where that cannot be done, because its maps are
+    gone, it is the one that it was judged by, and generations are compared on the boxes that they share.
+    """
+    evaluation = latest_evaluation(campaign.generation(judgement.generation), judgement)
+    before = {Patch(b.volume_id, b.box) for b in evaluation.boxes}
+    mapped = {b.volume_id for b in evaluation.boxes}
+    new = {b.patch for b in holdout_truth(campaign).boxes if b.volume_id in mapped} - before
+    if not new:
+        return evaluation
+    try:
+        anew = evaluate_generation(campaign, judgement.generation, places=before | new)
+    except RescuesegError:
+        return evaluation
+    campaign.generation(judgement.generation).write(SCORES, anew)
+    return anew
+
+
+def latest_evaluation(folder: GenerationFolder, judgement: Judgement) -> Evaluation:
+    """Return the scores of a judged generation on the most boxes: those made anew where they hold all that it was judged by."""
+    anew, judged = folder.read(SCORES), judgement.evaluation
+    if anew is None or not anew.complete or anew.model_digest != judged.model_digest:
+        return judged
+    return anew if {b.key for b in judged.boxes} <= {b.key for b in anew.boxes} else judged
+
+
 def _stored(folder: GenerationFolder) -> tuple[Evaluation | None, Evaluation | None]:
     judgement = folder.read(EVALUATION)
     return folder.read(SCORES), judgement.evaluation if judgement else None

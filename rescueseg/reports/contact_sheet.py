@@ -79,7 +79,7 @@ def entries(holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[Entry]:
         )
         for p in starting
     ]
-    sheet += [Entry(b.part, b.volume_id, b.box, b.stratum, b.reason or "") for b in holdout.boxes]
+    sheet += [Entry(b.part, b.volume_id, b.box, b.stratum, b.reason or "") for b in holdout.all_boxes]
     order = list(dict.fromkeys(entry.stratum for entry in sheet))
     return sorted(sheet, key=lambda entry: order.index(entry.stratum))
 

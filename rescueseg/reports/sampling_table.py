@@ -1,4 +1,4 @@
-"""What `rescueseg sample` shows: the sampled patches with their reasons, remarks, the contact sheet."""
+"""What `rescueseg sample` shows: the sampled patches with their reasons, what they ask of people, remarks, the contact sheet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from rich.table import Table
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.learning_curve import advise
 from rescueseg.progress import Progress
-from rescueseg.records import Holdout, QueriedPatch
+from rescueseg.queue.records import TicketRecord
+from rescueseg.records import Holdout, QueriedPatch, VolumeRecord
 from rescueseg.reports.contact_sheet import SHEET, contact_sheet
+from rescueseg.sampling.effort import effort_of
 from rescueseg.sampling.patches import patch_shape
 from rescueseg.sampling.strata import ARTEFACT
 
@@ -21,14 +23,59 @@ def table(holdout: Holdout, starting: Sequence[QueriedPatch]) -> Table:
     result = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("part", "volume", "box zyx", "stratum", "why"):
         result.add_column(name, overflow="fold")
-    for box in holdout.boxes:
+    later = set(holdout.later or ())
+    for box in holdout.all_boxes:
         words = box.stratum.replace("_", " ")
-        result.add_row(box.part, box.volume_id, str(box.box).strip("[]"), words, box.reason or "")
+        part = f"{box.part}, later" if box in later else box.part
+        result.add_row(part, box.volume_id, str(box.box).strip("[]"), words, box.reason or "")
     for patch in starting:
         words = patch.stratum.replace("_", " ")
         why = patch.reason.removeprefix(f"{words}: ")
         result.add_row("starting", patch.volume_id, str(patch.box).strip("[]"), words, why)
     return result
+
+
+def effort_lines(
+    volumes: Sequence[VolumeRecord], holdout: Holdout, starting: Sequence[QueriedPatch], pace: float
+) -> list[str]:
+    """Say what a sampling asks of people before the first model, and after it.
+
+    Parameters
+    ----------
+    volumes : sequence of VolumeRecord
+        Those that may be used: holdout boxes of one that came with truth ask for nothing.
+    holdout : Holdout
+        Frozen, or about to be.
+    starting : sequence of QueriedPatch
+        The starting patches.
+    pace : float
+        How much longer than assumed the campaign's annotations took; see `rescueseg.sampling.effort.pace`.
+    """
+    without = {v.volume_id for v in volumes if v.truth is None}
+    held, later = (
+        effort_of([b.box for b in boxes if b.volume_id in without], pace)
+        for boxes in (holdout.boxes, holdout.later or ())
+    )
+    patches = effort_of([patch.box for patch in starting], pace)
+    how = "by the minutes of this campaign's annotations" if pace != 1 else "assumed: 40 s a plane of 80×80, 90 s a box"
+    lines = [
+        f"Asked of people before the first model: about {held.hours + patches.hours:.1f} hours ({how})",
+        f"  holdout: {held.sentence()}" + ("" if held.boxes else ", the truth came with the volumes"),
+        f"  first patches: {patches.sentence()}",
+    ]
+    if later.boxes:
+        lines.append(f"  later, with each generation some: {later.sentence()}")
+    return lines
+
+
+def waiting_lines(tickets: Sequence[TicketRecord], pace: float) -> list[str]:
+    """Say what the tickets that wait ask of people, the holdout first; nothing where none waits."""
+    open_tickets = [t for t in tickets if t.status in ("queued", "leased")]
+    groups = {
+        "holdout": [t.box for t in open_tickets if t.purpose != "pool"],
+        "patches": [t.box for t in open_tickets if t.purpose == "pool"],
+    }
+    return [f"To annotate: {name}: {effort_of(boxes, pace).sentence()}" for name, boxes in groups.items() if boxes]
 
 
 def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[str]:
@@ -38,7 +85,7 @@ def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatc
         shape = patch_shape(campaign.config, volume, holdout)
         lengths = " × ".join(f"{n * s:.3g}" for n, s in zip(shape, volume.spacing_um_zyx, strict=True))
         lines.append(f"Patches of {volume.volume_id}: {'×'.join(map(str, shape))} voxels (zyx), {lengths} µm")
-    measured = [box for box in holdout.boxes if box.reason is not None]
+    measured = [box for box in holdout.all_boxes if box.reason is not None]
     if measured and ARTEFACT not in {b.stratum for b in measured} | {p.stratum for p in starting}:
         lines.append("No imaging artefact was found where the holdout was drawn; other strata took its turns")
     target = campaign.config.sampling.starting_patches

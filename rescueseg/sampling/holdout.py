@@ -53,6 +53,10 @@ _SPARE = 2
 """Patches more that must fit in a rehearsal, since the drawing itself lies elsewhere."""
 _LEAST_GROWN = 2
 """Patches that must fit in volumes added later."""
+MORE_BOXES = 2
+"""Boxes of each part that people annotate more with each generation. By simulation (`tests/benchmarks/growing_holdout.py`)
+four boxes and two more each generation decide as early and as well as eight at once; in steps of one they do not."""
+PARTS: tuple[Part, ...] = ("validation", "test")
 _MOST_GUARDED = 0.7
 """Share of the voxels that the boxes may take with their guard bands."""
 
@@ -61,7 +65,7 @@ T = TypeVar("T")
 
 def undrawn_volumes(frozen: Holdout | None, volumes: Sequence[VolumeRecord]) -> list[VolumeRecord]:
     """Return the volumes that the holdout was not drawn from yet: all before the first drawing."""
-    drawn_ids = {*frozen.volumes, *(b.volume_id for b in frozen.boxes)} if frozen else set()
+    drawn_ids = {*frozen.volumes, *(b.volume_id for b in frozen.all_boxes)} if frozen else set()
     return [v for v in volumes if v.volume_id not in drawn_ids]
 
 
@@ -90,7 +94,23 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
         )
     boxes, guard_zyx = layout or ((), (0, 0, 0))
     holdout = given.holdout(boxes, guard_zyx).model_copy(update={"volumes": tuple(v.volume_id for v in everything)})
-    return holdout.model_copy(update={"patch_zyx": _patch_shapes(given, holdout)})
+    holdout = holdout.model_copy(update={"patch_zyx": _patch_shapes(given, holdout)})
+    return _asked_by_and_by(given, holdout)
+
+
+def _asked_by_and_by(given: _Given, holdout: Holdout) -> Holdout:
+    """Put off those new boxes that people need not annotate before the next generation."""
+    first = given.campaign.config.holdout.first_boxes if given.frozen is None else MORE_BOXES
+    with_truth = {v.volume_id for v in given.volumes if v.truth is not None}
+    before = given.frozen.all_boxes if given.frozen else ()
+    asked, later = list[HoldoutBox](), list[HoldoutBox]()
+    left = dict.fromkeys(PARTS, first)
+    for box in holdout.boxes[len(before) :]:
+        is_asked = box.volume_id in with_truth or left[box.part] > 0
+        (asked if is_asked else later).append(box)
+        left[box.part] -= box.volume_id not in with_truth
+    boxes, waiting = (given.frozen.boxes, given.frozen.later or ()) if given.frozen else ((), ())
+    return holdout.model_copy(update={"boxes": (*boxes, *asked), "later": (*waiting, *later) or None})
 
 
 def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
@@ -169,9 +189,9 @@ class _Given:
         return cls(campaign, volumes, places, frozen, blocked, whole, thickness)
 
     def holdout(self, boxes: Sequence[HoldoutBox], guard_zyx: ZYX) -> Holdout:
-        """Return what is frozen with more boxes; the guard counts where nothing is frozen."""
+        """Return what is frozen, later boxes too, with more boxes; the guard counts where nothing is frozen."""
         before = self.frozen or Holdout(boxes=(), guard_zyx=guard_zyx)
-        return Holdout(boxes=(*before.boxes, *boxes), guard_zyx=before.guard_zyx, whole=self.whole or None)
+        return Holdout(boxes=(*before.all_boxes, *boxes), guard_zyx=before.guard_zyx, whole=self.whole or None)
 
     def guarded(self, holdout: Holdout, volumes: Sequence[VolumeRecord]) -> dict[str, list[Box]]:
         """Return what a holdout bars in volumes."""
@@ -253,7 +273,7 @@ def _growth_plans(given: _Given, frozen: Holdout) -> Iterator[_Plan]:
     new = {v.volume_id for v in volumes}
     old = sum(math.prod(v.shape_zyx) for v in campaign.volumes.records() if v.volume_id not in new)
     growth = sum(math.prod(v.shape_zyx) for v in volumes) / max(1, old)
-    parts = [sum(b.part == part for b in frozen.boxes) for part in ("validation", "test")]
+    parts = [sum(b.part == part for b in frozen.all_boxes) for part in PARTS]
     config = campaign.config.holdout
     most = [
         max(1, min(limit, round(n * growth)))
@@ -308,7 +328,7 @@ def _try_boxes(
     for volume in volumes:
         name, shape = volume.volume_id, shapes[volume.volume_id]
         taken = places.boxes_in(name, given.blocked, plan.guard_zyx)
-        taken += places.boxes_in(name, [b.patch for b in given.frozen.boxes] if given.frozen else [], gap_zyx)
+        taken += places.boxes_in(name, [b.patch for b in given.frozen.all_boxes] if given.frozen else [], gap_zyx)
         boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
         free[name] = subsample_places(boxes, volume, volumes, rng)
     features = None if rehearsal else measure_places(campaign.volumes, volumes, free, progress)

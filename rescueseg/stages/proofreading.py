@@ -20,7 +20,7 @@ from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import NewTicket, TicketStatus
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import Domain, Domains, Normalisation, VolumeRecord
-from rescueseg.stages.tickets import make_ticket
+from rescueseg.stages.ticket_making import make_ticket
 from rescueseg.storage import Storage
 from rescueseg.volumes.comparison import ensure_compared
 from rescueseg.volumes.domains import free_name

@@ -10,17 +10,22 @@ from rescueseg.campaign.route import freeze_choice
 from rescueseg.campaign.stage_results import EFFORT, SNAPSHOT, Effort, GenerationEffort, PatchEffort
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import AcceptedAnnotation, Holdout, Snapshot
+from rescueseg.stages.holdout_growth import take_annotated
 from rescueseg.stages.stage import run_stage
 from rescueseg.volumes.comparison import ensure_compared
 
 
 def make_snapshot(campaign: Campaign, generation: int, store: QueueStore) -> Snapshot:
-    """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`."""
+    """Write the generation's immutable training set from the accepted annotations; see `rescueseg.campaign.snapshot`.
+
+    Before that, a holdout that grows takes in what was annotated of it: until the generation is judged it stays as it is.
+    """
     folder = campaign.generation(generation)
 
     def work() -> Snapshot:
         campaign.volumes.apply_domains()
         ensure_compared(campaign.volumes)
+        take_annotated(campaign, store)
         accepted = store.views.accepted("pool")
         previous = campaign.generation(generation - 1).snapshot() if generation else None
         earlier = {item.annotation_id for item in previous.items} if previous else set()

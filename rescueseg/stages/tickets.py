@@ -10,8 +10,6 @@ import numpy as np
 from rescueseg.active_learning.candidates import score_candidates
 from rescueseg.active_learning.stopping import should_stop
 from rescueseg.active_learning.strategies import choose_patches
-from rescueseg.annotation.label_files import ticket_id
-from rescueseg.annotation.pairs import annotators_of
 from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.campaign.layout import PREFILL
 from rescueseg.campaign.route import TRIAGE_SUMMARY, frozen_choice, profile_of
@@ -28,10 +26,12 @@ from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
-from rescueseg.records import Holdout, Purpose, QueriedPatch, VolumeRecord
+from rescueseg.records import Holdout, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
 from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
+from rescueseg.stages.holdout_growth import holdout_ticket, more_boxes
 from rescueseg.stages.stage import run_stage
+from rescueseg.stages.ticket_making import make_ticket
 from rescueseg.volumes.comparison import ensure_compared
 
 
@@ -94,10 +94,7 @@ def first_tickets(
 ) -> list[NewTicket]:
     """Return the tickets of a sampling, in the volumes that may be used; the queue takes those that it does not have."""
     usable = {volume.volume_id for volume in volumes}
-    holdout_tickets = [
-        make_ticket(config, 0, b.patch, b.part, stratum=b.stratum, reason=f"{b.part} box: annotate all of it")
-        for b in starting_patches.holdout_tickets(volumes, holdout)
-    ]
+    holdout_tickets = [holdout_ticket(config, 0, box) for box in starting_patches.holdout_tickets(volumes, holdout)]
     return holdout_tickets + [_queried(config, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
@@ -167,7 +164,7 @@ def stop_decision(generation: GenerationFolder, config: StoppingConfig) -> str:
 def enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsResult:
     """Make tickets of the queried patches, each with the model's prediction, cleaned by the route's profile, as first mask.
 
-    Nothing is queued once the stopping rule says stop.
+    With them come the next boxes of a holdout that grows. Nothing is queued once the stopping rule says stop.
     """
     return run_stage(campaign.generation(generation), TICKETS, lambda: _enqueue(campaign, generation, store))
 
@@ -185,6 +182,7 @@ def _enqueue(campaign: Campaign, generation: int, store: QueueStore) -> TicketsR
         mask = clean(mask, campaign.volumes.record(patch.volume_id).spacing_um_zyx, *profile)
         campaign.storage.write_array(prefill, mask)
         tickets.append(ticket.model_copy(update={"prefill": prefill, "classes": class_names(config.classes, mask)}))
+    tickets += more_boxes(campaign, generation + 1, store)
     store.tickets.add(tickets)
     return TicketsResult(tickets=tuple(ticket.ticket_id for ticket in tickets), stop="")
 
@@ -198,29 +196,4 @@ def _queried(config: CampaignConfig, generation: int, patch: QueriedPatch) -> Ne
         stratum=patch.stratum,
         reason=patch.reason,
         score=patch.score,
-    )
-
-
-def make_ticket(
-    config: CampaignConfig,
-    generation: int,
-    patch: Patch,
-    purpose: Purpose,
-    *,
-    stratum: str,
-    reason: str,
-    score: float = 0.0,
-) -> NewTicket:
-    """Return the ticket of a patch, without a first mask; pool tickets may be for two people."""
-    name = ticket_id(config.name, generation, patch, purpose)
-    return NewTicket(
-        ticket_id=name,
-        annotators=annotators_of(config, name) if purpose == "pool" else 1,
-        volume_id=patch.volume_id,
-        box=patch.box,
-        purpose=purpose,
-        generation=generation,
-        stratum=stratum,
-        reason=reason,
-        score=score,
     )

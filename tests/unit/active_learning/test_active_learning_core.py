@@ -95,7 +95,7 @@ def test_small_real_volumes_have_room(real_data: Path, tmp_path: Path, name: str
     campaign = Campaign.create(str(tmp_path / "campaign"), check_config({"name": "real", "classes": ["o"]}))
     volumes.import_volume(campaign, volumes.VolumeImport(str(folder / "raw.tif"), volume_id="v", spacing=spacing))
     holdout = starting_patches.draw_holdout(campaign)
-    assert [b.part for b in holdout.boxes] == ["validation", "test"] * 8
+    assert [b.part for b in holdout.all_boxes] == ["validation", "test"] * 8
     taken: list[Patch] = []
     for _ in range(3):
         more = starting_patches.starting_patches(campaign, 4, taken)

@@ -81,6 +81,33 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def test_what_is_asked_of_people_is_said_before_anything_is_frozen(folder: Path) -> None:
+    c = folder / "c"
+    init(folder, *FAST)
+    before = tree(c)
+    said = run("sample", c, "--dry-run")
+    assert tree(c) == before
+    done = run("sample", c)
+    opened = Campaign.open(str(c))
+    holdout, starting = opened.holdout(), opened.starting_patches()
+    assert holdout is not None
+    assert starting is not None
+    hours = []
+    for name, boxes in (("holdout", holdout.boxes), ("first patches", starting)):
+        shapes = [place.box.shape_zyx for place in boxes]
+        planes, voxels = sum(z for z, _, _ in shapes), sum(z * y * x for z, y, x in shapes)
+        hours.append(sum(90 + z * max(5, 40 * y * x / 6400) for z, y, x in shapes) / 3600)
+        line = f"  {name}: {len(boxes)} boxes, {planes} planes, {voxels:,} voxels, about {hours[-1]:.1f} hours"
+        assert line in said
+        assert line in done
+    assert len(holdout.boxes) == len(holdout.later or ()) == 8
+    assert f"Asked of people before the first model: about {sum(hours):.1f} hours (assumed" in said
+    assert "  later, with each generation some: 8 boxes" in said
+    told = run("status", c)
+    assert "To annotate: holdout: 8 boxes" in told
+    assert "To annotate: patches: 2 boxes" in told
+
+
 def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     c = folder / "c"
     assert "16×64×64 voxels" in init(folder, "--truth", folder / "truth.tif", *FAST)

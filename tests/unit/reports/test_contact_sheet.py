@@ -56,7 +56,7 @@ def test_every_part_is_on_the_sheet(campaign: Campaign, tmp_path: Path, rough: b
     holdout = starting_patches.draw_holdout(campaign)
     starting = starting_patches.starting_patches(campaign)
     shown = contact_sheet.entries(holdout, starting)
-    assert len(shown) == len(holdout.boxes) + len(starting)
+    assert len(shown) == len(holdout.all_boxes) + len(starting)
     strata = [entry.stratum for entry in shown]
     assert strata == sorted(strata, key=strata.index), "one group for each"
     sheet = np.asarray(Image.open(io.BytesIO(contact_sheet.contact_sheet(campaign, holdout, starting))).convert("RGB"))
