@@ -21,6 +21,7 @@ from rescueseg.storage import Storage, digest_json
 
 HOLDOUT = RecordFile("holdout", Holdout)
 STARTING = RecordFile("starting", tuple[QueriedPatch, ...])
+EXAMPLES = RecordFile("examples", tuple[Patch, ...])
 ROUGH = RecordFile("rough", tuple[Patch, ...])
 
 
@@ -241,6 +242,15 @@ class Campaign:
     def save_starting_patches(self, patches: Sequence[QueriedPatch]) -> None:
         """Write the starting patches."""
         self.records.write(STARTING, tuple(patches))
+
+    def example_patches(self) -> list[Patch]:
+        """Return the patches that a person chose as examples before the holdout was drawn; they are never held out."""
+        patches = self.records.read(EXAMPLES)
+        return [] if patches is None else list(patches)
+
+    def save_example_patches(self, patches: Sequence[Patch]) -> None:
+        """Write the example patches, before their tickets."""
+        self.records.write(EXAMPLES, tuple(patches))
 
     def rough_patches(self) -> list[Patch]:
         """Return the patches whose labels the triage looked at; they count as annotated and are never held out."""

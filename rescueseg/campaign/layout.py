@@ -89,6 +89,7 @@ CONSISTENCY = Place("consistency.json", "what the check of the volumes found (vo
 DOMAINS = Place("domains.json", "domains: spacing, normalisation, volumes")
 TRIAGE = Place("triage.json", "problem, evidence, route (triage/records.py)")
 TRIAGE_PICTURE = Place("triage.png", "picture of the decision")
+EXAMPLES = Place("examples.json", "patches that a person chose before the holdout was drawn: never held out")
 ROUGH = Place("rough.json", "patches of the rough mask: annotated, so never held out")
 HOLDOUT = Place("holdout.json", "frozen holdout")
 STARTING = Place("starting.json", "patches that generation 0 is trained on")

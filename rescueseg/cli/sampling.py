@@ -22,22 +22,44 @@ def sample(
     preview: Annotated[
         bool, typer.Option("--preview", help="Write a contact sheet: every patch in three planes under its stratum.")
     ] = False,
+    example: Annotated[
+        str,
+        typer.Option(
+            metavar="VOLUME:Z,Y,X",
+            help="Queue a patch around this voxel, where the structure is, and freeze nothing yet.",
+        ),
+    ] = "",
+    scribbles: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[VOLUME=]FILE",
+            help="Label image of a volume that shows where the structure is: 0 background, 1…K classes, 255 not drawn.",
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Freeze the holdout and queue the first tickets.
 
     Patches are drawn by strata: best and worst case, low SNR, dense, sparse, edge of volume, imaging artefact. The
     measured numbers that decided are shown with each.
+
+    These cannot see the structure. So show it first: `--example` queues one patch around a voxel, with the usual tools it is
+    annotated, and the next `sample` draws three quarters of the boxes and patches where a quick classifier finds the same.
+    The example is the first training patch, and no holdout box touches it. `--scribbles` do the same.
     """
     from rescueseg.queue.store import open_queue
     from rescueseg.reports import sampling_table
     from rescueseg.sampling.effort import pace
-    from rescueseg.stages import tickets
+    from rescueseg.stages import hints, tickets
 
     opened = Campaign.open(campaign)
     store = open_queue(opened)
+    if example:
+        console.print(f"Example queued: {hints.ask_example(opened, store, example)}")
+        console.print(f"Next: rescueseg queue next {campaign} --out todo; then triage and sample again", style="dim")
+        return
     with shown_progress(console) as progress:
-        new = 0 if dry_run else tickets.prepare(opened, store, progress)
-        holdout, starting = tickets.preview_sampling(opened, lambda: store, progress)
+        new = 0 if dry_run else tickets.prepare(opened, store, progress, scribbles)
+        holdout, starting = tickets.preview_sampling(opened, lambda: store, progress, scribbles)
         sheet = sampling_table.write_sheet(opened, holdout, starting, progress) if preview else ""
     console.print(sampling_table.table(holdout, starting))
     for line in sampling_table.remarks(opened, holdout, starting):
@@ -54,6 +76,11 @@ def sample(
         console.print(f"{counted} would be frozen and {queued} tickets queued, less those that are already")
         beside = " beside the contact sheet" if sheet else ""
         console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")
+        if opened.holdout() is None and not (opened.example_patches() or scribbles):
+            say_line(
+                "These places were chosen without knowing the structure. Show it first: "
+                f"rescueseg sample {campaign} --example VOLUME:z,y,x"
+            )
         return
     console.print(f"{counted} are frozen, {new} new tickets")
     console.print(f"Next: rescueseg queue next {campaign} --out todo", style="dim")

@@ -56,6 +56,11 @@ def triage(
         f"Read {result.chunks_read} of {result.chunks} chunks. Picture: {opened.storage.url_of(TRIAGE_PICTURE.path())}"
     )
     console.print(f"Next: rescueseg check {campaign}", style="dim")
+    if opened.holdout() is None and result.mask in ("threshold", "none"):
+        console.print(
+            f"or show the structure first: rescueseg sample {campaign} --example VOLUME:z,y,x; annotate it, triage again",
+            style="dim",
+        )
 
 
 def show(result: Triage) -> None:

@@ -58,7 +58,10 @@ def init(
         created = start_campaign(campaign, config, imports, say=say_line, progress=progress)
     make_queue(created)
     console.print(f"Campaign '{created.config.name}' in {created.url}")
-    console.print(f"Next: rescueseg sample {campaign}", style="dim")
+    console.print(
+        f"Next: show the structure: rescueseg sample {campaign} --example VOLUME:z,y,x; or rescueseg sample {campaign} --dry-run",
+        style="dim",
+    )
 
 
 @option_groups

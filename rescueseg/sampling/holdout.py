@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice, product, zip_longest
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from rescueseg.sampling.effort import BOX_MINUTES, PATCH_MINUTES, voxels_within
 from rescueseg.sampling.guard import guard_of_length, object_guards, plain_guard
 from rescueseg.sampling.patches import (
     LEAST_PLACES,
+    Hint,
     advised_shape,
     boxes_on_grid,
     count_places,
@@ -36,7 +37,7 @@ from rescueseg.sampling.patches import (
     subsample_places,
     suggested_shapes,
 )
-from rescueseg.sampling.strata import HOLDOUT_STRATA
+from rescueseg.sampling.strata import HINTED_HOLDOUT_STRATA, HOLDOUT_STRATA
 from rescueseg.shared_places import SharedPlaces
 
 _SMALLER = (
@@ -69,7 +70,9 @@ def undrawn_volumes(frozen: Holdout | None, volumes: Sequence[VolumeRecord]) -> 
     return [v for v in volumes if v.volume_id not in drawn_ids]
 
 
-def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
+def plan_holdout(
+    campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None, hint: Hint | None = None
+) -> Holdout:
     """Return the holdout that `starting_patches.draw_holdout` would freeze; nothing is written. Parameters as there."""
     frozen, everything = campaign.holdout(), campaign.volumes.records()
     if not everything:
@@ -81,7 +84,7 @@ def plan_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     volumes = undrawn_volumes(frozen, everything)
     if frozen and not volumes:
         return frozen
-    given = _Given.of(campaign, volumes, trained)
+    given = replace(_Given.of(campaign, volumes, trained), hint=hint)
     layout = None
     if frozen is None or not campaign.config.holdout.volumes or any(v.volume_id in given.whole for v in volumes):
         plans = _first_plans(given) if frozen is None else _growth_plans(given, frozen)
@@ -157,6 +160,8 @@ class _Given:
         Volumes held out whole; where there are any, boxes are drawn in no other.
     thickness_um : float or None
         What the triage measured as the structure's thickness.
+    hint : callable, optional
+        Tells how much of a place is structure.
     """
 
     campaign: Campaign
@@ -166,6 +171,7 @@ class _Given:
     blocked: Sequence[Patch]
     whole: tuple[str, ...]
     thickness_um: float | None
+    hint: Hint | None = None
 
     @classmethod
     def of(cls, campaign: Campaign, volumes: Sequence[VolumeRecord], trained: Sequence[Patch]) -> _Given:
@@ -331,11 +337,12 @@ def _try_boxes(
         taken += places.boxes_in(name, [b.patch for b in given.frozen.all_boxes] if given.frozen else [], gap_zyx)
         boxes = list(boxes_on_grid(volume.shape_zyx, shape, shape, taken))
         free[name] = subsample_places(boxes, volume, volumes, rng)
-    features = None if rehearsal else measure_places(campaign.volumes, volumes, free, progress)
+    features = None if rehearsal else measure_places(campaign.volumes, volumes, free, progress, given.hint)
     sampler = BoxSampler(volumes, free, places, rng, features, gap_zyx)
     turns = [volume_turns(sampler.volumes, n, rng) for n in (plan.validation, plan.test)]
     parts: list[Part] = interleave(["validation"] * plan.validation, ["test"] * plan.test)
-    present = [s for s in HOLDOUT_STRATA if s not in sampler.absent(HOLDOUT_STRATA)]
+    strata = HOLDOUT_STRATA if given.hint is None else HINTED_HOLDOUT_STRATA
+    present = [s for s in strata if s not in sampler.absent(strata)]
     order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
     samples = sampler.draw(interleave(*turns), order)
     holdout_boxes = tuple(
@@ -366,7 +373,12 @@ def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Pla
 def _trained_patches(campaign: Campaign, trained: Sequence[Patch]) -> list[Patch]:
     """Return what no box may touch: what was or will be trained on, and what the triage read the labels of."""
     starting = campaign.starting_patches() or []
-    patches = [*trained, *campaign.rough_patches(), *(Patch(p.volume_id, p.box) for p in starting)]
+    patches = [
+        *trained,
+        *campaign.rough_patches(),
+        *campaign.example_patches(),
+        *(Patch(p.volume_id, p.box) for p in starting),
+    ]
     for generation in campaign.generations():
         snapshot = generation.snapshot()
         patches += [Patch(item.volume_id, item.read_box) for item in snapshot.items] if snapshot else []

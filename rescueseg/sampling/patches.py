@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.geometry import ZYX, Box, Patch, axis_starts, isotropic_shape, overlapping, zyx
+from rescueseg.geometry import ZYX, Box, Floats, Patch, axis_starts, isotropic_shape, overlapping, zyx
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
@@ -20,6 +21,8 @@ from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
 from rescueseg.volumes.normalise import read_box
 
+Hint = Callable[[VolumeRecord, Sequence[Box]], Floats | None]
+"""Returns how much of each box of a volume is probably structure, (n,); None where it cannot tell."""
 SMALLEST_PATCH = 8**3
 """Voxels below which a patch shows nothing, however small the volume."""
 LEAST_PLACES = 30
@@ -252,9 +255,16 @@ def measure_places(
     volumes: Sequence[VolumeRecord],
     places: dict[str, list[Box]],
     progress: Progress | None = None,
+    hint: Hint | None = None,
 ) -> dict[str, strata.Features]:
-    """Measure the boxes at all places, by volume; see `strata.measure`."""
-    return {v.volume_id: strata.measure(volume_reader(folder, v), places[v.volume_id], v, progress) for v in volumes}
+    """Measure the boxes at all places, by volume; see `strata.measure`. A hint adds how much of each is structure."""
+    measured = {}
+    for volume in volumes:
+        boxes = places[volume.volume_id]
+        features = strata.measure(volume_reader(folder, volume), boxes, volume, progress)
+        shares = hint(volume, boxes) if hint is not None else None
+        measured[volume.volume_id] = features if shares is None else replace(features, structure=shares)
+    return measured
 
 
 def volume_reader(folder: VolumeFolder, volume: VolumeRecord) -> strata.Reader:

@@ -18,18 +18,23 @@ from rescueseg.records import Holdout, HoldoutBox, QueriedPatch, VolumeRecord
 from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
 from rescueseg.sampling.holdout import plan_holdout
 from rescueseg.sampling.patches import (
+    Hint,
     candidates,
     measure_places,
     patch_shape,
     subsample_places,
 )
-from rescueseg.sampling.strata import STARTING_STRATA
+from rescueseg.sampling.strata import HINTED_STARTING_STRATA, STARTING_STRATA
 from rescueseg.shared_places import SharedPlaces
 
 ROUGH_REASON = "rough mask of the triage"
+EXAMPLE, EXAMPLE_REASON = "example", "example of the structure, chosen by a person"
+"""Stratum and reason of a patch that a person chose before the holdout was drawn; see `rescueseg.stages.hints`."""
 
 
-def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None) -> Holdout:
+def draw_holdout(
+    campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None, hint: Hint | None = None
+) -> Holdout:
     """Return the frozen holdout; draw and freeze it at the first call, let it grow when volumes were added.
 
     Validation and test boxes take turns through the same strata (see `strata.HOLDOUT_STRATA`: the difficult ones
@@ -46,6 +51,8 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
         everything that earlier snapshots read, and of the patches of the rough mask.
     progress : callable, optional
         Called with what is counted, how many are done and how many there are.
+    hint : callable, optional
+        Tells how much of a place is structure; see `strata.HINTED_HOLDOUT_STRATA`.
 
     Returns
     -------
@@ -57,7 +64,7 @@ def draw_holdout(campaign: Campaign, trained: Sequence[Patch] = (), progress: Pr
     SamplingError
         If there is no volume, or no room for a single validation and test box.
     """
-    holdout = plan_holdout(campaign, trained, progress)
+    holdout = plan_holdout(campaign, trained, progress, hint)
     if holdout != campaign.holdout():
         campaign.freeze_holdout(holdout)
     return holdout
@@ -142,10 +149,11 @@ def starting_patches(
     occupied: Sequence[Patch] = (),
     holdout: Holdout | None = None,
     progress: Progress | None = None,
+    hint: Hint | None = None,
 ) -> list[QueriedPatch]:
     """Draw the patches that generation 0 is trained on.
 
-    The patches of the rough mask come first: they are annotated. Then strata take turns, those that promise objects
+    The examples and the patches of the rough mask come first: they are annotated. Then strata take turns, those that promise objects
     first (see `strata.STARTING_STRATA`), and so do the domains and their volumes, by their size. A stratum that the
     data do not have is left out. No label is read: a live campaign has none.
 
@@ -154,13 +162,15 @@ def starting_patches(
     campaign : Campaign
         Its holdout must be frozen.
     count : int, optional
-        Patches to draw, those of the rough mask counted; `sampling.starting_patches` when omitted.
+        Patches to draw, examples and those of the rough mask counted; `sampling.starting_patches` when omitted.
     occupied : sequence of Patch
         Patches that have a ticket already, in whichever volumes.
     holdout : Holdout, optional
         A holdout about to be frozen, in place of the campaign's.
     progress : callable, optional
         Called with what is counted, how many are done and how many there are.
+    hint : callable, optional
+        Tells how much of a place is structure; see `strata.HINTED_STARTING_STRATA`.
 
     Returns
     -------
@@ -177,16 +187,21 @@ def starting_patches(
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign.holdout(), campaign.url)
     places, usable = campaign.volumes.shared_places(), {v.volume_id for v in campaign.volumes.records()}
-    rough = [
+    examples = campaign.example_patches()
+    annotated = [
         p
-        for p in campaign.rough_patches()
+        for p in dict.fromkeys([*examples, *campaign.rough_patches()])
         if p.volume_id in usable and not any(p.box.intersects(box) for box in places.boxes_in(p.volume_id, occupied))
     ]
-    rows = [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
+    rows = [
+        (p.volume_id, p.box, *((EXAMPLE, EXAMPLE_REASON) if p in examples else ("rough_mask", ROUGH_REASON)))
+        for p in annotated
+    ]
     if len(rows) < count:
-        sampler = _starting_sampler(campaign.config, campaign.volumes, holdout, places, [*occupied, *rough], progress)
+        taken = [*occupied, *annotated]
+        sampler = _starting_sampler(campaign.config, campaign.volumes, holdout, places, taken, progress, hint)
         turns = volume_turns(sampler.volumes, count - len(rows), sampler.rng)
-        samples = sampler.draw(turns, STARTING_STRATA)
+        samples = sampler.draw(turns, STARTING_STRATA if hint is None else HINTED_STARTING_STRATA)
         rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
     if not rows:
         raise SamplingError(
@@ -208,6 +223,7 @@ def _starting_sampler(
     places: SharedPlaces,
     occupied: Sequence[Patch],
     progress: Progress | None,
+    hint: Hint | None,
 ) -> BoxSampler:
     """Return what draws starting patches: places measured, clear of the guarded holdout and of what is occupied."""
     volumes = [v for v in folder.records() if holdout.covers(v.volume_id)]
@@ -216,7 +232,7 @@ def _starting_sampler(
     for volume in volumes:
         boxes = _candidates(config, volume, holdout, places, occupied)
         free[volume.volume_id] = subsample_places(boxes, volume, volumes, rng)
-    return BoxSampler(volumes, free, places, rng, measure_places(folder, volumes, free, progress))
+    return BoxSampler(volumes, free, places, rng, measure_places(folder, volumes, free, progress, hint))
 
 
 def _frozen(holdout: Holdout | None, url: str) -> Holdout:

@@ -11,8 +11,11 @@ sparse        the weakest edges: empty space, where false positives show
 volume_edge   the most faces in common with the volume
 artifact      an imaging artefact: saturation, stripes, drift steps, blank or repeated planes, seams
 typical       anything: drawn at random, so that the holdout stays representative
+structure     the most structure, by a hint (`rescueseg.stages.hints`)
+elsewhere     probably none, by a hint, so that false positives are seen; drawn at random
 ============  =================================================================================================
 
+Where there is a hint, all but `elsewhere` are drawn where it says that structure is.
 Campaigns frozen earlier also have `bright` and `dim`. `rough_mask` marks patches that the triage read the labels of.
 The noise in `low_snr`, `best_case` and `worst_case` is `residual_noise`.
 """
@@ -50,11 +53,22 @@ HOLDOUT_STRATA = (
 empty, nothing is judged but false finds."""
 STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", ARTEFACT, "volume_edge")
 """Order in which the starting patches are drawn: those that promise objects first."""
+LIKELY, ELSEWHERE = "structure", "elsewhere"
+HINTED_HOLDOUT_STRATA = (
+    *(LIKELY, "worst_case", "low_snr", ELSEWHERE),
+    *(LIKELY, "best_case", ARTEFACT, ELSEWHERE),
+)
+"""The same where there is a hint: three quarters of the boxes lie where it says that structure is."""
+HINTED_STARTING_STRATA = (LIKELY, LIKELY, ELSEWHERE, "low_snr", LIKELY, "worst_case", "best_case", ELSEWHERE, ARTEFACT)
+"""The same of the starting patches; the example is the first of them. The surest come first: among the strata of what is likely are
+the look-alikes that a quick classifier takes for structure."""
 TOP = 0.15
 """Share of the boxes with the highest scores that stand for a stratum."""
 
 _LONGEST = 96
 """Voxels along an axis that are measured, in the middle of a longer box."""
+_LEAST_SHARE, _OF_FULLEST = 0.02, 1 / 3
+"""Share of structure that makes a box likely: at least the one, and this part of the share that a tenth of the boxes exceed."""
 _SPARSEST = 1 / 3
 """Share of the boxes that hold too little to be difficult."""
 
@@ -77,6 +91,8 @@ class Features:
         Of the strongest imaging artefact; present from 1 on.
     artefact_kind : tuple of str
         Which one that is, of `imaging_artefacts.KINDS`.
+    structure : ndarray of float64, optional
+        Share that is structure by a hint.
     """
 
     edge: Floats
@@ -85,6 +101,7 @@ class Features:
     faces: Floats
     artefact_strength: Floats
     artefact_kind: tuple[str, ...]
+    structure: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -98,6 +115,7 @@ class Features:
             self.faces[index],
             self.artefact_strength[index],
             tuple(self.artefact_kind[i] for i in index),
+            None if self.structure is None else self.structure[index],
         )
 
     def score(self, stratum: str) -> Floats:
@@ -115,11 +133,22 @@ class Features:
             "volume_edge": self.faces,
             ARTEFACT: self.artefact_strength,
             "typical": zero,
+            LIKELY: zero if self.structure is None else self.structure,
+            ELSEWHERE: zero,
         }
         return scores[stratum]
 
     def eligible(self, stratum: str) -> Flags:
         """Tell which boxes may stand for a stratum at all; shape (n,)."""
+        if self.structure is None or not len(self):
+            return np.zeros(len(self), np.bool_) if stratum in (LIKELY, ELSEWHERE) else self._measured(stratum)
+        likely = is_likely(self.structure)
+        if stratum in (ARTEFACT, "volume_edge"):
+            return likely & self._measured(stratum)
+        return ~likely if stratum == ELSEWHERE else likely
+
+    def _measured(self, stratum: str) -> Flags:
+        """Tell which boxes may stand for a stratum by their measurements alone."""
         if stratum == ARTEFACT:
             return self.artefact_strength >= 1
         if stratum == "volume_edge":
@@ -147,9 +176,31 @@ class Features:
             return against("SNR", self.residual_snr)
         if stratum == "typical":
             return "drawn at random"
+        if stratum in (LIKELY, ELSEWHERE) and self.structure is not None:
+            return (
+                f"about {self.structure[index]:.0%} structure by the example (median {np.median(self.structure):.0%})"
+            )
         return ", ".join(
             (against("contrast", self.contrast), against("SNR", self.residual_snr), against("edges", self.edge))
         )
+
+
+def is_likely(shares: Floats) -> Flags:
+    """Tell which boxes probably hold structure: a share of at least a third of what the fullest tenth holds, and 2 %.
+
+    A classifier that learned from one patch finds some structure everywhere; what is common to all boxes tells nothing.
+
+    Parameters
+    ----------
+    shares : ndarray of float64, shape (n,)
+        Of each box, by a hint.
+
+    Examples
+    --------
+    >>> is_likely(np.array([0.0, 0.03, 0.05, 0.3, 0.35])).tolist()
+    [False, False, False, True, True]
+    """
+    return np.asarray(shares >= max(_LEAST_SHARE, _OF_FULLEST * float(np.quantile(shares, 0.9))))
 
 
 def measure(read: Reader, boxes: Sequence[Box], volume: VolumeRecord, progress: Progress | None = None) -> Features:

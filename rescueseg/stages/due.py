@@ -49,6 +49,8 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     if last is not None and last.finished_at is None:
         return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
     following = 0 if last is None else last.generation + 1
+    if campaign.holdout() is None:
+        return Due(following, False, "nothing is sampled yet: there is no holdout to judge by")
     if waiting := len(missing_truth(campaign)):
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
     if last is not None and (stop := campaign.generation(last.generation).require(TICKETS).stop):
@@ -65,7 +67,7 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
     QueueError
         If no patch was accepted yet.
     EvaluationError
-        If holdout boxes still wait for their annotation.
+        If there is no holdout yet, or boxes of it wait for their annotation.
     ConfigError
         If the campaign names a query strategy that there is not, or a Dask scheduler that may not be spoken to, or has a
         table of a model family that is not installed or holds what it may not: better now than after the training.
@@ -85,6 +87,10 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
     if not accepted:
         raise QueueError(
             "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
+        )
+    if campaign.holdout() is None:
+        raise EvaluationError(
+            "there is no holdout to judge a generation by", where=campaign.url, todo="Run 'rescueseg sample CAMPAIGN'"
         )
     if waiting := len(missing_truth(campaign)):
         raise EvaluationError(

@@ -29,17 +29,22 @@ from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
 from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
+from rescueseg.sampling.patches import Hint
+from rescueseg.stages.hints import hint_of
 from rescueseg.stages.holdout_growth import holdout_ticket, more_boxes
 from rescueseg.stages.stage import run_stage
 from rescueseg.stages.ticket_making import make_ticket
 from rescueseg.volumes.comparison import ensure_compared
 
 
-def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = None) -> int:
+def prepare(
+    campaign: Campaign, store: QueueStore, progress: Progress | None = None, scribbles: Sequence[str] = ()
+) -> int:
     """Freeze the holdout and queue the first tickets; a rerun changes nothing.
 
     Holdout boxes in volumes without ground truth become the first tickets, without a mask that could bias them; then
-    come the starting patches, those of the rough mask first.
+    come the starting patches, examples and those of the rough mask first. An example or scribbles tell where the structure is:
+    see `rescueseg.stages.hints`.
 
     Parameters
     ----------
@@ -49,6 +54,8 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
         Its queue.
     progress : callable, optional
         Called with what is counted, how many are done and how many there are.
+    scribbles : sequence of str
+        Label images of volumes, as ``VOLUME=FILE``.
 
     Returns
     -------
@@ -58,34 +65,39 @@ def prepare(campaign: Campaign, store: QueueStore, progress: Progress | None = N
     Raises
     ------
     SamplingError
-        If the volumes leave no room, or the holdout would grow while a generation is unfinished.
+        If the volumes leave no room, an example waits for its annotation, or the holdout would grow while a generation is unfinished.
     QueueError
         If it would grow while a generation is running.
     """
     store.migrate()
     ensure_compared(campaign.volumes, progress)
-    holdout = _draw_holdout(campaign, store, progress)
+    hint = hint_of(campaign, lambda: store, scribbles)
+    holdout = _draw_holdout(campaign, store, progress, hint)
     if campaign.starting_patches() is None:
-        campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress))
+        campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress, hint=hint))
     starting = campaign.starting_patches() or []
     return store.tickets.add(first_tickets(campaign.config, campaign.volumes.records(), holdout, starting))
 
 
 def preview_sampling(
-    campaign: Campaign, open_store: Callable[[], QueueStore], progress: Progress | None = None
+    campaign: Campaign,
+    open_store: Callable[[], QueueStore],
+    progress: Progress | None = None,
+    scribbles: Sequence[str] = (),
 ) -> tuple[Holdout, list[QueriedPatch]]:
     """Return the holdout and the starting patches that `prepare` would leave; neither is written. Raises as it does.
 
-    The queue is opened only when the holdout would grow: its tickets tell which patches were trained on.
+    The queue is opened only when there is an example, or the holdout would grow: its tickets tell which patches were trained on.
     """
     ensure_compared(campaign.volumes, progress, write=False)
     trained: list[Patch] = []
     if campaign.holdout() is not None and (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
         trained = _trained(open_store(), new)
-    holdout = plan_holdout(campaign, trained, progress)
+    hint = hint_of(campaign, open_store, scribbles)
+    holdout = plan_holdout(campaign, trained, progress, hint)
     starting = campaign.starting_patches()
     if starting is None:
-        starting = starting_patches.starting_patches(campaign, holdout=holdout, progress=progress)
+        starting = starting_patches.starting_patches(campaign, holdout=holdout, progress=progress, hint=hint)
     return holdout, starting
 
 
@@ -98,10 +110,10 @@ def first_tickets(
     return holdout_tickets + [_queried(config, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
-def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None) -> Holdout:
+def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None, hint: Hint | None) -> Holdout:
     """Draw the holdout. It grows between generations only: an unfinished one may have no maps of the new boxes."""
     if campaign.holdout() is None or not (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
-        return starting_patches.draw_holdout(campaign, progress=progress)
+        return starting_patches.draw_holdout(campaign, progress=progress, hint=hint)
     with campaign_lock(campaign.config, store):
         return starting_patches.draw_holdout(campaign, _trained(store, new), progress)
 

@@ -55,6 +55,7 @@ from rescueseg.queue.check import check_queue
 from rescueseg.queue.store import is_new, open_queue
 from rescueseg.records import ModelReference, Snapshot
 from rescueseg.reports.generation_table import REPORT
+from rescueseg.sampling.starting_patches import EXAMPLE
 from rescueseg.storage import Storage
 from rescueseg.triage.records import TRIAGE
 from rescueseg.upkeep.backup import files_of
@@ -65,6 +66,7 @@ _ROOT_RECORDS: tuple[RecordFile[Any], ...] = (
     IDENTITY,
     campaign_records.HOLDOUT,
     campaign_records.STARTING,
+    campaign_records.EXAMPLES,
     campaign_records.ROUGH,
     volume_folder.RELATIONS,
     volume_folder.DOMAINS,
@@ -216,7 +218,7 @@ def _missing(campaign: Campaign) -> Iterator[RescuesegError]:
         return
     with closing(open_queue(campaign)) as store:
         tickets, last = store.views.tickets(), store.ledger.last_generation()
-    sampled = bool(tickets or begun)
+    sampled = bool(begun or any(ticket.stratum != EXAMPLE for ticket in tickets))
     expected: list[RecordFile[Any]] = [campaign_records.HOLDOUT, campaign_records.STARTING] if sampled else []
     names = _names(storage)
     if len(names) > 1 and has_checksum(storage, campaign_records.HOLDOUT.path()):
