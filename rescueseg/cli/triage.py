@@ -57,8 +57,12 @@ def triage(
     )
     console.print(f"Next: rescueseg check {campaign}", style="dim")
     if opened.holdout() is None and result.mask in ("threshold", "none"):
+        place, near = "VOLUME:z,y,x", result.suggested
+        if near is not None:
+            middle = [o + n // 2 for o, n in zip(near.offset_zyx, near.shape_zyx, strict=True)]
+            place = f"{near.volume_id}:{','.join(map(str, middle))}"
         console.print(
-            f"or show the structure first: rescueseg sample {campaign} --example VOLUME:z,y,x; annotate it, triage again",
+            f"or show the structure first: rescueseg sample {campaign} --example {place}; annotate it, triage again",
             style="dim",
         )
 

@@ -55,10 +55,10 @@ STARTING_STRATA = ("dense", "best_case", "worst_case", "low_snr", "sparse", ARTE
 """Order in which the starting patches are drawn: those that promise objects first."""
 LIKELY, ELSEWHERE = "structure", "elsewhere"
 HINTED_HOLDOUT_STRATA = (
-    *(LIKELY, "worst_case", "low_snr", ELSEWHERE),
-    *(LIKELY, "best_case", ARTEFACT, ELSEWHERE),
+    *(LIKELY, LIKELY, LIKELY, ELSEWHERE),
+    *("low_snr", LIKELY, "worst_case", ELSEWHERE),
 )
-"""The same where there is a hint: three quarters of the boxes lie where it says that structure is."""
+"""The same where there is a hint: three quarters of the boxes lie where it says that structure is, the surest ones first."""
 HINTED_STARTING_STRATA = (LIKELY, LIKELY, ELSEWHERE, "low_snr", LIKELY, "worst_case", "best_case", ELSEWHERE, ARTEFACT)
 """The same of the starting patches; the example is the first of them. The surest come first: among the strata of what is likely are
 the look-alikes that a quick classifier takes for structure."""
