@@ -69,7 +69,7 @@ def check_sees_structure(truth: np.ndarray, holdout: Holdout, starting: list[Que
         strata = [b.stratum for b in boxes]
         assert strata.count("elsewhere") == len(boxes) // 4
         elsewhere = np.array([stratum == "elsewhere" for stratum in strata])
-        assert of[elsewhere].mean() < 0.02 < of[~elsewhere].mean()
+        assert of[elsewhere].mean() < of[~elsewhere].mean() / 2, "unlikely is below a third of the fullest places"
 
 
 def test_an_example_is_annotated_before_anything_is_frozen_and_shows_where_to_look(
