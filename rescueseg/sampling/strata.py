@@ -11,7 +11,8 @@ sparse        the weakest edges: empty space, where false positives show
 volume_edge   the most faces in common with the volume
 artifact      an imaging artefact: saturation, stripes, drift steps, blank or repeated planes, seams
 typical       anything: drawn at random, so that the holdout stays representative
-structure     the most structure, by a hint (`rescueseg.stages.hints`)
+structure     probably some, by a hint (`rescueseg.stages.hints`); drawn at random, for what a quick classifier finds most of
+              is often something else
 elsewhere     probably none, by a hint, so that false positives are seen; drawn at random
 ============  =================================================================================================
 
@@ -58,10 +59,9 @@ HINTED_HOLDOUT_STRATA = (
     *(LIKELY, LIKELY, LIKELY, ELSEWHERE),
     *("low_snr", LIKELY, "worst_case", ELSEWHERE),
 )
-"""The same where there is a hint: three quarters of the boxes lie where it says that structure is, the surest ones first."""
+"""The same where there is a hint: three quarters of the boxes lie where it says that structure is."""
 HINTED_STARTING_STRATA = (LIKELY, LIKELY, ELSEWHERE, "low_snr", LIKELY, "worst_case", "best_case", ELSEWHERE, ARTEFACT)
-"""The same of the starting patches; the example is the first of them. The surest come first: among the strata of what is likely are
-the look-alikes that a quick classifier takes for structure."""
+"""The same of the starting patches; the example is the first of them."""
 TOP = 0.15
 """Share of the boxes with the highest scores that stand for a stratum."""
 
@@ -133,7 +133,7 @@ class Features:
             "volume_edge": self.faces,
             ARTEFACT: self.artefact_strength,
             "typical": zero,
-            LIKELY: zero if self.structure is None else self.structure,
+            LIKELY: zero,
             ELSEWHERE: zero,
         }
         return scores[stratum]
