@@ -56,6 +56,10 @@ class BlockPass:
         """The blocks in z, y, x order."""
         return partition(self.shape_zyx, self.block_zyx)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the blocks out: with each block a worker gets this, and with 512 of them the list is most of what is sent."""
+        return {key: value for key, value in self.__dict__.items() if key != "blocks"}
+
     def run(
         self,
         function: Callable[[Job, Box], Arrays],

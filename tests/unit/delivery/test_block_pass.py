@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,13 @@ def test_progress_counts_blocks_that_were_done_before(tmp_path: Path) -> None:
     block_pass.run(note, str(tmp_path), progress=lambda *counts: seen.append(counts))
     block_pass.run(note, str(tmp_path), progress=lambda *counts: seen.append(counts))
     assert seen == [(0, 2), (1, 2), (2, 2), (2, 2)]
+
+
+def test_what_goes_to_a_worker_does_not_grow_with_the_blocks(tmp_path: Path) -> None:
+    many = BlockPass(str(tmp_path), "d", (1024, 1024, 2048), (64, 64, 64))
+    before = len(pickle.dumps(many))
+    assert len(many.blocks) == 16 * 16 * 32
+    sent = pickle.dumps(many)
+    assert len(sent) == before < 1000
+    assert pickle.loads(sent) == many
+    assert pickle.loads(sent).blocks == many.blocks
