@@ -33,7 +33,7 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (volumes.add, "add liver 'planes/*.tif' --spacing 0.05,0.01,0.01 --dry-run --picture look.png"),
     (triage, "triage liver --structure vessels"),
     (volumes.check, "check liver, then rescueseg check liver --apply"),
-    (sampling.sample, "sample liver --dry-run --preview; or sample liver --example stack:40,512,300"),
+    (sampling.sample, "sample liver --dry-run --preview"),
     (sampling.weak_label, "weak-label liver --method classifier --scribbles scribbles.tif"),
     (annotate, "annotate liver --annotator anna"),
     (serve, "serve liver"),

@@ -243,9 +243,17 @@ def truth_of_part(campaign: Campaign, part: Part) -> HoldoutTruth:
     return _truth(campaign, records, holdout, [box for box in boxes if box not in missing])
 
 
-def missing_truth(campaign: Campaign) -> list[HoldoutBox]:
-    """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped."""
-    holdout, records = campaign.holdout(), campaign.volumes.records(refused=True)
+def missing_truth(campaign: Campaign, holdout: Holdout | None = None) -> list[HoldoutBox]:
+    """Return the holdout boxes that still wait: no ground truth, no accepted annotation, and not skipped.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    holdout : Holdout, optional
+        Its holdout, where it was read already.
+    """
+    holdout, records = holdout or campaign.holdout(), campaign.volumes.records(refused=True)
     return _truth(campaign, records, holdout, _usable(holdout.boxes, records) if holdout else ()).missing()
 
 

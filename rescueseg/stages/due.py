@@ -49,9 +49,10 @@ def count_due(campaign: Campaign, store: QueueStore) -> Due:
     if last is not None and last.finished_at is None:
         return Due(last.generation, True, f"generation {last.generation} was begun and not finished")
     following = 0 if last is None else last.generation + 1
-    if campaign.holdout() is None:
+    holdout = campaign.holdout()
+    if holdout is None:
         return Due(following, False, "nothing is sampled yet: there is no holdout to judge by")
-    if waiting := len(missing_truth(campaign)):
+    if waiting := len(missing_truth(campaign, holdout)):
         return Due(following, False, f"{waiting} holdout boxes are not annotated yet")
     if last is not None and (stop := campaign.generation(last.generation).require(TICKETS).stop):
         return Due(following, False, f"the campaign says stop: {stop}")
@@ -88,11 +89,12 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
         raise QueueError(
             "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
         )
-    if campaign.holdout() is None:
+    holdout = campaign.holdout()
+    if holdout is None:
         raise EvaluationError(
             "there is no holdout to judge a generation by", where=campaign.url, todo="Run 'rescueseg sample CAMPAIGN'"
         )
-    if waiting := len(missing_truth(campaign)):
+    if waiting := len(missing_truth(campaign, holdout)):
         raise EvaluationError(
             f"{waiting} holdout boxes are not annotated yet",
             where=campaign.url,
