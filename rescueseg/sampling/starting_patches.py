@@ -190,7 +190,7 @@ def starting_patches(
     examples = campaign.example_patches()
     annotated = [
         p
-        for p in dict.fromkeys([*examples, *campaign.rough_patches()])
+        for p in (*examples, *(q for q in campaign.rough_patches() if q not in examples))
         if p.volume_id in usable and not any(p.box.intersects(box) for box in places.boxes_in(p.volume_id, occupied))
     ]
     rows = [

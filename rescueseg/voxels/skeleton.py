@@ -107,7 +107,9 @@ def without_spurs(line: Mask, depth: Floats, spacing: tuple[float, float, float]
     >>> line = np.zeros((3, 5, 20), bool)
     >>> line[1, 1, 1:19] = line[1, 1:4, 10] = True
     >>> np.argwhere(line & ~without_spurs(line, np.full(line.shape, 2.0))).tolist()
-    [[1, 2, 10], [1, 3, 10]]
+    [[1, 3, 10]]
+
+    (1, 2, 10) is a joint itself: four voxels touch it.
     """
     joints = line & (_neighbours(line) > 2)
     if not joints.any():

@@ -664,13 +664,14 @@ def test_the_snapshots_are_reproduced(untouched: dict[str, Campaign], name: str)
 
 
 @pytest.mark.parametrize("generation", [0, 1])
-def test_a_finished_training_without_its_commit_is_not_repeated(phantom: Campaign, generation: int) -> None:
-    before = stored(phantom, generation, "training")
+def test_a_training_whose_result_was_lost_is_made_by_the_trainer_of_today(phantom: Campaign, generation: int) -> None:
+    """The trainer's format has risen: what an earlier one left unfinished is no beginning of another model."""
     for lost in ("training.json", "training.seconds.json", "model"):
         phantom.storage.remove(phantom.generation(generation).path(lost))
-    found = stage_train.train(phantom, generation, no_training)
-    assert same(before, with_losses(phantom.generation(generation), found))
-    assert phantom.generation(generation).model() is not None
+    steps: list[int] = []
+    made = stage_train.train(phantom, generation, lambda step, _: steps.append(step))
+    assert steps == list(range(1, made.iterations + 1))
+    assert phantom.generation(generation).model() == made.model
 
 
 # what was half done goes on -------------------------------------------------------------------------------------------
@@ -731,7 +732,9 @@ def assert_mlflow_went_on(campaign: Campaign) -> None:
         assert found == pytest.approx(EXPECTED["predicted"][generation], abs=OTHER_PROCESSOR)
 
 
-def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: QueueStore) -> None:
+def test_a_killed_training_of_an_earlier_trainer_starts_anew_and_comes_to_its_end(
+    objects: Campaign, store: QueueStore
+) -> None:
     [name] = objects.trainings()
     request = outside_trainings.read_request(objects.training(name))
     planned = train_outside.plan(objects, store, request.trainer, 0)
@@ -739,8 +742,8 @@ def test_a_killed_training_outside_the_loop_goes_on(objects: Campaign, store: Qu
     assert objects.training(name).read(outside_trainings.RESULT) is None
     steps: list[int] = []
     done = train_outside.run(objects, planned, lambda step, _: steps.append(step))
-    every, last = objects.config.training.checkpoint_every, done.iterations
-    assert steps == list(range(every + 1, last + 1)), "it goes on behind the checkpoint"
+    last = done.iterations
+    assert steps == list(range(1, last + 1)), "the trainer's format has risen since the checkpoint"
     losses = outside_trainings.read_losses(objects.training(name))
     assert len(losses) == last
     assert all(math.isfinite(entry["loss"]) for entry in losses)

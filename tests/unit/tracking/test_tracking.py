@@ -97,7 +97,7 @@ def tracked(tmp_path: Path, mlflow_server: str) -> Campaign:
             dtype="uint8",
             source="v.tif",
             digest="0",
-            normalisation=Normalisation(low=0, high=1, mean=0, std=1),
+            normalisation=Normalisation(low=0, high=1, mean=0, std=1, linear=LINEAR),
         )
     )
     item = SnapshotItem(

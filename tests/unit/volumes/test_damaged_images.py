@@ -331,9 +331,9 @@ def test_a_shard_lost_while_it_is_imported_is_noticed(
 ) -> None:
     original = volume_import.measure
 
-    def lose(level: Any, chunk: Any) -> Any:
+    def lose(level: Any, *args: Any) -> Any:
         Path(level.store.root if hasattr(level.store, "root") else level.store._store.root, SHARD).unlink()
-        return original(level, chunk)
+        return original(level, *args)
 
     monkeypatch.setattr(volume_import, "measure", lose)
     campaign = make(str(tmp_path / "c"))

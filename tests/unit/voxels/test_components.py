@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import label
@@ -26,6 +26,7 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     return draw(st.sampled_from((mask, np.asfortranarray(mask), mask[::-1, :, ::2])))
 
 
+@settings(deadline=None)
 @given(masks(), st.sampled_from(get_args(Connectivity)))
 def test_the_components_of_a_mask_are_those_of_scipy_in_the_same_order(mask: np.ndarray, connectivity: Any) -> None:
     labels, count = label_components(mask, connectivity)
