@@ -14,6 +14,16 @@ MethodName = Literal["auto", "threshold", "blobs", "tubes", "membranes", "classi
 """`auto` and each of `rescueseg.weak_labels.methods.METHODS`, named here so that ``--help`` need not import them."""
 
 
+Scribbles = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[VOLUME=]FILE",
+        help="Label image of a volume that shows where the structure is, for a quick classifier: 0 background, 1…K classes, "
+        "255 not drawn; repeat the option.",
+    ),
+]
+
+
 def sample(
     campaign: CampaignArgument,
     dry_run: Annotated[
@@ -29,13 +39,7 @@ def sample(
             help="Queue a patch around this voxel, where the structure is, and freeze nothing yet.",
         ),
     ] = "",
-    scribbles: Annotated[
-        list[str],
-        typer.Option(
-            metavar="[VOLUME=]FILE",
-            help="Label image of a volume that shows where the structure is: 0 background, 1…K classes, 255 not drawn.",
-        ),
-    ] = [],  # noqa: B006
+    scribbles: Scribbles = [],  # noqa: B006
 ) -> None:
     """Freeze the holdout and queue the first tickets.
 
@@ -51,6 +55,8 @@ def sample(
     from rescueseg.sampling.effort import pace
     from rescueseg.stages import hints, tickets
 
+    if example and dry_run:
+        raise typer.BadParameter("an example is queued at once: leave --dry-run out", param_hint="--example")
     opened = Campaign.open(campaign)
     store = open_queue(opened)
     if example:
@@ -89,13 +95,7 @@ def sample(
 def weak_label(
     campaign: CampaignArgument,
     method: Annotated[MethodName, typer.Option(help="How the masks are made.")] = "auto",
-    scribbles: Annotated[
-        list[str],
-        typer.Option(
-            metavar="[VOLUME=]FILE",
-            help="Label image of a volume for the classifier: 0 background, 1…K classes, 255 not drawn; repeat the option.",
-        ),
-    ] = [],  # noqa: B006
+    scribbles: Scribbles = [],  # noqa: B006
     ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
     from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose the method, and write nothing.")] = False,

@@ -108,6 +108,16 @@ def test_what_is_asked_of_people_is_said_before_anything_is_frozen(folder: Path)
     assert "To annotate: patches: 2 boxes" in told
 
 
+def test_an_example_is_no_dry_run(folder: Path) -> None:
+    c = folder / "c"
+    init(folder, *FAST)
+    before = tree(c)
+    said = CliRunner().invoke(app, ["sample", str(c), "--example", "8,30,30", "--dry-run"])
+    assert said.exit_code == 2
+    assert "leave --dry-run out" in " ".join(said.output.replace("│", " ").split())
+    assert tree(c) == before
+
+
 def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     c = folder / "c"
     assert "16×64×64 voxels" in init(folder, "--truth", folder / "truth.tif", *FAST)
