@@ -110,7 +110,7 @@ def test_holdout_tickets_stay_empty(tmp_path: Path) -> None:
     store = open_queue(campaign)
     weak_label(campaign, store)
     held = [t for t in store.views.tickets() if t.purpose != "pool"]
-    assert len(held) == 16
+    assert len(held) == 8
     assert all(t.prefill is None for t in held)
     with pytest.raises(QueueError, match="could bias it"):
         store.tickets.prefill(held[0].ticket_id, "weak_labels/x.npz", "threshold")
