@@ -1,11 +1,13 @@
-"""The demo's phantom over seeds and precisions: is the last generation better than the first, and than the threshold?
+"""The demo over seeds and precisions: is the last generation better than the first, and than the threshold?
 
 python tests/benchmarks/demo_story.py OUT --seeds 0 1 2 3 4 --precisions float32 bfloat16
+python tests/benchmarks/demo_story.py OUT --dataset gonuclear_1135 --data DATA_FOLDER
 
-Each row is a campaign as `rescueseg demo --dataset phantom` makes it, with another seed of the campaign and the same phantom;
-its generations are run here, without servers, on one thread. float32 is what a processor without bfloat16 computes in. One
-JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that was cut off. Kill
-it whenever you like, or share the seeds among several commands. `--summary` prints the table of what is there and runs nothing.
+Each row is a campaign as `rescueseg demo --dataset phantom` (or another) makes it, with another seed of the campaign and the
+same volume; its generations are run here, without servers, on one thread. float32 is what a processor without bfloat16
+computes in. One JSON line per row goes to OUT/demo_story.jsonl; a rerun skips what is there and goes on with a campaign that
+was cut off. Kill it whenever you like, or share the seeds among several commands. `--summary` prints the table of what is
+there and runs nothing.
 """
 
 from __future__ import annotations
@@ -60,16 +62,17 @@ def run_generations(campaign: Campaign, store: QueueStore) -> None:
         store.ledger.finish_generation(number)
 
 
-def story(out: Path, seed: int, precision: str) -> dict[str, Any]:
+def story(out: Path, seed: int, precision: str, dataset: str, data: str) -> dict[str, Any]:
     """Run the demo's campaign of a seed in a precision and return its row."""
     if precision == "bfloat16" and autocast_dtype(torch.device("cpu")) is not torch.bfloat16:
         raise SystemExit("this processor does not compute in bfloat16: --precisions float32")
     began, processor = time.monotonic(), time.process_time()
     settings = (*demo_settings(GENERATIONS), f"seed={seed}", "training.threads=1")
-    campaign = open_or_start(out / f"{precision}-{seed}", "phantom", "", settings, Console(quiet=True))
+    name = f"{precision}-{seed}" if dataset == "phantom" else f"{dataset}-{precision}-{seed}"
+    campaign = open_or_start(out / name, dataset, data, settings, Console(quiet=True))
     with closing(open_queue(campaign)) as store:
         run_generations(campaign, store)
-    row: dict[str, Any] = {"seed": seed, "precision": precision}
+    row: dict[str, Any] = {"dataset": dataset, "seed": seed, "precision": precision}
     evaluations = [folder.require(EVALUATION).evaluation for folder in campaign.generations()]
     row["test"] = [dice_of(evaluation.test) for evaluation in evaluations]
     row["validation"] = [dice_of(evaluation.validation) for evaluation in evaluations]
@@ -107,6 +110,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--dataset", default="phantom")
+    parser.add_argument("--data", default="", help="folder of example volumes, for another data set than the phantom")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -115,6 +120,7 @@ def main() -> None:
         raise SystemExit(f"the phantom is another one: {digest}, not {PHANTOM}")
     file = options.out / "demo_story.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [line for line in lines if line["dataset"] == options.dataset]
     print(f"{'seed':>4} {'precision':>9} {'test Dice by generation':20} {'threshold':>10} {'holds':>5} validation Dice")
     for line in lines:
         print(show(line))
@@ -124,7 +130,7 @@ def main() -> None:
                 continue
             chosen = autocast_dtype if precision == "bfloat16" else lambda device: None
             with patch("rescueseg.models.precision.autocast_dtype", chosen):
-                lines.append(story(options.out, seed, precision))
+                lines.append(story(options.out, seed, precision, options.dataset, options.data))
             with file.open("a") as stream:
                 stream.write(json.dumps(lines[-1]) + "\n")
             print(show(lines[-1]), flush=True)
