@@ -50,8 +50,8 @@ class Normalisation(Record):
     mean: float
     std: float
     linear: float = 0.0
-    """Standard deviations from the mean (or to `low` and `high`, where that is farther) after which a value grows by its
-    logarithm alone. 0: it is clipped to [low, high], as in volumes that an earlier version imported."""
+    """Standard deviations from the mean (or to `low` and `high`, where that is farther, up to three times as many) after which a
+    value grows by its logarithm alone. 0: it is clipped to [low, high], as in volumes that an earlier version imported."""
     per_channel: tuple[Normalisation, ...] = ()
     """One scaling for each channel where the image has several; the fields above then pool them."""
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from rescueseg.geometry import Box, partition, zyx
 from rescueseg.randomness import seeded_generator
@@ -15,9 +16,15 @@ from rescueseg.records import Normalisation
 _PERCENTILES = (0.5, 99.5)
 LINEAR = 10.0
 """`Normalisation.linear` of what is imported now: sparse bright structure keeps its amplitude, and a saturated voxel of a
-16-bit image stays within thirty standard deviations. tests/benchmarks/intensities.py compares rules."""
+16-bit image stays within thirty standard deviations, or fifty where it lies in the farthest limits.
+tests/benchmarks/intensities.py compares rules."""
 _CURVE = 0.2
-"""Part of what `Normalisation.linear` means: a value ``d`` standard deviations beyond it adds ``s * log(1 + d / s)``, s this share of it."""
+"""Part of what `Normalisation.linear` means: a value ``d`` standard deviations beyond it adds ``s * log(1 + d / s)``, s this
+share of it."""
+_WIDEST = 3.0
+"""Limits beyond this many times `Normalisation.linear` hold nothing back any more: a network would overflow."""
+_FARTHEST = 100.0
+"""Of the limits from the median, in standard deviations of the noise: what is farther is saturated or dirt, however common."""
 _SAMPLE_BOXES = 64
 _SAMPLE_STEP = 3
 _SAMPLE_SEED = 0x5EED
@@ -150,8 +157,8 @@ def denormalise(scaled: npt.NDArray[np.float32], normalisation: Normalisation) -
 
 def _linear_range(part: Normalisation) -> tuple[np.float32, np.float32]:
     """Return between which scaled values nothing is held back."""
-    low, high = limits(part)
-    return np.float32(min(low, -part.linear)), np.float32(max(high, part.linear))
+    (low, high), widest = limits(part), _WIDEST * part.linear
+    return np.float32(max(min(low, -part.linear), -widest)), np.float32(min(max(high, part.linear), widest))
 
 
 def limits(normalisation: Normalisation) -> tuple[float, float]:
@@ -198,9 +205,9 @@ def with_linear(normalisation: Normalisation, linear: float) -> Normalisation:
 def measure(array: Array, chunk_zyx: Sequence[int], linear: float = LINEAR) -> Normalisation:
     """Measure the intensity scaling of a ``czyx`` image from a fixed sample of its chunks.
 
-    Percentiles 0.5 and 99.5 are the limits; mean and standard deviation are those of the clipped sample, so that no hot
-    pixel counts. Where both are the same value, those of the other voxels are taken in. Every third voxel of at most 64
-    chunks is taken, the same ones for the same shape.
+    Percentiles 0.5 and 99.5 are the limits, or a hundred standard deviations of the noise where that is nearer; mean and
+    standard deviation are those of the clipped sample, so that no hot pixel counts. Where both limits are the same value,
+    those of the other voxels are taken in. Every third voxel of at most 64 chunks is taken, the same ones for the same shape.
 
     Parameters
     ----------
@@ -279,10 +286,21 @@ def _measure(sample: npt.NDArray[np.float32], linear: float) -> Normalisation:
         low, high = _limits_of_others(sample, low)
     elif high <= low:
         low, high = float(sample.min()), float(sample.max())
+    elif linear:
+        low, high = _without_saturated(sample, low, high)
     clipped = np.clip(sample, low, high)
     std = float(clipped.std(dtype=np.float64))
     mean = float(clipped.mean(dtype=np.float64))
     return Normalisation(low=low, high=high, mean=mean, std=std if std > 0 else 1.0, linear=linear)
+
+
+def _without_saturated(sample: npt.NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
+    """Return limits that lie near enough to the median for the noise to be seen; where there is no noise, as they are."""
+    median = float(np.median(sample))
+    noise = float(stats.median_abs_deviation(sample, scale="normal"))
+    if noise == 0:
+        return low, high
+    return max(low, median - _FARTHEST * noise), min(high, median + _FARTHEST * noise)
 
 
 def _limits_of_others(sample: npt.NDArray[np.float32], ground: float) -> tuple[float, float]:

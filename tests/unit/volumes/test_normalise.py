@@ -86,6 +86,31 @@ def test_saturated_voxels_change_the_scale_of_nothing_and_stay_small_enough_for_
     assert scaled[unspoiled].std() == pytest.approx(normalise(image, before)[unspoiled].std(), rel=0.01)
 
 
+@pytest.mark.parametrize("share", [0.004, 0.006, 0.02, 0.05])
+def test_many_saturated_voxels_do_not_flatten_the_structure(share: float) -> None:
+    image, truth = puncta((16, 96, 96), 0.01, 150)
+    rng = np.random.default_rng(0)
+    saturated = rng.permutation(truth.size)[: round(share * truth.size)]
+    image[0].flat[saturated] = 65535
+    scaled = normalise(image, measure(image, (16, 32, 32)))[0]
+    seen = image[0] < 65535
+    assert np.median(scaled[truth & seen]) - np.median(scaled[~truth & seen]) > 0.6, (
+        "three times what the noise adds in training"
+    )
+    assert np.abs(scaled).max() < 50
+    assert np.abs(scaled[seen]).max() < scaled[~seen].min()
+
+
+@pytest.mark.parametrize("share", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_structure_on_a_background_of_one_value_stays_small_enough(share: float) -> None:
+    rng = np.random.default_rng(1)
+    volume = np.zeros((1, 32, 128, 128), np.uint16)
+    places = rng.choice(volume.size, max(1, round(share * volume.size)), replace=False)
+    volume.flat[places] = rng.normal(1000, 100, len(places))
+    scaled = normalise(volume, measure(volume, (32, 64, 64)))
+    assert 0 < np.ptp(scaled) < 50
+
+
 def test_hot_pixels_on_a_background_of_one_value_do_not_count_either() -> None:
     volume = np.zeros((1, 20, 50, 50), np.uint16)
     volume[0, 10, 10:30, 5:15] = 200
