@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.errors import RescuesegError
+from rescueseg.errors import InferenceError, RescuesegError, StorageError
 from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judgements
 from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation, stored_maps
@@ -96,14 +96,15 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
 
 
 def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
-    """Return the judgements of all generations, with scores counted in today's way, and lines about those that were not.
+    """Return the judgements of all generations with the scores to show, and lines about those that are no even comparison.
 
-    What an earlier version scored is scored anew from its maps and stored; a judgement itself stays as it is, only the
-    evaluation that is shown with it changes. Where that cannot be done it keeps the scores it has, and a line says why.
+    The scores are those of `latest_evaluation`: on as many of the holdout's boxes as a generation was scored on. What an earlier
+    version scored is scored anew from its maps and stored; a judgement itself stays as it is, only the evaluation that is
+    shown with it changes. Where that cannot be done it keeps the scores it has, and a line says why.
     """
     history, lines = list[Judgement](), list[str]()
     for judgement in judgements(campaign.generations()):
-        evaluation = judgement.evaluation
+        evaluation = latest_evaluation(campaign.generation(judgement.generation), judgement)
         if not evaluation.complete:
             said: list[str] = []
             try:
@@ -113,21 +114,40 @@ def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
                 said = [f"{kept}: {error}"]
             lines += said
         history.append(judgement.model_copy(update={"evaluation": evaluation}))
-    return history, lines
+    return history, [*lines, *fewer_boxes(history)]
 
 
-def shown_evaluation(folder: GenerationFolder, judgement: Judgement) -> Evaluation:
-    """Return the scores to show of a judged generation: those made anew where an earlier version judged it, if there are any."""
-    anew = None if judgement.evaluation.complete else folder.read(SCORES)
-    is_newer = anew is not None and anew.complete and anew.model_digest == judgement.evaluation.model_digest
-    return anew if anew is not None and is_newer else judgement.evaluation
+def fewer_boxes(history: Sequence[Judgement]) -> list[str]:
+    """Return a line for each generation that is not scored on all boxes of the last one: its scores are of other places.
+
+    Examples
+    --------
+    >>> fewer_boxes([])
+    []
+    """
+    boxes = [{Patch(b.volume_id, b.box) for b in j.evaluation.boxes} for j in history]
+    lines = []
+    for judgement, own in zip(history, boxes, strict=True):
+        missing = len(boxes[-1] - own)
+        if missing:
+            lines.append(
+                f"Generation {judgement.generation} is not scored on {missing} of the {len(boxes[-1])} boxes of the last one, for "
+                "which it has no maps: its scores are of other places, and no comparison"
+            )
+    return lines
 
 
 def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
     """Return the evaluation of an earlier generation on all boxes that the holdout has now, those without its maps left out.
 
     Where the holdout grew since it was judged, a new one is made and stored. Where that cannot be done, because its maps are
-    gone, it is the one that it was judged by, and generations are compared on the boxes that they share.
+    gone or damaged, it is the one that it was judged by, and generations are compared on the boxes that they share;
+    `fewer_boxes` then says so.
+
+    Raises
+    ------
+    EvaluationError
+        If one of the new boxes was read by its training.
     """
     evaluation = latest_evaluation(campaign.generation(judgement.generation), judgement)
     before = {Patch(b.volume_id, b.box) for b in evaluation.boxes}
@@ -137,18 +157,22 @@ def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
         return evaluation
     try:
         anew = evaluate_generation(campaign, judgement.generation, places=before | new)
-    except RescuesegError:
+    except (InferenceError, StorageError):
         return evaluation
     campaign.generation(judgement.generation).write(SCORES, anew)
     return anew
 
 
 def latest_evaluation(folder: GenerationFolder, judgement: Judgement) -> Evaluation:
-    """Return the scores of a judged generation on the most boxes: those made anew where they hold all that it was judged by."""
+    """Return the scores of a judged generation on the most boxes, counted in today's way where they are there.
+
+    Those made since it was judged count where they hold all boxes that it was judged by, or where an earlier version judged it.
+    """
     anew, judged = folder.read(SCORES), judgement.evaluation
     if anew is None or not anew.complete or anew.model_digest != judged.model_digest:
         return judged
-    return anew if {b.key for b in judged.boxes} <= {b.key for b in anew.boxes} else judged
+    is_whole = {b.key for b in judged.boxes} <= {b.key for b in anew.boxes}
+    return anew if is_whole or not judged.complete else judged
 
 
 def _stored(folder: GenerationFolder) -> tuple[Evaluation | None, Evaluation | None]:

@@ -11,7 +11,7 @@ from rescueseg.campaign import STAGES, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile, seconds_file
 from rescueseg.campaign.stage_results import EFFORT, QUERY, TICKETS, StageResult
 from rescueseg.evaluation.champion import EVALUATION
-from rescueseg.evaluation.stored_scores import shown_evaluation
+from rescueseg.evaluation.stored_scores import latest_evaluation
 from rescueseg.records import QueriedPatch
 from rescueseg.reports.cells import number
 
@@ -41,6 +41,8 @@ class Row(StageResult):
     """By stage."""
     champion: int
     stop: str
+    test_boxes: int = 0
+    """Boxes behind the scores; 0 in rows of earlier versions."""
 
     def cells(self) -> list[str]:
         """Return the row as text, in the order of `COLUMNS`."""
@@ -60,7 +62,8 @@ REPORT = RecordFile("report", Row)
 def row(generation: GenerationFolder) -> Row:
     """Return the row of a generation whose tickets stage is done."""
     judgement = generation.require(EVALUATION)
-    test = shown_evaluation(generation, judgement).test
+    latest = latest_evaluation(generation, judgement)
+    test = latest.test
     return Row(
         generation=generation.number,
         patches=judgement.annotated_patches,
@@ -73,6 +76,7 @@ def row(generation: GenerationFolder) -> Row:
         seconds=stage_seconds(generation),
         champion=judgement.champion,
         stop=generation.require(TICKETS).stop,
+        test_boxes=len(latest.boxes_with_truth("test")),
     )
 
 
@@ -81,10 +85,19 @@ def rows(generations: Iterable[GenerationFolder]) -> list[Row]:
     return [row(generation) for generation in generations if generation.has(TICKETS)]
 
 
+def legend(lines: Sequence[Row]) -> str:
+    """Return what the columns are, and over how many test boxes the scores where that differs between generations."""
+    boxes = {line.generation: line.test_boxes for line in lines if line.test_boxes}
+    if len(set(boxes.values())) < 2:
+        return LEGEND
+    counts = ", ".join(f"{count} in generation {number}" for number, count in boxes.items())
+    return f"{LEGEND}; test boxes: {counts}, so that their scores are no comparison"
+
+
 def table(name: str, lines: Sequence[Row]) -> Table:
     """Return the rows of all generations of a campaign as a table for the terminal; at least one."""
     title = f"{name}: champion is generation {lines[-1].champion}"
-    result = Table(title=title, caption=LEGEND, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    result = Table(title=title, caption=legend(lines), box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for column in COLUMNS:
         result.add_column(column, justify="right", overflow="fold")
     for line in lines:
@@ -108,7 +121,7 @@ def to_markdown(name: str, generation: GenerationFolder) -> str:
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(r.cells()) + " |" for r in table),
         "",
-        LEGEND + ".",
+        legend(table) + ".",
         "",
         f"Champion: generation {table[-1].champion}.",
         *([f"The campaign says stop: {table[-1].stop}."] if table[-1].stop else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from rescueseg.errors import CampaignError
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.learning_curve import generation_results
+from rescueseg.evaluation.stored_scores import scored_today
 from rescueseg.evaluation.truth import missing_truth
 from rescueseg.queue.records import Filters
 from rescueseg.queue.store import QueueStore, open_queue
 from rescueseg.queue.submission import Work
-from rescueseg.records import Holdout
+from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.stages import tickets
 from rescueseg.stages.evaluate import evaluate
 from rescueseg.stages.holdout_growth import more_boxes, take_annotated
@@ -130,14 +132,20 @@ def test_an_older_holdout_has_grown_already(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_champion_is_judged_on_the_new_boxes_too(tmp_path: Path) -> None:
-    """On the four boxes that both had from the start nothing could ever be decided: 1/16 is above 5 %."""
+def with_few_boxes(tmp_path: Path) -> tuple[Campaign, tuple[HoldoutBox, ...]]:
+    """Return a campaign whose generation 0 was judged on four boxes a part, and the boxes that wait."""
     campaign = make_campaign(tmp_path)
     everything = frozen(campaign)
     few = tuple(b for part in ("validation", "test") for b in [b for b in everything.boxes if b.part == part][:4])
     rest = tuple(b for b in everything.boxes if b not in few)
     campaign.storage.write_json("holdout.json", everything.model_copy(update={"boxes": few, "later": rest}).to_json())
     write_generation(campaign, 0, 3.5)
+    return campaign, rest
+
+
+def test_the_champion_is_judged_on_the_new_boxes_too(tmp_path: Path) -> None:
+    """On the four boxes that both had from the start nothing could ever be decided: 1/16 is above 5 %."""
+    campaign, rest = with_few_boxes(tmp_path)
     judged = campaign.generation(0).require(EVALUATION)
     assert len(judged.evaluation.boxes) == 8
     campaign.freeze_holdout(frozen(campaign).with_annotated({b.patch for b in rest}))
@@ -149,6 +157,28 @@ def test_the_champion_is_judged_on_the_new_boxes_too(tmp_path: Path) -> None:
     whole = evaluate_generation(campaign, 0).validation
     assert whole is not None
     assert generation_results(campaign.generations())[0].validation_dice == pytest.approx(whole.dice)
+    history, remarks = scored_today(campaign)
+    shown = [{b.box for b in j.evaluation.boxes} for j in history]
+    assert (len(shown[0]), shown[0], remarks) == (16, shown[1], []), (
+        "the report sets both side by side on the same boxes"
+    )
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_a_generation_without_maps_of_the_new_boxes_is_said_to_be_no_comparison(tmp_path: Path, harm: str) -> None:
+    campaign, rest = with_few_boxes(tmp_path)
+    campaign.freeze_holdout(frozen(campaign).with_annotated({b.patch for b in rest}))
+    write_generation(campaign, 1, 0.3, judged=False)
+    if harm == "gone":
+        campaign.storage.remove("generations/0000/maps")
+    else:
+        for file in Path(campaign.storage.path("generations/0000/maps")).rglob("c/*/*/*/*"):
+            file.write_bytes(file.read_bytes()[:-7])
+    evaluate(campaign, 1)
+    history, remarks = scored_today(campaign)
+    assert [len(j.evaluation.boxes) for j in history] == [8, 16]
+    assert len(remarks) == 1
+    assert re.match("Generation 0 is not scored on 8 of the 16 boxes", remarks[0])
 
 
 def test_growing_by_twos_decides_as_early_as_eight_boxes_at_once() -> None:
