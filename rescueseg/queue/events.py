@@ -171,9 +171,9 @@ class Fix:
 
 @dataclass(frozen=True)
 class Prefill:
-    """A first mask was made: path below the campaign, and what made it."""
+    """A first mask was made: path below the campaign, and what made it; no path takes back the one that is there."""
 
-    path: str
+    path: str | None
     method: str
     classes: tuple[str, ...] = ()
 
@@ -251,9 +251,9 @@ class SetStatus:
 
 @dataclass(frozen=True)
 class SetPrefill:
-    """Write the mask that annotators start from, and the classes it holds."""
+    """Write the mask that annotators start from, and the classes it holds; no path where they start from nothing."""
 
-    path: str
+    path: str | None
     classes: tuple[str, ...]
 
 

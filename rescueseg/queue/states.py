@@ -291,7 +291,8 @@ def _prefill(ticket: TicketState, event: Prefill) -> Instructions:
         )
     if ticket.prefill == event.path:
         return Instructions(ticket)
-    audit = Audit("prefilled", "rescueseg", "queued", "queued", details={"method": event.method, "prefill": event.path})
+    details = {"method": event.method, "prefill": event.path or "none"}
+    audit = Audit("prefilled", "rescueseg", "queued", "queued", details=details)
     return Instructions(replace(ticket, prefill=event.path), (SetPrefill(event.path, event.classes), audit))
 
 

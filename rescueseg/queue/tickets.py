@@ -81,15 +81,15 @@ class Tickets:
         )
         return True
 
-    def prefill(self, ticket_id: str, path: str, method: str, classes: Sequence[str] = ()) -> None:
+    def prefill(self, ticket_id: str, path: str | None, method: str, classes: Sequence[str] = ()) -> None:
         """Give a queued pool ticket the mask that its annotator starts from; the same one again changes nothing.
 
         Parameters
         ----------
         ticket_id : str
             The ticket.
-        path : str
-            Path of the mask below the campaign (npz, uint8 zyx).
+        path : str, optional
+            Path of the mask below the campaign (npz, uint8 zyx); without one the ticket starts empty again.
         method : str
             What made it, for the audit trail.
         classes : sequence of str

@@ -56,6 +56,8 @@ class Result(Record):
     """Tickets that somebody took meanwhile; they stay as they are."""
     n_empty: int = 0
     """Tickets that start empty, as what was found there may be mistakes alone."""
+    n_taken_back: int = 0
+    """Tickets that had a first mask which is doubted now; they start empty again."""
     doubts: dict[str, str]
     """By volume: why its tickets start empty."""
 
@@ -81,4 +83,9 @@ def describe(result: Result, dry_run: bool = False) -> list[str]:
             * bool(result.n_empty)
         )
     )
+    if result.n_taken_back:
+        verb = "would be" if dry_run else "were"
+        lines.append(
+            f"{result.n_taken_back} earlier first masks {verb} taken back: by what is known now they are likely wrong"
+        )
     return lines

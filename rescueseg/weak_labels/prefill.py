@@ -66,8 +66,9 @@ def weak_label(
 ) -> Result:
     """Give the queued pool tickets a first mask; a rerun with the same method and annotations changes nothing.
 
-    Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one; those with a
-    model's prediction keep it. Holdout tickets, those in refused volumes, and those that somebody has taken, are left alone.
+    Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one. One that is
+    doubted now is taken back, and its ticket starts empty. Those with a model's prediction keep it. Holdout tickets, those
+    in refused volumes, and those that somebody has taken, are left alone.
 
     Parameters
     ----------
@@ -104,16 +105,23 @@ def weak_label(
         )
     work.require(choice)
     folder = work.folder(choice)
-    due = [t for t in waiting if t.prefill != WEAK_LABEL.path(method=folder, file=f"{t.ticket_id}.npz")]
-    doubts = work.doubts(chosen, due) if chosen else {}
-    due = [t for t in due if t.volume_id not in doubts and not (chosen and work.starts_empty(chosen, folder, t))]
-    result = Result(method=choice, reason=reason, agreements=table, tickets=len(due), doubts=doubts)
+    doubts = work.doubts(chosen, waiting, folder) if chosen else {}
+    empty = {t.ticket_id for t in waiting if chosen and (t.volume_id in doubts or work.starts_empty(chosen, folder, t))}
+    due = [t for t in waiting if t.ticket_id not in empty and t.prefill != _mask_path(folder, t)]
+    wrong = [t for t in waiting if t.ticket_id in empty and t.prefill is not None]
+    result = Result(
+        method=choice, reason=reason, agreements=table, tickets=len(due), n_taken_back=len(wrong), doubts=doubts
+    )
     if dry_run or not (due or chosen):
         return result
     if chosen:
         RecordFolder(campaign.storage, WEAK_LABEL_CHOICE.top).write(CHOICE, chosen)
-    claimed, empty = work.label(choice, folder, due, chosen)
-    return result.model_copy(update={"tickets": len(due) - claimed - empty, "n_claimed": claimed, "n_empty": empty})
+    taken_back = sum(work.start_from(t, None, choice) for t in wrong)
+    return work.label(choice, folder, due, chosen, result.model_copy(update={"n_taken_back": taken_back}))
+
+
+def _mask_path(folder: str, ticket: TicketRecord) -> str:
+    return WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
 
 
 class _Prefill:
@@ -146,11 +154,11 @@ class _Prefill:
         key = self._key()
         return known if known and known.made_for == key else self._choose().model_copy(update={"made_for": key})
 
-    def doubts(self, choice: MethodChoice, due: Sequence[TicketRecord]) -> dict[str, str]:
+    def doubts(self, choice: MethodChoice, waiting: Sequence[TicketRecord], folder: str) -> dict[str, str]:
         """Return, by volume, why its tickets start empty."""
-        names = sorted({t.volume_id for t in due})
         if choice.doubt:
-            return dict.fromkeys(names, choice.doubt)
+            return dict.fromkeys(sorted({t.volume_id for t in waiting}), choice.doubt)
+        names = sorted({t.volume_id for t in waiting if t.prefill != _mask_path(folder, t)})
         if choice.method not in FITTED or self.accepted or choice.method == "membranes":
             return {}  # that these are meant, the user or annotated voxels have said
         found = {n: doubt_without_hint(self._sample(self.volumes[n]), self.volumes[n].spacing_um_zyx) for n in names}
@@ -158,7 +166,7 @@ class _Prefill:
 
     def starts_empty(self, choice: MethodChoice, folder: str, ticket: TicketRecord) -> bool:
         """Tell whether a ticket's mask was made, and does not stand out from what the method invents."""
-        path = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
+        path = _mask_path(folder, ticket)
         if not self.accepted or not self.campaign.storage.exists(path):
             return False
         return not stands_out(self.campaign.storage.read_array(path), choice.invented)
@@ -287,17 +295,17 @@ class _Prefill:
         return f"{method}-{digest_json([content, scaling])[:12]}"
 
     def label(
-        self, method: str, folder: str, due: Sequence[TicketRecord], choice: MethodChoice | None
-    ) -> tuple[int, int]:
+        self, method: str, folder: str, due: Sequence[TicketRecord], choice: MethodChoice | None, result: Result
+    ) -> Result:
         """Write the masks of tickets and make them their prefill, where they stand out from what the method invents.
 
-        Returns how many tickets somebody took meanwhile, and how many start empty.
+        Returns the result with what became of them counted.
         """
         labellers = self._labellers(method) if due else {}
-        n_claimed = n_empty = 0
+        n_claimed = n_empty = n_taken_back = 0
         for index, ticket in enumerate(due):
             self.progress(f"first masks by {method}", index, len(due))
-            path = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
+            path = _mask_path(folder, ticket)
             if not self.campaign.storage.exists(path):
                 volume = self.volumes[ticket.volume_id]
                 image = volumes.open_image(self.campaign.volumes, volume.volume_id)
@@ -309,13 +317,26 @@ class _Prefill:
                 self.campaign.storage.write_array(path, weak.labels)
             if choice and self.starts_empty(choice, folder, ticket):
                 n_empty += 1
-                continue
-            try:
-                names = class_names(self.campaign.config.classes, self.campaign.storage.read_array(path))
-                self.store.tickets.prefill(ticket.ticket_id, path, method, names)
-            except QueueError:
-                n_claimed += 1
-        return n_claimed, n_empty
+                n_taken_back += ticket.prefill is not None and self.start_from(ticket, None, method)
+            else:
+                n_claimed += not self.start_from(ticket, path, method)
+        return result.model_copy(
+            update={
+                "tickets": len(due) - n_claimed - n_empty,
+                "n_claimed": n_claimed,
+                "n_empty": n_empty,
+                "n_taken_back": result.n_taken_back + n_taken_back,
+            }
+        )
+
+    def start_from(self, ticket: TicketRecord, path: str | None, method: str) -> bool:
+        """Give a ticket a first mask, or none; tell whether it still waited."""
+        names = class_names(self.config.classes, self.campaign.storage.read_array(path)) if path else ()
+        try:
+            self.store.tickets.prefill(ticket.ticket_id, path, method, names)
+        except QueueError:
+            return False
+        return True
 
     def _labellers(self, method: str) -> Mapping[str, WeakLabeller]:
         """Return the labeller of each volume."""

@@ -116,6 +116,31 @@ def test_holdout_tickets_stay_empty(tmp_path: Path) -> None:
         store.tickets.prefill(held[0].ticket_id, "weak_labels/x.npz", "threshold")
 
 
+@pytest.mark.parametrize("first", ["threshold", "blobs"])
+def test_a_mask_that_an_annotation_makes_doubtful_is_taken_back(made: Campaign, store: QueueStore, first: str) -> None:
+    """Bright balls stand out, and something else is meant: what no threshold finds."""
+    assert weak_label(made, store, first).tickets == 4
+    lease = store.leases.claim("anna", 60, filters=Filters(purpose="pool"))
+    assert lease is not None
+    truth = np.asarray(volumes.open_truth(made.volumes, "v")[lease.ticket.box.slices])
+    meant = (truth == 0) & (np.indices(truth.shape).sum(axis=0) // 4 % 3 == 0)
+    submit_labels(made, store, lease, "anna", meant.astype(np.uint8), Work("test", 1.0))
+    told = weak_label(made, store, dry_run=True)
+    painted = store.views.tickets("queued", "pool")
+    assert (told.tickets, told.n_taken_back, set(told.doubts)) == (0, 3, {"v"})
+    assert all(t.prefill for t in painted), "a dry run changes nothing"
+    assert "3 earlier first masks would be taken back" in describe(told, dry_run=True)[-1]
+    assert weak_label(made, store).n_taken_back == 3
+    for ticket in store.views.tickets("queued", "pool"):
+        assert ticket.prefill is None
+        assert [e.event for e in store.views.history(ticket.ticket_id)] == ["created", "prefilled", "prefilled"]
+    lease = store.leases.claim("bob", 60, filters=Filters(purpose="pool"))
+    assert lease is not None
+    assert not starting_labels(made.storage, lease, made.config.n_classes).any()
+    again = weak_label(made, store)
+    assert (again.tickets, again.n_taken_back) == (0, 0)
+
+
 def test_a_rerun_changes_nothing_and_a_killed_run_goes_on(
     made: Campaign, store: QueueStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
