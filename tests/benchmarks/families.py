@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="to share the seeds among commands")
     parser.add_argument("--seconds", type=float, default=240.0, help="processor time of one training")
     parser.add_argument("--before", type=Path, help="OUT of a run of the version to compare with")
     parser.add_argument("--summary", action="store_true")
@@ -251,7 +252,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ROWS
     lines = read_rows(options.out)
-    todo = [] if options.summary else [(s, d) for s in range(options.seeds) for d in options.datasets]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    todo = [] if options.summary else [(s, d) for s in seeds for d in options.datasets]
     for seed, dataset in todo:
         campaign = open_or_make(options.data, options.out, dataset, seed, options.before)
         for trainer in contestants(campaign):
