@@ -74,34 +74,36 @@ def cell_shares(length: int, cells: int) -> Tensor:
     return overlap.clamp(min=0) * (cells / length)
 
 
-def resample_classes(labels: Tensor, shape_zyx: Sequence[int], n_classes: int, ignore: int) -> Tensor:
-    """Resample labels (n, z, y, x) to a grid that is coarser along some axes and finer along none, by an integer each.
-
-    The rule is that of `resample_labels`; this one stays on the labels' device.
+def class_shares(labels: Tensor, shape_zyx: Sequence[int], n_classes: int, ignore: int) -> tuple[Tensor, Tensor]:
+    """Return what labels (n, z, y, x) say of a grid that is as fine or coarser: nothing vanishes, and nothing gets thicker.
 
     Parameters
     ----------
     labels : Tensor of integers
         0…n_classes, or `ignore`.
     shape_zyx : sequence of int
-        Shape of the result.
+        Shape of the grid.
     n_classes, ignore : int
         Number of foreground classes, and the value where nobody labelled.
 
+    Returns
+    -------
+    shares : Tensor of float32, shape (n, n_classes + 1, *shape_zyx)
+        Share of each class in what is labelled of a cell, background first; zeros where nothing is.
+    known : Tensor of float32, shape (n, 1, *shape_zyx)
+        How much of a cell is labelled. Weighed by it, the mean of the shares is that of the labelled voxels.
+
     Examples
     --------
-    >>> row = torch.tensor([0, 1, 1, 1, 0, 0, 9, 2, 9, 9])
-    >>> resample_classes(row.expand(1, 1, 1, 10), (1, 1, 5), 2, ignore=9).flatten().tolist()
-    [1, 1, 0, 2, 9]
+    >>> row = torch.tensor([0, 1, 1, 1, 0, 9, 9, 9])
+    >>> shares, known = class_shares(row.expand(1, 1, 1, 8), (1, 1, 4), 1, ignore=9)
+    >>> shares[0, 1].flatten().tolist(), known.flatten().tolist()
+    ([0.5, 1.0, 0.0, 0.0], [1.0, 1.0, 0.5, 0.0])
     """
-    if tuple(labels.shape[1:]) == tuple(shape_zyx):
-        return labels
-    known = labels != ignore
-    classes = [labels == value for value in range(1, n_classes + 1)]
-    shares = cell_means(torch.stack([known, *classes], dim=1).float(), shape_zyx)
-    seen, shares = shares[:, 0], shares[:, 1:]
-    result = torch.where(shares.sum(dim=1) >= seen / 2 - _TOLERANCE, shares.argmax(dim=1) + 1, 0)
-    return torch.where(seen > _TOLERANCE, result, ignore).to(labels.dtype)
+    classes = [labels == value for value in range(n_classes + 1)]
+    means = cell_means(torch.stack([labels != ignore, *classes], dim=1).float(), shape_zyx)
+    known = means[:, :1]
+    return means[:, 1:] / known.clamp(min=_TOLERANCE), known
 
 
 def resample_labels(labels: npt.NDArray[Any], shape_zyx: Sequence[int], ignore: int) -> npt.NDArray[np.int64]:

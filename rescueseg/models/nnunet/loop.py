@@ -14,6 +14,7 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
@@ -25,8 +26,9 @@ from rescueseg.models.files import member_folder
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
+from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.precision import choose_precision
-from rescueseg.models.resample import resample, resample_classes
+from rescueseg.models.resample import resample
 from rescueseg.models.trial import Trial
 from rescueseg.randomness import keyed_generator, seed_numpy
 
@@ -118,6 +120,11 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
             threads=torch.get_num_threads(),
             backward=True,
         )
+
+    def _build_loss(self) -> nn.Module:
+        """Return nnU-Net's loss; where coarser outputs are supervised, these are taught shares."""
+        loss: nn.Module = super()._build_loss()
+        return SharesLoss(loss, self.label_manager.ignore_label) if self.enable_deep_supervision else loss
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return nnU-Net's own optimiser and schedule, or for short trainings AdamW, whose rate each step sets."""
@@ -250,46 +257,47 @@ def _plain(values: list[Any]) -> list[Any]:
 def _own_steps(pipeline: Any, ignore: int) -> Any:
     """Change three of nnU-Net's steps.
 
-    What lies beyond a case is ignored, not background; the blur does not choose its algorithm by the clock; and labels
-    get coarser by `CoarserTargets`.
+    What lies beyond a case is ignored, not background; the blur does not choose its algorithm by the clock; and of
+    labels there is the finest level alone: `SharesLoss` makes the coarser ones.
     """
     for transform in pipeline.transforms:
+        if isinstance(transform, DownsampleSegForDSTransform):
+            transform.ds_scales = [1]
         if isinstance(transform, RemoveLabelTransform):
             transform.set_to = ignore
         inner = getattr(transform, "transform", None)
         if isinstance(inner, GaussianBlurTransform):
             inner.benchmark = False
-    pipeline.transforms = [
-        CoarserTargets(t.ds_scales, ignore) if isinstance(t, DownsampleSegForDSTransform) else t
-        for t in pipeline.transforms
-    ]
     return pipeline
 
 
-class CoarserTargets(DownsampleSegForDSTransform):  # type: ignore[misc]
-    """Targets of all supervised outputs: the labels themselves for the finest, for coarser ones `resample_classes`.
+class SharesLoss(nn.Module):
+    """nnU-Net's loss for the finest output; for coarser ones a loss whose targets are the shares of the classes in a cell.
 
-    nnU-Net's own step takes one voxel of a cell, which lies beside the cell's centre where the step is even.
+    nnU-Net's own coarse targets take one voxel of a cell, which lies beside the cell's centre where the step is even, and
+    its loss takes no shares. Levels keep nnU-Net's weights.
 
     Parameters
     ----------
-    ds_scales : list
-        Of each output, its voxels per voxel of the window along each axis.
+    loss : DeepSupervisionWrapper
+        nnU-Net's, over all outputs.
     ignore : int
-        Label where nobody labelled; the classes are those before it.
+        Label where nobody labelled.
     """
 
-    def __init__(self, ds_scales: list[Any], ignore: int) -> None:
-        super().__init__(ds_scales)
-        self.ignore = ignore
+    def __init__(self, loss: DeepSupervisionWrapper, ignore: int) -> None:
+        super().__init__()
+        self.finest, self.weights = loss.loss, [float(weight) for weight in loss.weight_factors]
+        self.coarser = PartialDiceCELoss(ignore=ignore)
 
-    def _apply_to_segmentation(self, segmentation: Tensor, **_: Any) -> list[Tensor]:
-        """Return the targets, fine to coarse, of labels (c, z, y, x)."""
-        targets = [segmentation]
-        for scale in self.ds_scales[1:]:
-            shape = [round(n * share) for n, share in zip(segmentation.shape[1:], scale, strict=True)]
-            targets.append(resample_classes(segmentation, shape, self.ignore - 1, self.ignore))
-        return targets
+    def forward(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Return the loss of the logits of all outputs, fine to coarse, and the labels (n, 1, z, y, x), in a list by itself."""
+        [labels] = targets
+        loss: Tensor = self.weights[0] * self.finest(outputs[0], labels)
+        for weight, stage in zip(self.weights[1:], outputs[1:], strict=True):
+            if weight:
+                loss = loss + weight * self.coarser(stage.float(), labels[:, 0])
+        return loss
 
 
 def with_full_size(network: nn.Module) -> nn.Module:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from monai.losses.cldice import SoftclDiceLoss
-from monai.losses.dice import MaskedDiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
-from rescueseg.models.resample import resample_classes
+from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.plan import TrainingPlan
 
@@ -22,44 +21,6 @@ BORDER_WEIGHT = 10.0
 """Of the border distance, against Dice and cross-entropy: a squared share of the largest distance begins at about 0.1."""
 BETTI_WINDOW: ZYX = (16, 48, 48)
 """Largest box that the Betti matching loss looks at; it costs as much processor time as two steps of the network."""
-
-
-class PartialDiceCELoss(nn.Module):
-    """Soft Dice, averaged over the foreground classes present, plus cross-entropy; blind to voxels labelled 255.
-
-    Dice is computed over the batch as one (Milletari et al. 2016, arXiv 1606.04797; the sum with cross-entropy as in
-    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
-
-    Parameters
-    ----------
-    class_weights : sequence of float, optional
-        Weight of each class, background first, in the cross-entropy; all alike when omitted.
-    """
-
-    weights: Tensor
-
-    def __init__(self, class_weights: Sequence[float] = ()) -> None:
-        super().__init__()
-        self.dice = MaskedDiceLoss(include_background=False, batch=True, reduction="none")
-        self.register_buffer("weights", torch.tensor(class_weights, dtype=torch.float32), persistent=False)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss; zero, with zero gradient, where no voxel is labelled.
-
-        Parameters
-        ----------
-        logits : Tensor of float32, shape (n, K + 1, z, y, x)
-        labels : Tensor of int64, shape (n, z, y, x)
-            0…K or 255.
-        """
-        target, annotated = one_hot(labels, logits.shape[1])
-        log_probability = functional.log_softmax(logits, dim=1)
-        dice = self.dice(log_probability.exp(), target, annotated).flatten()
-        present = target[:, 1:].sum(dim=(0, 2, 3, 4)) > 0
-        weighted = target * self.weights.view(1, -1, 1, 1, 1) if len(self.weights) else target
-        cross_entropy = -(log_probability * weighted).sum() / weighted.sum().clamp(min=1.0)
-        loss: Tensor = cross_entropy + (dice * present).sum() / present.sum().clamp(min=1)
-        return loss
 
 
 class BorderDistanceLoss(nn.Module):
@@ -201,8 +162,7 @@ class Objective(nn.Module):
         weights = [0.5**i for i in range(len(coarse) + 1)]
         loss: Tensor = self.overlap(logits, labels) * (weights[0] / sum(weights))
         for weight, stage in zip(weights[1:], coarse, strict=True):
-            coarser = resample_classes(labels, stage.shape[2:], stage.shape[1] - 1, IGNORE)
-            loss = loss + self.overlap(stage, coarser) * (weight / sum(weights))
+            loss = loss + self.overlap(stage, labels) * (weight / sum(weights))
         topology = self.plan.topology
         if topology is None or step < topology.begin * self.plan.iterations or step % topology.every:
             return loss

@@ -38,7 +38,7 @@ from rescueseg.storage import digest_json
 
 __all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same request would train another model."""
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.models import members
-from rescueseg.models.nnunet.loop import CampaignTrainer, CoarserTargets, with_full_size
+from rescueseg.models.nnunet.loop import CampaignTrainer, with_full_size
 from rescueseg.models.nnunet.plan import ARCHITECTURES, NnUNetNetwork, NnUNetPlan
 from rescueseg.models.nnunet.predictor import NnUNetPredictor
 from rescueseg.models.precision import Precision
 from rescueseg.models.predictor import PROBABILITY
 from rescueseg.models.resample import resample, resample_labels
+from tests.puncta import puncta
 
 WINDOW: ZYX = (24, 24, 24)
 SURE = 20.0
@@ -68,11 +69,10 @@ class LearnsWhatItSees(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             cells = Cells(tuple(n // s for n, s in zip(WINDOW, self.strides, strict=True)))
             network, image = with_full_size(cells), images.clone()
-            [target, *_] = CoarserTargets([[1 / s for s in self.strides]], ignore=2)._apply_to_segmentation(image[0])
             optimiser = torch.optim.Adam(network.parameters(), lr=0.5)
             for _ in range(self.steps):
                 optimiser.zero_grad()
-                self.loss(network(image)[0], target[None]).backward()
+                self.loss(network(image)[0], image).backward()
                 optimiser.step()
         return cells.logits.detach()
 
@@ -146,29 +146,67 @@ def test_nnunet_without_its_finest_level_is_taught_the_voxels_themselves(strides
         assert (entropy(mean) - entropy(members).mean(axis=0)).max() < 1e-6
 
 
-@pytest.mark.parametrize("stem", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_the_trainer_builds_a_network_and_targets_of_the_windows_own_size(stem: ZYX) -> None:
+def nnunet_parts(stem: ZYX, ignore: int = 2) -> tuple[nn.Module, nn.Module]:
+    """Return network and loss as the trainer builds them, without its folders and plans."""
     plan = plain_network(stem, dropout=0.1)
-    configuration = SimpleNamespace(
+    trainer = CampaignTrainer.__new__(CampaignTrainer)
+    trainer.configuration_manager = SimpleNamespace(
         network_arch_class_name=ARCHITECTURES["plain"],
         network_arch_init_kwargs=plan.arguments(),
         network_arch_init_kwargs_req_import=["conv_op", "norm_op", "dropout_op", "nonlin"],
         pool_op_kernel_sizes=plan.strides,
+        batch_dice=False,
     )
-    network = CampaignTrainer.build_network_architecture(None, configuration, 1, 2, True)
+    trainer.label_manager = SimpleNamespace(has_regions=False, ignore_label=ignore)
+    trainer.device, trainer.is_ddp, trainer.enable_deep_supervision = torch.device("cpu"), False, True
+    network = CampaignTrainer.build_network_architecture(None, trainer.configuration_manager, 1, 2, True)
+    return network, trainer._build_loss()
+
+
+@pytest.mark.parametrize("stem", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_the_trainer_builds_a_network_whose_finest_output_is_taught_the_windows_own_voxels(stem: ZYX) -> None:
+    network, loss = nnunet_parts(stem)
     images = torch.randn(1, 1, 8, 16, 16)
     finest, second = network(images)
     assert finest.shape[2:] == images.shape[2:]
-    scales = [list(1 / np.cumprod(plan.strides, axis=0)[level]) for level in range(2)]
-    pipeline = CampaignTrainer.get_validation_transforms(scales, ignore_label=2)
+    strides = np.cumprod(plain_network(stem, 0.0).strides, axis=0)
+    pipeline = CampaignTrainer.get_validation_transforms([list(1 / s) for s in strides[:2]], ignore_label=2)
     labels = torch.randint(-1, 3, (1, 8, 16, 16), dtype=torch.int16)
     targets = pipeline(image=images[0], segmentation=labels.clone())["segmentation"]
-    known = torch.where(labels < 0, 2, labels)
-    assert torch.equal(targets[0], known)
-    assert [t.shape[1:] for t in targets] == [finest.shape[2:], second.shape[2:]]
-    expected = resample_labels(known[0].numpy(), second.shape[2:], ignore=2)
-    assert np.array_equal(targets[1][0].numpy(), expected)
-    assert targets[1].dtype == torch.int16
+    assert [t.dtype for t in targets] == [torch.int16]
+    assert torch.equal(targets[0], torch.where(labels < 0, 2, labels))
+    value = loss([finest, second], [t[None] for t in targets]).detach()
+    assert torch.isfinite(value)
+    worse = [finest, second * 10]
+    assert torch.equal(loss(worse, [t[None] for t in targets]).detach(), value), "nnU-Net gives the coarsest no weight"
+
+
+def test_a_coarser_output_of_nnunet_is_taught_the_share_of_structure_smaller_than_its_cells() -> None:
+    _, truth = puncta((8, 32, 32), 0.005, 150)
+    labels = torch.from_numpy(truth.astype(np.int16))[None, None]
+    labels[..., :5] = 2
+    shares, known = (
+        t.double() for t in (nn.functional.avg_pool3d(m.float(), (2, 4, 4)) for m in (labels == 1, labels != 2))
+    )
+    share = (shares / known.clamp(min=1e-9)).clamp(1e-7, 1 - 1e-7)
+    assert 0 < share.max() < 0.5
+    _, loss = nnunet_parts((1, 2, 2))
+    loss.weights = [2 / 3, 1 / 3, 0.0]
+    finest = SURE * torch.cat([1 - 2.0 * (labels == 1), 2.0 * (labels == 1) - 1], dim=1)
+    coarsest = torch.zeros(1, 2, 4, 4, 4)
+    exact = torch.cat([1 - share, share], dim=1).log().float()
+    least = float(loss([finest, exact, coarsest], [labels]))
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.01, 0.1, 1.0):
+        for _ in range(10):
+            other = exact + size * torch.randn(exact.shape, generator=generator)
+            assert float(loss([finest, other, coarsest], [labels])) > least
+    flat = torch.cat([torch.full_like(share, 0.99), torch.full_like(share, 0.01)], dim=1).log().float()
+    flat.requires_grad_()
+    loss([finest, flat, coarsest], [labels]).backward()
+    assert flat.grad is not None
+    assert (flat.grad[:, 1:][share > 0.02] < 0).all(), "nothing pulls a punctum down"
+    assert not flat.grad[:, 1:][known == 0].any(), "cells that nobody labelled count for nothing"
 
 
 # a working spacing --------------------------------------------------------------------------------------------------

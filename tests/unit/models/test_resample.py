@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rescueseg.models.resample import resample, resample_classes, resample_labels
+from rescueseg.models.resample import class_shares, resample, resample_labels
+from tests.puncta import puncta
 
 SHAPES = [
     ((6, 8, 10), (3, 4, 10)),
@@ -81,9 +82,11 @@ def test_labels_are_decided_by_the_shares_of_each_cell(shape: tuple[int, ...], t
         numbers = np.where(labels == 255, -1, labels * 40)  # objects: numbers with gaps
         of_objects = np.where(expected == 255, -1, expected * 40)
         np.testing.assert_array_equal(resample_labels(numbers, target, -1), of_objects)
-        if all(n % m == 0 for n, m in zip(shape, target, strict=True)):
-            stayed = resample_classes(torch.from_numpy(labels)[None], target, 3, 255)
-            np.testing.assert_array_equal(stayed[0].numpy(), expected)
+        if all(m <= n for n, m in zip(shape, target, strict=True)):
+            shares, labelled = (t[0].numpy() for t in class_shares(torch.from_numpy(labels)[None], target, 3, 255))
+            np.testing.assert_allclose(labelled[0], known / pieces.shape[-1], atol=1e-6)
+            of_known = np.concatenate([(known - counts.sum(axis=0))[None], counts]) / np.maximum(known, 1)
+            np.testing.assert_allclose(shares, of_known, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -101,3 +104,27 @@ def test_mirroring_commutes_with_resampling(shape: tuple[int, ...], target: tupl
     labels = np.random.default_rng(0).choice([0, 1, 255], shape)
     mirrored = resample_labels(labels[::-1, ::-1, ::-1], target, 255)
     np.testing.assert_array_equal(mirrored[::-1, ::-1, ::-1], resample_labels(labels, target, 255))
+
+
+def sparse_and_thin() -> list[np.ndarray]:
+    """Return puncta of seven voxels (0.1 %) and membranes of one, with a border that nobody labelled, of odd width."""
+    _, dots = puncta((28, 44, 44), 0.001, 150)
+    sheets = np.zeros((28, 44, 44), np.int64)
+    sheets[:, ::12] = sheets[:, :, ::12] = 1
+    arrays = [dots.astype(np.int64), sheets]
+    for array in arrays:
+        array[:, :3] = array[:, :, -5:] = 255
+    return arrays
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (2, 4, 4), (2, 8, 8)])
+def test_a_coarse_grid_holds_as_much_of_a_class_as_the_voxels_wherever_the_window_lies(stride: tuple[int, ...]) -> None:
+    for labels in sparse_and_thin():
+        for shift in np.ndindex(*stride):
+            place = tuple(slice(s, s + n) for s, n in zip(shift, (24, 32, 32), strict=True))
+            window = labels[place]
+            target = [n // s for n, s in zip(window.shape, stride, strict=True)]
+            shares, known = (t[0].double() for t in class_shares(torch.from_numpy(window)[None], target, 1, 255))
+            expected = [(window == value).sum() / (window != 255).sum() for value in (0, 1)]
+            mean = (shares * known).sum(dim=(1, 2, 3)) / known.sum()
+            assert mean.tolist() == pytest.approx(expected, rel=1e-5)

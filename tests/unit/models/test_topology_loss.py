@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from rescueseg.config import TrainingConfig
+from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.loop import Run
-from rescueseg.models.unet.losses import BettiMatchingLoss, Objective, PartialDiceCELoss, SoftTopologyLoss
+from rescueseg.models.unet.losses import BettiMatchingLoss, Objective, SoftTopologyLoss
 from rescueseg.models.unet.network import build_network
 from rescueseg.models.unet.plan import make_plan
 from rescueseg.models.unet.trainer import plan_training
 from rescueseg.records import Snapshot
+from tests.puncta import puncta
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 SHAPE = (12, 24, 24)
@@ -260,3 +262,38 @@ def test_with_everything_on_it_learns(tmp_path: Path) -> None:
     )
     losses = [e["loss"] for e in get_trainer("monai_unet_topology").train(request, ignore_progress).losses]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def shares_of(labels: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
+    """Return the share of class 1 in each cell, by reshaping."""
+    shape = [n for length, s in zip(labels.shape, stride, strict=True) for n in (length // s, s)]
+    return np.asarray((labels == 1).reshape(shape).mean(axis=(1, 3, 5)))
+
+
+def test_a_coarse_stage_is_taught_the_share_of_structure_smaller_than_its_cells(tmp_path: Path) -> None:
+    """The exact shares are the least loss, and nothing pulls a punctum of seven voxels down to the ground."""
+    _, truth = puncta((8, 32, 32), 0.005, 150)
+    labels = torch.from_numpy(truth.astype(np.int64))[None]
+    data, _ = labelled(tmp_path, np.zeros(BOXES[0].shape_zyx, np.uint8))
+    objective = Objective(data, plan_of(deep_supervision=True))
+    sure = SURE * torch.stack([labels == 0, labels == 1], dim=1).float()
+    shares = [
+        torch.from_numpy(shares_of(truth, stride))[None].clamp(1e-7, 1 - 1e-7) for stride in ((2, 4, 4), (4, 8, 8))
+    ]
+    assert all(0 < share.max() < 0.5 for share in shares), "the majority of each cell is ground"
+    exact = [torch.stack([1 - share, share], dim=1).log().float() for share in shares]
+    least = float(objective(sure, exact, labels, 0))
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.01, 0.1, 1.0):
+        for _ in range(10):
+            other = [stage + size * torch.randn(stage.shape, generator=generator) for stage in exact]
+            assert float(objective(sure, other, labels, 0)) > least
+    flat = [torch.full_like(e, float(s.mean())).log().requires_grad_() for e, s in zip(exact, shares, strict=True)]
+    for stage, share in zip(flat, shares, strict=True):
+        stage.data[:, 0] = float((1 - share.mean()).log())
+    objective(sure, flat, labels, 0).backward()
+    for stage, share in zip(flat, shares, strict=True):
+        assert stage.grad is not None
+        pull = -stage.grad[:, 1]
+        assert (pull[share > 2 * share.mean()] > 0).all()
+        assert (pull[share < 1e-6] < 0).all()

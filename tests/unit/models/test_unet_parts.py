@@ -15,13 +15,13 @@ from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
 from rescueseg.models.files import CHECKPOINT_FILE
 from rescueseg.models.members import symmetries
+from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.precision import autocast_dtype, bfloat16_verdict
 from rescueseg.models.survey import Survey
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.loop import learning_rate
-from rescueseg.models.unet.losses import PartialDiceCELoss
 from rescueseg.models.unet.network import build_network, get_weights, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
 from rescueseg.models.unet.trainer import MonaiUNetTrainer, plan_training
