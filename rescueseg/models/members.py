@@ -21,7 +21,7 @@ from rescueseg.geometry import ZYX, Spacing, resampled_shape
 from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.precision import Precision, choose_precision
 from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities
-from rescueseg.models.resample import resample
+from rescueseg.models.resample import Resampling, resample
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.plan import NetworkPlan
 
@@ -141,12 +141,15 @@ class NetworkInput:
         Whether y and x may be exchanged.
     axes : tuple of int
         Which of z, y, x the networks' first, second and third axis are.
+    resampling : callable
+        What brings windows to their size, and what the networks say back: as it was when they learned.
     """
 
     spacing_um_zyx: Spacing
     window_zyx: ZYX
     square: bool
     axes: tuple[int, int, int] = (0, 1, 2)
+    resampling: Resampling = resample
 
 
 class NetworksPredictor(ABC, Generic[N, P]):
@@ -179,6 +182,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
         self._plan, self._axes = plan, network_input.axes
         self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
         self._spacing, self._window = network_input.spacing_um_zyx, network_input.window_zyx
+        self._resample = network_input.resampling
         self.symmetries = symmetries(config.tta_symmetries, network_input.square)
         self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout all samples are the same
 
@@ -205,7 +209,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
         """
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
-        images = resample(images, self._window)
+        images = self._resample(images, self._window)
         precision = self._precision()
         parts = self._parts(len(images), precision)
         for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
@@ -234,7 +238,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
 
     def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
         """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it."""
-        return {PROBABILITY: torch.softmax(resample(logits, size), dim=1)}
+        return {PROBABILITY: torch.softmax(self._resample(logits, size), dim=1)}
 
     def _precision(self) -> Precision:
         """Return what the networks compute in, and say once if that is less than the hardware offers."""

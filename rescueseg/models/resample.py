@@ -1,4 +1,4 @@
-"""The one way from one grid to another, for images and labels, in training and inference.
+"""The one way from one grid to another, for images and labels, in training and inference; and that of earlier models.
 
 Both grids cover the same field of view, and a voxel is a cell of it: cell i of m spans from i/m to (i+1)/m of each axis.
 What gets coarser is the mean over the cell, of an image its intensity, of labels the share of each class; so images,
@@ -7,7 +7,7 @@ labels and predictions lie on each other at every ratio, and mirroring commutes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
+
+Resampling = Callable[[Tensor, Sequence[int]], Tensor]
+"""Brings images (n, c, z, y, x) to another shape."""
 
 _TOLERANCE = 1e-5
 """Of a share of a cell: so far float32 may be off."""
@@ -44,6 +47,28 @@ def resample(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
     if tuple(tensor.shape[2:]) != size:
         tensor = functional.interpolate(tensor, size=size, mode="trilinear", align_corners=False)
     return tensor
+
+
+def resample_by_multiples(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
+    """Resample images as earlier versions did: only by whole multiples are voxels averaged, the rest is interpolated.
+
+    Models that have learned from such images go on seeing such images; parameters as those of `resample`.
+
+    Examples
+    --------
+    >>> resample_by_multiples(torch.tensor([0.0, 0.0, 6.0]).expand(1, 1, 1, 1, 3), (1, 1, 2)).flatten().tolist()
+    [0.0, 4.5]
+    >>> resample(torch.tensor([0.0, 0.0, 6.0]).expand(1, 1, 1, 1, 3), (1, 1, 2)).flatten().tolist()
+    [0.0, 4.0]
+    """
+    size = tuple(int(n) for n in shape_zyx)
+    if tuple(tensor.shape[2:]) == size:
+        return tensor
+    pool = [max(1, n // m) for n, m in zip(tensor.shape[2:], size, strict=True)]
+    multiple = tuple(m * p for m, p in zip(size, pool, strict=True))
+    if tuple(tensor.shape[2:]) != multiple:
+        tensor = functional.interpolate(tensor, size=multiple, mode="trilinear", align_corners=False)
+    return functional.avg_pool3d(tensor, pool) if max(pool) > 1 else tensor
 
 
 def cell_means(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:

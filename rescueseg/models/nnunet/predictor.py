@@ -14,9 +14,13 @@ from rescueseg.models.files import model_errors, read_committed
 from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
 from rescueseg.models.nnunet.network import build_network, key_dropout, load_weights
 from rescueseg.models.nnunet.plan import NnUNetPlan
+from rescueseg.models.resample import Resampling, resample, resample_by_multiples
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
+
+_CELL_MEANS = 4
+"""Format of the first models that learned from images resampled by `resample`."""
 
 
 class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
@@ -32,9 +36,18 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
         Samples, symmetries and window.
     device : str
         A torch device.
+    resampling : callable
+        As when the networks learned.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], plan: NnUNetPlan, config: InferenceConfig, device: str) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        plan: NnUNetPlan,
+        config: InferenceConfig,
+        device: str,
+        resampling: Resampling = resample,
+    ) -> None:
         window = config.window_zyx
         self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
         super().__init__(
@@ -47,6 +60,7 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
                 round_up(window, plan.total_stride_zyx) if window else plan.inference_window_zyx,
                 square=False,
                 axes=plan.axes,
+                resampling=resampling,
             ),
         )
 
@@ -76,4 +90,5 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
         for own in split_members(safetensors.torch.load(weights), plan.members):
             networks.append(build_network(plan.network))
             load_weights(networks[-1], own)
-    return NnUNetPredictor(networks, plan, config, device)
+        resampling = resample if description["format"] >= _CELL_MEANS else resample_by_multiples
+    return NnUNetPredictor(networks, plan, config, device, resampling)

@@ -13,12 +13,15 @@ from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
 from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
 from rescueseg.models.predictor import BORDER_DISTANCE, Output
-from rescueseg.models.resample import resample
+from rescueseg.models.resample import Resampling, resample, resample_by_multiples
 from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, inference_window
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
+
+_CELL_MEANS = 3
+"""Format of the first models that learned from images resampled by `resample`."""
 
 Features = tuple[Tensor, Tensor]
 
@@ -36,17 +39,23 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
         Samples, symmetries and window.
     device : str
         A torch device.
+    resampling : callable
+        As when the networks learned.
     """
 
     def __init__(
-        self, networks: Sequence[StridedUNet], plan: TrainingPlan, config: InferenceConfig, device: str
+        self,
+        networks: Sequence[StridedUNet],
+        plan: TrainingPlan,
+        config: InferenceConfig,
+        device: str,
+        resampling: Resampling = resample,
     ) -> None:
         window = inference_window(plan, config)
         square = plan.square and window[1] == window[2]
         self._border_um = plan.border_um
-        super().__init__(
-            networks, plan.network, config, device, NetworkInput(plan.spacing_um_zyx, window, square=square)
-        )
+        network_input = NetworkInput(plan.spacing_um_zyx, window, square=square, resampling=resampling)
+        super().__init__(networks, plan.network, config, device, network_input)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -60,7 +69,7 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
         outputs = super()._outputs_of(logits[:, : self.n_classes + 1], size)
         if self._border_um is not None:
             share = torch.sigmoid(logits[:, self.n_classes + 1 :])
-            outputs[BORDER_DISTANCE] = resample(share, size) * self._border_um
+            outputs[BORDER_DISTANCE] = self._resample(share, size) * self._border_um
         return outputs
 
     def _prepare(self, network: StridedUNet, images: Tensor) -> Features:
@@ -86,4 +95,5 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
         for own in split_members(safetensors.torch.load(weights), plan.members):
             networks.append(build_network(plan.network, seed=0))
             set_weights(networks[-1], own)
-    return UNetPredictor(networks, plan, config, device)
+        resampling = resample if description["format"] >= _CELL_MEANS else resample_by_multiples
+    return UNetPredictor(networks, plan, config, device, resampling)
