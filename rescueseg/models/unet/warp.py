@@ -18,6 +18,8 @@ from rescueseg.randomness import keyed_generator
 
 _FLAT = 3.0
 """An axis that is so many times as coarse as the finest one, or as short as the longest one, is left as it is."""
+_ROUNDING = 1e-3
+"""Share of a spacing by which it may be rounded: a ratio of exactly three is the same in any unit."""
 _SHARE = 0.2
 """Of windows that are rotated; as many are scaled, and as many bent."""
 _TILT, _TURN = math.radians(30), math.radians(45)
@@ -64,7 +66,16 @@ class Warp:
         ----------
         image, label : Tensor, shape (c, z, y, x)
             The window with its margin.
+
+        Raises
+        ------
+        ValueError
+            If they are of another shape: the window would show another place.
         """
+        needed = tuple(n + 2 * m for n, m in zip(self.window_zyx, self.margin_zyx, strict=True))
+        for shape in (tuple(image.shape[1:]), tuple(label.shape[1:])):
+            if shape != needed:
+                raise ValueError(f"the window with its margin has shape {needed}, not {shape}")
         if self.shifts is None and np.array_equal(self.matrix, np.eye(3)):
             return image, label
         grid = self._grid(image.shape[1:], image.device)
@@ -100,7 +111,7 @@ def draw_warp(plan: TrainingPlan, *key: int | str) -> Warp:
     """
     rng = keyed_generator(*key, "warp")
     spacing, window = np.array(plan.spacing_um_zyx), np.array(plan.window_zyx)
-    free = (spacing <= _FLAT * spacing.min()) & (window * _FLAT >= window.max())
+    free = (spacing <= _FLAT * (1 + _ROUNDING) * spacing.min()) & (window * _FLAT >= window.max())
     rotated, scaled, bent = (rng.random(3) < _SHARE) & (True, plan.border_um is None, plan.border_um is None)
     in_um = np.eye(3)
     if rotated:

@@ -179,7 +179,9 @@ def test_unequal_planes_are_not_turned_by_quarters() -> None:
     plan = small_plan(window_zyx=(8, 32, 64))
     augment = Augmentation(plan)
     for key in range(8):
-        image, _ = augment(torch.randn(1, 8, 32, 64), torch.zeros(1, 8, 32, 64, dtype=torch.uint8), STILL, key)
+        image, _ = augment(
+            torch.randn(1, 8, 32, 64), torch.zeros(1, 8, 32, 64, dtype=torch.uint8), Warp((8, 32, 64), np.eye(3)), key
+        )
         assert image.shape == (1, 8, 32, 64)
 
 

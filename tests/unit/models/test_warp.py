@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,19 @@ import torch
 from scipy import ndimage, special
 from scipy.interpolate import RegularGridInterpolator
 from scipy.optimize import brentq
+from torch import Tensor
 
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.models.survey import Survey
+from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.augment import random_blur
+from rescueseg.models.unet.loop import Run
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
+from rescueseg.models.unet.trainer import plan_training
 from rescueseg.models.unet.warp import Warp, draw_warp
 from rescueseg.randomness import keyed_generator
+from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 
 def plan_of(spacing: Spacing, window: ZYX, border_um: float | None = None) -> TrainingPlan:
@@ -121,6 +127,56 @@ def test_thick_slices_are_turned_about_z_and_never_mixed() -> None:
     for warp in warps(plan_of((0.5, 0.1, 0.1), (40, 8, 8)), 20):  # no axis is left
         assert np.array_equal(warp.matrix, np.eye(3))
         assert warp.shifts is None
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.1, 0.3, 0.05, 0.2, 0.7, 1 / 3, 100.0])
+def test_slices_exactly_three_times_as_thick_are_tilted_in_any_unit(unit: float) -> None:
+    for thick, tilted in ((3 * unit, True), (round(3 * unit, 4), True), (3.01 * unit, False)):
+        some = warps(plan_of((thick, unit, unit), (16, 40, 40)), 40)
+        assert any(abs(warp.matrix[0, 1]) > 1e-3 for warp in some) == tilted
+
+
+def test_an_image_without_its_margin_is_refused() -> None:
+    warp = next(w for w in warps(plan_of((0.1, 0.1, 0.1), (16, 16, 16)), 40) if any(w.margin_zyx))
+    right, wrong = torch.zeros(1, *read_shape(warp)), torch.zeros(1, 16, 16, 16)
+    assert warp.apply(right, right)[0].shape == (1, 16, 16, 16)
+    for image, label in ((wrong, right), (right, wrong), (wrong, wrong)):
+        with pytest.raises(ValueError, match="with its margin"):
+            warp.apply(image, label)
+
+
+class Recorder:
+    """Stands in for the augmentation: warps windows, changes no intensity, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.warps: list[Warp] = []
+
+    def __call__(self, image: Tensor, label: Tensor, warp: Warp, *_: int) -> tuple[Tensor, Tensor]:
+        self.warps.append(warp)
+        return warp.apply(image, label)
+
+
+def test_a_training_reads_each_window_with_the_margin_of_its_warp_and_warps_it(tmp_path: Path) -> None:
+    training = {"window_zyx": [8, 24, 24], "batch_size": 3, "iterations": 4}
+    campaign = make_campaign(tmp_path, **training)
+    snapshot = make_snapshot(campaign, BOXES)
+    plan = plan_training(campaign.config, campaign.volumes, snapshot)
+    data = TrainingSet(campaign.volumes, snapshot, plan)
+    run = Run(tmp_path, "a training", data, plan, seed=3, device="cpu", weights=None)
+    recorder, moved = Recorder(), []
+    run.augment = recorder  # type: ignore[assignment]
+    for step in range(80):
+        images, labels, _ = run._batch(7, step)
+        drawn = [draw_warp(plan, 7, step, i) for i in range(3)]
+        for i, (warp, given) in enumerate(zip(drawn, recorder.warps[3 * step :], strict=True)):
+            assert np.array_equal(warp.matrix, given.matrix)
+            assert (warp.shifts is None) == (given.shifts is None)
+            assert warp.shifts is None or np.array_equal(warp.shifts, np.asarray(given.shifts))
+            image, label = warp.apply(*data.batch(7, step, [w.margin_zyx for w in drawn])[i])
+            assert torch.equal(images[i], image)
+            assert torch.equal(labels[i], label[0].long())
+        moved += [not torch.equal(a, b) for a, (b, _) in zip(images, data.batch(7, step), strict=True)]
+    assert np.mean(moved) == pytest.approx(1 - 0.8**3, abs=0.1), "rotated, scaled or bent: a fifth each"
 
 
 def test_where_nobody_labelled_nobody_did_afterwards() -> None:
