@@ -72,7 +72,10 @@ def resample_by_multiples(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
 
 
 def cell_means(tensor: Tensor, shape_zyx: Sequence[int]) -> Tensor:
-    """Return the means of (n, c, z, y, x) over the cells of another grid, each voxel weighing as much as the cell holds of it."""
+    """Return the means of (n, c, z, y, x) over the cells of another grid.
+
+    Each voxel weighs as much as the cell holds of it.
+    """
     ratios = [n / m for n, m in zip(tensor.shape[2:], shape_zyx, strict=True)]
     if all(ratio == 1 for ratio in ratios):
         return tensor

@@ -309,7 +309,9 @@ def with_full_size(network: nn.Module) -> nn.Module:
     forward = network.forward
 
     def full_size(images: Tensor) -> list[Tensor]:
-        finest, *coarser = forward(images)
+        outputs = forward(images)
+        assert isinstance(outputs, list), "a network without deep supervision gives a batch of logits, not a list"
+        finest, *coarser = outputs
         return [resample(finest.float(), images.shape[2:]), *coarser]
 
     network.forward = full_size

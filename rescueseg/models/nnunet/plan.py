@@ -45,7 +45,8 @@ class Profile:
     channels : tuple of int, optional
         Features per level; nnU-Net's own when None.
     strided : bool
-        Leave out the level at full resolution, which takes three quarters of a CPU's time; its logits are interpolated, before the loss too.
+        Leave out the level at full resolution, which takes three quarters of a CPU's time; its logits are interpolated,
+        before the loss too.
     dropout : float
         Share of every layer's channels; the normalisation behind it makes up for the rest.
     learning_rate : float, optional
@@ -151,7 +152,8 @@ class NnUNetNetwork(Record):
     def cut(self, channels: Sequence[int] | None, strided: bool = False) -> NnUNetNetwork:
         """Return the network with other features, at most as deep as there are, and perhaps without its finest level.
 
-        A network without its finest level needs deep supervision to learn at the coarser resolution, and that three levels.
+        A network without its finest level keeps at least three others, so that it has coarser outputs beside its own: a
+        list, of which `with_full_size` in `loop.py` brings the first to the size of the images.
         """
         depth = min(len(channels or self.features), len(self.features) - 1)
         first = int(strided and depth > 2)

@@ -71,7 +71,10 @@ class StridedUNet(nn.Module):
         return self.backbone(image), image
 
     def coarse_logits(self, image: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-        """Return `features`, and the logits of the supervised decoder stages, fine to coarse (Lee et al. 2015, arXiv 1409.5185)."""
+        """Return `features`, and the logits of the supervised decoder stages, fine to coarse.
+
+        Supervision of coarser stages: Lee et al. 2015, arXiv 1409.5185.
+        """
         skips = [self.backbone.input_block(image)]
         for downsample in self.backbone.downsamples:
             skips.append(downsample(skips[-1]))

@@ -30,7 +30,10 @@ _LEARNING_RATE = 5e-3
 
 @dataclass(frozen=True)
 class Profile:
-    """Defaults for a kind of machine; `tests/benchmarks/training_profile.py` measured that of a CPU, at four minutes of one core."""
+    """Defaults for a kind of machine.
+
+    `tests/benchmarks/training_profile.py` measured that of a CPU, at four minutes of one core.
+    """
 
     channels: tuple[int, ...]
     window_voxels: int

@@ -25,7 +25,8 @@ _SHARE = 0.2
 _TILT, _TURN = math.radians(30), math.radians(45)
 """Largest angle; with quarter turns beside it, the larger one reaches every direction."""
 _SCALE = math.log(1.25)
-"""Objects become so many times as large or as small at most: less than in nnU-Net, for a size in micrometre tells structures apart."""
+"""Objects become so many times as large or as small at most: less than in nnU-Net, for a size in micrometre tells
+structures apart."""
 _POINTS = 4
 """A window is bent at so many points per length."""
 _BEND = 0.1

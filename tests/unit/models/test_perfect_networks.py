@@ -209,11 +209,22 @@ def test_a_coarser_output_of_nnunet_is_taught_the_share_of_structure_smaller_tha
     assert not flat.grad[:, 1:][known == 0].any(), "cells that nobody labelled count for nothing"
 
 
+def test_a_batch_of_logits_is_not_taken_for_a_list_of_outputs() -> None:
+    alone = with_full_size(nn.Conv3d(1, 2, kernel_size=1))
+    with pytest.raises(AssertionError, match="deep supervision"):
+        alone(torch.zeros(2, 1, 4, 4, 4))
+
+
 # a working spacing --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ratio", [(1, 2, 2), (2, 2, 2), (1, 1.5, 1.5), (1, 0.5, 0.5)])
-def test_what_is_taught_at_another_spacing_comes_back_in_its_place(ratio: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "volume"), [((1, 2, 2), 1.081), ((2, 2, 2), 1.020), ((1, 1.5, 1.5), 0.925), ((1, 0.5, 0.5), 1.0)]
+)
+def test_what_is_taught_at_another_spacing_comes_back_in_its_place(
+    ratio: tuple[float, float, float], volume: float
+) -> None:
+    """Its volume, as measured, is off by up to 8 % at two voxels to a cell: a cell is foreground as a whole or not."""
     field = (24, 48, 48)
     window = tuple(round(n / r) for n, r in zip(field, ratio, strict=True))
     shifts, volumes = [], []
@@ -230,4 +241,4 @@ def test_what_is_taught_at_another_spacing_comes_back_in_its_place(ratio: tuple[
         assert dice(mask, truth) > 0.92
         volumes.append(mask.sum() / truth.sum())
     assert np.abs(np.mean(shifts, axis=0)).max() < 0.05
-    assert np.mean(volumes) == pytest.approx(1.0, abs=0.1), "cells of which half is foreground are foreground"
+    assert np.mean(volumes) == pytest.approx(volume, abs=0.002), "cells of which half is foreground are foreground"
