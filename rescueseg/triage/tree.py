@@ -87,6 +87,8 @@ ROUTES: dict[str, Route] = {
 
 CUT = "the patches cut it"
 """Stands in the detail of a question that is not answered for that."""
+BLIND = "what a threshold paints need not be the structure"
+"""The same."""
 _ROUND = ("star_convex", "blob")
 """Routes of objects that are round."""
 
@@ -233,21 +235,23 @@ def _ask(
     question: _Question, evidence: Numbers, thresholds: TriageConfig, word: Structure | None, *, is_blind: bool
 ) -> Step:
     is_measured = any(names and all(name in evidence for name in names) for names in (question.reads, question.instead))
-    score = question.score(evidence, thresholds) if is_measured else None
+    score = round(question.score(evidence, thresholds), 4) if is_measured else None
     answer = None if score is None else score >= 1
     cut = answer is False and question.is_open is not None and question.is_open(evidence, thresholds)
     if cut:
         answer = None
     about_shape = bool(question.words)
+    blind = about_shape and is_blind and is_measured and word is None
     if about_shape and is_blind:
         answer = None
     if about_shape and word is not None:
         answer = word in question.words
     fields = TriageConfig.model_fields
+    reasons = [text for text, holds in ((CUT, cut), (BLIND, blind)) if holds]
     return Step(
         question=question.text,
-        measured=None if score is None else round(score, 4),
-        detail=question.detail(evidence, thresholds) + (f"; {CUT}" if cut else "") if is_measured else "not measured",
+        measured=score,
+        detail="; ".join([question.detail(evidence, thresholds), *reasons]) if is_measured else "not measured",
         answer=answer,
         route=question.route,
         reason=" ".join(fields[name].description or "" for name in question.thresholds),
@@ -258,6 +262,11 @@ UNKNOWN = "not known yet"
 
 
 def title_of(route: Route, steps: Sequence[Step]) -> str:
-    """Return the problem for people; not known where no question could be answered, or the patches cut what would tell."""
-    is_open = route.name == "custom" and any(s.answer is None and s.measured is not None for s in steps)
-    return UNKNOWN if is_open or all(s.answer is None for s in steps) else route.title
+    """Return the problem for people; not known where a question about shape is open that would lead elsewhere.
+
+    None of them it is only where the topology was answered, and one of the two questions about roundness: where the
+    patches show no border, or cut what would tell, neither is.
+    """
+    answered = {step.route for step in steps if step.answer is not None}
+    is_known = route.name != "custom" or ("topology" in answered and not answered.isdisjoint(_ROUND))
+    return route.title if is_known else UNKNOWN

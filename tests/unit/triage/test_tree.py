@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rescueseg.active_learning.strategies import STRATEGIES
 from rescueseg.config import TriageConfig, check_config
 from rescueseg.errors import ConfigError
-from rescueseg.triage.tree import QUESTIONS, ROUTES, STRUCTURES, UNKNOWN, Structure, decide, title_of
+from rescueseg.triage.tree import BLIND, QUESTIONS, ROUTES, STRUCTURES, UNKNOWN, Structure, decide, title_of
 
 ROUND = {
     "snr": 8.0,
@@ -92,10 +92,32 @@ def test_pieces_of_what_the_patches_cut_may_be_round_and_lines_seen_end_on_too()
     assert decide(slices, TriageConfig(), "blob")[0].name == "blob", "the user knows"
 
 
+def test_none_of_the_shapes_is_said_only_where_shape_was_answered() -> None:
+    """Of a patch that is all structure nothing but the share of puncta is measured, which is no."""
+    taken, steps = decide({"puncta": 0.0, "snr": 8.0}, TriageConfig())
+    assert (taken.name, title_of(taken, steps)) == ("custom", UNKNOWN)
+    shapeless = {**ROUND, "star_convexity": 0.5, "sphericity": 0.4}
+    assert title_of(*decide(shapeless, TriageConfig())) == ROUTES["custom"].title
+    for missing in ("slenderness", "length"):
+        rest = {name: value for name, value in shapeless.items() if name != missing}
+        assert title_of(*decide(rest, TriageConfig())) == UNKNOWN, f"the topology is open without {missing}"
+    round_only = {name: shapeless[name] for name in ("slenderness", "length", "connected", "sphericity")}
+    assert title_of(*decide(round_only, TriageConfig())) == ROUTES["custom"].title, "noise and texture are not shape"
+    assert title_of(*decide({}, TriageConfig(), "other")) == ROUTES["custom"].title, "the user knows"
+
+
+def test_an_answer_is_the_one_that_its_rounded_distance_shows() -> None:
+    step = decide({**ROUND, "star_convexity": 0.75 * (1 - 1e-6)}, TriageConfig())[1][4]
+    assert (step.measured, step.answer) == (1.0, True)
+
+
 def test_a_threshold_does_not_tell_what_shape_the_structure_has() -> None:
     taken, steps = decide(TREE, TriageConfig(), is_blind=True)
     assert taken.name == "custom"
     assert [step.answer for step in steps] == [False, None, False, None, None, None]
+    assert [BLIND in step.detail for step in steps] == [step.answer is None for step in steps], "and says why"
+    said = decide(TREE, TriageConfig(), "network", is_blind=True)[1]
+    assert not any(BLIND in step.detail for step in said)
     assert decide(TREE, TriageConfig(), "network", is_blind=True)[0].name == "topology", "the user knows"
     assert decide({**TREE, "snr": 1.0}, TriageConfig(), is_blind=True)[0].name == "low_snr", "noise is in the image"
 
