@@ -16,6 +16,7 @@ from rescueseg.triage.words import Named, choices
 
 if TYPE_CHECKING:
     from rescueseg.triage.records import Triage
+    from rescueseg.triage.tree import Step
 
 
 def triage(
@@ -84,11 +85,7 @@ def show(result: Triage) -> None:
     )
     say_line(f"Rough mask from: {result.mask}{counted}")
     for step in result.steps:
-        mark = {True: "yes", False: "no", None: "not known"}[step.answer]
-        if step.measured is not None and step.answer != (step.measured >= 1):
-            mark += f", by your word (measured: {'yes' if step.measured >= 1 else 'no'})"
-        distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
-        say_line(f"{step.question} {mark}{distance}: {step.detail}")
+        say_line(_answer_line(step, is_word=result.structure is not None))
     console.print()
     say_line(f"Problem {result.title}; trainer {result.trainer}; complexity {result.complexity}", style="bold")
     if result.disagreement:
@@ -103,3 +100,14 @@ def show(result: Triage) -> None:
             f"Suggested patch to annotate: {result.suggested.volume_id}, from z {z}, y {y}, x {x} (from 0) "
             f"to z {z + depth - 1}, y {y + height - 1}, x {x + width - 1}"
         )
+
+
+def _answer_line(step: Step, *, is_word: bool) -> str:
+    """Return a question with its answer; by the person's word only where one was said that measuring did not say."""
+    measured = None if step.measured is None else step.measured >= 1
+    words = {True: "yes", False: "no", None: "not known"}
+    answer = words[step.answer]
+    if is_word and step.answer is not None and step.answer != measured:
+        answer += f", by your word (measured: {words[measured]})"
+    distance = "" if step.measured is None else f" ({step.measured:.2g} of the threshold)"
+    return f"{step.question} {answer}{distance}: {step.detail}"

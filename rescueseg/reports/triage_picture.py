@@ -54,7 +54,8 @@ def draw_decision(result: Triage) -> bytes:
         y, last = rows - 1 - index, index == rows - 1
         _question(axes, y, step, on_path=index <= decision, decides=index == decision, last=last)
     last_box = _Rectangle(_LEFT, -0.82, _WIDTH, 0.5)
-    _box(axes, last_box, ROUTES["custom"].title, active=decision == rows, dim=decision < rows)
+    last_title = ROUTES["custom"].title if decision < rows else result.title
+    _box(axes, last_box, last_title, active=decision == rows, dim=decision < rows)
     axes.text(_SCALE[0], rows + 0.1, "no", color=BLUE, ha="left", fontsize=9)
     axes.text(_SCALE[1], rows + 0.1, "yes", color=ORANGE, ha="right", fontsize=9)
     axes.text(sum(_SCALE) / 2, rows + 0.1, "threshold", color=GREY, ha="center", fontsize=9)
@@ -62,9 +63,7 @@ def draw_decision(result: Triage) -> bytes:
         f"   (better, not installed: {', '.join(result.missing)})" if result.missing else ""
     )
     axes.text(_LEFT, -1.25, summary, fontsize=13, weight="bold", va="center")
-    axes.text(
-        _LEFT, -1.62, "\n".join(textwrap.wrap(result.route.annotation, 150)), fontsize=9.5, color=GREY, va="center"
-    )
+    axes.text(_LEFT, -1.62, "\n".join(textwrap.wrap(result.advice[0], 150)), fontsize=9.5, color=GREY, va="center")
     axes.set_title(
         f"Rough mask from: {result.mask}"
         + (f"; your word: {result.word or result.structure}" if result.structure else ""),

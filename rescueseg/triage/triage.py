@@ -10,18 +10,20 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import DEFAULT_TRAINER
 from rescueseg.config import TriageConfig
 from rescueseg.errors import ConfigError
+from rescueseg.geometry import ZYX, Patch
 from rescueseg.models.registry import suited_to, trainer_names
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
+from rescueseg.triage.advice import Grounds, advice, disagreement, hardest
 from rescueseg.triage.evidence import Evidence, ImageMeasures, image_evidence
 from rescueseg.triage.guess import guess_holds
 from rescueseg.triage.records import ClassTriage, SuggestedPatch, Triage
 from rescueseg.triage.rough_masks import rough_patches, with_labels
-from rescueseg.triage.sample import check_channel, measure_volumes
+from rescueseg.triage.sample import Sample, check_channel, measure_volumes
 from rescueseg.triage.structure import RoughPatch, structure_evidence
 from rescueseg.triage.suggestion import suggested_patch
-from rescueseg.triage.tree import CUT, MASKS, ROUTES, UNKNOWN, Mask, Route, Step, Structure, decide, title_of
+from rescueseg.triage.tree import MASKS, ROUTES, Mask, Route, Step, Structure, decide
 from rescueseg.triage.words import Named, shape_of
 from rescueseg.volumes.comparison import ensure_compared
 
@@ -78,35 +80,8 @@ def triage(
     patches = with_labels(rough)
     source = source if patches else "none"
     decision = _decision(campaign, patches, read.measures, shape, is_threshold=source == "threshold")
-    route, numbers = decision.route, numbers_of(decision.evidence)
-    trainer, missing = pick_trainer(route)
-    return Triage(
-        problem=route.problem,
-        letter=route.letter,
-        route=route,
-        trainer=trainer,
-        missing=missing,
-        structure=shape,
-        word=structure or "",
-        is_guess=decision.is_guess,
-        disagreement=""
-        if source == "threshold"
-        else _disagreement(numbers, campaign.config.triage, structure, shape, route),
-        mask=source,
-        steps=tuple(decision.steps),
-        evidence=tuple(decision.evidence),
-        thresholds=campaign.config.triage.model_dump(),
-        patch_zyx=shapes,
-        complexity=route.complexity,
-        advice=(
-            *_advice(decision, trainer, missing, source, instances=all(p.instances for p in patches)),
-            *_cut_advice(decision.steps, decision.classes),
-        ),
-        chunks_read=read.chunks_read,
-        chunks=read.chunks,
-        suggested=None if place is None else SuggestedPatch.of(place),
-        classes=tuple(decision.classes),
-    )
+    request = _Request(structure or "", shape, source, all(p.instances for p in patches))
+    return _record(decision, request, read, shapes, place, campaign.config.triage)
 
 
 @dataclass(frozen=True)
@@ -117,6 +92,56 @@ class _Decision:
     classes: Sequence[ClassTriage] = ()
     is_guess: bool = False
     """Whether the route follows from a threshold's mask."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the triage was told, and where its mask comes from."""
+
+    word: str
+    shape: Structure | None
+    mask: str
+    instances: bool
+
+
+def _record(
+    decision: _Decision,
+    request: _Request,
+    read: Sample,
+    shapes: Mapping[str, ZYX],
+    place: Patch | None,
+    config: TriageConfig,
+) -> Triage:
+    """Return the record of a decision, with the trainer that is installed and what people should do."""
+    route = decision.route
+    trainer, missing = pick_trainer(route)
+    # what a threshold painted contradicts nobody
+    numbers = numbers_of(decision.evidence) if request.mask != "threshold" else {}
+    grounds = Grounds(
+        route, decision.steps, decision.classes, trainer, missing, request.mask, request.instances, decision.is_guess
+    )
+    return Triage(
+        problem=route.problem,
+        letter=route.letter,
+        route=route,
+        trainer=trainer,
+        missing=missing,
+        structure=request.shape,
+        word=request.word,
+        is_guess=decision.is_guess,
+        disagreement=disagreement(numbers, config, request.word, request.shape, route),
+        mask=request.mask,
+        steps=tuple(decision.steps),
+        evidence=tuple(decision.evidence),
+        thresholds=config.model_dump(),
+        patch_zyx=dict(shapes),
+        complexity=route.complexity,
+        advice=tuple(advice(grounds)),
+        chunks_read=read.chunks_read,
+        chunks=read.chunks,
+        suggested=None if place is None else SuggestedPatch.of(place),
+        classes=tuple(decision.classes),
+    )
 
 
 def _decision(
@@ -171,15 +196,6 @@ def triage_classes(
     return found
 
 
-def hardest(classes: Sequence[ClassTriage]) -> ClassTriage:
-    """Return the class whose route comes first in the order of the questions, of several the one with most voxels.
-
-    One network learns all classes: what the hardest of them needs (more context against noise, a loss that minds topology)
-    does the others no harm, while the route of the largest class would give up the hardest.
-    """
-    return min(classes, key=lambda c: (list(ROUTES).index(c.route), -c.voxels))
-
-
 def harmless(route: Route, numbers: Mapping[str, float], classes: Sequence[ClassTriage]) -> Route:
     """Return a route whose cleaning harms no class, and fills no vesicle of which the wall is the structure."""
     profiles = {ROUTES[c.route].postprocessing for c in classes}
@@ -201,55 +217,3 @@ def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
         if name in installed:
             return name, ranked[:index]
     return DEFAULT_TRAINER, ranked
-
-
-def _disagreement(
-    numbers: dict[str, float], config: TriageConfig, word: str | None, shape: Structure | None, route: Route
-) -> str:
-    if shape is None:
-        return ""
-    measured, steps = decide(numbers, config)
-    if title_of(measured, steps) == UNKNOWN or measured.name == route.name:
-        return ""
-    return f"by your word '{word}' the route is {route.title}; measured alone it would be {measured.title}"
-
-
-def _cut_advice(steps: Sequence[Step], classes: Sequence[ClassTriage]) -> list[str]:
-    """Return what to do where the patches cut the structure, and which class decided."""
-    lines = []
-    if any(CUT in step.detail for step in steps):
-        lines.append(
-            "The patches cut the structure: how long it is is not known. Annotate a larger patch, or say what it is with --structure."
-        )
-    if len(classes) > 1:
-        routes = ", ".join(f"{c.name}: {ROUTES[c.route].title}" for c in classes)
-        lines.append(f"Each class alone: {routes}. The route is that of {hardest(classes).name}, the hardest.")
-    return lines
-
-
-def _advice(decision: _Decision, trainer: str, missing: tuple[str, ...], mask: str, *, instances: bool) -> list[str]:
-    lines = [decision.route.annotation]
-    if missing:
-        lines.append(
-            f"{' and '.join(missing)} would come first and {'are' if len(missing) > 1 else 'is'} not installed: {trainer} is the next best."
-        )
-    lines.append(
-        "Try the cheap way first: 'rescueseg weak-label', and see the tuned threshold in the report; the champion must beat it."
-    )
-    if decision.route.name == "topology" and mask != "none" and not instances:
-        lines.append(
-            "Cells that are pressed together look like a network in a class mask: if it is cells, say --structure cells."
-        )
-    if decision.is_guess:
-        lines.append(
-            "The shape was guessed from a threshold, which may have painted something else: confirm it by one annotated patch, "
-            "or say what it is with --structure."
-        )
-    elif mask == "threshold":
-        lines.append(
-            "What a threshold paints here does not tell the shape: annotate one patch and triage again, or say what it is "
-            "with --structure."
-        )
-    elif mask == "none":
-        lines.append("Shape and contrast were not measured: annotate one patch, or say what it is with --structure.")
-    return lines

@@ -25,12 +25,13 @@ from rescueseg.queue.store import open_queue
 from rescueseg.simulation.annotator import SimulatedAnnotator
 from rescueseg.stages import tickets
 from rescueseg.stages.triage import triage_campaign
+from rescueseg.triage.advice import hardest
 from rescueseg.triage.evidence import measure_chunks
 from rescueseg.triage.records import TRIAGE, Triage
 from rescueseg.triage.rough_masks import rough_patches
 from rescueseg.triage.structure import RoughPatch
 from rescueseg.triage.tree import ROUTES
-from rescueseg.triage.triage import hardest, harmless, triage_classes
+from rescueseg.triage.triage import harmless, triage_classes
 from rescueseg.volumes.batch_import import add_volumes, start_campaign
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
