@@ -112,7 +112,7 @@ def regions(labels: npt.NDArray[Any], unknown: Mask, spacing_um_zyx: Spacing, th
     finest = min(spacing_um_zyx)
     outside = ~inside
     borders = object_borders(labels)
-    crowded = outside.mean() < 0.05
+    crowded = not unknown.all() and outside[~unknown].mean() < 0.05
     rim = borders if crowded else outside
     if not rim.any() or rim.all():
         return Regions(inside & ~unknown, np.zeros_like(inside), np.zeros_like(inside))
@@ -133,7 +133,8 @@ def regions(labels: npt.NDArray[Any], unknown: Mask, spacing_um_zyx: Spacing, th
 def object_borders(labels: npt.NDArray[Any]) -> Mask:
     """Tell which voxels have a voxel of another object next to them; background does not count."""
     numbers = labels.astype(np.int64)
-    low = ndimage.minimum_filter(np.where(numbers > 0, numbers, np.iinfo(np.int64).max), size=3)
+    above = int(numbers.max(initial=0)) + 1  # filters calculate in floats, in which the largest integer has no place
+    low = ndimage.minimum_filter(np.where(numbers > 0, numbers, above), size=3)
     borders: Mask = (numbers > 0) & ((ndimage.maximum_filter(numbers, size=3) != numbers) | (low != numbers))
     return borders
 

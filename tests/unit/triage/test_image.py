@@ -102,3 +102,12 @@ def test_weighted_median() -> None:
     assert math.isnan(im.weighted_median([], []))
     tie = [0.6, 0.9, 0.4, 0.8, 0.4, 0.5]  # 1.4 of 3.6 lies at 0 and 0.4 at 1: a half, but for rounding
     assert im.weighted_median([4, 0, 4, 4, 0, 1], tie) == 4
+
+
+def test_borders_with_the_background_are_none_between_objects() -> None:
+    """Filters calculate in floats: the largest integer turned into the smallest, and background counted as an object."""
+    labels = np.zeros((4, 12, 12), np.int32)
+    labels[:, :, :6] = 5
+    assert not im.object_borders(labels).any()
+    labels[:, :3] = 7
+    assert set(np.argwhere(im.object_borders(labels))[:, 1]) == {2, 3}
