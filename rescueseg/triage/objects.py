@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from rescueseg.geometry import Spacing
 from rescueseg.triage.lines import filled_shell, line_tips, skeleton_branches, smooth_mask
 from rescueseg.triage.slenderness import faces_of, slender_parts
 from rescueseg.triage.thickness import Faces, depth_within, ridge_radius
+from rescueseg.triage.unannotated import extended, visible_object
 from rescueseg.voxels.components import label_components
 from rescueseg.voxels.skeleton import skeleton_of, without_spurs
 
@@ -130,7 +131,7 @@ def coarsen(numbers: Numbers, spacing_um_zyx: Spacing) -> tuple[Numbers, Spacing
     return numbers[:: step[0], :: step[1], :: step[2]], (z, y, x)
 
 
-def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
+def split_at_necks(mask: Mask, spacing_um_zyx: Spacing, unknown: Mask | None = None) -> Numbers:
     """Part the objects of a class mask that have become one where they touch.
 
     Connected voxels are parted where they are less than 0.7 times as deep as on both sides, by a watershed on the
@@ -144,6 +145,8 @@ def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
         A class.
     spacing_um_zyx : tuple of float
         Voxel size in micrometre.
+    unknown : ndarray of bool, zyx, optional
+        Not annotated, which is no border of an object either.
 
     Returns
     -------
@@ -153,28 +156,32 @@ def split_at_necks(mask: Mask, spacing_um_zyx: Spacing) -> Numbers:
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
     # the patch's own faces are no border of the object
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"), sampling=spacing_um_zyx)[1:-1, 1:-1, 1:-1]
-    if mask.all():
+    solid = mask if unknown is None else extended(mask, unknown, spacing_um_zyx)
+    depth = ndimage.distance_transform_edt(np.pad(solid, 1, mode="edge"), sampling=spacing_um_zyx)[1:-1, 1:-1, 1:-1]
+    if solid.all():
         depth = np.ones(mask.shape)
     heights = np.where(mask, np.log(depth + max(spacing_um_zyx)), np.log(max(spacing_um_zyx)))
     peaks = h_maxima(heights, -math.log(_NECK))
     markers = label_components(peaks & mask, 26)[0]
     parts = np.asarray(watershed(-heights, markers, mask=mask), np.int32)
-    return _round_parts(label_components(mask, 26)[0], parts, spacing_um_zyx)
+    return _round_parts(label_components(mask, 26)[0], parts, spacing_um_zyx, unknown)
 
 
-def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
+def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing, unknown: Mask | None) -> Numbers:
     """Return the parts of those connected objects whose parts are round by volume, the others whole."""
     numbers, count = np.zeros(whole.shape, np.int32), 0
+    places = ndimage.find_objects(parts)
     for index, place in enumerate(ndimage.find_objects(whole), start=1):
-        mine, faces = whole[place] == index, faces_of(place, whole.shape)
+        mine = whole[place] == index
         inside = np.where(mine, parts[place], 0)
         values, sizes = np.unique(inside[mine], return_counts=True)
         main = [v for v, n in zip(values, sizes, strict=True) if n >= SMALLEST]
         slender = sum(
             n
             for v, n in zip(values, sizes, strict=True)
-            if len(main) > 1 and v in main and not _is_round(mine & (inside == v), spacing, faces)
+            if len(main) > 1
+            and v in main
+            and not _is_round(*visible_object(parts, v, places[v - 1], unknown, spacing)[:2], spacing)
         )
         part_values = values if len(main) > 1 and slender < sizes.sum() / 2 else [0]
         for value in part_values:
@@ -183,16 +190,17 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing) -> Numbers:
     return numbers
 
 
-def _is_round(part: Mask, spacing: Spacing, faces: Faces) -> bool:
-    """Tell whether a part of an object is round; `faces` are those of the box that it is given in."""
-    place = ndimage.find_objects(part.astype(np.uint8))[0]
-    at_faces = [(a and near, b and far) for (a, b), (near, far) in zip(faces, faces_of(place, part.shape), strict=True)]
-    depth = depth_within(part[place], spacing, at_faces)
-    return depth is not None and sum(slender_parts(part[place], spacing, at_faces, depth)) < _ROUND
+def _is_round(part: Mask, faces: Faces, spacing: Spacing) -> bool:
+    """Tell whether a part of an object is round, given in its bounding box with the sides on which it may go on."""
+    depth = depth_within(part, spacing, faces)
+    return depth is not None and sum(slender_parts(part, spacing, faces, depth)) < _ROUND
 
 
 def describe_objects(
-    numbers: Numbers, spacing_um_zyx: Spacing, open_faces: Sequence[tuple[bool, bool]] = ((True, True),) * 3
+    numbers: Numbers,
+    spacing_um_zyx: Spacing,
+    open_faces: Sequence[tuple[bool, bool]] = ((True, True),) * 3,
+    unknown: Mask | None = None,
 ) -> list[ObjectShape]:
     """Measure the shape of the numbered objects of a patch, the largest 60.
 
@@ -205,6 +213,8 @@ def describe_objects(
     open_faces : sequence of (bool, bool)
         For each axis, whether the image goes on beyond the patch's near and far face: an object that touches such a
         face is cut.
+    unknown : ndarray of bool, zyx, optional
+        Not annotated: an object that touches it is cut as well.
 
     Returns
     -------
@@ -212,16 +222,17 @@ def describe_objects(
         Largest first; objects of fewer than 27 cubic voxels are left out.
     """
     thin, spacing = coarsen(numbers, spacing_um_zyx)
+    hidden = None if unknown is None else coarsen(unknown.astype(np.int32), spacing_um_zyx)[0] > 0
     slices = ndimage.find_objects(thin)
     sizes = np.bincount(thin.ravel(), minlength=len(slices) + 1)[1:]
     order = sorted((i for i, n in enumerate(sizes) if n >= SMALLEST), key=lambda i: (-sizes[i], i))
     shapes = []
     for i in order[:MOST_OBJECTS]:
-        faces = faces_of(slices[i], thin.shape)
-        cut = any(
-            a and b for face, opened in zip(faces, open_faces, strict=True) for a, b in zip(face, opened, strict=True)
-        )
-        shapes.append(describe_object(thin[slices[i]] == i + 1, spacing, faces, cut))
+        pairs = zip(faces_of(slices[i], thin.shape), open_faces, strict=True)
+        cut = any(a and b for face, opened in pairs for a, b in zip(face, opened, strict=True))
+        mask, faces, is_hidden = visible_object(thin, i + 1, slices[i], hidden, spacing)
+        shape = describe_object(mask, spacing, faces, cut or is_hidden)
+        shapes.append(replace(shape, volume=float(sizes[i]) * math.prod(spacing)))
     return shapes
 
 

@@ -82,8 +82,12 @@ def objects_of(labels: npt.NDArray[Any]) -> Numbers:
     return label_components(labels, 26)[0]
 
 
-def whole_objects(numbers: Numbers, box: Box, shape_zyx: ZYX) -> list[int]:
+def whole_objects(
+    numbers: Numbers, box: Box, shape_zyx: ZYX, unknown: npt.NDArray[np.bool_] | None = None
+) -> list[int]:
     """Return the numbers of objects of at least 27 voxels that no face of `box` inside the volume cuts.
+
+    Nor what is not annotated, where `unknown` tells.
 
     Examples
     --------
@@ -99,6 +103,8 @@ def whole_objects(numbers: Numbers, box: Box, shape_zyx: ZYX) -> list[int]:
         for opened, place in ((near, 0), (far, -1)):
             if opened:
                 cut.update(np.unique(np.take(numbers, place, axis=axis)).tolist())
+    if unknown is not None and unknown.any():
+        cut.update(np.unique(numbers[ndimage.binary_dilation(unknown, np.ones((3, 3, 3), bool))]).tolist())
     values, sizes = np.unique(numbers, return_counts=True)
     return [int(v) for v, n in zip(values, sizes, strict=True) if v > 0 and n >= SMALLEST and v not in cut]
 

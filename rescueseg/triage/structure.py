@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.geometry import Box, Spacing
+from rescueseg.geometry import Box, Spacing, zyx
 from rescueseg.triage import image as im
 from rescueseg.triage.evidence import Evidence, ImageMeasures, evidence_of
 from rescueseg.triage.lines import LONGEST, length_bounds
@@ -23,6 +23,7 @@ from rescueseg.triage.objects import (
     touching_fraction,
 )
 from rescueseg.triage.rough_truth import objects_of, open_faces, whole_objects
+from rescueseg.triage.unannotated import annotated_place, close_gaps
 
 _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
@@ -85,28 +86,45 @@ class RoughPatch:
         values, counts = np.unique(classes[classes > 0], return_counts=True)
         return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
+    def annotated_part(self) -> RoughPatch:
+        """Return the smallest part that holds all that is annotated."""
+        place = annotated_place(self.unknown)
+        start = [o + s.start for o, s in zip(self.box.offset_zyx, place, strict=True)]
+        box = Box(zyx(start), zyx(s.stop - s.start for s in place))
+        parts = {name: getattr(self, name)[place] for name in ("image", "labels", "unknown")}
+        return replace(self, box=box, **parts, classes=None if self.classes is None else self.classes[place])
+
+    def without_gaps(self) -> RoughPatch:
+        """Return the patch with what is not annotated closed where that is a narrow gap, see `unannotated.close_gaps`."""
+        labels, unknown = close_gaps(self.labels, self.unknown, self.spacing_um_zyx)
+        return replace(self, labels=labels, unknown=unknown)
+
     def objects(self) -> Numbers:
         """Return the numbered objects of the patch; voxels that are not annotated belong to none."""
-        return self._numbered(np.where(self.unknown, 0, self.labels))
+        return self._numbered(self.labels, self.unknown)
+
+    def shapes(self, numbers: Numbers) -> list[ObjectShape]:
+        """Measure the numbered objects; the patch's faces cut them, and what is not annotated."""
+        return describe_objects(numbers, self.spacing_um_zyx, open_faces(self.box, self.shape_zyx), self.unknown)
 
     def profiles(self) -> list[ObjectShape]:
         """Measure what three planes of the patch show of its objects, each plane on its own."""
-        labels = np.where(self.unknown, 0, self.labels)
-        planes = sorted({round(share * (len(labels) - 1)) for share in (1 / 6, 1 / 2, 5 / 6)})
+        planes = sorted({round(share * (len(self.labels) - 1)) for share in (1 / 6, 1 / 2, 5 / 6)})
         faces = [(True, True), *open_faces(self.box, self.shape_zyx)[1:]]
-        return [
-            shape
-            for z in planes
-            for shape in describe_objects(self._numbered(labels[z : z + 1]), self.spacing_um_zyx, faces)
-        ]
+        profiles: list[ObjectShape] = []
+        for z in planes:
+            labels, unknown = self.labels[z : z + 1], self.unknown[z : z + 1]
+            profiles += describe_objects(self._numbered(labels, unknown), self.spacing_um_zyx, faces, unknown)
+        return profiles
 
     def is_flat(self, thickness: float) -> bool:
         """Tell whether it is too flat for objects of a thickness in micrometre: what it shows of a ball is a disc."""
         depth, *plane = (n * s for n, s in zip(self.box.shape_zyx, self.spacing_um_zyx, strict=True))
         return depth < min(_FLAT * thickness, *plane)
 
-    def _numbered(self, labels: npt.NDArray[Any]) -> Numbers:
-        return objects_of(labels) if self.instances else split_at_necks(labels > 0, self.spacing_um_zyx)
+    def _numbered(self, labels: npt.NDArray[Any], unknown: npt.NDArray[np.bool_]) -> Numbers:
+        seen = np.where(unknown, 0, labels)
+        return objects_of(seen) if self.instances else split_at_necks(seen > 0, self.spacing_um_zyx, unknown)
 
 
 def structure_evidence(patches: Sequence[RoughPatch], measures: Mapping[str, ImageMeasures]) -> list[Evidence]:
@@ -119,14 +137,14 @@ def structure_evidence(patches: Sequence[RoughPatch], measures: Mapping[str, Ima
     measures : dict of str to ImageMeasures
         By volume.
     """
-    patches = [patch for patch in patches if bool(((patch.labels > 0) & ~patch.unknown).any())]
+    patches = [patch.annotated_part() for patch in patches if bool(((patch.labels > 0) & ~patch.unknown).any())]
     if not patches:
         return []
-    numbered = [patch.objects() for patch in patches]
-    faces = [open_faces(p.box, p.shape_zyx) for p in patches]
-    described = [describe_objects(n, p.spacing_um_zyx, f) for n, p, f in zip(numbered, patches, faces, strict=True)]
+    closed = [patch.without_gaps() for patch in patches]
+    numbered = [patch.objects() for patch in closed]
+    described = [patch.shapes(numbers) for patch, numbers in zip(closed, numbered, strict=True)]
     shapes = [shape for group in described for shape in group]
-    whole = sum(len(whole_objects(n, p.box, p.shape_zyx)) for n, p in zip(numbered, patches, strict=True))
+    whole = sum(len(whole_objects(n, p.box, p.shape_zyx, p.unknown)) for n, p in zip(numbered, closed, strict=True))
     small, puncta, count = _small_objects(numbered, patches)
     thickness = _weighted(shapes, lambda s: s.volume)([s.thickness for s in shapes])
     if puncta > 0.5 or math.isnan(thickness):
@@ -139,7 +157,7 @@ def structure_evidence(patches: Sequence[RoughPatch], measures: Mapping[str, Ima
         evidence_of("puncta", puncta, "", "share of the structure in objects of fewer than 27 voxels"),
         evidence_of("whole_objects", whole, "", "not cut by a patch"),
         evidence_of("thickness", thickness, "µm", "twice the depth of the middle, weighted by volume"),
-        *(_shape_evidence(patches, described, thickness) if shapes else []),
+        *(_shape_evidence(closed, described, thickness) if shapes else []),
         evidence_of(
             "touching",
             float(np.mean([touching_fraction(n) for n in numbered])),
