@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rescueseg.geometry import ZYX, Box, Spacing, isotropic_shape, zyx
+from rescueseg.geometry import Box
 from rescueseg.records import AcceptedAnnotation
 
 HANDLING_SECONDS = 90.0
@@ -30,6 +30,9 @@ WIDTH = 2.5
 """A patch is at least so many times as wide as the structure is thick, as far as `MOST_MORE` lets it."""
 MOST_MORE = 2.0
 """For that, a patch may take so many times as long."""
+LEAST_WIDTH = math.floor(math.sqrt(LEAST_PLANE_SECONDS / SECONDS_PER_PIXEL))
+"""Pixels along a side of a plane, 28: a smaller plane takes as long. Where planes lie closer together than their pixels, a
+patch gets so wide rather than isotropic."""
 LEAST_MEASURED = 3
 """Annotations from which on a campaign's own minutes count."""
 
@@ -106,44 +109,3 @@ def effort_of(boxes: Sequence[Box], pace: float = 1.0) -> Effort:
     """
     hours = pace * sum(seconds(box.shape_zyx) for box in boxes) / 3600
     return Effort(len(boxes), sum(box.shape_zyx[0] for box in boxes), sum(box.size for box in boxes), hours)
-
-
-def voxels_within(minutes: float, spacing_um_zyx: Spacing, limit_zyx: ZYX, thickness_um: float | None = None) -> int:
-    """Return how many voxels a box may have that is isotropic in micrometre and takes at most so long.
-
-    Parameters
-    ----------
-    minutes : float
-        The time, as `seconds` assumes it.
-    spacing_um_zyx : tuple of float
-        Voxel size in micrometre.
-    limit_zyx : tuple of int
-        Shape of the volume.
-    thickness_um : float, optional
-        Of the structure; where the box is narrower than 2.5 times that, it gets up to twice the time.
-
-    Examples
-    --------
-    >>> voxels_within(8, (1, 1, 1), (1000, 1000, 1000))
-    62400
-    >>> voxels_within(8, (1, 1, 1), (1000, 1000, 1000), thickness_um=20)
-    125000
-    """
-    voxels = _largest(minutes, spacing_um_zyx, limit_zyx)
-    if thickness_um is None or not math.isfinite(thickness_um) or thickness_um <= 0:
-        return voxels
-    wide = zyx(
-        min(n, math.ceil(WIDTH * thickness_um / s - 1e-9)) for n, s in zip(limit_zyx, spacing_um_zyx, strict=True)
-    )
-    most = _largest(MOST_MORE * minutes, spacing_um_zyx, limit_zyx)
-    return max(voxels, min(math.prod(wide), most))
-
-
-def _largest(minutes: float, spacing_um_zyx: Spacing, limit_zyx: ZYX) -> int:
-    """Return the most voxels whose isotropic box takes at most so long; nothing smaller than a voxel."""
-    low, high = 1, max(2, math.ceil((60 * minutes - HANDLING_SECONDS) / SECONDS_PER_PIXEL) + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = seconds(isotropic_shape(spacing_um_zyx, middle, limit_zyx)) <= 60 * minutes
-        low, high = (middle, high) if fits else (low, middle)
-    return low

@@ -22,20 +22,23 @@ from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
 from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
-from rescueseg.sampling.effort import BOX_MINUTES, PATCH_MINUTES, voxels_within
+from rescueseg.sampling.effort import BOX_MINUTES, PATCH_MINUTES
 from rescueseg.sampling.guard import guard_of_length, object_guards, plain_guard
 from rescueseg.sampling.patches import (
     LEAST_PLACES,
     Hint,
+    PatchLimit,
     advised_shape,
     boxes_on_grid,
     count_places,
     measure_places,
+    patch_limit,
     patch_shape,
     reference_shape,
     scaled_shape,
     subsample_places,
     suggested_shapes,
+    within_time,
 )
 from rescueseg.sampling.strata import HINTED_HOLDOUT_STRATA, HOLDOUT_STRATA
 from rescueseg.shared_places import SharedPlaces
@@ -234,17 +237,14 @@ def _patch_shapes(given: _Given, holdout: Holdout) -> dict[str, ZYX] | None:
             new = suggested_shapes(volumes, guarded, given.places, LEAST_PLACES, largest)
         else:
             fixed = max(math.prod(shape) for shape in frozen.patch_zyx.values())
-            largest = {name: min(voxels, fixed) for name, voxels in largest.items()}
+            largest = {name: replace(limit, voxels=min(limit.voxels, fixed)) for name, limit in largest.items()}
             new = suggested_shapes(volumes, guarded, given.places, _LEAST_GROWN, largest)
     return {**((frozen.patch_zyx or {}) if frozen else {}), **new}
 
 
-def _largest_patches(given: _Given) -> dict[str, int]:
-    """Return the voxels of a patch that people can be asked to annotate, by volume."""
-    return {
-        v.volume_id: voxels_within(PATCH_MINUTES, v.spacing_um_zyx, v.shape_zyx, given.thickness_um)
-        for v in given.volumes
-    }
+def _largest_patches(given: _Given) -> dict[str, PatchLimit]:
+    """Return how large a patch people can be asked to annotate, by volume."""
+    return {v.volume_id: patch_limit(v, PATCH_MINUTES, given.thickness_um) for v in given.volumes}
 
 
 @dataclass(frozen=True)
@@ -303,8 +303,8 @@ def _box_shape(
     shape = reference_shape(config, volume)
     factor = (1.0 if volume.truth is None else 2.0) * plan.scale
     if volume.truth is None and config.sampling.patch_zyx is None:
-        largest = voxels_within(BOX_MINUTES, volume.spacing_um_zyx, volume.shape_zyx, thickness_um)
-        shape = advised_shape(volume, min(math.prod(shape), largest))
+        limit = patch_limit(volume, BOX_MINUTES, thickness_um)
+        shape = within_time(advised_shape(volume, min(math.prod(shape), limit.voxels)), limit.minutes)
     most = min(share, config.holdout.fraction * math.prod(volume.shape_zyx))
     return scaled_shape(volume, shape, min(factor, most / math.prod(shape)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,16 @@ from rescueseg.geometry import ZYX, Box, Floats, Patch, axis_starts, isotropic_s
 from rescueseg.progress import Progress
 from rescueseg.records import Holdout, VolumeRecord
 from rescueseg.sampling import strata
-from rescueseg.sampling.effort import LEAST_PLANES
+from rescueseg.sampling.effort import (
+    HANDLING_SECONDS,
+    LEAST_PLANE_SECONDS,
+    LEAST_PLANES,
+    LEAST_WIDTH,
+    MOST_MORE,
+    SECONDS_PER_PIXEL,
+    WIDTH,
+    seconds,
+)
 from rescueseg.sampling.free_places import FreePlaces
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.volumes import open_image
@@ -41,6 +50,22 @@ _MOST_CANDIDATES = 100_000
 """Candidates per volume; the grid gets coarser on huge volumes."""
 _MOST_MEASURED = 160
 """Boxes measured for their strata, over all volumes."""
+
+
+@dataclass(frozen=True)
+class PatchLimit:
+    """How large a patch may be.
+
+    Parameters
+    ----------
+    voxels : int
+        At most.
+    minutes : float
+        That a person is assumed to take for it at most.
+    """
+
+    voxels: int
+    minutes: float
 
 
 def reference_shape(config: CampaignConfig, volume: VolumeRecord) -> ZYX:
@@ -85,7 +110,7 @@ def suggested_shapes(
     guarded: dict[str, list[Box]],
     places: SharedPlaces,
     least: int,
-    largest: Mapping[str, int],
+    largest: Mapping[str, PatchLimit],
 ) -> dict[str, ZYX]:
     """Return the largest patch shapes that leave enough room: flat where the volume is, no image is read.
 
@@ -102,8 +127,8 @@ def suggested_shapes(
         Which places of the volumes are the same.
     least : int
         Patches that must fit outside them without overlap, over all volumes.
-    largest : mapping of str to int
-        Voxels of a patch at most, by volume; see `rescueseg.sampling.effort.voxels_within`.
+    largest : mapping of str to PatchLimit
+        By volume; see `patch_limit`.
 
     Returns
     -------
@@ -111,12 +136,12 @@ def suggested_shapes(
         By volume. The smallest size where not even that leaves enough.
     """
     fallback: dict[str, ZYX] = {}
-    most = {v.volume_id: min(largest[v.volume_id], math.prod(v.shape_zyx) // _LARGEST_SHARE) for v in volumes}
+    most = {v.volume_id: min(largest[v.volume_id].voxels, math.prod(v.shape_zyx) // _LARGEST_SHARE) for v in volumes}
     voxels = min(max(most.values()), sum(math.prod(v.shape_zyx) for v in volumes) // least)
     last = SMALLEST_PATCH
     while voxels > last:
         shapes = {
-            v.volume_id: _tiling(v, _with_planes(v, advised_shape(v, min(voxels, most[v.volume_id])))) for v in volumes
+            v.volume_id: limited_shape(v, min(voxels, most[v.volume_id]), largest[v.volume_id].minutes) for v in volumes
         }
         isotropic = all(_isotropic(v, shapes[v.volume_id]) for v in volumes)
         if (isotropic or not fallback) and count_places(volumes, shapes, guarded, places, least) >= least:
@@ -124,7 +149,66 @@ def suggested_shapes(
                 return shapes
             fallback, last = shapes, voxels // 2
         voxels = min(voxels - 1, int(voxels / _STEP))
-    return fallback or {v.volume_id: advised_shape(v, min(SMALLEST_PATCH, most[v.volume_id])) for v in volumes}
+    return fallback or {
+        v.volume_id: within_time(advised_shape(v, min(SMALLEST_PATCH, most[v.volume_id])), largest[v.volume_id].minutes)
+        for v in volumes
+    }
+
+
+def patch_limit(volume: VolumeRecord, minutes: float, thickness_um: float | None = None) -> PatchLimit:
+    """Return how large a patch may be that takes a person at most so long.
+
+    Parameters
+    ----------
+    volume : VolumeRecord
+        Shape and spacing count.
+    minutes : float
+        The time, as `rescueseg.sampling.effort.seconds` assumes it.
+    thickness_um : float, optional
+        Of the structure; where the patch is narrower than 2.5 times that, it gets up to twice the time.
+    """
+    voxels = _most_voxels(volume, minutes)
+    if thickness_um is None or not math.isfinite(thickness_um) or thickness_um <= 0:
+        return PatchLimit(voxels, minutes)
+    sides = zip(volume.shape_zyx, volume.spacing_um_zyx, strict=True)
+    wide = math.prod(min(n, math.ceil(WIDTH * thickness_um / s - 1e-9)) for n, s in sides)
+    if wide <= voxels:
+        return PatchLimit(voxels, minutes)
+    more = MOST_MORE * minutes
+    return PatchLimit(max(voxels, min(wide, _most_voxels(volume, more))), more)
+
+
+def _most_voxels(volume: VolumeRecord, minutes: float) -> int:
+    """Return the most voxels whose box takes at most so long; nothing smaller than a voxel."""
+    low, high = 1, max(2, math.ceil((60 * minutes - HANDLING_SECONDS) / SECONDS_PER_PIXEL) + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = seconds(advised_shape(volume, middle)) <= 60 * minutes
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def limited_shape(volume: VolumeRecord, voxels: int, minutes: float) -> ZYX:
+    """Return the shape of a patch of about so many voxels that takes at most so long, for a grid of half a patch."""
+    return _tiling(volume, within_time(_with_planes(volume, advised_shape(volume, voxels)), minutes))
+
+
+def within_time(shape_zyx: ZYX, minutes: float) -> ZYX:
+    """Return a shape that takes at most so long: with fewer planes, of which three stay, else with smaller ones.
+
+    Examples
+    --------
+    >>> within_time((100, 28, 28), 8), within_time((100, 80, 80), 8), within_time((4, 200, 200), 8)
+    ((78, 28, 28), (9, 80, 80), (3, 144, 144))
+    """
+    planes, height, width = shape_zyx
+    time = max(0.0, 60 * minutes - HANDLING_SECONDS)
+    least = min(planes, LEAST_PLANES)
+    fitting = int(time / max(LEAST_PLANE_SECONDS, SECONDS_PER_PIXEL * height * width))
+    if fitting >= least:
+        return zyx((min(planes, fitting), height, width))
+    side = min(1.0, math.sqrt(time / least / SECONDS_PER_PIXEL / (height * width)))
+    return zyx((least, max(1, int(height * side)), max(1, int(width * side))))
 
 
 def _isotropic(volume: VolumeRecord, shape_zyx: ZYX) -> bool:
@@ -172,7 +256,10 @@ def count_places(
 
 
 def advised_shape(volume: VolumeRecord, voxels: int) -> ZYX:
-    """Return the shape of a box of about `voxels`, isotropic in micrometre as far as the volume allows."""
+    """Return the shape of a box of about `voxels`, isotropic in micrometre as far as volume and eye allow.
+
+    Planes of less than 28×28 pixels that are closer together than their pixels are made larger, and fewer.
+    """
     limit, spacing = volume.shape_zyx, volume.spacing_um_zyx
     shape = list(isotropic_shape(spacing, max(1, voxels), limit))
     thin = min(range(3), key=lambda a: limit[a] * spacing[a])
@@ -184,7 +271,17 @@ def advised_shape(volume: VolumeRecord, voxels: int) -> ZYX:
         side = math.sqrt(area * spacing[others[0]] * spacing[others[1]])
         shape[others[0]] = max(1, min(limit[others[0]], round(side / spacing[others[0]])))
         shape[others[1]] = max(1, min(limit[others[1]], round(area / shape[others[0]])))
-    return zyx(shape)
+    return _wide_planes(volume, zyx(shape))
+
+
+def _wide_planes(volume: VolumeRecord, shape_zyx: ZYX) -> ZYX:
+    """Give a box of more planes than pixels along a side larger planes, and fewer: nobody draws on planes of 1×1 pixels."""
+    planes, *sides = shape_zyx
+    least = min(LEAST_WIDTH, round(math.prod(shape_zyx) ** (1 / 3)))
+    if planes <= max(sides) or min(sides) >= least:
+        return shape_zyx
+    height, width = (max(side, min(least, n)) for side, n in zip(sides, volume.shape_zyx[1:], strict=True))
+    return zyx((max(1, min(planes, math.prod(shape_zyx) // (height * width))), height, width))
 
 
 def scaled_shape(volume: VolumeRecord, shape_zyx: ZYX, factor: float) -> ZYX:

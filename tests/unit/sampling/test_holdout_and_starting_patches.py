@@ -12,8 +12,8 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.config import check_config
 from rescueseg.errors import SamplingError
-from rescueseg.geometry import Box, Patch, isotropic_shape
-from rescueseg.records import AcceptedAnnotation, Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
+from rescueseg.geometry import Box, Patch
+from rescueseg.records import Holdout, Normalisation, Snapshot, SnapshotItem, VolumeRecord
 from rescueseg.sampling import effort, patches, starting_patches
 from rescueseg.sampling.free_places import choose_apart
 from rescueseg.sampling.holdout import expected_shapes
@@ -273,35 +273,12 @@ def test_no_patch_and_no_box_takes_longer_on_a_larger_volume(campaign: Campaign,
     assert all(effort.seconds(b.box.shape_zyx) <= 5 * 60 for b in holdout.all_boxes)
 
 
-def test_a_thick_structure_gets_a_wider_patch_within_bounds() -> None:
-    """2.5 times the thickness along each axis, unless that takes more than twice as long."""
-    plain, thick, huge = (
-        effort.voxels_within(8, (1, 1, 1), (1000, 1000, 1000), thickness) for thickness in (None, 18, 100)
-    )
-    assert plain < 45**3 == thick
-    assert 2 * 8 * 60 >= effort.seconds(isotropic_shape((1, 1, 1), huge, (1000, 1000, 1000))) > 1.9 * 8 * 60
-    flat = (5, 1, 1), (1000, 1000, 1000)
-    assert effort.voxels_within(8, *flat, 18) == effort.voxels_within(8, *flat), "9 planes of 45×45 are less"
-
-
 def test_planes_far_apart_are_at_least_three(campaign: Campaign) -> None:
     VOLUMES["far"] = ((40, 2000, 2000), (20, 0.1, 0.1))
     volume = add(campaign, "far")
     shape = patches.patch_shape(campaign.config, volume, starting_patches.draw_holdout(campaign))
     assert shape[0] == 3
     assert effort.seconds(shape) <= 8 * 60
-
-
-def test_the_campaigns_own_minutes_scale_the_estimate() -> None:
-    box = Box((0, 0, 0), (8, 80, 80))
-    one = AcceptedAnnotation(
-        ticket_id="t", volume_id="a", box=box, purpose="pool", generation=0, stratum="dense", annotation_id="n",
-        version=1, labels="l", labels_digest="d", annotator="ann", tool="napari", seconds=820.0, voxels_corrected=0,
-    )  # fmt: skip
-    untimed = one.model_copy(update={"seconds": 0.0})
-    assert effort.pace([one, one, untimed]) == 1.0
-    assert effort.pace([one, one, one, untimed]) == 2.0
-    assert effort.effort_of([box] * 9, 2.0) == effort.Effort(9, 72, 9 * 51_200, 2 * 9 * 410 / 3600)
 
 
 def test_the_patch_shape_stays_when_volumes_are_added(campaign: Campaign) -> None:
