@@ -70,16 +70,16 @@ def sample(
     console.print(sampling_table.table(holdout, starting))
     for line in sampling_table.remarks(opened, holdout, starting):
         say_line(line)
+    first = tickets.first_tickets(opened.config, opened.volumes.records(), holdout, starting)
     minutes = pace(store.views.accepted(purpose=None))
-    for line in sampling_table.effort_lines(opened.volumes.records(), holdout, starting, minutes):
+    for line in sampling_table.effort_lines(opened.volumes.records(), holdout, first, minutes):
         say_line(line)
     parts = [box.part for box in holdout.all_boxes]
     counted = f"{parts.count('validation')} validation and {parts.count('test')} test boxes"
     if sheet:
         say_line(f"Contact sheet: {sheet}")
     if dry_run:
-        queued = len(tickets.first_tickets(opened.config, opened.volumes.records(), holdout, starting))
-        console.print(f"{counted} would be frozen and {queued} tickets queued, less those that are already")
+        console.print(f"{counted} would be frozen and {len(first)} tickets queued, less those that are already")
         beside = " beside the contact sheet" if sheet else ""
         console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")
         if opened.holdout() is None and not (opened.example_patches() or scribbles):

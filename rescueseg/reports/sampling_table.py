@@ -9,11 +9,12 @@ from rich.table import Table
 
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.learning_curve import advise
+from rescueseg.geometry import Box
 from rescueseg.progress import Progress
-from rescueseg.queue.records import TicketRecord
+from rescueseg.queue.records import NewTicket, TicketRecord
 from rescueseg.records import Holdout, QueriedPatch, VolumeRecord
 from rescueseg.reports.contact_sheet import SHEET, contact_sheet
-from rescueseg.sampling.effort import effort_of
+from rescueseg.sampling.effort import Pace, effort_of
 from rescueseg.sampling.patches import patch_shape
 from rescueseg.sampling.strata import ARTEFACT
 
@@ -36,7 +37,7 @@ def table(holdout: Holdout, starting: Sequence[QueriedPatch]) -> Table:
 
 
 def effort_lines(
-    volumes: Sequence[VolumeRecord], holdout: Holdout, starting: Sequence[QueriedPatch], pace: float
+    volumes: Sequence[VolumeRecord], holdout: Holdout, first: Sequence[NewTicket], pace: Pace
 ) -> list[str]:
     """Say what a sampling asks of people before the first model, and after it.
 
@@ -46,18 +47,20 @@ def effort_lines(
         Those that may be used: holdout boxes of one that came with truth ask for nothing.
     holdout : Holdout
         Frozen, or about to be.
-    starting : sequence of QueriedPatch
-        The starting patches.
-    pace : float
-        How much longer than assumed the campaign's annotations took; see `rescueseg.sampling.effort.pace`.
+    first : sequence of NewTicket
+        The tickets before the first model; what two people annotate counts twice.
+    pace : Pace
+        How many times longer than assumed the campaign's people take.
     """
     without = {v.volume_id for v in volumes if v.truth is None}
-    held, later = (
-        effort_of([b.box for b in boxes if b.volume_id in without], pace)
-        for boxes in (holdout.boxes, holdout.later or ())
+    later = effort_of([b.box for b in holdout.later or () if b.volume_id in without], pace.holdout)
+    held = effort_of(_boxes([t for t in first if t.purpose != "pool"]), pace.holdout)
+    patches = effort_of(_boxes([t for t in first if t.purpose == "pool"]), pace.patches)
+    how = (
+        "by the minutes of this campaign's annotations"
+        if pace.is_measured
+        else "assumed: 40 s a plane of 80×80, 90 s a box"
     )
-    patches = effort_of([patch.box for patch in starting], pace)
-    how = "by the minutes of this campaign's annotations" if pace != 1 else "assumed: 40 s a plane of 80×80, 90 s a box"
     lines = [
         f"Asked of people before the first model: about {held.hours + patches.hours:.1f} hours ({how})",
         f"  holdout: {held.sentence()}" + ("" if held.boxes else ", the truth came with the volumes"),
@@ -65,17 +68,26 @@ def effort_lines(
     ]
     if later.boxes:
         lines.append(f"  later, with each generation some: {later.sentence()}")
+    if twice := sum(ticket.annotators > 1 for ticket in first):
+        lines.append(f"  {twice} of the patches are annotated by two people each, and counted twice")
     return lines
 
 
-def waiting_lines(tickets: Sequence[TicketRecord], pace: float) -> list[str]:
+def waiting_lines(tickets: Sequence[TicketRecord], pace: Pace) -> list[str]:
     """Say what the tickets that wait ask of people, the holdout first; nothing where none waits."""
     open_tickets = [t for t in tickets if t.status in ("queued", "leased")]
     groups = {
-        "holdout": [t.box for t in open_tickets if t.purpose != "pool"],
-        "patches": [t.box for t in open_tickets if t.purpose == "pool"],
+        "holdout": (_boxes([t for t in open_tickets if t.purpose != "pool"]), pace.holdout),
+        "patches": (_boxes([t for t in open_tickets if t.purpose == "pool"]), pace.patches),
     }
-    return [f"To annotate: {name}: {effort_of(boxes, pace).sentence()}" for name, boxes in groups.items() if boxes]
+    return [
+        f"To annotate: {name}: {effort_of(boxes, times).sentence()}" for name, (boxes, times) in groups.items() if boxes
+    ]
+
+
+def _boxes(tickets: Sequence[NewTicket]) -> list[Box]:
+    """Return the boxes of tickets, once for each person who annotates one."""
+    return [ticket.box for ticket in tickets for _ in range(ticket.annotators)]
 
 
 def remarks(campaign: Campaign, holdout: Holdout, starting: Sequence[QueriedPatch]) -> list[str]:

@@ -8,6 +8,7 @@ at least. As soon as a campaign has annotations, its own minutes scale that.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ LEAST_WIDTH = math.floor(math.sqrt(LEAST_PLANE_SECONDS / SECONDS_PER_PIXEL))
 patch gets so wide rather than isotropic."""
 LEAST_MEASURED = 3
 """Annotations from which on a campaign's own minutes count."""
+MOST_PACE = 5.0
+"""Neither so many times slower nor faster than assumed: 8 to 200 seconds to draw a plane of 80×80, where 20 to 60 were seen.
+Beyond that the time is not that of drawing: boxes left open, or masks accepted as they came."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +87,49 @@ def seconds(shape_zyx: Sequence[int]) -> float:
     return HANDLING_SECONDS + planes * max(LEAST_PLANE_SECONDS, SECONDS_PER_PIXEL * area)
 
 
-def pace(accepted: Iterable[AcceptedAnnotation]) -> float:
-    """Return how much longer than assumed a campaign's annotations took; 1 while fewer than three have a time.
+@dataclass(frozen=True)
+class Pace:
+    """How many times longer than assumed a campaign's people take.
+
+    Parameters
+    ----------
+    patches, holdout : float
+        For a patch, most of which begin from a first mask, and for a holdout box, which is drawn from nothing.
+    is_measured : bool
+        Whether by the campaign's own annotations.
+    """
+
+    patches: float = 1.0
+    holdout: float = 1.0
+    is_measured: bool = False
+
+
+def pace(accepted: Iterable[AcceptedAnnotation]) -> Pace:
+    """Return how many times longer than assumed a campaign's annotations took; as assumed while fewer than three have a time.
+
+    The median of all, so that a single box left open says nothing, and within a factor of five. Where fewer than three
+    holdout boxes have a time, patches tell how long those take at least: a first mask saves time, and costs none.
 
     Parameters
     ----------
     accepted : iterable of AcceptedAnnotation
         Those of the campaign; the ones without a time tell nothing.
     """
-    timed = [(a.seconds, seconds(a.box.shape_zyx)) for a in accepted if a.seconds > 0]
-    if len(timed) < LEAST_MEASURED:
-        return 1.0
-    return sum(measured for measured, _ in timed) / sum(assumed for _, assumed in timed)
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for annotation in accepted:
+        if annotation.seconds > 0:
+            ratios[annotation.purpose == "pool"].append(annotation.seconds / seconds(annotation.box.shape_zyx))
+    patches, holdout = _typical(ratios[True]), _typical(ratios[False])
+    if holdout is None:
+        return Pace() if patches is None else Pace(patches, max(1.0, patches), is_measured=True)
+    return Pace(holdout if patches is None else patches, holdout, is_measured=True)
+
+
+def _typical(ratios: Sequence[float]) -> float | None:
+    """Return the median within bounds, None of too few."""
+    if len(ratios) < LEAST_MEASURED:
+        return None
+    return min(MOST_PACE, max(1 / MOST_PACE, statistics.median(ratios)))
 
 
 def effort_of(boxes: Sequence[Box], pace: float = 1.0) -> Effort:
@@ -103,9 +138,9 @@ def effort_of(boxes: Sequence[Box], pace: float = 1.0) -> Effort:
     Parameters
     ----------
     boxes : sequence of Box
-        The boxes.
+        The boxes; one that two people annotate stands there twice.
     pace : float
-        As `pace` returns it.
+        How many times longer than assumed people take; see `Pace`.
     """
     hours = pace * sum(seconds(box.shape_zyx) for box in boxes) / 3600
     return Effort(len(boxes), sum(box.shape_zyx[0] for box in boxes), sum(box.size for box in boxes), hours)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rescueseg.records import Normalisation, VolumeRecord
+from rescueseg.geometry import Box
+from rescueseg.queue.records import NewTicket
+from rescueseg.records import AcceptedAnnotation, Holdout, Normalisation, Purpose, VolumeRecord
+from rescueseg.reports.sampling_table import effort_lines
 from rescueseg.sampling import effort, patches
 
 SIDES = st.tuples(*[st.floats(0, math.log(3000)).map(lambda x: max(1, int(math.exp(x))))] * 3)
@@ -83,3 +87,57 @@ def test_a_stack_of_much_finer_planes_gets_patches_that_can_be_drawn() -> None:
     shape = patches.limited_shape(stack, limit.voxels, limit.minutes)
     assert shape[1:] == (28, 28)
     assert 7 * 60 < effort.seconds(shape) <= 8 * 60
+
+
+BOX = Box((0, 0, 0), (8, 80, 80))
+"""Assumed to take 410 seconds."""
+
+
+def annotations(*times: float, purpose: Purpose = "pool") -> list[AcceptedAnnotation]:
+    """Return annotations that took so many times as long as assumed; 0: without a time."""
+    return [
+        AcceptedAnnotation(
+            ticket_id="t", volume_id="a", box=BOX, purpose=purpose, generation=0, stratum="dense", annotation_id="n",
+            version=1, labels="l", labels_digest="d", annotator="ann", tool="napari", seconds=410 * n, voxels_corrected=0,
+        )
+        for n in times
+    ]  # fmt: skip
+
+
+def test_the_campaigns_own_minutes_scale_the_estimate() -> None:
+    assert effort.pace(annotations(2, 2, 0)) == effort.Pace()
+    assert effort.pace(annotations(2, 2, 2, 0)).patches == 2.0
+    assert effort.effort_of([BOX] * 9, 2.0) == effort.Effort(9, 72, 9 * 51_200, 2 * 9 * 410 / 3600)
+
+
+def test_a_patch_left_open_says_nothing_about_all_others() -> None:
+    """20,000 seconds and twice 300 multiplied all hours by 40."""
+    assert effort.pace(annotations(20_000 / 410, 300 / 410, 300 / 410)).patches == pytest.approx(300 / 410)
+    assert effort.pace(annotations(40, 40, 40)).patches == 5.0
+    assert effort.pace(annotations(0.01, 0.01, 0.01)).patches == 0.2
+
+
+@given(st.lists(st.floats(0.01, 1000), min_size=3), st.floats(0.01, 1e6))
+def test_the_pace_is_bounded_whatever_one_annotation_took(times: list[float], other: float) -> None:
+    patches = effort.pace(annotations(*times, other)).patches
+    low, high = (min(5.0, max(0.2, bound)) for bound in (min(times), max(times)))
+    assert low * (1 - 1e-9) <= patches <= high * (1 + 1e-9)
+
+
+def test_patches_that_begin_from_a_mask_do_not_make_holdout_boxes_quick() -> None:
+    quick, slow = annotations(0.5, 0.5, 0.5), annotations(3, 3, 3)
+    boxes = annotations(2, 2, 2, purpose="test")
+    assert effort.pace(quick) == effort.Pace(0.5, 1.0, is_measured=True)
+    assert effort.pace(slow) == effort.Pace(3.0, 3.0, is_measured=True)
+    assert effort.pace([*quick, *boxes]) == effort.Pace(0.5, 2.0, is_measured=True)
+    assert effort.pace([*quick[:2], *boxes]) == effort.Pace(2.0, 2.0, is_measured=True)
+
+
+def test_what_two_people_annotate_counts_twice() -> None:
+    one = NewTicket(ticket_id="t", volume_id="a", box=BOX)
+    first = [one, one.model_copy(update={"annotators": 2}), one.model_copy(update={"purpose": "test"})]
+    lines = effort_lines([], Holdout(boxes=(), guard_zyx=(0, 0, 0)), first, effort.Pace(2.0, 1.0, is_measured=True))
+    assert lines[0].startswith("Asked of people before the first model: about 0.8 hours (by the minutes of")
+    assert lines[1].startswith("  holdout: 1 box, 8 planes, 51,200 voxels, about 0.1 hours")
+    assert lines[2].startswith("  first patches: 3 boxes, 24 planes")
+    assert "1 of the patches are annotated by two people" in lines[3]
