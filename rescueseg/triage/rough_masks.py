@@ -20,6 +20,7 @@ from rescueseg.sampling.patches import patch_shape
 from rescueseg.triage.rough_truth import rough_boxes
 from rescueseg.triage.structure import RoughPatch
 from rescueseg.triage.tree import Mask
+from rescueseg.triage.unannotated import annotated_place
 from rescueseg.volumes import open_image, open_truth
 from rescueseg.volumes.normalise import normalise
 from rescueseg.weak_labels.threshold import rough_mask
@@ -27,7 +28,7 @@ from rescueseg.weak_labels.threshold import rough_mask
 _MOST_PATCHES = 8
 """Patches whose shapes are measured."""
 _MOST_VOXELS = 4_000_000
-"""Voxels of all patches together; of larger ones the middle is read."""
+"""Voxels of all patches together; of larger ones the middle of what is annotated is read."""
 _THRESHOLD_PATCHES = 3
 _THRESHOLD_SIDE = 96
 
@@ -78,7 +79,10 @@ def _from_annotations(folder: VolumeFolder, store: QueueStore, channel: int) -> 
     for annotation in accepted:
         classes, objects = read_classes(folder.storage, annotation), read_objects(folder.storage, annotation)
         spacing = usable[annotation.volume_id].spacing_um_zyx
-        box = central_box(annotation.box, spacing, _MOST_VOXELS // len(accepted))
+        place = annotated_place(classes == IGNORE)
+        start = [o + s.start for o, s in zip(annotation.box.offset_zyx, place, strict=True)]
+        part = Box(zyx(start), zyx(s.stop - s.start for s in place))
+        box = central_box(part, spacing, _MOST_VOXELS // len(accepted))
         middle = box.relative_to(annotation.box).slices
         patch = _patch(folder, Patch(annotation.volume_id, box), classes[middle], channel)
         if objects is not None:

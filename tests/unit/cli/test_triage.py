@@ -14,10 +14,12 @@ from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.cli.main import app
+from rescueseg.geometry import Box
 from rescueseg.queue.records import Filters
 from rescueseg.queue.store import open_queue
 from rescueseg.queue.submission import Work
 from rescueseg.stages.hints import ask_example
+from rescueseg.triage import rough_masks
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.volume_files import VolumeImport
 
@@ -71,12 +73,29 @@ def test_a_word_is_named_where_it_decides_alone(campaign: Campaign) -> None:
     assert unmeasured["texture"].startswith("not known: not measured"), "no word answers that"
 
 
-def test_a_patch_that_is_all_structure_is_not_known_and_asks_for_more(campaign: Campaign) -> None:
+def hand_in(campaign: Campaign, labels: np.ndarray) -> None:
+    """Annotate a patch in the middle of the volume as the middle of `labels` says."""
     store = open_queue(campaign)
-    ticket = ask_example(campaign, store, "v:6,32,32")
-    lease = store.leases.claim("ann", 60, filters=Filters(), ticket_id=ticket)
+    lease = store.leases.claim("ann", 60, filters=Filters(), ticket_id=ask_example(campaign, store, "v:6,32,32"))
     assert lease is not None
-    submit_labels(campaign, store, lease, "ann", np.ones(lease.ticket.box.shape_zyx, np.uint8), Work("test", 60.0))
+    submit_labels(campaign, store, lease, "ann", labels[lease.ticket.box.slices], Work("test", 60.0))
+
+
+def test_a_patch_annotated_in_a_corner_is_read_there(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large patch the middle is read: here nothing is annotated in it."""
+    monkeypatch.setattr(rough_masks, "_MOST_VOXELS", 1000)
+    labels = np.full(SHAPE, 255, np.uint8)
+    corner = (slice(2, 10), slice(17, 27), slice(18, 28))
+    labels[corner] = balls()[corner]
+    hand_in(campaign, labels)
+    (patch,), source = rough_masks.rough_patches(campaign, open_queue(campaign), "auto", 0)
+    assert source == "annotations"
+    assert patch.box == Box((2, 17, 18), (8, 10, 10))
+    assert not patch.unknown.any()
+
+
+def test_a_patch_that_is_all_structure_is_not_known_and_asks_for_more(campaign: Campaign) -> None:
+    hand_in(campaign, np.ones(SHAPE, np.uint8))
     printed, text = answers(campaign)
     assert "Rough mask from: annotations" in text
     assert printed["topology"].startswith("not known: not measured")
