@@ -21,6 +21,7 @@ from rescueseg.geometry import ZYX, Box, Patch, zyx
 from rescueseg.progress import Progress
 from rescueseg.randomness import random_generator
 from rescueseg.records import Holdout, HoldoutBox, Part, VolumeRecord
+from rescueseg.sampling.box_order import asked_at_once, in_both_parts
 from rescueseg.sampling.box_sampler import BoxSampler, volume_turns
 from rescueseg.sampling.effort import BOX_MINUTES, PATCH_MINUTES
 from rescueseg.sampling.guard import guard_of_length, object_guards, plain_guard
@@ -107,16 +108,11 @@ def plan_holdout(
 def _asked_by_and_by(given: _Given, holdout: Holdout) -> Holdout:
     """Put off those new boxes that people need not annotate before the next generation."""
     first = given.campaign.config.holdout.first_boxes if given.frozen is None else MORE_BOXES
+    before, waiting = (given.frozen.boxes, given.frozen.later or ()) if given.frozen else ((), ())
     with_truth = {v.volume_id for v in given.volumes if v.truth is not None}
-    before = given.frozen.all_boxes if given.frozen else ()
-    asked, later = list[HoldoutBox](), list[HoldoutBox]()
-    left = dict.fromkeys(PARTS, first)
-    for box in holdout.boxes[len(before) :]:
-        is_asked = box.volume_id in with_truth or left[box.part] > 0
-        (asked if is_asked else later).append(box)
-        left[box.part] -= box.volume_id not in with_truth
-    boxes, waiting = (given.frozen.boxes, given.frozen.later or ()) if given.frozen else ((), ())
-    return holdout.model_copy(update={"boxes": (*boxes, *asked), "later": (*waiting, *later) or None})
+    new = holdout.boxes[len(before) + len(waiting) :]
+    asked, later = asked_at_once(new, first, with_truth, given.domains, before)
+    return holdout.model_copy(update={"boxes": (*before, *asked), "later": (*waiting, *later) or None})
 
 
 def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
@@ -201,6 +197,11 @@ class _Given:
         """Return what is frozen, later boxes too, with more boxes; the guard counts where nothing is frozen."""
         before = self.frozen or Holdout(boxes=(), guard_zyx=guard_zyx)
         return Holdout(boxes=(*before.all_boxes, *boxes), guard_zyx=before.guard_zyx, whole=self.whole or None)
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """The domain of every volume."""
+        return {v.volume_id: v.domain for v in self.campaign.volumes.records(refused=True)}
 
     def guarded(self, holdout: Holdout, volumes: Sequence[VolumeRecord]) -> dict[str, list[Box]]:
         """Return what a holdout bars in volumes."""
@@ -345,10 +346,11 @@ def _try_boxes(
     present = [s for s in strata if s not in sampler.absent(strata)]
     order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
     samples = sampler.draw(interleave(*turns), order)
-    holdout_boxes = tuple(
+    drawn = [
         HoldoutBox(volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.reason)
         for d, p in zip(samples, parts, strict=False)
-    )
+    ]
+    holdout_boxes = tuple(in_both_parts(drawn, given.domains, given.frozen.all_boxes if given.frozen else ()))
     if len(holdout_boxes) < count or sum(b.box.size for b in holdout_boxes) > allowed:
         return None
     enough = plan.pool + (_SPARE if rehearsal else 0)

@@ -357,6 +357,19 @@ def test_every_domain_gets_a_turn(campaign: Campaign) -> None:
     assert {p.volume_id for p in starting_patches.starting_patches(campaign, 4)} == {"large", "small", "other"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_every_domain_is_judged_from_the_first_boxes_on(tmp_path, seed: int) -> None:
+    campaign = Campaign.create(str(tmp_path / "c"), check_config({"name": "n", "classes": ["o"], "seed": seed}))
+    add(campaign, "vessel", "large")
+    add(campaign, "phantom", "small", domain="e")
+    add(campaign, "phantom", "other", domain="f")
+    holdout = starting_patches.draw_holdout(campaign)
+    for part in ("validation", "test"):
+        first = [b.volume_id for b in holdout.boxes if b.part == part]
+        assert len(first) == 4
+        assert set(first) == {"large", "small", "other"}
+
+
 def test_an_artefact_is_held_out_and_sampled_where_there_is_one(campaign: Campaign, monkeypatch) -> None:
     volume = add(campaign, "phantom")
     clean = patches.volume_reader(campaign.volumes, volume)
