@@ -6,6 +6,7 @@ that could be sampled. It only chooses places: nothing is trained on what it say
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -28,6 +29,8 @@ from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scrib
 
 LOOKED_AT, LOOKED_IN = 500, 2**14
 """Voxels of a place that the classifier looks at, and in how many around its middle they are drawn."""
+
+_THREE_NUMBERS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*){2}")
 
 
 def ask_example(campaign: Campaign, store: QueueStore, place: str) -> str:
@@ -95,9 +98,8 @@ def parse_place(text: str, volumes: Sequence[VolumeRecord]) -> tuple[VolumeRecor
     known = {v.volume_id: v for v in volumes}
     if not colon and len(known) == 1:
         name = next(iter(known))
-    middle = tuple(int(n) for n in numbers.split(",") if n.strip().isdigit())
-    inside = name in known and len(middle) == 3 and numbers.count(",") == 2
-    if not inside or any(m >= n for m, n in zip(middle, known[name].shape_zyx, strict=True)):
+    middle = tuple(map(int, numbers.split(","))) if _THREE_NUMBERS.fullmatch(numbers) else ()
+    if name not in known or not middle or any(m >= n for m, n in zip(middle, known[name].shape_zyx, strict=True)):
         sizes = ", ".join(f"{v.volume_id} ({'×'.join(map(str, v.shape_zyx))})" for v in volumes)
         raise SamplingError(
             "this is no place in a volume",

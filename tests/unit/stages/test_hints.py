@@ -133,7 +133,10 @@ def test_an_empty_example_is_no_hint_and_says_so(campaign: Campaign, truth: np.n
     store.close()
 
 
-@pytest.mark.parametrize("place", ["8,60,20,1", "a:8,60", "b:8,60,20", "a:16,0,0", "a:-1,0,0", "a", "a:1,,2"])
+@pytest.mark.parametrize(
+    "place",
+    ["8,60,20,1", "a:8,60", "b:8,60,20", "a:16,0,0", "a:-1,0,0", "a", "a:1,,2", "a:²,1,1", "a:" + "9" * 5000 + ",1,1"],
+)
 def test_what_is_no_place_is_refused(campaign: Campaign, truth: np.ndarray, place: str) -> None:
     with pytest.raises(SamplingError, match=r"no place in a volume.*a \(16×128×128\)"):
         ask_example(campaign, open_queue(campaign), place)
