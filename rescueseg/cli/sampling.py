@@ -85,7 +85,7 @@ def sample(
         console.print(f"{counted} would be frozen and {len(first)} tickets queued, less those that are already")
         beside = " beside the contact sheet" if sheet else ""
         console.print(f"Nothing was changed{beside}; run again without --dry-run", style="dim")
-        if opened.holdout() is None and not (opened.example_patches() or given):
+        if opened.holdout() is None and not hints.drawn_by_hint(holdout):
             say_line(f"{_BLIND} Show it first: rescueseg sample {campaign} --example VOLUME:z,y,x")
         return
     console.print(f"{counted} are frozen, {new} new tickets")

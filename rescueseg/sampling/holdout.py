@@ -75,7 +75,11 @@ def undrawn_volumes(frozen: Holdout | None, volumes: Sequence[VolumeRecord]) -> 
 
 
 def plan_holdout(
-    campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None, hint: Hint | None = None
+    campaign: Campaign,
+    trained: Sequence[Patch] = (),
+    progress: Progress | None = None,
+    hint: Hint | None = None,
+    skipped: Sequence[Patch] = (),
 ) -> Holdout:
     """Return the holdout that `starting_patches.draw_holdout` would freeze; nothing is written. Parameters as there."""
     frozen, everything = campaign.holdout(), campaign.volumes.records()
@@ -88,7 +92,7 @@ def plan_holdout(
     volumes = undrawn_volumes(frozen, everything)
     if frozen and not volumes:
         return frozen
-    given = replace(_Given.of(campaign, volumes, trained), hint=hint)
+    given = replace(_Given.of(campaign, volumes, trained, skipped), hint=hint)
     layout = None
     if frozen is None or not campaign.config.holdout.volumes or any(v.volume_id in given.whole for v in volumes):
         plans = _first_plans(given) if frozen is None else _growth_plans(given, frozen)
@@ -115,7 +119,7 @@ def _asked_by_and_by(given: _Given, holdout: Holdout) -> Holdout:
     return holdout.model_copy(update={"boxes": (*before, *asked), "later": (*waiting, *later) or None})
 
 
-def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
+def expected_shapes(campaign: Campaign, skipped: Sequence[Patch] = ()) -> dict[str, ZYX]:
     """Return the patch shape of each volume: the one fixed with the holdout, else the one to be expected.
 
     The holdout's layout is rehearsed for that, without reading an image; the drawing itself lies elsewhere, so that the
@@ -125,12 +129,14 @@ def expected_shapes(campaign: Campaign) -> dict[str, ZYX]:
     ----------
     campaign : Campaign
         Nothing is written.
+    skipped : sequence of Patch
+        As in `starting_patches.draw_holdout`.
     """
     holdout, volumes = campaign.holdout(), campaign.volumes.records()
     shapes = {v.volume_id: patch_shape(campaign.config, v, holdout) for v in volumes}
     if holdout is not None or campaign.config.sampling.patch_zyx is not None or not volumes:
         return shapes
-    given = _Given.of(campaign, volumes, ())
+    given = _Given.of(campaign, volumes, (), skipped)
     for plan in _first_plans(given):
         boxes = _try_boxes(given, plan, rehearsal=True)
         if boxes is not None:
@@ -173,14 +179,17 @@ class _Given:
     hint: Hint | None = None
 
     @classmethod
-    def of(cls, campaign: Campaign, volumes: Sequence[VolumeRecord], trained: Sequence[Patch]) -> _Given:
-        """Read it from a campaign; `trained` as in `starting_patches.draw_holdout`."""
+    def of(
+        cls, campaign: Campaign, volumes: Sequence[VolumeRecord], trained: Sequence[Patch], skipped: Sequence[Patch]
+    ) -> _Given:
+        """Read it from a campaign; `trained` and `skipped` as in `starting_patches.draw_holdout`."""
         places, frozen, blocked = (
             campaign.volumes.shared_places(),
             campaign.holdout(),
             _trained_patches(campaign, trained),
         )
-        whole = _whole_volumes(campaign.config.holdout, volumes, places, blocked)
+        annotated = [patch for patch in blocked if patch not in skipped]
+        whole = _whole_volumes(campaign.config.holdout, volumes, places, annotated)
         if frozen is not None:
             whole = tuple(dict.fromkeys([*(frozen.whole or ()), *whole]))
         elif missing := [name for name in campaign.config.holdout.volumes if name not in whole]:
@@ -209,13 +218,13 @@ class _Given:
 
 
 def _whole_volumes(
-    config: HoldoutConfig, volumes: Sequence[VolumeRecord], places: SharedPlaces, blocked: Sequence[Patch]
+    config: HoldoutConfig, volumes: Sequence[VolumeRecord], places: SharedPlaces, annotated: Sequence[Patch]
 ) -> tuple[str, ...]:
     """Return the new volumes that the settings hold out whole."""
     names = {v.volume_id for v in volumes}
     whole = tuple(name for name in config.volumes if name in names)
     for name in whole:
-        if places.boxes_in(name, blocked):
+        if places.boxes_in(name, annotated):
             raise SamplingError(
                 f"'{name}' cannot be held out whole: something that it shows was annotated or trained on",
                 where="holdout.volumes",
@@ -374,13 +383,8 @@ def _may_fit(volumes: Sequence[VolumeRecord], shapes: dict[str, ZYX], plan: _Pla
 
 def _trained_patches(campaign: Campaign, trained: Sequence[Patch]) -> list[Patch]:
     """Return what no box may touch: what was or will be trained on, and what the triage read the labels of."""
-    starting = campaign.starting_patches() or []
-    patches = [
-        *trained,
-        *campaign.rough_patches(),
-        *campaign.example_patches(),
-        *(Patch(p.volume_id, p.box) for p in starting),
-    ]
+    patches = [*trained, *campaign.rough_patches(), *campaign.example_patches()]
+    patches += [Patch(p.volume_id, p.box) for p in campaign.starting_patches() or []]
     for generation in campaign.generations():
         snapshot = generation.snapshot()
         patches += [Patch(item.volume_id, item.read_box) for item in snapshot.items] if snapshot else []

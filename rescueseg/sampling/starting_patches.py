@@ -27,13 +27,19 @@ from rescueseg.sampling.patches import (
 from rescueseg.sampling.strata import HINTED_STARTING_STRATA, STARTING_STRATA
 from rescueseg.shared_places import SharedPlaces
 
+Row = tuple[str, Box, str, str]
+"""Of a starting patch: volume, box, stratum, reason."""
 ROUGH_REASON = "rough mask of the triage"
 EXAMPLE, EXAMPLE_REASON = "example", "example of the structure, chosen by a person"
 """Stratum and reason of a patch that a person chose before the holdout was drawn; see `rescueseg.stages.hints`."""
 
 
 def draw_holdout(
-    campaign: Campaign, trained: Sequence[Patch] = (), progress: Progress | None = None, hint: Hint | None = None
+    campaign: Campaign,
+    trained: Sequence[Patch] = (),
+    progress: Progress | None = None,
+    hint: Hint | None = None,
+    skipped: Sequence[Patch] = (),
 ) -> Holdout:
     """Return the frozen holdout; draw and freeze it at the first call, let it grow when volumes were added.
 
@@ -53,6 +59,8 @@ def draw_holdout(
         Called with what is counted, how many are done and how many there are.
     hint : callable, optional
         Tells how much of a place is structure; see `strata.HINTED_HOLDOUT_STRATA`.
+    skipped : sequence of Patch
+        Examples that nobody annotated: boxes keep clear of them, but a volume may be held out whole in spite of them.
 
     Returns
     -------
@@ -64,7 +72,7 @@ def draw_holdout(
     SamplingError
         If there is no volume, or no room for a single validation and test box.
     """
-    holdout = plan_holdout(campaign, trained, progress, hint)
+    holdout = plan_holdout(campaign, trained, progress, hint, skipped)
     if holdout != campaign.holdout():
         campaign.freeze_holdout(holdout)
     return holdout
@@ -164,7 +172,7 @@ def starting_patches(
     count : int, optional
         Patches to draw, examples and those of the rough mask counted; `sampling.starting_patches` when omitted.
     occupied : sequence of Patch
-        Patches that have a ticket already, in whichever volumes.
+        Patches that have a ticket already, in whichever volumes; an example among them is left out.
     holdout : Holdout, optional
         A holdout about to be frozen, in place of the campaign's.
     progress : callable, optional
@@ -186,23 +194,12 @@ def starting_patches(
     """
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign.holdout(), campaign.url)
-    places, usable = campaign.volumes.shared_places(), {v.volume_id for v in campaign.volumes.records()}
-    examples = campaign.example_patches()
-    annotated = [
-        p
-        for p in (*examples, *(q for q in campaign.rough_patches() if q not in examples))
-        if p.volume_id in usable and not any(p.box.intersects(box) for box in places.boxes_in(p.volume_id, occupied))
-    ]
-    rows = [
-        (p.volume_id, p.box, *((EXAMPLE, EXAMPLE_REASON) if p in examples else ("rough_mask", ROUGH_REASON)))
-        for p in annotated
-    ]
+    places = campaign.volumes.shared_places()
+    rows = _annotated(campaign, places, occupied)
     if len(rows) < count:
-        taken = [*occupied, *annotated]
+        taken = [*occupied, *(Patch(volume_id, box) for volume_id, box, _, _ in rows)]
         sampler = _starting_sampler(campaign.config, campaign.volumes, holdout, places, taken, progress, hint)
-        turns = volume_turns(sampler.volumes, count - len(rows), sampler.rng)
-        samples = sampler.draw(turns, STARTING_STRATA if hint is None else HINTED_STARTING_STRATA)
-        rows += [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
+        rows += _drawn(sampler, count - len(rows), HINTED_STARTING_STRATA if hint else STARTING_STRATA)
     if not rows:
         raise SamplingError(
             "no patch fits beside the holdout",
@@ -214,6 +211,26 @@ def starting_patches(
         QueriedPatch(volume_id=v, box=box, score=(most - i) / most, stratum=stratum, reason=reason)
         for i, (v, box, stratum, reason) in enumerate(rows)
     ]
+
+
+def _annotated(campaign: Campaign, places: SharedPlaces, occupied: Sequence[Patch]) -> list[tuple[str, Box, str, str]]:
+    """Return the examples, then the patches of the rough mask that share no voxel with one: volume, box, stratum, reason."""
+    usable = {v.volume_id for v in campaign.volumes.records()}
+    examples = [p for p in campaign.example_patches() if p not in occupied]
+    taken = [*occupied, *examples]
+    rough = [
+        p
+        for p in campaign.rough_patches()
+        if not any(p.box.intersects(box) for box in places.boxes_in(p.volume_id, taken))
+    ]
+    rows = [(p.volume_id, p.box, EXAMPLE, EXAMPLE_REASON) for p in examples]
+    rows += [(p.volume_id, p.box, "rough_mask", ROUGH_REASON) for p in rough]
+    return [row for row in rows if row[0] in usable]
+
+
+def _drawn(sampler: BoxSampler, count: int, strata: Sequence[str]) -> list[Row]:
+    samples = sampler.draw(volume_turns(sampler.volumes, count, sampler.rng), strata)
+    return [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
 
 
 def _starting_sampler(

@@ -30,7 +30,7 @@ from rescueseg.records import Holdout, QueriedPatch, VolumeRecord
 from rescueseg.sampling import starting_patches
 from rescueseg.sampling.holdout import plan_holdout, undrawn_volumes
 from rescueseg.sampling.patches import Hint
-from rescueseg.stages.hints import hint_of
+from rescueseg.stages.hints import hint_of, queue_examples, skipped_examples
 from rescueseg.stages.holdout_growth import holdout_ticket, more_boxes
 from rescueseg.stages.stage import run_stage
 from rescueseg.stages.ticket_making import make_ticket
@@ -65,16 +65,20 @@ def prepare(
     Raises
     ------
     SamplingError
-        If the volumes leave no room, an example waits for its annotation, or the holdout would grow while a generation is unfinished.
+        If the volumes leave no room, an example waits for its annotation, scribbles come too late or show nothing, or the
+        holdout would grow while a generation is unfinished.
     QueueError
         If it would grow while a generation is running.
     """
     store.migrate()
     ensure_compared(campaign.volumes, progress)
-    hint = hint_of(campaign, lambda: store, scribbles)
-    holdout = _draw_holdout(campaign, store, progress, hint)
     if campaign.starting_patches() is None:
-        campaign.save_starting_patches(starting_patches.starting_patches(campaign, progress=progress, hint=hint))
+        queue_examples(campaign, store)
+    hint, skipped = hint_of(campaign, lambda: store, scribbles), skipped_examples(campaign, lambda: store)
+    holdout = _draw_holdout(campaign, store, progress, hint, skipped)
+    if campaign.starting_patches() is None:
+        new = starting_patches.starting_patches(campaign, occupied=skipped, progress=progress, hint=hint)
+        campaign.save_starting_patches(new)
     starting = campaign.starting_patches() or []
     return store.tickets.add(first_tickets(campaign.config, campaign.volumes.records(), holdout, starting))
 
@@ -92,12 +96,14 @@ def preview_sampling(
     ensure_compared(campaign.volumes, progress, write=False)
     trained: list[Patch] = []
     if campaign.holdout() is not None and (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
-        trained = _trained(open_store(), new)
-    hint = hint_of(campaign, open_store, scribbles)
-    holdout = plan_holdout(campaign, trained, progress, hint)
+        trained = _trained(campaign, open_store(), new)
+    hint, skipped = hint_of(campaign, open_store, scribbles), skipped_examples(campaign, open_store)
+    holdout = plan_holdout(campaign, trained, progress, hint, skipped)
     starting = campaign.starting_patches()
     if starting is None:
-        starting = starting_patches.starting_patches(campaign, holdout=holdout, progress=progress, hint=hint)
+        starting = starting_patches.starting_patches(
+            campaign, occupied=skipped, holdout=holdout, progress=progress, hint=hint
+        )
     return holdout, starting
 
 
@@ -110,22 +116,24 @@ def first_tickets(
     return holdout_tickets + [_queried(config, 0, patch) for patch in starting if patch.volume_id in usable]
 
 
-def _draw_holdout(campaign: Campaign, store: QueueStore, progress: Progress | None, hint: Hint | None) -> Holdout:
+def _draw_holdout(
+    campaign: Campaign, store: QueueStore, progress: Progress | None, hint: Hint | None, skipped: Sequence[Patch]
+) -> Holdout:
     """Draw the holdout. It grows between generations only: an unfinished one may have no maps of the new boxes."""
     if campaign.holdout() is None or not (new := undrawn_volumes(campaign.holdout(), campaign.volumes.records())):
-        return starting_patches.draw_holdout(campaign, progress=progress, hint=hint)
+        return starting_patches.draw_holdout(campaign, (), progress, hint, skipped)
     with campaign_lock(campaign.config, store):
-        return starting_patches.draw_holdout(campaign, _trained(store, new), progress)
+        return starting_patches.draw_holdout(campaign, _trained(campaign, store, new), progress, hint, skipped)
 
 
-def _trained(store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
+def _trained(campaign: Campaign, store: QueueStore, new: Sequence[VolumeRecord]) -> list[Patch]:
     """Return the patches that were, or may soon be, trained on; refuse while a generation is unfinished."""
     last = store.ledger.last_generation()
     if last is not None and last.finished_at is None:
         raise SamplingError(
             f"generation {last.generation} was begun and not finished; the holdout grows after it",
             where=", ".join(v.volume_id for v in new),
-            todo="Finish it with 'rescueseg generation CAMPAIGN', then sample again",
+            todo=f"Finish it with 'rescueseg generation {campaign.url}', then sample again",
         )
     return [ticket.patch for ticket in store.views.tickets(purpose="pool")]
 

@@ -85,7 +85,9 @@ def scribbled_volumes(texts: Sequence[str], volumes: Mapping[str, VolumeRecord])
     return files
 
 
-def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Iterator[AnnotatedPatch]:
+def read_scribbles(
+    campaign: Campaign, volume: VolumeRecord, file: str, *, guarded: bool = True
+) -> Iterator[AnnotatedPatch]:
     """Yield the blocks of a volume that hold scribbles.
 
     Scribbles in the guarded holdout are left out, and the image there is replaced by the mean intensity.
@@ -98,6 +100,9 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
         The volume they were drawn on.
     file : str
         Label image of the volume's shape, any format that can be imported: 0 background, 1…K classes, 255 not drawn.
+    guarded : bool
+        False where nothing learns from them but what chooses places: then all is read, whether the holdout is drawn already
+        or not.
 
     Raises
     ------
@@ -119,14 +124,14 @@ def read_scribbles(campaign: Campaign, volume: VolumeRecord, file: str) -> Itera
             todo="Draw on the volume as it was imported, and save all of it",
         ) from error
     try:
-        holdout = campaign.holdout()
-        guarded = holdout.guarded(volume.volume_id, campaign.volumes.shared_places()) if holdout else []
+        holdout = campaign.holdout() if guarded else None
+        barred = holdout.guarded(volume.volume_id, campaign.volumes.shared_places()) if holdout else []
         for block in partition(volume.shape_zyx, BLOCK_ZYX):
             strokes = source.read(block)[0]
             if (strokes == IGNORE).all():
                 continue
             labels = check_labels(strokes, block, campaign.config.n_classes, where=file).copy()
-            inside = [c.relative_to(block).slices for box in guarded if (c := box.intersection(block))]
+            inside = [c.relative_to(block).slices for box in barred if (c := box.intersection(block))]
             for slices in inside:
                 labels[slices] = IGNORE
             if (labels != IGNORE).any():

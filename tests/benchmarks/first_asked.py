@@ -94,9 +94,7 @@ def hint(campaign: Campaign, patch: Patch, image: Reader, truth: Reader) -> Any:
     voxels, labels = normalise(image(patch.box), volume.normalisation), truth(patch.box).astype(np.uint8)
     campaign.save_example_patches([patch])
     try:
-        return hint_from(
-            campaign, [AnnotatedPatch("t", patch.volume_id, voxels, labels, volume.spacing_um_zyx)], dense=True
-        )
+        return hint_from(campaign, [AnnotatedPatch("t", patch.volume_id, voxels, labels, volume.spacing_um_zyx)])
     except SamplingError:
         return None
 
