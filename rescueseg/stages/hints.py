@@ -88,7 +88,8 @@ def ask_example(campaign: Campaign, store: QueueStore, place: str) -> str:
 def queue_examples(campaign: Campaign, store: QueueStore) -> None:
     """Make the tickets of examples that have none yet: a process may have been killed before it did."""
     usable = {v.volume_id for v in campaign.volumes.records()}
-    store.tickets.add([_ticket(campaign.config, p) for p in campaign.example_patches() if p.volume_id in usable])
+    if examples := [p for p in campaign.example_patches() if p.volume_id in usable]:
+        store.tickets.add([_ticket(campaign.config, p) for p in examples])
 
 
 def skipped_examples(campaign: Campaign, store: Callable[[], QueueStore]) -> list[Patch]:
