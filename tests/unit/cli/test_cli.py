@@ -108,17 +108,6 @@ def test_what_is_asked_of_people_is_said_before_anything_is_frozen(folder: Path)
     assert "To annotate: patches: 2 boxes" in told
 
 
-@pytest.mark.parametrize("others", [["--dry-run"], ["--preview"], ["--scribbles", "nosuch.tif"]])
-def test_an_example_is_asked_for_alone(folder: Path, others: list[str]) -> None:
-    c = folder / "c"
-    init(folder, *FAST)
-    before = tree(c)
-    said = CliRunner().invoke(app, ["sample", str(c), "--example", "8,30,30", *others])
-    assert said.exit_code == 2
-    assert "leave --dry-run, --preview and --scribbles out" in " ".join(said.output.replace("│", " ").split())
-    assert tree(c) == before
-
-
 def test_from_the_image_to_an_accepted_patch(folder: Path) -> None:
     c = folder / "c"
     assert "16×64×64 voxels" in init(folder, "--truth", folder / "truth.tif", *FAST)
