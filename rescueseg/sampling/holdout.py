@@ -165,6 +165,8 @@ class _Given:
         Volumes held out whole; where there are any, boxes are drawn in no other.
     thickness_um : float or None
         What the triage measured as the structure's thickness.
+    domains : dict of str to str
+        The domain of every volume.
     hint : callable, optional
         Tells how much of a place is structure.
     """
@@ -176,6 +178,7 @@ class _Given:
     blocked: Sequence[Patch]
     whole: tuple[str, ...]
     thickness_um: float | None
+    domains: dict[str, str]
     hint: Hint | None = None
 
     @classmethod
@@ -200,17 +203,13 @@ class _Given:
             )
         triage = campaign.records.read(TRIAGE_SUMMARY)
         thickness = triage.measured("thickness") if triage else None
-        return cls(campaign, volumes, places, frozen, blocked, whole, thickness)
+        domains = {v.volume_id: v.domain for v in campaign.volumes.records(refused=True)}
+        return cls(campaign, volumes, places, frozen, blocked, whole, thickness, domains)
 
     def holdout(self, boxes: Sequence[HoldoutBox], guard_zyx: ZYX) -> Holdout:
         """Return what is frozen, later boxes too, with more boxes; the guard counts where nothing is frozen."""
         before = self.frozen or Holdout(boxes=(), guard_zyx=guard_zyx)
         return Holdout(boxes=(*before.all_boxes, *boxes), guard_zyx=before.guard_zyx, whole=self.whole or None)
-
-    @property
-    def domains(self) -> dict[str, str]:
-        """The domain of every volume."""
-        return {v.volume_id: v.domain for v in self.campaign.volumes.records(refused=True)}
 
     def guarded(self, holdout: Holdout, volumes: Sequence[VolumeRecord]) -> dict[str, list[Box]]:
         """Return what a holdout bars in volumes."""
@@ -355,11 +354,11 @@ def _try_boxes(
     present = [s for s in strata if s not in sampler.absent(strata)]
     order = interleave(*(list(islice(cycle(present), len(t))) for t in turns))
     samples = sampler.draw(interleave(*turns), order)
-    drawn = [
+    by_turns = [
         HoldoutBox(volume_id=d.volume_id, box=d.box, part=p, stratum=d.stratum, reason=d.reason)
         for d, p in zip(samples, parts, strict=False)
     ]
-    holdout_boxes = tuple(in_both_parts(drawn, given.domains, given.frozen.all_boxes if given.frozen else ()))
+    holdout_boxes = tuple(in_both_parts(by_turns, given.domains, given.frozen.all_boxes if given.frozen else ()))
     if len(holdout_boxes) < count or sum(b.box.size for b in holdout_boxes) > allowed:
         return None
     enough = plan.pool + (_SPARE if rehearsal else 0)

@@ -27,7 +27,7 @@ from rescueseg.sampling.patches import (
 from rescueseg.sampling.strata import HINTED_STARTING_STRATA, STARTING_STRATA
 from rescueseg.shared_places import SharedPlaces
 
-Row = tuple[str, Box, str, str]
+_Row = tuple[str, Box, str, str]
 """Of a starting patch: volume, box, stratum, reason."""
 ROUGH_REASON = "rough mask of the triage"
 EXAMPLE, EXAMPLE_REASON = "example", "example of the structure, chosen by a person"
@@ -195,11 +195,11 @@ def starting_patches(
     count = campaign.config.sampling.starting_patches if count is None else count
     holdout = holdout or _frozen(campaign.holdout(), campaign.url)
     places = campaign.volumes.shared_places()
-    rows = _annotated(campaign, places, occupied)
+    rows = _annotated_rows(campaign, places, occupied)
     if len(rows) < count:
         taken = [*occupied, *(Patch(volume_id, box) for volume_id, box, _, _ in rows)]
         sampler = _starting_sampler(campaign.config, campaign.volumes, holdout, places, taken, progress, hint)
-        rows += _drawn(sampler, count - len(rows), HINTED_STARTING_STRATA if hint else STARTING_STRATA)
+        rows += _sampled_rows(sampler, count - len(rows), HINTED_STARTING_STRATA if hint else STARTING_STRATA)
     if not rows:
         raise SamplingError(
             "no patch fits beside the holdout",
@@ -213,8 +213,8 @@ def starting_patches(
     ]
 
 
-def _annotated(campaign: Campaign, places: SharedPlaces, occupied: Sequence[Patch]) -> list[tuple[str, Box, str, str]]:
-    """Return the examples, then the patches of the rough mask that share no voxel with one: volume, box, stratum, reason."""
+def _annotated_rows(campaign: Campaign, places: SharedPlaces, occupied: Sequence[Patch]) -> list[_Row]:
+    """Return the examples, then the patches of the rough mask that share no voxel with one."""
     usable = {v.volume_id for v in campaign.volumes.records()}
     examples = [p for p in campaign.example_patches() if p not in occupied]
     taken = [*occupied, *examples]
@@ -228,7 +228,8 @@ def _annotated(campaign: Campaign, places: SharedPlaces, occupied: Sequence[Patc
     return [row for row in rows if row[0] in usable]
 
 
-def _drawn(sampler: BoxSampler, count: int, strata: Sequence[str]) -> list[Row]:
+def _sampled_rows(sampler: BoxSampler, count: int, strata: Sequence[str]) -> list[_Row]:
+    """Draw patches by strata."""
     samples = sampler.draw(volume_turns(sampler.volumes, count, sampler.rng), strata)
     return [(d.volume_id, d.box, d.stratum, f"{d.stratum.replace('_', ' ')}: {d.reason}") for d in samples]
 
