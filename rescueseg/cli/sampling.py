@@ -107,7 +107,11 @@ def _show_plan(
     for line in sampling_table.remarks(campaign, holdout, starting):
         say_line(line)
     minutes = pace(store.views.accepted(purpose=None))
-    for line in sampling_table.effort_lines(campaign.volumes.records(), holdout, first, minutes):
+    if campaign.generations():
+        asked = sampling_table.waiting_lines(store.views.tickets(), minutes)
+    else:
+        asked = sampling_table.effort_lines(campaign.volumes.records(), holdout, first, minutes)
+    for line in asked:
         say_line(line)
 
 

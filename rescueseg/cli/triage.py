@@ -15,6 +15,7 @@ from rescueseg.triage.tree import Mask
 from rescueseg.triage.words import Named, choices
 
 if TYPE_CHECKING:
+    from rescueseg.queue.store import QueueStore
     from rescueseg.triage.records import Triage
     from rescueseg.triage.tree import Step
 
@@ -58,14 +59,24 @@ def triage(
     )
     console.print(f"Next: rescueseg check {campaign}", style="dim")
     if opened.holdout() is None and result.mask in ("threshold", "none"):
-        place, near = "VOLUME:z,y,x", result.suggested
-        if near is not None:
-            middle = [o + n // 2 for o, n in zip(near.offset_zyx, near.shape_zyx, strict=True)]
-            place = f"{near.volume_id}:{','.join(map(str, middle))}"
-        console.print(
-            f"or show the structure first: rescueseg sample {campaign} --example {place}; annotate it, triage again",
-            style="dim",
-        )
+        for line in _hint_lines(campaign, opened, store, result):
+            console.print(line, style="dim")
+
+
+def _hint_lines(url: str, campaign: Campaign, store: QueueStore, result: Triage) -> list[str]:
+    """Say how to show the structure, or that somebody was asked to; a place is named only where the threshold sees structure."""
+    waiting = {t.patch for t in store.views.tickets(purpose="pool") if t.status in ("queued", "leased")}
+    if waiting & set(campaign.example_patches()):
+        return [f"or annotate the example that waits: rescueseg queue next {url} --out todo; then triage again"]
+    place, near = f"{campaign.volumes.records()[0].volume_id}:z,y,x", result.suggested
+    if near is not None and result.is_guess:
+        middle = [o + n // 2 for o, n in zip(near.offset_zyx, near.shape_zyx, strict=True)]
+        place = f"{near.volume_id}:{','.join(map(str, middle))}"
+    return [
+        "or show the structure first, at a voxel where you see it:",
+        f"  rescueseg sample {url} --example {place}",
+        "annotate it, triage again",
+    ]
 
 
 def show(result: Triage) -> None:

@@ -100,7 +100,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
         raise EvaluationError(
             "there is nothing to report yet",
             where=campaign.url,
-            todo="Run a generation: 'rescueseg generation CAMPAIGN'",
+            todo=f"Run a generation: 'rescueseg generation {campaign.url}'",
         )
     baseline = threshold_baseline(campaign) if history[-1].evaluation.validation else None
     places = most_uncertain(campaign, history[-1].generation, SHOWN)

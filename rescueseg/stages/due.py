@@ -87,12 +87,14 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
     accepted = len(store.views.accepted("pool"))
     if not accepted:
         raise QueueError(
-            "no accepted patch to train on", where=campaign.url, todo="Annotate: 'rescueseg queue next CAMPAIGN'"
+            "no accepted patch to train on", where=campaign.url, todo=f"Annotate: 'rescueseg queue next {campaign.url}'"
         )
     holdout = campaign.holdout()
     if holdout is None:
         raise EvaluationError(
-            "there is no holdout to judge a generation by", where=campaign.url, todo="Run 'rescueseg sample CAMPAIGN'"
+            "there is no holdout to judge a generation by",
+            where=campaign.url,
+            todo=f"Run 'rescueseg sample {campaign.url}'",
         )
     if waiting := len(missing_truth(campaign, holdout)):
         raise EvaluationError(

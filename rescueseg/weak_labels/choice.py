@@ -79,7 +79,7 @@ def describe(result: Result, dry_run: bool = False) -> list[str]:
         f"{result.tickets} tickets {verb} a first mask"
         + (f", {result.n_claimed} were taken meanwhile" * bool(result.n_claimed))
         + (
-            f", {result.n_empty} start empty: what is found there, if anything, may be mistakes alone"
+            f", {result.n_empty} start empty: no more is found there than the method invents where nothing is"
             * bool(result.n_empty)
         )
     )

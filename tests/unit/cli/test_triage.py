@@ -64,6 +64,16 @@ def test_no_word_is_spoken_of_where_none_was_said(campaign: Campaign) -> None:
     assert printed["texture"].startswith("no ("), "which a threshold tells"
 
 
+def test_no_place_is_named_where_the_threshold_need_not_see_the_structure(campaign: Campaign) -> None:
+    _, text = answers(campaign)
+    assert "at a voxel where you see it: rescueseg sample" in text
+    assert "--example v:z,y,x annotate it, triage again" in text
+    assert CliRunner().invoke(app, ["sample", campaign.url, "--example", "v:6,40,40"]).exit_code == 0
+    _, text = answers(campaign)
+    assert "annotate the example that waits: rescueseg queue next" in text
+    assert "--example" not in text
+
+
 def test_a_word_is_named_where_it_decides_alone(campaign: Campaign) -> None:
     printed, _ = answers(campaign, "--structure", "network")
     assert printed["topology"].startswith("yes, by your word (measured: no) (")
