@@ -112,7 +112,7 @@ def regions(labels: npt.NDArray[Any], unknown: Mask, spacing_um_zyx: Spacing, th
     finest = min(spacing_um_zyx)
     outside = ~inside
     borders = object_borders(labels)
-    crowded = not unknown.all() and outside[~unknown].mean() < 0.05
+    crowded = borders.any() and not unknown.all() and outside[~unknown].mean() < 0.05
     rim = borders if crowded else outside
     if not rim.any() or rim.all():
         return Regions(inside & ~unknown, np.zeros_like(inside), np.zeros_like(inside))

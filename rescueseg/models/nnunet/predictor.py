@@ -90,5 +90,5 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
         for own in split_members(safetensors.torch.load(weights), plan.members):
             networks.append(build_network(plan.network))
             load_weights(networks[-1], own)
-        resampling = resample if description["format"] >= _CELL_MEANS else resample_by_multiples
+        resampling = resample if description.get("format", 0) >= _CELL_MEANS else resample_by_multiples
     return NnUNetPredictor(networks, plan, config, device, resampling)
