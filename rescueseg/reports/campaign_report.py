@@ -145,6 +145,7 @@ def _render(campaign: Campaign, content: _Content) -> str:
         url=campaign.url,
         last=last,
         champion=champion,
+        one_box=rests_on_one_box(champion.evaluation),
         before=before,
         models={j.generation: family(campaign.generation(j.generation)) for j in history},
         groups=groups,
@@ -179,6 +180,14 @@ def against_threshold(champion: Judgement, baseline: ThresholdBaseline | None) -
     gain = score.dice - baseline.test_dice
     word = "above" if gain > 0 else "below"
     return f"{abs(gain):.2f} {word} the best threshold with clean-up ({baseline.test_dice:.2f})"
+
+
+def rests_on_one_box(evaluation: Evaluation) -> str:
+    """Say how much of the structure in the test boxes lies in one of them, where that is more than half; else nothing."""
+    truth = [sum(c.tp + c.fn for c in box.counts) for box in evaluation.boxes_with_truth("test")]
+    if len(truth) < 2 or max(truth) <= 0.5 * sum(truth):
+        return ""
+    return f"{100 * max(truth) / sum(truth):.0f} % of the structure in them lies in one of the {len(truth)} boxes"
 
 
 def explain_box(score: BoxScore) -> str:

@@ -15,6 +15,8 @@ from rescueseg.campaign.stage_results import QUERY, GenerationEffort, QueryResul
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.champion import EVALUATION, Comparison, Judgement, headline, judge, judgements
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
+from rescueseg.evaluation.metrics import Counts
+from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import store_scores
 from rescueseg.evaluation.truth import holdout_boxes, holdout_truth
 from rescueseg.geometry import Box
@@ -22,7 +24,7 @@ from rescueseg.queue.effort import effort_by
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import open_queue
 from rescueseg.queue.submission import Work
-from rescueseg.reports.campaign_report import effort_by_generation, explain_box, write_report
+from rescueseg.reports.campaign_report import effort_by_generation, explain_box, rests_on_one_box, write_report
 from rescueseg.reports.gallery import BoxPictures
 from rescueseg.stages.publish import effort_metrics
 from rescueseg.stages.tickets import stop_decision
@@ -130,6 +132,21 @@ def test_headline(evaluated: Campaign, verdict: str, begins: str) -> None:
     assert second.comparison is not None
     comparison = Comparison.model_validate(second.comparison.to_json() | {"verdict": verdict})
     assert headline(Judgement.model_validate(second.to_json() | {"comparison": comparison})).startswith(begins)
+
+
+def test_a_score_that_rests_on_one_box_says_so(evaluated: Campaign) -> None:
+    evaluation = evaluated.generation(0).require(EVALUATION).evaluation
+
+    def holding(voxels: list[int]) -> Evaluation:
+        boxes = [
+            b.model_copy(update={"part": "test", "counts": (Counts(tp=n, fp=7, fn=0),)})
+            for n, b in zip(voxels, evaluation.boxes, strict=False)
+        ]
+        return evaluation.model_copy(update={"boxes": tuple(boxes)})
+
+    assert rests_on_one_box(holding([0, 0, 97, 3])) == "97 % of the structure in them lies in one of the 4 boxes"
+    assert rests_on_one_box(holding([10, 20, 20, 0])) == rests_on_one_box(holding([9])) == ""
+    assert rests_on_one_box(holding([0, 0, 0])) == "", "where there is nothing, nothing is said"
 
 
 def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
