@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.errors import InferenceError, RescuesegError, StorageError
+from rescueseg.errors import LeakError, RescuesegError
 from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judgements
 from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation, stored_maps
@@ -114,39 +114,36 @@ def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
                 said = [f"{kept}: {error}"]
             lines += said
         history.append(judgement.model_copy(update={"evaluation": evaluation}))
-    return history, [*lines, *fewer_boxes(history)]
+    return history, [*lines, *other_boxes(history)]
 
 
-def fewer_boxes(history: Sequence[Judgement]) -> list[str]:
-    """Return a line for each generation that is not scored on all boxes of the last one: its scores are of other places.
+def other_boxes(history: Sequence[Judgement]) -> list[str]:
+    """Return a line for each generation that is scored on other boxes than the last one: its scores are of other places.
 
     Examples
     --------
-    >>> fewer_boxes([])
+    >>> other_boxes([])
     []
     """
     boxes = [{Patch(b.volume_id, b.box) for b in j.evaluation.boxes} for j in history]
-    lines = []
-    for judgement, own in zip(history, boxes, strict=True):
-        missing = len(boxes[-1] - own)
-        if missing:
-            lines.append(
-                f"Generation {judgement.generation} is not scored on {missing} of the {len(boxes[-1])} boxes of the last one, for "
-                "which it has no maps: its scores are of other places, and no comparison"
-            )
-    return lines
+    return [
+        f"Generation {judgement.generation} is scored on {len(own)} boxes, the last one on {len(boxes[-1])}, of which "
+        f"{len(own & boxes[-1])} are the same: their scores side by side are no comparison"
+        for judgement, own in zip(history, boxes, strict=True)
+        if own != boxes[-1]
+    ]
 
 
 def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
     """Return the evaluation of an earlier generation on all boxes that the holdout has now, those without its maps left out.
 
-    Where the holdout grew since it was judged, a new one is made and stored. Where that cannot be done, because its maps are
-    gone or damaged, it is the one that it was judged by, and generations are compared on the boxes that they share;
-    `fewer_boxes` then says so.
+    Where the holdout grew since it was judged, a new one is made and stored. Where that cannot be done, because its maps or
+    its snapshot are gone or damaged, it is the one that it was judged by, and generations are compared on the boxes that they share;
+    `other_boxes` then says so.
 
     Raises
     ------
-    EvaluationError
+    LeakError
         If one of the new boxes was read by its training.
     """
     evaluation = latest_evaluation(campaign.generation(judgement.generation), judgement)
@@ -157,7 +154,9 @@ def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
         return evaluation
     try:
         anew = evaluate_generation(campaign, judgement.generation, places=before | new)
-    except (InferenceError, StorageError):
+    except LeakError:
+        raise
+    except RescuesegError:
         return evaluation
     campaign.generation(judgement.generation).write(SCORES, anew)
     return anew

@@ -186,7 +186,7 @@ def hint_of(campaign: Campaign, store: Callable[[], QueueStore], scribbles: Sequ
         raise SamplingError(
             "the holdout is frozen: scribbles cannot tell any more where to draw it",
             where=campaign.url,
-            todo="Leave --scribbles out, and annotate the patches that are queued",
+            todo=f"Leave --scribbles out: 'rescueseg sample {campaign.url}' queues what is missing",
         )
     if is_sampled:
         return None

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from rescueseg.geometry import Box, partition, zyx
 from rescueseg.randomness import seeded_generator
@@ -23,8 +22,8 @@ _CURVE = 0.2
 share of it."""
 _WIDEST = 3.0
 """Limits beyond this many times `Normalisation.linear` hold nothing back any more: a network would overflow."""
-_FARTHEST = 100.0
-"""Of the limits from the median, in standard deviations of the noise: what is farther is saturated or dirt, however common."""
+_FAR = 10.0
+"""Of the brightest value from all others, in ranges of those: then it is that of saturated voxels."""
 _SAMPLE_BOXES = 64
 _SAMPLE_STEP = 3
 _SAMPLE_SEED = 0x5EED
@@ -205,9 +204,9 @@ def with_linear(normalisation: Normalisation, linear: float) -> Normalisation:
 def measure(array: Array, chunk_zyx: Sequence[int], linear: float = LINEAR) -> Normalisation:
     """Measure the intensity scaling of a ``czyx`` image from a fixed sample of its chunks.
 
-    Percentiles 0.5 and 99.5 are the limits, or a hundred standard deviations of the noise where that is nearer; mean and
-    standard deviation are those of the clipped sample, so that no hot pixel counts. Where both limits are the same value,
-    those of the other voxels are taken in. Every third voxel of at most 64 chunks is taken, the same ones for the same shape.
+    Percentiles 0.5 and 99.5 are the limits, of all voxels but the saturated; mean and standard deviation are those of the
+    clipped sample, so that no hot pixel counts. Where both limits are the same value, those of the other voxels are taken
+    in. Every third voxel of at most 64 chunks is taken, the same ones for the same shape.
 
     Parameters
     ----------
@@ -295,12 +294,14 @@ def _measure(sample: npt.NDArray[np.float32], linear: float) -> Normalisation:
 
 
 def _without_saturated(sample: npt.NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
-    """Return limits that lie near enough to the median for the noise to be seen; where there is no noise, as they are."""
-    median = float(np.median(sample))
-    noise = float(stats.median_abs_deviation(sample, scale="normal"))
-    if noise == 0:
+    """Return the percentiles of all voxels but the brightest, where these have one value far beyond all others."""
+    brightest = sample.max()
+    others = sample[sample < brightest]
+    if not len(others):
         return low, high
-    return max(low, median - _FARTHEST * noise), min(high, median + _FARTHEST * noise)
+    below, above = (float(v) for v in np.percentile(others, _PERCENTILES))
+    is_saturated = above > below and brightest - above > _FAR * (above - below)
+    return (below, above) if is_saturated else (low, high)
 
 
 def _limits_of_others(sample: npt.NDArray[np.float32], ground: float) -> tuple[float, float]:

@@ -66,9 +66,9 @@ def weak_label(
 ) -> Result:
     """Give the queued pool tickets a first mask; a rerun with the same method and annotations changes nothing.
 
-    Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one. One that is
-    doubted now is taken back, and its ticket starts empty. Those with a model's prediction keep it. Holdout tickets, those
-    in refused volumes, and those that somebody has taken, are left alone.
+    Tickets with a mask of another method, or of a classifier trained on fewer annotations, get the new one. One that the
+    annotations speak against is taken back, and its ticket starts empty. Those with a model's prediction keep it. Holdout
+    tickets, those in refused volumes, and those that somebody has taken, are left alone.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def weak_label(
     method : str
         One of `METHODS`, or "auto": the one that agrees best with the accepted pool annotations where there are some,
         else the one for the triage's problem type. What "auto" chose is painted only where it is likely right: see
-        `rescueseg.weak_labels.judgement`. Elsewhere a ticket stays as it is.
+        `rescueseg.weak_labels.judgement`.
     sources : Sources, optional
         Scribbles, ilastik project, other campaign.
     dry_run : bool
@@ -108,7 +108,7 @@ def weak_label(
     doubts = work.doubts(chosen, waiting, folder) if chosen else {}
     empty = {t.ticket_id for t in waiting if chosen and (t.volume_id in doubts or work.starts_empty(chosen, folder, t))}
     due = [t for t in waiting if t.ticket_id not in empty and t.prefill != _mask_path(folder, t)]
-    wrong = [t for t in waiting if t.ticket_id in empty and t.prefill is not None]
+    wrong = [t for t in waiting if t.ticket_id in empty and chosen and work.is_doubted(chosen, t)]
     result = Result(
         method=choice, reason=reason, agreements=table, tickets=len(due), n_taken_back=len(wrong), doubts=doubts
     )
@@ -170,6 +170,13 @@ class _Prefill:
         if not self.accepted or not self.campaign.storage.exists(path):
             return False
         return not stands_out(self.campaign.storage.read_array(path), choice.invented)
+
+    def is_doubted(self, choice: MethodChoice, ticket: TicketRecord) -> bool:
+        """Tell whether a ticket's own mask is of a method that the annotations speak against: the best of all is no good."""
+        if not self.accepted or ticket.prefill is None:
+            return False
+        compared = {choice.method, *(name for name in choice.agreements if name in FITTED)}
+        return ticket.prefill.split("/")[1].rpartition("-")[0] in compared
 
     def _key(self) -> str:
         """Return the digest of what the choice depends on."""
@@ -317,7 +324,7 @@ class _Prefill:
                 self.campaign.storage.write_array(path, weak.labels)
             if choice and self.starts_empty(choice, folder, ticket):
                 n_empty += 1
-                n_taken_back += ticket.prefill is not None and self.start_from(ticket, None, method)
+                n_taken_back += self.is_doubted(choice, ticket) and self.start_from(ticket, None, method)
             else:
                 n_claimed += not self.start_from(ticket, path, method)
         return result.model_copy(

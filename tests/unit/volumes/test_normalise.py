@@ -101,6 +101,29 @@ def test_many_saturated_voxels_do_not_flatten_the_structure(share: float) -> Non
     assert np.abs(scaled[seen]).max() < scaled[~seen].min()
 
 
+@pytest.mark.parametrize("ground", [0.3, 0.45, 0.55, 0.8])
+def test_saturated_voxels_beside_much_ground_of_one_value_flatten_nothing_either(ground: float) -> None:
+    rng = np.random.default_rng(2)
+    kind = rng.choice(4, (1, 16, 96, 96), p=[ground, 0.9 * (0.99 - ground), 0.1 * (0.99 - ground), 0.01])
+    volume = np.choose(kind, [0, rng.normal(100, 10, kind.shape), rng.normal(160, 10, kind.shape), 65535]).astype(
+        np.uint16
+    )
+    scaled = normalise(volume, measure(volume, (16, 32, 32)))
+    assert scaled[kind == 2].mean() - scaled[kind == 1].mean() > 0.6
+
+
+def test_bright_structure_over_a_quiet_ground_is_not_saturated() -> None:
+    """A deconvolved image: a fifth is structure, thousands of times as bright as the ground is noisy."""
+    rng = np.random.default_rng(3)
+    volume = rng.normal(0, 1e-3, (1, 16, 96, 96)).astype(np.float32)
+    bright = rng.random(volume.shape) < 0.2
+    volume[bright] = rng.uniform(50, 1000, bright.sum())
+    made = measure(volume, (16, 32, 32))
+    assert made.high == pytest.approx(np.percentile(volume, 99.5), rel=0.01)
+    scaled = normalise(volume, made)
+    assert (scaled.mean(), scaled.std()) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
+
+
 @pytest.mark.parametrize("share", [1e-2, 1e-3, 1e-4, 1e-5])
 def test_structure_on_a_background_of_one_value_stays_small_enough(share: float) -> None:
     rng = np.random.default_rng(1)
