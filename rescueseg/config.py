@@ -55,8 +55,8 @@ class TriageConfig(Section):
     connected: Annotated[
         Fraction,
         Field(
-            description="One object that leaves the patch and holds four fifths of the structure is a network, however "
-            "short the stretch of it that a patch shows."
+            description="One object that leaves the patch, holds four fifths of the structure and is seen along more than "
+            "half the length of a long mitochondrion is a network, whatever the patch cuts."
         ),
     ] = 0.8
     texture: Annotated[

@@ -29,6 +29,11 @@ _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
 _STRETCH = 4.0
 """Length over thickness that is seen of an object, below which a patch that it leaves does not tell a line from an organelle."""
+_CONNECTED = 12.5
+"""The same that is seen of an object that is a network: half of what a long mitochondrion has, of which a patch that cuts it
+through shows half."""
+_OF_PATCHES = 0.2
+"""Share of the structure that must lie in patches where one object holds most of it."""
 _FLAT = 2.0
 """Depth of a patch in thicknesses of the objects, below which they are judged by their profiles."""
 _SIDE_ON = 0.75
@@ -104,8 +109,14 @@ class RoughPatch:
         return self._numbered(self.labels, self.unknown)
 
     def shapes(self, numbers: Numbers) -> list[ObjectShape]:
-        """Measure the numbered objects; the patch's faces cut them, and what is not annotated."""
-        return describe_objects(numbers, self.spacing_um_zyx, open_faces(self.box, self.shape_zyx), self.unknown)
+        """Measure the numbered objects; the patch's faces cut them, and what is not annotated.
+
+        The skeleton of an object that nearly fills the patch winds through its bulk: no line is longer than the patch has
+        room for, with gaps as wide as itself.
+        """
+        shapes = describe_objects(numbers, self.spacing_um_zyx, open_faces(self.box, self.shape_zyx), self.unknown)
+        sides = [n * s for n, s in zip(self.box.shape_zyx, self.spacing_um_zyx, strict=True)]
+        return [shape if math.isnan(shape.thickness) else _within(shape, sides) for shape in shapes]
 
     def profiles(self) -> list[ObjectShape]:
         """Measure what three planes of the patch show of its objects, each plane on its own."""
@@ -178,7 +189,7 @@ def _shape_evidence(
     by_volume, skeleton = _weighted(shapes, lambda s: s.volume), sum(s.skeleton for s in shapes)
     slender = [s.slenderness for s in judged], [s.volume for s in judged]
     length, most = _lengths(shapes)
-    connected = max(map(_connected, described))
+    connected = _connected(described)
     if profiles and (seen := _length_seen(profiles)) < _STRETCH:  # of a flat object the skeleton is no line
         length, most, connected = min(length, seen), LONGEST if any(s.cut for s in shapes) else seen, 0.0
     shells = sum(s.volume for s in shapes if s.is_shell) / sum(s.volume for s in shapes)
@@ -213,7 +224,8 @@ def _shape_evidence(
             "connected",
             connected,
             "",
-            f"share of a patch's structure in one object that leaves it and is at least {_STRETCH:g} times as long as thick",
+            f"share of a patch's structure in one object that leaves it and is at least {_CONNECTED:g} times as long as thick, "
+            "in the patches with most of it",
         ),
         evidence_of(
             "branch_density",
@@ -223,6 +235,12 @@ def _shape_evidence(
         ),
         evidence_of("euler_number", sum(1 - s.loops for s in shapes), "", "objects less tunnels"),
     ]
+
+
+def _within(shape: ObjectShape, sides_um: Sequence[float]) -> ObjectShape:
+    """Return a shape whose skeleton is no longer than a line of its thickness can be in a patch of such sides."""
+    room = math.prod(max(1.0, side / shape.thickness) for side in sides_um) / 4 * shape.thickness
+    return shape if shape.skeleton <= room else replace(shape, skeleton=room)
 
 
 def _length_seen(shapes: Sequence[ObjectShape]) -> float:
@@ -304,11 +322,19 @@ def _signal_evidence(
     ]
 
 
-def _connected(shapes: Sequence[ObjectShape]) -> float:
-    """Return the largest share of a patch's structure in one object that leaves the patch after a stretch of its own."""
-    total = sum(s.volume for s in shapes)
-    lines = (s for s in shapes if s.cut and s.skeleton >= _STRETCH * s.thickness)
-    return max((s.volume / total for s in lines), default=0.0)
+def _connected(described: Sequence[Sequence[ObjectShape]]) -> float:
+    """Return how much of a patch's structure one object holds that leaves it after a stretch of its own.
+
+    The more patches, the likelier one of them shows an unusually long organelle: so that of the patches that hold a fifth of
+    the structure, those where it is most.
+    """
+    shares, volumes = [], []
+    for shapes in described:
+        if total := sum(s.volume for s in shapes):
+            lines = (s.volume for s in shapes if s.cut and s.skeleton >= _CONNECTED * s.thickness)
+            shares.append(max(lines, default=0.0) / total)
+            volumes.append(total)
+    return im.weighted_quantile(shares, volumes, 1 - _OF_PATCHES)
 
 
 def _weighted(

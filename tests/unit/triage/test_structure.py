@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from scipy import ndimage
 
 from rescueseg.config import TriageConfig
@@ -216,6 +218,55 @@ def tubes(shape: tuple[int, int, int], radius: float) -> np.ndarray:
         aside = (across + 10 * math.sqrt(2)) % (20 * math.sqrt(2)) - 10 * math.sqrt(2)
         mask[aside**2 + ((third + 10) % 20 - 10) ** 2 <= radius**2] = 1
     return mask
+
+
+def bent_tube(shape: tuple[int, int, int], radius: float) -> np.ndarray:
+    """A tube that leaves the patch at both ends of x, on a wave along y, in the middle plane."""
+    z, y, x = np.indices(shape).astype(float)
+    middle = shape[1] / 2 + shape[1] / 5 * np.sin(2 * np.pi * x / shape[2])
+    return ((z - shape[0] / 2) ** 2 + (y - middle) ** 2 <= radius**2).astype(np.uint8)
+
+
+def test_a_lone_organelle_that_leaves_the_patch_is_no_network() -> None:
+    """As long as a mitochondrion's stretch in a small patch: seven times its thickness, and nothing else in the patch."""
+    numbers = measured(bent_tube((20, 56, 56), 4.0))
+    assert 5 < numbers["length"] < 12
+    assert numbers["connected"] == 0
+    _, steps = decide(numbers, TriageConfig())
+    assert next(step for step in steps if step.route == "topology").answer is None, "the patch cuts it"
+
+
+def test_the_skeleton_of_what_nearly_fills_the_patch_is_no_line() -> None:
+    """A rough lump, three times as wide as thick at most, of which the skeleton has branches all over."""
+    rng = np.random.default_rng(4)
+    noise = ndimage.gaussian_filter(rng.normal(size=(24, 56, 56)), (2.5, 4, 4))
+    lump = (noise > np.quantile(noise, 0.45)).astype(np.uint8)
+    patch = RoughPatch("v", Box((9, 9, 9), (24, 56, 56)), (60, 90, 90), (3.0, 1.0, 1.0), noise, lump, lump > 1, False)
+    for shape in patch.shapes(patch.objects()):
+        if not math.isnan(shape.thickness):
+            sides = [max(1.0, side / shape.thickness) for side in (72.0, 56.0, 56.0)]
+            assert shape.skeleton / shape.thickness <= math.prod(sides) / 4 + 1e-9
+
+
+def test_small_patches_of_mitochondria_rarely_say_network(real_data: Path) -> None:
+    """Eight patches each, as a campaign's first round has them; a long mitochondrion along a face of its patch may deceive."""
+    if not (real_data / "cdeep3m_mito_train").is_dir():
+        pytest.skip("this volume is not here")
+    image, truth = (tifffile.imread(real_data / "cdeep3m_mito_train" / f"{name}.tif") for name in ("raw", "labels"))
+    spacing, shape, full = (0.03, 0.01, 0.01), (20, 56, 56), zyx(truth.shape)
+    measures = {"v": measure_chunks([(Box((0, 0, 0), (4, 512, 512)), image[:4, :512, :512])], spacing)}
+    said = []
+    for seed in range(200, 208):
+        rng = np.random.default_rng(seed)
+        drawn = [Box(zyx(rng.integers(n - s) for n, s in zip(full, shape, strict=True)), shape) for _ in range(8)]
+        boxes = [box for box in drawn if truth[box.slices].any()]
+        patches = [
+            RoughPatch("v", b, full, spacing, image[b.slices], truth[b.slices], np.zeros(shape, bool), instances=False)
+            for b in boxes
+        ]
+        numbers = {e.name: e.value for e in structure_evidence(patches, measures) if e.value is not None}
+        said.append(next(step.answer for step in decide(numbers, TriageConfig())[1] if step.route == "topology"))
+    assert said.count(True) <= 2, said
 
 
 def test_what_a_slice_shows_of_a_network_is_not_called_round() -> None:
