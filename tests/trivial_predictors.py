@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.ndimage import uniform_filter
 
 from rescueseg.campaign import Campaign
@@ -34,7 +35,7 @@ class Blur:
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         return self.config.window_zyx or (8, 16, 16)
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
         for network, symmetry in np.ndindex(self.networks, self.config.tta_symmetries):
             width = 3 + 2 * symmetry + 4 * network
             blurred = np.stack([uniform_filter(w[0], width) + 0.1 * w[0].mean() for w in windows])
@@ -44,7 +45,7 @@ class Blur:
                 others = [0.3 * c * logits for c in range(1, self.n_classes)]
                 scores = np.exp(np.stack([-logits, logits, *others], axis=1) - np.abs(logits)[:, None])
                 probabilities = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
-                yield Group(network, symmetry), {"probability": probabilities}
+                yield Group(network, symmetry), {"probability": torch.from_numpy(probabilities)}
 
 
 def blur(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Blur:
@@ -62,11 +63,11 @@ def ensemble(storage: Storage, model: ModelReference, config: InferenceConfig, d
 class Faint(Blur):
     """Gives every foreground class a probability of 1e-5, a hundredth of it where the image is dark."""
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
         faint = np.where(windows[:, 0] > windows.mean(), np.float32(1e-5), np.float32(1e-7))
         probabilities = np.stack([1 - self.n_classes * faint, *[faint] * self.n_classes], axis=1)
         for sample in range(self.config.mc_samples):
-            yield Group(0, sample % self.config.tta_symmetries), {"probability": probabilities}
+            yield Group(0, sample % self.config.tta_symmetries), {"probability": torch.from_numpy(probabilities)}
 
 
 def faint(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Faint:
@@ -81,7 +82,7 @@ class DiesOnce(Blur):
         self.calls = 0
         self.flag = Path(storage.path("died"))
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
         self.calls += 1
         if self.calls == 2:
             try:
@@ -98,7 +99,7 @@ def dies_once(storage: Storage, model: ModelReference, config: InferenceConfig, 
 
 
 class DiesAlways(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
         os._exit(1)
 
 
@@ -109,9 +110,9 @@ def dies_always(storage: Storage, model: ModelReference, config: InferenceConfig
 class Diverged(Blur):
     """Gives a NaN in the window that holds the brightest voxel."""
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
         for group, member in super().members(windows, keys):
-            member["probability"][windows.max(axis=(1, 2, 3, 4)) > 3] = np.nan
+            member["probability"][torch.from_numpy(windows.max(axis=(1, 2, 3, 4)) > 3)] = np.nan
             yield group, member
 
 
@@ -152,8 +153,8 @@ def two_channels(storage: Storage, model: ModelReference, config: InferenceConfi
 
 
 class WrongShape(Blur):
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
-        yield Group(0, 0), {"probability": np.zeros((len(windows), 2, 3, 3, 3), np.float32)}
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
+        yield Group(0, 0), {"probability": torch.zeros((len(windows), 2, 3, 3, 3))}
 
 
 def wrong_shape(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:

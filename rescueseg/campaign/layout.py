@@ -105,6 +105,9 @@ PREFILL = Place("generations/{generation}/prefills/{ticket}.npz", "its predictio
 MAPS = Place("generations/{generation}/maps/{volume}.zarr/", "its maps of a volume (inference/maps.py)")
 MAPS_PLAN = Place("generations/{generation}/maps/{volume}.inference.json", "what they are made with")
 MAPS_BLOCKS = Place("generations/{generation}/maps/{volume}.blocks/", "which of their blocks are done")
+MAPS_SHARED = Place(
+    "generations/{generation}/maps/{volume}.shared/", "windows that several of them need, while they are made"
+)
 MAPS_RECORD = Place("generations/{generation}/maps/{volume}.json", "the finished maps")
 TRAINING = Place("trainings/{training}/", "one training outside the loop")
 TRAINING_RECORD = Place("trainings/{training}/{record}.json", "its records (campaign/outside_trainings.py)")

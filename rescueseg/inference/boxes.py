@@ -2,103 +2,274 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import zarr
+from torch import Tensor
 
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.inference.blending import WindowBlender
 from rescueseg.inference.maps import InferencePlan
+from rescueseg.inference.shared_windows import SharedWindows
 from rescueseg.inference.uncertainty import MemberStatistics
-from rescueseg.inference.windows import WindowBlender, WindowGrid, WindowPart
+from rescueseg.inference.windows import WindowGrid
 from rescueseg.models.predictor import PROBABILITY, Predictor
 from rescueseg.randomness import window_key
-from rescueseg.records import VolumeRecord
-from rescueseg.volumes.normalise import normalise, read_box
+from rescueseg.records import Normalisation
+from rescueseg.volumes.normalise import Array, normalise, read_box
 
-BATCH_VOXELS = 1_000_000
-"""Voxels of the windows that go through the predictor together (at least one window)."""
+BATCH_VOXELS, GPU_BATCH_VOXELS = 250_000, 4_000_000
+"""Voxels of the windows that go through the predictor together (at least one window); on a CPU more is no faster."""
 
 Float32 = npt.NDArray[np.float32]
 
 
-def compute_box(
-    image: zarr.Array[Any], plan: InferencePlan, volume: VolumeRecord, predictor: Predictor, block: Box
-) -> dict[str, Float32]:
-    """Return the maps of one box, float32 by quantity: the same values as in the maps of the whole volume.
+@dataclass(frozen=True)
+class Pixels:
+    """Part of a volume, read at once and normalised; what lies beyond it is read when it is needed.
 
     Parameters
     ----------
-    image : zarr.Array, czyx
-        The volume at full resolution.
+    image : zarr.Array or ndarray, czyx
+        The volume.
+    normalisation : Normalisation
+        Its scaling.
+    box : Box, optional
+        What was read.
+    scaled : ndarray of float32, czyx, optional
+        Its voxels.
+    """
+
+    image: Array
+    normalisation: Normalisation
+    box: Box | None = None
+    scaled: Float32 | None = None
+
+    @classmethod
+    def read(cls, image: Array, normalisation: Normalisation, box: Box | None) -> Pixels:
+        """Read a box; None reads nothing yet."""
+        scaled = None if box is None else normalise(read_box(image, box), normalisation)
+        return cls(image, normalisation, box, scaled)
+
+    def window(self, box: Box) -> Float32:
+        """Return a window, float32, czyx."""
+        if self.box is not None and self.scaled is not None and self.box.contains(box):
+            return self.scaled[(..., *box.relative_to(self.box).slices)]
+        return normalise(read_box(self.image, box), self.normalisation)
+
+
+@dataclass(frozen=True)
+class BoxWork:
+    """The maps of one box of a volume, still to be computed.
+
+    Parameters
+    ----------
     plan : InferencePlan
-        What its maps are made with.
-    volume : VolumeRecord
-        Its normalisation counts.
+        What they are made with.
+    box : Box
+        Which box.
+    block : int, optional
+        Its number, where it is a block of the volume's maps.
+    shared : SharedWindows, optional
+        What blocks have computed for one another.
+    """
+
+    plan: InferencePlan
+    box: Box
+    block: int = 0
+    shared: SharedWindows | None = None
+
+    def read(self, image: zarr.Array[Any], normalisation: Normalisation) -> Pixels:
+        """Read what the windows hold that are not computed yet, at once."""
+        grid, shared = self.plan.grid, self.shared
+        indices = [i for i in grid.touching(self.box) if shared is None or not shared.has(self.block, i)]
+        boxes = [grid.box(index) for index in indices]
+        if not boxes:
+            return Pixels.read(image, normalisation, None)
+        starts, stops = zip(*((b.offset_zyx, b.stop_zyx) for b in boxes), strict=True)
+        return Pixels.read(image, normalisation, Box.from_bounds(np.min(starts, axis=0), np.max(stops, axis=0)))
+
+    def compute(self, pixels: Pixels, statistics: WindowStatistics) -> dict[str, Tensor]:
+        """Return the maps, float32 by quantity, where they were computed: the same values as in those of the whole volume.
+
+        Raises
+        ------
+        InferenceError
+            If the predictor gives NaN or infinity, or not what it named.
+        """
+        grid = self.plan.grid
+        layout = channel_layout(self.plan)
+        blender = WindowBlender(self.box, max(part.stop for part in layout.values()))
+        for batch in self._batches():
+            parts = self._parts(batch, pixels, statistics)
+            for index in batch:
+                part = grid.part(index, self.box) if grid.box(index).intersects(self.box) else None
+                if part is not None:
+                    blender.add(part, parts[index])
+        blended = blender.blended()
+        return {name: blended[part if name in self.plan.channels else part.start] for name, part in layout.items()}
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Yield windows that are computed together, ascending: of blocks always the same ones, whichever block asks."""
+        grid = self.plan.grid
+        row = grid.shape[2]
+        voxels = GPU_BATCH_VOXELS if torch.cuda.is_available() else BATCH_VOXELS
+        size = max(1, voxels // math.prod(grid.window_zyx))
+        for (line, number), group in groupby(grid.touching(self.box), lambda i: (i // row, i % row // size)):
+            first = line * row + number * size
+            yield list(group) if self.shared is None else list(range(first, min(first + size, (line + 1) * row)))
+
+    def _parts(self, batch: Sequence[int], pixels: Pixels, statistics: WindowStatistics) -> Mapping[int, Tensor]:
+        """Return the box's parts of a batch's windows: as another block has computed them, or computed for all blocks."""
+        grid, shared = self.plan.grid, self.shared
+        touching = [index for index in batch if grid.box(index).intersects(self.box)]
+        if shared is not None:
+            kept = {index: shared.take(self.block, index) for index in touching}
+            if all(part is not None for part in kept.values()):
+                return {index: torch.from_numpy(part) for index, part in kept.items()}
+        values = statistics.of([pixels.window(grid.box(index)) for index in batch], batch)
+        parts: dict[int, Tensor] = {}
+        for index, of_window in zip(batch, values, strict=True):
+            window = grid.box(index)
+            for block, box in shared.blocks_at(window) if shared is not None else [(self.block, self.box)]:
+                inside = window.intersection(box)
+                if inside is None:
+                    continue
+                part = of_window[(slice(None), *inside.relative_to(window).slices)]
+                if block == self.block:
+                    parts[index] = part
+                elif shared is not None:
+                    shared.keep(block, index, part.cpu().numpy())
+        return parts
+
+
+def channel_layout(plan: InferencePlan) -> dict[str, slice]:
+    """Return where each map lies among the channels of a window's statistics: those that a single member has come first."""
+    of_one = [PROBABILITY, *(output.name for output in plan.outputs), "predictive_entropy"]
+    names = [*of_one, *(quantity for quantity in plan.quantities if quantity not in of_one)]
+    layout, start = {}, 0
+    for name in names:
+        stop = start + plan.channels.get(name, 1)
+        layout[name] = slice(start, stop)
+        start = stop
+    return layout
+
+
+class WindowStatistics:
+    """The statistics of windows over all members; of outputs other than the probabilities the mean.
+
+    Windows of one value, as around the tissue of a stitched volume, are all alike: each value is computed once.
+
+    Parameters
+    ----------
+    plan : InferencePlan
+        Seed, outputs, maps.
     predictor : Predictor
         The model.
-    block : Box
-        Which box.
     """
-    grid = plan.grid
-    read = grid.read_box(block)
-    raw = read_box(image, read)
-    maps = {q: WindowBlender(block, plan.channels.get(q)) for q in plan.quantities}
-    batch = max(1, BATCH_VOXELS // math.prod(plan.window_zyx))
-    all_parts = grid.parts(block)
-    while parts := list(itertools.islice(all_parts, batch)):
-        windows = np.stack(
-            [normalise(raw[(..., *p.window.relative_to(read).slices)], volume.normalisation) for p in parts]
+
+    def __init__(self, plan: InferencePlan, predictor: Predictor) -> None:
+        self.plan, self._predictor = plan, predictor
+        self._of_one_value: dict[tuple[float, ...], Tensor] = {}
+
+    def of(self, windows: Sequence[Float32], indices: Sequence[int]) -> list[Tensor]:
+        """Return the statistics of windows that go through the predictor together.
+
+        Parameters
+        ----------
+        windows : sequence of ndarray of float32, shape (C, z, y, x)
+            Normalised.
+        indices : sequence of int
+            Their numbers in the grid of the volume.
+
+        Returns
+        -------
+        list of Tensor of float32, shape (channels, z, y, x)
+            On the predictor's device, in the order of `channel_layout`. Of a single member only those that are not zero.
+
+        Raises
+        ------
+        InferenceError
+            If a member is not what the predictor named, or holds NaN or infinity.
+        """
+        values = {index: _single_value(window) for index, window in zip(indices, windows, strict=True)}
+        pairs = [(i, window) for i, window in zip(indices, windows, strict=True) if values[i] is None]
+        found = {}
+        if pairs:
+            some = [index for index, _ in pairs]
+            found = dict(zip(some, self._compute(np.stack([window for _, window in pairs]), some, some), strict=True))
+        for index, window in zip(indices, windows, strict=True):
+            value = values[index]
+            if value is not None and value not in self._of_one_value:
+                self._of_one_value[value] = self._compute(window[np.newaxis], [index], [_ONE_VALUE])[0]
+        return [found[index] if value is None else self._of_one_value[value] for index, value in values.items()]
+
+    def _compute(self, windows: Float32, indices: Sequence[int], named: Sequence[int]) -> Tensor:
+        """Return the statistics (n, channels, z, y, x) of windows; their random numbers derive from how they are named."""
+        plan, statistics = self.plan, MemberStatistics()
+        means: dict[str, Tensor] = {}
+        keys = [window_key(plan.seed, plan.volume_id, name) for name in named]
+        for count, (group, values_of) in enumerate(self._predictor.members(windows, keys), start=1):
+            member = {name: torch.as_tensor(value) for name, value in values_of.items()}
+            _check_member(plan, member, indices)
+            statistics.add(group.symmetry, member[PROBABILITY], group.network)
+            for output in plan.outputs:
+                value, mean = member[output.name], means.get(output.name)
+                means[output.name] = value if mean is None else torch.add(mean, value - mean, alpha=1 / count)
+        of_one = (PROBABILITY, *means, "predictive_entropy")
+        result = statistics.result() | means
+        quantities = [name for name in channel_layout(plan) if statistics.members > 1 or name in of_one]
+        values = torch.cat(
+            [result[name] if name in plan.channels else result[name][:, None] for name in quantities], dim=1
         )
-        for part, statistics in zip(parts, _statistics(plan, predictor, windows, parts), strict=True):
-            for quantity, blender in maps.items():
-                blender.add(part, statistics.pop(quantity))
-    return {quantity: blender.blended for quantity, blender in maps.items()}
+        _check_finite(plan, values, indices)
+        return values
 
 
-def _statistics(
-    plan: InferencePlan, predictor: Predictor, windows: Float32, parts: Sequence[WindowPart]
-) -> Iterator[dict[str, Float32]]:
-    """Yield the statistics over all members, for each window its part inside the block; of other outputs the mean."""
-    accumulators = [MemberStatistics() for _ in parts]
-    others = [{o.name: np.zeros((), np.float32) for o in plan.outputs} for _ in parts]
-    cuts = [(slice(None), *part.cut) for part in parts]
-    keys = [window_key(plan.seed, plan.volume_id, part.index) for part in parts]
-    for count, (group, member) in enumerate(predictor.members(windows, keys), start=1):
-        _check_member(plan, member, parts)
-        with np.errstate(invalid="ignore"):
-            for i, cut in enumerate(cuts):
-                accumulators[i].add(group.symmetry, member[PROBABILITY][i][cut], group.network)
-                for name, mean in others[i].items():
-                    others[i][name] = mean + (member[name][i][cut] - mean) / np.float32(count)
-    for part, statistics, means in zip(parts, accumulators, others, strict=True):
-        with np.errstate(invalid="ignore"):
-            result = statistics.result() | means
-            broken = [q for q in plan.channels if not np.isfinite(result[q].sum(dtype=np.float64))]
-        if broken:
-            what = "probabilities" if broken[0] == PROBABILITY else f"values of '{broken[0]}'"
-            raise InferenceError(
-                f"the model gave NaN or infinite {what}",
-                where=f"volume {plan.volume_id}, window {part.index} at {part.window}",
-                todo="Look at the training loss of this generation; retrain with a lower training.learning_rate",
-            )
-        yield result
+_ONE_VALUE = 2**62
+"""Number that stands for all windows of one value."""
 
 
-def _check_member(plan: InferencePlan, member: Mapping[str, Float32], parts: Sequence[WindowPart]) -> None:
+def _single_value(window: Float32) -> tuple[float, ...] | None:
+    """Return the value of each channel of a window (C, z, y, x) that has no other."""
+    first = window[:, 0, 0, 0]
+    if (window[:, -1, -1, -1] != first).any() or (window != first[:, None, None, None]).any():
+        return None
+    return tuple(first.tolist())
+
+
+def _check_finite(plan: InferencePlan, values: Tensor, indices: Sequence[int]) -> None:
+    finite = torch.isfinite(values.flatten(2).sum(dim=2, dtype=torch.float64)).cpu().numpy()
+    for index, channels in zip(indices, finite, strict=True):
+        if channels.all():
+            continue
+        layout, first = channel_layout(plan), int(np.argmin(channels))
+        name = next(name for name, part in layout.items() if part.start <= first < part.stop)
+        what = f"values of '{name}'" if any(output.name == name for output in plan.outputs) else "probabilities"
+        raise InferenceError(
+            f"the model gave NaN or infinite {what}",
+            where=f"volume {plan.volume_id}, window {index} at {plan.grid.box(index)}",
+            todo="Look at the training loss of this generation; retrain with a lower training.learning_rate",
+        )
+
+
+def _check_member(plan: InferencePlan, member: Mapping[str, Tensor], indices: Sequence[int]) -> None:
     """Refuse a member that does not hold what the predictor named."""
     for name, channels in plan.channels.items():
-        expected = (len(parts), channels, *plan.window_zyx)
-        shape = member[name].shape if name in member else None
+        expected = (len(indices), channels, *plan.window_zyx)
+        shape = tuple(member[name].shape) if name in member else None
         if shape != expected:
             raise InferenceError(
                 f"the predictor gave an array of shape {shape}, not {expected}, as '{name}'",
-                where=f"volume {plan.volume_id}, window {parts[0].index}",
+                where=f"volume {plan.volume_id}, window {indices[0]}",
                 todo="Mend the predictor of this trainer",
             )
 
@@ -129,6 +300,8 @@ def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing,
     blender = WindowBlender(whole, predictor.n_classes + 1)
     for part in grid.parts(whole):
         window = read_box(image, part.window)[np.newaxis]
-        members = [p[PROBABILITY][0] for _, p in predictor.members(window, [window_key(0, name, part.index)])]
-        blender.add(part, np.mean(members, axis=0)[(slice(None), *part.cut)])
-    return blender.blended
+        members = predictor.members(window, [window_key(0, name, part.index)])
+        probabilities = [torch.as_tensor(member[PROBABILITY])[0][(slice(None), *part.cut)] for _, member in members]
+        blender.add(part, torch.stack(probabilities).mean(dim=0))
+    blended: Float32 = blender.blended().cpu().numpy()
+    return blended

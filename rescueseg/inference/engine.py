@@ -1,10 +1,13 @@
 """The block engine: a whole volume through a predictor, in blocks, resumable, in bounded memory.
 
-A block is one shard of every map. Its task gets references only, reads the block with the windows that reach into it,
-and goes through these windows in ascending order: windows outer, members inner, the statistics of
-`rescueseg.inference.uncertainty` per window, then blended with the Gaussian weights of `rescueseg.inference.windows`. A map is
+A block is one shard of every map. Its task gets references only, reads what the windows hold that reach into it, and goes
+through these windows in ascending order: windows outer, members inner, the statistics of `rescueseg.inference.uncertainty` per
+window, then blended with the Gaussian weights of `rescueseg.inference.windows`, all on the device of the network. A map is
 thus the weighted mean, over the windows at a voxel, of each window's statistic: where windows overlap, the map of the
 predictive entropy is the mean of entropies, not the entropy of the mean (which is never smaller).
+
+A window that reaches into several blocks is computed by the first of them, which leaves the others their parts
+(`rescueseg.inference.shared_windows`). Of the blocks that a worker has at a time one is computed, while others read and write.
 
 Since the window grid is that of the volume, the order is fixed and all randomness is keyed by the window, the result
 depends neither on the blocks nor on the workers. Memory depends on the block and the window, never on the volume.
@@ -13,20 +16,26 @@ depends neither on the blocks nor on the workers. Memory depends on the block an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+import math
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 import zarr
 
 from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
-from rescueseg.inference.boxes import Float32, compute_box
+from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
+from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks
 from rescueseg.models.predictor import PROBABILITY, Output, Predictor, PredictorFactory, class_probabilities
 from rescueseg.models.registry import load_predictor
@@ -151,9 +160,13 @@ def infer(job: InferenceJob, client: Client | None = None, progress: CountProgre
     todo = [index for index in range(total) if index not in digests]
     report = progress or _ignore
     report(len(digests), total)
-    for index, digest in each_block(client, run_block, (job, plan.digest), todo):
+    root = maps.shared_windows()
+    run = new_run(root) if root is not None and todo else ""
+    for index, digest in each_block(client, run_block, (job, plan.digest, run), spread(todo, job.workers)):
         digests[index] = digest
         report(len(digests), total)
+    if root is not None:
+        shutil.rmtree(root, ignore_errors=True)
     reference = MapReference(
         generation=job.model.generation,
         volume_id=job.volume_id,
@@ -166,9 +179,26 @@ def infer(job: InferenceJob, client: Client | None = None, progress: CountProgre
     return reference
 
 
+def spread(blocks: Sequence[int], workers: int) -> list[int]:
+    """Return blocks in an order in which each of several workers has a row of neighbours of its own.
+
+    Examples
+    --------
+    >>> spread([0, 1, 2, 3, 4], 2), spread([0, 1, 2], 1)
+    ([0, 3, 1, 4, 2], [0, 1, 2])
+    """
+    length = math.ceil(len(blocks) / workers)
+    rows = [blocks[start : start + length] for start in range(0, len(blocks), max(1, length))]
+    return [block for together in itertools.zip_longest(*rows) for block in together if block is not None]
+
+
 def _ignore(done: int, total: int) -> None:  # noqa: ARG001
     return
 
+
+_TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
+_LOADING, _COMPUTING = threading.Lock(), threading.Lock()
+"""Held by the block that loads the model in this process, and by the one that is computed."""
 
 # on a worker ----------------------------------------------------------------------------------------------------------
 
@@ -243,8 +273,18 @@ def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:
     return tuple(others)
 
 
+class _Context(NamedTuple):
+    """What a process needs for the blocks of a job."""
+
+    maps: VolumeMaps
+    plan: InferencePlan
+    volume: VolumeRecord
+    image: zarr.Array[Any]
+    statistics: WindowStatistics
+
+
 @lru_cache(maxsize=2)
-def _context(job: InferenceJob, plan_digest: str) -> tuple[VolumeMaps, InferencePlan, VolumeRecord, zarr.Array[Any]]:
+def _context(job: InferenceJob, plan_digest: str) -> _Context:
     maps = job.maps
     plan = maps.plan()
     if plan is None or plan.digest != plan_digest:
@@ -253,10 +293,11 @@ def _context(job: InferenceJob, plan_digest: str) -> tuple[VolumeMaps, Inference
             where=f"volume {job.volume_id}",
             todo="Let one run at a time infer a volume",
         )
-    return maps, plan, job.volume, open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
+    image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
+    return _Context(maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(job)))
 
 
-def run_block(job: InferenceJob, plan_digest: str, index: int) -> str:
+def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
     """Compute one block, write its shards, then its completion marker.
 
     Parameters
@@ -265,6 +306,8 @@ def run_block(job: InferenceJob, plan_digest: str, index: int) -> str:
         Model, volume, settings.
     plan_digest : str
         The plan that the maps on disk must be made with.
+    run : str
+        Where the blocks of this run leave windows for one another; empty where they do not.
     index : int
         The block.
 
@@ -273,25 +316,34 @@ def run_block(job: InferenceJob, plan_digest: str, index: int) -> str:
     str
         sha256 of the block's voxels in all maps.
     """
-    stored, plan, volume, image = _context(job, plan_digest)
-    predictor = _predictor_of(job)
-    block = plan.blocks[index]
-    maps = compute_box(image, plan, volume, predictor, block)
+    with _LOADING:
+        stored, plan, volume, image, statistics = _context(job, plan_digest)
+    work = BoxWork(plan, plan.blocks[index], index, _shared_windows(stored, plan, run))
+    pixels = work.read(image, volume.normalisation)
+    with _COMPUTING:
+        maps = work.compute(pixels, statistics)
     digest, files = hashlib.sha256(), dict[str, FileSum]()
-    dtype = np.dtype(plan.inference.map_dtype)
+    limit = float(np.finfo(plan.inference.map_dtype).max)
     for quantity in plan.quantities:
-        values = maps.pop(quantity)
-        limit = float(np.finfo(dtype).max)
-        np.clip(values, plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit, out=values)
-        voxels = values.astype(dtype, copy=False)
-        digest.update(voxels.data)
-        files |= stored.write(quantity, block, voxels)
+        lowest, highest = plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit
+        values = maps.pop(quantity).clamp(lowest, highest).to(_TORCH_TYPES[plan.inference.map_dtype]).cpu().numpy()
+        digest.update(values.data)
+        files |= stored.write(quantity, plan.blocks[index], values)
     stored.mark(plan, index, digest.hexdigest(), files)
+    if work.shared is not None:
+        work.shared.forget(index)
     return digest.hexdigest()
 
 
+def _shared_windows(stored: VolumeMaps, plan: InferencePlan, run: str) -> SharedWindows | None:
+    root = stored.shared_windows()
+    if root is None or not run:
+        return None
+    return SharedWindows(root / run, plan.shape_zyx, plan.block_zyx, stored.is_done)
+
+
 def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str, Float32]]:
-    """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `compute_box`.
+    """Yield the maps of some boxes of a volume, computed here and stored nowhere; see `rescueseg.inference.boxes.BoxWork`.
 
     Raises
     ------
@@ -300,5 +352,8 @@ def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str,
     """
     plan, predictor, volume = make_plan(job), _predictor_of(job), job.volume
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
+    statistics = WindowStatistics(plan, predictor)
     for box in boxes:
-        yield compute_box(image, plan, volume, predictor, box)
+        work = BoxWork(plan, box)
+        maps = work.compute(work.read(image, volume.normalisation), statistics)
+        yield {quantity: values.cpu().numpy() for quantity, values in maps.items()}

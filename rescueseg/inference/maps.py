@@ -5,6 +5,7 @@ Below a generation's folder::
     maps/<volume>.zarr/<quantity>/0       the array (level 0 of an OME-Zarr image), one shard per block
     maps/<volume>.inference.json          what the maps are made with: written when all arrays exist
     maps/<volume>.blocks/000012.json      one completion marker per block with the sums of its shards, written after them
+    maps/<volume>.shared/                 while they are made, what blocks have computed for one another
     maps/<volume>.json                    the finished `MapReference`
 
 `probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x), `ensemble_variance` is there when
@@ -17,7 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -25,7 +27,7 @@ import zarr
 from pydantic import ValidationError, model_validator
 
 from rescueseg.campaign import GenerationFolder, check_id
-from rescueseg.campaign.layout import MAPS, MAPS_BLOCKS, MAPS_PLAN, MAPS_RECORD, Place
+from rescueseg.campaign.layout import MAPS, MAPS_BLOCKS, MAPS_PLAN, MAPS_RECORD, MAPS_SHARED, Place
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError, damaged, storage_errors
@@ -116,12 +118,12 @@ class InferencePlan(Record):
         """Digest of the whole plan, which every completion marker carries."""
         return digest_json(self.to_json() | {"factory": _FACTORY})
 
-    @property
+    @cached_property
     def blocks(self) -> list[Box]:
         """The blocks in z, y, x order; a block is one shard of every map."""
         return partition(self.shape_zyx, self.block_zyx)
 
-    @property
+    @cached_property
     def grid(self) -> WindowGrid:
         """The global window grid."""
         return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.overlap)
@@ -203,7 +205,7 @@ class VolumeMaps:
         earlier = self.plan()
         if earlier is not None and earlier.identity == plan.identity:
             return earlier
-        for place in (MAPS_RECORD, MAPS_PLAN, MAPS_BLOCKS, MAPS):
+        for place in (MAPS_RECORD, MAPS_PLAN, MAPS_BLOCKS, MAPS_SHARED, MAPS):
             self._storage.remove(self.path(place))
         with storage_errors(self.url):
             zarr.create_group(zarr_store(self.url), zarr_format=3)
@@ -253,6 +255,14 @@ class VolumeMaps:
             files |= {name: sum_of_file(self._storage, f"{folder}/{name}") for name in names}
         marker = BlockMarker(block=index, box=plan.blocks[index], digest=digest, plan=plan.digest, files=files)
         self._storage.write_json(self._marker_path(index), _MARKER.to_json(marker))
+
+    def is_done(self, index: int) -> bool:
+        """Tell whether a block of the plan on disk is done."""
+        return self._storage.exists(self._marker_path(index))
+
+    def shared_windows(self) -> Path | None:
+        """Return the folder of windows that several blocks need; None where the maps do not lie on a disk."""
+        return Path(self._storage.path(self.path(MAPS_SHARED))) if self._storage.is_local else None
 
     def _marker_path(self, index: int) -> str:
         return self.path(MAPS_BLOCKS, f"{index:06d}.json")

@@ -1,4 +1,4 @@
-"""Uncertainty of a predictive distribution, voxel by voxel. NumPy only.
+"""Uncertainty of a predictive distribution, voxel by voxel, on the device that the members are on.
 
 A predictive distribution is a set of members: Monte-Carlo dropout samples [1]_ under each of several test-time
 symmetries [2]_ of each network of an ensemble [4]_. A member ``m`` gives class probabilities ``p[m]`` over background and
@@ -27,23 +27,18 @@ References
 
 from __future__ import annotations
 
-from typing import Any
+import torch
+from torch import Tensor
 
-import numpy as np
-import numpy.typing as npt
-
-Float = npt.NDArray[np.floating[Any]]
-Float32 = npt.NDArray[np.float32]
-
-_TINY = np.float32(np.finfo(np.float32).tiny)
+_TINY = torch.finfo(torch.float32).tiny
 
 
-def entropy(probabilities: Float, axis: int = 0) -> Float:
+def entropy(probabilities: Tensor, axis: int = 1) -> Tensor:
     """Return H[p] in nats, with ``0 ln 0 = 0``.
 
     Parameters
     ----------
-    probabilities : ndarray
+    probabilities : Tensor of float32
         Class probabilities along `axis`.
     axis : int
         Class axis; it is summed over.
@@ -52,14 +47,11 @@ def entropy(probabilities: Float, axis: int = 0) -> Float:
     --------
     A voxel of which nothing is known, and a certain one:
 
-    >>> entropy(np.array([[0.5, 1.0], [0.5, 0.0]])).round(3).tolist()
+    >>> [round(value, 3) for value in entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])).tolist()]
     [0.693, 0.0]
     """
-    logs = np.maximum(probabilities, probabilities.dtype.type(_TINY))
-    np.log(logs, out=logs)
-    logs *= probabilities
-    total: Float = logs.sum(axis=axis)
-    return np.maximum(-total, 0, out=total)
+    logs = probabilities.clamp_min(_TINY).log_()
+    return logs.mul_(probabilities).sum(axis).neg_().clamp_min_(0)
 
 
 class _Group:
@@ -68,22 +60,21 @@ class _Group:
     def __init__(self, key: tuple[int, ...] = ()) -> None:
         self.key = key
         self.count = 0
-        self.mean = np.zeros((), np.float32)
-        self.squares: list[Float32] = []
+        self.mean = torch.zeros(())
+        self.squares: list[Tensor] = []
         """Sums over classes' means within the groups below, level by level, then between them."""
 
-    def merge(self, mean: Float32, count: int, squares: list[Float32]) -> None:
-        """Take in a group of the level below; its arrays are kept."""
+    def merge(self, mean: Tensor, count: int, squares: list[Tensor]) -> None:
+        """Take in a group of the level below; tensors that it was given are not changed."""
         if not self.count:
-            self.mean, self.squares = mean, [*squares, np.zeros(mean.shape[1:], np.float32)]
+            self.mean, self.squares = mean, [*squares, torch.zeros_like(mean[:, 0])]
         else:
-            share = np.float32(count / (self.count + count))
+            share = count / (self.count + count)
             delta = mean - self.mean
-            self.mean += delta * share
+            self.mean = torch.add(self.mean, delta, alpha=share)
             for own, other in zip(self.squares, squares, strict=False):
                 own += other
-            np.square(delta, out=delta)
-            self.squares[-1] += delta.mean(axis=0) * (np.float32(self.count) * share)
+            self.squares[-1].add_(delta.square_().mean(dim=1), alpha=self.count * share)
         self.count += count
 
 
@@ -96,11 +87,11 @@ class MemberStatistics:
 
     Examples
     --------
-    Two dropout samples of background and one class, in one voxel; they are certain and disagree:
+    Two dropout samples of background and one class, in one voxel of one window; they are certain and disagree:
 
     >>> statistics = MemberStatistics()
-    >>> statistics.add(0, np.array([1.0, 0.0]).reshape(2, 1, 1, 1))
-    >>> statistics.add(0, np.array([0.0, 1.0]).reshape(2, 1, 1, 1))
+    >>> statistics.add(0, torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1, 1))
+    >>> statistics.add(0, torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1, 1))
     >>> result = statistics.result()
     >>> result["probability"].ravel().tolist()
     [0.5, 0.5]
@@ -110,18 +101,23 @@ class MemberStatistics:
 
     def __init__(self) -> None:
         self._closed: set[tuple[int, ...]] = set()
-        self._entropy: Float32 | None = None
+        self._entropy: Tensor | None = None
         self._samples, self._symmetries, self._networks = _Group(), _Group(), _Group()
 
-    def add(self, symmetry: int, probabilities: Float, network: int = 0) -> None:
+    @property
+    def members(self) -> int:
+        """How many members the closed groups and the open one hold."""
+        return self._networks.count + self._symmetries.count + self._samples.count
+
+    def add(self, symmetry: int, probabilities: Tensor, network: int = 0) -> None:
         """Take in one member.
 
         Parameters
         ----------
         symmetry : int
             Its symmetry.
-        probabilities : ndarray, shape (K + 1, z, y, x)
-            Its class probabilities; not kept.
+        probabilities : Tensor of float32, shape (n, K + 1, z, y, x)
+            Its class probabilities in n windows; kept until the next one comes, and not changed.
         network : int
             Its network.
 
@@ -130,15 +126,11 @@ class MemberStatistics:
         ValueError
             If members of another symmetry or network came in between.
         """
-        p = np.asarray(probabilities, dtype=np.float32)
         if self._samples.key != (network, symmetry):
             self._open(network, symmetry)
-        own = entropy(p)
-        if self._entropy is None:
-            self._entropy = own
-        else:
-            self._entropy += own
-        self._samples.merge(p if self._samples.count else p.copy(), 1, [])
+        own = entropy(probabilities)
+        self._entropy = own if self._entropy is None else self._entropy.add_(own)
+        self._samples.merge(probabilities, 1, [])
 
     def _open(self, network: int, symmetry: int) -> None:
         """Begin a symmetry, and a network where it is another one."""
@@ -161,14 +153,14 @@ class MemberStatistics:
         if group.count:
             self._networks.merge(group.mean, group.count, group.squares)
 
-    def result(self) -> dict[str, Float32]:
+    def result(self) -> dict[str, Tensor]:
         """Return the statistics of all members; none can be added after it.
 
         Returns
         -------
         dict
-            "probability" (K + 1, z, y, x): the mean; "predictive_entropy", "expected_entropy", "mutual_information",
-            "mc_variance", "tta_variance", "ensemble_variance" (z, y, x). All float32.
+            "probability" (n, K + 1, z, y, x): the mean; "predictive_entropy", "expected_entropy", "mutual_information",
+            "mc_variance", "tta_variance", "ensemble_variance" (n, z, y, x). All float32.
 
         Raises
         ------
@@ -179,15 +171,14 @@ class MemberStatistics:
         self._close_network(())
         if self._entropy is None:
             raise ValueError("no members were added")
-        whole = self._networks
-        count = np.float32(whole.count)
-        predictive, expected = entropy(whole.mean), self._entropy / count
-        mc, tta, ensemble = (squares / count for squares in whole.squares)
+        whole, expected = self._networks, self._entropy / self._networks.count
+        predictive = entropy(whole.mean) if whole.count > 1 else expected
+        mc, tta, ensemble = (squares / whole.count for squares in whole.squares)
         return {
             "probability": whole.mean,
             "predictive_entropy": predictive,
             "expected_entropy": expected,
-            "mutual_information": np.maximum(predictive - expected, np.float32(0)),
+            "mutual_information": (predictive - expected).clamp_min_(0),
             "mc_variance": mc,
             "tta_variance": tta,
             "ensemble_variance": ensemble,

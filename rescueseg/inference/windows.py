@@ -194,59 +194,13 @@ class WindowGrid:
         """Yield the parts of all windows that touch a block, by ascending index."""
         return (self.part(index, block) for index in self.touching(block))
 
-    def read_box(self, block: Box) -> Box:
-        """Return the box around all windows that touch a block: what the block must read."""
-        start, stop = [], []
-        for axis, a, b in zip(self.axes, block.offset_zyx, block.stop_zyx, strict=True):
-            indices = axis.touching(a, b)
-            start.append(axis.starts[indices[0]])
-            stop.append(axis.starts[indices[-1]] + axis.window)
-        return Box.from_bounds(start, stop)
-
-
-class WindowBlender:
-    """Adds the windows of a block up, each by its weights: once all were added, they are blended.
-
-    Parameters
-    ----------
-    block : Box
-        What is blended.
-    channels : int, optional
-        Channels of the values; without it they have no axis for them.
-
-    Attributes
-    ----------
-    blended : ndarray of float32, zyx or czyx
-        The sum so far.
-
-    Examples
-    --------
-    Two windows of 4 voxels along x say 1 and 3; where they overlap, what is nearer to its window's centre weighs more:
-
-    >>> grid = WindowGrid((1, 1, 7), (1, 1, 4), 0.25)
-    >>> block = Box((0, 0, 0), (1, 1, 7))
-    >>> blender = WindowBlender(block)
-    >>> for part, value in zip(grid.parts(block), (1, 3)):
-    ...     blender.add(part, np.full(part.inside.shape_zyx, value, np.float32))
-    >>> blender.blended.ravel().tolist()
-    [1.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0]
-    """
-
-    def __init__(self, block: Box, channels: int | None = None) -> None:
-        self.block = block
-        self.blended: Weights = np.zeros((*(() if channels is None else (channels,)), *block.shape_zyx), np.float32)
-
-    def add(self, part: WindowPart, values: Weights) -> None:
-        """Add the values of a window's part, float32 (c)zyx; they are scaled in place, to spare the memory."""
-        values *= part.weights
-        self.blended[(..., *part.inside.relative_to(self.block).slices)] += values
-
 
 def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int, workers: int) -> ZYX:
     """Return the block shape with which `workers` workers finish first.
 
-    A window at the border of a block is computed once by each block that it touches. More blocks than the workers can
-    use, or thinner ones, cost windows; fewer leave workers idle.
+    A window at the border of blocks is computed by the first of them, and kept for the others (see
+    `rescueseg.inference.shared_windows`), unless all of them are computed at a time. Fewer blocks than that leave workers
+    idle at the end; each block costs about as much beside its windows as one window.
 
     Parameters
     ----------
@@ -273,7 +227,7 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
     (32, 32, 32)
     """
     options = [_axis_options(axis, chunk) for axis, chunk in zip(grid.axes, chunk_zyx, strict=True)]
-    best_cost: tuple[float, int, int] | None = None
+    best_cost: tuple[float, int] | None = None
     best_shape = zyx(chunk_zyx)
     for combination in itertools.product(*options):
         shape = zyx(option[0] for option in combination)
@@ -281,10 +235,12 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
         if inside > block_voxels and shape != zyx(chunk_zyx):
             continue
         count = math.prod(option[1] for option in combination)
-        total = math.prod(option[2] for option in combination)
-        largest = math.prod(option[3] for option in combination)
         rounds = math.ceil(count / workers)
-        cost = (max(largest, rounds * total / count), total, -count)
+        windows: float = math.prod(option[3] for option in combination)
+        if rounds > 1:
+            full = inside / math.prod(grid.volume_zyx)
+            windows = len(grid) * min(rounds * full, (1 - full) / workers + full)
+        cost = (windows + rounds, math.prod(option[2] for option in combination))
         if best_cost is None or cost < best_cost:
             best_cost, best_shape = cost, shape
     return best_shape

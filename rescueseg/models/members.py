@@ -202,7 +202,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
 
     def members(
         self, windows: npt.NDArray[np.float32], keys: Sequence[int]
-    ) -> Iterator[tuple[Group, Mapping[str, npt.NDArray[np.float32]]]]:
+    ) -> Iterator[tuple[Group, Mapping[str, Tensor]]]:
         """Yield (group, outputs by name, each (n, channels, z, y, x)), all dropout samples of a network and symmetry in a row.
 
         Windows of another size than the network's are resampled to it, and what it says back.
@@ -221,8 +221,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
                     with self._autocast(precision):
                         outputs = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
                     logits = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-                    outputs_of = self._outputs_of(symmetry.invert(logits).float(), size)
-                    member = {name: output.cpu().numpy() for name, output in outputs_of.items()}
+                    member = self._outputs_of(symmetry.invert(logits).float(), size)
                 yield Group(n, index), member
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.records import ModelReference, Record
 from rescueseg.storage import Storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Float32 = npt.NDArray[np.float32]
 
@@ -24,6 +27,10 @@ BORDER_DISTANCE = "border_distance"
 micrometre, up to the largest one that the model has learned (`border_um` of its plan)."""
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """Directions of a flow with one component along each of z, y, x."""
+
+
+Values: TypeAlias = "Tensor | Float32"
+"""What a member says of each voxel."""
 
 
 class Output(Record):
@@ -102,7 +109,7 @@ class Predictor(Protocol):
         """Return the window in voxels of a volume with this spacing (micrometre, zyx)."""
         ...
 
-    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[Group, Mapping[str, Float32]]]:
+    def members(self, windows: Float32, keys: Sequence[int]) -> Iterator[tuple[Group, Mapping[str, Values]]]:
         """Yield one member at a time: all samples of a symmetry before the next one, all symmetries of a network likewise.
 
         Parameters
@@ -116,9 +123,9 @@ class Predictor(Protocol):
         ------
         group : Group
             Its network and its symmetry.
-        member : mapping of str to ndarray of float32, shape (n, channels, z, y, x)
-            Each output by its name, turned back into the frame of `windows`: with its directions, see
-            `rescueseg.models.members.Symmetry.invert`. Class probabilities are background first and add up to one.
+        member : mapping of str to Tensor or ndarray of float32, shape (n, channels, z, y, x)
+            Each output by its name, best on the device that computed it, turned back into the frame of `windows`: with its
+            directions, see `rescueseg.models.members.Symmetry.invert`. Class probabilities are background first and add up to one.
         """
         ...
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from memory_block_engine import MIB, brightness, measure_in_fresh_process, peak_memory, watched
+from memory_block_engine import MIB, measure_in_fresh_process, one_convolution, peak_memory, watched
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import TRAINING, TrainingResult
@@ -129,7 +129,7 @@ def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
 
     start = time.monotonic()
     with open_cluster(campaign.config.cluster) as client, watched() as marks:
-        job = replace(InferenceJob.of(campaign, MODEL, "balls"), load=brightness, device="cpu")
+        job = replace(InferenceJob.of(campaign, MODEL, "balls"), load=one_convolution, device="cpu")
         infer(job, client, lambda done, total: progress("maps", done, total))
         request = prepare(campaign, request, progress).request
         volume = deliver(campaign, open_queue(campaign), request, "balls", client, progress)

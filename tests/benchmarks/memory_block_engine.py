@@ -1,9 +1,9 @@
-"""Peak memory of the block engine on a 128 MiB and on a 1 GiB volume.
+"""Peak memory of the block engine on volumes of 16, 128 and 1,024 MiB.
 
 Run ``python tests/benchmarks/memory_block_engine.py``. Each synthetic uint8 volume goes through the engine in a fresh
-process, with a predictor that costs nothing and float16 maps. Peak memory is the sum of the kernel's high-water marks
+process, with a network of one convolution and float16 maps. Peak memory is the sum of the kernel's high-water marks
 of resident memory over that process and its Dask workers: what they would need should all peak at once. Fails when the
-ratio of the two peaks exceeds ``--limit``.
+ratio of the largest and the smallest peak exceeds ``--limit``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, check_config
@@ -37,31 +38,34 @@ from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.image_layout import ImageLayout
 
 MIB = 2**20
-MODEL = ModelReference(generation=0, trainer="brightness", path="generations/0000/model", digest="0" * 64)
+MODEL = ModelReference(generation=0, trainer="one_convolution", path="generations/0000/model", digest="0" * 64)
 SPACING = (1.0, 1.0, 1.0)
 
 
-class Brightness:
-    """Calls bright voxels foreground."""
+class OneConvolution:
+    """Calls bright voxels foreground, by a network of one convolution."""
 
     n_classes = 1
     in_channels = 1
     networks = 1
     outputs = (class_probabilities(1),)
 
+    def __init__(self) -> None:
+        self.network = torch.nn.Conv3d(1, 2, 3, padding=1).requires_grad_(False)
+        for channel, sign in enumerate((-1, 1)):
+            self.network.weight[channel] = sign / 27
+        self.network.bias[:] = 0  # type: ignore[index]
+
     def window_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
         return (64, 128, 128)
 
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, np.ndarray]]]:
-        probabilities = np.empty((len(windows), 2, *windows.shape[2:]), np.float32)
-        np.clip(windows[:, 0] * np.float32(0.25) + np.float32(0.5), 0, 1, out=probabilities[:, 1])
-        np.subtract(1, probabilities[:, 1], out=probabilities[:, 0])
-        yield Group(0, 0), {"probability": probabilities}
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
+        yield Group(0, 0), {"probability": torch.softmax(self.network(torch.from_numpy(windows)), dim=1)}
 
 
-def brightness(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Brightness:
+def one_convolution(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> OneConvolution:
     """Return the predictor; the block engine imports this by name."""
-    return Brightness()
+    return OneConvolution()
 
 
 def make_campaign(folder: Path, shape: ZYX, workers: int) -> Campaign:
@@ -135,7 +139,7 @@ def measure(folder: Path, shape: ZYX, workers: int) -> dict[str, Any]:
     with ExitStack() as stack:
         client = stack.enter_context(open_cluster(campaign.config.cluster)) if workers else None
         marks = stack.enter_context(watched())
-        reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", load=brightness)
+        reference = infer_volume(campaign, MODEL, "synthetic", client=client, device="cpu", load=one_convolution)
     return {"peak_bytes": peak_memory(marks)[0], "seconds": time.monotonic() - start, "blocks": reference.blocks}
 
 
@@ -156,9 +160,10 @@ def main() -> int:
     """Compare the peaks and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="Dask worker processes; 0 runs in one process")
-    parser.add_argument("--limit", type=float, default=1.15, help="largest ratio of the two peaks")
-    parser.add_argument("--small", type=int, nargs=3, default=(512, 512, 512), help="shape zyx of the small volume")
-    parser.add_argument("--large", type=int, nargs=3, default=(1024, 1024, 1024), help="shape zyx of the large volume")
+    parser.add_argument("--limit", type=float, default=1.15, help="ratio of the largest and the smallest peak at most")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=(256, 512, 1024), help="sides of the cubic volumes, voxels"
+    )
     parser.add_argument("--scratch", help="folder for the volumes and maps (about 15 GB)")
     parser.add_argument("--measure", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -166,7 +171,8 @@ def main() -> int:
         print(json.dumps(measure(Path(arguments.scratch) / "campaign", tuple(arguments.measure), arguments.workers)))
         return 0
     peaks = []
-    for shape in (tuple(arguments.small), tuple(arguments.large)):
+    for side in arguments.sides:
+        shape = (side, side, side)
         figures = measure_in_fresh_process(__file__, shape, arguments.workers, arguments.scratch)
         peaks.append(figures["peak_bytes"])
         print(
@@ -174,8 +180,8 @@ def main() -> int:
             f"{figures['blocks']:4d} blocks, {figures['seconds']:5.0f} s",
             flush=True,
         )
-    ratio = peaks[1] / peaks[0]
-    print(f"ratio of the peaks: {ratio:.3f} (limit {arguments.limit})")
+    ratio = max(peaks) / min(peaks)
+    print(f"ratio of the largest and the smallest peak: {ratio:.3f} (limit {arguments.limit})")
     return 0 if ratio <= arguments.limit else 1
 
 

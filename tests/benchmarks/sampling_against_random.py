@@ -148,7 +148,7 @@ def predict_holdout(
             ]
             read = Box(zyx(c - w // 2 for c, w in zip(centre, window, strict=True)), window)
             voxels = normalise(read_box(image, read), volume.normalisation)
-            mean = np.mean([p["probability"][0] for _, p in predictor.members(voxels[None], [0])], axis=0)
+            mean = np.mean([np.asarray(p["probability"][0]) for _, p in predictor.members(voxels[None], [0])], axis=0)
             whole = Box(zyx(o + a for o, a in zip(held.box.offset_zyx, part.offset_zyx, strict=True)), part.shape_zyx)
             prediction[part.slices] = mean.argmax(axis=0)[whole.relative_to(read).slices]
         yield held, prediction, np.asarray(truth[held.box.slices], np.uint8)

@@ -84,7 +84,7 @@ def windows_of(predictor: Predictor, count: int) -> np.ndarray:
 
 
 def members_of(predictor: Predictor, windows: np.ndarray, keys: list[int]) -> list[tuple[Group, dict[str, np.ndarray]]]:
-    return [(group, {k: v.copy() for k, v in member.items()}) for group, member in predictor.members(windows, keys)]
+    return [(group, {k: np.array(v) for k, v in member.items()}) for group, member in predictor.members(windows, keys)]
 
 
 def test_members_hold_the_outputs_in_the_frame_of_the_windows(predictor: Predictor) -> None:

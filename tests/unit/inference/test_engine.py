@@ -341,7 +341,9 @@ def test_an_image_in_memory_gets_the_probabilities_of_its_maps(tmp_path: Path) -
     job = replace(engine.InferenceJob.of(campaign, MODEL, "v"), load=lambda *_: predictor)
     plan = engine.make_plan(job)
     volume, image = campaign.volumes.record("v"), open_image(campaign.volumes, "v")
-    stored = boxes.compute_box(image, plan, volume, predictor, Box((0, 0, 0), volume.shape_zyx))["probability"]
+    work = boxes.BoxWork(plan, Box((0, 0, 0), volume.shape_zyx))
+    statistics = boxes.WindowStatistics(plan, predictor)
+    stored = work.compute(work.read(image, volume.normalisation), statistics)["probability"].numpy()
     pixels = normalise(np.asarray(image[...]), volume.normalisation)
     own = boxes.predict_image(predictor, pixels, volume.spacing_um_zyx, plan.inference.overlap, "v")
     assert own.shape == (3, 12, 24, 50)

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from rescueseg.inference.uncertainty import MemberStatistics, entropy
 
@@ -21,12 +23,27 @@ def random_members(symmetries: int, samples: int, channels: int, seed: int = 0) 
     return (members / members.sum(axis=2, keepdims=True)).astype(np.float64)
 
 
+def add(statistics: MemberStatistics, symmetry: int, probabilities: np.ndarray, network: int = 0) -> None:
+    """Add a member of one window."""
+    statistics.add(symmetry, torch.from_numpy(probabilities.astype(np.float32))[None], network)
+
+
+def result_of(statistics: MemberStatistics) -> dict[str, np.ndarray]:
+    """Return the statistics of one window."""
+    return {quantity: values[0].numpy() for quantity, values in statistics.result().items()}
+
+
+def entropy_of(probabilities: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Return the entropy in float64, by SciPy."""
+    return special.entr(probabilities).sum(axis=axis)
+
+
 def stream(members: np.ndarray) -> dict[str, np.ndarray]:
     statistics = MemberStatistics()
     for symmetry, samples in enumerate(members):
         for probabilities in samples:
-            statistics.add(symmetry, probabilities)
-    return statistics.result()
+            add(statistics, symmetry, probabilities)
+    return result_of(statistics)
 
 
 @pytest.mark.parametrize("n_classes", [1, 3, 10])
@@ -62,8 +79,8 @@ def test_disagreement_of_networks_is_ensemble_variance_alone() -> None:
     for network, symmetry, _ in np.ndindex(2, 2, 3):
         certain = np.zeros((2, *SPATIAL))
         certain[network] = 1
-        statistics.add(symmetry, certain, network)
-    result = statistics.result()
+        add(statistics, symmetry, certain, network)
+    result = result_of(statistics)
     np.testing.assert_allclose(result["ensemble_variance"], 0.25, rtol=1e-6)
     np.testing.assert_allclose(result["tta_variance"], 0, atol=1e-12)
     np.testing.assert_allclose(result["mc_variance"], 0, atol=1e-12)
@@ -72,7 +89,7 @@ def test_disagreement_of_networks_is_ensemble_variance_alone() -> None:
 def test_certain_prediction_has_zero_entropy_without_a_nan() -> None:
     certain = np.zeros((3, *SPATIAL), np.float32)
     certain[1] = 1
-    assert np.array_equal(entropy(certain), np.zeros(SPATIAL))
+    assert np.array_equal(entropy(torch.from_numpy(certain), axis=0), np.zeros(SPATIAL))
 
 
 @pytest.mark.parametrize(("networks", "symmetries", "samples"), [(1, 1, 1), (1, 1, 4), (1, 4, 1), (3, 1, 1), (2, 3, 4)])
@@ -82,9 +99,9 @@ def test_streaming_agrees_with_all_members_at_once(networks: int, symmetries: in
     flat = members.reshape(-1, *members.shape[3:])
     statistics = MemberStatistics()
     for network, symmetry, sample in np.ndindex(members.shape[:3]):
-        statistics.add(symmetry, members[network, symmetry, sample], network)
-    result = statistics.result()
-    predictive, expected_entropy = entropy(flat.mean(axis=0)), entropy(flat, axis=1).mean(axis=0)
+        add(statistics, symmetry, members[network, symmetry, sample], network)
+    result = result_of(statistics)
+    predictive, expected_entropy = entropy_of(flat.mean(axis=0)), entropy_of(flat, axis=1).mean(axis=0)
     expected = {
         "probability": flat.mean(axis=0),
         "predictive_entropy": predictive,
@@ -113,8 +130,8 @@ def test_the_variances_add_up_to_the_total_one(counts: list[list[int]], seed: in
         for symmetry, samples in enumerate(symmetries):
             for _ in range(samples):
                 used.append(next(members))
-                statistics.add(symmetry, used[-1], network)
-    result = statistics.result()
+                add(statistics, symmetry, used[-1], network)
+    result = result_of(statistics)
     total = np.stack(used).var(axis=0).mean(axis=0)
     parts = [result[f"{kind}_variance"] for kind in ("mc", "tta", "ensemble")]
     np.testing.assert_allclose(sum(parts), total, atol=2e-6)
@@ -132,19 +149,30 @@ def test_every_measure_stays_within_its_bounds(seed: int, channels: int) -> None
     assert np.all(result["mc_variance"] + result["tta_variance"] <= 0.25 + 1e-6)
 
 
-def test_members_are_not_changed_and_not_kept() -> None:
-    member = np.full((2, *SPATIAL), 0.5, np.float32)
+def test_members_are_not_changed() -> None:
+    first, second = torch.full((1, 2, *SPATIAL), 0.5), torch.full((1, 2, *SPATIAL), 0.25)
     statistics = MemberStatistics()
-    statistics.add(0, member)
-    member[:] = 7
-    statistics.add(0, np.full((2, *SPATIAL), 0.5, np.float32))
-    np.testing.assert_allclose(statistics.result()["probability"], 0.5)
-    assert np.all(member == 7)
+    for member in (first, second, first):
+        statistics.add(0, member)
+    np.testing.assert_allclose(statistics.result()["probability"], 1.25 / 3, rtol=1e-6)
+    assert torch.all(first == 0.5)
+    assert torch.all(second == 0.25)
+
+
+def test_windows_of_a_batch_are_independent() -> None:
+    members = random_members(2, 3, 3, seed=1), random_members(2, 3, 3, seed=2)
+    statistics = MemberStatistics()
+    for symmetry, sample in np.ndindex(2, 3):
+        batch = np.stack([of_window[symmetry, sample] for of_window in members]).astype(np.float32)
+        statistics.add(symmetry, torch.from_numpy(batch))
+    for quantity, values in statistics.result().items():
+        for window, of_window in zip(values, members, strict=True):
+            np.testing.assert_allclose(window, stream(of_window)[quantity], atol=1e-6, err_msg=quantity)
 
 
 def test_members_of_one_symmetry_and_of_one_network_must_follow_one_another() -> None:
     statistics = MemberStatistics()
-    member = np.full((2, *SPATIAL), 0.5, np.float32)
+    member = torch.full((1, 2, *SPATIAL), 0.5)
     statistics.add(0, member)
     statistics.add(1, member)
     with pytest.raises(ValueError, match="symmetry 0"):

@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.geometry import Box, partition, zyx
-from rescueseg.inference.windows import Axis, WindowBlender, WindowGrid, choose_blocks, gaussian
+from rescueseg.inference.blending import WindowBlender
+from rescueseg.inference.windows import Axis, WindowGrid, choose_blocks, gaussian
 
 axes = st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 
@@ -67,9 +69,6 @@ def test_a_block_computes_exactly_the_windows_that_touch_it(grid: WindowGrid, da
     touching = list(grid.touching(block))
     if len(grid) < 3000:
         assert touching == [i for i in range(len(grid)) if grid.box(i).intersects(block)]
-    read = grid.read_box(block)
-    assert read.contains(block)
-    assert all(read.contains(grid.box(i)) for i in touching)
 
 
 @given(some_grid)
@@ -106,8 +105,8 @@ def test_blended_is_the_mean_of_the_windows_by_their_weights(grid: WindowGrid, d
             weight[target] += weights[cut]
             part = grid.part(index, block)
             assert (part.index, part.window, part.inside) == (index, window, inside)
-            blender.add(part, values[(..., *part.cut)])
-    np.testing.assert_allclose(blender.blended, total / weight, rtol=1e-5)
+            blender.add(part, torch.from_numpy(values[(..., *part.cut)]))
+    np.testing.assert_allclose(blender.blended().numpy(), total / weight, rtol=1e-5)
 
 
 def test_the_gaussian_peaks_in_the_centre_and_keeps_a_floor() -> None:

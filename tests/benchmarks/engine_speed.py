@@ -1,0 +1,203 @@
+"""The block engine's plain pass against what people would use instead: the same weights, in the same precision, on one thread.
+
+python tests/benchmarks/engine_speed.py DATA OUT --repeats 3
+python tests/benchmarks/engine_speed.py DATA OUT --trainer nnunet bbbc050_mosaic_train
+
+For each volume a model is trained once (`--seconds` of processor time; OUT keeps it) as `tests/benchmarks/families.py` does.
+Then, alternating: the engine with one dropout sample and one symmetry, whole maps on the disk; MONAI's
+`sliding_window_inference` with the same window and overlap at its best batch; one forward of the whole volume, as far as
+memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its defaults, without mirroring. The peers leave their
+result in memory. Seconds are those of the clock, setting up not included: the engine's is told on a line of its own. Dice is
+that of the mask on the test boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.inferers.utils import sliding_window_inference
+
+sys.path.insert(0, str(Path(__file__).parent))
+import families
+
+from rescueseg.campaign import Campaign
+from rescueseg.geometry import Box, round_up
+from rescueseg.inference.engine import InferenceJob, infer, make_plan
+from rescueseg.inference.maps import VolumeMaps
+from rescueseg.models.members import NetworksPredictor
+from rescueseg.models.registry import load_predictor
+from rescueseg.records import ModelReference
+from rescueseg.volumes.normalise import normalise
+from rescueseg.volumes.opening import open_image, open_truth
+
+DATASETS = ("bbbc050_mosaic_train", "cdeep3m_mito_train", "vesselnn_poon2015_BBB_noLeakage")
+BATCHES = (1, 2, 4)
+Mask = npt.NDArray[np.bool_]
+
+
+def model_of(campaign: Campaign, trainer: str, seconds: float) -> ModelReference:
+    """Return the model of a family, trained once."""
+    relative = f"models/{trainer}"
+    note = f"{relative}/reference.json"
+    if campaign.storage.exists(note):
+        return ModelReference.model_validate(campaign.storage.read_json(note))
+    work = Path(campaign.storage.path(f"runs/{trainer}"))
+    trained, spent = families.train_for(campaign, trainer, seconds, work)
+    print(f"trained: {spent}", flush=True)
+    shutil.copytree(campaign.storage.path(trained.path), campaign.storage.path(f"{relative}/model"), dirs_exist_ok=True)
+    model = trained.model_copy(update={"path": f"{relative}/model"})
+    campaign.storage.write_json(note, model.to_json())
+    shutil.rmtree(work, ignore_errors=True)
+    return model
+
+
+class Peers:
+    """What the peers need: the network with its precision, and the volume as it sees it."""
+
+    def __init__(self, campaign: Campaign, job: InferenceJob) -> None:
+        predictor = load_predictor(campaign.storage, job.model, job.inference, "cpu")
+        assert isinstance(predictor, NetworksPredictor)
+        volume = job.volume
+        self.window = predictor.window_zyx(volume.spacing_um_zyx)
+        if self.window != predictor._window:
+            raise SystemExit(f"the network's window {predictor._window} is not that of the volume, {self.window}")
+        self.precision = predictor._precision().dtype
+        self.network = predictor._networks[0]
+        self.axes = [2 + axis for axis in predictor._axes]
+        self.overlap, self.classes = job.inference.overlap, len(job.classes) + 1
+        image = np.asarray(open_image(campaign.volumes, job.volume_id)[...])
+        self.image = torch.from_numpy(normalise(image, volume.normalisation))[None]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the class probabilities of images (n, c, z, y, x), as the model computes them."""
+        with torch.autocast("cpu", self.precision or torch.bfloat16, enabled=self.precision is not None):
+            logits = self.network(images.permute(0, 1, *self.axes).contiguous())
+        back = [2 + self.axes.index(axis) for axis in (2, 3, 4)]
+        return torch.softmax(logits.permute(0, 1, *back)[:, : self.classes].float(), dim=1)
+
+    def monai(self, batch: int) -> Mask:
+        """Return the mask of MONAI's sliding window inference."""
+        with torch.inference_mode():
+            probabilities = sliding_window_inference(
+                self.image,
+                self.window,
+                batch,
+                self.forward,
+                overlap=self.overlap,
+                mode="gaussian",
+                padding_mode="reflect",
+            )
+        return np.asarray(probabilities[0].argmax(dim=0).numpy() > 0)
+
+    def whole(self) -> Mask:
+        """Return the mask of a single forward of the whole volume, padded to what the network's strides need."""
+        shape = self.image.shape[2:]
+        padded = round_up(shape, [32 if n > 32 else 16 for n in shape])
+        pads = [p for n, m in reversed(list(zip(shape, padded, strict=True))) for p in (0, m - n)]
+        with torch.inference_mode():
+            probabilities = self.forward(torch.nn.functional.pad(self.image, pads, mode="reflect"))
+        z, y, x = shape
+        return np.asarray(probabilities[0, :, :z, :y, :x].argmax(dim=0).numpy() > 0)
+
+    def nnunet(self) -> Mask:
+        """Return the mask of nnU-Net's predictor, which computes in float32 on a CPU."""
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(
+            tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+        )
+        predictor.network = self.network
+        predictor.configuration_manager = SimpleNamespace(patch_size=[self.window[a - 2] for a in self.axes])
+        predictor.label_manager = SimpleNamespace(num_segmentation_heads=self.classes)
+        logits = predictor.predict_sliding_window_return_logits(self.image[0].permute(0, *(a - 1 for a in self.axes)))
+        back = [1 + self.axes.index(axis) for axis in (2, 3, 4)]
+        return np.asarray(logits.permute(0, *back).argmax(dim=0).numpy() > 0)
+
+
+def engine(job: InferenceJob) -> Mask:
+    """Return the mask of the engine's maps, which it writes and reads."""
+    shutil.rmtree(job.maps_url, ignore_errors=True)
+    Path(job.maps_url).mkdir(parents=True)
+    reference = infer(job)
+    maps = VolumeMaps(job.maps.generation, job.volume_id)
+    assert maps.reference() == reference
+    return np.asarray(np.asarray(maps.open("probability")[:]).argmax(axis=0) > 0)
+
+
+def dice(mask: Mask, truth: npt.NDArray[Any], boxes: list[Box]) -> float:
+    """Return the Dice of a mask over boxes, pooled."""
+    pairs = [(mask[box.slices], truth[box.slices] > 0) for box in boxes]
+    both, one, other = (
+        sum(int(part.sum()) for part in parts) for parts in zip(*((m & t, m, t) for m, t in pairs), strict=True)
+    )
+    return 2 * both / max(1, one + other)
+
+
+def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
+    """Print the rows of a volume."""
+    job = InferenceJob.of(campaign, model_of(campaign, trainer, seconds), "v")
+    config = job.inference.model_copy(update={"mc_samples": 1, "tta_symmetries": 1})
+    job = replace(job, inference=config, workers=1, maps_url=campaign.storage.path("speed"))
+    began = time.monotonic()
+    plan = make_plan(job)
+    setup = time.monotonic() - began
+    peers = Peers(campaign, job)
+    ways: dict[str, Callable[[], Mask]] = {"engine": lambda: engine(job)}
+    ways |= {f"MONAI, batch {batch}": partial(peers.monai, batch) for batch in BATCHES}
+    ways["one forward"] = peers.whole
+    if trainer == "nnunet":
+        ways["nnUNetPredictor"] = peers.nnunet
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    scores: dict[str, float] = {}
+    truth = np.asarray(open_truth(campaign.volumes, "v")[...])
+    holdout = campaign.holdout()
+    assert holdout is not None
+    boxes = holdout.of("v", campaign.volumes.shared_places(), "test")
+    for turn in range(repeats + 1):  # the first turn warms up
+        for name, way in ways.items():
+            began = time.monotonic()
+            mask = way()
+            if turn:
+                took[name].append(time.monotonic() - began)
+                scores[name] = dice(mask, truth, boxes)
+    medians = {name: float(np.median(values)) for name, values in took.items()}
+    print(f"{campaign.config.name} {trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
+          f"{peers.precision or 'float32'}; setting up {setup:.1f} s", flush=True)  # fmt: skip
+    for name, median in medians.items():
+        times = " ".join(f"{value:.2f}" for value in took[name])
+        print(
+            f"  {name:16s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Run the volumes one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("datasets", nargs="*", default=DATASETS)
+    parser.add_argument("--trainer", default="monai_unet")
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for dataset in options.datasets:
+        campaign = families.open_or_make(options.data, options.out, dataset, seed=1)
+        run(campaign, options.trainer, options.seconds, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
