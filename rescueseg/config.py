@@ -205,6 +205,8 @@ class InferenceConfig(Section):
     block_voxels: Positive = 8_000_000
     """Largest block one Dask task writes; bounds the memory of a worker."""
     map_dtype: Literal["float16", "float32"] = "float16"
+    forward: Literal["auto", "eager", "channels_last", "compiled"] = "auto"
+    """How networks are computed: `rescueseg.models.forward` has the ways, and `auto` is the one that takes least here."""
 
 
 class QueryConfig(Section):

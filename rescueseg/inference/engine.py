@@ -37,7 +37,15 @@ from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks
-from rescueseg.models.predictor import PROBABILITY, Output, Predictor, PredictorFactory, class_probabilities
+from rescueseg.models.predictor import (
+    EAGER,
+    PROBABILITY,
+    Output,
+    Predictor,
+    PredictorFactory,
+    class_probabilities,
+    forward_of,
+)
 from rescueseg.models.registry import load_predictor
 from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
@@ -246,7 +254,7 @@ def make_plan(job: InferenceJob) -> InferencePlan:
         spacing_um_zyx=volume.spacing_um_zyx,
         n_classes=n_classes,
         seed=job.seed,
-        inference=job.inference,
+        inference=job.inference.model_copy(update={"forward": forward_of(predictor, len(grid), job.workers)}),
         window_zyx=window,
         chunk_zyx=chunk,
         block_zyx=choose_blocks(grid, chunk, job.inference.block_voxels, job.workers),
@@ -294,7 +302,7 @@ def _context(job: InferenceJob, plan_digest: str) -> _Context:
             todo="Let one run at a time infer a volume",
         )
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
-    return _Context(maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(job)))
+    return _Context(maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(replace(job, inference=plan.inference))))
 
 
 def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
@@ -350,6 +358,8 @@ def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str,
     InferenceError
         As `infer`.
     """
+    if job.inference.forward == "auto":  # a few boxes are not worth a choice
+        job = replace(job, inference=job.inference.model_copy(update={"forward": EAGER}))
     plan, predictor, volume = make_plan(job), _predictor_of(job), job.volume
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
     statistics = WindowStatistics(plan, predictor)

@@ -103,13 +103,18 @@ class InferencePlan(Record):
         return -highest if any(o.name == quantity and o.kind == "flow" for o in self.outputs) else 0.0
 
     def to_json(self) -> Any:
-        """Return a JSON-ready form; outputs are left out where there are none, so that old digests stay."""
-        return self.model_dump(mode="json", exclude=None if self.outputs else {"outputs"})
+        """Return a JSON-ready form; outputs and a way of the forward pass are left out where there are none.
+
+        So digests of plans stay that earlier versions made.
+        """
+        exclude: dict[str, Any] = {} if self.outputs else {"outputs": True}
+        exclude |= {"inference": {"forward"}} if self.inference.forward == "auto" else {}
+        return self.model_dump(mode="json", exclude=exclude)
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the voxels of the maps: not the blocks and the chunks."""
-        exclude: dict[str, Any] = {"block_zyx": True, "chunk_zyx": True, "inference": {"block_voxels"}}
+        """Digest of what decides the voxels of the maps but for rounding: not the blocks and the chunks."""
+        exclude: dict[str, Any] = {"block_zyx": True, "chunk_zyx": True, "inference": {"block_voxels", "forward"}}
         exclude |= {} if self.outputs else {"outputs": True}
         return digest_json(self.model_dump(mode="json", exclude=exclude))
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing, resampled_shape
+from rescueseg.models.forward import pad_batch
+from rescueseg.models.forward_choice import Ready, Subject, Work, choose, set_up_or_eager
 from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.precision import Precision, choose_precision
 from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities
 from rescueseg.models.resample import Resampling, resample
+from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.plan import NetworkPlan
 
@@ -30,10 +31,8 @@ _log = logging.getLogger(__name__)
 BATCH_VOXELS = 250_000
 """Voxels of the windows that pass through a network together on a CPU in bfloat16 (at least one window); more is no faster."""
 
-N = TypeVar("N", bound=nn.Module)
-P = TypeVar("P")
-SampleKey = tuple[int, int, int, int]
-"""Window, network, symmetry and sample: what a dropout mask derives from."""
+GPU_BATCH_VOXELS = 1_000_000
+"""Voxels of the windows that pass together on a GPU where their number is fixed."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +151,18 @@ class NetworkInput:
     resampling: Resampling = resample
 
 
-class NetworksPredictor(ABC, Generic[N, P]):
-    """A `Predictor` of one or more networks; a family says what it computes once per symmetry, and what per sample.
+class NetworksPredictor:
+    """A `Predictor` of one or more networks.
 
     Parameters
     ----------
-    networks : sequence of nn.Module
+    networks : sequence of SplitNetwork
         With their weights; more than one for an ensemble.
     plan : NetworkPlan or NnUNetNetwork
         Of each of them.
     config : InferenceConfig
-        Samples and symmetries.
+        Samples and symmetries, and the way in which the forward pass is computed: "auto" is the eager one here, for it is
+        `choose_forward` that knows how much there is to compute.
     device : str
         A torch device.
     network_input : NetworkInput
@@ -171,7 +171,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
 
     def __init__(
         self,
-        networks: Sequence[N],
+        networks: Sequence[SplitNetwork],
         plan: NetworkPlan | NnUNetNetwork,
         config: InferenceConfig,
         device: str,
@@ -185,6 +185,8 @@ class NetworksPredictor(ABC, Generic[N, P]):
         self._resample = network_input.resampling
         self.symmetries = symmetries(config.tta_symmetries, network_input.square)
         self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout all samples are the same
+        self._forward = config.forward
+        self._ready: dict[torch.dtype | None, Ready] = {}
 
     @property
     def networks(self) -> int:
@@ -211,10 +213,12 @@ class NetworksPredictor(ABC, Generic[N, P]):
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
         images = self._resample(images, self._window)
         precision = self._precision()
-        parts = self._parts(len(images), precision)
-        for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
+        ready = self._ready_for(precision)
+        parts = self._parts(len(images), precision, ready.batch)
+        for (n, network), (index, symmetry) in itertools.product(enumerate(ready.networks), enumerate(self.symmetries)):
             with torch.inference_mode(), self._autocast(precision):
-                prepared = [self._prepare(network, symmetry.apply(images[part])) for part in parts]
+                turned = [pad_batch(symmetry.apply(images[part]), ready.batch) for part in parts]
+                prepared = [self._prepare(network, part) for part in turned]
             for sample in range(self._samples):
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
@@ -224,16 +228,48 @@ class NetworksPredictor(ABC, Generic[N, P]):
                     member = self._outputs_of(symmetry.invert(logits).float(), size)
                 yield Group(n, index), member
 
-    @abstractmethod
-    def _prepare(self, network: N, images: Tensor) -> P:
-        """Return what all samples of a network and a symmetry share."""
+    def _prepare(self, network: SplitNetwork, images: Tensor) -> tuple[Tensor, ...]:
+        """Return what all samples of a network and a symmetry share; the network gets z, y, x in its own order."""
+        return network.features(images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous())
 
-    @abstractmethod
-    def _logits(self, network: N, prepared: P, keys: Sequence[SampleKey]) -> Tensor:
-        """Return the logits (n, K + 1, z, y, x) of one sample, dropout drawn from each window's own key.
+    def _logits(self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]) -> Tensor:
+        """Return the logits (n, channels, z, y, x) of one sample, dropout drawn from each window's own key.
 
-        Behind them, more channels where `_outputs_of` makes another output of them.
+        Behind those of the K + 1 classes come more channels where `_outputs_of` makes another output of them. There may be
+        fewer keys than windows, where a batch was filled up.
         """
+        masks = network.dropout_masks(keys, self._device) if self._plan.dropout > 0 else None
+        if masks is not None:
+            masks = tuple(pad_batch(mask, len(prepared[0])) for mask in masks)
+        logits = network.head(prepared, masks)[: len(keys)]
+        return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
+
+    def choose_forward(self, windows: int, workers: int = 1) -> str:
+        """Return the name of the way in which so many windows are computed soonest here, or the one that the settings name.
+
+        Ways that are tried and fail are told once each.
+        """
+        work = Work(windows * len(self._networks) * len(self.symmetries), self._samples, workers)
+        choice = choose(self._subject(self._precision()), self._forward, work)
+        for note in choice.notes:
+            _warn_once(note)
+        return choice.name
+
+    def _ready_for(self, precision: Precision) -> Ready:
+        """Return what the passes are computed with, and say once if that is not what the settings name."""
+        if precision.dtype not in self._ready:
+            ready = set_up_or_eager(self._forward, self._subject(precision))
+            if ready.note:
+                _warn_once(ready.note)
+            self._ready[precision.dtype] = ready
+        return self._ready[precision.dtype]
+
+    def _subject(self, precision: Precision) -> Subject:
+        window = self._network_window
+        on_cpu = self._device.type == "cpu"
+        batch = 1 if on_cpu else batch_sizes(window, GPU_BATCH_VOXELS)[-1]
+        eager_batch = batch_sizes(window)[-1] if on_cpu else batch
+        return Subject(self._networks, self._plan, window, batch, eager_batch, self._device, precision.dtype)
 
     def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
         """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it."""
@@ -241,7 +277,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
 
     def _precision(self) -> Precision:
         """Return what the networks compute in, and say once if that is less than the hardware offers."""
-        window = self._window[self._axes[0]], self._window[self._axes[1]], self._window[self._axes[2]]
+        window = self._network_window
         trial = Trial(
             network=self._plan,
             window=window,
@@ -254,8 +290,15 @@ class NetworksPredictor(ABC, Generic[N, P]):
             _warn_once(precision.note)
         return precision
 
-    def _parts(self, count: int, precision: Precision) -> list[slice]:
-        """Return how windows are grouped: on a CPU in bfloat16 in numbers that were tried, elsewhere as they came."""
+    @property
+    def _network_window(self) -> ZYX:
+        """The window along the networks' own axes."""
+        return self._window[self._axes[0]], self._window[self._axes[1]], self._window[self._axes[2]]
+
+    def _parts(self, count: int, precision: Precision, batch: int = 0) -> list[slice]:
+        """Return how windows are grouped: by a fixed number, on a CPU in bfloat16 in numbers that were tried, or as they came."""
+        if batch:
+            return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
         if self._device.type != "cpu" or precision.dtype is None:
             return [slice(0, count)]
         parts, sizes = [slice(0, 0)], batch_sizes(self._window)
@@ -269,7 +312,7 @@ class NetworksPredictor(ABC, Generic[N, P]):
         return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def batch_sizes(window: ZYX) -> tuple[int, ...]:
+def batch_sizes(window: ZYX, voxels: int | None = None) -> tuple[int, ...]:
     """Return the numbers of windows that a CPU passes through a network together: powers of two, in ascending order.
 
     Which code computes a convolution can depend on the number; any other is put together of these, which are all tried.
@@ -283,7 +326,7 @@ def batch_sizes(window: ZYX) -> tuple[int, ...]:
     >>> batch_sizes((32, 128, 128))
     (1,)
     """
-    largest = max(1, BATCH_VOXELS // math.prod(window))
+    largest = max(1, (voxels or BATCH_VOXELS) // math.prod(window))
     return tuple(2**power for power in range(largest.bit_length()))
 
 

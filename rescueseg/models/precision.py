@@ -97,9 +97,14 @@ def bfloat16_verdict(trial: Trial) -> Verdict:
     return find_verdict(trial, cache_folder())
 
 
+def user_cache() -> Path:
+    """Return the cache of the user; the variable `RESCUESEG_CACHE` moves it."""
+    return Path(os.environ.get("RESCUESEG_CACHE") or pooch.os_cache("rescueseg"))
+
+
 def cache_folder() -> Path:
-    """Return where verdicts are stored; the variable `RESCUESEG_CACHE` moves it."""
-    return Path(os.environ.get("RESCUESEG_CACHE") or pooch.os_cache("rescueseg")) / "bfloat16"
+    """Return where verdicts are stored."""
+    return user_cache() / "bfloat16"
 
 
 def find_verdict(trial: Trial, folder: Path, command: Sequence[str] = TRIAL_COMMAND) -> Verdict:

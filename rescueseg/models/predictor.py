@@ -22,6 +22,8 @@ Float32 = npt.NDArray[np.float32]
 
 PROBABILITY = "probability"
 """Name of the output that every predictor has: the class probabilities."""
+EAGER = "eager"
+"""Name of the way of computing a forward pass that every machine can do: see `rescueseg.models.forward`."""
 BORDER_DISTANCE = "border_distance"
 """Name of the output of models that tell touching objects apart: the distance to the border of a voxel's own object, in
 micrometre, up to the largest one that the model has learned (`border_um` of its plan)."""
@@ -128,6 +130,20 @@ class Predictor(Protocol):
             directions, see `rescueseg.models.members.Symmetry.invert`. Class probabilities are background first and add up to one.
         """
         ...
+
+
+@runtime_checkable
+class ChoosesForward(Protocol):
+    """A predictor that can compute its forward pass in several ways."""
+
+    def choose_forward(self, windows: int, workers: int) -> str:
+        """Return the name of the way for a job of so many windows, shared by so many processes."""
+        ...
+
+
+def forward_of(predictor: object, windows: int, workers: int) -> str:
+    """Return the name of the way in which a predictor computes so many windows soonest; "eager" if it knows no other."""
+    return predictor.choose_forward(windows, workers) if isinstance(predictor, ChoosesForward) else EAGER
 
 
 PredictorFactory = Callable[[Storage, ModelReference, InferenceConfig, str], Predictor]

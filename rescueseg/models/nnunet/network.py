@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rescueseg.models.nnunet.plan import ARCHITECTURES, NnUNetNetwork
+from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.randomness import keyed_generator
 
 
@@ -38,7 +39,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 class KeyedDropout(nn.Module):
-    """Drops whole channels (Tompson et al. 2015, arXiv 1411.4280) as the keys of the batch say.
+    """Drops whole channels (Tompson et al. 2015, arXiv 1411.4280) as the keys of the batch say, or as a mask drawn before.
 
     Parameters
     ----------
@@ -46,20 +47,62 @@ class KeyedDropout(nn.Module):
         Share of the channels that is dropped.
     site : int
         Number of the layer, part of the key.
+    channels : int
+        Of the layer's input.
     """
 
-    def __init__(self, rate: float, site: int) -> None:
+    def __init__(self, rate: float, site: int, channels: int) -> None:
         super().__init__()
-        self.rate, self.site = rate, site
-        self.keys: Sequence[tuple[int | str, ...]] = ()
+        self.rate, self.site, self.channels = rate, site, channels
+        self.keys: Sequence[SampleKey] = ()
+        self.kept: Tensor | None = None
+        """Which channels stay, from `draw`; wins over the keys."""
+
+    def draw(self, keys: Sequence[SampleKey], device: torch.device) -> Tensor:
+        """Return which channels stay, boolean (n, channels), one row per key."""
+        rows = [keyed_generator(*key, "dropout", self.site).random(self.channels) for key in keys]
+        return torch.from_numpy(np.stack(rows) >= self.rate).to(device)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Drop channels of (n, c, z, y, x), one key per sample; nothing without keys."""
-        if not self.keys:
-            return features
-        rows = [keyed_generator(*key, "dropout", self.site).random(features.shape[1]) for key in self.keys]
-        mask = torch.from_numpy(np.stack(rows) >= self.rate).to(features)
-        return features * (mask / (1.0 - self.rate))[..., None, None, None]
+        """Drop channels of (n, c, z, y, x), one key per sample; nothing without keys and mask."""
+        kept = self.kept
+        if kept is None:
+            if not self.keys:
+                return features
+            kept = self.draw(self.keys, features.device)
+        return features * (kept.to(features) / (1.0 - self.rate))[..., None, None, None]
+
+
+class MaskedNetwork(SplitNetwork):
+    """A network of nnU-Net as functions of an image and of dropout masks: there is a site in every layer, nothing is shared.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From `build_network`; its dropout is replaced.
+    rate : float
+        Share of the channels that is dropped.
+    """
+
+    def __init__(self, network: nn.Module, rate: float) -> None:
+        super().__init__()
+        self.network = network
+        self._sites = key_dropout(network, rate)
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the image itself."""
+        return (image,)
+
+    def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the logits (n, K + 1, z, y, x) at the resolution of the network's first level."""
+        for i, site in enumerate(self._sites):
+            site.kept = None if masks is None else masks[i]
+        logits: Tensor = self.network(features[0])
+        return logits
+
+    def dropout_masks(self, keys: Sequence[SampleKey], device: torch.device) -> tuple[Tensor, ...]:
+        """Return which channels stay, boolean (n, channels) per dropout site."""
+        return tuple(site.draw(keys, device) for site in self._sites)
 
 
 def build_network(plan: NnUNetNetwork) -> nn.Module:
@@ -79,6 +122,7 @@ def key_dropout(network: nn.Module, rate: float) -> tuple[KeyedDropout, ...]:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Dropout3d):
-                sites.setdefault(id(child), KeyedDropout(rate, len(sites)))
+                channels = next(m.out_channels for m in module.modules() if isinstance(m, nn.Conv3d))
+                sites.setdefault(id(child), KeyedDropout(rate, len(sites), channels))
                 setattr(module, name, sites[id(child)])
     return tuple(sites.values())

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import round_up
 from rescueseg.models.files import model_errors, read_committed
-from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
-from rescueseg.models.nnunet.network import build_network, key_dropout, load_weights
+from rescueseg.models.members import NetworkInput, NetworksPredictor
+from rescueseg.models.nnunet.network import MaskedNetwork, build_network, load_weights
 from rescueseg.models.nnunet.plan import NnUNetPlan
 from rescueseg.models.resample import Resampling, resample, resample_by_multiples
 from rescueseg.models.weights import split_members
@@ -23,7 +23,7 @@ _CELL_MEANS = 4
 """Format of the first models that learned from images resampled by `resample`."""
 
 
-class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
+class NnUNetPredictor(NetworksPredictor):
     """The `Predictor` of a model made by `nnunet`.
 
     Parameters
@@ -49,9 +49,8 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
         resampling: Resampling = resample,
     ) -> None:
         window = config.window_zyx
-        self._dropout = {network: key_dropout(network, plan.network.dropout) for network in networks}
         super().__init__(
-            networks,
+            [MaskedNetwork(network, plan.network.dropout) for network in networks],
             plan.network,
             config,
             device,
@@ -63,16 +62,6 @@ class NnUNetPredictor(NetworksPredictor[nn.Module, Tensor]):
                 resampling=resampling,
             ),
         )
-
-    def _prepare(self, _: nn.Module, images: Tensor) -> Tensor:
-        """Return the images with z, y, x in the network's order."""
-        return images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous()
-
-    def _logits(self, network: nn.Module, prepared: Tensor, keys: Sequence[SampleKey]) -> Tensor:
-        for site in self._dropout[network]:
-            site.keys = keys
-        logits: Tensor = network(prepared)
-        return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
 
 
 def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> NnUNetPredictor:

@@ -15,6 +15,7 @@ from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
+from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.models.unet.plan import NetworkPlan
 from rescueseg.randomness import keyed_generator
 
@@ -25,7 +26,7 @@ _SECOND_NAME = ".skip_layers."
 _LAST = "fine."
 
 
-class StridedUNet(nn.Module):
+class StridedUNet(SplitNetwork):
     """U-Net whose first level already halves the resolution, and whose last layer sees the image again.
 
     That last layer is thin: sixteen channels at full resolution cost a CPU as much as a third of all the rest, again
@@ -66,11 +67,11 @@ class StridedUNet(nn.Module):
             for channels in plan.channels[1 : 1 + plan.supervised]
         )
 
-    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return what `head` works on: decoder features at the stem's resolution, and the image itself."""
         return self.backbone(image), image
 
-    def coarse_logits(self, image: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    def coarse_logits(self, image: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Return `features`, and the logits of the supervised decoder stages, fine to coarse.
 
         Supervision of coarser stages: Lee et al. 2015, arXiv 1409.5185.
@@ -86,7 +87,7 @@ class StridedUNet(nn.Module):
         logits = [head(stage) for head, stage in zip(self.supervised, coarse, strict=False)]
         return (self.backbone.output_block(decoded), image), logits
 
-    def head(self, features: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor] | None) -> Tensor:
+    def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
         """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution; behind them that of the border distance.
 
         Parameters
@@ -106,11 +107,11 @@ class StridedUNet(nn.Module):
         logits: Tensor = self.fine(torch.cat([fine, image.to(fine.dtype)], dim=1))
         return logits
 
-    def forward(self, image: Tensor, masks: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, image: Tensor, masks: tuple[Tensor, ...] | None = None) -> Tensor:
         """Return the logits of a batch of images (n, c, z, y, x)."""
         return self.head(self.features(image), masks)
 
-    def dropout_masks(self, keys: Sequence[tuple[int | str, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    def dropout_masks(self, keys: Sequence[SampleKey], device: torch.device) -> tuple[Tensor, ...]:
         """Return the channel masks of a batch, one row per key: 0 or 1 / (1 - dropout).
 
         Parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
-from rescueseg.models.members import NetworkInput, NetworksPredictor, SampleKey
+from rescueseg.models.members import NetworkInput, NetworksPredictor
 from rescueseg.models.predictor import BORDER_DISTANCE, Output
 from rescueseg.models.resample import Resampling, resample, resample_by_multiples
 from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
@@ -23,10 +23,8 @@ from rescueseg.storage import Storage
 _CELL_MEANS = 3
 """Format of the first models that learned from images resampled by `resample`."""
 
-Features = tuple[Tensor, Tensor]
 
-
-class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
+class UNetPredictor(NetworksPredictor):
     """The `Predictor` of a model made by `monai_unet` or `monai_unet_topology`.
 
     Parameters
@@ -71,13 +69,6 @@ class UNetPredictor(NetworksPredictor[StridedUNet, Features]):
             share = torch.sigmoid(logits[:, self.n_classes + 1 :])
             outputs[BORDER_DISTANCE] = self._resample(share, size) * self._border_um
         return outputs
-
-    def _prepare(self, network: StridedUNet, images: Tensor) -> Features:
-        return network.features(images.contiguous())
-
-    def _logits(self, network: StridedUNet, prepared: Features, keys: Sequence[SampleKey]) -> Tensor:
-        masks = network.dropout_masks(keys, self._device) if network.plan.dropout > 0 else None
-        return network.head(prepared, masks)
 
 
 def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:

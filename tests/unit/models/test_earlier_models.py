@@ -6,7 +6,6 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "choose_precision", lambda *_: Precision(None))
 
 
-def load(folder: Path, trainer: str, version: int | None = None) -> NetworksPredictor[Any, Any]:
+def load(folder: Path, trainer: str, version: int | None = None) -> NetworksPredictor:
     """Load the earlier model, or the same with the format of another version."""
     folder.mkdir(exist_ok=True)
     with tarfile.open(ARCHIVE) as archive:
@@ -56,7 +55,7 @@ def load(folder: Path, trainer: str, version: int | None = None) -> NetworksPred
     return predictor
 
 
-def probability(predictor: NetworksPredictor[Any, Any], images: torch.Tensor) -> torch.Tensor:
+def probability(predictor: NetworksPredictor, images: torch.Tensor) -> torch.Tensor:
     [(_, outputs)] = predictor.members(images.numpy(), [5])
     return torch.from_numpy(np.array(outputs[PROBABILITY]))
 
@@ -84,7 +83,7 @@ def test_a_finished_model_predicts_as_the_version_that_made_it(
     assert size == (8, round(24 * ratio), round(24 * ratio))
     images = torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(0))
 
-    def expected(predictor: NetworksPredictor[Any, Any], rule: Resampling) -> torch.Tensor:
+    def expected(predictor: NetworksPredictor, rule: Resampling) -> torch.Tensor:
         """Return what the network itself says of the resampled image, brought back."""
         [network] = predictor._networks
         with torch.inference_mode():

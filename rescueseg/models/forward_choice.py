@@ -1,0 +1,408 @@
+"""Which way of computing the forward pass is fastest here, for a job of so many windows: measured, at equal output.
+
+A way is tried where the job is long enough to gain from it. It must say what float32 says, as far as the precision in use
+lets it: the mean absolute difference of the probabilities may be half more than that of the eager pass. What was measured
+is stored in the cache of the user, by everything that it depends on, and the first to store it wins; what failed is tried
+again by the next job. A job's choice is made once and kept in its plan; a process that cannot follow it computes eagerly
+and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rescueseg.geometry import ZYX
+from rescueseg.models.forward import BUILDS, CHANNELS_LAST, COMPILED, compiler_name
+from rescueseg.models.nnunet.plan import NnUNetNetwork
+from rescueseg.models.precision import processor, user_cache
+from rescueseg.models.precision_trial import windows
+from rescueseg.models.predictor import EAGER
+from rescueseg.models.split_network import SplitNetwork
+from rescueseg.models.trial import Trial
+from rescueseg.models.unet.plan import NetworkPlan
+from rescueseg.records import Record
+from rescueseg.storage import digest_json, file_digest
+
+T = TypeVar("T")
+
+_FACTOR, _FLOOR = 1.5, 1e-4
+"""Largest mean absolute difference from float32, by that of the eager pass, and beyond it."""
+_REPEATS = 3
+_FEWEST_IMAGES = 40
+"""Fewer than this are over before anything is measured, on any machine: the measurement is a dozen passes."""
+_COMPILING_SECONDS = 45.0
+"""What compiling usually takes, the first time; measured at 15 to 50 s."""
+_WORTH = 4.0
+"""Compiling is tried if the job takes so many times as long."""
+_GAIN = 0.95
+"""The eager pass is left for a way that takes at most this share of its time."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The networks of a predictor, and what they compute.
+
+    Parameters
+    ----------
+    networks : sequence of SplitNetwork
+        On their device.
+    plan : NetworkPlan or NnUNetNetwork
+        Of each.
+    window : tuple of int
+        In voxels along the networks' own axes.
+    batch, eager_batch : int
+        Windows that pass together, always; and at most, in the eager pass.
+    device : torch.device
+        Of the networks.
+    dtype : torch.dtype, optional
+        Of mixed precision; None where all is float32.
+    """
+
+    networks: Sequence[SplitNetwork]
+    plan: NetworkPlan | NnUNetNetwork
+    window: ZYX
+    batch: int
+    eager_batch: int
+    device: torch.device
+    dtype: torch.dtype | None
+
+    @property
+    def trial(self) -> Trial:
+        """What shapes it has."""
+        threads = torch.get_num_threads()
+        return Trial(network=self.plan, window=self.window, batches=(self.batch,), threads=threads, backward=False)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What passes are computed with.
+
+    Parameters
+    ----------
+    networks : sequence of SplitNetwork
+        In the place of the subject's.
+    batch : int
+        Windows that pass together, always; 0 where it is as they come.
+    note : str
+        What a person should know of it; empty where it is what was asked for.
+    """
+
+    networks: Sequence[SplitNetwork]
+    batch: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a job is computed.
+
+    Parameters
+    ----------
+    name : str
+        Of the way.
+    notes : tuple of str
+        Which ways failed, and why.
+    """
+
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job has to compute.
+
+    Parameters
+    ----------
+    images : int
+        Windows, times networks, times symmetries.
+    samples : int
+        Dropout samples of each.
+    workers : int
+        Processes that share it; each sets its networks up.
+    """
+
+    images: int
+    samples: int
+    workers: int = 1
+
+
+class Speed(Record):
+    """Seconds that a window takes."""
+
+    features: float
+    head: float
+
+    def seconds(self, work: Work) -> float:
+        """Return what a job takes.
+
+        Examples
+        --------
+        >>> Speed(features=0.5, head=0.25).seconds(Work(images=4, samples=2, workers=2))
+        2.0
+        """
+        return work.images * (self.features + work.samples * self.head) / work.workers
+
+
+class Measured(Record):
+    """What was measured of a way: in turn with the eager pass, since machines are busy at times."""
+
+    setup_seconds: float
+    """Until the first window has passed, in a process that finds the code compiled."""
+    speed: Speed
+    eager: Speed
+
+
+class UnfitError(Exception):
+    """A way cannot be used; its message says why. It never leaves this module."""
+
+
+def choose(subject: Subject, setting: str, work: Work) -> Choice:
+    """Return how a job is computed.
+
+    Parameters
+    ----------
+    subject : Subject
+        What computes it.
+    setting : str
+        The way that a person named; "auto" for the one that takes least.
+    work : Work
+        To do.
+    """
+    if setting != "auto":
+        return _first_that_works(subject, [setting] if setting == EAGER else [setting, CHANNELS_LAST], ())
+    if work.images < _FEWEST_IMAGES:
+        return Choice(EAGER)
+    costs, notes = _costs(subject, work)
+    return _first_that_works(subject, sorted(costs, key=lambda name: costs[name]), tuple(notes))
+
+
+def _first_that_works(subject: Subject, names: Sequence[str], notes: tuple[str, ...]) -> Choice:
+    for name in names:
+        if name == EAGER:
+            break
+        try:
+            set_up(name, subject)
+        except UnfitError as error:
+            notes += (_note(name, error),)
+        else:
+            return Choice(name, notes)
+    return Choice(EAGER, notes)
+
+
+def _costs(subject: Subject, work: Work) -> tuple[dict[str, float], list[str]]:
+    """Return the seconds that a job takes each way that is worth a thought, and notes on those that failed."""
+    files = {name: _file(name, subject) for name in BUILDS}
+    known = {name: measured for name, file in files.items() if (measured := _read(file)) is not None}
+    eager = next(iter(known.values())).eager if known else measure_speed(subject, _eager(subject))
+    costs, notes = {EAGER: eager.seconds(work) * _GAIN}, list[str]()
+    for name in BUILDS:
+        trying = _COMPILING_SECONDS if name == COMPILED else 0.0
+        if name not in known and min(costs.values()) > _WORTH * trying:
+            try:
+                known[name] = _store(files[name], measure(name, subject))
+            except UnfitError as error:
+                notes.append(_note(name, error))
+        if name in known:
+            measured = known[name]
+            ratio = measured.speed.seconds(work) / measured.eager.seconds(work)
+            costs[name] = measured.setup_seconds + ratio * eager.seconds(work)
+    return costs, notes
+
+
+def set_up(name: str, subject: Subject) -> Ready:
+    """Return what passes are computed with, checked against the eager pass.
+
+    Raises
+    ------
+    UnfitError
+        If it cannot be made here, or does not say what the eager pass says.
+    """
+    if name not in BUILDS:
+        return Ready(subject.networks)
+    try:
+        ready = _built(name, subject)
+        reason = difference(subject, ready)
+    except Exception as error:  # compilers and libraries raise whatever they like; the eager pass is always there
+        raise UnfitError(_first_line(error)) from error
+    if reason:
+        raise UnfitError(reason)
+    return ready
+
+
+def set_up_or_eager(name: str, subject: Subject) -> Ready:
+    """Return what passes are computed with: the eager pass, with a note, where the way that is asked for fails."""
+    try:
+        return set_up(name, subject)
+    except UnfitError as error:
+        return Ready(subject.networks, note=_note(name, error))
+
+
+def measure(name: str, subject: Subject) -> Measured:
+    """Measure a way.
+
+    Raises
+    ------
+    UnfitError
+        As `set_up`.
+    """
+    ready = set_up(name, subject)
+    if name == COMPILED:
+        torch.compiler.reset()  # what another process will do: find the code on the disk
+    start = time.perf_counter()
+    ready = _built(name, subject)
+    _pass(ready.networks[0], *_inputs(subject, subject.batch), subject.dtype)
+    setup_seconds = time.perf_counter() - start
+    pairs = [(measure_speed(subject, _eager(subject)), measure_speed(subject, ready)) for _ in range(_REPEATS)]
+    eager, speed = (
+        Speed(features=min(s.features for s in speeds), head=min(s.head for s in speeds))
+        for speeds in zip(*pairs, strict=True)
+    )
+    return Measured(setup_seconds=setup_seconds, speed=speed, eager=eager)
+
+
+def _built(name: str, subject: Subject) -> Ready:
+    build = BUILDS[name]
+    return Ready([build(network, subject.device, subject.dtype) for network in subject.networks], subject.batch)
+
+
+def _eager(subject: Subject) -> Ready:
+    return Ready(subject.networks, subject.eager_batch)
+
+
+def measure_speed(subject: Subject, ready: Ready) -> Speed:
+    """Return the seconds of a pass per window, after one that does not count."""
+    image, masks = _inputs(subject, ready.batch)
+    network = ready.networks[0]
+    with torch.inference_mode(), _autocast(subject.device, subject.dtype):
+        network.head(network.features(image), masks)
+        features_seconds, features = _timed(subject.device, lambda: network.features(image))
+        head_seconds, _ = _timed(subject.device, lambda: network.head(features, masks))
+    return Speed(features=features_seconds / ready.batch, head=head_seconds / ready.batch)
+
+
+def _timed(device: torch.device, function: Callable[[], T]) -> tuple[float, T]:
+    _wait_for(device)
+    start = time.perf_counter()
+    result = function()
+    _wait_for(device)
+    return time.perf_counter() - start, result
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def difference(subject: Subject, ready: Ready) -> str:
+    """Return how a way differs from the eager pass beyond rounding, on one batch; empty where it does not."""
+    inputs = _inputs(subject, subject.batch)
+    exact = _says(subject, _pass(subject.networks[0], *inputs, None))
+    rounded = exact
+    if subject.dtype is not None:
+        rounded = _says(subject, _pass(subject.networks[0], *inputs, subject.dtype))
+    result = _says(subject, _pass(ready.networks[0], *inputs, subject.dtype))
+    if not torch.isfinite(result).all():
+        return "it gives numbers that are not finite"
+    error, allowed = (float((p - exact).abs().mean()) for p in (result, rounded))
+    limit = _FACTOR * allowed + _FLOOR
+    return "" if error <= limit else f"its probabilities differ by {error:.2g} on average, not at most {limit:.2g}"
+
+
+def _inputs(subject: Subject, batch: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    image = windows(subject.trial, batch, seed=0).to(subject.device)
+    keys = [("trial", 0, i) for i in range(batch)]
+    masks = subject.networks[0].dropout_masks(keys, subject.device) if subject.plan.dropout > 0 else None
+    return image, masks
+
+
+def _pass(network: SplitNetwork, image: Tensor, masks: tuple[Tensor, ...] | None, dtype: torch.dtype | None) -> Tensor:
+    with torch.inference_mode(), _autocast(image.device, dtype):
+        return network.head(network.features(image), masks)
+
+
+def _says(subject: Subject, logits: Tensor) -> Tensor:
+    """Return the class probabilities, and behind them the shares of the largest border distance."""
+    classes = subject.plan.n_classes + 1
+    return torch.cat([logits[:, :classes].float().softmax(dim=1), logits[:, classes:].float().sigmoid()], dim=1)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _note(name: str, error: UnfitError) -> str:
+    return f"the forward pass is not computed by '{name}', which may take longer: {error}"
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
+# what was measured is kept -------------------------------------------------------------------------------------------
+
+
+def _file(name: str, subject: Subject) -> Path:
+    """Return where the measurement of a way is kept: by all that it depends on."""
+    folder = Path(__file__).parent
+    device = processor() if subject.device.type == "cpu" else torch.cuda.get_device_name(subject.device)
+    key = {
+        "sources": [file_digest(str(folder / name)) for name in ("forward.py", "forward_choice.py")],
+        "way": name,
+        "trial": subject.trial.to_json(),
+        "eager_batch": subject.eager_batch,
+        "device": device,
+        "precision": str(subject.dtype),
+        "torch": torch.__version__,
+        "compiler": _compiler() if name == COMPILED else "",
+    }
+    return user_cache() / "forward" / f"{digest_json(key)}.json"
+
+
+def _compiler() -> str:
+    """Return path and version of the C++ compiler; empty where there is none."""
+    path = shutil.which(compiler_name())
+    if path is None:
+        return ""
+    try:
+        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        told = ""
+    return f"{path} {told}"
+
+
+def _read(file: Path) -> Measured | None:
+    """Return what is stored; a file that cannot be read counts as none."""
+    try:
+        return Measured.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _store(file: Path, measured: Measured) -> Measured:
+    """Store what was measured, readable by this user alone, and return what holds: another's, if it was first."""
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.touch(mode=0o600, exist_ok=False)
+        part.write_text(measured.model_dump_json() + "\n")
+        os.link(part, file)
+    except OSError:
+        measured = _read(file) or measured
+    with suppress(OSError):
+        part.unlink()
+    return measured
