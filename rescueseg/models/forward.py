@@ -55,27 +55,31 @@ class GroupedNorm(nn.Module):
 
 
 class OneDnnConvolution(nn.Module):
-    """A 3D convolution in float32 that oneDNN computes, whatever torch would choose.
+    """A 3D convolution in float32, transposed or not, that oneDNN computes, whatever torch would choose.
 
     Parameters
     ----------
-    convolution : nn.Conv3d
+    convolution : nn.Conv3d or nn.ConvTranspose3d
         Whose parameters it uses; padded with zeros.
     """
 
-    def __init__(self, convolution: nn.Conv3d) -> None:
+    def __init__(self, convolution: nn.Conv3d | nn.ConvTranspose3d) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self.padding = [int(n) for n in convolution.padding]
+        self.padding, self.output_padding = [int(n) for n in convolution.padding], list(convolution.output_padding)
         self.stride, self.dilation = list(convolution.stride), list(convolution.dilation)
-        self.groups = convolution.groups
+        self.groups, self.transposed = convolution.groups, convolution.transposed
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve (n, c, z, y, x)."""
-        shape = self.padding, self.stride, self.dilation, self.groups
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            features, self.weight, self.bias, *shape, "none", [], ""
-        )
+        given, steps = (features, self.weight, self.bias, self.padding), (self.stride, self.dilation, self.groups)
+        result: Tensor
+        if self.transposed:
+            result = torch.ops.mkldnn._convolution_transpose_pointwise(
+                *given, self.output_padding, *steps, "none", [], ""
+            )
+        else:
+            result = torch.ops.mkldnn._convolution_pointwise(*given, *steps, "none", [], "")
         return result
 
 
@@ -106,13 +110,21 @@ def _grouped(layer: nn.Module) -> nn.Module | None:
 
 
 def _by_one_dnn(layer: nn.Module) -> nn.Module | None:
-    plain = isinstance(layer, nn.Conv3d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return OneDnnConvolution(layer) if plain and isinstance(layer, nn.Conv3d) else None
+    if not isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+        return None
+    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return OneDnnConvolution(layer) if plain else None
+
+
+def _compilable_by_one_dnn(layer: nn.Module) -> nn.Module | None:
+    """Leave transposed convolutions to torch, which knows the shapes of their results while it compiles."""
+    return _by_one_dnn(layer) if isinstance(layer, nn.Conv3d) else None
 
 
 def _one_dnn_computes(device: torch.device, dtype: torch.dtype | None) -> bool:
     """Tell whether float32 convolutions can be left to oneDNN; those in bfloat16 are."""
-    there: bool = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    names = ("_convolution_pointwise", "_convolution_transpose_pointwise")
+    there: bool = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in names)
     return device.type == "cpu" and dtype is None and there
 
 
@@ -129,16 +141,16 @@ class ChannelsLast(SplitNetwork):
         Of mixed precision; None where all is float32.
     """
 
-    group_norms = True
-    """Whether instance norms are computed as group norms."""
+    compiled = False
+    """Whether its functions are compiled, which makes instance norms fast by themselves."""
 
     def __init__(self, network: SplitNetwork, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
-        if self.group_norms:
+        if not self.compiled:
             replace_layers(self.network, _grouped)
         if _one_dnn_computes(device, dtype):
-            replace_layers(self.network, _by_one_dnn)
+            replace_layers(self.network, _compilable_by_one_dnn if self.compiled else _by_one_dnn)
         self.network.to(memory_format=_CHANNELS_LAST)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -165,7 +177,7 @@ def _head(network: SplitNetwork, features: tuple[Tensor, ...], masks: tuple[Tens
 class Compiled(ChannelsLast):
     """A copy of a network whose functions are compiled; networks that differ in their weights alone share the code."""
 
-    group_norms = False
+    compiled = True
 
     def __init__(self, network: SplitNetwork, device: torch.device, dtype: torch.dtype | None) -> None:
         if device.type == "cpu" and shutil.which(compiler_name()) is None:

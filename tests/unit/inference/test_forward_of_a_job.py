@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import InferenceConfig
+from rescueseg.config import ClusterConfig, InferenceConfig
 from rescueseg.geometry import Box
 from rescueseg.inference import engine
 from rescueseg.inference.engine import InferenceJob, infer, make_plan, predict_boxes
-from rescueseg.inference.maps import InferencePlan
+from rescueseg.inference.maps import QUANTITIES, InferencePlan
+from rescueseg.models.unet.network import build_network
+from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan
+from rescueseg.models.unet.predictor import UNetPredictor
 from rescueseg.records import ModelReference
+from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
 from tests.trivial_predictors import Blur
-from tests.unit.inference.test_engine import make_campaign
+from tests.unit.inference.test_engine import make_campaign, read_maps
 
 MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
 EARLIER_PLAN = json.loads(
@@ -104,3 +110,38 @@ def test_a_few_boxes_are_computed_eagerly_unless_a_person_says_otherwise(
     job = replace(job, inference=job.inference.model_copy(update={"forward": setting}))
     assert len(list(predict_boxes(job, [Box((0, 0, 0), (4, 8, 8))]))) == 1
     assert asked == [way]
+
+
+def tiny_unet(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
+    network = NetworkPlan(
+        in_channels=1,
+        n_classes=2,
+        channels=(4, 4, 8),
+        strides=((1, 2, 2), (2, 2, 2), (1, 1, 1)),
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        dropout=0.3,
+    )
+    plan = TrainingPlan(
+        network=network,
+        spacing_um_zyx=(0.2, 0.1, 0.1),
+        window_zyx=(8, 16, 16),
+        inference_window_zyx=(8, 16, 16),
+        batch_size=1,
+        iterations=1,
+        learning_rate=0.1,
+    )
+    return UNetPredictor([build_network(network, 0)], plan, config, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["channels_last", "compiled"])
+def test_two_workers_give_the_bytes_of_one_process(way: str, tmp_path: Path) -> None:
+    maps = []
+    for workers in (1, 2):
+        campaign = make_campaign(tmp_path / str(workers), shape=(16, 32, 64), block_voxels=20_000, forward=way)
+        job = replace(InferenceJob.of(campaign, MODEL, "v"), load=tiny_unet)
+        with open_cluster(ClusterConfig(workers=workers)) if workers > 1 else nullcontext() as client:
+            infer(job, client)
+        maps.append(read_maps(campaign))
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(maps[1][quantity], maps[0][quantity])
