@@ -302,7 +302,9 @@ def _context(job: InferenceJob, plan_digest: str) -> _Context:
             todo="Let one run at a time infer a volume",
         )
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
-    return _Context(maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(replace(job, inference=plan.inference))))
+    return _Context(
+        maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(replace(job, inference=plan.inference)))
+    )
 
 
 def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
