@@ -29,7 +29,7 @@ from rescueseg.storage import digest_json, file_digest, replace_atomically
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = ("trial.py", "precision.py", "precision_trial.py", "unet/network.py", "nnunet/network.py")
+_SOURCES = ("trial.py", "precision.py", "precision_trial.py", "layout.py", "unet/network.py", "nnunet/network.py")
 """Files of this package that decide what is tried and how it is judged."""
 _START = "import gc, runpy; gc.disable(); runpy.run_module('rescueseg.models.precision_trial', run_name='__main__')"
 TRIAL_COMMAND = (sys.executable, "-c", _START)

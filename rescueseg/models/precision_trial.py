@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from rescueseg.models.layout import as_channels_last, lay_channels_last
 from rescueseg.models.nnunet.network import build_network, key_dropout
 from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.trial import OUT_OF_MEMORY, Trial, Verdict
@@ -199,8 +200,11 @@ def judge(trial: Trial) -> Verdict:
         else:
             network, forward = nnunet_forward(trial.network, seed, trial.backward)
         network.train(trial.backward).requires_grad_(trial.backward)
+        if trial.backward:
+            lay_channels_last(network)
         for batch in trial.batches:
             images = windows(trial, batch, seed)
+            images = as_channels_last(images) if trial.backward else images  # as trainings lie in memory
             exact = compute(network, forward, images, trial.backward, bfloat16=False)
             for check in (ConvolutionCheck(), None):  # convolution by convolution, then as it is used
                 reason = failure_reason(network, forward, images, trial.backward, exact, check)

@@ -23,11 +23,14 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder
+from rescueseg.models.layout import as_channels_last, lay_channels_last
 from rescueseg.models.learning_rate import cosine_rate
-from rescueseg.models.nnunet.network import own_weights
+from rescueseg.models.nnunet.batches import BatchKey, Series, following_batch, series_of_batches
+from rescueseg.models.nnunet.network import StepDropout, own_weights, replace_dropout
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.precision import choose_precision
+from rescueseg.models.prepared_batches import leaves_core_idle
 from rescueseg.models.resample import resample
 from rescueseg.models.trial import Trial
 from rescueseg.randomness import keyed_generator, seed_numpy
@@ -46,8 +49,9 @@ _VALIDATION_SHARE = 10
 class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     """nnU-Net's trainer for one job; checkpoints are written where epochs end.
 
-    Every epoch draws its random numbers from the seed and its own number: with a single augmenting thread, that is on
-    a CPU, a training that was killed goes on to the same weights.
+    On a CPU every batch and every step draws its random numbers from the seed and its own number: a training that was
+    killed goes on to the same weights, whether a thread prepares the batches or not. On a GPU nnU-Net's own processes
+    prepare them, in the order in which they are ready, and only the generators of its epochs are seeded.
     """
 
     def prepare(self, job: Job, config: TrainingConfig, member: int, report: Report) -> None:
@@ -76,9 +80,13 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     # randomness and schedule --------------------------------------------------------------------------------------
 
+    def seed_of(self, *key: int | str) -> int:
+        """Return the seed of a key, below 2³²."""
+        return int(keyed_generator(self.job.seed, "nnunet", self.member, self.local_rank, *key).integers(2**32))
+
     def reseed(self, *key: int | str) -> None:
         """Set every global generator that nnU-Net draws from."""
-        seed = int(keyed_generator(self.job.seed, "nnunet", self.member, self.local_rank, *key).integers(2**32))
+        seed = self.seed_of(*key)
         seed_numpy(seed)
         torch.manual_seed(seed)
 
@@ -92,10 +100,12 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.device.type == "cpu":
             precision = choose_precision(self.device, self._trial())
             self.note = precision.note
-            if precision.dtype is not None:
-                self.network.forward = _in_bfloat16(self.network.forward)
-            elif self.note:
+            if self.note:
                 _log.warning("%s: %s", self.work_dir, self.note)
+            self.step_generator = torch.Generator()
+            replace_dropout(self.network, lambda *_: StepDropout(self.dropout, self.step_generator))
+            lay_channels_last(self.network)
+            self.network.forward = _on_cpu(self.network.forward, precision.dtype)
 
     @staticmethod
     def build_network_architecture(
@@ -130,8 +140,8 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Return nnU-Net's own optimiser and schedule, or for short trainings AdamW, whose rate each step sets."""
         if self.peak is None:
             return super().configure_optimizers()  # type: ignore[no-any-return]
-        optimiser = torch.optim.AdamW(self.network.parameters(), lr=self.peak, weight_decay=_WEIGHT_DECAY)
-        return optimiser, None
+        weights = self.network.parameters()
+        return torch.optim.AdamW(weights, lr=self.peak, weight_decay=_WEIGHT_DECAY, fused=True), None
 
     def _set_rate(self) -> float:
         if self.peak is None:
@@ -158,6 +168,22 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Return nnU-Net's preparation of validation windows, which ignores what lies beyond a case."""
         return _own_steps(nnUNetTrainer.get_validation_transforms(*args, **kwargs), kwargs["ignore_label"])
 
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders, on a CPU with batches that are keyed and, where a core is idle, prepared ahead."""
+        training, validation = super().get_dataloaders()
+        if self.device.type != "cpu":
+            return training, validation
+
+        def following(key: BatchKey) -> BatchKey | None:
+            return following_batch(key, self.iterations, self.epoch_steps, self.num_val_iterations_per_epoch)
+
+        return series_of_batches(
+            {"training": training, "validation": validation},
+            following,
+            lambda key: self.seed_of(*key),
+            beside=leaves_core_idle(self.device),
+        )
+
     # epochs ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
@@ -171,10 +197,14 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
                 self.grad_scaler.load_state_dict(state["scaler"])
             self.current_epoch, self.history, self._seconds = state["epoch"], list(state["losses"]), state["seconds"]
             self.logger.load_checkpoint({key: list(values) for key, values in state["logging"].items()})
+        if isinstance(self.dataloader_train, Series):
+            self.dataloader_train.number = self.step
+            self.dataloader_val.number = self.current_epoch * self.num_val_iterations_per_epoch
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch."""
-        self.reseed("epoch", self.current_epoch)
+        if self.device.type != "cpu":
+            self.reseed("epoch", self.current_epoch)
         self.network.train()
         self.num_iterations_per_epoch = min(self.epoch_steps, self.iterations - self.step)
         self.logger.log("lrs", self._set_rate(), self.current_epoch)
@@ -182,6 +212,8 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one step; the last of an epoch is reported with its pseudo-Dice, after validation."""
         rate = self._set_rate()
+        if self.device.type == "cpu":
+            self.step_generator.manual_seed(self.seed_of("dropout", self.step))
         result: dict[str, Any] = super().train_step(batch)
         value = float(result["loss"])
         if not math.isfinite(value):
@@ -217,6 +249,8 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_train_end(self) -> None:
         """Let the loaders go."""
         self.disable_checkpointing = True
+        if isinstance(self.dataloader_train, Series):
+            self.dataloader_train.batches.close()
         super().on_train_end()
 
     def plot_network_architecture(self) -> None:
@@ -312,18 +346,25 @@ def with_full_size(network: nn.Module) -> nn.Module:
         outputs = forward(images)
         assert isinstance(outputs, list), "a network without deep supervision gives a batch of logits, not a list"
         finest, *coarser = outputs
-        return [resample(finest.float(), images.shape[2:]), *coarser]
+        finest = finest.to(torch.float32, memory_format=torch.contiguous_format)  # interpolated fastest like that
+        return [resample(finest, images.shape[2:]), *coarser]
 
     network.forward = full_size
     return network
 
 
-def _in_bfloat16(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Return a forward pass in mixed precision with outputs in float32: nnU-Net itself does so on a GPU alone."""
+def _on_cpu(forward: Callable[[Tensor], Any], dtype: torch.dtype | None) -> Callable[[Tensor], Any]:
+    """Return a forward pass in the layout of `layout.py`, in mixed precision if a type is given: nnU-Net has that on GPUs alone.
 
-    def mixed(images: Tensor) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(images)
-        return [stage.float() for stage in logits] if isinstance(logits, list) else logits.float()
+    Its outputs are float32, one channel after the other, as the losses reduce them.
+    """
 
-    return mixed
+    def plain(logits: Tensor) -> Tensor:
+        return logits.to(torch.float32, memory_format=torch.contiguous_format)
+
+    def laid_out(images: Tensor) -> Any:
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = forward(as_channels_last(images))
+        return [plain(stage) for stage in logits] if isinstance(logits, list) else plain(logits)
+
+    return laid_out

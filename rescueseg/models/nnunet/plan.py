@@ -19,7 +19,7 @@ from rescueseg.models.unet.plan import PROFILES as UNET_PROFILES
 from rescueseg.records import Record, Snapshot
 
 NAME = "nnunet"
-FORMAT = 5
+FORMAT = 6
 """Raised when the same request would train another model."""
 DATASET = "Dataset001_rescueseg"
 ARCHITECTURES = {

@@ -12,24 +12,29 @@ from torch import Tensor
 
 from rescueseg.errors import TrainingError
 from rescueseg.models import checkpoints
+from rescueseg.models.layout import as_channels_last, lay_channels_last
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.precision import choose_precision
+from rescueseg.models.prepared_batches import PreparedBatches, leaves_core_idle
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.network import build_network, get_weights, set_weights, take_over
 from rescueseg.models.unet.plan import TrainingPlan
-from rescueseg.models.unet.warp import draw_warp
+from rescueseg.models.unet.warp import Warp, draw_warp
 
 _log = logging.getLogger(__name__)
+
+Windows = list[tuple[Tensor, Tensor]]
+"""Images and labels of a batch, window by window."""
 
 _WEIGHT_DECAY = 1e-4
 _CLIP = 1.0
 
 
 class Run:
-    """One network in training.
+    """One network in training; whoever makes one closes its `batches`.
 
     Parameters
     ----------
@@ -68,7 +73,11 @@ class Run:
         if weights is not None:
             take_over(self.network, weights)
         self.network.to(self.device).train()
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY)
+        if self.device.type == "cpu":
+            lay_channels_last(self.network)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
+        )
         precision = choose_precision(self.device, training_trial(plan))
         self.dtype, self.note = precision.dtype, precision.note
         if self.note:
@@ -78,6 +87,7 @@ class Run:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
         self.step = 0
         self.losses: list[float] = []
+        self.batches = PreparedBatches(self._prepare, self._following, beside=leaves_core_idle(self.device))
         self._seconds, self._start_time = 0.0, time.monotonic()
 
     @property
@@ -115,7 +125,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """Take one optimiser step; every random number in it derives from the seed and the step."""
         seed, step = self.seed, self.step
-        images, labels, border = self._batch(seed, step)
+        images, labels, border = self._batch()
         rate = learning_rate(self.plan, step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -123,11 +133,12 @@ class Run:
         if self.plan.network.dropout > 0:
             keys = [(seed, "train", step, i) for i in range(len(images))]
             masks = self.network.dropout_masks(keys, self.device)
+            masks = (masks[0].to(self.dtype), masks[1].to(self.dtype))  # else what they are multiplied with is float32
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             features, coarse = self.network.coarse_logits(images)
             logits = self.network.head(features, masks)
-        loss = self.loss(logits.float(), [stage.float() for stage in coarse], labels, step, border)
+        loss = self.loss(_for_loss(logits), [_for_loss(stage) for stage in coarse], labels, step, border)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -148,29 +159,53 @@ class Run:
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the average towards the weights; at first it forgets faster, so that the first weights do not stay."""
+        if not self.average:
+            return
         decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        for name, tensor in get_weights(self.network).items() if self.plan.ema else ():
-            self.average[name].lerp_(tensor, 1 - decay)
+        weights = get_weights(self.network)
+        torch._foreach_lerp_([self.average[name] for name in weights], list(weights.values()), 1 - decay)
 
-    def _batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, classes and, where they are learned, border distances."""
-        warps = [draw_warp(self.plan, seed, step, i) for i in range(self.plan.batch_size)]
-        read = self.data.batch(seed, step, [warp.margin_zyx for warp in warps])
-        windows = [
-            self.augment(image.to(self.device), label.to(self.device), warp, seed, step, i)
-            for i, ((image, label), warp) in enumerate(zip(read, warps, strict=True))
-        ]
+    def _following(self, step: int) -> int | None:
+        return step + 1 if step + 1 < self.plan.iterations else None
+
+    def _prepare(self, step: int) -> Windows:
+        """Return the windows of a step: augmented, or with a GPU, which augments faster, ready to be copied there."""
+        warps = self._warps(step)
+        windows = self.data.batch(self.seed, step, [warp.margin_zyx for warp in warps])
+        if self.device.type == "cpu":
+            return self._augmented(windows, warps, step)
+        with torch.cuda.device(self.device):
+            return [(image.pin_memory(), label.pin_memory()) for image, label in windows]
+
+    def _warps(self, step: int) -> list[Warp]:
+        return [draw_warp(self.plan, self.seed, step, i) for i in range(self.plan.batch_size)]
+
+    def _augmented(self, windows: Windows, warps: list[Warp], step: int) -> Windows:
+        pairs = enumerate(zip(windows, warps, strict=True))
+        return [self.augment(image, label, warp, self.seed, step, i) for i, ((image, label), warp) in pairs]
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images, classes and, where they are learned, border distances of the next step."""
+        windows = self.batches.take(self.step)
+        if self.device.type != "cpu":
+            sent = [tuple(t.to(self.device, non_blocking=True) for t in window) for window in windows]
+            windows = self._augmented([(image, label) for image, label in sent], self._warps(self.step), self.step)
         images = torch.stack([image for image, _ in windows])
         labels = torch.stack([label[0] for _, label in windows])
         border = None
         if self.plan.border_um is not None:
             border = torch.stack([label[1] for _, label in windows])
-        return images, labels.long(), border
+        return as_channels_last(images) if self.device.type == "cpu" else images, labels.long(), border
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """What the training has learned."""
         return self.average if self.plan.ema else get_weights(self.network)
+
+
+def _for_loss(logits: Tensor) -> Tensor:
+    """Return logits in float32, one channel after the other: losses reduce over voxels."""
+    return logits.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def training_trial(plan: TrainingPlan) -> Trial:

@@ -38,7 +38,7 @@ from rescueseg.storage import digest_json
 
 __all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the same request would train another model."""
 
 
@@ -112,11 +112,12 @@ class MonaiUNetTrainer:
                 weights=_earlier_weights(folder, member),
             )
             run.resume()
-            while run.step < plan.iterations:
-                metrics = run.advance()
-                progress(member * plan.iterations + run.step, metrics)
-                if run.step % every == 0 or run.step == plan.iterations:
-                    run.save()
+            with run.batches:
+                while run.step < plan.iterations:
+                    metrics = run.advance()
+                    progress(member * plan.iterations + run.step, metrics)
+                    if run.step % every == 0 or run.step == plan.iterations:
+                        run.save()
             runs.append(run)
             seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
         warnings = unlabelled_warnings(request.config.classes, data.unlabelled_classes)

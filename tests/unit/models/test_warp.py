@@ -162,13 +162,14 @@ def test_a_training_reads_each_window_with_the_margin_of_its_warp_and_warps_it(t
     snapshot = make_snapshot(campaign, BOXES)
     plan = plan_training(campaign.config, campaign.volumes, snapshot)
     data = TrainingSet(campaign.volumes, snapshot, plan)
-    run = Run(tmp_path, "a training", data, plan, seed=3, device="cpu", weights=None)
+    run = Run(tmp_path, "a training", data, plan, seed=7, device="cpu", weights=None)
     recorder, moved = Recorder(), []
     run.augment = recorder  # type: ignore[assignment]
     for step in range(80):
-        images, labels, _ = run._batch(7, step)
+        run.step = step
+        images, labels, _ = run._batch()
         drawn = [draw_warp(plan, 7, step, i) for i in range(3)]
-        for i, (warp, given) in enumerate(zip(drawn, recorder.warps[3 * step :], strict=True)):
+        for i, (warp, given) in enumerate(zip(drawn, recorder.warps[3 * step : 3 * step + 3], strict=True)):
             assert np.array_equal(warp.matrix, given.matrix)
             assert (warp.shifts is None) == (given.shifts is None)
             assert warp.shifts is None or np.array_equal(warp.shifts, np.asarray(given.shifts))
