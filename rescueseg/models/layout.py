@@ -43,6 +43,17 @@ def lay_channels_last(network: nn.Module) -> None:
     network.to(memory_format=CHANNELS_LAST)
 
 
+def lay_moments_as_weights(optimiser: torch.optim.Optimizer) -> None:
+    """Lay what an optimiser loaded as its weights lie; a fused one walks through all of them in the order of the memory.
+
+    A checkpoint keeps the layout of the device that wrote it.
+    """
+    for weight, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(value)
+
+
 def as_channels_last(images: Tensor) -> Tensor:
     """Return images (n, c, z, y, x) channels last; as they are where they lie like that, such as those of one channel."""
     return images.contiguous(memory_format=CHANNELS_LAST)

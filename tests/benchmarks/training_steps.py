@@ -73,7 +73,7 @@ def run(checkout: Path, url: str, trainer: str, settings: Mapping[str, Any], dev
     command = [sys.executable, __file__, "--measure", url, trainer, json.dumps(settings), device]
     threads = str(settings["threads"])
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": threads}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)  # noqa: PLW1510
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{checkout}: {trainer} failed\n{done.stderr[-3000:]}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

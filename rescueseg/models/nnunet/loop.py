@@ -23,7 +23,7 @@ from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder
-from rescueseg.models.layout import as_channels_last, lay_channels_last
+from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.nnunet.batches import BatchKey, Series, following_batch, series_of_batches
 from rescueseg.models.nnunet.network import StepDropout, own_weights, replace_dropout
@@ -193,6 +193,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         if state is not None:
             self._load_weights(state["network"])
             self.optimizer.load_state_dict(state["optimiser"])
+            lay_moments_as_weights(self.optimizer)
             if self.grad_scaler is not None and state["scaler"] is not None:
                 self.grad_scaler.load_state_dict(state["scaler"])
             self.current_epoch, self.history, self._seconds = state["epoch"], list(state["losses"]), state["seconds"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rescueseg.errors import TrainingError
 from rescueseg.models import checkpoints
-from rescueseg.models.layout import as_channels_last, lay_channels_last
+from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.precision import choose_precision
 from rescueseg.models.prepared_batches import PreparedBatches, leaves_core_idle
@@ -103,6 +103,7 @@ class Run:
         set_weights(self.network, state["network"])
         self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
+        lay_moments_as_weights(self.optimiser)
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rescueseg.models.layout import CHANNELS_LAST, as_channels_last, lay_channels_last
+from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.nnunet.network import build_network as build_nnunet
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import NnUNetNetwork
@@ -99,12 +99,35 @@ def test_a_fused_optimiser_steps_as_the_plain_one_does_whatever_the_layout_of_th
         torch.testing.assert_close(theirs, own, rtol=1e-5, atol=1e-6)
 
 
-def test_the_layout_stays_to_the_end_and_gradients_lie_as_their_weights_do() -> None:
+def test_gradients_lie_as_their_weights_do() -> None:
     for network in networks():
         lay_channels_last(network)
-        logits = network(as_channels_last(images()))
-        assert logits.is_contiguous(memory_format=CHANNELS_LAST)
-        logits.square().sum().backward()
-        for weight in network.parameters():
+        network(as_channels_last(images())).square().sum().backward()
+        with_gradient = [weight for weight in network.parameters() if weight.grad is not None]
+        assert len(with_gradient) >= len(list(network.parameters())) - 2, "all but nnU-Net's head for supervision"
+        for weight in with_gradient:
             assert weight.grad is not None
             assert way_through_memory(weight.grad) == way_through_memory(weight)
+
+
+def test_moments_of_another_layout_are_laid_as_the_weights() -> None:
+    """A training that began on a GPU goes on on a CPU."""
+    usual, laid = build_network(UNET, 3), build_network(UNET, 3)
+    first = torch.optim.AdamW(usual.parameters(), lr=1e-2, fused=True)
+    second = torch.optim.AdamW(laid.parameters(), lr=1e-2, fused=True)
+    lay_channels_last(laid)
+
+    def step(network: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        for weight in network.parameters():
+            weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=draw))
+        optimiser.step()
+
+    step(usual, first, 1)
+    set_weights(laid, get_weights(usual))
+    second.load_state_dict(deepcopy(first.state_dict()))
+    lay_moments_as_weights(second)
+    step(usual, first, 2)
+    step(laid, second, 2)
+    for own, theirs in zip(usual.parameters(), laid.parameters(), strict=True):
+        assert torch.equal(own, theirs)
