@@ -264,7 +264,7 @@ class ClusterConfig(Section):
     kind: Literal["local", "address", "cuda", "slurm"] = "local"
     """Processes here, a scheduler that runs already, a worker per GPU, or Slurm jobs."""
     workers: Positive = 2
-    """Worker processes; of Slurm, jobs."""
+    """Worker processes; of Slurm, jobs; of cuda, one per GPU at most."""
     threads_per_worker: Positive = 1
     """Threads times workers should not exceed the cores."""
     address: str = ""
@@ -273,9 +273,31 @@ class ClusterConfig(Section):
     """Folder of ca.pem, cert.pem and key.pem, which a tls:// address needs; see `rescueseg.services.dask_credentials`."""
     queue: str = ""
     """Slurm partition."""
+    account: str = ""
+    """Who pays for a Slurm job, where a cluster wants to know."""
+    gpus: NotNegative = 0
+    """GPUs that each Slurm job asks for (`--gres=gpu:1`); a worker computes on one."""
+    directives: tuple[str, ...] = ()
+    """What else a Slurm job asks for, such as --constraint=a100 or --qos=short; one #SBATCH line each."""
     memory: str = "8GiB"
     """Memory of one worker (local, cuda and slurm)."""
     walltime: str = "04:00:00"
+    """Longest time of a Slurm job."""
+
+    @field_validator("directives")
+    @classmethod
+    def _directives_are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for directive in value:
+            if not directive.startswith("-") or not directive.isprintable():
+                raise ValueError(f"'{directive}' is no option of sbatch; an example: --constraint=a100")
+        return value
+
+    @model_validator(mode="after")
+    def _gpus_once(self) -> Self:
+        other = next((d for d in self.directives if d.startswith(("--gres", "--gpus", "-G"))), None)
+        if self.gpus and other is not None:
+            raise ValueError(f"gpus and '{other}' say the same twice: leave one out")
+        return self
 
 
 class ServerConfig(Section):

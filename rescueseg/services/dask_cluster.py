@@ -156,11 +156,15 @@ def _local(config: ClusterConfig, folder: Path) -> Any:
 def _cuda(config: ClusterConfig, folder: Path) -> Any:
     try:
         from dask_cuda import LocalCUDACluster
+        from dask_cuda.utils import get_n_gpus
     except ImportError as error:
         raise ConfigError(
             "dask-cuda is not installed", where="cluster.kind", todo="Run: pip install 'rescueseg[cuda]'"
         ) from error
-    return LocalCUDACluster(n_workers=config.workers, **_here(config, folder))
+    workers = min(config.workers, get_n_gpus())  # dask-cuda would let a second worker share a GPU's memory
+    if workers < config.workers:
+        _LOG.warning("GPU workers: %d, one for each GPU, not %d as in cluster.workers", workers, config.workers)
+    return LocalCUDACluster(n_workers=workers, **_here(config, folder))
 
 
 def _slurm(config: ClusterConfig, folder: Path) -> Any:
@@ -178,7 +182,7 @@ def slurm_cluster(config: ClusterConfig, folder: Path) -> Any:
     Parameters
     ----------
     config : ClusterConfig
-        Its partition, memory and walltime are asked for.
+        Its partition, account, GPUs, memory, walltime and directives are asked for.
     folder : Path
         The credentials, where all nodes see them.
 
@@ -205,6 +209,12 @@ def slurm_cluster(config: ClusterConfig, folder: Path) -> Any:
             processes=1,
             memory=config.memory,
             walltime=config.walltime,
+            account=config.account or None,
+            job_extra_directives=[
+                *dask.config.get("jobqueue.slurm.job-extra-directives"),
+                *([f"--gres=gpu:{config.gpus}"] if config.gpus else []),
+                *config.directives,
+            ],
             protocol=_PROTOCOL,
             job_script_prologue=[
                 *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
