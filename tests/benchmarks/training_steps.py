@@ -3,10 +3,11 @@
 git worktree add /somewhere/before COMMIT
 python tests/benchmarks/training_steps.py DATA_FOLDER OUT --before /somewhere/before --repeats 3
 
-Each training runs in a process of its own, with the code of one of the two checkouts, by turns: before, after, before …
-Per pair it prints steps per second by the clock, processor time per step (of the process and its children; what else the
-machine does changes that least) and the mean loss of the last steps, which says whether both learn alike; then the ratios.
-Steps are timed from the tenth on. What a change does to test Dice at equal processor time, `families.py --before` says.
+Each training runs in a process of its own, with the code of one of the two checkouts, by turns: before, after, before …;
+each pair has a seed of its own. It prints steps per second by the clock, processor time per step (of the process and its
+children; what else the machine does changes that least) and the mean loss of the last quarter, which says whether both learn
+alike; then the ratios and the mean difference of the losses. Steps are timed from the tenth on. What a change does to test
+Dice at equal processor time, `families.py --before` says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import psutil
@@ -44,7 +45,7 @@ def cpu_seconds() -> float:
     return float(total)
 
 
-def measure(url: str, trainer: str, settings: Mapping[str, Any], device: str) -> dict[str, float]:
+def measure(url: str, trainer: str, settings: Mapping[str, Any], device: str, seed: int) -> dict[str, float]:
     """Train a snapshot with the code that is imported here; `settings` are those of `[training]`."""
     from rescueseg.campaign import Campaign
     from rescueseg.config import TrainingConfig
@@ -59,18 +60,20 @@ def measure(url: str, trainer: str, settings: Mapping[str, Any], device: str) ->
     times: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as work:
         request = TrainingRequest(
-            config, campaign.volumes, campaign.holdout(), snapshot, Path(work), config.seed, device=device
+            config, campaign.volumes, campaign.holdout(), snapshot, Path(work), seed, device=device
         )
         model = get_trainer(trainer).train(request, lambda *_: times.append((time.perf_counter(), cpu_seconds())))
-    losses = [entry["loss"] for entry in model.losses[-20:]]
+    losses = [entry["loss"] for entry in model.losses[-len(model.losses) // 4 :]]
     wall, cpu = (times[-1][i] - times[FIRST - 1][i] for i in (0, 1))
     steps = len(times) - FIRST
     return {"steps_per_second": steps / wall, "cpu_ms_per_step": 1000 * cpu / steps, "loss": sum(losses) / len(losses)}
 
 
-def run(checkout: Path, url: str, trainer: str, settings: Mapping[str, Any], device: str) -> dict[str, float]:
+def run(
+    checkout: Path, url: str, trainer: str, settings: Mapping[str, Any], device: str, seed: int
+) -> dict[str, float]:
     """Measure in a process with the code of a checkout."""
-    command = [sys.executable, __file__, "--measure", url, trainer, json.dumps(settings), device]
+    command = [sys.executable, __file__, "--measure", url, trainer, json.dumps(settings), device, str(seed)]
     threads = str(settings["threads"])
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
@@ -83,8 +86,8 @@ def run(checkout: Path, url: str, trainer: str, settings: Mapping[str, Any], dev
 def main() -> None:
     """Measure by turns, and print each pair and the ratios."""
     if sys.argv[1:2] == ["--measure"]:
-        url, trainer, settings, device = sys.argv[2:]
-        print(json.dumps(measure(url, trainer, json.loads(settings), device)))
+        url, trainer, settings, device, seed = sys.argv[2:]
+        print(json.dumps(measure(url, trainer, json.loads(settings), device, int(seed))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -110,9 +113,9 @@ def main() -> None:
     print(f"{'family':20s} {'':6s} {'steps/s':>8s} {'CPU ms/step':>12s} {'loss':>8s}")
     for trainer in options.families:
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-        for _ in range(options.repeats):
+        for seed in range(options.repeats):
             for name, checkout in checkouts.items():
-                row = run(checkout, url, trainer, settings, options.device)
+                row = run(checkout, url, trainer, settings, options.device, seed)
                 rows[name].append(row)
                 print(
                     f"{trainer:20s} {name:6s} {row['steps_per_second']:8.2f} {row['cpu_ms_per_step']:12.1f} {row['loss']:8.4f}",
@@ -122,9 +125,11 @@ def main() -> None:
             pairs = list(zip(rows["before"], rows["after"], strict=True))
             speed = [after["steps_per_second"] / before["steps_per_second"] for before, after in pairs]
             cost = [before["cpu_ms_per_step"] / after["cpu_ms_per_step"] for before, after in pairs]
+            losses = [after["loss"] - before["loss"] for before, after in pairs]
             print(
                 f"{trainer}: {median(speed):.2f} times the steps per second ({min(speed):.2f} to {max(speed):.2f}), "
-                f"{median(cost):.2f} times per processor second ({min(cost):.2f} to {max(cost):.2f})",
+                f"{median(cost):.2f} times per processor second ({min(cost):.2f} to {max(cost):.2f}); "
+                f"loss {mean(losses):+.4f} ({min(losses):+.4f} to {max(losses):+.4f})",
                 flush=True,
             )
 

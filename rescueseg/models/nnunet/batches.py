@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from rescueseg.randomness import seed_numpy
 
 Part = Literal["training", "validation"]
 Batch = dict[str, Any]
+_OPEN_CASES = 128
+"""Cases whose files stay open; their voxels stay compressed on the disk."""
 
 
 class BatchKey(NamedTuple):
@@ -69,6 +72,9 @@ def series_of_batches(
     # it lists all libraries of the process for each batch, which takes longer than half of the transforms; `PreparedBatches`
     # sees to it that one thread prepares a batch
     data_loader.threadpool_limits = lambda **_: nullcontext()
+    for loader in loaders.values():
+        dataset = loader.data_loader._data
+        dataset.load_case = lru_cache(_OPEN_CASES)(dataset.load_case)
 
     def prepare(key: BatchKey) -> Batch:
         seed = seed_of(key)
