@@ -184,6 +184,8 @@ class Run:
         windows = self.data.batch(self.seed, step, [warp.margin_zyx for warp in warps])
         if self.device.type == "cpu":
             return self._augmented(windows, warps, step)
+        if self.device.type != "cuda":
+            return windows
         with torch.cuda.device(self.device):
             return [(image.pin_memory(), label.pin_memory()) for image, label in windows]
 

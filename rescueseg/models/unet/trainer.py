@@ -69,7 +69,8 @@ class MonaiUNetTrainer:
         Returns
         -------
         TrainedModel
-            The same digest for the same request on the same machine, whatever happened in between.
+            The same digest for the same request on the same machine, whatever happened in between; but for a long training
+            that compiled itself on a GPU, see `rescueseg.models.compiled_step`.
 
         Raises
         ------
