@@ -34,7 +34,7 @@ _ROUNDS = 5
 _GAIN = 0.95
 """Largest time of a compiled pass, as a share of a plain one, for which the code that it depends on is worth it."""
 
-Masks = tuple[Tensor, Tensor] | None
+Masks = tuple[Tensor, ...] | None
 Batch = tuple[Tensor, Masks]
 Forward = Callable[[Tensor, Masks], tuple[Tensor, list[Tensor]]]
 """Images and dropout masks to logits, and those of coarser stages."""
