@@ -27,6 +27,8 @@ CONNECT_SECONDS = 60
 _LOG = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+_BLOCKS_AT_A_TIME = 3
+"""Blocks of a GPU's worker: one that is read, one that is computed, one that is written."""
 _PROTOCOL = "tls://"
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 """Dask's scheduler cannot go without a web server: this one shows no tasks, no logs and no call stacks to other users."""
@@ -164,7 +166,8 @@ def _cuda(config: ClusterConfig, folder: Path) -> Any:
     workers = min(config.workers, get_n_gpus())  # dask-cuda would let a second worker share a GPU's memory
     if workers < config.workers:
         _LOG.warning("GPU workers: %d, one for each GPU, not %d as in cluster.workers", workers, config.workers)
-    return LocalCUDACluster(n_workers=workers, **_here(config, folder))
+    threads = max(_BLOCKS_AT_A_TIME, config.threads_per_worker)
+    return LocalCUDACluster(n_workers=workers, **{**_here(config, folder), "threads_per_worker": threads})
 
 
 def _slurm(config: ClusterConfig, folder: Path) -> Any:

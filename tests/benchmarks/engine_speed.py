@@ -38,6 +38,7 @@ from rescueseg.inference.engine import InferenceJob, infer, make_plan
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.members import NetworksPredictor
 from rescueseg.models.registry import load_predictor
+from rescueseg.models.split_network import SplitNetwork
 from rescueseg.records import ModelReference
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.opening import open_image, open_truth
@@ -63,6 +64,17 @@ def model_of(campaign: Campaign, trainer: str, seconds: float) -> ModelReference
     return model
 
 
+class WithoutDropout(torch.nn.Module):
+    """A network as one function of an image, as nnU-Net's predictor calls it."""
+
+    def __init__(self, network: SplitNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network.head(self.network.features(image), None)
+
+
 class Peers:
     """What the peers need: the network with its precision, and the volume as it sees it."""
 
@@ -83,7 +95,7 @@ class Peers:
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the class probabilities of images (n, c, z, y, x), as the model computes them."""
         with torch.autocast("cpu", self.precision or torch.bfloat16, enabled=self.precision is not None):
-            logits = self.network(images.permute(0, 1, *self.axes).contiguous())
+            logits = self.network.head(self.network.features(images.permute(0, 1, *self.axes).contiguous()), None)
         back = [2 + self.axes.index(axis) for axis in (2, 3, 4)]
         return torch.softmax(logits.permute(0, 1, *back)[:, : self.classes].float(), dim=1)
 
@@ -118,7 +130,7 @@ class Peers:
         predictor = nnUNetPredictor(
             tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
         )
-        predictor.network = self.network
+        predictor.network = WithoutDropout(self.network)
         predictor.configuration_manager = SimpleNamespace(patch_size=[self.window[a - 2] for a in self.axes])
         predictor.label_manager = SimpleNamespace(num_segmentation_heads=self.classes)
         logits = predictor.predict_sliding_window_return_logits(self.image[0].permute(0, *(a - 1 for a in self.axes)))

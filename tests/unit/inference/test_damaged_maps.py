@@ -18,7 +18,7 @@ from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.map_check import check_maps
 from rescueseg.inference.maps import VolumeMaps
 from tests import trivial_predictors
-from tests.unit.inference.test_engine import MODEL, make_campaign
+from tests.block_rig import MODEL, make_campaign
 from tests.unit.volumes.test_damaged_images import DAMAGES, change, flip
 
 SHARD, MARKER = "probability/0/c/1/0/0/1", "generations/0000/maps/v.blocks/000001.json"

@@ -24,44 +24,13 @@ from rescueseg.inference import boxes, engine, maps
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import QUANTITIES, VolumeMaps
 from rescueseg.models.registry import load_predictor
-from rescueseg.records import ModelReference, Normalisation, VolumeRecord
+from rescueseg.records import ModelReference
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes import ome_zarr
-from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.opening import open_image
 from tests import trivial_predictors
-
-SHAPE = (20, 40, 200)
-MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
-
-
-def make_campaign(folder: Path, shape: tuple[int, int, int] = SHAPE, **inference: Any) -> Campaign:
-    settings: dict[str, Any] = {"mc_samples": 2, "map_dtype": "float32", "block_voxels": 10**9, **inference}
-    config = check_config(
-        {"name": "test", "classes": ["a", "b"], "cluster": {"workers": 1}, "inference": settings, "seed": 5}
-    )
-    campaign = Campaign.create(str(folder), config)
-    image = np.random.default_rng(0).integers(0, 100, (1, *shape), dtype=np.uint8)
-    image[0, -1, -1, -1] = 255
-    spacing = (0.2, 0.1, 0.1)
-    ome_zarr.create_image(
-        campaign.volumes.image_url("v"), ImageLayout(image.shape, np.uint8, spacing, chunks=(16, 16, 16))
-    )[:] = image
-    campaign.volumes.save(
-        VolumeRecord(
-            volume_id="v",
-            domain="d",
-            shape_zyx=shape,
-            spacing_um_zyx=spacing,
-            channels=1,
-            dtype="uint8",
-            source="v.tif",
-            digest="0" * 64,
-            normalisation=Normalisation(low=0, high=255, mean=50, std=29),
-        )
-    )
-    return campaign
+from tests.block_rig import MODEL, SHAPE, make_campaign, read_maps
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +45,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def infer(campaign: Campaign, predictor: str = "blur", model: ModelReference = MODEL, **options: Any) -> Any:
     return infer_volume(campaign, model, "v", load=getattr(trivial_predictors, predictor), **options)
-
-
-def read_maps(campaign: Campaign) -> dict[str, np.ndarray]:
-    return {quantity: np.asarray(VolumeMaps(campaign.generation(0), "v").open(quantity)[:]) for quantity in QUANTITIES}
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from rescueseg.models.unet.predictor import UNetPredictor
 from rescueseg.records import ModelReference
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
+from tests.block_rig import make_campaign, read_maps
 from tests.trivial_predictors import Blur
-from tests.unit.inference.test_engine import make_campaign, read_maps
 
 MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
 EARLIER_PLAN = json.loads(

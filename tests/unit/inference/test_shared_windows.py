@@ -17,15 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescueseg.campaign import Campaign
+from rescueseg.config import ClusterConfig
 from rescueseg.geometry import Box, partition
 from rescueseg.inference import boxes, engine
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.models.predictor import Group
 from rescueseg.randomness import window_key
+from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes.normalise import normalise
 from tests import trivial_predictors
-from tests.unit.inference.test_engine import MODEL, make_campaign, read_maps
+from tests.block_rig import MODEL, make_campaign, read_maps
 
 
 class Counting(trivial_predictors.Blur):
@@ -216,3 +218,22 @@ def test_no_two_blocks_are_computed_at_a_time_in_a_process(tmp_path: Path, one_b
     assert all(computing)
     engine.infer(job)
     assert_equal(campaign, one_block)
+
+
+def test_two_workers_of_which_one_is_killed_give_the_bytes_of_one(
+    tmp_path: Path, one_block: dict[str, np.ndarray]
+) -> None:
+    """The blocks are no divisors of the volume, and each is one whole shard of every map."""
+    campaign = make_campaign(tmp_path / "campaign", block_voxels=20_000)
+    with open_cluster(ClusterConfig(workers=2)) as client:
+        engine.infer_volume(campaign, MODEL, "v", client=client, load=trivial_predictors.dies_once)
+    assert Path(campaign.storage.path("died")).exists()
+    plan = VolumeMaps(campaign.generation(0), "v").plan()
+    assert plan is not None
+    assert any(n % b for n, b in zip(plan.shape_zyx, plan.block_zyx, strict=True))
+    for quantity in plan.quantities:
+        shards = VolumeMaps(campaign.generation(0), "v").open(quantity).shards
+        assert shards is not None
+        assert tuple(shards[-3:]) == plan.block_zyx, "a block ends inside a shard"
+    assert_equal(campaign, one_block)
+    assert not shared_folder(campaign).exists()
