@@ -15,7 +15,7 @@ from rescueseg.randomness import seed_numpy
 
 Part = Literal["training", "validation"]
 Batch = dict[str, Any]
-_OPEN_CASES = 128
+_OPEN_CASES = 64
 """Cases whose files stay open; their voxels stay compressed on the disk."""
 
 

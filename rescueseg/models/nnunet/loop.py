@@ -26,8 +26,9 @@ from rescueseg.models.files import member_folder
 from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.nnunet.batches import BatchKey, Series, following_batch, series_of_batches
-from rescueseg.models.nnunet.network import StepDropout, own_weights, replace_dropout
+from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
+from rescueseg.models.nnunet.step_dropout import draw_dropout_from
 from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.precision import choose_precision
 from rescueseg.models.prepared_batches import leaves_core_idle
@@ -103,7 +104,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
             if self.note:
                 _log.warning("%s: %s", self.work_dir, self.note)
             self.step_generator = torch.Generator()
-            replace_dropout(self.network, lambda *_: StepDropout(self.dropout, self.step_generator))
+            draw_dropout_from(self.step_generator, self.network)
             lay_channels_last(self.network)
             self.network.forward = _on_cpu(self.network.forward, precision.dtype)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pydoc
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from rescueseg.models.nnunet.plan import ARCHITECTURES, NnUNetNetwork
 from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.randomness import keyed_generator
-
-Site = TypeVar("Site", bound=nn.Module)
 
 
 def own_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -118,42 +116,14 @@ def build_network(plan: NnUNetNetwork) -> nn.Module:
     return network
 
 
-class StepDropout(nn.Dropout3d):
-    """nnU-Net's dropout in training, drawn from a generator of its own: the global one belongs to the batches.
-
-    Parameters
-    ----------
-    rate : float
-        Share of the channels that is dropped.
-    generator : torch.Generator
-        On the processor; set before each step.
-    """
-
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
-        super().__init__(rate)
-        self.generator = generator
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Drop channels of (n, c, z, y, x); nothing while nothing is trained."""
-        if not self.training:
-            return features
-        kept = features.new_empty(features.shape[:2]).bernoulli_(1.0 - self.p, generator=self.generator)
-        return features * kept.div_(1.0 - self.p)[..., None, None, None]
-
-
 def key_dropout(network: nn.Module, rate: float) -> tuple[KeyedDropout, ...]:
     """Replace every dropout layer by one that is drawn from keys, and return them in their order."""
-    return replace_dropout(network, lambda site, channels: KeyedDropout(rate, site, channels))
-
-
-def replace_dropout(network: nn.Module, make: Callable[[int, int], Site]) -> tuple[Site, ...]:
-    """Replace every dropout layer by what is made for its number and its channels, and return that in the order of the layers."""
-    sites: dict[int, Site] = {}
+    sites: dict[int, KeyedDropout] = {}
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Dropout3d):
                 if id(child) not in sites:
                     channels = next(m.out_channels for m in module.modules() if isinstance(m, nn.Conv3d))
-                    sites[id(child)] = make(len(sites), channels)
+                    sites[id(child)] = KeyedDropout(rate, len(sites), channels)
                 setattr(module, name, sites[id(child)])
     return tuple(sites.values())
