@@ -17,7 +17,8 @@ from torch import Tensor
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing, resampled_shape
 from rescueseg.models.forward import pad_batch
-from rescueseg.models.forward_choice import Ready, Subject, Work, choose, set_up_or_eager
+from rescueseg.models.forward_choice import Ready, choose, set_up_or_eager
+from rescueseg.models.forward_speed import Subject, Work
 from rescueseg.models.nnunet.plan import NnUNetNetwork
 from rescueseg.models.precision import Precision, choose_precision
 from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities

@@ -24,7 +24,8 @@ from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX
 from rescueseg.models import forward_choice
 from rescueseg.models.forward import BUILDS
-from rescueseg.models.forward_choice import Ready, Subject, UnfitError, Work
+from rescueseg.models.forward_choice import Ready, UnfitError
+from rescueseg.models.forward_speed import Subject, Work
 from rescueseg.models.nnunet.network import MaskedNetwork
 from rescueseg.models.nnunet.network import build_network as build_nnunet
 from rescueseg.models.nnunet.plan import NnUNetNetwork

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rescueseg.config import InferenceConfig
 from rescueseg.models import forward, forward_choice, members
 from rescueseg.models.forward import BUILDS, ChannelsLast, Compiled, replace_layers
-from rescueseg.models.forward_choice import Measured, Speed, Work
+from rescueseg.models.forward_speed import Measured, Speed, Subject, Work, read_speed, store_speed
 from rescueseg.models.members import NetworksPredictor
 from rescueseg.models.nnunet.network import build_network as build_nnunet
 from rescueseg.models.nnunet.plan import NnUNetNetwork, NnUNetPlan
@@ -288,7 +288,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Measured | str]:
     """Stand in for the clock: what a way takes, or why it fails. An eager pass takes a second, and a sample half a one."""
     told: dict[str, Measured | str] = {"channels_last": measured(0.5), "compiled": measured(0.25, setup=7.0)}
 
-    def measure(name: str, _: forward_choice.Subject) -> Measured:
+    def measure(name: str, _: Subject) -> Measured:
         figure = told[name]
         if isinstance(figure, str):
             raise forward_choice.UnfitError(figure)
@@ -344,13 +344,13 @@ def test_what_was_measured_holds_for_later_jobs_and_counts_what_it_takes_to_set_
 
 def test_the_first_to_measure_wins_and_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     file, first, second = tmp_path / "new" / "way.json", measured(0.5), measured(0.25)
-    assert forward_choice._store(file, first) == first
-    assert forward_choice._store(file, second) == first
+    assert store_speed(file, first) == first
+    assert store_speed(file, second) == first
     assert [path.name for path in file.parent.iterdir()] == ["way.json"]
-    assert forward_choice._read(file) == first
+    assert read_speed(file) == first
     file.write_text("{")
-    assert forward_choice._read(file) is None
-    assert forward_choice._store(tmp_path / "new" / "way.json" / "not-a-folder", second) == second
+    assert read_speed(file) is None
+    assert store_speed(tmp_path / "new" / "way.json" / "not-a-folder", second) == second
 
 
 def test_a_way_that_a_person_names_is_kept_or_the_next_one_that_works(
