@@ -16,8 +16,6 @@ class WindowBlender:
     ----------
     block : Box
         What is blended.
-    channels : int
-        Of the values; a window may have fewer, the others are zero in it.
 
     Examples
     --------
@@ -26,27 +24,32 @@ class WindowBlender:
     >>> from rescueseg.inference.windows import WindowGrid
     >>> grid = WindowGrid((1, 1, 7), (1, 1, 4), 0.25)
     >>> block = Box((0, 0, 0), (1, 1, 7))
-    >>> blender = WindowBlender(block, channels=1)
+    >>> blender = WindowBlender(block)
     >>> for part, value in zip(grid.parts(block), (1.0, 3.0)):
     ...     blender.add(part, torch.full((1, *part.inside.shape_zyx), value))
     >>> blender.blended().ravel().tolist()
     [1.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0]
     """
 
-    def __init__(self, block: Box, channels: int) -> None:
-        self.block, self.channels = block, channels
+    def __init__(self, block: Box) -> None:
+        self.block = block
         self._sum: Tensor | None = None
 
     def add(self, part: WindowPart, values: Tensor) -> None:
-        """Add the values of a window's part, float32, shape (channels or fewer, z, y, x); they are not changed."""
+        """Add the values of a window's part, float32, shape (channels, z, y, x); they are not changed.
+
+        Windows may have different numbers of channels: those that one lacks are zero in it.
+        """
         if self._sum is None:
-            self._sum = torch.zeros((self.channels, *self.block.shape_zyx), device=values.device)
+            self._sum = values.new_zeros((len(values), *self.block.shape_zyx))
+        elif missing := max(0, len(values) - len(self._sum)):
+            self._sum = torch.cat([self._sum, self._sum.new_zeros((missing, *self.block.shape_zyx))])
         weights = torch.from_numpy(part.weights).to(self._sum.device)
         target = self._sum[(slice(len(values)), *part.inside.relative_to(self.block).slices)]
         target.addcmul_(values.to(self._sum.device), weights)
 
     def blended(self) -> Tensor:
-        """Return the sum, float32, shape (channels, z, y, x).
+        """Return the sum, float32, shape (channels, z, y, x), with as many channels as the window has that has most.
 
         Raises
         ------

@@ -107,7 +107,7 @@ class BoxWork:
         """
         grid = self.plan.grid
         layout = channel_layout(self.plan)
-        blender = WindowBlender(self.box, max(part.stop for part in layout.values()))
+        blender = WindowBlender(self.box)
         for batch in self._batches():
             parts = self._parts(batch, pixels, statistics)
             for index in batch:
@@ -115,7 +115,10 @@ class BoxWork:
                 if part is not None:
                     blender.add(part, parts[index])
         blended = blender.blended()
-        return {name: blended[part if name in self.plan.channels else part.start] for name, part in layout.items()}
+        zeros = blended.new_zeros(()).expand(self.box.shape_zyx)
+        known = {name: part for name, part in layout.items() if part.stop <= len(blended)}
+        maps = {name: blended[part if name in self.plan.channels else part.start] for name, part in known.items()}
+        return {name: maps.get(name, zeros) for name in layout}
 
     def _batches(self) -> Iterator[list[int]]:
         """Yield windows that are computed together, ascending: of blocks always the same ones, whichever block asks."""
@@ -297,7 +300,7 @@ def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing,
     """
     whole = Box((0, 0, 0), zyx(image.shape[1:]))
     grid = WindowGrid(whole.shape_zyx, predictor.window_zyx(spacing_um_zyx), overlap)
-    blender = WindowBlender(whole, predictor.n_classes + 1)
+    blender = WindowBlender(whole)
     for part in grid.parts(whole):
         window = read_box(image, part.window)[np.newaxis]
         members = predictor.members(window, [window_key(0, name, part.index)])

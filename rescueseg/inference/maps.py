@@ -224,6 +224,7 @@ class VolumeMaps:
                     chunks=plan.chunk_zyx,
                     shards=plan.block_zyx,
                     name=quantity,
+                    zstd_level=1,
                     attributes={"rescueseg": {"model": plan.model.digest, "classes": ["background", *classes]}},
                 ),
             )

@@ -103,7 +103,7 @@ def create_image(url: str, layout: ImageLayout, written: WrittenFiles | None = N
             dtype=np.dtype(layout.dtype),
             chunks=lead + chunk,
             shards=lead + shard,
-            compressors=_COMPRESSOR,
+            compressors=ZstdCodec(level=layout.zstd_level, checksum=True),
             fill_value=layout.fill_value,
             dimension_names=[str(axis.name) for axis in axes],
         )

@@ -2,6 +2,7 @@
 
 python tests/benchmarks/engine_speed.py DATA OUT --repeats 3
 python tests/benchmarks/engine_speed.py DATA OUT --trainer nnunet bbbc050_mosaic_train
+python tests/benchmarks/engine_speed.py DATA OUT --workers bbbc050_mosaic_train
 
 For each volume a model is trained once (`--seconds` of processor time; OUT keeps it) as `tests/benchmarks/families.py` does.
 Then, alternating: the engine with one dropout sample and one symmetry, whole maps on the disk; MONAI's
@@ -18,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 from rescueseg.campaign import Campaign
+from rescueseg.config import ClusterConfig
 from rescueseg.geometry import Box, round_up
 from rescueseg.inference.engine import InferenceJob, infer, make_plan
 from rescueseg.inference.maps import VolumeMaps
@@ -40,6 +43,7 @@ from rescueseg.models.members import NetworksPredictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.models.split_network import SplitNetwork
 from rescueseg.records import ModelReference
+from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.opening import open_image, open_truth
 
@@ -185,7 +189,7 @@ def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
                 took[name].append(time.monotonic() - began)
                 scores[name] = dice(mask, truth, boxes)
     medians = {name: float(np.median(values)) for name, values in took.items()}
-    print(f"{campaign.config.name} {trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
+    print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
           f"{peers.precision or 'float32'}; setting up {setup:.1f} s", flush=True)  # fmt: skip
     for name, median in medians.items():
         times = " ".join(f"{value:.2f}" for value in took[name])
@@ -193,6 +197,26 @@ def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
             f"  {name:16s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
             flush=True,
         )
+
+
+def compare_workers(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
+    """Print how much sooner two workers are done than one, with the members that the settings name."""
+    job = InferenceJob.of(campaign, model_of(campaign, trainer, seconds), "v")
+    job = replace(job, maps_url=campaign.storage.path("speed"), workers=2)
+    took: dict[int, list[float]] = {1: [], 2: []}
+    with ExitStack() as stack:
+        clients = {n: stack.enter_context(open_cluster(ClusterConfig(workers=n))) for n in took}
+        for turn in range(repeats + 1):  # the first turn warms up
+            for workers, client in clients.items():
+                shutil.rmtree(job.maps_url, ignore_errors=True)
+                Path(job.maps_url).mkdir(parents=True)
+                began = time.monotonic()
+                infer(job, client)
+                if turn:
+                    took[workers].append(time.monotonic() - began)
+    ratios = [one / two for one, two in zip(took[1], took[2], strict=True)]
+    print(f"two workers against one: {np.median(ratios):.2f} times as fast ({' '.join(f'{r:.2f}' for r in ratios)}); "
+          f"{' '.join(f'{s:.1f}' for s in took[1])} s against {' '.join(f'{s:.1f}' for s in took[2])} s", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -204,11 +228,14 @@ def main() -> None:
     parser.add_argument("--trainer", default="monai_unet")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", action="store_true", help="two workers against one instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for dataset in options.datasets:
         campaign = families.open_or_make(options.data, options.out, dataset, seed=1)
-        run(campaign, options.trainer, options.seconds, options.repeats)
+        print(dataset)
+        compare = compare_workers if options.workers else run
+        compare(campaign, options.trainer, options.seconds, options.repeats)
 
 
 if __name__ == "__main__":

@@ -64,14 +64,16 @@ def statistics_of(
 def scores_of(plan: InferencePlan, values: Sequence[torch.Tensor], patch: Sequence[int]) -> Scores:
     """Return the mean of each ranked map over every patch."""
     layout, whole = channel_layout(plan), Box((0, 0, 0), plan.shape_zyx)
-    blender = WindowBlender(whole, max(part.stop for part in layout.values()))
+    blender = WindowBlender(whole)
     for part in plan.grid.parts(whole):
         blender.add(part, values[part.index][(slice(None), *part.cut)])
     maps = blender.blended().numpy()
     ranges = [range(0, n - p + 1, max(1, p // 2)) for n, p in zip(plan.shape_zyx, patch, strict=True)]
     starts = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
     entropy = maps[layout["predictive_entropy"].start]
-    ranked = {"clasp_entropy": entropy * maps[1], "mutual information": maps[layout["mutual_information"].start]}
+    place = layout["mutual_information"].start
+    information = maps[place] if place < len(maps) else np.zeros_like(entropy)
+    ranked = {"clasp_entropy": entropy * maps[1], "mutual information": information}
     return {name: box_sums(values, (0, 0, 0), starts, starts + np.asarray(patch)) for name, values in ranked.items()}
 
 

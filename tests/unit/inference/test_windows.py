@@ -94,7 +94,7 @@ def test_blended_is_the_mean_of_the_windows_by_their_weights(grid: WindowGrid, d
     bells = [gaussian(n) for n in grid.window_zyx]
     weights = bells[0][:, None, None] * bells[1][:, None] * bells[2]
     total, weight = np.zeros((2, *block.shape_zyx)), np.zeros(block.shape_zyx)
-    blender = WindowBlender(block, channels=2)
+    blender = WindowBlender(block)
     rng = np.random.default_rng(0)
     for index in range(len(grid)):
         window = grid.box(index)
