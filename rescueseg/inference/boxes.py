@@ -30,6 +30,7 @@ BATCH_VOXELS, GPU_BATCH_VOXELS = 250_000, 4_000_000
 """Voxels of the windows that go through the predictor together (at least one window); on a CPU more is no faster."""
 
 Float32 = npt.NDArray[np.float32]
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,15 @@ class BoxWork:
         Its number, where it is a block of the volume's maps.
     shared : SharedWindows, optional
         What blocks have computed for one another.
+    device : torch.device
+        Where they are computed.
     """
 
     plan: InferencePlan
     box: Box
     block: int = 0
     shared: SharedWindows | None = None
+    device: torch.device = _CPU
 
     def read(self, image: zarr.Array[Any], normalisation: Normalisation) -> Pixels:
         """Read what the windows hold that are not computed yet, at once."""
@@ -98,7 +102,7 @@ class BoxWork:
         return Pixels.read(image, normalisation, Box.from_bounds(np.min(starts, axis=0), np.max(stops, axis=0)))
 
     def compute(self, pixels: Pixels, statistics: WindowStatistics) -> dict[str, Tensor]:
-        """Return the maps, float32 by quantity, where they were computed: the same values as in those of the whole volume.
+        """Return the maps, float32 by quantity, where they were computed: but for rounding as in those of the whole volume.
 
         Raises
         ------
@@ -121,10 +125,10 @@ class BoxWork:
         return {name: maps.get(name, zeros) for name in layout}
 
     def _batches(self) -> Iterator[list[int]]:
-        """Yield windows that are computed together, ascending: of blocks always the same ones, whichever block asks."""
+        """Yield windows that are computed together, ascending: where they are shared always the same ones, whichever block asks."""
         grid = self.plan.grid
         row = grid.shape[2]
-        voxels = GPU_BATCH_VOXELS if torch.cuda.is_available() else BATCH_VOXELS
+        voxels = BATCH_VOXELS if self.device.type == "cpu" else GPU_BATCH_VOXELS
         size = max(1, voxels // math.prod(grid.window_zyx))
         for (line, number), group in groupby(grid.touching(self.box), lambda i: (i // row, i % row // size)):
             first = line * row + number * size
@@ -137,7 +141,7 @@ class BoxWork:
         if shared is not None:
             kept = {index: shared.take(self.block, index) for index in touching}
             if all(part is not None for part in kept.values()):
-                return {index: torch.from_numpy(part) for index, part in kept.items()}
+                return {index: torch.as_tensor(part, device=self.device) for index, part in kept.items()}
         values = statistics.of([pixels.window(grid.box(index)) for index in batch], batch)
         parts: dict[int, Tensor] = {}
         for index, of_window in zip(batch, values, strict=True):
@@ -205,15 +209,25 @@ class WindowStatistics:
         """
         values = {index: _single_value(window) for index, window in zip(indices, windows, strict=True)}
         pairs = [(i, window) for i, window in zip(indices, windows, strict=True) if values[i] is None]
-        found = {}
+        found: dict[int, Tensor] = {}
         if pairs:
             some = [index for index, _ in pairs]
             found = dict(zip(some, self._compute(np.stack([window for _, window in pairs]), some, some), strict=True))
         for index, window in zip(indices, windows, strict=True):
             value = values[index]
-            if value is not None and value not in self._of_one_value:
-                self._of_one_value[value] = self._compute(window[np.newaxis], [index], [_ONE_VALUE])[0]
-        return [found[index] if value is None else self._of_one_value[value] for index, value in values.items()]
+            if value is not None:
+                found[index] = self._of_value(value, window, index)
+        return [found[index] for index in indices]
+
+    def _of_value(self, value: tuple[float, ...], window: Float32, index: int) -> Tensor:
+        """Return the statistics of a window of one value; those of the last few values are kept."""
+        statistics = self._of_one_value.pop(value, None)
+        if statistics is None:
+            statistics = self._compute(window[np.newaxis], [index], [_ONE_VALUE])[0]
+        self._of_one_value[value] = statistics
+        if len(self._of_one_value) > _VALUES_KEPT:
+            del self._of_one_value[next(iter(self._of_one_value))]
+        return statistics
 
     def _compute(self, windows: Float32, indices: Sequence[int], named: Sequence[int]) -> Tensor:
         """Return the statistics (n, channels, z, y, x) of windows; their random numbers derive from how they are named."""
@@ -221,12 +235,12 @@ class WindowStatistics:
         means: dict[str, Tensor] = {}
         keys = [window_key(plan.seed, plan.volume_id, name) for name in named]
         for count, (group, values_of) in enumerate(self._predictor.members(windows, keys), start=1):
-            member = {name: torch.as_tensor(value) for name, value in values_of.items()}
+            member = {name: torch.as_tensor(value).detach() for name, value in values_of.items()}
             _check_member(plan, member, indices)
             statistics.add(group.symmetry, member[PROBABILITY], group.network)
             for output in plan.outputs:
                 value, mean = member[output.name], means.get(output.name)
-                means[output.name] = value if mean is None else torch.add(mean, value - mean, alpha=1 / count)
+                means[output.name] = value.clone() if mean is None else torch.add(mean, value - mean, alpha=1 / count)
         of_one = (PROBABILITY, *means, "predictive_entropy")
         result = statistics.result() | means
         quantities = [name for name in channel_layout(plan) if statistics.members > 1 or name in of_one]
@@ -237,6 +251,7 @@ class WindowStatistics:
         return values
 
 
+_VALUES_KEPT = 4
 _ONE_VALUE = 2**62
 """Number that stands for all windows of one value."""
 

@@ -10,7 +10,8 @@ A window that reaches into several blocks is computed by the first of them, whic
 (`rescueseg.inference.shared_windows`). Of the blocks that a worker has at a time one is computed, while others read and write.
 
 Since the window grid is that of the volume, the order is fixed and all randomness is keyed by the window, the result
-depends neither on the blocks nor on the workers. Memory depends on the block and the window, never on the volume.
+depends neither on the blocks nor on the workers (in float32, where nothing can be shared, but for rounding). Memory depends
+on the block and the window, never on the volume.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from rescueseg.models.predictor import (
     class_probabilities,
     forward_of,
 )
-from rescueseg.models.registry import load_predictor
+from rescueseg.models.registry import load_predictor, resolve_device
 from rescueseg.progress import CountProgress
 from rescueseg.records import MapReference, ModelReference, VolumeRecord
 from rescueseg.services.dask_blocks import call, each_block
@@ -224,7 +225,7 @@ def _predictor_of(job: InferenceJob) -> Predictor:
 
 
 def make_plan(job: InferenceJob) -> InferencePlan:
-    """Return what the maps of a volume are to be made with: window, blocks, chunks.
+    """Return what the maps of a volume are to be made with: window, blocks, chunks; the plan of maps that were begun so.
 
     Raises
     ------
@@ -246,7 +247,7 @@ def make_plan(job: InferenceJob) -> InferencePlan:
     window = predictor.window_zyx(volume.spacing_um_zyx)
     grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
     chunk = choose_chunks(volume.shape_zyx)[0]
-    return InferencePlan(
+    plan = InferencePlan(
         model=job.model,
         volume_id=job.volume_id,
         volume_digest=volume_digest(volume),
@@ -254,13 +255,18 @@ def make_plan(job: InferenceJob) -> InferencePlan:
         spacing_um_zyx=volume.spacing_um_zyx,
         n_classes=n_classes,
         seed=job.seed,
-        inference=job.inference.model_copy(update={"forward": forward_of(predictor, len(grid), job.workers)}),
+        inference=job.inference,
         window_zyx=window,
         chunk_zyx=chunk,
         block_zyx=choose_blocks(grid, chunk, job.inference.block_voxels, job.workers),
         networks=predictor.networks,
         outputs=outputs,
     )
+    earlier = job.maps.plan()
+    if earlier is not None and earlier.identity == plan.identity:
+        return earlier
+    forward = forward_of(predictor, len(grid), job.workers)
+    return plan.model_copy(update={"inference": job.inference.model_copy(update={"forward": forward})})
 
 
 def volume_digest(volume: VolumeRecord) -> str:
@@ -302,9 +308,10 @@ def _context(job: InferenceJob, plan_digest: str) -> _Context:
             todo="Let one run at a time infer a volume",
         )
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
-    return _Context(
-        maps, plan, job.volume, image, WindowStatistics(plan, _predictor_of(replace(job, inference=plan.inference)))
-    )
+    named = job.inference.forward
+    inference = plan.inference if named == "auto" else plan.inference.model_copy(update={"forward": named})
+    predictor = _predictor_of(replace(job, inference=inference))
+    return _Context(maps, plan, job.volume, image, WindowStatistics(plan, predictor))
 
 
 def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
@@ -328,7 +335,8 @@ def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
     """
     with _LOADING:
         stored, plan, volume, image, statistics = _context(job, plan_digest)
-    work = BoxWork(plan, plan.blocks[index], index, _shared_windows(stored, plan, run))
+    device = torch.device(resolve_device(job.device))
+    work = BoxWork(plan, plan.blocks[index], index, _shared_windows(stored, plan, run), device)
     pixels = work.read(image, volume.normalisation)
     with _COMPUTING:
         maps = work.compute(pixels, statistics)
@@ -349,7 +357,7 @@ def _shared_windows(stored: VolumeMaps, plan: InferencePlan, run: str) -> Shared
     root = stored.shared_windows()
     if root is None or not run:
         return None
-    return SharedWindows(root / run, plan.shape_zyx, plan.block_zyx, stored.is_done)
+    return SharedWindows(root / run, plan.shape_zyx, plan.block_zyx, stored.is_done, plan.map_bytes)
 
 
 def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str, Float32]]:
@@ -366,6 +374,6 @@ def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str,
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
     statistics = WindowStatistics(plan, predictor)
     for box in boxes:
-        work = BoxWork(plan, box)
+        work = BoxWork(plan, box, device=torch.device(resolve_device(job.device)))
         maps = work.compute(work.read(image, volume.normalisation), statistics)
         yield {quantity: values.cpu().numpy() for quantity, values in maps.items()}

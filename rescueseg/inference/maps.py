@@ -22,6 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import zarr
 from pydantic import ValidationError, model_validator
@@ -97,6 +98,12 @@ class InferencePlan(Record):
     def map_shape(self, quantity: str, shape_zyx: ZYX) -> tuple[int, ...]:
         """Return the shape of a map, or of a part of it."""
         return (self.channels[quantity], *shape_zyx) if quantity in self.channels else shape_zyx
+
+    @property
+    def map_bytes(self) -> int:
+        """What the maps take on the disk at most: uncompressed."""
+        channels = sum(self.channels.get(quantity, 1) for quantity in self.quantities)
+        return math.prod(self.shape_zyx) * channels * np.dtype(self.inference.map_dtype).itemsize
 
     def lowest(self, quantity: str, highest: float) -> float:
         """Return the least value of a map: zero, but for components of vectors."""

@@ -1,7 +1,8 @@
 """Windows that reach into several blocks, kept on disk from the first block that computes them to the last that needs them.
 
-A folder of files, each with what one block needs of one window. Nothing depends on it but speed: what is missing, or cannot
-be kept, is computed again. Each run has a folder of its own, since files that a power cut tore must not be read by a later one.
+A folder of files, each with what one block needs of one window: a sixth of what the maps take, or for many workers up to as
+much. Nothing depends on it but speed: what is missing, or cannot be kept, is computed again. Each run has a folder of its own,
+since files that a power cut tore must not be read by a later one.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class SharedWindows:
         How the volume is cut into blocks, numbered in z, y, x order.
     is_done : callable
         Tells of a block whether it needs nothing any more.
+    spared_bytes : int
+        Room on the disk that is left to others, such as the maps themselves.
     """
 
     folder: Path
     volume_zyx: ZYX
     block_zyx: ZYX
     is_done: Callable[[int], bool]
+    spared_bytes: int = 0
 
     def blocks_at(self, window: Box) -> list[tuple[int, Box]]:
         """Return the blocks that a window reaches into, by number.
@@ -85,13 +89,15 @@ class SharedWindows:
         return part
 
     def keep(self, block: int, window: int, part: Float32) -> None:
-        """Keep a block's part of a window, unless that block is done; a full disk is no error here."""
+        """Keep a block's part of a window, unless that block is done or the disk has no room to spare."""
         file = self._file(block, window)
         if self.is_done(block) or file.exists():
             return
         new = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(file.parent).free < self.spared_bytes + part.nbytes:
+                return
             with new.open("wb") as stream:
                 np.save(stream, part)
             new.replace(file)

@@ -117,7 +117,7 @@ class MemberStatistics:
         symmetry : int
             Its symmetry.
         probabilities : Tensor of float32, shape (n, K + 1, z, y, x)
-            Its class probabilities in n windows; kept until the next one comes, and not changed.
+            Its class probabilities in n windows; neither changed nor kept.
         network : int
             Its network.
 
@@ -130,7 +130,7 @@ class MemberStatistics:
             self._open(network, symmetry)
         own = entropy(probabilities)
         self._entropy = own if self._entropy is None else self._entropy.add_(own)
-        self._samples.merge(probabilities, 1, [])
+        self._samples.merge(probabilities if self._samples.count else probabilities.clone(), 1, [])
 
     def _open(self, network: int, symmetry: int) -> None:
         """Begin a symmetry, and a network where it is another one."""

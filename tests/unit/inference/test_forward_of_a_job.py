@@ -96,6 +96,23 @@ def test_blocks_are_computed_in_the_way_of_the_plan(job: InferenceJob) -> None:
     assert asked == ["auto", "compiled"]
 
 
+def test_a_way_that_somebody_names_wins_over_that_of_the_plan(job: InferenceJob) -> None:
+    job.maps.prepare(make_plan(job), job.classes)
+    asked.clear()
+    named = replace(job, inference=job.inference.model_copy(update={"forward": "eager"}))
+    infer(named)
+    assert set(asked) == {"eager"}
+    plan = job.maps.plan()
+    assert plan is not None
+    assert plan.inference.forward == "compiled", "the maps stay those of their plan"
+
+
+def test_nothing_is_chosen_for_maps_that_were_begun(job: InferenceJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = job.maps.prepare(make_plan(job), job.classes)
+    monkeypatch.setattr(engine, "forward_of", lambda *_: pytest.fail("chosen again"))
+    assert make_plan(job) == begun
+
+
 def test_maps_that_an_earlier_plan_began_go_on_by_it(job: InferenceJob) -> None:
     earlier = job.maps.prepare(make_plan(replace(job, load=blur)), job.classes)
     infer(job)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -131,7 +134,7 @@ def test_what_is_lost_is_computed_again(
     assert_equal(campaign, one_block)
 
 
-def test_a_disk_without_room_for_them_is_no_error(
+def test_a_disk_that_is_full_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_block: dict[str, np.ndarray]
 ) -> None:
     def full(*_: Any) -> None:
@@ -142,6 +145,24 @@ def test_a_disk_without_room_for_them_is_no_error(
     infer(campaign)
     assert_equal(campaign, one_block)
     assert not shared_folder(campaign).exists()
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(-1, False), (10**6, True)])
+def test_nothing_is_kept_where_the_maps_may_need_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_block: dict[str, np.ndarray], spare: int, kept: bool
+) -> None:
+    needed = 20 * 40 * 200 * (3 + 4) * 4  # three channels of probabilities and four maps in float32
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        "rescueseg.inference.shared_windows.shutil.disk_usage", lambda _: usage._replace(free=needed + spare)
+    )
+    saved: list[int] = []
+    save = np.save
+    monkeypatch.setattr("rescueseg.inference.shared_windows.np.save", lambda *a: saved.append(a[1].nbytes) or save(*a))
+    campaign = make_campaign(tmp_path / "campaign", block_voxels=20_000)
+    infer(campaign)
+    assert bool(saved) == kept
+    assert_equal(campaign, one_block)
 
 
 def test_a_run_that_was_cut_off_leaves_nothing_for_the_next(tmp_path: Path, one_block: dict[str, np.ndarray]) -> None:
@@ -200,12 +221,16 @@ def test_blocks_are_handed_out_in_a_row_for_each_worker() -> None:
 def test_no_two_blocks_are_computed_at_a_time_in_a_process(tmp_path: Path, one_block: dict[str, np.ndarray]) -> None:
     """Several threads of a worker have a block each: while one is computed, others read and write."""
     campaign = make_campaign(tmp_path / "campaign", block_voxels=20_000)
-    computing: list[bool] = []
+    computing, most = Semaphore(1), []
 
     class Alone(trivial_predictors.Blur):
         def members(self, windows: np.ndarray, keys: Sequence[int]) -> Any:
-            computing.append(engine._COMPUTING.locked())
-            return super().members(windows, keys)
+            alone = computing.acquire(blocking=False)
+            most.append(alone)
+            time.sleep(0.001)
+            yield from super().members(windows, keys)
+            if alone:
+                computing.release()
 
     predictor = Alone(campaign.storage, campaign.config.inference)
     job = replace(engine.InferenceJob.of(campaign, MODEL, "v"), load=lambda *_: predictor)
@@ -215,7 +240,7 @@ def test_no_two_blocks_are_computed_at_a_time_in_a_process(tmp_path: Path, one_b
     run = new_run(root)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda index: engine.run_block(job, plan.digest, run, index), range(len(plan.blocks))))
-    assert all(computing)
+    assert all(most)
     engine.infer(job)
     assert_equal(campaign, one_block)
 
@@ -237,3 +262,34 @@ def test_two_workers_of_which_one_is_killed_give_the_bytes_of_one(
         assert tuple(shards[-3:]) == plan.block_zyx, "a block ends inside a shard"
     assert_equal(campaign, one_block)
     assert not shared_folder(campaign).exists()
+
+
+def test_a_predictor_may_use_its_memory_again(tmp_path: Path, one_block: dict[str, np.ndarray]) -> None:
+    """Members of NumPy, all in the same array."""
+
+    class Reusing(trivial_predictors.Blur):
+        def members(self, windows: np.ndarray, keys: Sequence[int]) -> Any:
+            memory: np.ndarray | None = None
+            for group, member in super().members(windows, keys):
+                memory = np.empty_like(member["probability"].numpy()) if memory is None else memory
+                memory[...] = member["probability"].numpy()
+                yield group, {"probability": memory}
+            assert memory is not None
+            memory[...] = 7
+
+    campaign = make_campaign(tmp_path / "campaign")
+    predictor = Reusing(campaign.storage, campaign.config.inference)
+    engine.infer_volume(campaign, MODEL, "v", load=lambda *_: predictor)
+    assert_equal(campaign, one_block)
+
+
+def test_only_the_last_few_values_are_kept(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path / "campaign")
+    predictor = Counting(campaign)
+    job = replace(engine.InferenceJob.of(campaign, MODEL, "v"), load=lambda *_: predictor)
+    statistics = boxes.WindowStatistics(engine.make_plan(job), predictor)
+    windows = [np.full((1, 8, 16, 16), value, np.float32) for value in range(20)]
+    first = [statistics.of([window], [i])[0] for i, window in enumerate(windows)]
+    assert len(statistics._of_one_value) <= 4
+    again = statistics.of(windows[:3], [40, 41, 42])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=False)), "the same value, the same statistics"
