@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rescueseg.errors import TrainingError
 from rescueseg.models import checkpoints
-from rescueseg.models.compiled_step import ForwardChoice, Masks
 from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.precision import choose_precision
@@ -88,9 +87,6 @@ class Run:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.dtype == torch.float16)
         self.step = 0
         self.losses: list[float] = []
-        self.forward = ForwardChoice(
-            self.network, self._plain_forward, training_trial(plan), plan.iterations, allowed=plan.compile
-        )
         self.batches = PreparedBatches(self._prepare, self._following, beside=leaves_core_idle(self.device))
         self._seconds, self._start_time = 0.0, time.monotonic()
 
@@ -110,7 +106,6 @@ class Run:
         lay_moments_as_weights(self.optimiser)
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.losses, self._seconds = state["step"], list(state["losses"]), state["seconds"]
-        self.forward.compiled = state["compiled"]
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -125,7 +120,6 @@ class Run:
                 "average": self.average,
                 "optimiser": self.optimiser.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "compiled": self.forward.compiled,
             },
         )
 
@@ -142,7 +136,9 @@ class Run:
             masks = self.network.dropout_masks(keys, self.device)
             masks = (masks[0].to(self.dtype), masks[1].to(self.dtype))  # else what they are multiplied with is float32
         self.optimiser.zero_grad(set_to_none=True)
-        logits, coarse = self.forward(step, images, masks)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            features, coarse = self.network.coarse_logits(images)
+            logits = self.network.head(features, masks)
         loss = self.loss(_for_loss(logits), [_for_loss(stage) for stage in coarse], labels, step, border)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -160,11 +156,6 @@ class Run:
         self.step += 1
         self.losses.append(value)
         return {"loss": value, "learning_rate": rate}
-
-    def _plain_forward(self, images: Tensor, masks: Masks) -> tuple[Tensor, list[Tensor]]:
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            features, coarse = self.network.coarse_logits(images)
-            return self.network.head(features, masks), coarse
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -108,13 +108,11 @@ class TrainingPlan(Record):
     topology: TopologyPlan | None = None
     border_um: float | None = None
     """Largest border distance that is learned; None where none is."""
-    compile: bool = True
-    """Whether a long training may compile its network, where that pays."""
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older plans do not hold where it says what they were, so that older digests stay."""
-        return _without(_without(handler(self), "border_um", self.border_um), "compile", not self.compile)
+        """Leave the largest border distance out where there is none, so that older digests stay."""
+        return _without(handler(self), "border_um", self.border_um)
 
     @property
     def square(self) -> bool:
@@ -260,7 +258,6 @@ def make_plan(
         balanced=settings.balanced_classes,
         topology=weights if topology else None,
         border_um=border_um,
-        compile=settings.compile,
     )
 
 

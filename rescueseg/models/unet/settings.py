@@ -34,12 +34,8 @@ class UNetSettings(FamilySettings):
     """Of `monai_unet_topology`: weight of soft clDice, in the second half of the steps."""
     betti_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """Of `monai_unet_topology`: weight of Betti matching in the same steps; needs the extra 'topology'."""
-    compile: bool = True
-    """Let a training of more than half an hour try whether `torch.compile` makes its steps faster, and keep it if so; see
-    `rescueseg.models.compiled_step`."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings under the names that trainings were named by before the family had a table."""
-        later = {"border_distance": self.border_distance, "compile": not self.compile}
-        exclude = {name for name, changed in later.items() if not changed}
+        exclude = None if self.border_distance else {"border_distance"}
         return self.model_dump(mode="json", exclude=exclude) | _OTHERS

@@ -69,8 +69,7 @@ class MonaiUNetTrainer:
         Returns
         -------
         TrainedModel
-            The same digest for the same request on the same machine, whatever happened in between; but for a long training
-            that compiled itself on a GPU, see `rescueseg.models.compiled_step`.
+            The same digest for the same request on the same machine, whatever happened in between.
 
         Raises
         ------
@@ -150,11 +149,7 @@ class MonaiUNetTrainer:
             {"step": i + 1.0, "loss": loss, "learning_rate": learning_rate(plan, i % plan.iterations)}
             for i, loss in enumerate(loss for run in runs for loss in run.losses)
         ]
-        log = {
-            "seconds": seconds,
-            "losses": losses,
-            "notes": sorted({note for run in runs for note in (run.note, run.forward.note) if note}),
-        }
+        log = {"seconds": seconds, "losses": losses, "notes": sorted({run.note for run in runs if run.note})}
         checkpoints.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
 
 

@@ -50,6 +50,5 @@ def test_the_file_of_a_new_campaign_holds_the_families_defaults(tmp_path: Path) 
         "border_distance": False,
         "cldice_weight": 0.5,
         "betti_weight": 0.0,
-        "compile": True,
     }
     assert families["nnunet"] == {"planner": "default", "configuration": "3d_fullres"}

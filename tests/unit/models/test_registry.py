@@ -87,7 +87,6 @@ def test_a_new_campaign_holds_every_default_of_the_families() -> None:
             "border_distance": False,
             "cldice_weight": 0.5,
             "betti_weight": 0.0,
-            "compile": True,
         },
         "nnunet": {"planner": "default", "configuration": "3d_fullres"},
     }
