@@ -25,7 +25,12 @@ def leaves_core_idle(device: torch.device) -> bool:
 
     Where all cores are at work already, one thread more would wait for the others, and they for it.
     """
-    return device.type != "cpu" or torch.get_num_threads() < len(os.sched_getaffinity(0))
+    return device.type != "cpu" or torch.get_num_threads() < _cores()
+
+
+def _cores() -> int:
+    """Return the cores that this process may use; where the system does not say (macOS), those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class PreparedBatches(Generic[Key, Batch]):

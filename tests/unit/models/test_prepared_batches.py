@@ -113,6 +113,20 @@ def test_a_batch_is_prepared_beside_the_steps_where_a_core_is_left(monkeypatch: 
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize(("cores", "idle"), [(2, True), (1, False), (None, False)])
+def test_where_the_system_does_not_say_which_cores_may_be_used_all_of_them_count(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, idle: bool
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    try:
+        torch.set_num_threads(1)
+        assert leaves_core_idle(torch.device("cpu")) == idle
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_training_takes_the_same_steps_whether_a_thread_prepares_its_batches_or_not(tmp_path: Path) -> None:
     campaign = make_campaign(tmp_path, iterations=STEPS)
     snapshot = make_snapshot(campaign, BOXES)
