@@ -25,7 +25,8 @@ def lay_channels_last(network: nn.Module) -> None:
     Parameters
     ----------
     network : nn.Module
-        Three-dimensional; changed in place, before an optimiser gets its parameters.
+        Three-dimensional. Its parameters are changed in place, so an optimiser that has them already keeps them; moments that
+        it has too are laid out by `lay_moments_as_weights`.
 
     Examples
     --------
