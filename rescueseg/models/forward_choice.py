@@ -30,6 +30,8 @@ _FACTOR, _FLOOR = 1.5, 1e-4
 _REPEATS = 3
 _FEWEST_IMAGES = 40
 """Fewer than this are over before anything is measured, on any machine: the measurement is a dozen passes."""
+_MEASURED_DEVICES = ("cpu", "cuda")
+"""On others (mps, xpu) nothing is measured: it is not known how to wait for them, nor which of them is which."""
 _COMPILING_SECONDS = 45.0
 """What compiling usually takes, the first time; measured at 15 to 50 s."""
 _WORTH = 4.0
@@ -91,7 +93,7 @@ def choose(subject: Subject, setting: str, work: Work) -> Choice:
     """
     if setting != "auto":
         return _first_that_works(subject, [setting] if setting == EAGER else [setting, CHANNELS_LAST], ())
-    if work.images < _FEWEST_IMAGES:
+    if work.images < _FEWEST_IMAGES or subject.device.type not in _MEASURED_DEVICES:
         return Choice(EAGER)
     costs, notes = _costs(subject, work)
     return _first_that_works(subject, sorted(costs, key=lambda name: costs[name]), tuple(notes))

@@ -33,7 +33,7 @@ BATCH_VOXELS = 250_000
 """Voxels of the windows that pass through a network together on a CPU in bfloat16 (at least one window); more is no faster."""
 
 GPU_BATCH_VOXELS = 1_000_000
-"""Voxels of the windows that pass together on a GPU where their number is fixed."""
+"""Voxels of the windows that pass together on a GPU (at least one window): its memory must hold what they become."""
 
 
 @dataclass(frozen=True)
@@ -297,10 +297,15 @@ class NetworksPredictor:
         return self._window[self._axes[0]], self._window[self._axes[1]], self._window[self._axes[2]]
 
     def _parts(self, count: int, precision: Precision, batch: int = 0) -> list[slice]:
-        """Return how windows are grouped: by a fixed number, on a CPU in bfloat16 in numbers that were tried, or as they came."""
+        """Return how windows are grouped: by a fixed number or, on a GPU, by as many as its memory should hold.
+
+        On a CPU they pass as they came, but in bfloat16 in numbers that were tried.
+        """
+        if not batch and self._device.type != "cpu":
+            batch = batch_sizes(self._window, GPU_BATCH_VOXELS)[-1]
         if batch:
             return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
-        if self._device.type != "cpu" or precision.dtype is None:
+        if precision.dtype is None:
             return [slice(0, count)]
         parts, sizes = [slice(0, 0)], batch_sizes(self._window)
         while parts[-1].stop < count:

@@ -158,6 +158,22 @@ def test_batches_of_a_fixed_size_are_filled_up(make: Make) -> None:
         np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_eager_pass_of_a_gpu_gets_no_more_windows_than_its_memory_should_hold(
+    device: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = make_nnunet("eager", networks=1)
+    assert predictor._parts(9, Precision(None)) == [slice(0, 9)], "a CPU in float32 gets them as they came"
+    predictor._device = torch.device(device)
+    monkeypatch.setattr(members, "GPU_BATCH_VOXELS", 5 * 4 * 16 * 16)
+    assert predictor._parts(9, Precision(dtype)) == [slice(0, 4), slice(4, 8), slice(8, 9)]
+    assert predictor._parts(3, Precision(dtype)) == [slice(0, 3)]
+    assert predictor._parts(3, Precision(dtype), batch=2) == [slice(0, 2), slice(2, 3)]
+    monkeypatch.setattr(members, "GPU_BATCH_VOXELS", 1)
+    assert predictor._parts(2, Precision(dtype)) == [slice(0, 1), slice(1, 2)]
+
+
 @FAMILIES
 def test_without_dropout_nothing_is_dropped(make: Make) -> None:
     eager, other = (members_of(make(name, dropout=0.0), images(), KEYS) for name in ("eager", "channels_last"))
@@ -303,6 +319,14 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Measured | str]:
 def test_few_windows_are_not_worth_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_choice, "measure_speed", lambda *_: pytest.fail("measured"))
     assert make_unet("auto", networks=1).choose_forward(3) == "eager"
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_where_nothing_can_be_measured_the_pass_is_eager(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    predictor = make_unet("auto")
+    predictor._device = torch.device(device)
+    assert predictor.choose_forward(10**6) == "eager"
+    assert warnings_in(caplog) == []
 
 
 @pytest.mark.parametrize(
