@@ -1,7 +1,8 @@
 """Which way of computing the forward pass is fastest here, for a job of so many windows: measured, at equal output.
 
 A way is tried where the job is long enough to gain from it. It must say what float32 says, as far as the precision in use
-lets it: the mean absolute difference of the probabilities may be half more than that of the eager pass. What was measured
+lets it, with every network of an ensemble: the difference may be half more than that of the eager pass, of the probabilities
+and of the logits, for where one class is nearly sure, probabilities are the same whatever the rest says. What was measured
 is stored in the cache of the user, by everything that it depends on, and the first to store it wins; what failed is tried
 again by the next job. A job's choice is made once and kept in its plan; a process that cannot follow it computes eagerly
 and says so.
@@ -19,14 +20,20 @@ from torch import Tensor
 
 from rescueseg.models.forward import BUILDS, CHANNELS_LAST, COMPILED
 from rescueseg.models.forward_speed import Measured, Speed, Subject, Work, read_speed, speed_file, store_speed
+from rescueseg.models.precision_trial import difference as relative_difference
 from rescueseg.models.precision_trial import windows
 from rescueseg.models.predictor import EAGER
 from rescueseg.models.split_network import SplitNetwork
 
 T = TypeVar("T")
 
-_FACTOR, _FLOOR = 1.5, 1e-4
-"""Largest mean absolute difference from float32, by that of the eager pass, and beyond it."""
+_FACTOR, _FLOOR, _LOGITS_FLOOR = 1.5, 1e-4, 0.01
+"""Largest difference from float32, by that of the eager pass, and beyond it: of the probabilities, the mean of its absolute
+values; of the logits, its norm by that of their own spread around the mean of each channel."""
+_LARGEST = 1e-2
+"""Largest difference of any probability where all is computed in float32."""
+_LEAST_SPREAD = 1e-3
+"""Of logits, by their norm, that a difference is compared with: of less, rounding would be too large a part."""
 _REPEATS = 3
 _FEWEST_IMAGES = 40
 """Fewer than this are over before anything is measured, on any machine: the measurement is a dozen passes."""
@@ -217,18 +224,36 @@ def _wait_for(device: torch.device) -> None:
 
 
 def difference(subject: Subject, ready: Ready) -> str:
-    """Return how a way differs from the eager pass beyond rounding, on one batch; empty where it does not."""
+    """Return how a way differs from the eager pass beyond rounding, on one batch of any network; empty where it does not."""
     inputs = _inputs(subject, subject.batch)
-    exact = _says(subject, _pass(subject.networks[0], *inputs, None))
-    rounded = exact
-    if subject.dtype is not None:
-        rounded = _says(subject, _pass(subject.networks[0], *inputs, subject.dtype))
-    result = _says(subject, _pass(ready.networks[0], *inputs, subject.dtype))
+    for network, other in zip(subject.networks, ready.networks, strict=True):
+        exact = _pass(network, *inputs, None)
+        rounded = exact if subject.dtype is None else _pass(network, *inputs, subject.dtype)
+        reason = _difference_of_logits(subject, _pass(other, *inputs, subject.dtype), rounded, exact)
+        if reason:
+            return reason
+    return ""
+
+
+def _difference_of_logits(subject: Subject, result: Tensor, rounded: Tensor, exact: Tensor) -> str:
+    """Return how a way's logits differ from exact ones beyond what the eager pass's do, rounded; empty where they do not."""
     if not torch.isfinite(result).all():
         return "it gives numbers that are not finite"
-    error, allowed = (float((p - exact).abs().mean()) for p in (result, rounded))
-    limit = _FACTOR * allowed + _FLOOR
-    return "" if error <= limit else f"its probabilities differ by {error:.2g} on average, not at most {limit:.2g}"
+    gap, usual = ((_says(subject, logits) - _says(subject, exact)).abs() for logits in (result, rounded))
+    error, limit = float(gap.mean()), _FACTOR * float(usual.mean()) + _FLOOR
+    if not error <= limit:
+        return f"its probabilities differ by {error:.2g} on average, not at most {limit:.2g}"
+    error = float(gap.max())
+    if subject.dtype is None and not error <= _LARGEST:
+        return f"one of its probabilities differs by {error:.2g}, not at most {_LARGEST:.2g}"
+    error, limit = _of_spread(result, exact), _FACTOR * _of_spread(rounded, exact) + _LOGITS_FLOOR
+    return "" if error <= limit else f"its logits differ by {error:.2g} of their spread, not at most {limit:.2g}"
+
+
+def _of_spread(logits: Tensor, exact: Tensor) -> float:
+    """Return the norm of the logits' difference by that of the exact ones around the mean of each channel."""
+    middle = exact.mean(dim=(0, 2, 3, 4), keepdim=True)
+    return relative_difference(logits - middle, exact - middle, _LEAST_SPREAD * float(exact.norm()))
 
 
 def _inputs(subject: Subject, batch: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from rescueseg.models.nnunet.predictor import NnUNetPredictor
 from rescueseg.models.precision import Precision
 from rescueseg.models.predictor import forward_of
 from rescueseg.models.split_network import SplitNetwork
+from rescueseg.models.unet.network import StridedUNet
 from rescueseg.models.unet.network import build_network as build_unet
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan
 from rescueseg.models.unet.predictor import UNetPredictor
@@ -33,7 +35,7 @@ KEYS = [11, 2**62, 7]
 BFLOAT16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16")
 
 
-def make_unet(way: str, networks: int = 2, dropout: float = 0.3) -> UNetPredictor:
+def make_unet(way: str, networks: int = 2, dropout: float = 0.3, border: bool = True) -> UNetPredictor:
     network = NetworkPlan(
         in_channels=1,
         n_classes=2,
@@ -41,7 +43,7 @@ def make_unet(way: str, networks: int = 2, dropout: float = 0.3) -> UNetPredicto
         strides=((1, 2, 2), (2, 2, 2), (1, 1, 1)),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         dropout=dropout,
-        border_distance=True,
+        border_distance=border,
     )
     plan = TrainingPlan(
         network=network,
@@ -51,7 +53,7 @@ def make_unet(way: str, networks: int = 2, dropout: float = 0.3) -> UNetPredicto
         batch_size=1,
         iterations=1,
         learning_rate=0.1,
-        border_um=0.5,
+        border_um=0.5 if border else None,
     )
     config = InferenceConfig(mc_samples=2, tta_symmetries=3, forward=way)
     return UNetPredictor([build_unet(network, seed) for seed in range(networks)], plan, config, "cpu")
@@ -240,6 +242,26 @@ class Broken(ChannelsLast):
         return logits
 
 
+class Blind(ChannelsLast):
+    """Says the same of every image and everywhere."""
+
+    def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
+        logits = super().head(features, masks)
+        return logits.mean(dim=(0, 2, 3, 4), keepdim=True).expand_as(logits).contiguous()
+
+
+class Shifted(ChannelsLast):
+    def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
+        return super().head(features, masks).roll(1, dims=-1)
+
+
+class WrongInOneVoxel(ChannelsLast):
+    def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
+        logits = super().head(features, masks)
+        logits[:, 1, 2, 8, 8] += 0.1
+        return logits
+
+
 def too_large(network: SplitNetwork, device: torch.device, dtype: torch.dtype | None) -> SplitNetwork:
     raise torch.OutOfMemoryError("no memory for 3 GiB\nand more")
 
@@ -278,6 +300,7 @@ def test_an_odd_layer_makes_the_pass_eager_and_one_line_says_so(make: Make, capl
     ("build", "reason"),
     [
         (Wrong, r"its probabilities differ by 0\.\d+ on average, not at most 0\.0001$"),
+        (WrongInOneVoxel, r"one of its probabilities differs by 0\.0\d+, not at most 0\.01$"),
         (Broken, "it gives numbers that are not finite$"),
         (too_large, "no memory for 3 GiB$"),
     ],
@@ -288,6 +311,54 @@ def test_a_way_that_fails_here_leaves_the_work_to_the_eager_pass(
     monkeypatch.setattr(forward_choice, "BUILDS", {"channels_last": build})
     line = is_eager_and_says_so(make_unet("channels_last"), make_unet("eager"), caplog)
     assert re.search(reason, line)
+
+
+def make_sure_of_background(predictor: NetworksPredictor) -> None:
+    """Let all networks give the background a probability of nearly 1 everywhere."""
+    for network in predictor._networks:
+        last = network.fine.conv if isinstance(network, StridedUNet) else network.network.decoder.seg_layers[-1]
+        with torch.no_grad():
+            last.bias.copy_(10.0 * (torch.arange(len(last.bias)) == 0))
+
+
+PRECISIONS = pytest.mark.parametrize("dtype", [None, pytest.param(torch.bfloat16, marks=BFLOAT16)])
+
+
+@pytest.mark.parametrize("make", [partial(make_unet, border=False), make_nnunet])
+@PRECISIONS
+@pytest.mark.parametrize("build", [Blind, Shifted])
+def test_a_way_that_is_wrong_is_refused_where_every_probability_is_nearly_right(
+    make: Make, dtype: torch.dtype | None, build: forward.Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_choice, "BUILDS", {"channels_last": build})
+    predictor = make("eager")
+    make_sure_of_background(predictor)
+    with pytest.raises(forward_choice.UnfitError, match="its logits differ by"):
+        forward_choice.set_up("channels_last", predictor._subject(Precision(dtype)))
+
+
+@FAMILIES
+@PRECISIONS
+def test_a_way_that_is_wrong_in_the_second_network_alone_is_refused(make: Make, dtype: torch.dtype | None) -> None:
+    subject = make("eager")._subject(Precision(dtype))
+    ready = forward_choice.set_up("channels_last", subject)
+    for module in ready.networks[1].modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | forward.OneDnnConvolution):
+            module.weight.zero_()
+    assert forward_choice.difference(subject, ready)
+
+
+@FAMILIES
+@PRECISIONS
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_channels_last_is_refused_neither_by_probabilities_nor_by_logits(
+    make: Make, dtype: torch.dtype | None, dropout: float
+) -> None:
+    for prepare in (lambda _: None, make_sure_of_background):
+        predictor = make("eager", networks=4, dropout=dropout)
+        prepare(predictor)
+        subject = predictor._subject(Precision(dtype))
+        assert forward_choice.difference(subject, forward_choice._built("channels_last", subject)) == ""
 
 
 # the choice ----------------------------------------------------------------------------------------------------------
