@@ -51,7 +51,7 @@ def entropy(probabilities: Tensor, axis: int = 1) -> Tensor:
     [0.693, 0.0]
     """
     logs = probabilities.clamp_min(_TINY).log_()
-    return logs.mul_(probabilities).sum(axis).neg_().clamp_min_(0)
+    return (0.0 - logs.mul_(probabilities).sum(axis)).clamp_min_(0)
 
 
 class _Group:
