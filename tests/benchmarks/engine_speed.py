@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -161,11 +162,12 @@ def dice(mask: Mask, truth: npt.NDArray[Any], boxes: list[Box]) -> float:
     return 2 * both / max(1, one + other)
 
 
-def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
+def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
     """Print the rows of a volume."""
-    job = InferenceJob.of(campaign, model_of(campaign, trainer, seconds), "v")
+    trainer = job.model.trainer
     config = job.inference.model_copy(update={"mc_samples": 1, "tta_symmetries": 1})
-    job = replace(job, inference=config, workers=1, maps_url=campaign.storage.path("speed"))
+    job = replace(job, inference=config, workers=1)
+    shutil.rmtree(job.maps_url, ignore_errors=True)
     began = time.monotonic()
     plan = make_plan(job)
     setup = time.monotonic() - began
@@ -190,7 +192,7 @@ def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
                 scores[name] = dice(mask, truth, boxes)
     medians = {name: float(np.median(values)) for name, values in took.items()}
     print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
-          f"{peers.precision or 'float32'}; setting up {setup:.1f} s", flush=True)  # fmt: skip
+          f"{peers.precision or 'float32'}, {plan.inference.forward}; setting up {setup:.1f} s", flush=True)  # fmt: skip
     for name, median in medians.items():
         times = " ".join(f"{value:.2f}" for value in took[name])
         print(
@@ -199,10 +201,9 @@ def run(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
         )
 
 
-def compare_workers(campaign: Campaign, trainer: str, seconds: float, repeats: int) -> None:
+def compare_workers(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
     """Print how much sooner two workers are done than one, with the members that the settings name."""
-    job = InferenceJob.of(campaign, model_of(campaign, trainer, seconds), "v")
-    job = replace(job, maps_url=campaign.storage.path("speed"), workers=2)
+    job = replace(job, workers=2)
     took: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as stack:
         clients = {n: stack.enter_context(open_cluster(ClusterConfig(workers=n))) for n in took}
@@ -228,14 +229,20 @@ def main() -> None:
     parser.add_argument("--trainer", default="monai_unet")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--float32", action="store_true", help="as on a processor that does not compute in bfloat16")
+    parser.add_argument("--forward", default="auto", help="how the engine computes the network, see inference.forward")
     parser.add_argument("--workers", action="store_true", help="two workers against one instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.float32:
+        patch("rescueseg.models.precision.autocast_dtype", lambda device: None).start()
     for dataset in options.datasets:
         campaign = families.open_or_make(options.data, options.out, dataset, seed=1)
         print(dataset)
         compare = compare_workers if options.workers else run
-        compare(campaign, options.trainer, options.seconds, options.repeats)
+        job = InferenceJob.of(campaign, model_of(campaign, options.trainer, options.seconds), "v")
+        config = job.inference.model_copy(update={"forward": options.forward})
+        compare(campaign, replace(job, inference=config, maps_url=campaign.storage.path("speed")), options.repeats)
 
 
 if __name__ == "__main__":
