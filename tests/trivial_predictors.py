@@ -64,7 +64,7 @@ class Faint(Blur):
     """Gives every foreground class a probability of 1e-5, a hundredth of it where the image is dark."""
 
     def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
-        faint = np.where(windows[:, 0] > windows.mean(), np.float32(1e-5), np.float32(1e-7))
+        faint = np.where(windows[:, 0] > 0, np.float32(1e-5), np.float32(1e-7))
         probabilities = np.stack([1 - self.n_classes * faint, *[faint] * self.n_classes], axis=1)
         for sample in range(self.config.mc_samples):
             yield Group(0, sample % self.config.tta_symmetries), {"probability": torch.from_numpy(probabilities)}

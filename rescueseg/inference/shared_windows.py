@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.geometry import ZYX, Box, zyx
+from rescueseg.storage import replace_atomically
 
 Float32 = npt.NDArray[np.float32]
 
@@ -93,17 +94,14 @@ class SharedWindows:
         file = self._file(block, window)
         if self.is_done(block) or file.exists():
             return
-        new = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(file.parent).free < self.spared_bytes + part.nbytes:
                 return
-            with new.open("wb") as stream:
+            with replace_atomically(file) as new, new.open("wb") as stream:
                 np.save(stream, part)
-            new.replace(file)
         except OSError:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
+            return
 
     def forget(self, block: int) -> None:
         """Remove what a block needed, once it is done."""
