@@ -107,11 +107,5 @@ class SharedWindows:
         """Remove what a block needed, once it is done."""
         shutil.rmtree(self.folder / f"{block:06d}", ignore_errors=True)
 
-    def remove(self) -> None:
-        """Remove all of this run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()
-
     def _file(self, block: int, window: int) -> Path:
         return self.folder / f"{block:06d}" / f"{window:08d}.npy"

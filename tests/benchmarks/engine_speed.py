@@ -201,7 +201,7 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
         )
 
 
-def compare_workers(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
+def compare_workers(job: InferenceJob, repeats: int) -> None:
     """Print how much sooner two workers are done than one, with the members that the settings name."""
     job = replace(job, workers=2)
     took: dict[int, list[float]] = {1: [], 2: []}
@@ -239,10 +239,13 @@ def main() -> None:
     for dataset in options.datasets:
         campaign = families.open_or_make(options.data, options.out, dataset, seed=1)
         print(dataset)
-        compare = compare_workers if options.workers else run
         job = InferenceJob.of(campaign, model_of(campaign, options.trainer, options.seconds), "v")
         config = job.inference.model_copy(update={"forward": options.forward})
-        compare(campaign, replace(job, inference=config, maps_url=campaign.storage.path("speed")), options.repeats)
+        job = replace(job, inference=config, maps_url=campaign.storage.path("speed"))
+        if options.workers:
+            compare_workers(job, options.repeats)
+        else:
+            run(campaign, job, options.repeats)
 
 
 if __name__ == "__main__":

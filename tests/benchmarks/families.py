@@ -19,12 +19,11 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from processor_time import cpu_seconds
 
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.snapshot import make_snapshot
@@ -54,18 +53,6 @@ ROWS = "families.jsonl"
 MEASURED_STEPS = 60
 """Of a whole short training: the topology loss begins late in it, and costs more than the network."""
 SHOWN = ("dice", "surface_dice", "hd95_um", "cldice", "betti0_error", "betti1_error", "ap50", "pq", "vi", "ece", "error_auroc", "aurc")  # fmt: skip
-
-
-def cpu_seconds() -> float:
-    """Return the processor time of this process and all its children, living and ended."""
-    me = psutil.Process()
-    own = me.cpu_times()
-    total = own.user + own.system + own.children_user + own.children_system
-    for child in me.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
-            total += times.user + times.system
-    return float(total)
 
 
 def open_or_make(data: Path, out: Path, dataset: str, seed: int, before: Path | None = None) -> Campaign:

@@ -20,29 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import psutil
+from processor_time import cpu_seconds
 
 HERE = Path(__file__).resolve().parents[2]
 FAMILIES = ("monai_unet", "monai_unet_topology", "nnunet")
 FIRST = 10
 """Steps that are not timed: memory is allocated in them, and code compiled."""
-
-
-def cpu_seconds() -> float:
-    """Return the processor time of this process and all its children, living and ended."""
-    me = psutil.Process()
-    own = me.cpu_times()
-    total = own.user + own.system + own.children_user + own.children_system
-    for child in me.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
-            total += times.user + times.system
-    return float(total)
 
 
 def measure(url: str, trainer: str, settings: Mapping[str, Any], device: str, seed: int) -> dict[str, float]:

@@ -17,13 +17,12 @@ from rescueseg.geometry import Box
 from rescueseg.inference import engine
 from rescueseg.inference.engine import InferenceJob, infer, make_plan, predict_boxes
 from rescueseg.inference.maps import QUANTITIES, InferencePlan
-from rescueseg.models.unet.network import build_network
-from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan
 from rescueseg.models.unet.predictor import UNetPredictor
 from rescueseg.records import ModelReference
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
 from tests.block_rig import make_campaign, read_maps
+from tests.small_unet import small_unet
 from tests.trivial_predictors import Blur
 
 MODEL = ModelReference(generation=0, trainer="trivial", path="generations/0000/model", digest="a" * 64)
@@ -130,24 +129,7 @@ def test_a_few_boxes_are_computed_eagerly_unless_a_person_says_otherwise(
 
 
 def tiny_unet(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> UNetPredictor:
-    network = NetworkPlan(
-        in_channels=1,
-        n_classes=2,
-        channels=(4, 4, 8),
-        strides=((1, 2, 2), (2, 2, 2), (1, 1, 1)),
-        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-        dropout=0.3,
-    )
-    plan = TrainingPlan(
-        network=network,
-        spacing_um_zyx=(0.2, 0.1, 0.1),
-        window_zyx=(8, 16, 16),
-        inference_window_zyx=(8, 16, 16),
-        batch_size=1,
-        iterations=1,
-        learning_rate=0.1,
-    )
-    return UNetPredictor([build_network(network, 0)], plan, config, "cpu")
+    return small_unet(config, (8, 16, 16))
 
 
 @pytest.mark.slow

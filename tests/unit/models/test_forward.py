@@ -25,38 +25,17 @@ from rescueseg.models.precision import Precision
 from rescueseg.models.predictor import forward_of
 from rescueseg.models.split_network import SplitNetwork
 from rescueseg.models.unet.network import StridedUNet
-from rescueseg.models.unet.network import build_network as build_unet
-from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan
 from rescueseg.models.unet.predictor import UNetPredictor
+from tests.small_unet import SPACING, small_unet
 
 WINDOW = (4, 16, 16)
-SPACING = (0.2, 0.1, 0.1)
 KEYS = [11, 2**62, 7]
 BFLOAT16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16")
 
 
 def make_unet(way: str, networks: int = 2, dropout: float = 0.3, border: bool = True) -> UNetPredictor:
-    network = NetworkPlan(
-        in_channels=1,
-        n_classes=2,
-        channels=(4, 4, 8),
-        strides=((1, 2, 2), (2, 2, 2), (1, 1, 1)),
-        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-        dropout=dropout,
-        border_distance=border,
-    )
-    plan = TrainingPlan(
-        network=network,
-        spacing_um_zyx=SPACING,
-        window_zyx=WINDOW,
-        inference_window_zyx=WINDOW,
-        batch_size=1,
-        iterations=1,
-        learning_rate=0.1,
-        border_um=0.5 if border else None,
-    )
     config = InferenceConfig(mc_samples=2, tta_symmetries=3, forward=way)
-    return UNetPredictor([build_unet(network, seed) for seed in range(networks)], plan, config, "cpu")
+    return small_unet(config, WINDOW, networks=networks, dropout=dropout, border=border)
 
 
 def make_nnunet(way: str, networks: int = 2, dropout: float = 0.3) -> NnUNetPredictor:
