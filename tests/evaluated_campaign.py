@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,9 @@ def write_maps(
     entropy: npt.NDArray[np.float64],
     volume_id: str = "phantom",
     block: ZYX | None = None,
+    others: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> None:
-    """Write the two maps that evaluation reads, in one block or in several, and the record that makes them complete."""
+    """Write the two maps that evaluation reads and others, in one block or in several, and what makes them complete."""
     record = campaign.volumes.record(volume_id)
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
     plan = InferencePlan(
@@ -148,9 +149,10 @@ def write_maps(
     )
     maps = VolumeMaps(campaign.generation(generation), volume_id)
     maps.prepare(plan, campaign.config.classes)
+    arrays = {"probability": probability, "predictive_entropy": entropy, **(others or {})}
     for index, box in enumerate(plan.blocks):
         files = {}
-        for name, array in (("probability", probability), ("predictive_entropy", entropy)):
+        for name, array in arrays.items():
             files |= maps.write(name, box, array[(..., *box.slices)].astype(np.float16))
         maps.mark(plan, index, "d", files)
     maps.finish(
@@ -158,7 +160,7 @@ def write_maps(
             generation=generation,
             volume_id=volume_id,
             model_digest=f"{generation:064x}",
-            quantities=("probability", "predictive_entropy"),
+            quantities=tuple(arrays),
             blocks=len(plan.blocks),
             digest="d",
         )

@@ -19,12 +19,10 @@ from rescueseg.cli.main import app
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
 from rescueseg.inference.box_means import SCORES
-from rescueseg.inference.maps import VolumeMaps
 from rescueseg.queue.store import open_queue
 from rescueseg.records import Holdout, HoldoutBox
 from rescueseg.stages.evaluate import evaluate
 from rescueseg.stages.tickets import query
-from rescueseg.volumes.ome_zarr import ImageLayout, create_image
 from rescueseg.volumes.volume_files import VolumeImport
 from rescueseg.volumes.volume_import import import_volume
 from tests.evaluated_campaign import write_maps, write_model
@@ -89,13 +87,9 @@ def make_campaign(folder: Path, count: int) -> Campaign:
             HoldoutBox(volume_id=name, box=Box((0, 0, 16 * n), BOX), part=part, stratum="typical")
             for n, part in enumerate(("validation", "test"))
         ]
-        write_maps(campaign, 0, np.stack([~truth, truth]).astype(float), rng.random(SHAPE), name)
-        maps = VolumeMaps(campaign.generation(0), name)
-        for score in SCORES[1:]:
-            layout = ImageLayout(SHAPE, np.float16, SPACING, name=score)
-            create_image(f"{maps.url}/{score}", layout)[...] = rng.random(SHAPE)
-        reference = maps.finished().model_copy(update={"quantities": ("probability", *SCORES)})
-        maps.finish(reference)
+        entropy, *others = (rng.random(SHAPE) for _ in SCORES)
+        probability = np.stack([~truth, truth]).astype(float)
+        write_maps(campaign, 0, probability, entropy, name, others=dict(zip(SCORES[1:], others, strict=True)))
     campaign.freeze_holdout(Holdout(boxes=tuple(boxes), guard_zyx=(0, 1, 1)))
     write_model(campaign, 0)
     return campaign
