@@ -17,11 +17,9 @@ on the block and the window, never on the volume.
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +35,7 @@ from rescueseg.geometry import Box
 from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
 from rescueseg.inference.shared_windows import SharedWindows, new_run
-from rescueseg.inference.windows import WindowGrid, choose_blocks
+from rescueseg.inference.windows import WindowGrid, choose_blocks, spread
 from rescueseg.models.predictor import (
     EAGER,
     PROBABILITY,
@@ -114,8 +112,8 @@ class InferenceJob:
     def of(cls, campaign: Campaign, model: ModelReference, volume_id: str) -> InferenceJob:
         """Return the job for a volume of a campaign, whose maps go into the model's generation."""
         config, url = campaign.config, campaign.url
-        classes, workers = tuple(config.classes), config.cluster.workers
-        return cls(model, url, volume_id, url, url, classes, config.seed, workers, config.inference)
+        classes, workers, inference = tuple(config.classes), config.cluster.workers, config.inference
+        return cls(model, url, volume_id, url, url, classes, config.seed, workers, inference)
 
 
 def infer_volume(
@@ -186,19 +184,6 @@ def infer(job: InferenceJob, client: Client | None = None, progress: CountProgre
     )
     maps.finish(reference)
     return reference
-
-
-def spread(blocks: Sequence[int], workers: int) -> list[int]:
-    """Return blocks in an order in which each of several workers has a row of neighbours of its own.
-
-    Examples
-    --------
-    >>> spread([0, 1, 2, 3, 4], 2), spread([0, 1, 2], 1)
-    ([0, 3, 1, 4, 2], [0, 1, 2])
-    """
-    length = math.ceil(len(blocks) / workers)
-    rows = [blocks[start : start + length] for start in range(0, len(blocks), max(1, length))]
-    return [block for together in itertools.zip_longest(*rows) for block in together if block is not None]
 
 
 def _ignore(done: int, total: int) -> None:  # noqa: ARG001

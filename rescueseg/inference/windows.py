@@ -10,6 +10,7 @@ the Gaussian, hence the weights are normalised per axis, beforehand, and no sum 
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,15 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.geometry import ZYX, Box, axis_starts, zyx
+from rescueseg.geometry import ZYX, Box, axis_starts, partition, zyx
 
 SIGMA = 1 / 8
 """Standard deviation of the weight as a share of the window, as usual since nnU-Net (10.1038/s41592-020-01008-z)."""
 FLOOR = 1e-3
 """Least weight along an axis as a share of its peak."""
+
+_FEW_WINDOWS = 500
+"""Up to so many the finish of the workers is found by going through their windows."""
 
 Weights = npt.NDArray[np.float32]
 
@@ -200,7 +204,8 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
 
     A window at the border of blocks is computed by the first of them, and kept for the others (see
     `rescueseg.inference.shared_windows`), unless all of them are computed at a time. Fewer blocks than that leave workers
-    idle at the end; each block costs about as much beside its windows as one window.
+    idle at the end; each block costs about as much beside its windows as one window. Where there are few windows the
+    workers' turns are gone through one by one, as halves of a small volume are rarely equal.
 
     Parameters
     ----------
@@ -237,13 +242,52 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
         count = math.prod(option[1] for option in combination)
         rounds = math.ceil(count / workers)
         windows: float = math.prod(option[3] for option in combination)
-        if rounds > 1:
+        if len(grid) <= _FEW_WINDOWS:
+            time = _finish(grid, shape, workers)
+        elif rounds == 1:
+            time = windows + rounds
+        else:
             full = inside / math.prod(grid.volume_zyx)
-            windows = len(grid) * min(rounds * full, (1 - full) / workers + full)
-        cost = (windows + rounds, math.prod(option[2] for option in combination))
+            time = len(grid) * min(rounds * full, (1 - full) / workers + full) + rounds
+        cost = (time, math.prod(option[2] for option in combination))
         if best_cost is None or cost < best_cost:
             best_cost, best_shape = cost, shape
     return best_shape
+
+
+def _finish(grid: WindowGrid, block_zyx: ZYX, workers: int) -> float:
+    """Return when the last of the workers is done, in windows: each block costs one more than the windows left to it."""
+    blocks = partition(grid.volume_zyx, block_zyx)
+    waiting = iter(spread(range(len(blocks)), workers))
+    left: list[Iterator[int]] = [iter(()) for _ in range(workers)]
+    clocks = [(0, worker) for worker in range(workers)]
+    computed: set[int] = set()
+    end = 0
+    while clocks:
+        now, worker = heapq.heappop(clocks)
+        index = next((i for i in left[worker] if i not in computed), None)
+        if index is not None:
+            computed.add(index)
+        elif (block := next(waiting, None)) is not None:
+            left[worker] = grid.touching(blocks[block])
+        else:
+            end = max(end, now)
+            continue
+        heapq.heappush(clocks, (now + 1, worker))
+    return end
+
+
+def spread(blocks: Sequence[int], workers: int) -> list[int]:
+    """Return blocks in an order in which each of several workers has a row of neighbours of its own.
+
+    Examples
+    --------
+    >>> spread([0, 1, 2, 3, 4], 2), spread([0, 1, 2], 1)
+    ([0, 3, 1, 4, 2], [0, 1, 2])
+    """
+    length = math.ceil(len(blocks) / workers)
+    rows = [blocks[start : start + length] for start in range(0, len(blocks), max(1, length))]
+    return [block for together in itertools.zip_longest(*rows) for block in together if block is not None]
 
 
 def _axis_options(axis: Axis, chunk: int) -> list[tuple[int, int, int, int]]:

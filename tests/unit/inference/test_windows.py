@@ -146,6 +146,20 @@ def test_blocks_are_cut_where_it_costs_least() -> None:
     assert choose_blocks(grid, (32, 64, 64), 100_000_000, 2) == (32, 64, 512)
 
 
+@pytest.mark.parametrize(
+    ("volume", "block"),
+    [((51, 480, 480), (32, 512, 512)), ((25, 512, 512), (25, 512, 256)), ((51, 100, 480), (32, 128, 512))],
+)
+def test_two_workers_share_a_small_volume_evenly(volume: tuple[int, int, int], block: tuple[int, int, int]) -> None:
+    """Each is left half of the windows, once those that both need are computed by one of them."""
+    grid = WindowGrid(volume, (24, 80, 80), 0.25)
+    assert choose_blocks(grid, (min(32, volume[0]), 64, 64), 8_000_000, 2) == block
+    first, second = ({*grid.touching(box)} for box in partition(volume, block))
+    assert first | second == {*range(len(grid))}
+    shared = len(first & second)
+    assert abs(len(first) - len(second)) <= shared
+
+
 @pytest.mark.parametrize("shape", [(15, 512, 512), (51, 480, 480), (100, 100, 100), (24, 128, 128), (1, 64, 64)])
 def test_flat_volumes_are_covered_by_their_blocks(shape: tuple[int, int, int]) -> None:
     grid = WindowGrid(shape, (16, 96, 96), 0.25)
