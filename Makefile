@@ -36,7 +36,7 @@ demo: install  ## three generations of active learning on one volume: make demo 
 	$(BIN)/rescueseg demo --out '$(OUT)' --generations $(GENERATIONS) $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') $(if $(TRAINER),--set 'training.trainer=$(TRAINER)') $(foreach s,$(SETTINGS),--set '$(s)')
 
 test: install  ## the tests that run in under 15 minutes
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --max-worker-restart 2
 
 test-all: install  ## all tests, the slow ones too
 	$(BIN)/python -m pytest

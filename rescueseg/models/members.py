@@ -24,6 +24,7 @@ from rescueseg.models.precision import Precision, choose_precision
 from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities
 from rescueseg.models.resample import Resampling, resample
 from rescueseg.models.split_network import SampleKey, SplitNetwork
+from rescueseg.models.threads import keep_threads
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.plan import NetworkPlan
 
@@ -210,6 +211,7 @@ class NetworksPredictor:
 
         Windows of another size than the network's are resampled to it, and what it says back.
         """
+        keep_threads()
         size = windows.shape[2:]
         images = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(self._device)
         images = self._resample(images, self._window)

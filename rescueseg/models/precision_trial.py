@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 from rescueseg.models.layout import as_channels_last, lay_channels_last
 from rescueseg.models.nnunet.network import build_network, key_dropout
 from rescueseg.models.nnunet.plan import NnUNetNetwork
+from rescueseg.models.threads import set_threads
 from rescueseg.models.trial import OUT_OF_MEMORY, Trial, Verdict
 from rescueseg.models.unet.plan import NetworkPlan
 
@@ -244,7 +245,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print
     threading.Thread(target=_end_with_input, daemon=True).start()
     trial = Trial.model_validate_json(sys.argv[-1])
-    torch.set_num_threads(trial.threads)
+    set_threads(trial.threads)
     print(judge(trial).model_dump_json(), file=channel)
 
 

@@ -37,6 +37,7 @@ from rescueseg.models.nnunet.plan import DATASET, FORMAT, NAME, PROFILES, Job, N
 from rescueseg.models.nnunet.planner import PLANS, plan_dataset
 from rescueseg.models.nnunet.ranks import watch
 from rescueseg.models.nnunet.settings import NnUNetSettings
+from rescueseg.models.threads import set_threads
 from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unlabelled_warnings
 from rescueseg.models.weights import join_members, split_members
 from rescueseg.storage import Storage, write_atomically
@@ -101,7 +102,7 @@ def run(job: Job, channel: TextIO) -> None:
     write_atomically(Path(job.work_dir, "job.json"), job.model_dump_json(indent=1).encode())
     config = CampaignConfig.model_validate(job.config)
     volumes, training = VolumeFolder(Storage(job.campaign_url)), config.training
-    torch.set_num_threads(training.threads)
+    set_threads(training.threads)
     shutil.rmtree(job.folder, ignore_errors=True)  # what an earlier run left there would be unpickled
     raw, preprocessed = (Path(str(folder), DATASET) for folder in (nnUNet_raw, nnUNet_preprocessed))
     preprocessed.mkdir(parents=True)

@@ -13,6 +13,7 @@ from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX
 from rescueseg.labels import IGNORE
 from rescueseg.models.overlap_loss import PartialDiceCELoss
+from rescueseg.models.threads import keep_threads
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.plan import TrainingPlan
 
@@ -92,6 +93,7 @@ class BettiMatchingLoss(nn.Module):
                 where="training.unet.betti_weight",
                 todo="Install rescueseg[topology], or set it to 0",
             ) from error
+        keep_threads()  # the package's OpenCV lets OpenMP start fewer
         self.matching = Matching(use_base_loss=False, alpha=1.0)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

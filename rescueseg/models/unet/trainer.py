@@ -17,6 +17,7 @@ from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
 from rescueseg.models.survey import survey_snapshot
+from rescueseg.models.threads import set_threads
 from rescueseg.models.trainer import (
     WEIGHTS_FILE,
     TrainedModel,
@@ -243,7 +244,7 @@ def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPla
 def _fixed_execution(threads: int) -> Iterator[None]:
     """Fix the number of threads and cuDNN's choice of algorithms, then restore both."""
     before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_num_threads(threads)
+    set_threads(threads)
     torch.backends.cudnn.deterministic = True
     try:
         yield
