@@ -36,7 +36,7 @@ def draw_decision(result: Triage) -> bytes:
     """Return the path through the tree as PNG.
 
     The path that was followed is orange; a bar shows by what factor the evidence lies on the side of yes (right) or no (left) of its
-    threshold, on a logarithmic scale of 1/8 to 8.
+    threshold, on a logarithmic scale of 1/8 to 8; it is grey where patches cut what was measured, so that neither is known.
 
     Parameters
     ----------
@@ -97,9 +97,8 @@ def _question(axes: Axes, y: float, step: Step, *, on_path: bool, decides: bool,
         return
     octaves = max(-_OCTAVES, min(_OCTAVES, math.log2(max(step.measured, 1e-9))))
     length = half * octaves / _OCTAVES
-    axes.barh(
-        y + 0.48, length, 0.26, left=middle, color=ORANGE if octaves >= 0 else BLUE, alpha=1.0 if on_path else 0.35
-    )
+    colour = GREY if step.answer is None else ORANGE if octaves >= 0 else BLUE
+    axes.barh(y + 0.48, length, 0.26, left=middle, color=colour, alpha=1.0 if on_path else 0.35)
     axes.text(middle + length + (0.08 if length >= 0 else -0.08), y + 0.48, f"{step.measured:.2g}×", fontsize=8.5, va="center",
               ha="left" if length >= 0 else "right", color="black" if on_path else GREY)  # fmt: skip
 
