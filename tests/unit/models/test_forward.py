@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,63 +12,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rescueseg.config import InferenceConfig
 from rescueseg.models import forward, forward_choice, members
 from rescueseg.models.forward import BUILDS, ChannelsLast, Compiled, replace_layers
-from rescueseg.models.forward_speed import Measured, Speed, Subject, Work, read_speed, store_speed
 from rescueseg.models.members import NetworksPredictor
-from rescueseg.models.nnunet.network import build_network as build_nnunet
-from rescueseg.models.nnunet.plan import NnUNetNetwork, NnUNetPlan
-from rescueseg.models.nnunet.predictor import NnUNetPredictor
 from rescueseg.models.precision import Precision
-from rescueseg.models.predictor import forward_of
 from rescueseg.models.split_network import SplitNetwork
 from rescueseg.models.unet.network import StridedUNet
-from rescueseg.models.unet.predictor import UNetPredictor
-from tests.small_unet import SPACING, small_unet
+from tests.forward_rig import (
+    KEYS,
+    Make,
+    alone_in_float32,
+    images,
+    make_nnunet,
+    make_unet,
+    members_of,
+    warnings_in,
+)
 
-WINDOW = (4, 16, 16)
-KEYS = [11, 2**62, 7]
 BFLOAT16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16")
 
-
-def make_unet(way: str, networks: int = 2, dropout: float = 0.3, border: bool = True) -> UNetPredictor:
-    config = InferenceConfig(mc_samples=2, tta_symmetries=3, forward=way)
-    return small_unet(config, WINDOW, networks=networks, dropout=dropout, border=border)
-
-
-def make_nnunet(way: str, networks: int = 2, dropout: float = 0.3) -> NnUNetPredictor:
-    network = NnUNetNetwork(
-        architecture="plain",
-        in_channels=1,
-        n_classes=2,
-        features=(4, 8),
-        strides=((1, 1, 2), (2, 2, 2)),
-        kernels=((3, 3, 1), (3, 3, 3)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-        dropout=dropout,
-    )
-    plan = NnUNetPlan(
-        network=network,
-        planner="default",
-        configuration="3d_fullres",
-        spacing_um_zyx=SPACING,
-        axes=(1, 2, 0),
-        window_zyx=WINDOW,
-        inference_window_zyx=WINDOW,
-        batch_size=1,
-        iterations=1,
-    )
-    built = []
-    for seed in range(networks):
-        torch.manual_seed(seed)
-        built.append(build_nnunet(network))
-    config = InferenceConfig(mc_samples=2, tta_symmetries=3, forward=way)
-    return NnUNetPredictor(built, plan, config, "cpu")
-
-
-Make = Callable[..., NetworksPredictor]
 FAMILIES = pytest.mark.parametrize("make", [make_unet, make_nnunet])
 EACH = pytest.mark.parametrize(
     ("make", "way"),
@@ -84,25 +45,9 @@ EACH = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compute in float32, keep what is compiled for this file's tests alone, and nothing that is measured."""
-    monkeypatch.setattr(members, "choose_precision", lambda *_: Precision(None))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "compiled"))
-    monkeypatch.setenv("RESCUESEG_CACHE", str(tmp_path_factory.mktemp("cache")))
-    members._warn_once.cache_clear()
+    alone_in_float32(monkeypatch, tmp_path_factory)
     yield
     members._warn_once.cache_clear()
-
-
-def images(count: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(count, 1, *WINDOW)).astype(np.float32)
-
-
-def members_of(predictor: NetworksPredictor, windows: np.ndarray, keys: list[int]) -> list[dict[str, np.ndarray]]:
-    return [dict(member) for _, member in predictor.members(windows, keys)]
-
-
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name.startswith("rescueseg")]
 
 
 # equal output --------------------------------------------------------------------------------------------------------
@@ -340,125 +285,10 @@ def test_channels_last_is_refused_neither_by_probabilities_nor_by_logits(
         assert forward_choice.difference(subject, forward_choice._built("channels_last", subject)) == ""
 
 
-# the choice ----------------------------------------------------------------------------------------------------------
-
-
-def measured(features: float, setup: float = 0.0, eager: float = 1.0) -> Measured:
-    """Return what takes so many seconds per window, and half as many per sample."""
-    speeds = (Speed(features=s, head=s / 2) for s in (features, eager))
-    return Measured(setup_seconds=setup, speed=next(speeds), eager=next(speeds))
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Measured | str]:
-    """Stand in for the clock: what a way takes, or why it fails. An eager pass takes a second, and a sample half a one."""
-    told: dict[str, Measured | str] = {"channels_last": measured(0.5), "compiled": measured(0.25, setup=7.0)}
-
-    def measure(name: str, _: Subject) -> Measured:
-        figure = told[name]
-        if isinstance(figure, str):
-            raise forward_choice.UnfitError(figure)
-        return figure
-
-    monkeypatch.setattr(forward_choice, "measure", measure)
-    monkeypatch.setattr(forward_choice, "measure_speed", lambda *_: Speed(features=1.0, head=0.5))
-    monkeypatch.setattr(forward_choice, "set_up", lambda name, subject: forward_choice.Ready(subject.networks, 1))
-    return told
-
-
-def test_few_windows_are_not_worth_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_choice, "measure_speed", lambda *_: pytest.fail("measured"))
-    assert make_unet("auto", networks=1).choose_forward(3) == "eager"
-
-
-@pytest.mark.parametrize("device", ["mps", "xpu"])
-def test_where_nothing_can_be_measured_the_pass_is_eager(device: str, caplog: pytest.LogCaptureFixture) -> None:
-    predictor = make_unet("auto")
-    predictor._device = torch.device(device)
-    assert predictor.choose_forward(10**6) == "eager"
-    assert warnings_in(caplog) == []
-
-
-@pytest.mark.parametrize(
-    ("windows", "workers", "name"),
-    [
-        (6, 1, "eager"),  # 36 images
-        (7, 1, "channels_last"),  # 84 s, 42 with channels-last: compiling takes 45
-        (7, 20, "channels_last"),
-        (40, 1, "compiled"),  # 480 s, 240 with channels-last, 127 compiled
-        (40, 2, "channels_last"),  # 120 s with channels-last: less than four times 45
-    ],
-)
-def test_a_way_is_tried_once_the_job_is_long_enough_to_gain_from_it(
-    figures: dict[str, Measured | str], windows: int, workers: int, name: str
-) -> None:
-    assert make_unet("auto").choose_forward(windows, workers) == name
-
-
-def test_a_slow_way_and_one_that_fails_are_not_chosen(
-    figures: dict[str, Measured | str], caplog: pytest.LogCaptureFixture
-) -> None:
-    figures |= {"channels_last": measured(0.96), "compiled": "an odd layer"}
-    predictor = make_unet("auto")
-    assert [predictor.choose_forward(400) for _ in range(2)] == ["eager", "eager"]
-    assert warnings_in(caplog) == [
-        "the forward pass is not computed by 'compiled', which may take longer: an odd layer"
-    ]
-
-
-def test_what_was_measured_holds_for_later_jobs_and_counts_what_it_takes_to_set_up(
-    figures: dict[str, Measured | str],
-) -> None:
-    assert make_unet("auto").choose_forward(400) == "compiled"
-    figures |= {"channels_last": "measured again", "compiled": "measured again"}
-    assert make_unet("auto").choose_forward(8) == "compiled"  # 24 + 7 s, not 48
-    assert make_unet("auto").choose_forward(8, workers=4) == "channels_last"  # 12 s, not 6 + 7
-    assert make_unet("auto", dropout=0.0).choose_forward(8) == "eager"
-
-
-def test_the_first_to_measure_wins_and_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
-    file, first, second = tmp_path / "new" / "way.json", measured(0.5), measured(0.25)
-    assert store_speed(file, first) == first
-    assert store_speed(file, second) == first
-    assert [path.name for path in file.parent.iterdir()] == ["way.json"]
-    assert read_speed(file) == first
-    file.write_text("{")
-    assert read_speed(file) is None
-    assert store_speed(tmp_path / "new" / "way.json" / "not-a-folder", second) == second
-
-
-def test_a_way_that_a_person_names_is_kept_or_the_next_one_that_works(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert make_unet("channels_last").choose_forward(1) == "channels_last"
-    assert make_unet("eager").choose_forward(10**6) == "eager"
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert make_unet("compiled").choose_forward(1) == "channels_last"
-    assert ["no C++ compiler" in line for line in warnings_in(caplog)] == [True]
-
-
-def test_a_real_measurement_is_stored_and_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RESCUESEG_CACHE", str(tmp_path))
-    monkeypatch.setattr(forward_choice, "_COMPILING_SECONDS", float("inf"))
-    name = make_nnunet("auto").choose_forward(10_000)
-    [file] = (tmp_path / "forward").iterdir()
-    stored = Measured.model_validate_json(file.read_bytes())
-    work = Work(images=10_000 * 2 * 3, samples=2)
-    ratio = stored.speed.seconds(work) / stored.eager.seconds(work)
-    assert ratio > 0
-    if abs(ratio - 0.95) > 0.05:
-        assert (name == "channels_last") == (ratio < 0.95)
-
-
 def test_every_way_is_tested() -> None:
     assert {
         parameters.values[1] if hasattr(parameters, "values") else parameters[1] for parameters in EACH.args[1]
     } == {*BUILDS}
-
-
-def test_a_predictor_of_another_family_knows_the_eager_pass_alone() -> None:
-    assert forward_of(object(), 10**6, 1) == "eager"
 
 
 def test_networks_that_differ_in_their_weights_share_compiled_code() -> None:
