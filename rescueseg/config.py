@@ -191,10 +191,6 @@ class TrainingConfig(Section):
         return self.model_dump(mode="json", include=set(type(self).model_fields) - {"trainer"})
 
 
-USUAL_OVERLAP = 0.25
-"""Of neighbouring windows, as a fraction of the window; nnU-Net takes a half, MONAI's function a quarter."""
-
-
 class InferenceConfig(Section):
     """How whole volumes are predicted."""
 
@@ -202,9 +198,8 @@ class InferenceConfig(Section):
     """Monte-Carlo dropout samples per symmetry."""
     tta_symmetries: Positive = 2
     """Test-time augmentations: the identity and up to this many minus one flips that the spacing allows."""
-    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Overlap of neighbouring windows as a fraction of the window. When omitted, the least that costs no Dice on the validation
-    boxes, where that saves time, and a quarter otherwise: see `rescueseg.evaluation.overlap_choice`."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    """Overlap of neighbouring windows as a fraction of the window."""
     window_zyx: ZYXField | None = None
     """Inference window in voxels; the training window when omitted."""
     block_voxels: Positive = 8_000_000
@@ -212,11 +207,6 @@ class InferenceConfig(Section):
     map_dtype: Literal["float16", "float32"] = "float16"
     forward: Literal["auto", "eager", "channels_last", "compiled"] = "auto"
     """How networks are computed: `rescueseg.models.forward` has the ways, and `auto` is the one that takes least here."""
-
-    @property
-    def settled_overlap(self) -> float:
-        """The overlap, a quarter where none was named or chosen."""
-        return USUAL_OVERLAP if self.overlap is None else self.overlap
 
 
 class QueryConfig(Section):

@@ -159,38 +159,3 @@ class WrongShape(Blur):
 
 def wrong_shape(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> WrongShape:
     return WrongShape(storage, config)
-
-
-class Cropped(Blur):
-    """Finds what is bright, but nothing within `margin` voxels of a window's border along y and x."""
-
-    margin = 0
-
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
-        found = (windows > 0).astype(np.float32)
-        inside = np.zeros_like(found)
-        inside[..., self.margin : found.shape[-2] - self.margin, self.margin : found.shape[-1] - self.margin] = 1
-        found *= inside
-        for symmetry, _ in np.ndindex(self.config.tta_symmetries, self.config.mc_samples):
-            probabilities = np.concatenate([1 - found, found], axis=1)
-            yield Group(0, symmetry), {"probability": torch.from_numpy(probabilities)}
-
-
-def cropped_by_0(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Cropped:
-    return Cropped(storage, config)
-
-
-class CroppedBy1(Cropped):
-    margin = 1
-
-
-def cropped_by_1(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> CroppedBy1:
-    return CroppedBy1(storage, config)
-
-
-class CroppedBy2(Cropped):
-    margin = 2
-
-
-def cropped_by_2(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> CroppedBy2:
-    return CroppedBy2(storage, config)

@@ -34,7 +34,6 @@ from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
-from rescueseg.inference.overlap import settled_inference
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks, spread
 from rescueseg.models.predictor import (
@@ -80,7 +79,7 @@ class InferenceJob:
     seed, workers : int
         The campaign's, and that of the cluster.
     inference : InferenceConfig
-        How it is predicted; its overlap is settled (`rescueseg.inference.overlap`).
+        How it is predicted.
     load : callable
         Returns the predictor of (storage of the model, model, settings, device); a function that the workers can import.
     device : str
@@ -113,7 +112,7 @@ class InferenceJob:
     def of(cls, campaign: Campaign, model: ModelReference, volume_id: str) -> InferenceJob:
         """Return the job for a volume of a campaign, whose maps go into the model's generation."""
         config, url = campaign.config, campaign.url
-        classes, workers, inference = tuple(config.classes), config.cluster.workers, settled_inference(campaign, model)
+        classes, workers, inference = tuple(config.classes), config.cluster.workers, config.inference
         return cls(model, url, volume_id, url, url, classes, config.seed, workers, inference)
 
 
@@ -231,7 +230,7 @@ def make_plan(job: InferenceJob) -> InferencePlan:
             )
     outputs = _other_outputs(predictor, f"volume {job.volume_id}")
     window = predictor.window_zyx(volume.spacing_um_zyx)
-    grid = WindowGrid(volume.shape_zyx, window, job.inference.settled_overlap)
+    grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
     chunk = choose_chunks(volume.shape_zyx)[0]
     plan = InferencePlan(
         model=job.model,

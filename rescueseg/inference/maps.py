@@ -138,7 +138,7 @@ class InferencePlan(Record):
     @cached_property
     def grid(self) -> WindowGrid:
         """The global window grid."""
-        return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.settled_overlap)
+        return WindowGrid(self.shape_zyx, self.window_zyx, self.inference.overlap)
 
 
 class BlockMarker(Record):

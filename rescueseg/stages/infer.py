@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.errors import TrainingError
-from rescueseg.evaluation.overlap_choice import choose_overlap
 from rescueseg.inference import engine
 from rescueseg.progress import Progress
 from rescueseg.records import MapReference, ModelReference
@@ -45,8 +44,6 @@ def infer_volume(
 ) -> MapReference:
     """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
     folder = campaign.generation(generation)
-    model = _model(folder)
-    choose_overlap(campaign, model, client, lambda done, total: folder.note_progress("trying overlaps", done, total))
 
     def note(done: int, total: int) -> None:
         folder.note_progress(f"{volume_id}: block", done, total)
@@ -54,7 +51,7 @@ def infer_volume(
 
     return engine.infer_volume(
         campaign,
-        model,
+        _model(folder),
         volume_id,
         client=client,
         progress=note,

@@ -18,7 +18,6 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 import rescueseg
 from rescueseg.campaign import Campaign
 from rescueseg.evaluation.calibration import CALIBRATION
-from rescueseg.inference.overlap import settled_inference
 from rescueseg.models.registry import find_entry
 from rescueseg.records import ModelReference, Record
 from rescueseg.volumes.normalise import common_linear
@@ -168,7 +167,7 @@ class ModelRegistry:
                 model_config={
                     "model": model.to_json(),
                     "classes": ["background", *self._campaign.config.classes],
-                    "inference": settled_inference(self._campaign, model).model_dump(mode="json", exclude_none=True),
+                    "inference": self._campaign.config.inference.model_dump(mode="json", exclude_none=True),
                     "temperature": temperature,
                     "linear": common_linear(v.normalisation for v in self._campaign.volumes.records()),
                 },

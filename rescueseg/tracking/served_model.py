@@ -70,5 +70,5 @@ class SegmentationModel(PythonModel):
         z, y, x = (float(s) for s in (params or {})["spacing_um_zyx"])
         image = np.asarray(model_input)
         scaled = normalise(image, measure(image, image.shape[1:], self._linear))
-        blended = predict_image(self._predictor, scaled, (z, y, x), self._config.settled_overlap, "pyfunc")
+        blended = predict_image(self._predictor, scaled, (z, y, x), self._config.overlap, "pyfunc")
         return temper(blended, self._temperature) if tempered and self._temperature is not None else blended

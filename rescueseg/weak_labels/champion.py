@@ -11,7 +11,6 @@ from rescueseg.errors import WeakLabelError
 from rescueseg.evaluation.champion import champion
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.boxes import predict_image
-from rescueseg.inference.overlap import settled_inference
 from rescueseg.models.predictor import Predictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.records import Normalisation, VolumeRecord
@@ -104,4 +103,4 @@ def load_champion(url: str, classes: Sequence[str], volumes: Iterable[VolumeReco
                 todo="Name a campaign with the same channels",
             )
     linear = common_linear(v.normalisation for v in other.volumes.records(refused=True))
-    return ChampionLabeller(predictor, settled_inference(other, model).settled_overlap, linear), model.digest
+    return ChampionLabeller(predictor, other.config.inference.overlap, linear), model.digest

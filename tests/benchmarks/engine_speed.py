@@ -5,12 +5,11 @@ python tests/benchmarks/engine_speed.py DATA OUT --trainer nnunet bbbc050_mosaic
 python tests/benchmarks/engine_speed.py DATA OUT --workers bbbc050_mosaic_train
 
 For each volume a model is trained once (`--seconds` of processor time; OUT keeps it) as `tests/benchmarks/families.py` does.
-The overlap of the engine's windows is chosen on the validation boxes, however small the volume; its trials are told on a line
-of their own. Then, alternating: the engine with one dropout sample and one symmetry, whole maps on the disk; MONAI's
-`sliding_window_inference` with the same window at its best batch, at its default overlap of a quarter and at the engine's;
-one forward of the whole volume, as far as memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its defaults, without
-mirroring. The peers leave their result in memory. Seconds are those of the clock, setting up not included: the engine's is told
-on a line of its own. Dice is that of the mask on the test boxes.
+Then, alternating: the engine with one dropout sample and one symmetry, whole maps on the disk; MONAI's
+`sliding_window_inference` with the same window and overlap at its best batch; one forward of the whole volume, as far as
+memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its defaults, without mirroring. The peers leave their
+result in memory. Seconds are those of the clock, setting up not included: the engine's is told on a line of its own. Dice is
+that of the mask on the test boxes.
 """
 
 from __future__ import annotations
@@ -37,12 +36,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import USUAL_OVERLAP, ClusterConfig
-from rescueseg.evaluation.overlap_choice import choose_overlap
+from rescueseg.config import ClusterConfig
 from rescueseg.geometry import Box, round_up
 from rescueseg.inference.engine import InferenceJob, infer, make_plan
 from rescueseg.inference.maps import VolumeMaps
-from rescueseg.inference.overlap import CHOSEN_OVERLAP
 from rescueseg.models.members import NetworksPredictor
 from rescueseg.models.registry import load_predictor
 from rescueseg.models.split_network import SplitNetwork
@@ -72,16 +69,6 @@ def model_of(campaign: Campaign, trainer: str, seconds: float) -> ModelReference
     return model
 
 
-def choose(campaign: Campaign, model: ModelReference) -> None:
-    """Choose the overlap of a model's windows, also where trials cost more than they save."""
-    folder, began = campaign.generation(model.generation), time.monotonic()
-    with patch("rescueseg.evaluation.overlap_choice._WORTH", 0):
-        choose_overlap(campaign, model)
-    chosen = folder.read(CHOSEN_OVERLAP)
-    tried = [] if chosen is None else [f"{t.overlap:.0%} {t.dice:.4f}" for t in chosen.trials if t.dice is not None]
-    print(f"  validation Dice by overlap: {', '.join(tried)}; {time.monotonic() - began:.1f} s", flush=True)
-
-
 class WithoutDropout(torch.nn.Module):
     """A network as one function of an image, as nnU-Net's predictor calls it."""
 
@@ -106,7 +93,7 @@ class Peers:
         self.precision = predictor._precision().dtype
         self.network = predictor._networks[0]
         self.axes = [2 + axis for axis in predictor._axes]
-        self.classes = len(job.classes) + 1
+        self.overlap, self.classes = job.inference.overlap, len(job.classes) + 1
         image = np.asarray(open_image(campaign.volumes, job.volume_id)[...])
         self.image = torch.from_numpy(normalise(image, volume.normalisation))[None]
 
@@ -117,7 +104,7 @@ class Peers:
         back = [2 + self.axes.index(axis) for axis in (2, 3, 4)]
         return torch.softmax(logits.permute(0, 1, *back)[:, : self.classes].float(), dim=1)
 
-    def monai(self, batch: int, overlap: float) -> Mask:
+    def monai(self, batch: int) -> Mask:
         """Return the mask of MONAI's sliding window inference."""
         with torch.inference_mode():
             probabilities = sliding_window_inference(
@@ -125,7 +112,7 @@ class Peers:
                 self.window,
                 batch,
                 self.forward,
-                overlap=overlap,
+                overlap=self.overlap,
                 mode="gaussian",
                 padding_mode="reflect",
             )
@@ -186,8 +173,7 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
     setup = time.monotonic() - began
     peers = Peers(campaign, job)
     ways: dict[str, Callable[[], Mask]] = {"engine": lambda: engine(job)}
-    overlaps = sorted({USUAL_OVERLAP, plan.grid.overlap}, reverse=True)
-    ways |= {f"MONAI, {o:.0%}, batch {n}": partial(peers.monai, n, o) for o in overlaps for n in BATCHES}
+    ways |= {f"MONAI, batch {batch}": partial(peers.monai, batch) for batch in BATCHES}
     ways["one forward"] = peers.whole
     if trainer == "nnunet":
         ways["nnUNetPredictor"] = peers.nnunet
@@ -205,12 +191,12 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
                 took[name].append(time.monotonic() - began)
                 scores[name] = dice(mask, truth, boxes)
     medians = {name: float(np.median(values)) for name, values in took.items()}
-    print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows that overlap by {plan.grid.overlap:.0%}, "
+    print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
           f"{peers.precision or 'float32'}, {plan.inference.forward}; setting up {setup:.1f} s", flush=True)  # fmt: skip
     for name, median in medians.items():
         times = " ".join(f"{value:.2f}" for value in took[name])
         print(
-            f"  {name:18s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
+            f"  {name:16s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
             flush=True,
         )
 
@@ -253,9 +239,7 @@ def main() -> None:
     for dataset in options.datasets:
         campaign = families.open_or_make(options.data, options.out, dataset, seed=1)
         print(dataset)
-        model = model_of(campaign, options.trainer, options.seconds)
-        choose(campaign, model)
-        job = InferenceJob.of(campaign, model, "v")
+        job = InferenceJob.of(campaign, model_of(campaign, options.trainer, options.seconds), "v")
         config = job.inference.model_copy(update={"forward": options.forward})
         job = replace(job, inference=config, maps_url=campaign.storage.path("speed"))
         if options.workers:
