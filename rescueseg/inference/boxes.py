@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import zarr
 from torch import Tensor
 
 from rescueseg.errors import InferenceError
-from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.inference.blending import WindowBlender
 from rescueseg.inference.maps import InferencePlan
 from rescueseg.inference.shared_windows import SharedWindows
@@ -112,7 +111,8 @@ class BoxWork:
         grid = self.plan.grid
         layout = channel_layout(self.plan)
         blender = WindowBlender(self.box)
-        for batch in self._batches():
+        size = batch_size(self.plan.window_zyx, self.device)
+        for _, batch in grid.batches(self.box, size, whole=self.shared is not None):
             parts = self._parts(batch, pixels, statistics)
             for index in batch:
                 part = grid.part(index, self.box) if grid.box(index).intersects(self.box) else None
@@ -123,16 +123,6 @@ class BoxWork:
         known = {name: part for name, part in layout.items() if part.stop <= len(blended)}
         maps = {name: blended[part if name in self.plan.channels else part.start] for name, part in known.items()}
         return {name: maps.get(name, zeros) for name in layout}
-
-    def _batches(self) -> Iterator[list[int]]:
-        """Yield windows that are computed together, ascending: where they are shared always the same ones, whichever block asks."""
-        grid = self.plan.grid
-        row = grid.shape[2]
-        voxels = BATCH_VOXELS if self.device.type == "cpu" else GPU_BATCH_VOXELS
-        size = max(1, voxels // math.prod(grid.window_zyx))
-        for (line, number), group in groupby(grid.touching(self.box), lambda i: (i // row, i % row // size)):
-            first = line * row + number * size
-            yield list(group) if self.shared is None else list(range(first, min(first + size, (line + 1) * row)))
 
     def _parts(self, batch: Sequence[int], pixels: Pixels, statistics: WindowStatistics) -> Mapping[int, Tensor]:
         """Return the box's parts of a batch's windows: as another block has computed them, or computed for all blocks."""
@@ -156,6 +146,18 @@ class BoxWork:
                 elif shared is not None:
                     shared.keep(block, index, part.cpu().numpy())
         return parts
+
+
+def batch_size(window_zyx: ZYX, device: torch.device) -> int:
+    """Return how many windows go through the predictor together.
+
+    Examples
+    --------
+    >>> batch_size((32, 80, 80), torch.device("cpu")), batch_size((64, 256, 256), torch.device("cpu"))
+    (1, 1)
+    """
+    voxels = BATCH_VOXELS if device.type == "cpu" else GPU_BATCH_VOXELS
+    return max(1, voxels // math.prod(window_zyx))
 
 
 def channel_layout(plan: InferencePlan) -> dict[str, slice]:

@@ -32,7 +32,7 @@ from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
-from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics
+from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics, batch_size
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks, spread
@@ -231,7 +231,9 @@ def make_plan(job: InferenceJob) -> InferencePlan:
     outputs = _other_outputs(predictor, f"volume {job.volume_id}")
     window = predictor.window_zyx(volume.spacing_um_zyx)
     grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
-    chunk = choose_chunks(volume.shape_zyx)[0]
+    chunk, limit = choose_chunks(volume.shape_zyx)[0], job.inference.block_voxels
+    batch = batch_size(window, torch.device(resolve_device(job.device)))
+    shared = job.maps.shared_windows() is not None
     plan = InferencePlan(
         model=job.model,
         volume_id=job.volume_id,
@@ -243,7 +245,7 @@ def make_plan(job: InferenceJob) -> InferencePlan:
         inference=job.inference,
         window_zyx=window,
         chunk_zyx=chunk,
-        block_zyx=choose_blocks(grid, chunk, job.inference.block_voxels, job.workers),
+        block_zyx=choose_blocks(grid, chunk, limit, job.workers, batch, shared=shared),
         networks=predictor.networks,
         outputs=outputs,
     )

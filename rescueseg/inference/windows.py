@@ -27,8 +27,8 @@ SIGMA = 1 / 8
 FLOOR = 1e-3
 """Least weight along an axis as a share of its peak."""
 
-_FEW_WINDOWS = 500
-"""Up to so many the finish of the workers is found by going through their windows."""
+_FEW_WINDOWS, _LIKELY = 500, 30
+"""Up to so many windows the finish of the workers is found by going through their turns, for so many shapes of blocks."""
 
 Weights = npt.NDArray[np.float32]
 
@@ -182,6 +182,23 @@ class WindowGrid:
         for position in itertools.product(*ranges):
             yield int(np.ravel_multi_index(position, self.shape))
 
+    def batches(self, block: Box, size: int, *, whole: bool) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield the windows of a block that are computed together, ascending, and all that are computed with them.
+
+        Batches are runs of `size` windows along x. Where they are `whole`, they are the same ones whichever block asks, so
+        that what is computed together does not depend on the block.
+
+        Examples
+        --------
+        >>> grid = WindowGrid((4, 4, 20), (4, 4, 4), 0.0)
+        >>> list(grid.batches(Box((0, 0, 4), (4, 4, 8)), 2, whole=True))
+        [([1], [0, 1]), ([2], [2, 3])]
+        """
+        row = self.shape[2]
+        for (line, number), group in itertools.groupby(self.touching(block), lambda i: (i // row, i % row // size)):
+            own, first = list(group), line * row + number * size
+            yield own, list(range(first, min(first + size, (line + 1) * row))) if whole else own
+
     def part(self, index: int, block: Box) -> WindowPart:
         """Return the part of a window inside a block that it touches, with its weights."""
         window = self.box(index)
@@ -199,13 +216,21 @@ class WindowGrid:
         return (self.part(index, block) for index in self.touching(block))
 
 
-def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int, workers: int) -> ZYX:
+def choose_blocks(
+    grid: WindowGrid,
+    chunk_zyx: Sequence[int],
+    block_voxels: int,
+    workers: int,
+    batch: int = 1,
+    *,
+    shared: bool = True,
+) -> ZYX:
     """Return the block shape with which `workers` workers finish first.
 
-    A window at the border of blocks is computed by the first of them, and kept for the others (see
-    `rescueseg.inference.shared_windows`), unless all of them are computed at a time. Fewer blocks than that leave workers
-    idle at the end; each block costs about as much beside its windows as one window. Where there are few windows the
-    workers' turns are gone through one by one, as halves of a small volume are rarely equal.
+    A window at the border of blocks is kept for the others by the first of them that has computed it (see
+    `rescueseg.inference.shared_windows`); those that compute it at the same time all do. Fewer blocks than workers leave some
+    idle, few blocks leave some idle at the end, and each block costs about as much beside its windows as one window. Where
+    there are few windows, the workers' turns are gone through batch by batch: halves of a small volume are rarely equal.
 
     Parameters
     ----------
@@ -217,6 +242,10 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
         Largest block; a single chunk may exceed it.
     workers : int
         Blocks computed at a time.
+    batch : int
+        Windows computed together; see `WindowGrid.batches`.
+    shared : bool
+        Whether blocks keep windows for one another.
 
     Returns
     -------
@@ -232,48 +261,45 @@ def choose_blocks(grid: WindowGrid, chunk_zyx: Sequence[int], block_voxels: int,
     (32, 32, 32)
     """
     options = [_axis_options(axis, chunk) for axis, chunk in zip(grid.axes, chunk_zyx, strict=True)]
-    best_cost: tuple[float, int] | None = None
-    best_shape = zyx(chunk_zyx)
+    costs: list[tuple[float, int, ZYX]] = []
     for combination in itertools.product(*options):
         shape = zyx(option[0] for option in combination)
         inside = math.prod(min(s, n) for s, n in zip(shape, grid.volume_zyx, strict=True))
         if inside > block_voxels and shape != zyx(chunk_zyx):
             continue
-        count = math.prod(option[1] for option in combination)
-        rounds = math.ceil(count / workers)
+        rounds = math.ceil(math.prod(option[1] for option in combination) / workers)
         windows: float = math.prod(option[3] for option in combination)
-        if len(grid) <= _FEW_WINDOWS:
-            time = _finish(grid, shape, workers)
-        elif rounds == 1:
-            time = windows + rounds
-        else:
+        if rounds > 1:
             full = inside / math.prod(grid.volume_zyx)
-            time = len(grid) * min(rounds * full, (1 - full) / workers + full) + rounds
-        cost = (time, math.prod(option[2] for option in combination))
-        if best_cost is None or cost < best_cost:
-            best_cost, best_shape = cost, shape
-    return best_shape
+            windows = len(grid) * min(rounds * full, (1 - full) / workers + full)
+        costs.append((windows + rounds, math.prod(option[2] for option in combination), shape))
+    likely = sorted(costs)[:_LIKELY] if len(grid) <= _FEW_WINDOWS else [min(costs)]
+    if len(likely) > 1:
+        likely = [(_finish(grid, shape, workers, batch, shared), rest, shape) for _, rest, shape in likely]
+    return min(likely)[2]
 
 
-def _finish(grid: WindowGrid, block_zyx: ZYX, workers: int) -> float:
+def _finish(grid: WindowGrid, block_zyx: ZYX, workers: int, batch: int, shared: bool) -> float:
     """Return when the last of the workers is done, in windows: each block costs one more than the windows left to it."""
     blocks = partition(grid.volume_zyx, block_zyx)
     waiting = iter(spread(range(len(blocks)), workers))
-    left: list[Iterator[int]] = [iter(()) for _ in range(workers)]
+    left: list[Iterator[tuple[list[int], list[int]]]] = [iter(()) for _ in range(workers)]
     clocks = [(0, worker) for worker in range(workers)]
-    computed: set[int] = set()
+    kept: dict[int, int] = {}
     end = 0
     while clocks:
         now, worker = heapq.heappop(clocks)
-        index = next((i for i in left[worker] if i not in computed), None)
-        if index is not None:
-            computed.add(index)
+        todo = next((all_ for own, all_ in left[worker] if any(kept.get(i, math.inf) > now for i in own)), None)
+        if todo is not None:
+            after = now + len(todo)
+            if shared:
+                kept |= {index: min(after, kept.get(index, after)) for index in todo}
         elif (block := next(waiting, None)) is not None:
-            left[worker] = grid.touching(blocks[block])
+            left[worker], after = grid.batches(blocks[block], batch, whole=shared), now + 1
         else:
             end = max(end, now)
             continue
-        heapq.heappush(clocks, (now + 1, worker))
+        heapq.heappush(clocks, (after, worker))
     return end
 
 

@@ -252,6 +252,7 @@ class NetworksPredictor:
 
         Ways that are tried and fail are told once each.
         """
+        keep_threads()
         work = Work(windows * len(self._networks) * len(self.symmetries), self._samples, workers)
         choice = choose(self._subject(self._precision()), self._forward, work)
         for note in choice.notes:

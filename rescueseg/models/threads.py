@@ -26,11 +26,6 @@ def keep_threads() -> None:
         runtime.omp_set_dynamic(0)
 
 
-def adjusts_threads() -> bool:
-    """Tell whether OpenMP may start fewer threads than an operation of this thread asks for."""
-    return any(runtime.omp_get_dynamic() for runtime in _runtimes())
-
-
 @lru_cache(maxsize=1)
 def _runtimes() -> tuple[ctypes.CDLL, ...]:
     """Return the OpenMP runtimes that were loaded with torch."""

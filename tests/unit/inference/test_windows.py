@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rescueseg.geometry import Box, partition, zyx
 from rescueseg.inference.blending import WindowBlender
-from rescueseg.inference.windows import Axis, WindowGrid, choose_blocks, gaussian
+from rescueseg.inference.windows import Axis, WindowGrid, _finish, choose_blocks, gaussian
 
 axes = st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 
@@ -146,18 +146,41 @@ def test_blocks_are_cut_where_it_costs_least() -> None:
     assert choose_blocks(grid, (32, 64, 64), 100_000_000, 2) == (32, 64, 512)
 
 
-@pytest.mark.parametrize(
-    ("volume", "block"),
-    [((51, 480, 480), (32, 512, 512)), ((25, 512, 512), (25, 512, 256)), ((51, 100, 480), (32, 128, 512))],
-)
-def test_two_workers_share_a_small_volume_evenly(volume: tuple[int, int, int], block: tuple[int, int, int]) -> None:
-    """Each is left half of the windows, once those that both need are computed by one of them."""
-    grid = WindowGrid(volume, (24, 80, 80), 0.25)
-    assert choose_blocks(grid, (min(32, volume[0]), 64, 64), 8_000_000, 2) == block
-    first, second = ({*grid.touching(box)} for box in partition(volume, block))
-    assert first | second == {*range(len(grid))}
-    shared = len(first & second)
-    assert abs(len(first) - len(second)) <= shared
+def test_workers_that_compute_the_same_rows_at_a_time_both_compute_them() -> None:
+    """Batches are runs along x: cut across x, two workers would compute every window twice, so the volume is cut along it."""
+    grid = WindowGrid((25, 512, 512), (24, 80, 80), 0.25)
+    chunk = (25, 64, 64)
+    assert _finish(grid, (25, 512, 256), 2, 100, True) == len(grid) + 1
+    assert choose_blocks(grid, chunk, 8_000_000, 2, 100) == (25, 192, 512)
+    assert _finish(grid, (25, 192, 512), 2, 100, True) < 0.6 * len(grid)
+
+
+def test_the_turns_of_workers_are_gone_through() -> None:
+    """Four windows along x in three blocks, each of which costs one window more than its own."""
+    grid = WindowGrid((4, 4, 13), (4, 4, 4), 0.25)
+    assert grid.shape == (1, 1, 4)
+    blocks = (4, 4, 5)
+    assert [list(grid.touching(box)) for box in partition(grid.volume_zyx, blocks)] == [[0, 1], [1, 2, 3], [3]]
+    assert _finish(grid, blocks, 1, 1, True) == 4 + 3
+    assert _finish(grid, blocks, 1, 1, False) == 6 + 3
+    # beside 0 1 of the first worker the other computes 3, then 2, while 1 is kept for it
+    assert _finish(grid, blocks, 2, 1, True) == 1 + 1 + 1 + 1
+    assert _finish(grid, blocks, 2, 1, False) == 1 + 1 + 1 + 3
+    # all four are computed together, by both, and then kept for the block in the middle
+    assert _finish(grid, blocks, 2, 4, True) == 1 + 4 + 1
+
+
+@given(some_grid, st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_one_worker_computes_each_window_once_and_several_are_done_no_later(
+    grid: WindowGrid, workers: int, batch: int
+) -> None:
+    chunk = zyx(min(8, n) for n in grid.volume_zyx)
+    assume(len(grid) <= 500 and len(partition(grid.volume_zyx, chunk)) <= 500)
+    blocks = len(partition(grid.volume_zyx, chunk))
+    assert _finish(grid, chunk, 1, batch, True) == len(grid) + blocks
+    together = _finish(grid, chunk, workers, batch, True)
+    assert (len(grid) + blocks) / workers <= together <= len(grid) + blocks
 
 
 @pytest.mark.parametrize("shape", [(15, 512, 512), (51, 480, 480), (100, 100, 100), (24, 128, 128), (1, 64, 64)])
