@@ -5,7 +5,7 @@ python tests/benchmarks/engine_speed.py DATA OUT --trainer nnunet bbbc050_mosaic
 python tests/benchmarks/engine_speed.py DATA OUT --workers bbbc050_mosaic_train
 
 For each volume a model is trained once (`--seconds` of processor time; OUT keeps it) as `tests/benchmarks/families.py` does.
-Then, alternating: the engine with one dropout sample and one symmetry, whole maps on the disk; MONAI's
+Then, alternating: the engine with one symmetry and without dropout, whole maps on the disk; MONAI's
 `sliding_window_inference` with the same window and overlap at its best batch; one forward of the whole volume, as far as
 memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its defaults, without mirroring. The peers leave their
 result in memory. Seconds are those of the clock, setting up not included: the engine's is told on a line of its own. Dice is
@@ -36,15 +36,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 from rescueseg.campaign import Campaign
-from rescueseg.config import ClusterConfig
+from rescueseg.config import ClusterConfig, InferenceConfig
 from rescueseg.geometry import Box, round_up
 from rescueseg.inference.engine import InferenceJob, infer, make_plan
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.members import NetworksPredictor
+from rescueseg.models.predictor import Predictor
 from rescueseg.models.registry import load_predictor
+from rescueseg.models.resample import resample
 from rescueseg.models.split_network import SplitNetwork
 from rescueseg.records import ModelReference
 from rescueseg.services.dask_cluster import open_cluster
+from rescueseg.storage import Storage
 from rescueseg.volumes.normalise import normalise
 from rescueseg.volumes.opening import open_image, open_truth
 
@@ -77,7 +80,15 @@ class WithoutDropout(torch.nn.Module):
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network.head(self.network.features(image), None)
+        return resample(self.network.head(self.network.features(image), None), image.shape[2:])
+
+
+def load_without_dropout(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Predictor:
+    """Load a predictor whose pass drops nothing, as that of the peers."""
+    predictor = load_predictor(storage, model, config, device)
+    assert isinstance(predictor, NetworksPredictor)
+    predictor._plan, predictor._samples = predictor._plan.model_copy(update={"dropout": 0.0}), 1
+    return predictor
 
 
 class Peers:
@@ -102,7 +113,8 @@ class Peers:
         with torch.autocast("cpu", self.precision or torch.bfloat16, enabled=self.precision is not None):
             logits = self.network.head(self.network.features(images.permute(0, 1, *self.axes).contiguous()), None)
         back = [2 + self.axes.index(axis) for axis in (2, 3, 4)]
-        return torch.softmax(logits.permute(0, 1, *back)[:, : self.classes].float(), dim=1)
+        logits = resample(logits.permute(0, 1, *back)[:, : self.classes].float(), images.shape[2:])
+        return torch.softmax(logits, dim=1)
 
     def monai(self, batch: int) -> Mask:
         """Return the mask of MONAI's sliding window inference."""
@@ -166,7 +178,7 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
     """Print the rows of a volume."""
     trainer = job.model.trainer
     config = job.inference.model_copy(update={"mc_samples": 1, "tta_symmetries": 1})
-    job = replace(job, inference=config, workers=1)
+    job = replace(job, inference=config, workers=1, load=load_without_dropout)
     shutil.rmtree(job.maps_url, ignore_errors=True)
     began = time.monotonic()
     plan = make_plan(job)
@@ -232,7 +244,7 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="as on a processor that does not compute in bfloat16")
     parser.add_argument("--forward", default="auto", help="how the engine computes the network, see inference.forward")
     parser.add_argument("--workers", action="store_true", help="two workers against one instead")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     if options.float32:
         patch("rescueseg.models.precision.autocast_dtype", lambda device: None).start()
