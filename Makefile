@@ -39,7 +39,7 @@ test: install  ## the tests that run in under 15 minutes
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --max-worker-restart 2
 
 test-all: install  ## all tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 1 --max-worker-restart 2
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
