@@ -153,8 +153,8 @@ def batch_size(window_zyx: ZYX, device: torch.device) -> int:
 
     Examples
     --------
-    >>> batch_size((32, 80, 80), torch.device("cpu")), batch_size((64, 256, 256), torch.device("cpu"))
-    (1, 1)
+    >>> batch_size((16, 64, 64), torch.device("cpu")), batch_size((64, 256, 256), torch.device("cpu"))
+    (3, 1)
     """
     voxels = BATCH_VOXELS if device.type == "cpu" else GPU_BATCH_VOXELS
     return max(1, voxels // math.prod(window_zyx))

@@ -112,8 +112,8 @@ class InferenceJob:
     def of(cls, campaign: Campaign, model: ModelReference, volume_id: str) -> InferenceJob:
         """Return the job for a volume of a campaign, whose maps go into the model's generation."""
         config, url = campaign.config, campaign.url
-        classes, workers, inference = tuple(config.classes), config.cluster.workers, config.inference
-        return cls(model, url, volume_id, url, url, classes, config.seed, workers, inference)
+        classes, workers = tuple(config.classes), config.cluster.workers
+        return cls(model, url, volume_id, url, url, classes, config.seed, workers, config.inference)
 
 
 def infer_volume(
