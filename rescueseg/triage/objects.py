@@ -19,9 +19,9 @@ from skimage.segmentation import watershed
 
 from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
-from rescueseg.triage.lines import filled_shell, line_tips, skeleton_branches, smooth_mask
+from rescueseg.triage.lines import close_slits, filled_shell, line_tips, skeleton_branches, smooth_mask
 from rescueseg.triage.slenderness import faces_of, slender_parts
-from rescueseg.triage.thickness import Faces, depth_within, ridge_radius
+from rescueseg.triage.thickness import Faces, depth_within, ridge_radius, typical_radius
 from rescueseg.triage.unannotated import extended, visible_object
 from rescueseg.voxels.components import label_components
 from rescueseg.voxels.skeleton import skeleton_of, without_spurs
@@ -41,6 +41,9 @@ _NECK = 0.7
 """Depth of a neck over that of the objects on both sides, below which they are two."""
 _ROUND = 0.5
 """Tubularity plus plateness below which the part of an object is round."""
+LONG = 12.5
+"""Length over thickness that is seen of a network: half of what a long mitochondrion has, of which a patch that cuts it
+through shows half."""
 _LARGER = 1.25
 """Thickness over the longest side of what is seen, above which an object that the patch cuts has no thickness."""
 _WHOLE = ((False, False),) * 3
@@ -76,6 +79,9 @@ class ObjectShape:
         Ends of the skeleton that lie in the patch, not where it cuts the object.
     is_shell : bool
         Whether it is the wall around one cavity; skeleton, loops and roundness are then those of the filled object.
+    is_network : bool
+        Whether the patch cuts it, and it is `LONG` times as long as thick, also once slits that are narrower than it is
+        thick are closed: organelles that lie side by side and touch here and there are then one thick lump.
     """
 
     volume: float
@@ -91,6 +97,7 @@ class ObjectShape:
     cut: bool
     tips: int = 0
     is_shell: bool = False
+    is_network: bool = False
 
     @property
     def slenderness(self) -> float:
@@ -193,7 +200,10 @@ def _round_parts(whole: Numbers, parts: Numbers, spacing: Spacing, unknown: Mask
 def _is_round(part: Mask, faces: Faces, spacing: Spacing) -> bool:
     """Tell whether a part of an object is round, given in its bounding box with the sides on which it may go on."""
     depth = depth_within(part, spacing, faces)
-    return depth is not None and sum(slender_parts(part, spacing, faces, depth)) < _ROUND
+    if depth is None:
+        return False
+    radius = typical_radius(depth, spacing)
+    return sum(slender_parts(part, spacing, faces, depth, radius, radius)) < _ROUND
 
 
 def describe_objects(
@@ -254,19 +264,18 @@ def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bo
     volume = float(mask.sum()) * math.prod(spacing)
     sides = [n * s for n, s in zip(mask.shape, spacing, strict=True)]
     depth = depth_within(mask, spacing, faces)
-    radius = math.inf if depth is None else ridge_radius(np.pad(mask, 1), depth, spacing, faces)
+    coarse = math.inf if depth is None else typical_radius(depth, spacing)
+    radius = math.inf if depth is None else ridge_radius(np.pad(mask, 1), depth, coarse, spacing, faces)
     if depth is None or (any(map(any, faces)) and 2 * radius > _LARGER * max(sides)):
         return ObjectShape(volume, *(math.nan,) * 2, 0, 0, 0.0, *(math.nan,) * 4, cut=True)
     solid, is_shell = filled_shell(mask, faces)
     whole = np.pad(solid, 1)
-    tube, plate = slender_parts(mask, spacing, faces, depth, radius)
-    smooth = smooth_mask(whole, [0.15 * 2 * radius / s for s in spacing])
+    tube, plate = slender_parts(mask, spacing, faces, depth, coarse, radius)
     if is_shell:
         depth = depth_within(solid, spacing, faces)
-    bones = skeleton_of(smooth)
-    if depth is not None:
-        bones = without_spurs(bones, depth, spacing)
+    smooth, bones = middle_line(solid, depth, radius, spacing)
     branches, length = skeleton_branches(bones, spacing)
+    is_long = cut and length >= LONG * 2 * radius
     return ObjectShape(
         volume=volume,
         thickness=2 * radius,
@@ -281,7 +290,25 @@ def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bo
         cut=cut,
         tips=line_tips(bones, spacing, faces, 1.5 * radius),
         is_shell=is_shell,
+        is_network=is_long and _is_long_without_slits(solid, spacing, faces, radius),
     )
+
+
+def middle_line(solid: Mask, depth: Floats | None, radius: float, spacing: Spacing) -> tuple[Mask, Mask]:
+    """Return an object without the roughness of its surface, and its skeleton without spurs, each with a voxel of margin."""
+    smooth = smooth_mask(np.pad(solid, 1), [0.15 * 2 * radius / s for s in spacing])
+    bones = skeleton_of(smooth)
+    return smooth, bones if depth is None else without_spurs(bones, depth, spacing)
+
+
+def _is_long_without_slits(mask: Mask, spacing: Spacing, faces: Faces, radius: float) -> bool:
+    closed = close_slits(mask, spacing, faces, radius)
+    depth = depth_within(closed, spacing, faces)
+    if depth is None:
+        return False
+    thick = ridge_radius(np.pad(closed, 1), depth, typical_radius(depth, spacing), spacing, faces)
+    _, bones = middle_line(closed, depth, thick, spacing)
+    return skeleton_branches(bones, spacing)[1] >= LONG * 2 * thick
 
 
 def sphericity(mask: Mask, spacing: Spacing) -> float:

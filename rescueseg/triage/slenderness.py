@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.measure import block_reduce
 
 from rescueseg.geometry import Spacing
-from rescueseg.triage.thickness import Faces, typical_radius
+from rescueseg.triage.thickness import Faces
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -85,11 +85,9 @@ def hessian_shape(
 
 
 def slender_parts(
-    mask: Mask, spacing: Spacing, faces: Faces, depth: Floats, radius: float | None = None
+    mask: Mask, spacing: Spacing, faces: Faces, depth: Floats, coarse: float, radius: float
 ) -> tuple[float, float]:
     """Return tubularity and plateness of an object, of which a patch may show a slice alone."""
-    coarse = typical_radius(depth, min(spacing))
-    radius = coarse if radius is None else radius
     unseen = [
         all(face) and (n == 1 or n * s <= _SEEN * 2 * radius)
         for face, n, s in zip(faces, mask.shape, spacing, strict=True)

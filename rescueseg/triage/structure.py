@@ -15,6 +15,7 @@ from rescueseg.triage import image as im
 from rescueseg.triage.evidence import Evidence, ImageMeasures, evidence_of
 from rescueseg.triage.lines import LONGEST, length_bounds
 from rescueseg.triage.objects import (
+    LONG,
     SMALLEST,
     Numbers,
     ObjectShape,
@@ -29,9 +30,6 @@ _FEWEST_WHOLE = 3
 """Whole objects below which roundness is not judged: what a patch cuts looks rounder than it is."""
 _STRETCH = 4.0
 """Length over thickness that is seen of an object, below which a patch that it leaves does not tell a line from an organelle."""
-_CONNECTED = 12.5
-"""The same that is seen of an object that is a network: half of what a long mitochondrion has, of which a patch that cuts it
-through shows half."""
 _OF_PATCHES = 0.2
 """Share of the structure that must lie in patches where one object holds most of it."""
 _FLAT = 2.0
@@ -224,8 +222,8 @@ def _shape_evidence(
             "connected",
             connected,
             "",
-            f"share of a patch's structure in one object that leaves it and is at least {_CONNECTED:g} times as long as thick, "
-            "in the patches with most of it",
+            f"share of a patch's structure in one object that leaves it and is at least {LONG:g} times as long as thick, "
+            "narrow slits closed, in the patches with most of it",
         ),
         evidence_of(
             "branch_density",
@@ -240,7 +238,9 @@ def _shape_evidence(
 def _within(shape: ObjectShape, sides_um: Sequence[float]) -> ObjectShape:
     """Return a shape whose skeleton is no longer than a line of its thickness can be in a patch of such sides."""
     room = math.prod(max(1.0, side / shape.thickness) for side in sides_um) / 4 * shape.thickness
-    return shape if shape.skeleton <= room else replace(shape, skeleton=room)
+    if shape.skeleton <= room:
+        return shape
+    return replace(shape, skeleton=room, is_network=shape.is_network and room >= LONG * shape.thickness)
 
 
 def _length_seen(shapes: Sequence[ObjectShape]) -> float:
@@ -255,7 +255,11 @@ def _lengths(shapes: Sequence[ObjectShape]) -> tuple[float, float]:
     lines = [s for s in shapes if s.slenderness >= _LINE]
     if not any(s.cut for s in lines):
         return seen, seen
-    least, most = length_bounds(sum(s.skeleton / s.thickness for s in lines), sum(s.tips for s in lines))
+    total = sum(s.skeleton for s in lines)
+    along = (
+        sum(s.skeleton * s.thickness for s in lines) / total if total else 1.0
+    )  # thickness: of a cut-off sliver little
+    least, most = length_bounds(total / along, sum(s.tips for s in lines))
     return max(seen, least), max(seen, most)
 
 
@@ -331,7 +335,7 @@ def _connected(described: Sequence[Sequence[ObjectShape]]) -> float:
     shares, volumes = [], []
     for shapes in described:
         if total := sum(s.volume for s in shapes):
-            lines = (s.volume for s in shapes if s.cut and s.skeleton >= _CONNECTED * s.thickness)
+            lines = (s.volume for s in shapes if s.is_network)
             shares.append(max(lines, default=0.0) / total)
             volumes.append(total)
     return im.weighted_quantile(shares, volumes, 1 - _OF_PATCHES)

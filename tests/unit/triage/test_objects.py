@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from rescueseg.triage.lines import skeleton_branches
+from rescueseg.triage.lines import close_slits, skeleton_branches
 from rescueseg.triage.objects import (
     ObjectShape,
     describe_object,
@@ -16,8 +16,10 @@ from rescueseg.triage.objects import (
     split_at_necks,
     touching_fraction,
 )
+from rescueseg.triage.thickness import depth_within, typical_radius
 
 CUBIC = (1.0, 1.0, 1.0)
+WHOLE = ((False, False),) * 3
 FLAT = (3.0, 1.0, 1.0)
 
 
@@ -168,3 +170,81 @@ def test_a_rough_surface_grows_no_branches() -> None:
     edge = ndimage.binary_dilation(rough) & ~rough
     rough |= edge & (np.random.default_rng(0).random(rough.shape) < 0.15)
     assert one(rough).branches <= 1
+
+
+def local_thickness(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Return for each voxel inside the largest distance to the outside of any voxel so near to it: every pair compared."""
+    scale = np.array(spacing)
+    inside = np.argwhere(np.pad(mask, 1)) * scale
+    outside = np.argwhere(~np.pad(mask, 1)) * scale
+    away = np.min(np.linalg.norm(inside[:, None] - outside[None], axis=2), axis=1)
+    apart = np.linalg.norm(inside[:, None] - inside[None], axis=2)
+    return np.where(apart < away[None], away[None], 0).max(axis=1)
+
+
+@pytest.mark.parametrize("spacing", [CUBIC, FLAT])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_typical_radius_is_the_median_of_the_local_thickness(
+    seed: int, spacing: tuple[float, float, float]
+) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(9, 22, 22)), (1.5, 3, 3))
+    numbers, _ = ndimage.label(noise > 0)
+    mask = numbers == np.bincount(numbers.ravel())[1:].argmax() + 1
+    depth = depth_within(mask, spacing, WHOLE)
+    assert depth is not None
+    exact = float(np.median(local_thickness(mask, spacing)))
+    assert typical_radius(depth, spacing) + 0.5 == pytest.approx(exact, abs=0.5 * max(spacing) + 0.25)
+
+
+def test_the_rim_that_flat_voxels_leave_does_not_make_an_organelle_thin() -> None:
+    """Ten planes of a lens that slants: a single plane reaches beyond the others all around, as much skeleton as the middle."""
+    spacing = (3.0, 1.0, 1.0)
+    z, y, x = (np.stack(np.indices((14, 60, 60)), 0) - np.array([6.5, 29.5, 29.5])[:, None, None, None]) * np.array(
+        spacing
+    )[:, None, None, None]
+    lens = ((z - 0.3 * y) / 14) ** 2 + (y / 26) ** 2 + (x / 18) ** 2 <= 1
+    fine = ndimage.zoom(lens.astype(np.float32), (3, 1, 1), order=1) > 0.5
+    shape = one(lens, spacing)
+    assert shape.thickness == pytest.approx(one(fine).thickness, rel=0.15)
+    assert shape.skeleton < 3 * shape.thickness
+
+
+def bars(gap: int) -> np.ndarray:
+    """Eight bars of 10 × 10 voxels, two by four, which rungs of 4 × 4 voxels join."""
+    step = 10 + gap
+    mask = np.zeros((10 + step, 10 + 3 * step, 120), bool)
+    for z in range(0, 2 * step, step):
+        for y in range(0, 4 * step, step):
+            mask[z : z + 10, y : y + 10] = True
+    for number, x in enumerate(range(8, 112, 16)):
+        mask[3 : 7 + step * (number % 2), 3:7, x : x + 4] = True
+        mask[3:7, 3 : 7 + 3 * step, x : x + 4] = True
+        mask[3 + step : 7 + step, 3 : 7 + 3 * step, x : x + 4] = True
+    return mask
+
+
+@pytest.mark.parametrize(("gap", "is_network"), [(2, False), (6, False), (20, True), (40, True)])
+def test_parts_that_touch_side_by_side_are_no_network(gap: int, is_network: bool) -> None:
+    """Cut on both sides, many times as long as thick, with tunnels between the rungs: what is between them decides."""
+    shape = describe_object(bars(gap), CUBIC, ((False, False), (False, False), (True, True)))
+    assert shape.cut
+    assert shape.loops > 0
+    assert shape.skeleton > 12.5 * shape.thickness
+    assert shape.is_network == is_network
+
+
+@pytest.mark.parametrize("spacing", [CUBIC, FLAT])
+def test_closing_slits_fills_what_no_ball_outside_reaches(spacing: tuple[float, float, float]) -> None:
+    """Against every ball of the radius that lies outside, tried one by one."""
+    rng = np.random.default_rng(3)
+    mask = ndimage.gaussian_filter(rng.normal(size=(6, 14, 14)), 1) > 0.2
+    radius = 2.0
+    margins = [7, 7, 7]
+    wide = np.pad(mask, [(m, m) for m in margins])
+    scale = np.array(spacing)
+    solid, air = np.argwhere(wide) * scale, np.argwhere(~wide) * scale
+    free = np.min(np.linalg.norm(air[:, None] - solid[None], axis=2), axis=1) >= radius + 0.5
+    reached = np.min(np.linalg.norm(air[:, None] - air[free][None], axis=2), axis=1) < radius + 0.5
+    expected = wide.copy()
+    expected[tuple((air[~reached] / scale).round().astype(int).T)] = True
+    assert (close_slits(mask, spacing, WHOLE, radius) == expected[7:-7, 7:-7, 7:-7]).all()

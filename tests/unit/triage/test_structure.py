@@ -248,8 +248,8 @@ def test_the_skeleton_of_what_nearly_fills_the_patch_is_no_line() -> None:
             assert shape.skeleton / shape.thickness <= math.prod(sides) / 4 + 1e-9
 
 
-def test_small_patches_of_mitochondria_rarely_say_network(real_data: Path) -> None:
-    """Eight patches each, as a campaign's first round has them; a long mitochondrion along a face of its patch may deceive."""
+def test_small_patches_of_mitochondria_never_say_network(real_data: Path) -> None:
+    """Eight patches each, as a campaign's first round has them."""
     if not (real_data / "cdeep3m_mito_train").is_dir():
         pytest.skip("this volume is not here")
     image, truth = (tifffile.imread(real_data / "cdeep3m_mito_train" / f"{name}.tif") for name in ("raw", "labels"))
@@ -266,7 +266,7 @@ def test_small_patches_of_mitochondria_rarely_say_network(real_data: Path) -> No
         ]
         numbers = {e.name: e.value for e in structure_evidence(patches, measures) if e.value is not None}
         said.append(next(step.answer for step in decide(numbers, TriageConfig())[1] if step.route == "topology"))
-    assert said.count(True) <= 2, said
+    assert True not in said, said
 
 
 def test_what_a_slice_shows_of_a_network_is_not_called_round() -> None:
