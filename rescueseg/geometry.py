@@ -204,6 +204,17 @@ def axis_starts(length: int, window: int, stride: int) -> list[int]:
     return [*starts, length - window]
 
 
+def stride_of(window: int, overlap: float) -> int:
+    """Return the step between windows that overlap by at least the fraction `overlap`.
+
+    Examples
+    --------
+    >>> stride_of(96, 0.25), stride_of(96, 0.0)
+    (72, 96)
+    """
+    return max(1, math.floor(window * (1 - overlap) + 1e-9))
+
+
 def partition(shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> list[Box]:
     """Cut a volume into disjoint blocks, in z, y, x order; the last along an axis may be smaller.
 

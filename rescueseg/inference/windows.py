@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.geometry import ZYX, Box, axis_starts, partition, zyx
+from rescueseg.geometry import ZYX, Box, axis_starts, partition, stride_of, zyx
 
 SIGMA = 1 / 8
 """Standard deviation of the weight as a share of the window, as usual since nnU-Net (10.1038/s41592-020-01008-z)."""
@@ -31,17 +31,6 @@ _FEW_WINDOWS, _LIKELY = 500, 30
 """Up to so many windows the finish of the workers is found by going through their turns, for so many shapes of blocks."""
 
 Weights = npt.NDArray[np.float32]
-
-
-def stride_of(window: int, overlap: float) -> int:
-    """Return the step between windows that overlap by at least the fraction `overlap`.
-
-    Examples
-    --------
-    >>> stride_of(96, 0.25), stride_of(96, 0.0)
-    (72, 96)
-    """
-    return max(1, math.floor(window * (1 - overlap) + 1e-9))
 
 
 def gaussian(window: int) -> npt.NDArray[np.float64]:

@@ -6,10 +6,10 @@ python tests/benchmarks/engine_speed.py DATA OUT --workers bbbc050_mosaic_train
 
 For each volume a model is trained once (`--seconds` of processor time; OUT keeps it) as `tests/benchmarks/families.py` does.
 Then, alternating: the engine with one symmetry and without dropout, whole maps on the disk; MONAI's
-`sliding_window_inference` with the same window and overlap at its best batch; one forward of the whole volume, as far as
-memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its defaults, without mirroring. The peers leave their
-result in memory. Seconds are those of the clock, setting up not included: the engine's is told on a line of its own. Dice is
-that of the mask on the test boxes.
+`sliding_window_inference` at the same overlap in a few batches, with the engine's window and with that of the training, as is
+usual there; one forward of the whole volume, as far as memory goes; and for `nnunet` nnU-Net's own `nnUNetPredictor` at its
+defaults, without mirroring, with both windows. The peers leave their result in memory. Seconds are those of the clock,
+setting up not included: the engine's is told on a line of its own. Dice is that of the mask on the test boxes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import families
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import ClusterConfig, InferenceConfig
-from rescueseg.geometry import Box, round_up
+from rescueseg.geometry import ZYX, Box, round_up, zyx
 from rescueseg.inference.engine import InferenceJob, infer, make_plan
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.members import NetworksPredictor
@@ -101,6 +101,7 @@ class Peers:
         self.window = predictor.window_zyx(volume.spacing_um_zyx)
         if self.window != predictor._window:
             raise SystemExit(f"the network's window {predictor._window} is not that of the volume, {self.window}")
+        self.training_window = zyx(campaign.storage.read_json(f"{job.model.path}/model.json")["plan"]["window_zyx"])
         self.precision = predictor._precision().dtype
         self.network = predictor._networks[0]
         self.axes = [2 + axis for axis in predictor._axes]
@@ -116,12 +117,12 @@ class Peers:
         logits = resample(logits.permute(0, 1, *back)[:, : self.classes].float(), images.shape[2:])
         return torch.softmax(logits, dim=1)
 
-    def monai(self, batch: int) -> Mask:
+    def monai(self, window: ZYX, batch: int) -> Mask:
         """Return the mask of MONAI's sliding window inference."""
         with torch.inference_mode():
             probabilities = sliding_window_inference(
                 self.image,
-                self.window,
+                window,
                 batch,
                 self.forward,
                 overlap=self.overlap,
@@ -140,7 +141,7 @@ class Peers:
         z, y, x = shape
         return np.asarray(probabilities[0, :, :z, :y, :x].argmax(dim=0).numpy() > 0)
 
-    def nnunet(self) -> Mask:
+    def nnunet(self, window: ZYX) -> Mask:
         """Return the mask of nnU-Net's predictor, which computes in float32 on a CPU."""
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -148,7 +149,7 @@ class Peers:
             tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
         )
         predictor.network = WithoutDropout(self.network)
-        predictor.configuration_manager = SimpleNamespace(patch_size=[self.window[a - 2] for a in self.axes])
+        predictor.configuration_manager = SimpleNamespace(patch_size=[window[a - 2] for a in self.axes])
         predictor.label_manager = SimpleNamespace(num_segmentation_heads=self.classes)
         logits = predictor.predict_sliding_window_return_logits(self.image[0].permute(0, *(a - 1 for a in self.axes)))
         back = [1 + self.axes.index(axis) for axis in (2, 3, 4)]
@@ -185,10 +186,11 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
     setup = time.monotonic() - began
     peers = Peers(campaign, job)
     ways: dict[str, Callable[[], Mask]] = {"engine": lambda: engine(job)}
-    ways |= {f"MONAI, batch {batch}": partial(peers.monai, batch) for batch in BATCHES}
+    for named, window in (("", peers.window), (", training window", peers.training_window)):
+        ways |= {f"MONAI{named}, batch {batch}": partial(peers.monai, window, batch) for batch in BATCHES}
+        if trainer == "nnunet":
+            ways[f"nnUNetPredictor{named}"] = partial(peers.nnunet, window)
     ways["one forward"] = peers.whole
-    if trainer == "nnunet":
-        ways["nnUNetPredictor"] = peers.nnunet
     took: dict[str, list[float]] = {name: [] for name in ways}
     scores: dict[str, float] = {}
     truth = np.asarray(open_truth(campaign.volumes, "v")[...])
@@ -203,12 +205,12 @@ def run(campaign: Campaign, job: InferenceJob, repeats: int) -> None:
                 took[name].append(time.monotonic() - began)
                 scores[name] = dice(mask, truth, boxes)
     medians = {name: float(np.median(values)) for name, values in took.items()}
-    print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx}, {len(plan.grid)} windows, "
+    print(f"{trainer}: {plan.shape_zyx}, window {plan.window_zyx} (training {peers.training_window}), {len(plan.grid)} windows, "
           f"{peers.precision or 'float32'}, {plan.inference.forward}; setting up {setup:.1f} s", flush=True)  # fmt: skip
     for name, median in medians.items():
         times = " ".join(f"{value:.2f}" for value in took[name])
         print(
-            f"  {name:16s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
+            f"  {name:33s} {median:7.2f} s  {median / medians['engine']:5.2f} × the engine  test Dice {scores[name]:.4f}  ({times})",
             flush=True,
         )
 

@@ -1,6 +1,6 @@
 """Every way of computing the forward pass that this machine has: seconds per window, set-up, and how far it is from float32.
 
-    python tests/benchmarks/forward_plans.py [--family unet nnunet] [--precision float32 bfloat16] [--repeats 5] [--window 40 104 104]
+    python tests/benchmarks/forward_plans.py [--family unet nnunet] [--precision float32 mixed] [--repeats 5] [--window 40 104 104]
 
 The networks are those that both families plan on a CPU for two classes at (0.25, 0.1, 0.1) µm, with random weights and
 dropout, at their inference window. The ways take turns, so that what else the machine does slows all of them. "ratio" is the

@@ -11,6 +11,7 @@ from typing import Any
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.geometry import ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
+from rescueseg.models.inference_window import plan_inference_window
 from rescueseg.models.nnunet.folds import Case, choose_folds, group_cases
 from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
@@ -239,11 +240,9 @@ def training_window(config: TrainingConfig, survey: Survey) -> ZYX | None:
     return isotropic_shape(survey.spacing_um_zyx, UNET_PROFILES[config.profile].window_voxels, survey.field_zyx)
 
 
-def inference_window(config: TrainingConfig, survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX) -> ZYX:
-    """Return the default inference window: larger than the training window, within the smallest volume."""
-    voxels = round(math.prod(window_zyx) * UNET_PROFILES[config.profile].inference_scale)
-    larger = isotropic_shape(survey.spacing_um_zyx, voxels, survey.volume_zyx)
-    return round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
+def inference_scale(config: TrainingConfig) -> float:
+    """Return the voxels of the inference window per voxel of the training window."""
+    return UNET_PROFILES[config.profile].inference_scale
 
 
 def warm_start_plan(
@@ -288,7 +287,9 @@ def warm_start_plan(
             "network": old.model_copy(update={"dropout": new.dropout}),
             "axes": earlier.axes,
             "window_zyx": window,
-            "inference_window_zyx": inference_window(config, survey, window, earlier.total_stride_zyx),
+            "inference_window_zyx": plan_inference_window(
+                survey, window, earlier.total_stride_zyx, inference_scale(config)
+            ),
         }
     ), ""
 

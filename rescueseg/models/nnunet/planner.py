@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rescueseg.config import TrainingConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
+from rescueseg.models.inference_window import plan_inference_window
 from rescueseg.models.nnunet.plan import (
     ARCHITECTURES,
     DATASET,
@@ -29,7 +30,7 @@ from rescueseg.models.nnunet.plan import (
     NnUNetNetwork,
     NnUNetPlan,
     dropout,
-    inference_window,
+    inference_scale,
     training_window,
     warm_start_plan,
 )
@@ -144,7 +145,7 @@ def _adapt(
         iterations=config.iterations or profile.iterations,
         members=config.members,
     )
-    larger = inference_window(config, survey, plan.window_zyx, plan.total_stride_zyx)
+    larger = plan_inference_window(survey, plan.window_zyx, plan.total_stride_zyx, inference_scale(config))
     return plan.model_copy(update={"inference_window_zyx": larger})
 
 

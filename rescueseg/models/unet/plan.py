@@ -16,6 +16,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
+from rescueseg.models.inference_window import plan_inference_window
 from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
 from rescueseg.models.trainer import Outline
 from rescueseg.models.unet.settings import UNetSettings
@@ -235,7 +236,7 @@ def make_plan(
     >>> survey = Survey(1, spacing_um_zyx=(0.4, 0.1, 0.1), volume_zyx=(40, 512, 512), field_zyx=(16, 96, 96))
     >>> plan = make_plan(config, survey, n_classes=1)
     >>> plan.window_zyx, plan.inference_window_zyx, plan.network.total_stride_zyx
-    ((14, 56, 56), (28, 112, 112), (2, 8, 8))
+    ((14, 56, 56), (24, 112, 112), (2, 8, 8))
     """
     profile, settings, spacing = PROFILES[config.profile], UNetSettings.of(config), survey.spacing_um_zyx
     least_window = config.window_zyx or isotropic_shape(spacing, profile.window_voxels, survey.field_zyx)
@@ -243,13 +244,12 @@ def make_plan(
     network = network.model_copy(update={"border_distance": border_um is not None})
     multiple = network.total_stride_zyx
     window = round_up(least_window, multiple)
-    larger = isotropic_shape(spacing, round(math.prod(window) * profile.inference_scale), survey.volume_zyx)
     weights = TopologyPlan(cldice=settings.cldice_weight, betti=settings.betti_weight, begin=0.5, every=2)
     return TrainingPlan(
         network=network,
         spacing_um_zyx=spacing,
         window_zyx=window,
-        inference_window_zyx=round_up([max(a, b) for a, b in zip(larger, window, strict=True)], multiple),
+        inference_window_zyx=plan_inference_window(survey, window, multiple, profile.inference_scale),
         batch_size=config.batch_size or profile.batch_size,
         iterations=config.iterations or profile.iterations,
         learning_rate=config.learning_rate or _LEARNING_RATE,
