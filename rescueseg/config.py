@@ -201,7 +201,7 @@ class InferenceConfig(Section):
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     """Overlap of neighbouring windows as a fraction of the window."""
     window_zyx: ZYXField | None = None
-    """Inference window in voxels; the training window when omitted."""
+    """Inference window in voxels; the one that the model was planned with when omitted."""
     block_voxels: Positive = 8_000_000
     """Largest block one Dask task writes; bounds the memory of a worker."""
     map_dtype: Literal["float16", "float32"] = "float16"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, axis_starts, isotropic_shape, round_up, stride_of
 from rescueseg.models.survey import Survey
 
@@ -13,13 +12,13 @@ def plan_inference_window(survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX, sc
     """Return the inference window: larger than the training window, within the smallest volume, with no overlap to spare.
 
     The last window along an axis ends with the volume, and so may overlap the one before it nearly whole. A window is therefore
-    no longer along an axis than the same number of them needs to cover the smallest volume: less is computed, at the same
-    quality (`tests/benchmarks/engine_speed.py`).
+    no longer along an axis than the same number of them needs to cover the smallest extent of the volumes: less is computed.
+    Volumes that are much larger along it take a few percent more work.
 
     Parameters
     ----------
     survey : Survey
-        Spacing and smallest extents of the volumes.
+        Spacing and smallest extents of the volumes, and the overlap of the windows.
     window_zyx : tuple of int
         Of the training.
     multiple_zyx : tuple of int
@@ -38,14 +37,14 @@ def plan_inference_window(survey: Survey, window_zyx: ZYX, multiple_zyx: ZYX, sc
     larger = isotropic_shape(survey.spacing_um_zyx, round(math.prod(window_zyx) * scale), survey.volume_zyx)
     most = round_up([max(a, b) for a, b in zip(larger, window_zyx, strict=True)], multiple_zyx)
     least = round_up(window_zyx, multiple_zyx)
-    z, y, x = (_shortest(*axis) for axis in zip(survey.volume_zyx, least, most, multiple_zyx, strict=True))
-    if most[1] == most[2]:  # then y and x can be exchanged, a test-time symmetry
-        y = x = max(y, x)
+    lengths = zip(survey.volume_zyx, least, most, multiple_zyx, strict=True)
+    z, y, x = (_shortest(*axis, survey.overlap) for axis in lengths)
+    if multiple_zyx[1] == multiple_zyx[2] and least[1] == least[2] and most[1] == most[2]:
+        y = x = max(y, x)  # so that they can be exchanged, a test-time symmetry
     return z, y, x
 
 
-def _shortest(length: int, least: int, most: int, multiple: int) -> int:
-    """Return the shortest window of which no more are needed along an axis than of the longest one, at the usual overlap."""
-    overlap = InferenceConfig().overlap
+def _shortest(length: int, least: int, most: int, multiple: int, overlap: float) -> int:
+    """Return the shortest window of which no more are needed along an axis than of the longest one."""
     needed = [(len(axis_starts(length, w, stride_of(w, overlap))), w) for w in range(least, most + 1, multiple)]
     return min(window for count, window in needed if count <= needed[-1][0])

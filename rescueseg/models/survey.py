@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rescueseg.campaign import VolumeFolder
-from rescueseg.config import CampaignConfig
+from rescueseg.config import CampaignConfig, InferenceConfig
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Spacing, resampled_shape, zyx
 from rescueseg.records import Snapshot
@@ -29,12 +29,15 @@ class Survey:
         Smallest extent of the volumes along each axis, in voxels of the working spacing.
     field_zyx : tuple of int
         Largest extent of what training may read around a patch, likewise.
+    overlap : float
+        Of the windows in which volumes are predicted, as a fraction of them.
     """
 
     in_channels: int
     spacing_um_zyx: Spacing
     volume_zyx: ZYX
     field_zyx: ZYX
+    overlap: float = InferenceConfig().overlap
 
 
 def survey_snapshot(config: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Survey:
@@ -70,6 +73,7 @@ def survey_snapshot(config: CampaignConfig, volumes: VolumeFolder, snapshot: Sna
         spacing_um_zyx=spacing,
         volume_zyx=zyx(min(e[a] for e in extents) for a in range(3)),
         field_zyx=zyx(max(f[a] for f in fields) for a in range(3)),
+        overlap=config.inference.overlap,
     )
 
 

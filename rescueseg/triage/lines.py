@@ -19,6 +19,8 @@ Mask = npt.NDArray[np.bool_]
 LONGEST = 1000.0
 """Stands for a length without an upper bound, in multiples of the thickness."""
 _CONFIDENCE = 0.95
+_EQUAL = 1e-5
+"""Difference of two distances, in voxels, that is rounding."""
 
 
 def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
@@ -120,6 +122,8 @@ _LEAST_CAVITY = 0.1
 def close_slits(mask: Mask, spacing: Spacing, faces: Faces, radius: float) -> Mask:
     """Return an object with what is outside filled where no ball of a radius fits: slits between parts that lie side by side.
 
+    Half a voxel is in doubt: a gap just as wide as the ball may be filled.
+
     Parameters
     ----------
     mask : ndarray of bool, zyx
@@ -142,8 +146,12 @@ def close_slits(mask: Mask, spacing: Spacing, faces: Faces, radius: float) -> Ma
     margins = [math.ceil(2 * radius / s) + 1 for s in spacing]
     wider = np.pad(mask, [(m * a, m * b) for m, (a, b) in zip(margins, faces, strict=True)], mode="edge")
     wider = np.pad(wider, [(m * (not a), m * (not b)) for m, (a, b) in zip(margins, faces, strict=True)])
-    reach = radius + 0.5 * min(spacing)  # from the middle of a voxel to that of the next one inside
+    reach = radius + (0.5 - _EQUAL) * min(
+        spacing
+    )  # a ball ends where voxels do, half a voxel before the next one's middle
     fits = ndimage.distance_transform_edt(~wider, sampling=spacing) >= reach
+    if not fits.any():
+        return np.ones_like(mask)
     reached = ndimage.distance_transform_edt(~fits, sampling=spacing) < reach
     crop = tuple(slice(m, m + n) for m, n in zip(margins, mask.shape, strict=True))
     return np.asarray(mask | ~reached[crop], np.bool_)

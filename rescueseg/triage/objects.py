@@ -21,7 +21,7 @@ from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
 from rescueseg.triage.lines import close_slits, filled_shell, line_tips, skeleton_branches, smooth_mask
 from rescueseg.triage.slenderness import faces_of, slender_parts
-from rescueseg.triage.thickness import Faces, depth_within, ridge_radius, typical_radius
+from rescueseg.triage.thickness import Faces, depth_within, radii_of, typical_radius
 from rescueseg.triage.unannotated import extended, visible_object
 from rescueseg.voxels.components import label_components
 from rescueseg.voxels.skeleton import skeleton_of, without_spurs
@@ -44,6 +44,8 @@ _ROUND = 0.5
 LONG = 12.5
 """Length over thickness that is seen of a network: half of what a long mitochondrion has, of which a patch that cuts it
 through shows half."""
+_SLITS = 0.05
+"""Share of an object's volume up to which its slits do not matter."""
 _LARGER = 1.25
 """Thickness over the longest side of what is seen, above which an object that the patch cuts has no thickness."""
 _WHOLE = ((False, False),) * 3
@@ -58,7 +60,7 @@ class ObjectShape:
     volume : float
         Cubic micrometre.
     thickness : float
-        Micrometre: twice the median distance to the border along the middle of the object. nan, and with it all that
+        Micrometre: the median of its local thickness, see `typical_radius`. nan, and with it all that
         follows from it, where the patch shows no border, or less of the object than it is thick.
     extent : float
         How many balls of its thickness the object would fill: 1 for a ball, 1.5 L/T for a rod of length L and
@@ -264,8 +266,7 @@ def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bo
     volume = float(mask.sum()) * math.prod(spacing)
     sides = [n * s for n, s in zip(mask.shape, spacing, strict=True)]
     depth = depth_within(mask, spacing, faces)
-    coarse = math.inf if depth is None else typical_radius(depth, spacing)
-    radius = math.inf if depth is None else ridge_radius(np.pad(mask, 1), depth, coarse, spacing, faces)
+    coarse, radius = (math.inf, math.inf) if depth is None else radii_of(mask, depth, spacing, faces)
     if depth is None or (any(map(any, faces)) and 2 * radius > _LARGER * max(sides)):
         return ObjectShape(volume, *(math.nan,) * 2, 0, 0, 0.0, *(math.nan,) * 4, cut=True)
     solid, is_shell = filled_shell(mask, faces)
@@ -302,11 +303,14 @@ def middle_line(solid: Mask, depth: Floats | None, radius: float, spacing: Spaci
 
 
 def _is_long_without_slits(mask: Mask, spacing: Spacing, faces: Faces, radius: float) -> bool:
+    """Tell whether a long object is long as well once slits that are narrower than it is thick are closed."""
     closed = close_slits(mask, spacing, faces, radius)
+    if closed.sum() <= (1 + _SLITS) * mask.sum():
+        return True
     depth = depth_within(closed, spacing, faces)
     if depth is None:
         return False
-    thick = ridge_radius(np.pad(closed, 1), depth, typical_radius(depth, spacing), spacing, faces)
+    _, thick = radii_of(closed, depth, spacing, faces)
     _, bones = middle_line(closed, depth, thick, spacing)
     return skeleton_branches(bones, spacing)[1] >= LONG * 2 * thick
 

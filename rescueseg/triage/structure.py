@@ -165,7 +165,7 @@ def structure_evidence(patches: Sequence[RoughPatch], measures: Mapping[str, Ima
         evidence_of("density", count / annotated, "1/µm³", "objects of any size in what is annotated"),
         evidence_of("puncta", puncta, "", "share of the structure in objects of fewer than 27 voxels"),
         evidence_of("whole_objects", whole, "", "not cut by a patch"),
-        evidence_of("thickness", thickness, "µm", "twice the depth of the middle, weighted by volume"),
+        evidence_of("thickness", thickness, "µm", "median of the local thickness, weighted by volume"),
         *(_shape_evidence(closed, described, thickness) if shapes else []),
         evidence_of(
             "touching",

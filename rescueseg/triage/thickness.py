@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 Faces = Sequence[tuple[bool, bool]]
 """For each axis, whether an object's near and far side lie at a face of the patch."""
 
+_EQUAL = 1e-5
+"""Difference of two distances, in voxels, that is rounding."""
 _MOST_PLACES = 400
 """Places along the middle of an object at which its radius is measured between voxels."""
 
@@ -60,18 +62,18 @@ def _beyond(mask: Mask, faces: Faces) -> Mask:
 
 
 def typical_radius(depth: Floats, spacing: Spacing) -> float:
-    """Return the radius of the largest ball that half of an object is made of: the median of its local thickness, halved.
+    """Return half of the median local thickness of an object.
 
-    The local thickness of a place is that of the largest ball within the object that covers it (Hildebrand and Rüegsegger
-    1997, doi:10.1046/j.1365-2818.1997.1340694.x). The rim that one plane of flat voxels leaves around the others is thin,
-    but little of the object.
+    The local thickness of a place is the diameter of the largest ball within the object that covers it (Hildebrand and
+    Rüegsegger 1997, doi:10.1046/j.1365-2818.1997.1340694.x). The rim that one plane of flat voxels leaves around the others
+    is thin, but little of the object. The radius is found by bisection, as if larger balls always covered less: about right.
 
     Parameters
     ----------
     depth : ndarray of float, zyx
-        Distance to the outside in micrometre; 0 outside.
+        Distance to the outside in micrometre, at least half of the finest voxel; 0 outside. Not all of it is outside.
     spacing : tuple of float
-        Voxel size in micrometre; half of the finest is the smallest radius.
+        Voxel size in micrometre.
 
     Examples
     --------
@@ -82,19 +84,39 @@ def typical_radius(depth: Floats, spacing: Spacing) -> float:
     >>> typical_radius(depth_within(bar, (1, 1, 1), [(False, False)] * 3), (1, 1, 1))
     2.5
     """
-    inside = depth > 0
-    ridge = (depth >= ndimage.maximum_filter(depth, size=3)) & inside
-    radii = np.unique(depth[ridge].round(9))
+    finest = min(spacing)
+    relative, steps = depth / finest, [s / finest for s in spacing]
+    inside = relative > 0
+    ridge = (relative >= ndimage.maximum_filter(relative, size=3)) & inside
+    radii = np.unique(relative[ridge].round(6))
     least, most = 0, len(radii) - 1
     while least < most:
         middle = (least + most + 1) // 2
-        from_balls = ndimage.distance_transform_edt(depth < radii[middle] - 1e-9, sampling=spacing)
-        covered = inside & (from_balls < radii[middle] + 0.5 * min(spacing))  # so far no voxel outside can lie
+        from_middles = ndimage.distance_transform_edt(relative < radii[middle] - _EQUAL, sampling=steps)
+        covered = inside & (from_middles < radii[middle] + 0.5 - _EQUAL)  # nearer than the nearest voxel outside
         if 2 * np.count_nonzero(covered) >= np.count_nonzero(inside):
             least = middle
         else:
             most = middle - 1
-    return max(min(spacing) / 2, float(radii[least])) if len(radii) else min(spacing) / 2
+    return float(radii[least]) * finest
+
+
+def radii_of(mask: Mask, depth: Floats, spacing: Spacing, faces: Faces) -> tuple[float, float]:
+    """Return the typical radius of an object, from the middles of voxels and measured between them.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, zyx
+        The object's bounding box.
+    depth : ndarray of float, zyx
+        Of `depth_within`.
+    spacing : tuple of float
+        Voxel size in micrometre.
+    faces : sequence of (bool, bool)
+        Sides at faces of the patch.
+    """
+    coarse = typical_radius(depth, spacing)
+    return coarse, ridge_radius(np.pad(mask, 1), depth, coarse, spacing, faces)
 
 
 def ridge_radius(whole: Mask, depth: Floats, coarse: float, spacing: Spacing, faces: Faces) -> float:

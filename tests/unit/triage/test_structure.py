@@ -14,8 +14,8 @@ from scipy import ndimage
 from rescueseg.config import TriageConfig
 from rescueseg.geometry import Box, Spacing, zyx
 from rescueseg.triage.evidence import measure_chunks
-from rescueseg.triage.objects import describe_object, describe_objects
-from rescueseg.triage.structure import RoughPatch, structure_evidence
+from rescueseg.triage.objects import ObjectShape, describe_object, describe_objects
+from rescueseg.triage.structure import RoughPatch, _lengths, structure_evidence
 from rescueseg.triage.tree import decide
 
 CUBIC = (1.0, 1.0, 1.0)
@@ -267,6 +267,17 @@ def test_small_patches_of_mitochondria_never_say_network(real_data: Path) -> Non
         numbers = {e.name: e.value for e in structure_evidence(patches, measures) if e.value is not None}
         said.append(next(step.answer for step in decide(numbers, TriageConfig())[1] if step.route == "topology"))
     assert True not in said, said
+
+
+def test_slivers_that_a_face_cuts_off_do_not_make_the_lines_long() -> None:
+    """A cut line ten times as long as thick, and five slivers of it: twenty times, but short. Twice 22 over three ends, not 110."""
+
+    def line(length: float, thickness: float) -> ObjectShape:
+        return ObjectShape(length * thickness**2, thickness, 1.0, 0, 0, length, 1.0, 0.0, 0.5, 0.5, cut=True)
+
+    least, _ = _lengths([line(20.0, 2.0), *[line(2.0, 0.1)] * 5])
+    total, thickness = 30.0, (20 * 2.0 + 5 * 2 * 0.1) / 30
+    assert least == pytest.approx(2 * total / thickness / 3, rel=0.01), "no end seen: up to three were to be expected"
 
 
 def test_what_a_slice_shows_of_a_network_is_not_called_round() -> None:
