@@ -67,17 +67,37 @@ def line_tips(bones: Mask, spacing: Spacing, faces: Faces, reach: float) -> int:
     (2, 1)
     """
     neighbours = ndimage.convolve(bones.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant")
-    tips = 0
-    for place in np.argwhere(bones & (neighbours <= 2)):
-        from_faces = [
-            (p - 0.5 if far == 0 else n - 1.5 - p) * s
-            for p, n, s, face in zip(place, bones.shape, spacing, faces, strict=True)
-            for far in (0, 1)
-            if face[far]
-        ]
-        if min(from_faces, default=math.inf) > reach:
-            tips += 2 - any(map(any, faces)) if neighbours[tuple(place)] == 1 else 1
-    return tips
+    ends = np.argwhere(bones & (neighbours <= 2))
+    ends = ends[_from_faces(ends, bones.shape, spacing, faces) > reach]
+    lone = 2 - any(map(any, faces))
+    return sum(lone if neighbours[tuple(place)] == 1 else 1 for place in ends)
+
+
+def inner_share(bones: Mask, spacing: Spacing, faces: Faces, reach: float) -> float:
+    """Return the share of a skeleton on which an end would count as one, see `line_tips`.
+
+    Examples
+    --------
+    >>> bones = np.zeros((3, 3, 12), bool)
+    >>> bones[1, 1, 1:11] = True
+    >>> inner_share(bones, (1, 1, 1), [(False, False)] * 2 + [(True, False)], 2.0)
+    0.8
+    """
+    places = np.argwhere(bones)
+    return float((_from_faces(places, bones.shape, spacing, faces) > reach).mean()) if len(places) else 1.0
+
+
+def _from_faces(
+    places: npt.NDArray[np.int64], shape: Sequence[int], spacing: Spacing, faces: Faces
+) -> npt.NDArray[np.float64]:
+    """Return how far places in a box with one voxel of margin are from the patch's faces, in micrometre."""
+    away = np.full(len(places), math.inf)
+    for axis, (near, far) in enumerate(faces):
+        if near:
+            away = np.minimum(away, (places[:, axis] - 0.5) * spacing[axis])
+        if far:
+            away = np.minimum(away, (shape[axis] - 1.5 - places[:, axis]) * spacing[axis])
+    return away
 
 
 def filled_shell(mask: Mask, faces: Faces) -> tuple[Mask, bool]:

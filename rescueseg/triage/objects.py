@@ -19,7 +19,7 @@ from skimage.segmentation import watershed
 
 from rescueseg.evaluation.topology import betti_numbers
 from rescueseg.geometry import Spacing
-from rescueseg.triage.lines import close_slits, filled_shell, line_tips, skeleton_branches, smooth_mask
+from rescueseg.triage.lines import close_slits, filled_shell, inner_share, line_tips, skeleton_branches, smooth_mask
 from rescueseg.triage.slenderness import faces_of, slender_parts
 from rescueseg.triage.thickness import Faces, depth_within, radii_of, typical_radius
 from rescueseg.triage.unannotated import extended, visible_object
@@ -79,6 +79,8 @@ class ObjectShape:
         Whether the patch's border cuts the object, so that it is longer than it seems.
     tips : int
         Ends of the skeleton that lie in the patch, not where it cuts the object.
+    inner : float
+        Share of the skeleton on which an end would count as one.
     is_shell : bool
         Whether it is the wall around one cavity; skeleton, loops and roundness are then those of the filled object.
     is_network : bool
@@ -98,6 +100,7 @@ class ObjectShape:
     star_convexity: float
     cut: bool
     tips: int = 0
+    inner: float = 1.0
     is_shell: bool = False
     is_network: bool = False
 
@@ -290,6 +293,7 @@ def describe_object(mask: Mask, spacing: Spacing, faces: Faces = _WHOLE, cut: bo
         star_convexity=math.nan if depth is None else star_convexity(whole, depth, spacing),
         cut=cut,
         tips=line_tips(bones, spacing, faces, 1.5 * radius),
+        inner=inner_share(bones, spacing, faces, 1.5 * radius),
         is_shell=is_shell,
         is_network=is_long and _is_long_without_slits(solid, spacing, faces, radius),
     )

@@ -36,6 +36,9 @@ _FLAT = 2.0
 """Depth of a patch in thicknesses of the objects, below which they are judged by their profiles."""
 _SIDE_ON = 0.75
 """Share of the profiles' area below which lines are seen end-on: in random directions half have an aspect of 2 at most."""
+_INNER = 0.25
+"""Share of the lines on which an end would be seen, below which it tells nothing that none is: as with organelles that are about
+as wide as the patch."""
 _LINE = 0.5
 """Tubularity plus plateness from which an object has a length."""
 
@@ -256,10 +259,11 @@ def _lengths(shapes: Sequence[ObjectShape]) -> tuple[float, float]:
     if not any(s.cut for s in lines):
         return seen, seen
     total = sum(s.skeleton for s in lines)
-    along = (
-        sum(s.skeleton * s.thickness for s in lines) / total if total else 1.0
-    )  # thickness: of a cut-off sliver little
-    least, most = length_bounds(total / along, sum(s.tips for s in lines))
+    # the mean thickness by length, so that what a face cuts off as a thin sliver counts little
+    thickness = sum(s.skeleton * s.thickness for s in lines) / total if total else 1.0
+    inner = sum(s.skeleton * s.inner for s in lines)
+    told = total if inner >= _INNER * total else inner
+    least, most = length_bounds(told / thickness, sum(s.tips for s in lines))
     return max(seen, least), max(seen, most)
 
 

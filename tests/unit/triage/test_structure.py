@@ -280,6 +280,13 @@ def test_slivers_that_a_face_cuts_off_do_not_make_the_lines_long() -> None:
     assert least == pytest.approx(2 * total / thickness / 3, rel=0.01), "no end seen: up to three were to be expected"
 
 
+@pytest.mark.parametrize(("inner", "length"), [(1.0, 20.0), (0.3, 20.0), (0.2, 5.0)])
+def test_lines_near_faces_are_not_known_to_be_long_where_no_end_would_be_seen(inner: float, length: float) -> None:
+    """Six lines five times as long as thick, cut, no end seen; of those that lie near faces alone, what is seen counts."""
+    line = ObjectShape(20.0, 2.0, 1.0, 0, 0, 10.0, 1.0, 0.0, 0.5, 0.5, cut=True, inner=inner)
+    assert _lengths([line] * 6)[0] == pytest.approx(length, rel=0.01)
+
+
 def test_what_a_slice_shows_of_a_network_is_not_called_round() -> None:
     """As deep as the tubes are thick, a patch shows them as discs and ovals."""
     network = tubes((40, 60, 60), 3.0)
