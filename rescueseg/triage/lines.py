@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage, special
 
 from rescueseg.geometry import Spacing
-from rescueseg.triage.thickness import Faces
+from rescueseg.triage.thickness import EQUAL, Faces
 from rescueseg.voxels.components import label_components
 
 Mask = npt.NDArray[np.bool_]
@@ -19,8 +19,6 @@ Mask = npt.NDArray[np.bool_]
 LONGEST = 1000.0
 """Stands for a length without an upper bound, in multiples of the thickness."""
 _CONFIDENCE = 0.95
-_EQUAL = 1e-5
-"""Difference of two distances, in voxels, that is rounding."""
 
 
 def smooth_mask(mask: Mask, sigmas: Sequence[float]) -> Mask:
@@ -166,9 +164,8 @@ def close_slits(mask: Mask, spacing: Spacing, faces: Faces, radius: float) -> Ma
     margins = [math.ceil(2 * radius / s) + 1 for s in spacing]
     wider = np.pad(mask, [(m * a, m * b) for m, (a, b) in zip(margins, faces, strict=True)], mode="edge")
     wider = np.pad(wider, [(m * (not a), m * (not b)) for m, (a, b) in zip(margins, faces, strict=True)])
-    reach = radius + (0.5 - _EQUAL) * min(
-        spacing
-    )  # a ball ends where voxels do, half a voxel before the next one's middle
+    # a ball ends where voxels do, half a voxel before the middle of the next one
+    reach = radius + (0.5 - EQUAL) * min(spacing)
     fits = ndimage.distance_transform_edt(~wider, sampling=spacing) >= reach
     if not fits.any():
         return np.ones_like(mask)

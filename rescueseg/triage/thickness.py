@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 Faces = Sequence[tuple[bool, bool]]
 """For each axis, whether an object's near and far side lie at a face of the patch."""
 
-_EQUAL = 1e-5
+EQUAL = 1e-5
 """Difference of two distances, in voxels, that is rounding."""
 _MOST_PLACES = 400
 """Places along the middle of an object at which its radius is measured between voxels."""
@@ -92,8 +92,8 @@ def typical_radius(depth: Floats, spacing: Spacing) -> float:
     least, most = 0, len(radii) - 1
     while least < most:
         middle = (least + most + 1) // 2
-        from_middles = ndimage.distance_transform_edt(relative < radii[middle] - _EQUAL, sampling=steps)
-        covered = inside & (from_middles < radii[middle] + 0.5 - _EQUAL)  # nearer than the nearest voxel outside
+        from_middles = ndimage.distance_transform_edt(relative < radii[middle] - EQUAL, sampling=steps)
+        covered = inside & (from_middles < radii[middle] + 0.5 - EQUAL)  # nearer than the nearest voxel outside
         if 2 * np.count_nonzero(covered) >= np.count_nonzero(inside):
             least = middle
         else:
