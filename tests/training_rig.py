@@ -16,7 +16,8 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.layout import ANNOTATION
 from rescueseg.config import check_config
 from rescueseg.geometry import Box
-from rescueseg.models.registry import get_trainer
+from rescueseg.labels import IGNORE
+from rescueseg.models.registry import find_entry, get_trainer
 from rescueseg.models.trainer import TrainingRequest
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Snapshot, SnapshotItem
@@ -60,18 +61,24 @@ def make_campaign(
     spacings: Sequence[Sequence[float]] = (SPACING,),
     channels: int = 1,
     numbered: bool = False,
+    annotates_objects: bool | None = None,
     **training: Any,
 ) -> Campaign:
     """Make a campaign with one volume per spacing; `training` holds settings, tables of families as dictionaries.
 
-    A numbered truth tells the pieces of one class apart.
+    A numbered truth tells the pieces of one class apart. Where objects are annotated, which is for trainers that learn from
+    them unless said otherwise, there is one too.
     """
+    if annotates_objects is None:
+        annotates_objects = trainer != "auto" and find_entry(trainer).needs_instances
+    numbered = numbered or annotates_objects
     config = check_config(
         {
             "name": "rig",
             "classes": [f"class{c}" for c in range(1, n_classes + 1)],
             "training": with_tables({"trainer": trainer, **QUICK, **FAMILIES}, training),
             "inference": {"mc_samples": 2, "tta_symmetries": 2},
+            "annotation": {"labels": "instance" if annotates_objects else "semantic"},
         }
     )
     campaign = Campaign.create(str(root / "campaign"), config)
@@ -115,7 +122,7 @@ def make_snapshot(
         digest = digest_array(array)
         path = ANNOTATION.path(ticket=f"ticket{i}", digest=digest)
         campaign.storage.write_array(path, array)
-        numbered = _number_objects(campaign, volume_id, box, path)
+        numbered = _number_objects(campaign, volume_id, box, path, array)
         items.append(
             SnapshotItem(
                 ticket_id=f"ticket{i}",
@@ -137,13 +144,14 @@ def make_snapshot(
     )
 
 
-def _number_objects(campaign: Campaign, volume_id: str, box: Box, labels: str) -> dict[str, str]:
+def _number_objects(campaign: Campaign, volume_id: str, box: Box, labels: str, classes: np.ndarray) -> dict[str, str]:
     """Store the object numbers of a box beside its classes, where the campaign annotates objects."""
     from rescueseg.volumes import open_truth
 
     if campaign.config.annotation.labels != "instance":
         return {}
     objects = np.asarray(open_truth(campaign.volumes, volume_id, instances=True)[box.slices])
+    objects = np.where((classes > 0) & (classes != IGNORE), objects, 0).astype(objects.dtype)
     path = labels.replace(".npz", "-objects.npz")
     campaign.storage.write_array(path, objects)
     return {"instances": path, "instances_digest": digest_array(objects)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
@@ -27,6 +28,13 @@ class TrainerEntry:
         Says what a training on a snapshot would be; no image is read.
     requirements : tuple of str
         Distributions that its models need beside those of every model, for whoever loads one from MLflow.
+    needs : tuple of str
+        Modules that must be installed for it, beside those that rescueseg needs itself; where one is not, there is no such
+        trainer.
+    extra : str
+        The extra of rescueseg that installs them.
+    needs_instances : bool
+        It learns from numbered objects; classes alone do not do. As its `TrainerCapabilities` say.
     routes : tuple of str
         Names of the triage's routes (`rescueseg.triage.tree.ROUTES`) on which it comes before the trainers named there.
     """
@@ -36,4 +44,12 @@ class TrainerEntry:
     trainer: str
     outline: Callable[[CampaignConfig, VolumeFolder, Snapshot], Outline]
     requirements: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    needs_instances: bool = False
     routes: tuple[str, ...] = ()
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether what it needs is installed; nothing is imported."""
+        return all(find_spec(name) is not None for name in self.needs)

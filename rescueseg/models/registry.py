@@ -47,7 +47,8 @@ def trainer_names() -> tuple[str, ...]:
     ConfigError
         If two packages offer a trainer of the same name.
     """
-    return tuple(sorted({*OWN, *_offered(tuple(sys.path))}))
+    own = [name for name, entry in OWN.items() if entry.is_installed]
+    return tuple(sorted({*own, *_offered(tuple(sys.path))}))
 
 
 @lru_cache(maxsize=8)
@@ -74,10 +75,10 @@ def find_entry(name: str) -> TrainerEntry:
     Raises
     ------
     ConfigError
-        If there is none of that name, or the package that offers it is broken.
+        If there is none of that name, what it needs is not installed, or the package that offers it is broken.
     """
     if name in OWN:
-        return OWN[name]
+        return _installed(name, OWN[name])
     point = _offered(tuple(sys.path)).get(name)
     if point is None:
         raise ConfigError(
@@ -96,6 +97,16 @@ def find_entry(name: str) -> TrainerEntry:
             f"the {_package(point)} offers as trainer '{name}' what is none",
             where=point.value,
             todo="Let the entry point lead to a rescueseg.models.family.TrainerEntry",
+        )
+    return entry
+
+
+def _installed(name: str, entry: TrainerEntry) -> TrainerEntry:
+    if not entry.is_installed:
+        raise ConfigError(
+            f"the trainer '{name}' is not installed",
+            where="training.trainer",
+            todo=f"Install it with: pip install 'rescueseg[{entry.extra}]'",
         )
     return entry
 

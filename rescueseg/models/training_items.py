@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,10 @@ _FOREGROUND_SHARE = 0.5
 _THICKNESS_PERCENTILE = 99
 """Percentile of the foreground's depth."""
 
+Targets: TypeAlias = Callable[[npt.NDArray[np.int32], npt.NDArray[np.bool_], Spacing], npt.NDArray[np.float32]]
+"""Makes what is learned beside the classes, ``czyx``, of an item's objects (``zyx``, 0 background), of which voxels nobody
+labelled, and of the working spacing; `rescueseg.models.border_distance.UNKNOWN` where it is not known."""
+
 
 class WindowPlan(Protocol):
     """What a family's plan says of its windows."""
@@ -59,17 +63,17 @@ class Item:
     """``czyx``, normalised, all that may be read around the patch."""
     labels: npt.NDArray[np.uint8]
     """``zyx`` of the same extent; 255 where nobody labelled."""
-    border: npt.NDArray[np.float32] | None = None
-    """Likewise, where it is learned: see `rescueseg.models.border_distance.border_distance`."""
+    targets: npt.NDArray[np.float32] | None = None
+    """``czyx`` of the same extent, where more is learned than classes: see `Targets`."""
 
     @property
     def bytes(self) -> int:
         """Memory taken."""
-        return self.image.nbytes + self.labels.nbytes + (0 if self.border is None else self.border.nbytes)
+        return self.image.nbytes + self.labels.nbytes + (0 if self.targets is None else self.targets.nbytes)
 
 
 def load_item(
-    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, border_um: float | None = None
+    volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing, make_targets: Targets | None = None
 ) -> Item:
     """Read one item and bring it to the working spacing.
 
@@ -81,8 +85,8 @@ def load_item(
         Which one.
     spacing_um_zyx : tuple of float
         Working spacing.
-    border_um : float, optional
-        Largest border distance; without it, none is computed.
+    make_targets : callable, optional
+        Says what else is learned; nothing when omitted.
 
     Raises
     ------
@@ -96,10 +100,22 @@ def load_item(
     image = normalise(read_box(open_image(volumes, item.volume_id), item.read_box), record.normalisation)
     if image.shape[1:] != labels.shape:
         image = resample(torch.from_numpy(np.ascontiguousarray(image))[None], labels.shape)[0].numpy()
-    if border_um is None:
+    if make_targets is None:
         return Item(image, labels)
-    objects = _load_objects(volumes, item, spacing_um_zyx)
-    return Item(image, labels, border_distance(objects, labels == IGNORE, spacing_um_zyx, border_um))
+    return Item(
+        image, labels, make_targets(_load_objects(volumes, item, spacing_um_zyx), labels == IGNORE, spacing_um_zyx)
+    )
+
+
+def border_targets(border_um: float) -> Targets:
+    """Return what makes border distances up to a largest one the only target beside the classes."""
+
+    def make(
+        objects: npt.NDArray[np.int32], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing
+    ) -> npt.NDArray[np.float32]:
+        return border_distance(objects, unlabelled, spacing_um_zyx, border_um)[np.newaxis]
+
+    return make
 
 
 def choose_border_um(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing) -> float:
@@ -162,8 +178,8 @@ class TrainingSet:
         Window, working spacing and number of windows.
     cache_bytes : int
         Memory that items may take; the least recently used ones are read again when needed.
-    border_um : float, optional
-        Largest border distance; with it, windows hold the distances too.
+    make_targets : callable, optional
+        Says what else than classes is learned; windows hold it too.
 
     Raises
     ------
@@ -179,9 +195,9 @@ class TrainingSet:
         snapshot: Snapshot,
         plan: WindowPlan,
         cache_bytes: int = _CACHE_BYTES,
-        border_um: float | None = None,
+        make_targets: Targets | None = None,
     ) -> None:
-        self._volumes, self._plan, self._limit, self._border_um = volumes, plan, cache_bytes, border_um
+        self._volumes, self._plan, self._limit, self._make_targets = volumes, plan, cache_bytes, make_targets
         self._items = snapshot.items
         self._cache: OrderedDict[int, Item] = OrderedDict()
         self._sites: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}  # by class: an item, what its runs hold
@@ -202,7 +218,7 @@ class TrainingSet:
             self._cache.move_to_end(index)
         else:
             item, spacing = self._items[index], self._plan.spacing_um_zyx
-            self._cache[index] = load_item(self._volumes, item, spacing, self._border_um)
+            self._cache[index] = load_item(self._volumes, item, spacing, self._make_targets)
             while len(self._cache) > 1 and sum(i.bytes for i in self._cache.values()) > self._limit:
                 self._cache.popitem(last=False)
         return self._cache[index]
@@ -238,7 +254,7 @@ class TrainingSet:
     def batch(self, seed: int, step: int, margins_zyx: Sequence[ZYX] = ()) -> list[tuple[Tensor, Tensor]]:
         """Return the windows of one step: images (c, z, y, x) float32 and labels (1, z, y, x) uint8.
 
-        With a border distance, a second channel of the labels holds it, and they are float32.
+        Where more is learned, further channels of the labels hold it, `UNKNOWN` outside of the item, and they are float32.
         They depend on `seed` and `step` alone. Every second window, on average, is centred on a foreground class, all
         classes alike, the others on background. No window reads beyond an item's read box; what is missing there is
         mirrored and ignored.
@@ -309,8 +325,8 @@ def _cut(item: Item, box: Box) -> tuple[Tensor, Tensor]:
     inside = box.clip(item.labels.shape)
     labels[inside.relative_to(box).slices] = item.labels[inside.slices]
     target = torch.from_numpy(labels)[None]
-    if item.border is not None:
-        border = np.full(box.shape_zyx, UNKNOWN, dtype=np.float32)
-        border[inside.relative_to(box).slices] = item.border[inside.slices]
-        target = torch.stack([target[0].float(), torch.from_numpy(border)])
+    if item.targets is not None:
+        more = np.full((len(item.targets), *box.shape_zyx), UNKNOWN, dtype=np.float32)
+        more[(slice(None), *inside.relative_to(box).slices)] = item.targets[(slice(None), *inside.slices)]
+        target = torch.cat([target.float(), torch.from_numpy(more)])
     return torch.from_numpy(np.ascontiguousarray(image)), target

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rescueseg.config import TriageConfig
 from rescueseg.triage.records import ClassTriage
+from rescueseg.triage.trainer_choice import PickedTrainer
 from rescueseg.triage.tree import CUT, ROUTES, UNKNOWN, Route, Step, Structure, decide, title_of
 
 
@@ -22,10 +23,8 @@ class Grounds:
         The questions with their answers.
     classes : sequence of ClassTriage
         Where several classes are annotated, each by itself.
-    trainer : str
-        The one that is taken.
-    missing : tuple of str
-        Better ones that are not installed.
+    trainer : PickedTrainer
+        The one that is taken, and better ones that cannot be.
     mask : str
         Where the rough mask comes from.
     instances : bool
@@ -37,8 +36,7 @@ class Grounds:
     route: Route
     steps: Sequence[Step]
     classes: Sequence[ClassTriage]
-    trainer: str
-    missing: tuple[str, ...]
+    trainer: PickedTrainer
     mask: str
     instances: bool
     is_guess: bool
@@ -48,9 +46,7 @@ def advice(grounds: Grounds) -> list[str]:
     """Return what people should do, one sentence or two per line."""
     is_known = title_of(grounds.route, grounds.steps) != UNKNOWN
     lines = [grounds.route.annotation if is_known else "Annotate complete structures, with what lies around them."]
-    if grounds.missing:
-        names, verb = " and ".join(grounds.missing), "are" if len(grounds.missing) > 1 else "is"
-        lines.append(f"{names} would come first and {verb} not installed: {grounds.trainer} is the next best.")
+    lines += _about_the_trainer(grounds.trainer)
     lines.append(
         "Try the cheap way first: 'rescueseg weak-label', and see the tuned threshold in the report; the champion must beat it."
     )
@@ -62,6 +58,20 @@ def advice(grounds: Grounds) -> list[str]:
     if len(grounds.classes) > 1:
         routes = ", ".join(f"{c.name}: {ROUTES[c.route].title}" for c in grounds.classes)
         lines.append(f"Each class alone: {routes}. The route is that of {hardest(grounds.classes).name}, the hardest.")
+    return lines
+
+
+def _about_the_trainer(trainer: PickedTrainer) -> list[str]:
+    """Return which trainers would come before the one that is taken, and what it takes."""
+    lines = []
+    if trainer.missing:
+        names, verb = " and ".join(trainer.missing), "are" if len(trainer.missing) > 1 else "is"
+        lines.append(f"{names} would come first and {verb} not installed: {trainer.name} is the next best.")
+    if trainer.need_objects:
+        names, verb = " and ".join(trainer.need_objects), "learn" if len(trainer.need_objects) > 1 else "learns"
+        lines.append(
+            f"{names} would come first and {verb} from numbered objects: make the campaign with annotation.labels=instance."
+        )
     return lines
 
 

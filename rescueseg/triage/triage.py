@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import DEFAULT_TRAINER
-from rescueseg.config import TriageConfig
+from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import ZYX, Patch
-from rescueseg.models.registry import suited_to, trainer_names
 from rescueseg.progress import Progress
 from rescueseg.queue.store import QueueStore
 from rescueseg.sampling.holdout import expected_shapes
@@ -23,6 +21,7 @@ from rescueseg.triage.rough_masks import rough_patches, with_labels
 from rescueseg.triage.sample import Sample, check_channel, measure_volumes
 from rescueseg.triage.structure import RoughPatch, structure_evidence
 from rescueseg.triage.suggestion import suggested_patch
+from rescueseg.triage.trainer_choice import pick_trainer
 from rescueseg.triage.tree import MASKS, ROUTES, Mask, Route, Step, Structure, decide
 from rescueseg.triage.words import Named, shape_of
 from rescueseg.volumes.comparison import ensure_compared
@@ -81,7 +80,7 @@ def triage(
     source = source if patches else "none"
     decision = _decision(campaign, patches, read.measures, shape, is_threshold=source == "threshold")
     request = _Request(structure or "", shape, source, all(p.instances for p in patches))
-    return _record(decision, request, read, shapes, place, campaign.config.triage)
+    return _record(decision, request, read, shapes, place, campaign.config)
 
 
 @dataclass(frozen=True)
@@ -110,30 +109,30 @@ def _record(
     read: Sample,
     shapes: Mapping[str, ZYX],
     place: Patch | None,
-    config: TriageConfig,
+    config: CampaignConfig,
 ) -> Triage:
     """Return the record of a decision, with the trainer that is installed and what people should do."""
     route = decision.route
-    trainer, missing = pick_trainer(route)
+    trainer = pick_trainer(route, numbered=config.annotation.labels == "instance")
     # what a threshold painted contradicts nobody
     numbers = numbers_of(decision.evidence) if request.mask != "threshold" else {}
     grounds = Grounds(
-        route, decision.steps, decision.classes, trainer, missing, request.mask, request.instances, decision.is_guess
+        route, decision.steps, decision.classes, trainer, request.mask, request.instances, decision.is_guess
     )
     return Triage(
         problem=route.problem,
         letter=route.letter,
         route=route,
-        trainer=trainer,
-        missing=missing,
+        trainer=trainer.name,
+        missing=trainer.missing,
         structure=request.shape,
         word=request.word,
         is_guess=decision.is_guess,
-        disagreement=disagreement(numbers, config, request.word, request.shape, route),
+        disagreement=disagreement(numbers, config.triage, request.word, request.shape, route),
         mask=request.mask,
         steps=tuple(decision.steps),
         evidence=tuple(decision.evidence),
-        thresholds=config.model_dump(),
+        thresholds=config.triage.model_dump(),
         patch_zyx=dict(shapes),
         complexity=route.complexity,
         advice=tuple(advice(grounds)),
@@ -204,16 +203,3 @@ def harmless(route: Route, numbers: Mapping[str, float], classes: Sequence[Class
     if numbers.get("hollow", 0.0) > 0.5 and route.postprocessing == "filled":
         return route.model_copy(update={"postprocessing": "specks"})
     return route
-
-
-def pick_trainer(route: Route) -> tuple[str, tuple[str, ...]]:
-    """Return the first of a route's trainers that is installed, and the better ones that are not.
-
-    A trainer of another package that names the route as its own comes first, unless the route has a place for it.
-    """
-    others = tuple(name for name in suited_to(route.name) if name not in route.trainers)
-    installed = trainer_names()
-    for index, name in enumerate(ranked := (*others, *route.trainers)):
-        if name in installed:
-            return name, ranked[:index]
-    return DEFAULT_TRAINER, ranked

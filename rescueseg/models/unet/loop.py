@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rescueseg.errors import TrainingError
 from rescueseg.models import checkpoints
@@ -19,7 +19,6 @@ from rescueseg.models.prepared_batches import PreparedBatches, leaves_core_idle
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
-from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.network import build_network, get_weights, set_weights, take_over
 from rescueseg.models.unet.plan import TrainingPlan
 from rescueseg.models.unet.warp import Warp, draw_warp
@@ -46,6 +45,8 @@ class Run:
         Windows.
     plan : TrainingPlan
         What is trained, and how.
+    loss : nn.Module
+        What is minimised; called as `rescueseg.models.unet.losses.Objective` is.
     seed : int
         Of first weights, windows, augmentation and dropout.
     device : str
@@ -60,6 +61,7 @@ class Run:
         identity: str,
         data: TrainingSet,
         plan: TrainingPlan,
+        loss: nn.Module,
         *,
         seed: int,
         device: str,
@@ -68,7 +70,7 @@ class Run:
         self.folder, self.identity, self.data, self.plan, self.seed = folder, identity, data, plan, seed
         self.device = torch.device(device)
         self.augment = Augmentation(plan)
-        self.loss = Objective(data, plan).to(self.device)
+        self.loss = loss.to(self.device)
         self.network = build_network(plan.network, seed)
         if weights is not None:
             take_over(self.network, weights)
@@ -126,7 +128,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """Take one optimiser step; every random number in it derives from the seed and the step."""
         seed, step = self.seed, self.step
-        images, labels, border = self._batch()
+        images, labels, targets = self._batch()
         rate = learning_rate(self.plan, step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -139,7 +141,7 @@ class Run:
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             features, coarse = self.network.coarse_logits(images)
             logits = self.network.head(features, masks)
-        loss = self.loss(_for_loss(logits), [_for_loss(stage) for stage in coarse], labels, step, border)
+        loss = self.loss(_for_loss(logits), [_for_loss(stage) for stage in coarse], labels, step, targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -188,17 +190,15 @@ class Run:
         return [self.augment(image, label, warp, self.seed, step, i) for i, ((image, label), warp) in pairs]
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, classes and, where they are learned, border distances of the next step."""
+        """Return images, classes (n, z, y, x) and, where more is learned, the other targets (n, c, z, y, x) of the next step."""
         windows = self.batches.take(self.step)
         if self.device.type != "cpu":
             sent = [tuple(t.to(self.device, non_blocking=True) for t in window) for window in windows]
             windows = self._augmented([(image, label) for image, label in sent], self._warps(self.step), self.step)
         images = torch.stack([image for image, _ in windows])
         labels = torch.stack([label[0] for _, label in windows])
-        border = None
-        if self.plan.border_um is not None:
-            border = torch.stack([label[1] for _, label in windows])
-        return as_channels_last(images) if self.device.type == "cpu" else images, labels.long(), border
+        targets = torch.stack([label[1:] for _, label in windows]) if len(windows[0][1]) > 1 else None
+        return as_channels_last(images) if self.device.type == "cpu" else images, labels.long(), targets
 
     @property
     def weights(self) -> dict[str, Tensor]:

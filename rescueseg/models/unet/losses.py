@@ -141,25 +141,25 @@ class Objective(nn.Module):
             self.terms.append((plan.topology.betti, BettiMatchingLoss()))
 
     def forward(
-        self, logits: Tensor, coarse: Sequence[Tensor], labels: Tensor, step: int, border: Tensor | None = None
+        self, logits: Tensor, coarse: Sequence[Tensor], labels: Tensor, step: int, targets: Tensor | None = None
     ) -> Tensor:
         """Return the loss of a step (from 0).
 
         Parameters
         ----------
         logits : Tensor of float32, shape (n, K + 1, z, y, x)
-            One channel more with `border`.
+            One channel more with `targets`.
         coarse : sequence of Tensor
             Logits of coarser stages, fine to coarse; each counts half as much as the one before it.
         labels : Tensor of int64, shape (n, z, y, x)
             0…K or 255.
         step : int
             Decides whether topology counts.
-        border : Tensor of float32, shape (n, z, y, x), optional
+        targets : Tensor of float32, shape (n, 1, z, y, x), optional
             Border distances, see `BorderDistanceLoss`.
         """
-        if border is not None:
-            of_border: Tensor = self.border(logits[:, -1], border)
+        if targets is not None:
+            of_border: Tensor = self.border(logits[:, -1], targets[:, 0])
             return self.forward(logits[:, :-1], coarse, labels, step) + BORDER_WEIGHT * of_border
         weights = [0.5**i for i in range(len(coarse) + 1)]
         loss: Tensor = self.overlap(logits, labels) * (weights[0] / sum(weights))

@@ -62,6 +62,7 @@ class StridedUNet(SplitNetwork):
             kernel_size=plan.kernels[0],
             conv_only=True,
         )
+        self.more = nn.Conv3d(width, plan.more_channels, kernel_size=1) if plan.more_channels else None
         self.supervised = nn.ModuleList(
             nn.Conv3d(channels, plan.n_classes + 1, kernel_size=1)
             for channels in plan.channels[1 : 1 + plan.supervised]
@@ -88,7 +89,7 @@ class StridedUNet(SplitNetwork):
         return (self.backbone.output_block(decoded), image), logits
 
     def head(self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution; behind them that of the border distance.
+        """Return the logits, shape (n, K + 1, z, y, x), at the image's resolution; behind them what else the plan names.
 
         Parameters
         ----------
@@ -105,7 +106,10 @@ class StridedUNet(SplitNetwork):
             decoded = decoded * masks[1]
         fine = nn.functional.leaky_relu(self.upsample(decoded), 0.01)
         logits: Tensor = self.fine(torch.cat([fine, image.to(fine.dtype)], dim=1))
-        return logits
+        if self.more is None:
+            return logits
+        more = nn.functional.interpolate(self.more(decoded), logits.shape[2:], mode="trilinear")
+        return torch.cat([logits, more.to(logits.dtype)], dim=1)
 
     def forward(self, image: Tensor, masks: tuple[Tensor, ...] | None = None) -> Tensor:
         """Return the logits of a batch of images (n, c, z, y, x)."""

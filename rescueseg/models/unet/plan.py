@@ -64,11 +64,14 @@ class NetworkPlan(Record):
     """Decoder stages below the finest that get a loss of their own."""
     border_distance: bool = False
     """Whether the last layer has one more channel, for the distance to the border of a voxel's own object."""
+    more_channels: int = 0
+    """Channels behind all others, computed at the stem's resolution: what another family makes outputs of."""
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the border distance out where there is none, so that older digests stay."""
-        return _without(handler(self), "border_distance", self.border_distance)
+        """Leave out the border distance and more channels where there are none, so that older digests stay."""
+        fields = _without(handler(self), "border_distance", self.border_distance)
+        return _without(fields, "more_channels", self.more_channels)
 
     @property
     def total_stride_zyx(self) -> ZYX:

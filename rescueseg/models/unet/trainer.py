@@ -26,8 +26,9 @@ from rescueseg.models.trainer import (
     check_request,
     unlabelled_warnings,
 )
-from rescueseg.models.training_items import TrainingSet, choose_border_um
+from rescueseg.models.training_items import TrainingSet, border_targets, choose_border_um
 from rescueseg.models.unet.loop import Run, learning_rate
+from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
 from rescueseg.models.unet.settings import UNetSettings
@@ -98,7 +99,8 @@ class MonaiUNetTrainer:
     ) -> None:
         """Train the networks one after the other, then commit the model."""
         every = request.config.training.checkpoint_every
-        data = TrainingSet(request.volumes, request.snapshot, plan, border_um=plan.border_um)
+        make_targets = None if plan.border_um is None else border_targets(plan.border_um)
+        data = TrainingSet(request.volumes, request.snapshot, plan, make_targets=make_targets)
         folder = None if reason else request.warm_start
         runs: list[Run] = []
         seconds = 0.0
@@ -108,6 +110,7 @@ class MonaiUNetTrainer:
                 f"{identity}/{member}",
                 data,
                 plan,
+                Objective(data, plan),
                 seed=member_seed(request.seed, member),
                 device=request.device,
                 weights=_earlier_weights(folder, member),

@@ -20,7 +20,7 @@ from rescueseg.models.border_distance import UNKNOWN, border_distance, choose_ca
 from rescueseg.models.predictor import BORDER_DISTANCE
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainedModel
-from rescueseg.models.training_items import TrainingSet, load_item
+from rescueseg.models.training_items import TrainingSet, border_targets, load_item
 from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.losses import BORDER_WEIGHT, BorderDistanceLoss, Objective
 from rescueseg.models.unet.network import build_network, get_weights, take_over
@@ -180,15 +180,15 @@ def test_windows_hold_the_distances_beside_the_classes_and_turn_with_them(traine
     snapshot = make_snapshot(trained.campaign, boxes, halo=(0, 8, 8))
     plan = plan_training(trained.campaign.config, trained.campaign.volumes, snapshot)
     assert plan.border_um is not None
-    item = load_item(trained.campaign.volumes, snapshot.items[0], plan.spacing_um_zyx, plan.border_um)
-    assert item.border is not None
+    item = load_item(trained.campaign.volumes, snapshot.items[0], plan.spacing_um_zyx, border_targets(plan.border_um))
+    assert item.targets is not None
     objects = np.asarray(open_truth(trained.campaign.volumes, "v0", instances=True)[:, :56, :56])
     unlabelled = np.ones(objects.shape, bool)
     unlabelled[:, :48, :48] = False
     np.testing.assert_array_equal(
-        item.border, border_distance(objects, unlabelled, plan.spacing_um_zyx, plan.border_um)
+        item.targets[0], border_distance(objects, unlabelled, plan.spacing_um_zyx, plan.border_um)
     )
-    data = TrainingSet(trained.campaign.volumes, snapshot, plan, border_um=plan.border_um)
+    data = TrainingSet(trained.campaign.volumes, snapshot, plan, make_targets=border_targets(plan.border_um))
     augment = Augmentation(plan)
     turned = 0
     for step in range(4):
@@ -228,12 +228,12 @@ def test_distances_part_objects_that_touch_where_connected_pieces_cannot(trained
 def test_the_loss_is_that_of_the_classes_and_that_of_the_distance(trained: Trained) -> None:
     snapshot = make_snapshot(trained.campaign, [Box((0, 0, 0), (24, 48, 48))])
     plan = plan_training(trained.campaign.config, trained.campaign.volumes, snapshot)
-    data = TrainingSet(trained.campaign.volumes, snapshot, plan, border_um=plan.border_um)
+    data = TrainingSet(trained.campaign.volumes, snapshot, plan, make_targets=border_targets(plan.border_um))
     objective = Objective(data, plan)
     logits, labels = torch.randn(1, 3, 4, 8, 8), torch.randint(0, 2, (1, 4, 8, 8))
     border = torch.rand(1, 4, 8, 8) * labels
     expected = objective(logits[:, :2], [], labels, 0) + BORDER_WEIGHT * BorderDistanceLoss()(logits[:, 2], border)
-    torch.testing.assert_close(objective(logits, [], labels, 0, border), expected)
+    torch.testing.assert_close(objective(logits, [], labels, 0, border[:, None]), expected)
 
 
 def test_distances_are_learned_where_the_settings_say_so_and_objects_are_numbered(

@@ -17,6 +17,7 @@ from rescueseg.models.prepared_batches import PreparedBatches, leaves_core_idle
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.augment import Augmentation
 from rescueseg.models.unet.loop import Run
+from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.trainer import plan_training
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
@@ -134,7 +135,7 @@ def test_a_training_takes_the_same_steps_whether_a_thread_prepares_its_batches_o
     runs = []
     for beside in (False, True):
         data = TrainingSet(campaign.volumes, snapshot, plan)
-        run = Run(tmp_path / f"{beside}", "id", data, plan, seed=1, device="cpu", weights=None)
+        run = Run(tmp_path / f"{beside}", "id", data, plan, Objective(data, plan), seed=1, device="cpu", weights=None)
         run.batches = PreparedBatches(run._prepare, run._following, beside=beside)
         with run.batches:
             for _ in range(STEPS):

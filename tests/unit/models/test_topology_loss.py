@@ -237,7 +237,7 @@ def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> 
 
     def start() -> Run:
         data = TrainingSet(campaign.volumes, snapshot, plan)
-        return Run(tmp_path / "run", "id", data, plan, seed=1, device="cpu", weights=None)
+        return Run(tmp_path / "run", "id", data, plan, Objective(data, plan), seed=1, device="cpu", weights=None)
 
     run = start()
     name = next(iter(run.weights))

@@ -10,7 +10,7 @@ import pytest
 from rescueseg.geometry import Box, Spacing, zyx
 from rescueseg.models import training_items
 from rescueseg.models.border_distance import UNKNOWN
-from rescueseg.models.training_items import Item, TrainingSet, load_item
+from rescueseg.models.training_items import Item, TrainingSet, border_targets, load_item
 from rescueseg.volumes import open_truth
 from tests import ball_pairs
 from tests.training_rig import SPACING, make_campaign, make_snapshot
@@ -62,7 +62,7 @@ def test_labels_and_objects_at_a_coarser_spacing_are_decided_by_the_shares_of_ea
     labels[:, :9, :9] = 255
     snapshot = make_snapshot(campaign, [box], halo=(2, 9, 8), labels={0: labels})
     read, coarse = snapshot.items[0].read_box, (0.2, 0.2, 0.2)
-    item = load_item(campaign.volumes, snapshot.items[0], coarse, border_um=0.4)
+    item = load_item(campaign.volumes, snapshot.items[0], coarse, make_targets=border_targets(0.4))
     context = np.full(read.shape_zyx, 255, np.uint8)
     context[box.relative_to(read).slices] = labels
     depth, rows, columns = (n // step for n, step in zip(read.shape_zyx, (1, 2, 2), strict=True))
@@ -71,6 +71,6 @@ def test_labels_and_objects_at_a_coarser_spacing_are_decided_by_the_shares_of_ea
     assert {1, 2, 3} & set(known.ravel()), "some cells are labelled in part"
     expected = np.where(known == 0, 255, np.where(2 * foreground >= known, 1, 0))
     np.testing.assert_array_equal(item.labels, expected)
-    assert item.border is not None
-    assert (item.border > 0).sum() > 200
-    assert ((item.border == 0) == (item.labels == 0))[item.border != UNKNOWN].all()
+    assert item.targets is not None
+    assert (item.targets > 0).sum() > 200
+    assert ((item.targets[0] == 0) == (item.labels == 0))[item.targets[0] != UNKNOWN].all()

@@ -19,6 +19,7 @@ from rescueseg.models.survey import Survey
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.augment import random_blur
 from rescueseg.models.unet.loop import Run
+from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
 from rescueseg.models.unet.trainer import plan_training
 from rescueseg.models.unet.warp import Warp, draw_warp
@@ -162,7 +163,7 @@ def test_a_training_reads_each_window_with_the_margin_of_its_warp_and_warps_it(t
     snapshot = make_snapshot(campaign, BOXES)
     plan = plan_training(campaign.config, campaign.volumes, snapshot)
     data = TrainingSet(campaign.volumes, snapshot, plan)
-    run = Run(tmp_path, "a training", data, plan, seed=7, device="cpu", weights=None)
+    run = Run(tmp_path, "a training", data, plan, Objective(data, plan), seed=7, device="cpu", weights=None)
     recorder, moved = Recorder(), []
     run.augment = recorder  # type: ignore[assignment]
     for step in range(80):
