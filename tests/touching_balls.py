@@ -21,6 +21,7 @@ from rescueseg.models.predictor import Output
 from rescueseg.records import MapReference, ModelReference
 from rescueseg.storage import Storage
 from rescueseg.volumes.shards import FileSum
+from rescueseg.voxels.peaks import find_peaks
 
 SHAPE, SPACING = (24, 60, 66), (0.5, 0.2, 0.2)
 RADIUS = 2.3
@@ -53,6 +54,21 @@ def maps_of(balls: npt.NDArray[np.uint32], boundary: bool = False, seed: int = 0
         "probability": probability.astype(np.float16).astype(np.float32),
         "border_distance": distance[None].astype(np.float16).astype(np.float32),
     }
+
+
+def star_maps(balls: npt.NDArray[np.uint32], rays: int = 66) -> dict[str, npt.NDArray[np.float32]]:
+    """Return what a perfect StarDist model says: by StarDist's own functions, kept at the peaks as the engine keeps it."""
+    from stardist import edt_prob, star_dist3D
+    from stardist.rays3d import Rays_Explicit, Rays_Octo
+
+    octahedron = Rays_Octo({18: 2, 66: 3}[rays])
+    in_voxels = octahedron.vertices / np.array(SPACING, np.float32)
+    per_um = np.linalg.norm(in_voxels, axis=1)
+    steps = Rays_Explicit(in_voxels / per_um[:, None], octahedron.faces)
+    lengths = np.moveaxis(star_dist3D(balls.astype(np.uint16), steps, mode="cpp") / per_um, -1, 0)
+    probability = edt_prob(balls.astype(np.int32), anisotropy=SPACING).astype(np.float16).astype(np.float32)
+    kept = lengths.astype(np.float16).astype(np.float32) * find_peaks(probability)
+    return {"object_probability": probability[None], "star_distance": kept}
 
 
 def rule_of(objects: ObjectRule, temperature: float = 1.0, object_class: int = 1) -> DeliveryRule:
@@ -106,7 +122,11 @@ def _write_maps(folder: Path, maps: Mapping[str, npt.NDArray[np.float32]], spaci
         window_zyx=(8, 16, 16),
         block_zyx=(16, 32, 32),
         chunk_zyx=(8, 16, 16),
-        outputs=(Output(name="border_distance", channels=1, kind="distance"),),
+        outputs=tuple(
+            Output(name=name, channels=len(array), kind="distance")
+            for name, array in maps.items()
+            if name != "probability"
+        ),
     )
     stored = VolumeMaps(GenerationFolder.of(Storage(str(folder)), 0), "v")
     stored.prepare(plan, ["a", "b"][: plan.n_classes])

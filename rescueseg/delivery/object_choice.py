@@ -18,12 +18,13 @@ from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.labels import IGNORE
-from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
+from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY, STAR_DISTANCE
 
 OBJECT_TRIALS = 22
 """At most so many."""
 _PANOPTIC = next(metric for metric in METRICS if metric.name == "pq")
 _PROBABILITY_DEPTHS = (0.05, 0.15, 0.35)
+_OBJECT_PROBABILITIES = (0.2, 0.35, 0.5, 0.65)
 _DISTANCE_DEPTHS = (0.03, 0.1, 0.25)
 """In multiples of the structure's thickness."""
 _SMALLEST = (0.05, 0.125, 0.3)
@@ -38,8 +39,9 @@ def choose_objects(
     """Choose how objects are made.
 
     Connected pieces stand unless basins of a map are better: of the probability, of the distance to the mask's border, of
-    the model's own border distance; where a class is the boundary, basins of that one's probability alone. Then a smallest
-    size is tried. Without numbered objects in truth the model's border distance is taken where there is one, else pieces.
+    the model's own border distance; or the model's star-convex polyhedra; where a class is the boundary, basins of that one's
+    probability alone. Then a smallest size is tried. Without numbered objects in truth the model's polyhedra or border distance
+    are taken where it has them, else pieces.
 
     Parameters
     ----------
@@ -99,7 +101,9 @@ def _candidates(
 
     if boundary:
         return basins("boundary", _PROBABILITY_DEPTHS)
-    own = basins("border_distance", micrometres) if all(BORDER_DISTANCE in box.maps for box in boxes) else []
+    own = basins("border_distance", micrometres) if _all_have(boxes, BORDER_DISTANCE) else []
+    if _all_have(boxes, STAR_DISTANCE):
+        own += [ObjectRule(source="rays", depth=probability) for probability in _OBJECT_PROBABILITIES]
     return [
         ObjectRule(source="pieces"),
         *basins("probability", _PROBABILITY_DEPTHS),
@@ -111,9 +115,15 @@ def _candidates(
 def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest: float) -> ObjectRule:
     if boundary:
         return ObjectRule(source="boundary", depth=_PROBABILITY_DEPTHS[1])
-    if boxes and all(BORDER_DISTANCE in box.maps for box in boxes):
+    if boxes and _all_have(boxes, STAR_DISTANCE):
+        return ObjectRule(source="rays", depth=_OBJECT_PROBABILITIES[1])
+    if boxes and _all_have(boxes, BORDER_DISTANCE):
         return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
     return ObjectRule(source="pieces")
+
+
+def _all_have(boxes: Sequence[ValidationBox], name: str) -> bool:
+    return all(name in box.maps for box in boxes)
 
 
 def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
@@ -127,7 +137,9 @@ def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
 
 def _trial(objects: ObjectRule, tried: Tried, chosen: bool) -> Trial:
     what = objects.source_in_words
-    if objects.source != "pieces":
+    if objects.source == "rays":
+        what += f", {objects.depth:g} probable"
+    elif objects.source != "pieces":
         what += f", {objects.depth_in_words} deep"
     what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
     what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""

@@ -18,6 +18,7 @@ from rescueseg.delivery.heights import Maps, TargetHeights, depth_in_steps, fore
 from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.label_readers import ZarrLabels
 from rescueseg.delivery.records import DeliveryRule, ObjectRule
+from rescueseg.delivery.star_objects import make_star_objects, star_objects_of_box
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box, Spacing
@@ -37,7 +38,8 @@ def objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, 
     mask : ndarray of uint8, zyx
         Classes, 0 background.
     maps : mapping
-        "probability", (K + 1, z, y, x), and "border_distance", (z, y, x) or (1, z, y, x), as far as the rule needs them.
+        "probability", (K + 1, z, y, x), "border_distance", (z, y, x) or (1, z, y, x), "object_probability", (1, z, y, x), and
+        "star_distance", (rays, z, y, x), as far as the rule needs them.
     rule : DeliveryRule
         How objects are made: `rule.objects` of `rule.object_class`.
     spacing_um_zyx : tuple of float
@@ -65,6 +67,8 @@ def objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, 
     [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
     """
     objects = object_rule(rule)
+    if objects.source == "rays":
+        return star_objects_of_box(mask, maps, rule, spacing_um_zyx)
     if objects.source == "pieces":
         pieces, count = label_components(foreground(mask, rule, len(rule.cleanup)), 26)
         sizes = np.bincount(pieces.reshape(-1), minlength=count + 1)
@@ -108,6 +112,8 @@ def make_objects(target: TargetVolume, step: Step) -> int:
     """
     objects, spacing = object_rule(target.rule), target.spacing_um_zyx
     shape, block = target.shape_zyx, target.block_zyx
+    if objects.source == "rays":
+        return make_star_objects(target, step)
     result = read_arrays(step.storage, _RESULT, step.digest)
     if result is not None:
         return int(result["count"])
@@ -140,14 +146,9 @@ def make_objects(target: TargetVolume, step: Step) -> int:
 # numbers --------------------------------------------------------------------------------------------------------------
 
 
-def _least_voxels(objects: ObjectRule, spacing: Spacing) -> int:
-    """Return the fewest voxels of an object that is not small; a millionth of a voxel is left to rounding."""
-    return int(np.ceil(objects.smallest_um3 / float(np.prod(spacing)) - 1e-6))
-
-
 def _numbers_of_pieces(sizes: Int64, objects: ObjectRule, spacing: Spacing) -> Numbers:
     """Return the number of each component 0…n, which come in the order of their first voxels: 0 for the background."""
-    stays = sizes >= _least_voxels(objects, spacing)
+    stays = sizes >= objects.least_voxels(spacing)
     stays[0] = False
     return np.where(stays, np.cumsum(stays), 0).astype(np.uint32)
 
@@ -161,7 +162,7 @@ def _numbers_of_basins(basins: Basins, objects: ObjectRule, spacing: Spacing) ->
     a, b = part_of[basins.rows[:, 0]], part_of[basins.rows[:, 1]]
     apart = a != b
     pairs = np.column_stack([np.minimum(a, b)[apart], np.maximum(a, b)[apart], basins.rows[apart, 2]])
-    object_of = join_small(sizes, highest_saddles(pairs), _least_voxels(objects, spacing))[part_of]
+    object_of = join_small(sizes, highest_saddles(pairs), objects.least_voxels(spacing))[part_of]
     first = np.full(len(seed_basins), np.iinfo(np.int64).max)
     stays = object_of >= 0
     np.minimum.at(first, object_of[stays], basins.first[stays])

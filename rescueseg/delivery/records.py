@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from rescueseg.campaign.record_file import RecordFile
@@ -31,24 +32,31 @@ _SOURCES = {
     "distance": "basins of the distance to the mask's border",
     "boundary": "basins between boundaries",
     "border_distance": "basins of the model's border distance",
+    "rays": "star-convex polyhedra",
 }
 
 
 class ObjectRule(Record):
     """How objects are made of a mask."""
 
-    source: Literal["pieces", "probability", "distance", "boundary", "border_distance"]
+    source: Literal["pieces", "probability", "distance", "boundary", "border_distance", "rays"]
     """Connected pieces; or basins of a map: of the class's probability, of the distance to the mask's border, of the
-    probability of a class that is the boundary itself, of the distance to the object's border that the model says."""
+    probability of a class that is the boundary itself, of the distance to the object's border that the model says; or the
+    polyhedra of the rays that it says, within the mask."""
     smoothing_um: float = 0.0
     """Standard deviation of the Gaussian that smooths the map."""
     depth: float = 0.0
-    """An object starts where the map rises at least so much above the saddle to a higher one; in the map's units."""
+    """An object starts where the map rises at least so much above the saddle to a higher one; in the map's units. For the
+    source "rays" its least probability."""
     smallest_um3: float = 0.0
-    """Smaller objects join the neighbour over the highest saddle, or vanish where there is none."""
+    """Smaller objects join the neighbour over the highest saddle, or vanish where there is none, as polyhedra do."""
     farthest_um: float = 0.0
     """For the source "distance": larger distances count as this one; 0 for 32 times the finest voxel size. What is wider
     than twice as much in two places, and not narrower in between, stays one object."""
+
+    def least_voxels(self, spacing_um_zyx: Spacing) -> int:
+        """Return the fewest voxels of an object that is not small; a millionth of a voxel is left to rounding."""
+        return math.ceil(self.smallest_um3 / math.prod(spacing_um_zyx) - 1e-6)
 
     @property
     def source_in_words(self) -> str:

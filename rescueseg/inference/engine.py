@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import zarr
 
@@ -53,6 +54,7 @@ from rescueseg.storage import Storage, digest_json
 from rescueseg.volumes.image_layout import choose_chunks
 from rescueseg.volumes.opening import open_image
 from rescueseg.volumes.shards import FileSum
+from rescueseg.voxels.peaks import find_peaks
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -190,6 +192,8 @@ def _ignore(done: int, total: int) -> None:  # noqa: ARG001
     return
 
 
+_USUAL_CHANNELS = 8
+"""Of maps; where a model says more of each voxel, blocks are smaller, for all that it says is in memory at once."""
 _TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
 _LOADING, _COMPUTING = threading.Lock(), threading.Lock()
 """Held by the block that loads the model in this process, and by the one that is computed."""
@@ -231,7 +235,9 @@ def make_plan(job: InferenceJob) -> InferencePlan:
     outputs = _other_outputs(predictor, f"volume {job.volume_id}")
     window = predictor.window_zyx(volume.spacing_um_zyx)
     grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
-    chunk, limit = choose_chunks(volume.shape_zyx)[0], job.inference.block_voxels
+    chunk = choose_chunks(volume.shape_zyx)[0]
+    channels = predictor.n_classes + 1 + sum(output.channels for output in outputs)
+    limit = job.inference.block_voxels * _USUAL_CHANNELS // max(channels, _USUAL_CHANNELS)
     batch = batch_size(window, torch.device(resolve_device(job.device)))
     shared = job.maps.shared_windows() is not None
     plan = InferencePlan(
@@ -265,7 +271,9 @@ def _other_outputs(predictor: Predictor, where: str) -> tuple[Output, ...]:
     """Return what a predictor says beside the class probabilities, which must come first; names of maps are taken."""
     first, *others = predictor.outputs
     names = [*RESERVED, *(output.name for output in others)]
-    if first != class_probabilities(predictor.n_classes) or len(set(names)) < len(names):
+    single = {output.name: place for place, output in enumerate(others) if output.channels == 1}
+    has_peaks = all(single.get(o.at_peaks_of, place) < place for place, o in enumerate(others) if o.at_peaks_of)
+    if first != class_probabilities(predictor.n_classes) or len(set(names)) < len(names) or not has_peaks:
         raise InferenceError(
             f"the model's outputs ({', '.join(o.name for o in predictor.outputs)}) cannot be maps",
             where=where,
@@ -329,9 +337,15 @@ def run_block(job: InferenceJob, plan_digest: str, run: str, index: int) -> str:
         maps = work.compute(pixels, statistics)
     digest, files = hashlib.sha256(), dict[str, FileSum]()
     limit = float(np.finfo(plan.inference.map_dtype).max)
+    peaks_of = {output.name: output.at_peaks_of for output in plan.outputs if output.at_peaks_of}
+    peaks = dict[str, npt.NDArray[np.bool_]]()
     for quantity in plan.quantities:
         lowest, highest = plan.lowest(quantity, limit), 1 if quantity == PROBABILITY else limit
         values = maps.pop(quantity).clamp(lowest, highest).to(_TORCH_TYPES[plan.inference.map_dtype]).cpu().numpy()
+        if quantity in peaks_of.values():
+            peaks[quantity] = find_peaks(values[0])
+        if quantity in peaks_of:
+            values *= peaks[peaks_of[quantity]]
         digest.update(values.data)
         files |= stored.write(quantity, plan.blocks[index], values)
     stored.mark(plan, index, digest.hexdigest(), files)

@@ -8,6 +8,7 @@ labelled than to the border of its object, as far as that is seen, may lie at an
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +60,9 @@ def border_distance(
     >>> border_distance(row, np.zeros(row.shape, bool), (1.0, 1.0, 1.0), 2.0)[0, 2, 3:6].tolist()
     [-1.0, -1.0, -1.0]
     """
-    to_border, to_unlabelled = _distances(objects, unlabelled, spacing_um_zyx)
+    to_border, to_unlabelled = distances_to_borders(objects, unlabelled, spacing_um_zyx)
     least = cap_um * (1 - _TOLERANCE)
-    known = ~unlabelled & ((to_border < to_unlabelled * (1 - _TOLERANCE)) | (to_border >= least))
+    known = ~unlabelled & (is_nearer(to_border, to_unlabelled) | (to_border >= least))
     share = np.minimum(to_border, cap_um) / np.float32(cap_um)
     return np.where(known, share, np.float32(UNKNOWN)).astype(np.float32)
 
@@ -80,13 +81,13 @@ def inscribed_radii(
     >>> inscribed_radii(ball, np.zeros(ball.shape, bool), (0.5, 0.5, 0.5))
     ([1.0], [])
     """
-    to_border, to_unlabelled = _distances(objects, unlabelled, spacing_um_zyx)
+    to_border, to_unlabelled = distances_to_borders(objects, unlabelled, spacing_um_zyx)
     numbers = np.unique(objects[(objects > 0) & ~unlabelled])
     whole: list[float] = []
     cut: list[float] = []
     for place in ndimage.maximum_position(to_border, np.where(unlabelled, 0, objects), numbers) if len(numbers) else ():
         radius = float(to_border[place])
-        (whole if radius < to_unlabelled[place] * (1 - _TOLERANCE) else cut).append(radius)
+        (whole if is_nearer(to_border[place], to_unlabelled[place]) else cut).append(radius)
     return whole, cut
 
 
@@ -116,10 +117,17 @@ def choose_cap(radii: Iterable[tuple[list[float], list[float]]], spacing_um_zyx:
     return round(max(float(np.median(chosen)) if chosen else 0.0, _FINEST_VOXELS * min(spacing_um_zyx)), 6)
 
 
-def _distances(
+def is_nearer(to_border: Any, to_unlabelled: Any) -> Any:
+    """Tell where a border is nearer than what nobody labelled, by more than rounding; shape and kind of what is given."""
+    return to_border < to_unlabelled * (1 - _TOLERANCE)
+
+
+def distances_to_borders(
     objects: npt.NDArray[np.integer], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing
 ) -> tuple[Distances, Distances]:
     """Return how far each voxel of an object is from what is not surely the same object, and each voxel from the unlabelled.
+
+    Parameters as those of `border_distance`; distances are in micrometre, zyx.
 
     What is not surely the same object is all else: others, background, the unlabelled, and what lies beyond the array. The
     nearest such voxel lies in the box around the object grown by one voxel, for the nearest point of that box is nearer.

@@ -54,10 +54,15 @@ class Symmetry:
         """Turn it back, and with an output that has directions its channels too: see `held_by`."""
         turned = tensor.flip(self.flipped_axes) if self.flipped_axes else tensor
         turned = turned.transpose(3, 4) if self.transposed else turned
-        if output is None or not output.directions:
-            return turned
+        return turned if output is None else self.turn_directions(turned, output)
+
+    def turn_directions(self, tensor: Tensor, output: Output) -> Tensor:
+        """Return an output whose voxels were turned back with its directions turned back, too; as it is if it has none."""
+        if not output.directions:
+            return tensor
         channels, signs = zip(*self.held_by(output), strict=True)
-        return turned[:, list(channels)] * turned.new_tensor(signs).view(1, -1, 1, 1, 1)
+        turned = tensor[:, list(channels)]
+        return turned if min(signs) > 0 else turned * tensor.new_tensor(signs).view(1, -1, 1, 1, 1)
 
     def held_by(self, output: Output) -> tuple[tuple[int, int], ...]:
         """Return which channel of the turned frame holds each channel of an output, and with which sign.
@@ -185,7 +190,7 @@ class NetworksPredictor:
         self.n_classes, self.in_channels = plan.n_classes, plan.in_channels
         self._spacing, self._window = network_input.spacing_um_zyx, network_input.window_zyx
         self._resample = network_input.resampling
-        self.symmetries = symmetries(config.tta_symmetries, network_input.square)
+        self.symmetries = symmetries(config.tta_symmetries, network_input.square, self.outputs)
         self._samples = config.mc_samples if plan.dropout > 0 else 1  # without dropout all samples are the same
         self._forward = config.forward
         self._ready: dict[torch.dtype | None, Ready] = {}
@@ -226,14 +231,20 @@ class NetworksPredictor:
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
                     with self._autocast(precision):
-                        outputs = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
-                    logits = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-                    member = self._outputs_of(symmetry.invert(logits).float(), size)
+                        said = [self._said(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
+                    whole = [torch.cat(of) if len(of) > 1 else of[0] for of in zip(*said, strict=True)]
+                    member = self._outputs_of([symmetry.invert(of).float() for of in whole], size, symmetry)
                 yield Group(n, index), member
 
     def _prepare(self, network: SplitNetwork, images: Tensor) -> tuple[Tensor, ...]:
         """Return what all samples of a network and a symmetry share; the network gets z, y, x in its own order."""
         return network.features(images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous())
+
+    def _said(
+        self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]
+    ) -> tuple[Tensor, ...]:
+        """Return what a network says in one sample, each (n, channels, z, y, x), at one resolution or several; its logits here."""
+        return (self._logits(network, prepared, keys),)
 
     def _logits(self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]) -> Tensor:
         """Return the logits (n, channels, z, y, x) of one sample, dropout drawn from each window's own key.
@@ -241,11 +252,14 @@ class NetworksPredictor:
         Behind those of the K + 1 classes come more channels where `_outputs_of` makes another output of them. There may be
         fewer keys than windows, where a batch was filled up.
         """
-        masks = network.dropout_masks(keys, self._device) if self._plan.dropout > 0 else None
-        if masks is not None:
-            masks = tuple(pad_batch(mask, len(prepared[0])) for mask in masks)
-        logits = network.head(prepared, masks)[: len(keys)]
+        logits = network.head(prepared, self._masks(network, keys, len(prepared[0])))[: len(keys)]
         return logits.permute(0, 1, *(2 + self._axes.index(axis) for axis in range(3)))
+
+    def _masks(self, network: SplitNetwork, keys: Sequence[SampleKey], count: int) -> tuple[Tensor, ...] | None:
+        """Return the dropout masks of a batch of `count` windows, of which those with a key matter; None without dropout."""
+        if self._plan.dropout == 0:
+            return None
+        return tuple(pad_batch(mask, count) for mask in network.dropout_masks(keys, self._device))
 
     def choose_forward(self, windows: int, workers: int = 1) -> str:
         """Return the name of the way in which so many windows are computed soonest here, or the one that the settings name.
@@ -275,9 +289,12 @@ class NetworksPredictor:
         eager_batch = batch_sizes(window)[-1] if on_cpu else batch
         return Subject(self._networks, self._plan, window, batch, eager_batch, self._device, precision.dtype)
 
-    def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
-        """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it."""
-        return {PROBABILITY: torch.softmax(self._resample(logits, size), dim=1)}
+    def _outputs_of(self, said: Sequence[Tensor], size: Sequence[int], symmetry: Symmetry) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it.
+
+        What was said has been turned back by the symmetry; directions have not.
+        """
+        return {PROBABILITY: torch.softmax(self._resample(said[0], size), dim=1)}
 
     def _precision(self) -> Precision:
         """Return what the networks compute in, and say once if that is less than the hardware offers."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rescueseg.config import InferenceConfig
 from rescueseg.geometry import ZYX, Spacing
@@ -27,6 +27,11 @@ EAGER = "eager"
 BORDER_DISTANCE = "border_distance"
 """Name of the output of models that tell touching objects apart: the distance to the border of a voxel's own object, in
 micrometre, up to the largest one that the model has learned (`border_um` of its plan)."""
+OBJECT_PROBABILITY = "object_probability"
+"""Name of the output that says how surely a voxel is in the middle of an object, 0…1."""
+STAR_DISTANCE = "star_distance"
+"""Name of the output of models of star-convex objects: how far the border of a voxel's own object is along each ray, in
+micrometre; see `rescueseg.voxels.polyhedra`."""
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """Directions of a flow with one component along each of z, y, x."""
 
@@ -44,15 +49,26 @@ class Output(Record):
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     """Of the output and of its map."""
     channels: Annotated[int, Field(ge=1)]
-    kind: Literal["probability", "distance", "flow"]
-    """"probability" is the class probabilities alone; "distance" is not negative; "flow" is made of components of vectors."""
+    kind: Literal["probability", "distance", "flow", "share"]
+    """"probability" is the class probabilities alone; "distance" is not negative; "flow" is made of components of vectors;
+    "share" is a number from 0 to 1."""
     directions: tuple[tuple[float, float, float], ...] = ()
     """Direction (z, y, x) of each channel: of the ray whose length a distance is, or along which the component of a flow
     is; none where a distance is that to the nearest border, whatever its direction."""
 
+    at_peaks_of: str = ""
+    """Output of one channel, named before this one, at whose peaks (`rescueseg.voxels.peaks`) alone this one is kept in maps;
+    empty where it is kept everywhere. What is said of objects, with many channels, is needed once per object."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out whose peaks where there are none, so that older digests stay."""
+        return {key: value for key, value in handler(self).items() if key != "at_peaks_of" or value}
+
     @model_validator(mode="after")
     def _has_a_direction_per_channel(self) -> Self:
-        needed = {"probability": (0,), "distance": (0, self.channels), "flow": (self.channels,)}[self.kind]
+        directed = {"distance": (0, self.channels), "flow": (self.channels,)}
+        needed = directed.get(self.kind, (0,))
         if len(self.directions) not in needed:
             raise ValueError(f"a {self.kind} of {self.channels} channels cannot have {len(self.directions)} directions")
         return self

@@ -21,6 +21,7 @@ from rescueseg.errors import ConfigError
 from rescueseg.models.family import TrainerEntry
 from rescueseg.models.nnunet.family import NNUNET
 from rescueseg.models.settings import FamilySettings
+from rescueseg.models.stardist.family import STARDIST
 from rescueseg.models.trainer import Outline, Trainer
 from rescueseg.models.unet.family import MONAI_UNET, MONAI_UNET_TOPOLOGY
 from rescueseg.storage import Storage
@@ -34,7 +35,7 @@ GROUP = "rescueseg.trainers"
 """Group of the entry points by which other packages offer trainers."""
 
 OWN: Mapping[str, TrainerEntry] = MappingProxyType(
-    {"monai_unet": MONAI_UNET, "monai_unet_topology": MONAI_UNET_TOPOLOGY, "nnunet": NNUNET}
+    {"monai_unet": MONAI_UNET, "monai_unet_topology": MONAI_UNET_TOPOLOGY, "nnunet": NNUNET, "stardist": STARDIST}
 )
 """The trainers that come with rescueseg."""
 

@@ -118,8 +118,8 @@ def border_targets(border_um: float) -> Targets:
     return make
 
 
-def choose_border_um(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing) -> float:
-    """Return the largest border distance that a training on numbered objects learns; see `choose_cap`.
+def measure_objects(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing) -> tuple[float, bool]:
+    """Return the usual radius of the numbered objects in micrometre, see `choose_cap`, and whether one of them is whole.
 
     Raises as `load_item` does.
     """
@@ -127,7 +127,7 @@ def choose_border_um(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: 
     for item in snapshot.items:
         unlabelled = _load_labels(volumes, item, spacing_um_zyx) == IGNORE
         radii.append(inscribed_radii(_load_objects(volumes, item, spacing_um_zyx), unlabelled, spacing_um_zyx))
-    return choose_cap(radii, spacing_um_zyx)
+    return choose_cap(radii, spacing_um_zyx), any(whole for whole, _ in radii)
 
 
 def _load_labels(volumes: VolumeFolder, item: SnapshotItem, spacing_um_zyx: Spacing) -> npt.NDArray[np.uint8]:

@@ -140,7 +140,8 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             features, coarse = self.network.coarse_logits(images)
-            logits = self.network.head(features, masks)
+            logits, more = self.network.head_parts(features, masks)
+        coarse = coarse if more is None else [*coarse, more]
         loss = self.loss(_for_loss(logits), [_for_loss(stage) for stage in coarse], labels, step, targets)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -22,6 +22,7 @@ from rescueseg.randomness import keyed_generator
 _NORM = ("instance", {"affine": True})
 _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
 _FINE_CHANNELS = 4
+_MORE_FEATURES = 48
 _SECOND_NAME = ".skip_layers."
 _LAST = "fine."
 
@@ -62,7 +63,7 @@ class StridedUNet(SplitNetwork):
             kernel_size=plan.kernels[0],
             conv_only=True,
         )
-        self.more = nn.Conv3d(width, plan.more_channels, kernel_size=1) if plan.more_channels else None
+        self.more = _more_head(plan) if plan.more_channels else None
         self.supervised = nn.ModuleList(
             nn.Conv3d(channels, plan.n_classes + 1, kernel_size=1)
             for channels in plan.channels[1 : 1 + plan.supervised]
@@ -98,6 +99,19 @@ class StridedUNet(SplitNetwork):
         masks : tuple of Tensor, optional
             Channel masks from `dropout_masks`; without them nothing is dropped.
         """
+        logits, more = self.head_parts(features, masks)
+        if more is None:
+            return logits
+        finer = nn.functional.interpolate(more, logits.shape[2:], mode="trilinear")
+        return torch.cat([logits, finer.to(logits.dtype)], dim=1)
+
+    def head_parts(
+        self, features: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `head` puts together: logits at the image's resolution, and at the stem's what lies behind them.
+
+        A training measures some of many channels at a few voxels: at full resolution they would cost it more than all the rest.
+        """
         decoded, image = features
         if masks is not None:
             decoded = decoded * masks[0]
@@ -106,10 +120,7 @@ class StridedUNet(SplitNetwork):
             decoded = decoded * masks[1]
         fine = nn.functional.leaky_relu(self.upsample(decoded), 0.01)
         logits: Tensor = self.fine(torch.cat([fine, image.to(fine.dtype)], dim=1))
-        if self.more is None:
-            return logits
-        more = nn.functional.interpolate(self.more(decoded), logits.shape[2:], mode="trilinear")
-        return torch.cat([logits, more.to(logits.dtype)], dim=1)
+        return logits, None if self.more is None else self.more(decoded)
 
     def forward(self, image: Tensor, masks: tuple[Tensor, ...] | None = None) -> Tensor:
         """Return the logits of a batch of images (n, c, z, y, x)."""
@@ -134,6 +145,15 @@ class StridedUNet(SplitNetwork):
         rows = np.stack([_mask_row(key, width, rate) for key in keys])
         masks = torch.from_numpy(rows).to(device)[..., None, None, None]
         return masks[:, 0], masks[:, 1]
+
+
+def _more_head(plan: NetworkPlan) -> nn.Module:
+    """Return what makes the channels behind all others of the decoder's features: one layer more than a few channels need."""
+    width, kernel = plan.channels[0], plan.kernels[0]
+    return nn.Sequential(
+        Convolution(3, width, _MORE_FEATURES, kernel_size=kernel, norm=_NORM, act=_ACT, bias=False),
+        nn.Conv3d(_MORE_FEATURES, plan.more_channels, kernel_size=1),
+    )
 
 
 def _mask_row(key: tuple[int | str, ...], width: int, rate: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

@@ -209,6 +209,7 @@ def make_plan(
     survey: Survey,
     n_classes: int,
     *,
+    settings: UNetSettings | None = None,
     network: NetworkPlan | None = None,
     topology: bool = False,
     border_um: float | None = None,
@@ -218,12 +219,14 @@ def make_plan(
     Parameters
     ----------
     config : TrainingConfig
-        Its settings, and those of the family in it, win over the plan's own choice.
+        Its settings win over the plan's own choice.
     survey : Survey
         Of the training set. The smallest extent of its volumes bounds the inference window; a training window longer
         than what may be read around a patch would hold padding alone.
     n_classes : int
         Foreground classes.
+    settings : UNetSettings, optional
+        Likewise; those of the table ``[training.unet]`` when omitted.
     network : NetworkPlan, optional
         The network of a model to start from, used as it is.
     topology : bool
@@ -241,9 +244,10 @@ def make_plan(
     >>> plan.window_zyx, plan.inference_window_zyx, plan.network.total_stride_zyx
     ((14, 56, 56), (24, 112, 112), (2, 8, 8))
     """
-    profile, settings, spacing = PROFILES[config.profile], UNetSettings.of(config), survey.spacing_um_zyx
+    profile, spacing = PROFILES[config.profile], survey.spacing_um_zyx
+    settings = UNetSettings.of(config) if settings is None else settings
     least_window = config.window_zyx or isotropic_shape(spacing, profile.window_voxels, survey.field_zyx)
-    network = network or _plan_network(config, survey, n_classes, least_window)
+    network = network or _plan_network(config, settings, survey, n_classes, least_window)
     network = network.model_copy(update={"border_distance": border_um is not None})
     multiple = network.total_stride_zyx
     window = round_up(least_window, multiple)
@@ -264,9 +268,10 @@ def make_plan(
     )
 
 
-def _plan_network(config: TrainingConfig, survey: Survey, n_classes: int, least_window: ZYX) -> NetworkPlan:
+def _plan_network(
+    config: TrainingConfig, settings: UNetSettings, survey: Survey, n_classes: int, least_window: ZYX
+) -> NetworkPlan:
     """Return the network of a training from scratch."""
-    settings = UNetSettings.of(config)
     channels = settings.channels or PROFILES[config.profile].channels
     strides, kernels = choose_strides(survey.spacing_um_zyx, least_window, len(channels))
     return NetworkPlan(

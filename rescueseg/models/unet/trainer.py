@@ -9,13 +9,14 @@ from typing import ClassVar
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
+from rescueseg.models.settings import FamilySettings
 from rescueseg.models.survey import survey_snapshot
 from rescueseg.models.threads import set_threads
 from rescueseg.models.trainer import (
@@ -26,7 +27,7 @@ from rescueseg.models.trainer import (
     check_request,
     unlabelled_warnings,
 )
-from rescueseg.models.training_items import TrainingSet, border_targets, choose_border_um
+from rescueseg.models.training_items import TrainingSet, border_targets, measure_objects
 from rescueseg.models.unet.loop import Run, learning_rate
 from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
@@ -41,17 +42,22 @@ from rescueseg.storage import digest_json
 __all__ = ["MonaiUNetTopologyTrainer", "MonaiUNetTrainer", "load_predictor"]
 
 FORMAT = 5
-"""Raised when the same request would train another model."""
+"""Of the models of this family."""
 
 
 class MonaiUNetTrainer:
-    """Trains `StridedUNet`; see `rescueseg.models.unet.plan` for what it decides by itself."""
+    """Trains `StridedUNet`; see `rescueseg.models.unet.plan` for what it decides by itself.
+
+    A family whose network is the same, and learns more or something else, overrides `plan_request`, `read_data` and `loss`.
+    """
 
     name = "monai_unet"
     topology = False
     """Whether the loss has terms for topology."""
+    format = FORMAT
+    """Raised when the same request would train another model."""
     capabilities = TrainerCapabilities(partial_labels=True)
-    settings = UNetSettings
+    settings: type[FamilySettings] = UNetSettings
     ignored: ClassVar[Mapping[str, str]] = {
         "unet.cldice_weight": "mind topology",
         "unet.betti_weight": "mind topology",
@@ -82,8 +88,8 @@ class MonaiUNetTrainer:
             If a label array is damaged, or the disk is full; the last checkpoint stays.
         """
         check_request(self, request)
-        plan, start, reason = _plan_request(request, self.topology)
-        identity = _request_digest(request, plan, start)
+        plan, start, reason = self.plan_request(request)
+        identity = _request_digest(request, self.format, plan, start)
         model = read_trained_model(request.work_dir, identity)
         if model is not None:
             return model
@@ -94,13 +100,25 @@ class MonaiUNetTrainer:
         assert model is not None
         return model
 
+    def plan_request(self, request: TrainingRequest) -> tuple[TrainingPlan, str, str]:
+        """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
+        return _plan_request(request, self.topology)
+
+    def read_data(self, request: TrainingRequest, plan: TrainingPlan) -> TrainingSet:
+        """Return the windows that are learned from."""
+        make_targets = None if plan.border_um is None else border_targets(plan.border_um)
+        return TrainingSet(request.volumes, request.snapshot, plan, make_targets=make_targets)
+
+    def loss(self, data: TrainingSet, plan: TrainingPlan) -> nn.Module:
+        """Return what is minimised."""
+        return Objective(data, plan)
+
     def _train(
         self, request: TrainingRequest, plan: TrainingPlan, identity: str, reason: str, progress: StepProgress
     ) -> None:
         """Train the networks one after the other, then commit the model."""
         every = request.config.training.checkpoint_every
-        make_targets = None if plan.border_um is None else border_targets(plan.border_um)
-        data = TrainingSet(request.volumes, request.snapshot, plan, make_targets=make_targets)
+        data = self.read_data(request, plan)
         folder = None if reason else request.warm_start
         runs: list[Run] = []
         seconds = 0.0
@@ -110,7 +128,7 @@ class MonaiUNetTrainer:
                 f"{identity}/{member}",
                 data,
                 plan,
-                Objective(data, plan),
+                self.loss(data, plan),
                 seed=member_seed(request.seed, member),
                 device=request.device,
                 weights=_earlier_weights(folder, member),
@@ -139,7 +157,7 @@ class MonaiUNetTrainer:
     ) -> None:
         """Commit the finished model."""
         description = {
-            "format": FORMAT,
+            "format": self.format,
             "trainer": self.name,
             "request": identity,
             "plan": plan.to_json(),
@@ -168,7 +186,7 @@ def _earlier_weights(folder: Path | None, member: int) -> dict[str, Tensor] | No
     if folder is None or model is None:
         return None
     with model_errors(str(folder)):
-        members = TrainingPlan.model_validate(model.description["plan"]).members
+        members = int(model.description["plan"].get("members", 1))
         return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
@@ -212,7 +230,7 @@ def plan_training(
     if not _learns_border(config, snapshot):
         border_um = None
     elif border_um is None:
-        border_um = choose_border_um(volumes, snapshot, survey.spacing_um_zyx)
+        border_um, _ = measure_objects(volumes, snapshot, survey.spacing_um_zyx)
     return make_plan(config, survey, snapshot.n_classes, network=network, topology=topology, border_um=border_um)
 
 
@@ -256,11 +274,11 @@ def _fixed_execution(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic = deterministic
 
 
-def _request_digest(request: TrainingRequest, plan: TrainingPlan, start: str) -> str:
+def _request_digest(request: TrainingRequest, number: int, plan: TrainingPlan, start: str) -> str:
     """Return the identity of a training: what decides its weights."""
     return digest_json(
         {
-            "format": FORMAT,
+            "format": number,
             "plan": plan.to_json(),
             "snapshot": request.snapshot.digest,
             "seed": request.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
 from rescueseg.voxels.basins import climb, find_saddles
 from rescueseg.voxels.components import label_components
-from tests.touching_balls import SHAPE, SPACING, make_target, maps_of, read_objects, rule_of, truth
+from tests.touching_balls import SHAPE, SPACING, make_target, maps_of, read_objects, rule_of, star_maps, truth
 
 BLOCKS = [SHAPE, (24, 20, 33), (7, 60, 13), (10, 17, 64)]
 RULES = {
@@ -32,6 +33,8 @@ RULES = {
     "boundary": ObjectRule(source="boundary", smoothing_um=0.2, depth=0.1, smallest_um3=2.0),
     "border_distance": ObjectRule(source="border_distance", smoothing_um=0.2, depth=0.3),
 }
+if find_spec("stardist"):
+    RULES["rays"] = ObjectRule(source="rays", depth=0.5, smallest_um3=2.0)
 TEMPERATURES = {"probability": 1.4, "boundary": 0.8}
 
 
@@ -41,6 +44,8 @@ def inputs(source: str) -> tuple[np.ndarray, dict[str, np.ndarray], DeliveryRule
     balls, number = truth(), 2 if boundary else 1
     maps: dict[str, Any] = maps_of(balls, boundary)
     mask = (balls > 0).astype(np.uint8)
+    if source == "rays":
+        maps |= star_maps(balls)
     if boundary:
         mask[maps["probability"][2] > 0.8] = 2
     return mask, maps, rule_of(RULES[source], TEMPERATURES.get(source, 1.0), number)
@@ -88,7 +93,7 @@ def test_workers_do_not_show(tmp_path: Path, two_workers: Any, source: str) -> N
     np.testing.assert_array_equal(read_objects(target), objects_of_box(mask, maps, rule, SPACING))
 
 
-@pytest.mark.parametrize("source", ["pieces", "distance"])
+@pytest.mark.parametrize("source", ["pieces", "distance", *(["rays"] if "rays" in RULES else [])])
 def test_a_kill_at_any_block_does_not_show(tmp_path: Path, source: str) -> None:
     mask, maps, rule = inputs(source)
     target, blocks, before = make_target(tmp_path, mask, maps, rule, (12, 30, 33)), 0, 0
@@ -131,6 +136,8 @@ def test_nothing_and_everything(tmp_path: Path, source: str, value: int) -> None
     mask = np.full(shape, value, np.uint8)
     maps = {"probability": np.full((number + 1, *shape), 1 / (number + 1), np.float32)}
     maps["border_distance"] = np.ones((1, *shape), np.float32)
+    if source == "rays":
+        maps |= {"object_probability": np.ones((1, *shape), np.float32), "star_distance": np.full((18, *shape), 9.0)}
     rule = rule_of(RULES[source], object_class=number)
     target = make_target(tmp_path, mask, maps, rule, (4, 4, 4))
     assert make_objects(target, Step(str(tmp_path / "step"), "d")) == value

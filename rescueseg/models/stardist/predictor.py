@@ -1,0 +1,108 @@
+"""Members of trained StarDist models: classes, the object's probability and the lengths of rays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rescueseg.config import InferenceConfig
+from rescueseg.errors import InferenceError
+from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.members import NetworkInput, NetworksPredictor, Symmetry
+from rescueseg.models.predictor import EAGER, OBJECT_PROBABILITY, STAR_DISTANCE, Output
+from rescueseg.models.split_network import SampleKey, SplitNetwork
+from rescueseg.models.stardist.plan import StarDistPlan
+from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
+from rescueseg.models.unet.plan import inference_window
+from rescueseg.models.weights import split_members
+from rescueseg.records import ModelReference
+from rescueseg.storage import Storage
+from rescueseg.voxels.polyhedra import star_directions
+
+
+class StarDistPredictor(NetworksPredictor):
+    """The `Predictor` of a model made by `stardist`.
+
+    Parameters
+    ----------
+    networks : sequence of StridedUNet
+        With their weights; several for an ensemble.
+    plan : StarDistPlan
+        As it was trained.
+    config : InferenceConfig
+        Samples, symmetries and window.
+    device : str
+        A torch device.
+    """
+
+    def __init__(
+        self, networks: Sequence[StridedUNet], plan: StarDistPlan, config: InferenceConfig, device: str
+    ) -> None:
+        window = inference_window(plan, config)
+        self._radius_um = plan.radius_um
+        directions = tuple((float(z), float(y), float(x)) for z, y, x in star_directions(plan.rays))
+        self._stars = (
+            Output(name=OBJECT_PROBABILITY, channels=1, kind="share"),
+            Output(
+                name=STAR_DISTANCE,
+                channels=plan.rays,
+                kind="distance",
+                directions=directions,
+                at_peaks_of=OBJECT_PROBABILITY,
+            ),
+        )
+        square = plan.square and window[1] == window[2]
+        config = config.model_copy(update={"forward": EAGER})  # as `choose_forward` says
+        super().__init__(
+            networks, plan.network, config, device, NetworkInput(plan.spacing_um_zyx, window, square=square)
+        )
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The class probabilities, the object's probability, and the lengths of rays."""
+        return (*super().outputs, *self._stars)
+
+    def choose_forward(self, windows: int, workers: int = 1) -> str:  # noqa: ARG002
+        """Return the eager way: the others compute all channels at full resolution, where the rays would cost the most."""
+        return EAGER
+
+    def _said(
+        self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]
+    ) -> tuple[Tensor, ...]:
+        """Return the logits of the classes, and at the stem's resolution those of the object's probability and the rays."""
+        assert isinstance(network, StridedUNet)
+        logits, stars = network.head_parts(prepared, self._masks(network, keys, len(prepared[0])))
+        assert stars is not None, "the plan has more channels"
+        return logits[: len(keys)], stars[: len(keys)]
+
+    def _outputs_of(self, said: Sequence[Tensor], size: Sequence[int], symmetry: Symmetry) -> dict[str, Tensor]:
+        """Return the outputs by name; lengths are in micrometre, so resampling leaves them what they are."""
+        logits, stars = said
+        lengths = symmetry.turn_directions(functional.softplus(stars[:, 1:]) * self._radius_um, self._stars[1])
+        fine = [functional.interpolate(of, self._window, mode="trilinear") for of in (stars[:, :1], lengths)]
+        outputs = super()._outputs_of([logits], size, symmetry)
+        outputs[OBJECT_PROBABILITY] = self._resample(torch.sigmoid(fine[0]), size)
+        outputs[STAR_DISTANCE] = self._resample(fine[1], size)
+        return outputs
+
+
+def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> StarDistPredictor:
+    """Load a finished model of a campaign; nothing is unpickled.
+
+    Raises
+    ------
+    InferenceError
+        If the files are not those that the reference's digest names.
+    """
+    weights, description = read_committed(storage, model)
+    networks = []
+    with model_errors(f"{storage.url}/{model.path}", InferenceError):
+        plan = StarDistPlan.model_validate(description["plan"])
+        for own in split_members(safetensors.torch.load(weights), plan.members):
+            networks.append(build_network(plan.network, seed=0))
+            set_weights(networks[-1], own)
+    return StarDistPredictor(networks, plan, config, device)
