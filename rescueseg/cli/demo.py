@@ -14,7 +14,7 @@ from rescueseg.campaign.campaign_file import settings_of
 from rescueseg.campaign.layout import CAMPAIGN_FILE, REPORT
 from rescueseg.cli.flows import watch_flow
 from rescueseg.errors import ExampleUnavailable
-from rescueseg.models.registry import complete_families
+from rescueseg.models.registry import complete_families, find_entry
 from rescueseg.reports.generation_table import rows, table
 from rescueseg.services.local_servers import Servers, exit_on_sigterm
 from rescueseg.services.prefect_api import LOOP_FLOW
@@ -117,7 +117,11 @@ def open_or_start(out: Path, dataset: str, data_dir: str, settings: Sequence[str
     if existing is not None:  # killed before its volume was in
         add_volumes(existing, [volume], say=say)
         return existing
-    config = complete_families(settings_of(example.name, example.classes, settings), "--set")
+    given = settings_of(example.name, example.classes, settings)
+    trainer = given.training.trainer
+    if trainer != "auto" and find_entry(trainer).needs_instances and example.truth_type == "instance":
+        given = settings_of(example.name, example.classes, (*settings, "annotation.labels=instance"))
+    config = complete_families(given, "--set")
     return start_campaign(str(out), config, [volume], say=say)
 
 

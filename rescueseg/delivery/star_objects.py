@@ -1,7 +1,9 @@
 """Objects as star-convex polyhedra within a mask: in memory for a box and block by block for a volume, to the last voxel the same.
 
 Polyhedra tell which voxels of the mask belong together, the mask where they end: flat faces between the ends of rays cut off
-some of an object, so its voxels up to a quarter beyond them count, too. Each peak of the object's probability proposes a polyhedron; of those that overlap the most probable one stays. StarDist asks
+some of an object, so its voxels up to a quarter beyond them count, too.
+
+Each peak of the object's probability proposes a polyhedron; of those that overlap the most probable one stays. StarDist asks
 every voxel; the others around a peak propose nearly the same object with less probability, so that it would suppress them.
 Polyhedra are compared all at once, so none depends on blocks; memory grows with their number, not with the voxels.
 

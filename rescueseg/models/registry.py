@@ -197,15 +197,21 @@ def complete_families(config: CampaignConfig, where: str) -> CampaignConfig:
     Raises
     ------
     ConfigError
-        If a table is of no installed family, holds an unknown key or a value out of range, or there is no trainer of
-        the name.
+        If a table is of no installed family, holds an unknown key or a value out of range, there is no trainer of the name,
+        or it learns from numbered objects and the campaign numbers none.
     """
     training = config.training
     check_families(training, where)
     models = _own_families()
     if training.trainer != "auto":
-        named = find_entry(training.trainer).settings
-        models[named.family] = named
+        entry = find_entry(training.trainer)
+        if entry.needs_instances and config.annotation.labels != "instance":
+            raise ConfigError(
+                f"the trainer '{training.trainer}' learns from numbered objects, and the campaign numbers none",
+                where=where,
+                todo="Set annotation.labels=instance too, or choose another trainer",
+            )
+        models[entry.settings.family] = entry.settings
     models |= {family: find_families()[family] for family in training.families.keys() - models.keys()}
     tables = {name: models[name].of(training).model_dump(mode="json", exclude_none=True) for name in sorted(models)}
     return config.model_copy(update={"training": training.model_copy(update=tables)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def check(*pairs: str) -> None:
     check_families(settings_of("liver", ["nucleus"], pairs).training, "--set")
 
 
+def test_a_trainer_of_objects_is_refused_where_none_are_numbered() -> None:
+    pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
+    settings = settings_of("liver", ["nucleus"], ["training.trainer=stardist"])
+    with pytest.raises(ConfigError, match=r"'stardist' learns from numbered objects.*annotation\.labels=instance"):
+        complete_families(settings, "--set")
+    numbered = settings_of("liver", ["nucleus"], ["training.trainer=stardist", "annotation.labels=instance"])
+    assert complete_families(numbered, "--set").training.families["stardist"] == {"rays": 66}
+
+
+def test_what_is_not_installed_is_no_trainer_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = replace(OWN["stardist"], needs=("a_package_that_is_not_there",))
+    monkeypatch.setattr("rescueseg.models.registry.OWN", {**OWN, "stardist": absent})
+    assert "stardist" not in trainer_names()
+    with pytest.raises(ConfigError, match=r"'stardist' is not installed.*pip install 'rescueseg\[stardist\]'"):
+        find_entry("stardist")
+    assert "stardist" in find_families(), "campaigns that name its settings can be read"
+
+
 def test_the_tables_are_those_of_the_families() -> None:
     check("training.unet.ema=0.5", "training.nnunet.planner=resenc_m", "training.unet.channels=[8, 16, 32]")
     assert {"unet", "nnunet"} <= find_families().keys()
@@ -89,6 +108,7 @@ def test_a_new_campaign_holds_every_default_of_the_families() -> None:
             "betti_weight": 0.0,
         },
         "nnunet": {"planner": "default", "configuration": "3d_fullres"},
+        "stardist": {"rays": 66},
     }
     assert complete_families(config, "--set") == config
     with pytest.raises(ConfigError, match="unknown trainer 'mine'"):
