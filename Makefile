@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,postgres,slurm,napari,cvat,topology,formats
+EXTRAS := dev,postgres,slurm,napari,cvat,topology,cellpose,formats
 
 DATASET ?=
 DATA_DIR ?=

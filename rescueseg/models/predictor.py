@@ -27,6 +27,9 @@ EAGER = "eager"
 BORDER_DISTANCE = "border_distance"
 """Name of the output of models that tell touching objects apart: the distance to the border of a voxel's own object, in
 micrometre, up to the largest one that the model has learned (`border_um` of its plan)."""
+FLOW = "flow"
+"""Name of the output of models that say of each voxel in which direction the middle of its own object lies: components along
+z, y, x, without a unit, of unit length where the model is sure, 0 outside."""
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """Directions of a flow with one component along each of z, y, x."""
 
