@@ -16,6 +16,7 @@ from rescueseg.labels import IGNORE
 from rescueseg.records import Snapshot
 
 Sections = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 def number_sections(objects: npt.NDArray[np.integer], axis: int) -> Sections:
@@ -76,51 +77,62 @@ def cut_sections(sections: Sections, unlabelled: npt.NDArray[np.bool_], axis: in
 
 def section_diameters(
     objects: npt.NDArray[np.integer], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing, axis: int
-) -> tuple[list[float], list[float]]:
-    """Return the diameters of the sections in micrometre: of the whole ones, and of those that the patch cuts.
+) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    """Return the diameters of the sections in micrometre, how many each stands for, and which of them the patch cuts.
 
-    The diameter is that of the disc of equal area, as Cellpose measures it.
+    The diameter is that of the disc of equal area, as Cellpose measures it. Of wide sections more are cut than of narrow ones:
+    a whole one stands for as many as have their middle in the patch (Miles 1974, "On the elimination of edge effects in
+    planar sampling").
 
     Examples
     --------
     >>> objects = np.zeros((1, 9, 9), int)
     >>> objects[0, 2:6, 2:6] = 3
-    >>> whole, cut = section_diameters(objects, np.zeros(objects.shape, bool), (1.0, 0.5, 0.5), 0)
-    >>> [round(d, 2) for d in whole], cut
-    ([2.26], [])
+    >>> widths, weights, cut = section_diameters(objects, np.zeros(objects.shape, bool), (1.0, 0.5, 0.5), 0)
+    >>> widths.round(2).tolist(), weights.round(2).tolist(), cut.tolist()
+    ([2.26], [4.02], [False])
     """
     numbers = number_sections(np.where(unlabelled, 0, objects), axis)
     is_cut = cut_sections(numbers, unlabelled, axis)
-    pixel = math.prod(s for a, s in enumerate(spacing_um_zyx) if a != axis)
+    in_plane = [a for a in range(3) if a != axis]
+    pixel = math.prod(spacing_um_zyx[a] for a in in_plane)
     widths = 2 * np.sqrt(np.bincount(numbers.ravel(), minlength=len(is_cut)) * (pixel / math.pi))
-    return widths[1:][~is_cut[1:]].tolist(), widths[1:][is_cut[1:]].tolist()
+    weights = np.ones(len(widths))
+    for length in (objects.shape[a] * spacing_um_zyx[a] for a in in_plane):
+        weights /= np.maximum(1 - widths / length, _LEAST_SHARE)
+    return widths[1:], weights[1:], is_cut[1:]
 
 
 def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
-    """Return the median diameter of the whole sections of the annotated objects, in micrometre.
+    """Return the median diameter of the sections of the annotated objects, in micrometre; None where there is no object.
 
-    Of all sections where none is whole; None where there is no object. Planes are those of all three orientations, but none
-    that contain an axis that is much coarser than both others.
+    Of the whole sections, of all where none is whole. Planes are those of all three orientations, but none that contain an
+    axis that is much coarser than both others.
 
     Raises
     ------
     StorageError
         If a label array is missing, damaged, or not the one that the snapshot names.
     """
-    widths: tuple[list[float], list[float]] = ([], [])
+    parts = []
     for item in snapshot.items:
         objects: npt.NDArray[Any] | None = read_objects(volumes.storage, item)
         if objects is None:
             continue
         unlabelled = read_classes(volumes.storage, item) == IGNORE
         spacing = volumes.record(item.volume_id).spacing_um_zyx
-        for axis in plane_axes(spacing):
-            for total, found in zip(widths, section_diameters(objects, unlabelled, spacing, axis), strict=True):
-                total += found
-    chosen = widths[0] or widths[1]
-    return float(f"{np.median(chosen):.4g}") if chosen else None
+        parts += [section_diameters(objects, unlabelled, spacing, axis) for axis in plane_axes(spacing)]
+    if not any(len(widths) for widths, _, _ in parts):
+        return None
+    widths, weights = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    cut = np.concatenate([part[2] for part in parts])
+    counted = np.full(len(cut), True) if cut.all() else np.logical_not(cut)
+    median = np.quantile(widths[counted], 0.5, weights=weights[counted], method="inverted_cdf")
+    return float(f"{median:.4g}")
 
 
+_LEAST_SHARE = 0.1
+"""Of a patch's length, within which the middle of a whole section lies: a wider one stands for no more than this says."""
 _FLAT = 3.0
 """An axis that is so many times as coarse as both others lies in no plane."""
 _ROUNDING = 1e-3
