@@ -8,7 +8,7 @@ too, so that planes of every orientation look alike.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
@@ -24,7 +24,7 @@ from rescueseg.records import Record, Snapshot
 _NEAR = 1.25
 """An axis whose voxels are at most so many times as long or short as asked for stays as it is."""
 _DROPOUT = 0.2
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,13 @@ def working_spacing(spacing_um_zyx: Spacing, wish_um: float, axes: tuple[int, ..
     return z, y, x
 
 
-def make_plan(config: TrainingConfig, survey: Survey, diameter_um: float, axes: tuple[int, ...]) -> CellposePlan:
+def make_plan(
+    config: TrainingConfig,
+    survey: Survey,
+    diameter_um: float,
+    axes: tuple[int, ...],
+    data_um_zyx: Spacing | None = None,
+) -> CellposePlan:
     """Plan a training.
 
     Parameters
@@ -140,6 +146,8 @@ def make_plan(config: TrainingConfig, survey: Survey, diameter_um: float, axes: 
         Of a typical object.
     axes : tuple of int
         What the planes are perpendicular to.
+    data_um_zyx : tuple of float, optional
+        Spacing of the data, where it is not the working spacing.
 
     Raises
     ------
@@ -169,10 +177,15 @@ def make_plan(config: TrainingConfig, survey: Survey, diameter_um: float, axes: 
         learning_rate=config.learning_rate or _LEARNING_RATE,
         members=config.members,
     )
-    return plan.model_copy(update={"inference_window_zyx": _inference_window(plan, survey, profile)})
+    return plan.model_copy(update={"inference_window_zyx": _inference_window(plan, survey, profile, data_um_zyx)})
 
 
-def _inference_window(plan: CellposePlan, survey: Survey, profile: Profile) -> ZYX:
+def _inference_window(plan: CellposePlan, survey: Survey, profile: Profile, data_um_zyx: Spacing | None) -> ZYX:
+    """Return the inference window; in voxels of the data it is rounded, so it is planned for two of them more."""
+    if data_um_zyx is not None and data_um_zyx != survey.spacing_um_zyx:
+        ratios = [d / s for d, s in zip(data_um_zyx, survey.spacing_um_zyx, strict=True)]
+        longer = zyx(n + (math.ceil(2 * r) if r != 1 else 0) for n, r in zip(survey.volume_zyx, ratios, strict=True))
+        survey = replace(survey, volume_zyx=longer)
     least = zyx(min(n, round_up(survey.volume_zyx, plan.multiple_zyx)[a]) for a, n in enumerate(plan.window_zyx))
     scale = max(1.0, profile.inference_voxels / math.prod(least))
     return plan_inference_window(survey, least, plan.multiple_zyx, scale)
@@ -207,12 +220,12 @@ def plan_training(
     pixels, finest = PROFILES[config.profile].pixels, min(survey.spacing_um_zyx)
     diameter = CellposeSettings.of(config).diameter_um or diameter_um or measure_diameter(volumes, snapshot)
     diameter = diameter or pixels * finest
-    axes = choose_axes(survey, diameter)
+    axes, data_um_zyx = choose_axes(survey, diameter), survey.spacing_um_zyx
     if config.spacing_um_zyx is None:
         spacing = working_spacing(survey.spacing_um_zyx, float(f"{diameter / pixels:.4g}"), axes)
         named = settings.training.model_copy(update={"spacing_um_zyx": spacing})
         survey = survey_snapshot(settings.model_copy(update={"training": named}), volumes, snapshot)
-    return make_plan(config, survey, diameter, axes)
+    return make_plan(config, survey, diameter, axes, data_um_zyx)
 
 
 def choose_axes(survey: Survey, diameter_um: float) -> tuple[int, ...]:
