@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,postgres,slurm,napari,cvat,topology,formats,stardist
+EXTRAS := dev,postgres,slurm,napari,cvat,topology,formats,stardist,cellpose
 
 DATASET ?=
 DATA_DIR ?=

@@ -17,7 +17,7 @@ from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
-from rescueseg.models.predictor import Output
+from rescueseg.models.predictor import AXES, Output
 from rescueseg.records import MapReference, ModelReference
 from rescueseg.storage import Storage
 from rescueseg.volumes.shards import FileSum
@@ -53,6 +53,7 @@ def maps_of(balls: npt.NDArray[np.uint32], boundary: bool = False, seed: int = 0
     return {
         "probability": probability.astype(np.float16).astype(np.float32),
         "border_distance": distance[None].astype(np.float16).astype(np.float32),
+        "flow": flow_to_middles(balls, 0.3, rng).astype(np.float16).astype(np.float32),
     }
 
 
@@ -69,6 +70,17 @@ def star_maps(balls: npt.NDArray[np.uint32], rays: int = 66) -> dict[str, npt.ND
     probability = edt_prob(balls.astype(np.int32), anisotropy=SPACING).astype(np.float16).astype(np.float32)
     kept = lengths.astype(np.float16).astype(np.float32) * find_peaks(probability)
     return {"object_probability": probability[None], "star_distance": kept}
+
+
+def flow_to_middles(balls: npt.NDArray[np.uint32], noise: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return the flow (3, z, y, x) from each voxel of a ball to its middle, of unit length in micrometre, with noise."""
+    places = np.indices(balls.shape) * np.array(SPACING)[:, None, None, None]
+    flow = noise * rng.standard_normal(places.shape)
+    for number in np.unique(balls[balls > 0]):
+        inside = balls == number
+        ways = places[:, inside].mean(axis=1, keepdims=True) - places[:, inside]
+        flow[:, inside] += ways / np.maximum(np.linalg.norm(ways, axis=0), 1e-6)
+    return flow.astype(np.float32)
 
 
 def rule_of(objects: ObjectRule, temperature: float = 1.0, object_class: int = 1) -> DeliveryRule:
@@ -123,7 +135,9 @@ def _write_maps(folder: Path, maps: Mapping[str, npt.NDArray[np.float32]], spaci
         block_zyx=(16, 32, 32),
         chunk_zyx=(8, 16, 16),
         outputs=tuple(
-            Output(name=name, channels=len(array), kind="distance")
+            Output(name="flow", channels=3, kind="flow", directions=AXES)
+            if name == "flow"
+            else Output(name=name, channels=len(array), kind="distance")
             for name, array in maps.items()
             if name != "probability"
         ),

@@ -29,7 +29,7 @@ SHAPE = (24, 96, 96)
 SPACING = (0.2, 0.1, 0.1)
 NARROW = {"channels": [8, 16, 32]}
 QUICK = {"window_zyx": [8, 32, 32], "threads": 1, "checkpoint_every": 4}
-FAMILIES = {"unet": NARROW, "nnunet": NARROW, "stardist": NARROW | {"rays": 18}}
+FAMILIES = {"unet": NARROW, "nnunet": NARROW, "stardist": NARROW | {"rays": 18}, "cellpose": NARROW}
 """Tables of the families that have networks to make small."""
 
 

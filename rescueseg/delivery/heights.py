@@ -21,13 +21,17 @@ from rescueseg.delivery.records import DeliveryRule, ObjectRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
-from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY
+from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY
 from rescueseg.voxels.basins import Heights
 from rescueseg.voxels.distances import capped_distance
+from rescueseg.voxels.flow_potential import flow_potential, potential_reach
 
 _LEVELS = (1 << 16) - 2
 _LEVELS_PER_VOXEL = 256
 _FARTHEST_VOXELS = 32
+_FLOW_VOXELS = 8
+_LOWEST = 2.0
+"""The potential of flows of unit length is nowhere lower than minus so many times its reach."""
 _TRUNCATE = 3.0
 """Standard deviations after which the Gaussian ends."""
 
@@ -61,7 +65,9 @@ def foreground(mask: Mask, rule: DeliveryRule, n_classes: int) -> npt.NDArray[np
 
 def quantity(rule: ObjectRule) -> str | None:
     """Return the map that the heights are made of, None where the mask is enough."""
-    return {"border_distance": BORDER_DISTANCE, "distance": None, "pieces": None}.get(rule.source, PROBABILITY)
+    return {"border_distance": BORDER_DISTANCE, "flow": FLOW, "distance": None, "pieces": None}.get(
+        rule.source, PROBABILITY
+    )
 
 
 def step_of_heights(rule: ObjectRule, spacing_um_zyx: Spacing) -> float:
@@ -72,7 +78,7 @@ def step_of_heights(rule: ObjectRule, spacing_um_zyx: Spacing) -> float:
     >>> step_of_heights(ObjectRule(source="distance"), (0.5, 0.2, 0.2)) * 256
     0.2
     """
-    far = rule.source in ("distance", "border_distance")
+    far = rule.source in ("distance", "border_distance", "flow")
     return min(spacing_um_zyx) / _LEVELS_PER_VOXEL if far else 1.0 / _LEVELS
 
 
@@ -89,12 +95,23 @@ def halo_of_heights(rule: ObjectRule, spacing_um_zyx: Spacing) -> ZYX:
     >>> halo_of_heights(ObjectRule(source="distance", farthest_um=1.0, smoothing_um=0.4), (0.5, 0.2, 0.2))
     (4, 11, 11)
     """
-    reach = _farthest(rule, spacing_um_zyx) if rule.source == "distance" else 0.0
-    return zyx(math.ceil(reach / s) + r for s, r in zip(spacing_um_zyx, _radii(rule, spacing_um_zyx), strict=True))
+    reach = (0, 0, 0)
+    if rule.source == "distance":
+        farthest = _farthest(rule, spacing_um_zyx)
+        reach = zyx(math.ceil(farthest / s) for s in spacing_um_zyx)
+    elif rule.source == "flow":
+        reach = potential_reach(spacing_um_zyx, _flow_reach(rule, spacing_um_zyx))
+    return zyx(a + b for a, b in zip(reach, _radii(rule, spacing_um_zyx), strict=True))
 
 
 def _farthest(rule: ObjectRule, spacing: Spacing) -> float:
     return max(rule.farthest_um or _FARTHEST_VOXELS * min(spacing), *spacing)
+
+
+def _flow_reach(rule: ObjectRule, spacing: Spacing) -> float:
+    """Return how far flows are summed up: so far that the potential, too, has a height of its own for each of its values."""
+    finest = min(spacing)
+    return min(max(rule.farthest_um or _FLOW_VOXELS * finest, finest), _FARTHEST_VOXELS * finest)
 
 
 def _radii(rule: ObjectRule, spacing: Spacing) -> ZYX:
@@ -109,7 +126,8 @@ def heights_of_box(mask: Mask, maps: Maps, rule: DeliveryRule, spacing_um_zyx: S
     mask : ndarray of uint8, zyx
         Classes.
     maps : mapping
-        "probability", (K + 1, z, y, x), or "border_distance", (z, y, x) or (1, z, y, x), as the source needs it.
+        "probability", (K + 1, z, y, x), "flow", (3, z, y, x), or "border_distance", (z, y, x) or (1, z, y, x), as the source
+        needs it.
     rule : DeliveryRule
         Source, smoothing, class and temperature.
     spacing_um_zyx : tuple of float
@@ -118,7 +136,7 @@ def heights_of_box(mask: Mask, maps: Maps, rule: DeliveryRule, spacing_um_zyx: S
     Returns
     -------
     ndarray of uint16, zyx
-        1 where the map is 0, and one more for each `step_of_heights`.
+        1 where the map is lowest, and one more for each `step_of_heights`.
     """
     objects = object_rule(rule)
     values, inside = _values(mask, maps, rule, spacing_um_zyx)
@@ -143,6 +161,10 @@ def _values(
         if objects.source == "distance":
             return capped_distance(inside, spacing, _farthest(objects, spacing)), inside
         return np.asarray(maps[BORDER_DISTANCE], np.float32).reshape(mask.shape), inside
+    if objects.source == "flow":
+        inside, reach = foreground(mask, rule, 0), _flow_reach(objects, spacing)
+        flow = np.asarray(maps[FLOW], np.float32) * inside
+        return flow_potential(flow, spacing, reach) + np.float32(_LOWEST * reach), inside
     probability = np.asarray(maps[PROBABILITY], np.float32)
     inside = foreground(mask, rule, len(probability) - 1)
     if rule.temperature != 1.0:

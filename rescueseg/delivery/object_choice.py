@@ -18,14 +18,16 @@ from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.labels import IGNORE
-from rescueseg.models.predictor import BORDER_DISTANCE, PROBABILITY, STAR_DISTANCE
+from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY, STAR_DISTANCE
 
 OBJECT_TRIALS = 22
-"""At most so many."""
+"""At most so many: a model says one thing of its objects, its border distance or its flow, that six trials are made of."""
 _PANOPTIC = next(metric for metric in METRICS if metric.name == "pq")
 _PROBABILITY_DEPTHS = (0.05, 0.15, 0.35)
 _OBJECT_PROBABILITIES = (0.2, 0.35, 0.5, 0.65)
 _DISTANCE_DEPTHS = (0.03, 0.1, 0.25)
+"""In multiples of the structure's thickness."""
+_FLOW_REACHES = (0.25, 0.5)
 """In multiples of the structure's thickness."""
 _SMALLEST = (0.05, 0.125, 0.3)
 """In multiples of the median volume of an object."""
@@ -39,9 +41,9 @@ def choose_objects(
     """Choose how objects are made.
 
     Connected pieces stand unless basins of a map are better: of the probability, of the distance to the mask's border, of
-    the model's own border distance; or the model's star-convex polyhedra; where a class is the boundary, basins of that one's
-    probability alone. Then a smallest size is tried. Without numbered objects in truth the model's polyhedra or border distance
-    are taken where it has them, else pieces.
+    the model's own border distance or flow; or the model's star-convex polyhedra; where a class is the boundary, basins of that
+    one's probability alone. Then a smallest size is tried. Without numbered objects in truth the model's polyhedra, flow or
+    border distance are taken where it has them, else pieces.
 
     Parameters
     ----------
@@ -102,6 +104,9 @@ def _candidates(
     if boundary:
         return basins("boundary", _PROBABILITY_DEPTHS)
     own = basins("border_distance", micrometres) if _all_have(boxes, BORDER_DISTANCE) else []
+    if _all_have(boxes, FLOW):
+        reaches = [float(f"{r * thickness:.2g}") for r in _FLOW_REACHES]
+        own += [ObjectRule(source="flow", farthest_um=r, depth=d) for r, d in itertools.product(reaches, micrometres)]
     if _all_have(boxes, STAR_DISTANCE):
         own += [ObjectRule(source="rays", depth=probability) for probability in _OBJECT_PROBABILITIES]
     return [
@@ -117,6 +122,8 @@ def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest:
         return ObjectRule(source="boundary", depth=_PROBABILITY_DEPTHS[1])
     if boxes and _all_have(boxes, STAR_DISTANCE):
         return ObjectRule(source="rays", depth=_OBJECT_PROBABILITIES[1])
+    if boxes and _all_have(boxes, FLOW):
+        return ObjectRule(source="flow", depth=float(f"{2 * finest:.2g}"))
     if boxes and _all_have(boxes, BORDER_DISTANCE):
         return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
     return ObjectRule(source="pieces")
@@ -142,6 +149,7 @@ def _trial(objects: ObjectRule, tried: Tried, chosen: bool) -> Trial:
     elif objects.source != "pieces":
         what += f", {objects.depth_in_words} deep"
     what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
+    what += f", summed up over {objects.farthest_um:g} µm" if objects.source == "flow" else ""
     what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""
     return Trial(what=f"objects: {what}", score=round(tried.score, 6), chosen=chosen)
 

@@ -38,8 +38,8 @@ def objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, 
     mask : ndarray of uint8, zyx
         Classes, 0 background.
     maps : mapping
-        "probability", (K + 1, z, y, x), "border_distance", (z, y, x) or (1, z, y, x), "object_probability", (1, z, y, x), and
-        "star_distance", (rays, z, y, x), as far as the rule needs them.
+        "probability", (K + 1, z, y, x), "border_distance", (z, y, x) or (1, z, y, x), "flow", (3, z, y, x),
+        "object_probability", (1, z, y, x), and "star_distance", (rays, z, y, x), as far as the rule needs them.
     rule : DeliveryRule
         How objects are made: `rule.objects` of `rule.object_class`.
     spacing_um_zyx : tuple of float

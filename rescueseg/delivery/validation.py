@@ -19,7 +19,7 @@ from rescueseg.geometry import Box, Floats, Spacing
 from rescueseg.inference.engine import InferenceJob, predict_boxes
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE
-from rescueseg.models.predictor import BORDER_DISTANCE, OBJECT_PROBABILITY, PROBABILITY, STAR_DISTANCE
+from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, PROBABILITY, STAR_DISTANCE
 from rescueseg.postprocessing.distances import reach_voxels
 from rescueseg.postprocessing.mask_steps import at_faces
 from rescueseg.records import HoldoutBox, ModelReference
@@ -85,7 +85,7 @@ class ValidationBox:
     spacing_um_zyx : tuple of float
         Voxel size in micrometre.
     maps : dict
-        By quantity, float32: "probability" (K + 1, z, y, x), and what the model has of "border_distance",
+        By quantity, float32: "probability" (K + 1, z, y, x), and what the model has of "border_distance", "flow",
         "object_probability" and "star_distance"; with a margin.
     inner : tuple of slice
         Where the box lies in the maps.
@@ -182,7 +182,7 @@ def _maps(
     campaign: Campaign, chosen: DeliveryModel, volume_id: str, boxes: Sequence[Box]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Yield the maps of some boxes of a volume, by quantity."""
-    names = (PROBABILITY, BORDER_DISTANCE, OBJECT_PROBABILITY, STAR_DISTANCE)
+    names = (PROBABILITY, BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, STAR_DISTANCE)
     stored = None if chosen.training else _stored(campaign, chosen.model, volume_id)
     if stored is not None:
         reference = stored.finished()

@@ -32,6 +32,9 @@ OBJECT_PROBABILITY = "object_probability"
 STAR_DISTANCE = "star_distance"
 """Name of the output of models of star-convex objects: how far the border of a voxel's own object is along each ray, in
 micrometre; see `rescueseg.voxels.polyhedra`."""
+FLOW = "flow"
+"""Name of the output of models that say of each voxel in which direction the middle of its own object lies: components along
+z, y, x, without a unit, of unit length where the model is sure, 0 outside."""
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """Directions of a flow with one component along each of z, y, x."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.errors import ConfigError
+from rescueseg.models.cellpose.family import CELLPOSE
 from rescueseg.models.family import TrainerEntry
 from rescueseg.models.nnunet.family import NNUNET
 from rescueseg.models.settings import FamilySettings
@@ -35,7 +36,13 @@ GROUP = "rescueseg.trainers"
 """Group of the entry points by which other packages offer trainers."""
 
 OWN: Mapping[str, TrainerEntry] = MappingProxyType(
-    {"monai_unet": MONAI_UNET, "monai_unet_topology": MONAI_UNET_TOPOLOGY, "nnunet": NNUNET, "stardist": STARDIST}
+    {
+        "cellpose": CELLPOSE,
+        "monai_unet": MONAI_UNET,
+        "monai_unet_topology": MONAI_UNET_TOPOLOGY,
+        "nnunet": NNUNET,
+        "stardist": STARDIST,
+    }
 )
 """The trainers that come with rescueseg."""
 

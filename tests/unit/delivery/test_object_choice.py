@@ -14,7 +14,7 @@ from rescueseg.delivery.objects import objects_of_box
 from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
 from rescueseg.delivery.validation import ValidationBox
 from rescueseg.evaluation.instances import compare_instances
-from tests.touching_balls import SHAPE, SPACING, maps_of, truth
+from tests.touching_balls import SHAPE, SPACING, flow_to_middles, maps_of, truth
 
 INNER = (slice(2, 22), slice(4, 56), slice(4, 62))
 TOUCHING = truth()
@@ -88,6 +88,23 @@ def test_balls_that_touch_are_parted() -> None:
     assert choose_objects(boxes, plain(), None, report)[0] == rule
 
 
+def with_flow(box: ValidationBox, balls: np.ndarray) -> ValidationBox:
+    """Return a box whose model says no border distance but where the middle of each ball lies."""
+    flow = flow_to_middles(balls, 0.3, np.random.default_rng(0))
+    return replace(box, maps={"probability": box.maps["probability"], "flow": flow})
+
+
+def test_a_flow_parts_balls_that_touch() -> None:
+    boxes, report = [with_flow(box_of(TOUCHING), TOUCHING)], Counter()
+    rule, trials = choose_objects(boxes, plain(), None, report)
+    assert rule.objects is not None
+    assert rule.objects.source == "flow"
+    assert "objects: basins of the model's flow" in {t.what.split(",")[0] for t in trials}
+    assert all("µm deep, summed up over" in t.what for t in trials if "flow" in t.what)
+    assert len(trials) == report.calls <= OBJECT_TRIALS
+    assert max(t.score for t in trials if t.chosen) > 0.95
+
+
 def test_balls_apart_stay_connected_pieces() -> None:
     rule, trials = choose_objects([box_of(APART)], plain(), None, Counter())
     assert rule.objects == ObjectRule(source="pieces")
@@ -133,6 +150,8 @@ def test_without_numbers_in_truth_nothing_is_tried() -> None:
     rule, trials = choose_objects([box], plain(), None, Counter())
     assert rule.objects == ObjectRule(source="border_distance", depth=0.4)
     assert trials == ()
+    flows = replace(with_flow(box_of(APART), APART), objects=None)
+    assert choose_objects([flows], plain(), None, Counter())[0].objects == ObjectRule(source="flow", depth=0.4)
     without = replace(box, maps={"probability": box.maps["probability"]})
     assert choose_objects([without], plain(), None, Counter())[0].objects == ObjectRule(source="pieces")
     assert choose_objects([], plain(), None, Counter())[0].objects == ObjectRule(source="pieces")

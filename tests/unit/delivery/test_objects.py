@@ -32,6 +32,7 @@ RULES = {
     "distance": ObjectRule(source="distance", smoothing_um=0.2, depth=0.2),
     "boundary": ObjectRule(source="boundary", smoothing_um=0.2, depth=0.1, smallest_um3=2.0),
     "border_distance": ObjectRule(source="border_distance", smoothing_um=0.2, depth=0.3),
+    "flow": ObjectRule(source="flow", farthest_um=0.8, depth=0.3, smallest_um3=2.0),
 }
 if find_spec("stardist"):
     RULES["rays"] = ObjectRule(source="rays", depth=0.5, smallest_um3=2.0)
@@ -51,7 +52,7 @@ def inputs(source: str) -> tuple[np.ndarray, dict[str, np.ndarray], DeliveryRule
     return mask, maps, rule_of(RULES[source], TEMPERATURES.get(source, 1.0), number)
 
 
-@pytest.mark.parametrize("source", ["probability", "distance", "boundary", "border_distance"])
+@pytest.mark.parametrize("source", ["probability", "distance", "boundary", "border_distance", "flow"])
 def test_touching_balls_are_parted(source: str) -> None:
     mask, maps, rule = inputs(source)
     objects, balls = objects_of_box(mask, maps, rule, SPACING), truth()
@@ -135,7 +136,7 @@ def test_nothing_and_everything(tmp_path: Path, source: str, value: int) -> None
     shape, number = (5, 9, 8), 2 if source == "boundary" else 1
     mask = np.full(shape, value, np.uint8)
     maps = {"probability": np.full((number + 1, *shape), 1 / (number + 1), np.float32)}
-    maps["border_distance"] = np.ones((1, *shape), np.float32)
+    maps |= {"border_distance": np.ones((1, *shape), np.float32), "flow": np.zeros((3, *shape), np.float32)}
     if source == "rays":
         maps |= {"object_probability": np.ones((1, *shape), np.float32), "star_distance": np.full((18, *shape), 9.0)}
     rule = rule_of(RULES[source], object_class=number)
