@@ -32,10 +32,10 @@ from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box, Spacing, zyx
+from rescueseg.models.polyhedra import bounds, suppress_overlaps, voxels_of
 from rescueseg.models.predictor import OBJECT_PROBABILITY, STAR_DISTANCE
 from rescueseg.storage import Storage
 from rescueseg.voxels.peaks import find_peaks
-from rescueseg.voxels.polyhedra import bounds, suppress_overlaps, voxels_of
 
 Maps = Mapping[str, npt.NDArray[Any]]
 Numbers = npt.NDArray[np.uint32]
@@ -56,7 +56,7 @@ class Polyhedra:
     probabilities : ndarray of float32, (n,)
         How probable each is.
     lengths_um : ndarray of float32, (n, rays)
-        See `rescueseg.voxels.polyhedra`.
+        See `rescueseg.models.polyhedra`.
     """
 
     points: npt.NDArray[np.int64]

@@ -31,7 +31,7 @@ OBJECT_PROBABILITY = "object_probability"
 """Name of the output that says how surely a voxel is in the middle of an object, 0…1."""
 STAR_DISTANCE = "star_distance"
 """Name of the output of models of star-convex objects: how far the border of a voxel's own object is along each ray, in
-micrometre; see `rescueseg.voxels.polyhedra`."""
+micrometre; see `rescueseg.models.polyhedra`."""
 FLOW = "flow"
 """Name of the output of models that say of each voxel in which direction the middle of its own object lies: components along
 z, y, x, without a unit, of unit length where the model is sure, 0 outside."""

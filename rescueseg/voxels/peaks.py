@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-from rescueseg.geometry import zyx
-
 
 def find_peaks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Return which voxels are above zero and higher than all 26 neighbours; of equal neighbours the first one counts as higher.
@@ -33,7 +31,7 @@ def find_peaks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     middle = values[1:-1, 1:-1, 1:-1]
     peaks = middle > 0
     for direction in itertools.product((-1, 0, 1), repeat=3):
-        z, y, x = (slice(1 + d, n - 1 + d) for d, n in zip(direction, zyx(values.shape), strict=True))
+        z, y, x = (slice(1 + d, n - 1 + d) for d, n in zip(direction, values.shape, strict=True))
         if direction < (0, 0, 0):
             peaks &= middle > values[z, y, x]
         elif direction > (0, 0, 0):

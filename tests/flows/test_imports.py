@@ -134,7 +134,7 @@ def test_an_upward_import_is_seen_wherever_it_hides(tmp_path: Path) -> None:
 LAZY = ("rescueseg/cli/", "rescueseg/models/registry.py")
 """Where modules are imported only when they are needed: commands and the families of models."""
 FORMATS = {"liffile", "mrcfile", "nd2", "pylibCZIrw"}
-EXTRAS = {"napari", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses"} | FORMATS
+EXTRAS = {"napari", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses", "stardist", "cellpose"} | FORMATS
 """Packages that not every installation has."""
 
 

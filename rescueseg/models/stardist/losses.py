@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rescueseg.models.overlap_loss import PartialDiceCELoss
+from rescueseg.models.polyhedra import star_directions
 from rescueseg.models.stardist.plan import StarDistPlan
 from rescueseg.models.stardist.targets import RayTracer
-from rescueseg.voxels.polyhedra import star_directions
 
 RAY_WEIGHT = 2.0
 """Of the lengths in multiples of the radius: as in StarDist, where objects have a radius of ten voxels."""

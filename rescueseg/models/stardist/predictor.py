@@ -13,6 +13,7 @@ from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
 from rescueseg.models.members import NetworkInput, NetworksPredictor, Symmetry
+from rescueseg.models.polyhedra import star_directions
 from rescueseg.models.predictor import EAGER, OBJECT_PROBABILITY, STAR_DISTANCE, Output
 from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.models.stardist.plan import StarDistPlan
@@ -21,7 +22,6 @@ from rescueseg.models.unet.plan import inference_window
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
-from rescueseg.voxels.polyhedra import star_directions
 
 
 class StarDistPredictor(NetworksPredictor):

@@ -15,6 +15,7 @@ from rescueseg.errors import ConfigError
 from rescueseg.evaluation.instances import compare_instances
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import VolumeMaps
+from rescueseg.models.polyhedra import star_directions
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.stardist.losses import StarObjective, _at_voxels
 from rescueseg.models.stardist.plan import StarDistPlan, make_stardist_plan
@@ -25,7 +26,6 @@ from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.models.unet.network import build_network
 from rescueseg.records import ModelReference
 from rescueseg.voxels.peaks import find_peaks
-from rescueseg.voxels.polyhedra import star_directions
 from tests.touching_balls import SHAPE, SPACING, rule_of, truth
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 

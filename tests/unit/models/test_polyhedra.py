@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from rescueseg.errors import ConfigError
+from rescueseg.models import polyhedra
 from rescueseg.models.members import symmetries
+from rescueseg.models.polyhedra import bounds, star_directions, suppress_overlaps, voxels_of
 from rescueseg.models.predictor import Output
-from rescueseg.voxels import polyhedra
-from rescueseg.voxels.polyhedra import bounds, star_directions, suppress_overlaps, voxels_of
 
 pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
 SPACING = (0.5, 0.2, 0.25)
@@ -59,7 +59,7 @@ def test_tensorflow_stays_out() -> None:
     import subprocess
     import sys
 
-    code = "import sys; from rescueseg.voxels.polyhedra import star_directions; star_directions(18); sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; from rescueseg.models.polyhedra import star_directions; star_directions(18); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
