@@ -118,7 +118,7 @@ def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest:
     if boundary:
         return ObjectRule(source="boundary", depth=_PROBABILITY_DEPTHS[1])
     if boxes and all(FLOW in box.maps for box in boxes):
-        return ObjectRule(source="flow", depth=float(f"{2 * finest:.2g}"))
+        return ObjectRule(source="flow", depth=float(f"{0.5 * finest:.2g}"))
     if boxes and all(BORDER_DISTANCE in box.maps for box in boxes):
         return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
     return ObjectRule(source="pieces")

@@ -168,7 +168,7 @@ def test_the_working_spacing_follows_from_the_objects(tmp_path: Path) -> None:
     assert outline(campaign.config, campaign.volumes, snapshot).window_zyx == plan.window_zyx
     wider = make_campaign(tmp_path / "wider", trainer="cellpose", cellpose={"diameter_um": 3.6})
     plan = plan_training(wider.config, wider.volumes, make_snapshot(wider, BOXES))
-    assert plan.spacing_um_zyx == pytest.approx((0.3, 0.3, 0.3))
+    assert plan.spacing_um_zyx == pytest.approx((0.36, 0.36, 0.36))
     named = make_campaign(tmp_path / "named", trainer="cellpose", spacing_um_zyx=(0.3, 0.2, 0.2))
     plan = plan_training(named.config, named.volumes, make_snapshot(named, BOXES))
     assert plan.spacing_um_zyx == (0.3, 0.2, 0.2)
