@@ -123,7 +123,7 @@ def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest:
     if boxes and _all_have(boxes, STAR_DISTANCE):
         return ObjectRule(source="rays", depth=_OBJECT_PROBABILITIES[1])
     if boxes and _all_have(boxes, FLOW):
-        return ObjectRule(source="flow", depth=float(f"{2 * finest:.2g}"))
+        return ObjectRule(source="flow", depth=float(f"{0.5 * finest:.2g}"))
     if boxes and _all_have(boxes, BORDER_DISTANCE):
         return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
     return ObjectRule(source="pieces")

@@ -61,7 +61,7 @@ class CellposeNetwork(SplitNetwork):
         masks : Tensor, optional
             Shape (n, channels, 1, 1); without them nothing is dropped.
         """
-        said: Tensor = self.cpnet.output(features if masks is None else features * masks)
+        said: Tensor = self.cpnet.output(features if masks is None else features * masks.to(features.dtype))
         return said
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:

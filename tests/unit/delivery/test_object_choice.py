@@ -151,7 +151,7 @@ def test_without_numbers_in_truth_nothing_is_tried() -> None:
     assert rule.objects == ObjectRule(source="border_distance", depth=0.4)
     assert trials == ()
     flows = replace(with_flow(box_of(APART), APART), objects=None)
-    assert choose_objects([flows], plain(), None, Counter())[0].objects == ObjectRule(source="flow", depth=0.4)
+    assert choose_objects([flows], plain(), None, Counter())[0].objects == ObjectRule(source="flow", depth=0.1)
     without = replace(box, maps={"probability": box.maps["probability"]})
     assert choose_objects([without], plain(), None, Counter())[0].objects == ObjectRule(source="pieces")
     assert choose_objects([], plain(), None, Counter())[0].objects == ObjectRule(source="pieces")
