@@ -20,7 +20,7 @@ from rescueseg.inference.maps import InferencePlan
 from rescueseg.inference.shared_windows import SharedWindows
 from rescueseg.inference.uncertainty import MemberStatistics
 from rescueseg.inference.windows import WindowGrid
-from rescueseg.models.predictor import PROBABILITY, Predictor
+from rescueseg.models.predictor import PROBABILITY, Group, Predictor
 from rescueseg.randomness import window_key
 from rescueseg.records import Normalisation
 from rescueseg.volumes.normalise import Array, normalise, read_box
@@ -235,14 +235,21 @@ class WindowStatistics:
         """Return the statistics (n, channels, z, y, x) of windows; their random numbers derive from how they are named."""
         plan, statistics = self.plan, MemberStatistics()
         means: dict[str, Tensor] = {}
+        counts = dict.fromkeys((output.name for output in plan.outputs), 0)
         keys = [window_key(plan.seed, plan.volume_id, name) for name in named]
-        for count, (group, values_of) in enumerate(self._predictor.members(windows, keys), start=1):
+        latest: Group | None = None
+        for group, values_of in self._predictor.members(windows, keys):
             member = {name: torch.as_tensor(value).detach() for name, value in values_of.items()}
             _check_member(plan, member, indices)
             statistics.add(group.symmetry, member[PROBABILITY], group.network)
             for output in plan.outputs:
+                if not output.sampled and group == latest:
+                    continue
                 value, mean = member[output.name], means.get(output.name)
-                means[output.name] = value.clone() if mean is None else torch.add(mean, value - mean, alpha=1 / count)
+                counts[output.name] += 1
+                share = 1 / counts[output.name]
+                means[output.name] = value.clone() if mean is None else torch.add(mean, value - mean, alpha=share)
+            latest = group
         of_one = (PROBABILITY, *means, "predictive_entropy")
         result = statistics.result() | means
         quantities = [name for name in channel_layout(plan) if statistics.members > 1 or name in of_one]

@@ -86,16 +86,7 @@ class Symmetry:
         >>> mirror.held_by(Output(name="rays", channels=2, kind="distance", directions=((0, 0, 1), (0, 0, -1))))
         ((1, 1), (0, 1))
         """
-        directions, signs = np.asarray(output.directions), (1, -1) if output.kind == "flow" else (1,)
-        held = []
-        for z, y, x in output.directions:
-            turned = np.array((z, x, y) if self.transposed else (z, y, x))
-            turned[[axis - 2 for axis in self.flipped_axes]] *= -1
-            alike = [(k, s) for k, d in enumerate(directions) for s in signs if np.allclose(s * d, turned, atol=1e-6)]
-            if not alike:
-                raise ValueError(f"the output '{output.name}' has no channel along {turned.tolist()}")
-            held.append(alike[0])
-        return tuple(held)
+        return _held_by(self, output)
 
     def suits(self, output: Output) -> bool:
         """Tell whether an output can be turned back."""
@@ -104,6 +95,20 @@ class Symmetry:
         except ValueError:
             return False
         return True
+
+
+@lru_cache(maxsize=64)
+def _held_by(symmetry: Symmetry, output: Output) -> tuple[tuple[int, int], ...]:
+    directions, signs = np.asarray(output.directions), (1, -1) if output.kind == "flow" else (1,)
+    held = []
+    for z, y, x in output.directions:
+        turned = np.array((z, x, y) if symmetry.transposed else (z, y, x))
+        turned[[axis - 2 for axis in symmetry.flipped_axes]] *= -1
+        alike = [(k, s) for k, d in enumerate(directions) for s in signs if np.allclose(s * d, turned, atol=1e-6)]
+        if not alike:
+            raise ValueError(f"the output '{output.name}' has no channel along {turned.tolist()}")
+        held.append(alike[0])
+    return tuple(held)
 
 
 def symmetries(count: int, square: bool, outputs: Sequence[Output] = ()) -> tuple[Symmetry, ...]:
@@ -227,24 +232,45 @@ class NetworksPredictor:
             with torch.inference_mode(), self._autocast(precision):
                 turned = [pad_batch(symmetry.apply(images[part]), ready.batch) for part in parts]
                 prepared = [self._prepare(network, part) for part in turned]
+                shared = self._shared(network, prepared, [part.stop - part.start for part in parts], size, symmetry)
             for sample in range(self._samples):
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
                     with self._autocast(precision):
-                        said = [self._said(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
-                    whole = [torch.cat(of) if len(of) > 1 else of[0] for of in zip(*said, strict=True)]
-                    member = self._outputs_of([symmetry.invert(of).float() for of in whole], size, symmetry)
-                yield Group(n, index), member
+                        said = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
+                    logits = torch.cat(said) if len(said) > 1 else said[0]
+                    member = self._outputs_of(symmetry.invert(logits).float(), size)
+                yield Group(n, index), member | shared
 
     def _prepare(self, network: SplitNetwork, images: Tensor) -> tuple[Tensor, ...]:
         """Return what all samples of a network and a symmetry share; the network gets z, y, x in its own order."""
         return network.features(images.permute(0, 1, *(2 + axis for axis in self._axes)).contiguous())
 
-    def _said(
-        self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]
-    ) -> tuple[Tensor, ...]:
-        """Return what a network says in one sample, each (n, channels, z, y, x), at one resolution or several; its logits here."""
-        return (self._logits(network, prepared, keys),)
+    def _shared(
+        self,
+        network: SplitNetwork,
+        prepared: Sequence[tuple[Tensor, ...]],
+        counts: Sequence[int],
+        size: Sequence[int],
+        symmetry: Symmetry,
+    ) -> dict[str, Tensor]:
+        """Return the outputs by name that all samples of a network and a symmetry share; none here.
+
+        Parameters
+        ----------
+        network : SplitNetwork
+            Which network.
+        prepared : sequence of tuple of Tensor
+            What `_prepare` returned of each batch.
+        counts : sequence of int
+            How many windows each batch holds; it may have been filled up with more.
+        size : sequence of int
+            Of a window in voxels of its volume, zyx.
+        symmetry : Symmetry
+            The windows were turned by it; outputs are turned back, with their directions.
+        """
+        del network, prepared, counts, size, symmetry
+        return {}
 
     def _logits(self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]) -> Tensor:
         """Return the logits (n, channels, z, y, x) of one sample, dropout drawn from each window's own key.
@@ -289,12 +315,9 @@ class NetworksPredictor:
         eager_batch = batch_sizes(window)[-1] if on_cpu else batch
         return Subject(self._networks, self._plan, window, batch, eager_batch, self._device, precision.dtype)
 
-    def _outputs_of(self, said: Sequence[Tensor], size: Sequence[int], symmetry: Symmetry) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it.
-
-        What was said has been turned back by the symmetry; directions have not.
-        """
-        return {PROBABILITY: torch.softmax(self._resample(said[0], size), dim=1)}
+    def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+        """Return the outputs by name, at a window's size in voxels of its volume: softmax of the logits, resampled to it."""
+        return {PROBABILITY: torch.softmax(self._resample(logits, size), dim=1)}
 
     def _precision(self) -> Precision:
         """Return what the networks compute in, and say once if that is less than the hardware offers."""

@@ -63,10 +63,14 @@ class Output(Record):
     """Output of one channel, named before this one, at whose peaks (`rescueseg.voxels.peaks`) alone this one is kept in maps;
     empty where it is kept everywhere. What is said of objects, with many channels, is needed once per object."""
 
+    sampled: bool = True
+    """Whether dropout samples differ in it; if not, all samples of a network and a symmetry say the same."""
+
     @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out whose peaks where there are none, so that older digests stay."""
-        return {key: value for key, value in handler(self).items() if key != "at_peaks_of" or value}
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what outputs of earlier versions did not have, where it is the default, so that older digests stay."""
+        later = {"at_peaks_of": "", "sampled": True}
+        return {key: value for key, value in handler(self).items() if key not in later or value != later[key]}
 
     @model_validator(mode="after")
     def _has_a_direction_per_channel(self) -> Self:

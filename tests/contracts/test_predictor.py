@@ -109,6 +109,15 @@ def test_there_is_a_member_per_network_symmetry_and_sample_in_order(predictor: P
     assert (predictor.networks == 1) == np.array_equal(first, last)
 
 
+def test_what_is_not_sampled_is_the_same_in_all_samples(predictor: Predictor) -> None:
+    members = members_of(predictor, windows_of(predictor, 1), [1])
+    shared = [output.name for output in predictor.outputs if not output.sampled]
+    first = dict[Group, dict[str, np.ndarray]]()
+    for group, member in members:
+        for name in shared:
+            np.testing.assert_array_equal(member[name], first.setdefault(group, member)[name])
+
+
 def test_members_depend_on_the_key_alone_not_on_the_batch(predictor: Predictor) -> None:
     windows, keys = windows_of(predictor, 3), [11, 2**62, 7]
     together = members_of(predictor, windows, keys)

@@ -46,13 +46,14 @@ class StarDistPredictor(NetworksPredictor):
         self._radius_um = plan.radius_um
         directions = tuple((float(z), float(y), float(x)) for z, y, x in star_directions(plan.rays))
         self._stars = (
-            Output(name=OBJECT_PROBABILITY, channels=1, kind="share"),
+            Output(name=OBJECT_PROBABILITY, channels=1, kind="share", sampled=False),
             Output(
                 name=STAR_DISTANCE,
                 channels=plan.rays,
                 kind="distance",
                 directions=directions,
                 at_peaks_of=OBJECT_PROBABILITY,
+                sampled=False,
             ),
         )
         square = plan.square and window[1] == window[2]
@@ -70,24 +71,33 @@ class StarDistPredictor(NetworksPredictor):
         """Return the eager way: the others compute all channels at full resolution, where the rays would cost the most."""
         return EAGER
 
-    def _said(
-        self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]
-    ) -> tuple[Tensor, ...]:
-        """Return the logits of the classes, and at the stem's resolution those of the object's probability and the rays."""
+    def _logits(self, network: SplitNetwork, prepared: tuple[Tensor, ...], keys: Sequence[SampleKey]) -> Tensor:
+        """Return the logits of the classes of one sample."""
         assert isinstance(network, StridedUNet)
-        logits, stars = network.head_parts(prepared, self._masks(network, keys, len(prepared[0])))
-        assert stars is not None, "the plan has more channels"
-        return logits[: len(keys)], stars[: len(keys)]
+        return network.head_parts(prepared, self._masks(network, keys, len(prepared[0])))[0][: len(keys)]
 
-    def _outputs_of(self, said: Sequence[Tensor], size: Sequence[int], symmetry: Symmetry) -> dict[str, Tensor]:
-        """Return the outputs by name; lengths are in micrometre, so resampling leaves them what they are."""
-        logits, stars = said
+    def _shared(
+        self,
+        network: SplitNetwork,
+        prepared: Sequence[tuple[Tensor, ...]],
+        counts: Sequence[int],
+        size: Sequence[int],
+        symmetry: Symmetry,
+    ) -> dict[str, Tensor]:
+        """Return the object's probability and the rays; nothing is dropped in them, for samples tell of the classes alone.
+
+        Lengths are in micrometre, so resampling leaves them what they are.
+        """
+        assert isinstance(network, StridedUNet)
+        said = [network.head_parts(of, None)[1] for of in prepared]
+        stars = torch.cat([of[:count] for of, count in zip(said, counts, strict=True) if of is not None]).float()
+        stars = symmetry.invert(stars)
         lengths = symmetry.turn_directions(functional.softplus(stars[:, 1:]) * self._radius_um, self._stars[1])
         fine = [functional.interpolate(of, self._window, mode="trilinear") for of in (stars[:, :1], lengths)]
-        outputs = super()._outputs_of([logits], size, symmetry)
-        outputs[OBJECT_PROBABILITY] = self._resample(torch.sigmoid(fine[0]), size)
-        outputs[STAR_DISTANCE] = self._resample(fine[1], size)
-        return outputs
+        return {
+            OBJECT_PROBABILITY: self._resample(torch.sigmoid(fine[0]), size),
+            STAR_DISTANCE: self._resample(fine[1], size),
+        }
 
 
 def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> StarDistPredictor:

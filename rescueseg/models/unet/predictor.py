@@ -11,7 +11,7 @@ from torch import Tensor
 from rescueseg.config import InferenceConfig
 from rescueseg.errors import InferenceError
 from rescueseg.models.files import model_errors, read_committed
-from rescueseg.models.members import NetworkInput, NetworksPredictor, Symmetry
+from rescueseg.models.members import NetworkInput, NetworksPredictor
 from rescueseg.models.predictor import BORDER_DISTANCE, Output
 from rescueseg.models.resample import Resampling, resample, resample_by_multiples
 from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
@@ -62,10 +62,9 @@ class UNetPredictor(NetworksPredictor):
         border = (Output(name=BORDER_DISTANCE, channels=1, kind="distance"),) if learned else ()
         return (*super().outputs, *border)
 
-    def _outputs_of(self, said: Sequence[Tensor], size: Sequence[int], symmetry: Symmetry) -> dict[str, Tensor]:
+    def _outputs_of(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
         """Return the outputs by name; the border distance is in micrometre, so resampling leaves it what it is."""
-        [logits] = said
-        outputs = super()._outputs_of([logits[:, : self.n_classes + 1]], size, symmetry)
+        outputs = super()._outputs_of(logits[:, : self.n_classes + 1], size)
         if self._border_um is not None:
             share = torch.sigmoid(logits[:, self.n_classes + 1 :])
             outputs[BORDER_DISTANCE] = self._resample(share, size) * self._border_um
