@@ -119,8 +119,8 @@ def median_width(widths: Floats, cut: npt.NDArray[np.bool_]) -> float:
     return float(widths[order][reached[0] if len(reached) else -1])
 
 
-def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
-    """Return the median diameter of the sections of the annotated objects, in micrometre; None where there is no object.
+def read_sections(volumes: VolumeFolder, snapshot: Snapshot) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return the diameters of the sections of all annotated objects in micrometre, and which of them a patch cuts.
 
     Planes are those of all three orientations, but none that contain an axis that is much coarser than both others.
 
@@ -129,20 +129,39 @@ def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
     StorageError
         If a label array is missing, damaged, or not the one that the snapshot names.
     """
-    parts = []
+    widths, cuts = [np.empty(0)], [np.empty(0, np.bool_)]
     for item in snapshot.items:
         objects: npt.NDArray[Any] | None = read_objects(volumes.storage, item)
         if objects is None:
             continue
         unlabelled = read_classes(volumes.storage, item) == IGNORE
         spacing = volumes.record(item.volume_id).spacing_um_zyx
-        parts += [section_diameters(objects, unlabelled, spacing, axis) for axis in plane_axes(spacing)]
-    if not any(len(widths) for widths, _ in parts):
-        return None
-    widths, cut = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    return float(f"{median_width(widths, cut):.4g}")
+        for axis in plane_axes(spacing):
+            found, cut = section_diameters(objects, unlabelled, spacing, axis)
+            widths.append(found)
+            cuts.append(cut)
+    return np.concatenate(widths), np.concatenate(cuts)
 
 
+def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
+    """Return the median diameter of the sections in micrometre; None where there is no object. Raises as `read_sections`."""
+    widths, cut = read_sections(volumes, snapshot)
+    return float(f"{median_width(widths, cut):.4g}") if len(widths) else None
+
+
+def cut_warnings(volumes: VolumeFolder, snapshot: Snapshot) -> list[str]:
+    """Return a sentence where nearly all sections are cut: nobody has seen where flows lead to. Raises as `read_sections`."""
+    _, cut = read_sections(volumes, snapshot)
+    if not len(cut) or np.mean(~cut) >= _LEAST_WHOLE:
+        return []
+    return [
+        f"the patches cut {np.mean(cut):.0%} of the objects' sections, whose middles are unknown: "
+        "hardly any flow can be learned; annotate larger patches"
+    ]
+
+
+_LEAST_WHOLE = 0.05
+"""Share of whole sections below which a person is warned."""
 _FLAT = 3.0
 """An axis that is so many times as coarse as both others lies in no plane."""
 _ROUNDING = 1e-3

@@ -19,11 +19,12 @@ from rescueseg.delivery.objects import objects_of_box
 from rescueseg.delivery.records import ObjectRule
 from rescueseg.errors import ConfigError
 from rescueseg.evaluation.instances import compare_instances
+from rescueseg.geometry import Box
 from rescueseg.models.cellpose.network import FLOW_SCALE, CellposeNetwork, build_network, set_weights
 from rescueseg.models.cellpose.plan import CellposePlan, make_plan, outline, plan_training, working_spacing
 from rescueseg.models.cellpose.planes import PlaneSet, apply_warp, draw_warp, margin_of
 from rescueseg.models.cellpose.predictor import FLOWS, CellposePredictor
-from rescueseg.models.cellpose.sections import measure_diameter, median_width, section_diameters
+from rescueseg.models.cellpose.sections import cut_warnings, measure_diameter, median_width, section_diameters
 from rescueseg.models.cellpose.targets import FlowLoss, decode_flows, plane_flows
 from rescueseg.models.cellpose.trainer import CellposeTrainer
 from rescueseg.models.files import read_model
@@ -184,6 +185,14 @@ def test_patches_smaller_than_the_objects_do_not_make_these_small() -> None:
         widths, cuts = [*widths, *found], [*cuts, *cut]
     assert sum(cuts) > 0.9 * len(cuts)
     assert 24 < median_width(np.array(widths), np.array(cuts)) < 40
+
+
+def test_patches_that_show_no_whole_object_are_told_of(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="cellpose", iterations=1)
+    boxes = [Box((z, y, x), (3, 6, 6)) for z in range(2, 20, 6) for y in range(0, 90, 12) for x in range(0, 90, 12)]
+    assert cut_warnings(campaign.volumes, make_snapshot(campaign, BOXES)) == []
+    model = train(campaign, make_snapshot(campaign, boxes), tmp_path / "work")
+    assert "annotate larger patches" in model.warnings[0]
 
 
 def test_spacings_that_are_near_stay() -> None:
