@@ -77,62 +77,91 @@ def cut_sections(sections: Sections, unlabelled: npt.NDArray[np.bool_], axis: in
 
 def section_diameters(
     objects: npt.NDArray[np.integer], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing, axis: int
-) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-    """Return the diameters of the sections in micrometre, how many each stands for, and which of them the patch cuts.
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return the diameters of the sections in micrometre, and which of them the patch cuts.
 
-    The diameter is that of the disc of equal area, as Cellpose measures it. Of wide sections more are cut than of narrow ones:
-    a whole one stands for as many as have their middle in the patch (Miles 1974, "On the elimination of edge effects in
-    planar sampling").
+    The diameter is that of the disc of equal area, as Cellpose measures it.
 
     Examples
     --------
     >>> objects = np.zeros((1, 9, 9), int)
     >>> objects[0, 2:6, 2:6] = 3
-    >>> widths, weights, cut = section_diameters(objects, np.zeros(objects.shape, bool), (1.0, 0.5, 0.5), 0)
-    >>> widths.round(2).tolist(), weights.round(2).tolist(), cut.tolist()
-    ([2.26], [4.02], [False])
+    >>> widths, cut = section_diameters(objects, np.zeros(objects.shape, bool), (1.0, 0.5, 0.5), 0)
+    >>> widths.round(2).tolist(), cut.tolist()
+    ([2.26], [False])
     """
     numbers = number_sections(np.where(unlabelled, 0, objects), axis)
-    is_cut = cut_sections(numbers, unlabelled, axis)
-    in_plane = [a for a in range(3) if a != axis]
-    pixel = math.prod(spacing_um_zyx[a] for a in in_plane)
-    widths = 2 * np.sqrt(np.bincount(numbers.ravel(), minlength=len(is_cut)) * (pixel / math.pi))
-    weights = np.ones(len(widths))
-    for length in (objects.shape[a] * spacing_um_zyx[a] for a in in_plane):
-        weights /= np.maximum(1 - widths / length, _LEAST_SHARE)
-    return widths[1:], weights[1:], is_cut[1:]
+    cut = cut_sections(numbers, unlabelled, axis)
+    pixel = math.prod(s for a, s in enumerate(spacing_um_zyx) if a != axis)
+    widths = 2 * np.sqrt(np.bincount(numbers.ravel(), minlength=len(cut)) * (pixel / math.pi))
+    return widths[1:], cut[1:]
 
 
-def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
-    """Return the median diameter of the sections of the annotated objects, in micrometre; None where there is no object.
+def median_width(widths: Floats, cut: npt.NDArray[np.bool_]) -> float:
+    """Return the median of widths of which some are least ones; the largest, where that lies beyond it.
 
-    Of the whole sections, of all where none is whole. Planes are those of all three orientations, but none that contain an
-    axis that is much coarser than both others.
+    In small patches most wide sections are cut: the median of the whole ones would be that of the narrow ones. The
+    product-limit estimate counts a cut one as wider than what is seen of it.
+
+    References
+    ----------
+    Kaplan and Meier 1958, doi:10.1080/01621459.1958.10501452.
+
+    Examples
+    --------
+    >>> median_width(np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, False]))
+    3.0
+    """
+    order = np.lexsort((cut, widths))
+    at_risk = len(widths) - np.arange(len(widths))
+    wider = np.cumprod(np.where(cut[order], 1.0, 1.0 - 1.0 / at_risk))
+    reached = np.flatnonzero(wider <= 0.5)
+    return float(widths[order][reached[0] if len(reached) else -1])
+
+
+def read_sections(volumes: VolumeFolder, snapshot: Snapshot) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return the diameters of the sections of all annotated objects in micrometre, and which of them a patch cuts.
+
+    Planes are those of all three orientations, but none that contain an axis that is much coarser than both others.
 
     Raises
     ------
     StorageError
         If a label array is missing, damaged, or not the one that the snapshot names.
     """
-    parts = []
+    widths, cuts = [np.empty(0)], [np.empty(0, np.bool_)]
     for item in snapshot.items:
         objects: npt.NDArray[Any] | None = read_objects(volumes.storage, item)
         if objects is None:
             continue
         unlabelled = read_classes(volumes.storage, item) == IGNORE
         spacing = volumes.record(item.volume_id).spacing_um_zyx
-        parts += [section_diameters(objects, unlabelled, spacing, axis) for axis in plane_axes(spacing)]
-    if not any(len(widths) for widths, _, _ in parts):
-        return None
-    widths, weights = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    cut = np.concatenate([part[2] for part in parts])
-    counted = np.full(len(cut), True) if cut.all() else np.logical_not(cut)
-    median = np.quantile(widths[counted], 0.5, weights=weights[counted], method="inverted_cdf")
-    return float(f"{median:.4g}")
+        for axis in plane_axes(spacing):
+            found, cut = section_diameters(objects, unlabelled, spacing, axis)
+            widths.append(found)
+            cuts.append(cut)
+    return np.concatenate(widths), np.concatenate(cuts)
 
 
-_LEAST_SHARE = 0.1
-"""Of a patch's length, within which the middle of a whole section lies: a wider one stands for no more than this says."""
+def measure_diameter(volumes: VolumeFolder, snapshot: Snapshot) -> float | None:
+    """Return the median diameter of the sections in micrometre; None where there is no object. Raises as `read_sections`."""
+    widths, cut = read_sections(volumes, snapshot)
+    return float(f"{median_width(widths, cut):.4g}") if len(widths) else None
+
+
+def cut_warnings(volumes: VolumeFolder, snapshot: Snapshot) -> list[str]:
+    """Return a sentence where nearly all sections are cut: nobody has seen where flows lead to. Raises as `read_sections`."""
+    _, cut = read_sections(volumes, snapshot)
+    if not len(cut) or np.mean(~cut) >= _LEAST_WHOLE:
+        return []
+    return [
+        f"the patches cut {np.mean(cut):.0%} of the objects' sections, whose middles are unknown: "
+        "hardly any flow can be learned; annotate larger patches"
+    ]
+
+
+_LEAST_WHOLE = 0.05
+"""Share of whole sections below which a person is warned."""
 _FLAT = 3.0
 """An axis that is so many times as coarse as both others lies in no plane."""
 _ROUNDING = 1e-3

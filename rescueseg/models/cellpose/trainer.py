@@ -16,6 +16,7 @@ from rescueseg.models.cellpose.loop import Run
 from rescueseg.models.cellpose.plan import CellposePlan, plan_training
 from rescueseg.models.cellpose.planes import PlaneSet
 from rescueseg.models.cellpose.predictor import load_predictor
+from rescueseg.models.cellpose.sections import cut_warnings
 from rescueseg.models.cellpose.settings import CellposeSettings
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
 from rescueseg.models.learning_rate import cosine_rate
@@ -119,6 +120,7 @@ class CellposeTrainer:
             runs.append(run)
             seconds += run.seconds  # now: the clock of a network does not stop while the next one trains
         warnings = unlabelled_warnings(request.config.classes, data.unlabelled_classes)
+        warnings += cut_warnings(request.volumes, request.snapshot)
         warnings += [reason] if reason else []
         self._export(request, plan, identity, warnings, runs, seconds)
 
