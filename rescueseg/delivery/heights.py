@@ -30,7 +30,7 @@ _LEVELS = (1 << 16) - 2
 _LEVELS_PER_VOXEL = 256
 _FARTHEST_VOXELS = 32
 _FLOW_VOXELS = 8
-_LOWEST = 2.0
+_LOWEST = 3.0
 """The potential of flows of unit length is nowhere lower than minus so many times its reach."""
 _TRUNCATE = 3.0
 """Standard deviations after which the Gaussian ends."""

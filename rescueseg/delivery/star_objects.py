@@ -17,8 +17,9 @@ Polyhedra are compared all at once, so none depends on blocks; memory grows with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ from rescueseg.delivery.heights import foreground, object_rule
 from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
-from rescueseg.geometry import Box, Spacing, zyx
-from rescueseg.models.polyhedra import bounds, suppress_overlaps, voxels_of
+from rescueseg.geometry import ZYX, Box, Spacing, partition, zyx
+from rescueseg.models.polyhedra import suppress_overlaps, voxels_of
 from rescueseg.models.predictor import OBJECT_PROBABILITY, STAR_DISTANCE
 from rescueseg.storage import Storage
 from rescueseg.voxels.peaks import find_peaks
@@ -42,6 +43,8 @@ Numbers = npt.NDArray[np.uint32]
 GROWTH = 1.25
 """Of polyhedra, for the voxels of the mask that lie in none. On nuclei it took panoptic quality from 0.42 to 0.53; grown by
 half, 0.49: crumbs between objects."""
+_PART_ZYX: ZYX = (32, 64, 64)
+"""Rays are read in parts of so many voxels."""
 _POLYHEDRA, _NUMBERS = "polyhedra.npz", "numbers.npz"
 
 
@@ -91,9 +94,9 @@ class Polyhedra:
     def _draw(self, labels: Numbers, box: Box, lengths_um: npt.NDArray[np.float32], spacing_um_zyx: Spacing) -> None:
         if not len(self):
             return
-        low, high = bounds(self.points, lengths_um, spacing_um_zyx)
-        touching = ((low < box.stop_zyx) & (high > box.offset_zyx)).all(axis=1)
-        for index in np.flatnonzero(touching):
+        reach = lengths_um.max(axis=1, keepdims=True) / np.asarray(spacing_um_zyx) + 1
+        near = (self.points - reach < box.stop_zyx) & (self.points + reach >= box.offset_zyx)
+        for index in np.flatnonzero(near.all(axis=1)):
             around, mask = voxels_of(lengths_um[index], spacing_um_zyx)
             place = Box(
                 zyx(a + b for a, b in zip(around.offset_zyx, self.points[index], strict=True)), around.shape_zyx
@@ -104,34 +107,48 @@ class Polyhedra:
                 part[mask[inside.relative_to(place).slices]] = index + 1
 
 
-def propose(maps: Maps, inner: Box, offset: tuple[int, int, int], least_probability: float) -> Polyhedra:
-    """Return what the peaks of a box propose.
+def propose(
+    probability: npt.NDArray[Any], inner: Box, least_probability: float, read_lengths: Callable[[Box], npt.NDArray[Any]]
+) -> Polyhedra:
+    """Return what the peaks of a box propose; centres are places in the array.
 
     Parameters
     ----------
-    maps : mapping
-        "object_probability" and "star_distance", (channels, z, y, x), of the box and one voxel more on each side that is no
-        border of the volume.
+    probability : ndarray of float, zyx
+        The object's probability in the box and one voxel more on each side that is no border of the volume.
     inner : Box
-        The box in the maps.
-    offset : tuple of int
-        Of the maps in the volume.
+        The box in the array.
     least_probability : float
         Less probable peaks propose nothing.
+    read_lengths : callable
+        Returns the lengths of the rays, (rays, z, y, x), in a part of the array. It is asked for parts that hold peaks alone:
+        there are many rays.
     """
-    probability = maps[OBJECT_PROBABILITY][0].astype(np.float32)
-    peaks = find_peaks(probability)[inner.slices] & (probability[inner.slices] >= least_probability)
-    at = np.argwhere(peaks) + np.asarray(inner.offset_zyx)
-    z, y, x = at.T
-    lengths = maps[STAR_DISTANCE][:, z, y, x].T.astype(np.float32)
-    seen = (lengths > 0).all(axis=1)
-    return Polyhedra(at[seen] + np.asarray(offset), probability[z, y, x][seen], lengths[seen])
+    peaks = find_peaks(probability) & (probability >= np.float32(least_probability))
+    places, lengths = [np.zeros((0, 3), np.int64)], [np.zeros((0, 0), np.float32)]
+    for part in partition(inner.shape_zyx, _PART_ZYX):
+        box = Box(zyx(a + b for a, b in zip(part.offset_zyx, inner.offset_zyx, strict=True)), part.shape_zyx)
+        at = np.argwhere(peaks[box.slices])
+        if len(at):
+            z, y, x = at.T
+            places.append(at + np.asarray(box.offset_zyx))
+            lengths.append(read_lengths(box)[:, z, y, x].T.astype(np.float32))
+    points = np.concatenate(places)
+    order = np.lexsort(points.T[::-1])
+    rays = np.concatenate(lengths[1:])[order] if len(lengths) > 1 else lengths[0]
+    points = points[order]
+    seen = np.flatnonzero((rays > 0).all(axis=1))
+    z, y, x = points.T
+    return Polyhedra(points, probability[z, y, x].astype(np.float32), rays).chosen(seen)
 
 
 def star_objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, spacing: Spacing) -> Numbers:
     """Return the objects of a box that is a whole volume; parameters and result as `rescueseg.delivery.objects.objects_of_box`."""
     whole = Box((0, 0, 0), zyx(mask.shape))
-    polyhedra = propose(maps, whole, (0, 0, 0), object_rule(rule).depth).without_overlaps(spacing)
+    rays = maps[STAR_DISTANCE]
+    probability = maps[OBJECT_PROBABILITY][0]
+    found = propose(probability, whole, object_rule(rule).depth, lambda box: rays[(slice(None), *box.slices)])
+    polyhedra = found.without_overlaps(spacing)
     drawn = polyhedra.drawn(whole, spacing) * foreground(mask, rule, len(rule.cleanup))
     numbers = _numbers(len(polyhedra), [_seen(drawn, whole, whole)], _least_voxels(rule, spacing))
     return numbers[drawn]
@@ -144,7 +161,8 @@ def make_star_objects(target: TargetVolume, step: Step) -> int:
     if stored is None:
         found = step.run(step.block_pass("peaks", shape, block), _peaks_of_block, target)
         parts = [Polyhedra(a["points"], a["probabilities"], a["lengths_um"]) for a in found.results()]
-        every = Polyhedra(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+        some = [part for part in parts if len(part)] or parts[:1]
+        every = Polyhedra(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, some), strict=True)))
         kept = every.without_overlaps(target.spacing_um_zyx)
         names = ("points", "probabilities", "lengths_um")
         stored = dict(zip(names, _arrays(kept), strict=True))
@@ -198,28 +216,40 @@ class _Draw:
     url: str
     digest: str
 
-    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        arrays = read_arrays(Storage(self.url), name, self.digest)
-        if arrays is None:
-            raise RuntimeError(f"{name} of {self.url} is missing")
-        return arrays
-
     def drawn(self, box: Box) -> Numbers:
         """Return which polyhedron each voxel of a block lies in, within the mask."""
         mask = self.target.labels(MASK).read(box).astype(np.uint8, copy=False)
         inside = foreground(mask, self.target.rule, len(self.target.rule.cleanup))
         if not inside.any():
             return np.zeros(box.shape_zyx, np.uint32)
-        drawn = Polyhedra(**self.arrays(_POLYHEDRA)).drawn(box, self.target.spacing_um_zyx)
-        return drawn * inside
+        return _stored_polyhedra(self.url, self.digest).drawn(box, self.target.spacing_um_zyx) * inside
+
+
+def _stored(url: str, name: str, digest: str) -> dict[str, npt.NDArray[Any]]:
+    arrays = read_arrays(Storage(url), name, digest)
+    if arrays is None:
+        raise RuntimeError(f"{name} of {url} is missing")
+    return arrays
+
+
+@lru_cache(maxsize=1)
+def _stored_polyhedra(url: str, digest: str) -> Polyhedra:
+    """Return the polyhedra of a step, which a worker needs for each block."""
+    return Polyhedra(**_stored(url, _POLYHEDRA, digest))
 
 
 def _peaks_of_block(target: TargetVolume, box: Box) -> Arrays:
     outer = box.expand((1, 1, 1)).clip(target.shape_zyx)
     arrays = target.source.maps.open_several((OBJECT_PROBABILITY, STAR_DISTANCE))
-    maps = {name: np.asarray(array[(slice(None), *outer.slices)]) for name, array in arrays.items()}
-    found = propose(maps, box.relative_to(outer), outer.offset_zyx, object_rule(target.rule).depth)
-    return {"points": found.points, "probabilities": found.probabilities, "lengths_um": found.lengths_um}
+    probability = np.asarray(arrays[OBJECT_PROBABILITY][(0, *outer.slices)])
+
+    def read_lengths(part: Box) -> npt.NDArray[Any]:
+        place = Box(zyx(a + b for a, b in zip(part.offset_zyx, outer.offset_zyx, strict=True)), part.shape_zyx)
+        return np.asarray(arrays[STAR_DISTANCE][(slice(None), *place.slices)])
+
+    found = propose(probability, box.relative_to(outer), object_rule(target.rule).depth, read_lengths)
+    points = found.points + np.asarray(outer.offset_zyx)
+    return {"points": points, "probabilities": found.probabilities, "lengths_um": found.lengths_um}
 
 
 def _see_block(job: _Draw, box: Box) -> Arrays:
@@ -227,6 +257,6 @@ def _see_block(job: _Draw, box: Box) -> Arrays:
 
 
 def _write_block(job: _Draw, box: Box) -> Arrays:
-    numbers = job.arrays(_NUMBERS)["numbers"]
+    numbers = _stored(job.url, _NUMBERS, job.digest)["numbers"]
     job.target.labels(OBJECTS).write(box, numbers[job.drawn(box)])
     return {}

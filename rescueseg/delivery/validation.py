@@ -25,6 +25,7 @@ from rescueseg.postprocessing.mask_steps import at_faces
 from rescueseg.records import HoldoutBox, ModelReference
 from rescueseg.storage import digest_json
 from rescueseg.voxels.components import label_components
+from rescueseg.voxels.peaks import find_peaks
 
 MOST_VOXELS = 8_000_000
 """Of the maps that a choice reads, margins included: of more, narrower margins are read, then every so many boxes."""
@@ -183,16 +184,37 @@ def _maps(
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Yield the maps of some boxes of a volume, by quantity."""
     names = (PROBABILITY, BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, STAR_DISTANCE)
+    shape = campaign.volumes.record(volume_id).shape_zyx
+    around = [box.expand((1, 1, 1)).clip(shape) for box in boxes]  # a peak is higher than its neighbours beyond the box
     stored = None if chosen.training else _stored(campaign, chosen.model, volume_id)
     if stored is not None:
         reference = stored.finished()
         arrays = stored.open_several([name for name in names if name in reference.quantities])
-        for box in boxes:
-            yield {name: np.asarray(array[(..., *box.slices)], np.float32) for name, array in arrays.items()}
+        for box, outer in zip(boxes, around, strict=True):
+            maps = {name: np.asarray(array[(..., *outer.slices)], np.float32) for name, array in arrays.items()}
+            yield _inside(maps, box.relative_to(outer))
         return
     dtype = np.dtype(campaign.config.inference.map_dtype)
-    for maps in predict_boxes(InferenceJob.of(campaign, chosen.model, volume_id), boxes):
-        yield {name: maps[name].astype(dtype).astype(np.float32) for name in names if name in maps}
+    predicted = predict_boxes(InferenceJob.of(campaign, chosen.model, volume_id), around)
+    for box, outer, maps in zip(boxes, around, predicted, strict=True):
+        rounded = {name: maps[name].astype(dtype).astype(np.float32) for name in names if name in maps}
+        yield _inside(rounded, box.relative_to(outer))
+
+
+def _inside(maps: dict[str, npt.NDArray[np.float32]], inner: Box) -> dict[str, npt.NDArray[np.float32]]:
+    """Return maps of the box within a larger one; what is said of objects at their peaks alone, as it is stored."""
+    cut = {
+        name: np.ascontiguousarray(values[(..., *inner.slices)])
+        for name, values in maps.items()
+        if name != STAR_DISTANCE
+    }
+    if STAR_DISTANCE not in maps:
+        return cut
+    z, y, x = np.nonzero(find_peaks(maps[OBJECT_PROBABILITY][0])[inner.slices])
+    rays = maps[STAR_DISTANCE][(slice(None), *inner.slices)]
+    kept = np.zeros((*inner.shape_zyx, len(rays)), np.float32)  # memory is taken where something is written
+    kept[z, y, x] = rays[:, z, y, x].T
+    return cut | {STAR_DISTANCE: np.moveaxis(kept, -1, 0)}
 
 
 def _stored(campaign: Campaign, model: ModelReference, volume_id: str) -> VolumeMaps | None:

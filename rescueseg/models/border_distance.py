@@ -8,7 +8,7 @@ labelled than to the border of its object, as far as that is seen, may lie at an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from scipy import ndimage
 
 from rescueseg.geometry import Spacing
 
+Ends: TypeAlias = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
+_BEYOND = 32
 UNKNOWN = -1.0
 """In place of a target that is not known."""
 _FINEST_VOXELS = 2
@@ -115,6 +117,42 @@ def choose_cap(radii: Iterable[tuple[list[float], list[float]]], spacing_um_zyx:
     whole, cut = ([r for patch in patches for r in patch[kind]] for kind in (0, 1))
     chosen = whole or cut
     return round(max(float(np.median(chosen)) if chosen else 0.0, _FINEST_VOXELS * min(spacing_um_zyx)), 6)
+
+
+def continue_beyond(
+    objects: npt.NDArray[np.integer], unlabelled: npt.NDArray[np.bool_], ends: Ends, voxels: int = _BEYOND
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_], tuple[slice, slice, slice]]:
+    """Return a patch with what lies beyond the volume, where it ends with it: the same as in its outermost plane.
+
+    Nobody can annotate beyond a volume, and a network sees nothing there either: to it an object that the volume's face cuts
+    looks like one that goes on. In a stack of a few planes no other object would be whole.
+
+    Parameters
+    ----------
+    objects, unlabelled : ndarray, zyx
+        As for `border_distance`.
+    ends : tuple
+        By axis, whether the first and the last plane of the patch are the volume's.
+    voxels : int
+        How far it goes on.
+
+    Returns
+    -------
+    objects, unlabelled : ndarray, zyx
+        Larger where the patch ends with the volume.
+    inner : tuple of slice
+        Where the patch lies in them.
+
+    Examples
+    --------
+    >>> row = np.array([[[0, 7, 7]]])
+    >>> more, _, inner = continue_beyond(row, row < 0, ((False, False), (False, False), (False, True)), 2)
+    >>> more.tolist(), inner[2]
+    ([[[0, 7, 7, 7, 7]]], slice(0, 3, None))
+    """
+    pads = [(voxels * first, voxels * last) for first, last in ends]
+    z, y, x = (slice(low, low + n) for (low, _), n in zip(pads, objects.shape, strict=True))
+    return np.pad(objects, pads, mode="edge"), np.pad(unlabelled, pads, mode="edge"), (z, y, x)
 
 
 def is_nearer(to_border: Any, to_unlabelled: Any) -> Any:

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 BATCH_VOXELS = 250_000
 """Voxels of the windows that pass through a network together on a CPU in bfloat16 (at least one window); more is no faster."""
 
+_SAME_DIRECTION = 1e-6
+"""Directions that differ by no more along any axis are the same."""
 GPU_BATCH_VOXELS = 1_000_000
 """Voxels of the windows that pass together on a GPU (at least one window): its memory must hold what they become."""
 
@@ -99,16 +101,19 @@ class Symmetry:
 
 @lru_cache(maxsize=64)
 def _held_by(symmetry: Symmetry, output: Output) -> tuple[tuple[int, int], ...]:
-    directions, signs = np.asarray(output.directions), (1, -1) if output.kind == "flow" else (1,)
-    held = []
-    for z, y, x in output.directions:
-        turned = np.array((z, x, y) if symmetry.transposed else (z, y, x))
-        turned[[axis - 2 for axis in symmetry.flipped_axes]] *= -1
-        alike = [(k, s) for k, d in enumerate(directions) for s in signs if np.allclose(s * d, turned, atol=1e-6)]
-        if not alike:
-            raise ValueError(f"the output '{output.name}' has no channel along {turned.tolist()}")
-        held.append(alike[0])
-    return tuple(held)
+    directions = np.asarray(output.directions, np.float64).reshape(-1, 3)
+    turned = directions[:, [0, 2, 1]] if symmetry.transposed else directions.copy()
+    turned[:, [axis - 2 for axis in symmetry.flipped_axes]] *= -1
+    found: list[tuple[int, int]] = []
+    for wanted in turned:
+        alike, opposite = (np.abs(directions - s * wanted).max(axis=1) <= _SAME_DIRECTION for s in (1, -1))
+        if alike.any():
+            found.append((int(alike.argmax()), 1))
+        elif output.kind == "flow" and opposite.any():
+            found.append((int(opposite.argmax()), -1))
+        else:
+            raise ValueError(f"the output '{output.name}' has no channel along {wanted.tolist()}")
+    return tuple(found)
 
 
 def symmetries(count: int, square: bool, outputs: Sequence[Output] = ()) -> tuple[Symmetry, ...]:

@@ -18,7 +18,14 @@ from rescueseg.campaign.label_arrays import read_classes, read_objects
 from rescueseg.errors import TrainingError
 from rescueseg.geometry import ZYX, Box, Spacing, resampled_shape, zyx
 from rescueseg.labels import IGNORE
-from rescueseg.models.border_distance import UNKNOWN, border_distance, choose_cap, inscribed_radii
+from rescueseg.models.border_distance import (
+    UNKNOWN,
+    Ends,
+    border_distance,
+    choose_cap,
+    continue_beyond,
+    inscribed_radii,
+)
 from rescueseg.models.resample import resample, resample_labels
 from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot, SnapshotItem
@@ -34,9 +41,9 @@ _FOREGROUND_SHARE = 0.5
 _THICKNESS_PERCENTILE = 99
 """Percentile of the foreground's depth."""
 
-Targets: TypeAlias = Callable[[npt.NDArray[np.int32], npt.NDArray[np.bool_], Spacing], npt.NDArray[np.float32]]
+Targets: TypeAlias = Callable[[npt.NDArray[np.int32], npt.NDArray[np.bool_], Spacing, Ends], npt.NDArray[np.float32]]
 """Makes what is learned beside the classes, ``czyx``, of an item's objects (``zyx``, 0 background), of which voxels nobody
-labelled, and of the working spacing; `rescueseg.models.border_distance.UNKNOWN` where it is not known."""
+labelled, of the working spacing, and of where the item ends with its volume; `rescueseg.models.border_distance.UNKNOWN` where it is not known."""
 
 
 class WindowPlan(Protocol):
@@ -102,31 +109,59 @@ def load_item(
         image = resample(torch.from_numpy(np.ascontiguousarray(image))[None], labels.shape)[0].numpy()
     if make_targets is None:
         return Item(image, labels)
-    return Item(
-        image, labels, make_targets(_load_objects(volumes, item, spacing_um_zyx), labels == IGNORE, spacing_um_zyx)
-    )
+    objects, ends = _load_objects(volumes, item, spacing_um_zyx), _ends(volumes, item)
+    return Item(image, labels, make_targets(objects, labels == IGNORE, spacing_um_zyx, ends))
+
+
+def _ends(volumes: VolumeFolder, item: SnapshotItem) -> Ends:
+    """Return where the read box of an item ends with its volume."""
+    shape, box = volumes.record(item.volume_id).shape_zyx, item.read_box
+    z, y, x = ((a == 0, b == n) for a, b, n in zip(box.offset_zyx, box.stop_zyx, shape, strict=True))
+    return z, y, x
 
 
 def border_targets(border_um: float) -> Targets:
     """Return what makes border distances up to a largest one the only target beside the classes."""
 
     def make(
-        objects: npt.NDArray[np.int32], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing
+        objects: npt.NDArray[np.int32],
+        unlabelled: npt.NDArray[np.bool_],
+        spacing_um_zyx: Spacing,
+        ends: Ends,  # noqa: ARG001  # the volume's faces count as any other face
     ) -> npt.NDArray[np.float32]:
         return border_distance(objects, unlabelled, spacing_um_zyx, border_um)[np.newaxis]
 
     return make
 
 
-def measure_objects(volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing) -> tuple[float, bool]:
+def measure_objects(
+    volumes: VolumeFolder, snapshot: Snapshot, spacing_um_zyx: Spacing, *, beyond_volume: bool = False
+) -> tuple[float, bool]:
     """Return the usual radius of the numbered objects in micrometre, see `choose_cap`, and whether one of them is whole.
 
-    Raises as `load_item` does.
+    Parameters
+    ----------
+    volumes : VolumeFolder
+        Of the campaign.
+    snapshot : Snapshot
+        The annotated patches.
+    spacing_um_zyx : tuple of float
+        Working spacing.
+    beyond_volume : bool
+        Whether objects go on beyond the volume, see `continue_beyond`.
+
+    Raises
+    ------
+    StorageError, TrainingError
+        As `load_item`.
     """
     radii = []
     for item in snapshot.items:
+        objects: npt.NDArray[np.integer] = _load_objects(volumes, item, spacing_um_zyx)
         unlabelled = _load_labels(volumes, item, spacing_um_zyx) == IGNORE
-        radii.append(inscribed_radii(_load_objects(volumes, item, spacing_um_zyx), unlabelled, spacing_um_zyx))
+        if beyond_volume:
+            objects, unlabelled, _ = continue_beyond(objects, unlabelled, _ends(volumes, item))
+        radii.append(inscribed_radii(objects, unlabelled, spacing_um_zyx))
     return choose_cap(radii, spacing_um_zyx), any(whole for whole, _ in radii)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rescueseg.geometry import Spacing
 from rescueseg.labels import IGNORE
-from rescueseg.models.border_distance import UNKNOWN
+from rescueseg.models.border_distance import UNKNOWN, Ends
 from rescueseg.models.cellpose.network import FLOW_SCALE
 from rescueseg.models.cellpose.sections import cut_sections, number_sections
 from rescueseg.models.training_items import Targets
@@ -62,6 +62,7 @@ def flow_targets(axis: int) -> Targets:
         objects: npt.NDArray[np.int32],
         unlabelled: npt.NDArray[np.bool_],
         spacing_um_zyx: Spacing,  # noqa: ARG001  # flows are of unit length
+        ends: Ends,  # noqa: ARG001  # where the volume ends, the middle of a section may lie out of sight too
     ) -> Float32:
         return plane_flows(objects, unlabelled, axis)
 

@@ -16,7 +16,7 @@ from rescueseg.models.stardist.targets import RayTracer
 RAY_WEIGHT = 2.0
 """Of the lengths in multiples of the radius: as in StarDist, where objects have a radius of ten voxels."""
 POINTS = 256
-"""Voxels of the objects in a window whose rays are measured in a step."""
+"""Voxels of the objects in a window whose rays are measured in a step, at most; others in the next step."""
 _LEAST_WEIGHT = 0.1
 _UNKNOWN_WEIGHT = 0.5
 """Of the rays of a voxel whose nearness to the middle is not known."""
@@ -74,8 +74,8 @@ class StarObjective(nn.Module):
         places = torch.nonzero(targets[1].reshape(-1) > 0)[:, 0]
         if not len(places):
             return 0.0 * logits.sum()
-        stride = max(1, len(places) // POINTS)
-        places = places[step % stride :: stride][:POINTS]
+        stride = -(-len(places) // POINTS)
+        places = places[step % stride :: stride]
         plane, row = targets.shape[2] * targets.shape[3], targets.shape[3]
         points = torch.stack([places // plane, places % plane // row, places % row], dim=1)
         lengths, is_known = self.tracer.lengths(targets[1], points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import safetensors.torch
@@ -22,6 +23,8 @@ from rescueseg.models.unet.plan import inference_window
 from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
+
+_log = logging.getLogger(__name__)
 
 
 class StarDistPredictor(NetworksPredictor):
@@ -57,6 +60,8 @@ class StarDistPredictor(NetworksPredictor):
             ),
         )
         square = plan.square and window[1] == window[2]
+        if config.forward not in ("auto", EAGER):
+            _log.info("StarDist's forward pass is computed eagerly, not as inference.forward says: %s", config.forward)
         config = config.model_copy(update={"forward": EAGER})  # as `choose_forward` says
         super().__init__(
             networks, plan.network, config, device, NetworkInput(plan.spacing_um_zyx, window, square=square)

@@ -1,7 +1,8 @@
 """What StarDist learns of numbered objects: how near the middle a voxel is, and how far the border along each ray.
 
 What a patch cuts is censored. How near the middle a voxel is, is known where the largest ball of its object is seen, and the
-border is nearer than what nobody labelled. A ray that ends in what nobody labelled has that length at least.
+border is nearer than what nobody labelled; beyond the volume objects go on as in its outermost plane. A ray that ends in what
+nobody labelled has that length at least.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rescueseg.geometry import Spacing
-from rescueseg.models.border_distance import UNKNOWN, distances_to_borders, is_nearer
+from rescueseg.models.border_distance import UNKNOWN, Ends, continue_beyond, distances_to_borders, is_nearer
 from rescueseg.models.training_items import Targets
 
 _LONGEST_RADII = 4.0
@@ -34,20 +35,21 @@ def star_targets(*, whole_seen: bool) -> Targets:
     """
 
     def make(
-        objects: npt.NDArray[np.int32], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing
+        objects: npt.NDArray[np.int32], unlabelled: npt.NDArray[np.bool_], spacing_um_zyx: Spacing, ends: Ends
     ) -> npt.NDArray[np.float32]:
-        to_border, to_unlabelled = distances_to_borders(objects, unlabelled, spacing_um_zyx)
-        numbered = np.where(unlabelled, 0, objects)
+        every, hidden, inner = continue_beyond(objects, unlabelled, ends)
+        to_border, to_unlabelled = distances_to_borders(every, hidden, spacing_um_zyx)
+        numbered = np.where(hidden, 0, every)
         count = int(numbered.max(initial=0)) + 1
         largest, whole = np.ones(count, np.float32), np.ones(count, np.bool_)
         numbers = np.unique(numbered[numbered > 0])
         for number, place in zip(numbers, ndimage.maximum_position(to_border, numbered, numbers), strict=True):
             largest[number], whole[number] = to_border[place], is_nearer(to_border[place], to_unlabelled[place])
-        known = ~unlabelled
+        known = ~hidden
         if whole_seen:
             known &= (numbered == 0) | (whole[numbered] & is_nearer(to_border, to_unlabelled))
-        probability = np.where(known, to_border / largest[numbered], np.float32(UNKNOWN))
-        return np.stack([probability, np.where(unlabelled, np.float32(UNKNOWN), numbered)]).astype(np.float32)
+        probability = np.where(known, to_border / largest[numbered], np.float32(UNKNOWN))[inner]
+        return np.stack([probability, np.where(unlabelled, np.float32(UNKNOWN), objects)]).astype(np.float32)
 
     return make
 

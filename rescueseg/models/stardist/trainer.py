@@ -27,7 +27,8 @@ class StarDistTrainer(MonaiUNetTrainer):
 
     name = NAME
     format = 1
-    capabilities = TrainerCapabilities(partial_labels=True, needs_instances=True)
+    capabilities = TrainerCapabilities(partial_labels=True, needs_instances=True, exact_on=("cpu",))
+    """On a GPU gradients of interpolated channels are added up in any order."""
     settings = StarDistSettings
     ignored: ClassVar[Mapping[str, str]] = {}
 
@@ -35,14 +36,14 @@ class StarDistTrainer(MonaiUNetTrainer):
         """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
         settings, snapshot = request.config, request.snapshot
         survey = survey_snapshot(settings, request.volumes, snapshot)
-        radius_um, whole_seen = measure_objects(request.volumes, snapshot, survey.spacing_um_zyx)
+        radius_um, whole_seen = measure_objects(request.volumes, snapshot, survey.spacing_um_zyx, beyond_volume=True)
         plan = make_stardist_plan(settings, survey, snapshot.n_classes, radius_um=radius_um, whole_seen=whole_seen)
         model = read_warm_start(request.warm_start)
         if model is None:
             return plan, "", ""
         with model_errors(str(request.warm_start)):
             earlier = StarDistPlan.model_validate(model.description["plan"])
-        network, reason = warm_start_network(earlier, plan, settings.training)
+        network, reason = warm_start_network(earlier, plan, settings.training, self.settings.family)
         reason = reason or scratch_reason({"training.stardist.rays": (earlier.rays, plan.rays)})
         if not reason:
             plan = make_stardist_plan(

@@ -71,7 +71,7 @@ class Augmentation:
         image : Tensor of float32, shape (c, z, y, x)
             Normalised; the window with the margin of its warp.
         label : Tensor, shape (channels, z, y, x)
-            The labels, uint8; or float32 with border distances in a second channel.
+            The labels, uint8; or float32 with what else is learned in further channels.
         warp : Warp
             How the window is rotated, scaled and bent.
         *key : int or str

@@ -173,7 +173,7 @@ def choose_strides(spacing_um_zyx: Spacing, limit_zyx: ZYX, levels: int) -> tupl
 
 
 def warm_start_network(
-    earlier: TrainingPlan, scratch: TrainingPlan, config: TrainingConfig
+    earlier: TrainingPlan, scratch: TrainingPlan, config: TrainingConfig, family: str = UNetSettings.family
 ) -> tuple[NetworkPlan | None, str]:
     """Return the network of a model to start from, or None and why it does not fit.
 
@@ -186,6 +186,8 @@ def warm_start_network(
         Of the model to start from, and of a training from scratch.
     config : TrainingConfig
         Settings of the training.
+    family : str
+        Whose table names the channels.
     """
     old, new = earlier.network, scratch.network
     spacings = earlier.spacing_um_zyx, scratch.spacing_um_zyx
@@ -193,7 +195,7 @@ def warm_start_network(
         {
             "number of image channels": (old.in_channels, new.in_channels),
             "number of classes": (old.n_classes, new.n_classes),
-            "training.unet.channels": (old.channels, new.channels),
+            f"training.{family}.channels": (old.channels, new.channels),
             "training.unet.deep_supervision": (old.supervised, new.supervised),
             "working spacing": (same_spacing(*spacings), True),
         }

@@ -62,3 +62,10 @@ def test_symmetries_that_an_output_does_not_have_are_left_out() -> None:
 def test_an_output_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Output.model_validate({"name": "x", "channels": 3, **wrong})
+
+
+def test_outputs_are_written_as_earlier_versions_wrote_them() -> None:
+    border = Output(name="border_distance", channels=1, kind="distance")
+    assert border.to_json() == {"name": "border_distance", "channels": 1, "kind": "distance", "directions": []}
+    rays = Output(name="rays", channels=1, kind="share", at_peaks_of="border_distance", sampled=False)
+    assert Output.model_validate(rays.to_json()) == rays

@@ -13,6 +13,7 @@ from rescueseg.delivery.objects import objects_of_box
 from rescueseg.delivery.records import ObjectRule
 from rescueseg.errors import ConfigError
 from rescueseg.evaluation.instances import compare_instances
+from rescueseg.geometry import Box
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.models.polyhedra import star_directions
@@ -23,6 +24,7 @@ from rescueseg.models.stardist.predictor import StarDistPredictor
 from rescueseg.models.stardist.targets import RayTracer, star_targets
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
+from rescueseg.models.training_items import measure_objects
 from rescueseg.models.unet.network import build_network
 from rescueseg.records import ModelReference
 from rescueseg.voxels.peaks import find_peaks
@@ -31,6 +33,8 @@ from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 stardist = pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
 NOTHING = np.zeros(SHAPE, np.bool_)
+INSIDE = ((False, False),) * 3
+"""A patch that ends nowhere with its volume."""
 
 
 def small_plan(rays: int = 18, **changes: object) -> StarDistPlan:
@@ -52,7 +56,7 @@ def test_the_probability_is_that_of_stardist_where_objects_are_whole() -> None:
     from stardist import edt_prob
 
     balls = truth().astype(np.int32)
-    probability, numbers = star_targets(whole_seen=True)(balls, NOTHING, SPACING)
+    probability, numbers = star_targets(whole_seen=True)(balls, NOTHING, SPACING, INSIDE)
     known = probability >= 0
     np.testing.assert_array_equal(numbers, balls)
     np.testing.assert_allclose(probability[known], edt_prob(balls, anisotropy=SPACING)[known], atol=1e-5)
@@ -64,7 +68,7 @@ def test_what_is_cut_is_not_known_and_labels_under_the_unknown_change_nothing() 
     unlabelled = NOTHING.copy()
     unlabelled[:, :, :18] = True  # more than half of the first ball
     make = star_targets(whole_seen=True)
-    probability, numbers = make(balls, unlabelled, SPACING)
+    probability, numbers = make(balls, unlabelled, SPACING, INSIDE)
     first = balls[10, 15, 15]
     assert first > 0
     assert (probability[balls == first] < 0).all(), "of its largest ball too little is seen"
@@ -72,9 +76,9 @@ def test_what_is_cut_is_not_known_and_labels_under_the_unknown_change_nothing() 
     assert (probability[unlabelled] == -1).all()
     other = balls.copy()
     other[unlabelled] = 77
-    for one, two in zip((probability, numbers), make(other, unlabelled, SPACING), strict=True):
+    for one, two in zip((probability, numbers), make(other, unlabelled, SPACING, INSIDE), strict=True):
         np.testing.assert_array_equal(one, two)
-    as_if_whole = star_targets(whole_seen=False)(balls, unlabelled, SPACING)[0]
+    as_if_whole = star_targets(whole_seen=False)(balls, unlabelled, SPACING, INSIDE)[0]
     assert (as_if_whole[~unlabelled] >= 0).all()
 
 
@@ -132,7 +136,7 @@ def test_the_loss_is_least_where_all_is_right_and_minds_nothing_unknown() -> Non
     unlabelled = NOTHING.copy()
     unlabelled[:, :, 40:] = True
     labels = np.where(unlabelled, 255, balls > 0).astype(np.int64)
-    targets = star_targets(whole_seen=True)(balls, unlabelled, SPACING)
+    targets = star_targets(whole_seen=True)(balls, unlabelled, SPACING, INSIDE)
     right, objective = logits_of(plan, labels, targets), StarObjective(plan)
     known, seen = torch.from_numpy(labels)[None], torch.from_numpy(targets)[None]
     least = loss_of(objective, right, known, seen)
@@ -246,3 +250,62 @@ def test_coarse_channels_at_a_voxel_are_those_of_the_finer_map() -> None:
     fine = torch.nn.functional.interpolate(coarse[None], (3, 16, 12), mode="trilinear")[0]
     points = torch.cartesian_prod(torch.arange(3), torch.arange(16), torch.arange(12))
     torch.testing.assert_close(_at_voxels(coarse, points, (3, 16, 12)), fine.reshape(5, -1).T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("planes", [1, 3, 6])
+def test_in_a_thin_stack_the_middle_is_that_of_the_plane(planes: int) -> None:
+    """Two discs that touch: seen whole in the plane, cut by the volume's faces alone."""
+    y, x = np.mgrid[:40, :60] * 0.2
+    discs = np.where(np.hypot(y - 4, x - 3.4) <= 2.4, 1, np.where(np.hypot(y - 4, x - 8.2) <= 2.4, 2, 0))
+    objects = np.repeat(discs[None], planes, axis=0).astype(np.int32)
+    ends = ((True, True), (False, False), (False, False))
+    probability, _ = star_targets(whole_seen=True)(objects, np.zeros(objects.shape, bool), (0.2, 0.2, 0.2), ends)
+    plane = probability[planes // 2]
+    assert (plane[discs > 0] >= 0).mean() > 0.95
+    assert plane[20, 17] > 0.95
+    assert plane[20, 41] > 0.95
+    assert plane[20, 29] < 0.2, "where they touch"
+    np.testing.assert_allclose(probability, np.repeat(plane[None], planes, axis=0), atol=1e-6)
+
+
+def test_the_radius_in_a_thin_stack_is_that_of_the_plane(tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, trainer="stardist", iterations=2, spacings=((0.6, 0.1, 0.1),))
+    shape = campaign.volumes.record("v0").shape_zyx
+    assert shape[0] == 8
+    snapshot = make_snapshot(campaign, [Box((0, 0, 0), shape)])
+    radius, whole = measure_objects(campaign.volumes, snapshot, (0.6, 0.1, 0.1), beyond_volume=True)
+    assert whole
+    assert 0.5 < radius < 0.95
+
+
+def test_every_voxel_of_an_object_has_its_turn() -> None:
+    plan = small_plan()
+    objective, targets = StarObjective(plan), torch.ones(2, 1, 20, 20)
+    seen = torch.zeros(400, dtype=torch.bool)
+    objective.tracer.lengths = lambda numbers, points: (  # type: ignore[method-assign]
+        seen.__setitem__(points[:, 1] * 20 + points[:, 2], True),
+        (torch.ones(len(points), plan.rays), torch.ones(len(points), plan.rays, dtype=torch.bool)),
+    )[1]
+    for step in range(20):
+        objective._rays(torch.zeros(plan.rays, 1, 20, 20), targets, step)
+    assert seen.all()
+
+
+def test_boxes_read_the_same_objects_from_stored_and_from_predicted_maps(predicted) -> None:  # type: ignore[no-untyped-def]
+    from rescueseg.delivery.request import DeliveryModel
+    from rescueseg.delivery.validation import _maps
+
+    campaign, reference = predicted
+    boxes = [Box((2, 10, 20), (12, 50, 60)), Box((0, 0, 0), (24, 40, 40))]
+    of_generation = DeliveryModel(reference, campaign.generation(0), "", frozenset({"v0"}))
+    as_training = DeliveryModel(reference, campaign.generation(0), "a training", frozenset({"v0"}))
+    rule = rule_of(ObjectRule(source="rays", depth=0.2))
+    spacing = campaign.volumes.record("v0").spacing_um_zyx
+    for stored, anew in zip(*(_maps(campaign, m, "v0", boxes) for m in (of_generation, as_training)), strict=True):
+        assert stored.keys() == anew.keys() == {"probability", "object_probability", "star_distance"}
+        one, two = (
+            objects_of_box((maps["probability"][1] > 0.5).astype(np.uint8), maps, rule, spacing)
+            for maps in (stored, anew)
+        )
+        assert (one != two).mean() < 0.002
+        assert one.max() == two.max() > 0
