@@ -10,7 +10,7 @@ object rules: pieces and watersheds. What was made of a box is made of the box w
 numbered objects of the truth.
 
 One JSON line per training goes to OUT/instance_families.jsonl, and a rerun skips what is there: kill it whenever you like.
-`--summary` prints the table of what is there and trains nothing.
+`--summary` prints the table of what is there and trains nothing; the rows of published runs lie in `tests/benchmarks/rows`.
 """
 
 from __future__ import annotations
