@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rescueseg.models.unet.trainer import member_seed
+from rescueseg.models.ensemble_training import member_seed
 from rescueseg.randomness import keyed_generator, random_generator, seed_numpy, seeded_generator, window_key
 from rescueseg.triage.image import haar_noise
 from rescueseg.volumes.normalise import measure

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
-
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from rescueseg.models import checkpoints
 from rescueseg.models.cellpose.loop import Run
@@ -18,21 +12,19 @@ from rescueseg.models.cellpose.planes import PlaneSet
 from rescueseg.models.cellpose.predictor import load_predictor
 from rescueseg.models.cellpose.sections import cut_warnings
 from rescueseg.models.cellpose.settings import CellposeSettings
+from rescueseg.models.ensemble_training import earlier_weights, fixed_execution, member_seed
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
 from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.survey import scratch_reason
-from rescueseg.models.threads import set_threads
 from rescueseg.models.trainer import (
-    WEIGHTS_FILE,
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
     check_request,
     unlabelled_warnings,
 )
-from rescueseg.models.weights import join_members, split_members
+from rescueseg.models.weights import join_members
 from rescueseg.progress import StepProgress
-from rescueseg.randomness import keyed_generator
 from rescueseg.storage import digest_json
 
 __all__ = ["CellposeTrainer", "load_predictor"]
@@ -85,7 +77,7 @@ class CellposeTrainer:
         model = read_trained_model(request.work_dir, identity)
         if model is not None:
             return model
-        with _fixed_execution(request.config.training.threads):
+        with fixed_execution(request.config.training.threads):
             self._train(request, plan, identity, reason, progress)
         model = read_trained_model(request.work_dir, identity)
         assert model is not None
@@ -106,9 +98,9 @@ class CellposeTrainer:
                 f"{identity}/{member}",
                 data,
                 plan,
-                seed=_member_seed(request.seed, member),
+                seed=member_seed(request.seed, member),
                 device=request.device,
-                weights=_earlier_weights(folder, member),
+                weights=earlier_weights(folder, member),
             )
             run.resume()
             with run.batches:
@@ -154,21 +146,6 @@ class CellposeTrainer:
         checkpoints.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
 
 
-def _member_seed(seed: int, member: int) -> int:
-    """Return the seed of one network of an ensemble; the first has the request's own."""
-    return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
-
-
-def _earlier_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
-    """Return the weights to start from; networks beyond the earlier model's begin again with its first."""
-    model = read_warm_start(folder)
-    if folder is None or model is None:
-        return None
-    with model_errors(str(folder)):
-        members = CellposePlan.model_validate(model.description["plan"]).members
-        return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
-
-
 def _plan_request(request: TrainingRequest) -> tuple[CellposePlan, str, str]:
     """Return the plan of a training, the digest of the model named to start from, and why it does not start there."""
     settings, snapshot = request.config, request.snapshot
@@ -187,19 +164,6 @@ def _plan_request(request: TrainingRequest) -> tuple[CellposePlan, str, str]:
     if reason:
         plan = plan_training(settings, request.volumes, snapshot)
     return plan, model.digest, reason
-
-
-@contextmanager
-def _fixed_execution(threads: int) -> Iterator[None]:
-    """Fix the number of threads and cuDNN's choice of algorithms, then restore both."""
-    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    set_threads(threads)
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.backends.cudnn.deterministic = deterministic
 
 
 def _request_digest(request: TrainingRequest, plan: CellposePlan, start: str) -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.models import checkpoints
+from rescueseg.models.ensemble_training import earlier_weights, fixed_execution, member_seed
 from rescueseg.models.files import member_folder, model_errors, read_trained_model, read_warm_start
 from rescueseg.models.settings import FamilySettings
 from rescueseg.models.survey import survey_snapshot
-from rescueseg.models.threads import set_threads
 from rescueseg.models.trainer import (
-    WEIGHTS_FILE,
     TrainedModel,
     TrainerCapabilities,
     TrainingRequest,
@@ -33,9 +28,8 @@ from rescueseg.models.unet.losses import Objective
 from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
 from rescueseg.models.unet.settings import UNetSettings
-from rescueseg.models.weights import join_members, split_members
+from rescueseg.models.weights import join_members
 from rescueseg.progress import StepProgress
-from rescueseg.randomness import keyed_generator
 from rescueseg.records import Snapshot
 from rescueseg.storage import digest_json
 
@@ -94,7 +88,7 @@ class MonaiUNetTrainer:
         if model is not None:
             return model
         config = request.config.training
-        with _fixed_execution(config.threads):
+        with fixed_execution(config.threads):
             self._train(request, plan, identity, reason, progress)
         model = read_trained_model(request.work_dir, identity)
         assert model is not None
@@ -131,7 +125,7 @@ class MonaiUNetTrainer:
                 self.loss(data, plan),
                 seed=member_seed(request.seed, member),
                 device=request.device,
-                weights=_earlier_weights(folder, member),
+                weights=earlier_weights(folder, member),
             )
             run.resume()
             with run.batches:
@@ -173,21 +167,6 @@ class MonaiUNetTrainer:
         ]
         log = {"seconds": seconds, "losses": losses, "notes": sorted({run.note for run in runs if run.note})}
         checkpoints.export_model(request.work_dir, join_members([run.weights for run in runs]), description, log)
-
-
-def member_seed(seed: int, member: int) -> int:
-    """Return the seed of one network of an ensemble; the first has the request's own."""
-    return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
-
-
-def _earlier_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:
-    """Return the weights to start from; networks beyond the earlier model's begin again with its first."""
-    model = read_warm_start(folder)
-    if folder is None or model is None:
-        return None
-    with model_errors(str(folder)):
-        members = int(model.description["plan"].get("members", 1))
-        return split_members(safetensors.torch.load_file(folder / WEIGHTS_FILE), members)[member % members]
 
 
 class MonaiUNetTopologyTrainer(MonaiUNetTrainer):
@@ -259,19 +238,6 @@ def _plan_request(request: TrainingRequest, topology: bool) -> tuple[TrainingPla
     border_um = plan.border_um if network is None else earlier.border_um or plan.border_um
     plan = plan_training(settings, request.volumes, snapshot, network, topology=topology, border_um=border_um)
     return plan, model.digest, reason
-
-
-@contextmanager
-def _fixed_execution(threads: int) -> Iterator[None]:
-    """Fix the number of threads and cuDNN's choice of algorithms, then restore both."""
-    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    set_threads(threads)
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.backends.cudnn.deterministic = deterministic
 
 
 def _request_digest(request: TrainingRequest, number: int, plan: TrainingPlan, start: str) -> str:
