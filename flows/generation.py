@@ -1,4 +1,4 @@
-"""One generation: snapshot, training, inference, evaluation, query, tickets, report. Rerun after a crash, it resumes."""
+"""One generation: snapshot, trial of trainers, training, inference, evaluation, query, tickets, report. Rerun after a crash, it resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.options import open_campaign
 from tasks.query import enqueue, query
 from tasks.report import report
 from tasks.snapshot import make_snapshot
-from tasks.training import train
+from tasks.training import train, try_trainers
 
 
 @flow(name="generation", persist_result=True, result_serializer="json")
@@ -82,6 +82,7 @@ def _nothing(reason: str) -> dict[str, JsonValue]:
 def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: Lock) -> Row:
     url = campaign.url
     make_snapshot(url, number)
+    try_trainers(url, number)
     train(url, number)
     lock.check()
     if not campaign.generation(number).has(INFERENCE):

@@ -7,11 +7,23 @@ from functools import partial
 from prefect import get_run_logger, task
 
 from rescueseg.campaign.outside_trainings import OutsideTraining
+from rescueseg.campaign.route import frozen_choice
 from rescueseg.models.files import checkpoints
 from rescueseg.records import ModelReference
 from rescueseg.stages import train as stage
+from rescueseg.stages import trial as trials
 from rescueseg.stages.publish import run_tracked
 from tasks.options import STAGE, open_campaign, tracked
+
+
+@task(task_run_name="trial-g{generation}", **STAGE)
+def try_trainers(campaign_url: str, generation: int) -> str:
+    """Return the trainer of a generation, after a trial where one is due; see `rescueseg.stages.trial`."""
+    campaign, store = open_campaign(campaign_url)
+    trial = trials.try_trainers(campaign, store, generation)
+    if trial is not None:
+        get_run_logger().info("%s: %s", trial.occasion, trial.reason)
+    return frozen_choice(campaign, generation).trainer
 
 
 @task(task_run_name="training-g{generation}", **STAGE)

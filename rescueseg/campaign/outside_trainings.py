@@ -15,6 +15,8 @@ class OutsideTraining(Record):
     name: str
     trainer: str
     snapshot: Snapshot
+    iterations: int | None = None
+    """Optimiser steps of each network, where they are not the campaign's: in a trial of trainers."""
 
 
 class OutsideResult(TrainingResult):

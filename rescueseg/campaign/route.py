@@ -6,7 +6,7 @@ from typing import Literal
 
 from rescueseg.campaign.campaign import Campaign
 from rescueseg.campaign.record_file import RecordFile
-from rescueseg.campaign.stage_results import CHOICE, Choice, StageResult
+from rescueseg.campaign.stage_results import CHOICE, TRIAL, Choice, StageResult, TrainerTrial
 from rescueseg.config import CampaignConfig
 
 DEFAULT_TRAINER = "monai_unet"
@@ -20,6 +20,8 @@ class AdvisedRoute(StageResult):
 
     query: str
     postprocessing: Profile
+    name: str = ""
+    """Which route it is."""
 
 
 class MeasuredValue(StageResult):
@@ -52,10 +54,34 @@ class TriageSummary(StageResult):
 TRIAGE_SUMMARY = RecordFile("triage", TriageSummary)
 
 
-def trainer_name(config: CampaignConfig, triage: TriageSummary | None) -> str:
-    """Return the trainer of a campaign: a person's choice, else the triage's, else the MONAI U-Net."""
-    name = config.training.trainer
-    return name if name != "auto" else triage.trainer if triage else DEFAULT_TRAINER
+def last_trial(campaign: Campaign, route: str, before: int | None = None) -> TrainerTrial | None:
+    """Return the last trial of trainers that was held on a route; None where there was none.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    route : str
+        Name of the route: a triage that finds another one asks anew.
+    before : int, optional
+        Only trials of generations before this one count.
+    """
+    trials = (
+        folder.read(TRIAL) for folder in reversed(campaign.generations()) if before is None or folder.number < before
+    )
+    return next((trial for trial in trials if trial is not None and trial.route == route), None)
+
+
+def current_trainer(campaign: Campaign) -> str:
+    """Return the trainer of a campaign: a person's choice, else that of the last trial, else the triage's, else the MONAI U-Net."""
+    name = campaign.config.training.trainer
+    if name != "auto":
+        return name
+    triage = campaign.records.read(TRIAGE_SUMMARY)
+    if triage is None:
+        return DEFAULT_TRAINER
+    trial = last_trial(campaign, triage.route.name)
+    return trial.trainer if trial else triage.trainer
 
 
 def query_strategy(config: CampaignConfig, triage: TriageSummary | None) -> str:
@@ -67,9 +93,8 @@ def query_strategy(config: CampaignConfig, triage: TriageSummary | None) -> str:
 def current_choice(campaign: Campaign) -> Choice:
     """Return trainer and query strategy as a generation would freeze them now."""
     config = campaign.config
-    is_open = "auto" in (config.training.trainer, config.query.strategy)
-    triage = campaign.records.read(TRIAGE_SUMMARY) if is_open else None
-    return Choice(trainer=trainer_name(config, triage), strategy=query_strategy(config, triage))
+    triage = campaign.records.read(TRIAGE_SUMMARY) if config.query.strategy == "auto" else None
+    return Choice(trainer=current_trainer(campaign), strategy=query_strategy(config, triage))
 
 
 def frozen_choice(campaign: Campaign, generation: int) -> Choice:

@@ -47,6 +47,48 @@ class Choice(StageResult):
     strategy: str
 
 
+class Contestant(StageResult):
+    """One trainer in a trial."""
+
+    trainer: str
+    training: str
+    """Name of its training outside the loop."""
+    iterations: int
+    seconds: float
+    """Of the training, on the clock."""
+    score: float | None
+    """On the validation boxes; None where it says nothing."""
+
+
+class TrainerTrial(StageResult):
+    """Trainers that were trained on a generation's snapshot for equal seconds, and the one that the validation boxes chose."""
+
+    route: str
+    """Name of the triage's route whose trainers they are."""
+    occasion: str
+    """Why there was a trial, for people."""
+    metric: str
+    """Name of the score that decided."""
+    contestants: tuple[Contestant, ...]
+    """In the order of the route."""
+    trainer: str
+    """The one that is taken."""
+    reason: str
+    """The figures, in one sentence for people."""
+
+    @property
+    def winner(self) -> Contestant:
+        """The contestant that is taken."""
+        return next(c for c in self.contestants if c.trainer == self.trainer)
+
+
+class TrialLength(StageResult):
+    """How many steps a trainer gets in a trial, measured once, so that a rerun trains the same."""
+
+    trainer: str
+    iterations: int
+
+
 class TrainingResult(StageResult):
     """A finished training. No clock enters it, and its losses lie beside it, in `LOSSES`."""
 
@@ -83,6 +125,8 @@ Losses = tuple[dict[str, float], ...]
 SNAPSHOT = RecordFile("snapshot", Snapshot)
 EFFORT = RecordFile("effort", GenerationEffort)
 CHOICE = RecordFile("choice", Choice)
+TRIAL_LENGTH = RecordFile("trial_length", TrialLength)
+TRIAL = RecordFile("trial", TrainerTrial)
 TRAINING = RecordFile("training", TrainingResult)
 LOSSES = RecordFile("losses", Losses)
 INFERENCE = RecordFile("inference", tuple[MapReference, ...])

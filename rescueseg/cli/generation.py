@@ -23,6 +23,7 @@ def generation(
     from rescueseg.queue.store import open_queue
     from rescueseg.services.prefect_api import GENERATION_FLOW
     from rescueseg.stages.due import check_ready, count_due
+    from rescueseg.stages.trial_pairing import pairing
 
     opened = Campaign.open(campaign)
     store = open_queue(opened)
@@ -33,6 +34,11 @@ def generation(
         done = opened.generation(due.generation).finished_stages()
         for stage in STAGES:
             console.print(f"  {stage}: {'done, would be skipped' if stage in done else 'would run'}")
+        if "training" not in done and (pair := pairing(opened, due.generation)):
+            names = " and ".join(pair.trainers)
+            say_line(
+                f"  before the training {names} would train for equal time, for {pair.occasion}: the better one is taken"
+            )
         return
     if only_if_due and not due.due:
         console.print(f"Nothing to do: {due.reason}")

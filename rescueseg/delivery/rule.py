@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import TRIAGE_SUMMARY, trainer_name
+from rescueseg.campaign.route import TRIAGE_SUMMARY, current_trainer
 from rescueseg.delivery.object_choice import OBJECT_TRIALS, choose_objects
 from rescueseg.delivery.records import CleanUp, DeliveryRule, Trial
 from rescueseg.delivery.request import DeliveryModel, SegmentRequest
@@ -131,7 +131,7 @@ def is_thin(campaign: Campaign) -> bool:
     triage = campaign.records.read(TRIAGE_SUMMARY)
     topology = triage is not None and triage.problem == "topology"
     sheets = triage is not None and triage.structure == "membrane"
-    return (topology or trainer_name(campaign.config, triage) == "monai_unet_topology") and not sheets
+    return (topology or current_trainer(campaign) == "monai_unet_topology") and not sheets
 
 
 @dataclass

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from rescueseg.campaign import Campaign, layout
+from rescueseg.campaign.stage_results import TRIAL
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.answer import answer
 from rescueseg.evaluation.calibration import CALIBRATION
@@ -158,6 +159,7 @@ def _render(campaign: Campaign, content: _Content) -> str:
         against=against_threshold(champion, content.baseline),
         intervals={j.generation: dice_interval(j.evaluation, "test") for j in history},
         history=history,
+        trials=[(g.number, trial) for g in campaign.generations() if (trial := g.read(TRIAL)) is not None],
         baseline=content.baseline,
         effort=content.effort,
         workers=content.workers,

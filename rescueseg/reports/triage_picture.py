@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from rescueseg.reports.figures import BLUE, GREEN, GREY, ORANGE, png
+from rescueseg.triage.trainer_choice import pick_trainer
 from rescueseg.triage.tree import ROUTES, Step
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class _Rectangle(NamedTuple):
     height: float
 
 
-def draw_decision(result: Triage) -> bytes:
+def draw_decision(result: Triage, *, numbered: bool) -> bytes:
     """Return the path through the tree as PNG.
 
     The path that was followed is orange; a bar shows by what factor the evidence lies on the side of yes (right) or no (left) of its
@@ -42,6 +43,8 @@ def draw_decision(result: Triage) -> bytes:
     ----------
     result : Triage
         What the triage found.
+    numbered : bool
+        Whether the campaign annotates numbered objects: beside each route stands the trainer that it would have here.
     """
     rows = len(result.steps)
     figure = Figure(figsize=(13.6, 1.35 * rows + 2.3), layout="constrained")
@@ -52,7 +55,8 @@ def draw_decision(result: Triage) -> bytes:
     decision = next((i for i, step in enumerate(result.steps) if step.answer), rows)
     for index, step in enumerate(result.steps):
         y, last = rows - 1 - index, index == rows - 1
-        _question(axes, y, step, on_path=index <= decision, decides=index == decision, last=last)
+        trainer = result.trainer if index == decision else pick_trainer(ROUTES[step.route], numbered=numbered).name
+        _question(axes, y, step, trainer, on_path=index <= decision, decides=index == decision, last=last)
     last_box = _Rectangle(_LEFT, -0.82, _WIDTH, 0.5)
     last_title = ROUTES["custom"].title if decision < rows else result.title
     _box(axes, last_box, last_title, active=decision == rows, dim=decision < rows)
@@ -73,12 +77,11 @@ def draw_decision(result: Triage) -> bytes:
     return png(figure)
 
 
-def _question(axes: Axes, y: float, step: Step, *, on_path: bool, decides: bool, last: bool) -> None:
+def _question(axes: Axes, y: float, step: Step, trainer: str, *, on_path: bool, decides: bool, last: bool) -> None:
     """Draw one question; those up to the one that decides are on the path."""
     question, answer = _Rectangle(_LEFT, y + 0.1, _WIDTH, 0.75), _Rectangle(_RIGHT, y + 0.1, _ROUTE_WIDTH, 0.75)
     _box(axes, question, step.question, step.detail, active=decides, dim=not on_path)
-    route = ROUTES[step.route]
-    _box(axes, answer, route.title, route.trainers[0], active=decides, dim=not decides)
+    _box(axes, answer, ROUTES[step.route].title, trainer, active=decides, dim=not decides)
     if not decides:
         colour = ORANGE if on_path else "#d1d5db"
         axes.annotate(

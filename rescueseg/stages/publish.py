@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 
 from rescueseg.campaign import Campaign
@@ -12,6 +13,8 @@ from rescueseg.campaign.stage_results import EFFORT, GenerationEffort
 from rescueseg.errors import CampaignError
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.models.files import checkpoints
+from rescueseg.models.trainer import ignore_progress
+from rescueseg.progress import StepProgress
 from rescueseg.reports import campaign_report, generation_table
 from rescueseg.reports.generation_table import REPORT, Row
 from rescueseg.stages.stage import run_stage
@@ -101,10 +104,19 @@ def _extra(row: Row) -> dict[str, float]:
     return extra | {f"seconds_{stage}": seconds for stage, seconds in row.seconds.items()}
 
 
-def run_tracked(campaign: Campaign, training: OutsideTraining) -> OutsideResult:
+def run_tracked(
+    campaign: Campaign, training: OutsideTraining, progress: StepProgress = ignore_progress
+) -> OutsideResult:
     """Train as `run` does, tracked in MLflow: settings, training set, curves, the last checkpoint and the model.
 
     Its run there ends as finished or failed; the model is stored with it but not registered, which generations are.
+
+    Parameters
+    ----------
+    campaign, training
+        As of `run`.
+    progress : callable
+        Called once per step with the step and its metrics, beside MLflow.
 
     Raises
     ------
@@ -118,7 +130,12 @@ def run_tracked(campaign: Campaign, training: OutsideTraining) -> OutsideResult:
         folder.write(REQUEST, training)
         tracker.log_training_set(run_id, training.snapshot, REQUEST.path(folder.folder))
         with tracker.live(lambda: run_id, partial(checkpoints, folder.work_folder())) as live:
-            result = run(campaign, training, live)
+
+            def note(step: int, metrics: Mapping[str, float]) -> None:
+                live(step, metrics)
+                progress(step, metrics)
+
+            result = run(campaign, training, note)
         tracker.log_metrics(run_id, 0, {"seconds": result.seconds})
         tracker.log_model(f"training-{name}", result.model, run_id)
     return result

@@ -6,7 +6,8 @@
 
 `begin` (`rescueseg.stages.due`) fixes the generation's number in the queue's ledger. Every stage then commits by writing
 its ``<stage>.json`` as its last act and is skipped once that is there, so a rerun goes on where the last run was killed,
-with the same snapshot and to the same model and queried patches. No clock enters a result; how long a stage took lies
+with the same snapshot and to the same model and queried patches. A trial of trainers (`rescueseg.stages.trial`), where
+one is due, comes before the training. No clock enters a result; how long a stage took lies
 beside it.
 """
 

@@ -21,12 +21,18 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.records import Snapshot
 from rescueseg.stages.stage import NOTE_EVERY
-from rescueseg.stages.train import train_snapshot
+from rescueseg.stages.train import train_snapshot, with_iterations
 from rescueseg.storage import digest_json
 from rescueseg.volumes.comparison import ensure_compared
 
 
-def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: int | None = None) -> OutsideTraining:
+def plan(
+    campaign: Campaign,
+    store: QueueStore,
+    trainer: str = "",
+    generation: int | None = None,
+    iterations: int | None = None,
+) -> OutsideTraining:
     """Return the training to be run; nothing is written.
 
     Parameters
@@ -39,6 +45,8 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
         Name of the trainer; the campaign's own when empty.
     generation : int, optional
         Generation whose snapshot is trained on; all that is accepted now when omitted.
+    iterations : int, optional
+        Optimiser steps of each network; the campaign's when omitted.
 
     Raises
     ------
@@ -63,11 +71,11 @@ def plan(campaign: Campaign, store: QueueStore, trainer: str = "", generation: i
             where=campaign.url,
             todo="Leave --generation out to train on what is accepted now",
         )
-    training = campaign.config.training
+    training = with_iterations(campaign.config, iterations).training
     check_families(training, campaign.file)
     settings = training.shared() | find_entry(name).settings.of(training).identity()
     identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
-    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot)
+    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot, iterations=iterations)
 
 
 def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
@@ -104,7 +112,8 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
     if (previous := folder.read(RESULT)) is not None:
         return previous
     folder.write(REQUEST, training)
-    steps = outline(training.trainer, campaign.config, campaign.volumes, training.snapshot).steps
+    config = with_iterations(campaign.config, training.iterations)
+    steps = outline(training.trainer, config, campaign.volumes, training.snapshot).steps
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         if step % NOTE_EVERY == 0:
@@ -118,6 +127,7 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
         seed=int(random_generator(campaign.config.seed, "outside", training.name).integers(2**31)),
         folder=folder,
         progress=note,
+        iterations=training.iterations,
     )
     result = OutsideResult(
         model=trained.model, iterations=trained.iterations, warnings=trained.warnings, seconds=seconds

@@ -27,6 +27,8 @@ def triage_campaign(
     Parameters, result and errors as `rescueseg.triage.triage.triage`.
     """
     result = triage.triage(campaign, store, structure=structure, mask=mask, channel=channel, progress=progress)
-    campaign.storage.write_bytes(TRIAGE_PICTURE.path(), draw_decision(result))
+    campaign.storage.write_bytes(
+        TRIAGE_PICTURE.path(), draw_decision(result, numbered=campaign.config.annotation.labels == "instance")
+    )
     campaign.records.write(TRIAGE, result)
     return result

@@ -62,7 +62,7 @@ def advice(grounds: Grounds) -> list[str]:
 
 
 def _about_the_trainer(trainer: PickedTrainer) -> list[str]:
-    """Return which trainers would come before the one that is taken, and what it takes."""
+    """Return which trainers would come before the best that can be used, what that takes, and which two are tried."""
     lines = []
     if trainer.missing:
         names, verb = " and ".join(trainer.missing), "are" if len(trainer.missing) > 1 else "is"
@@ -71,6 +71,11 @@ def _about_the_trainer(trainer: PickedTrainer) -> list[str]:
         names, verb = " and ".join(trainer.need_objects), "learn" if len(trainer.need_objects) > 1 else "learns"
         lines.append(
             f"{names} would come first and {verb} from numbered objects: make the campaign with annotation.labels=instance."
+        )
+    if len(trainer.usable) > 1:
+        lines.append(
+            f"Unless training.trainer names one, {trainer.usable[0]} and {trainer.usable[1]} train on the first patches for "
+            "equal time, and the validation boxes choose."
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Which of a route's trainers is taken: the first that is installed and can learn from what the campaign annotates."""
+"""Which of a route's trainers can be used here, best first."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from rescueseg.triage.tree import Route
 
 @dataclass(frozen=True)
 class PickedTrainer:
-    """The trainer of a route.
+    """The trainers of a route.
 
     Parameters
     ----------
-    name : str
-        The first that is installed and can learn from what the campaign annotates.
+    usable : tuple of str
+        Those that are installed and can learn from what the campaign annotates, best first; at least one.
     missing : tuple of str
-        Better ones that are not installed.
+        Better ones than all of these that are not installed.
     need_objects : tuple of str
         Better ones that are installed and learn from numbered objects alone, where the campaign numbers none.
     """
 
-    name: str
+    usable: tuple[str, ...]
     missing: tuple[str, ...] = ()
     need_objects: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The best one that can be used."""
+        return self.usable[0]
+
 
 def pick_trainer(route: Route, *, numbered: bool) -> PickedTrainer:
-    """Return the trainer of a route.
+    """Return the trainers of a route that can be used.
 
     A trainer of another package that names the route as its own comes first, unless the route has a place for it.
 
@@ -42,12 +47,12 @@ def pick_trainer(route: Route, *, numbered: bool) -> PickedTrainer:
     """
     others = tuple(name for name in suited_to(route.name) if name not in route.trainers)
     installed = trainer_names()
-    missing, need_objects = [], []
+    usable: list[str] = []
+    missing: list[str] = []
+    need_objects: list[str] = []
     for name in (*others, *route.trainers):
-        if name not in installed:
-            missing.append(name)
-        elif find_entry(name).needs_instances and not numbered:
-            need_objects.append(name)
-        else:
-            return PickedTrainer(name, tuple(missing), tuple(need_objects))
-    return PickedTrainer(DEFAULT_TRAINER, tuple(missing), tuple(need_objects))
+        if name in installed and (numbered or not find_entry(name).needs_instances):
+            usable.append(name)
+        elif not usable:
+            (need_objects if name in installed else missing).append(name)
+    return PickedTrainer(tuple(usable) or (DEFAULT_TRAINER,), tuple(missing), tuple(need_objects))

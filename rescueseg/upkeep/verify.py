@@ -40,6 +40,8 @@ from rescueseg.campaign.stage_results import (
     SNAPSHOT,
     TICKETS,
     TRAINING,
+    TRIAL,
+    TRIAL_LENGTH,
 )
 from rescueseg.delivery.records import RULE
 from rescueseg.errors import RESTORE, QueueError, RescuesegError, StorageError, damaged
@@ -77,7 +79,7 @@ _STAGES = (SNAPSHOT, TRAINING, INFERENCE, EVALUATION, QUERY, TICKETS, REPORT)
 _GENERATION_RECORDS: tuple[RecordFile[Any], ...] = (
     *_STAGES,
     *(seconds_file(file.name) for file in _STAGES),
-    *(EFFORT, CHOICE, LOSSES, PROGRESS, SCORES, CALIBRATION, RULE),
+    *(EFFORT, CHOICE, TRIAL, TRIAL.seconds, TRIAL_LENGTH, LOSSES, PROGRESS, SCORES, CALIBRATION, RULE),
 )
 _TRAINING_RECORDS: tuple[RecordFile[Any], ...] = (
     REQUEST,

@@ -20,15 +20,17 @@ def let(monkeypatch: pytest.MonkeyPatch, **needs: tuple[str, ...]) -> None:
 
 def test_where_objects_are_numbered_the_shape_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     let(monkeypatch, stardist=(), cellpose=())
-    assert pick_trainer(ROUTES["star_convex"], numbered=True) == PickedTrainer("stardist")
-    assert pick_trainer(ROUTES["blob"], numbered=True) == PickedTrainer("cellpose")
-    assert pick_trainer(ROUTES["low_snr"], numbered=True) == PickedTrainer("nnunet")
+    assert pick_trainer(ROUTES["star_convex"], numbered=True) == PickedTrainer(
+        ("stardist", "cellpose", "nnunet", "monai_unet")
+    )
+    assert pick_trainer(ROUTES["blob"], numbered=True) == PickedTrainer(("cellpose", "nnunet", "monai_unet"))
+    assert pick_trainer(ROUTES["low_snr"], numbered=True) == PickedTrainer(("nnunet", "monai_unet"))
 
 
 def test_where_none_are_numbered_it_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     let(monkeypatch, stardist=(), cellpose=())
     picked = pick_trainer(ROUTES["star_convex"], numbered=False)
-    assert picked == PickedTrainer("nnunet", need_objects=("stardist", "cellpose"))
+    assert picked == PickedTrainer(("nnunet", "monai_unet"), need_objects=("stardist", "cellpose"))
     [line] = _about_the_trainer(picked)
     assert line == (
         "stardist and cellpose would come first and learn from numbered objects: "
@@ -39,5 +41,5 @@ def test_where_none_are_numbered_it_says_what_it_takes(monkeypatch: pytest.Monke
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     let(monkeypatch, stardist=("not_there",), cellpose=())
     picked = pick_trainer(ROUTES["star_convex"], numbered=True)
-    assert picked == PickedTrainer("cellpose", missing=("stardist",))
+    assert picked == PickedTrainer(("cellpose", "nnunet", "monai_unet"), missing=("stardist",))
     assert _about_the_trainer(picked) == ["stardist would come first and is not installed: cellpose is the next best."]
