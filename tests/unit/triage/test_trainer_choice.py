@@ -31,7 +31,7 @@ def test_where_none_are_numbered_it_says_what_it_takes(monkeypatch: pytest.Monke
     let(monkeypatch, stardist=(), cellpose=())
     picked = pick_trainer(ROUTES["star_convex"], numbered=False)
     assert picked == PickedTrainer(("nnunet", "monai_unet"), need_objects=("stardist", "cellpose"))
-    [line] = _about_the_trainer(picked)
+    line, _ = _about_the_trainer(picked)
     assert line == (
         "stardist and cellpose would come first and learn from numbered objects: "
         "make the campaign with annotation.labels=instance."
@@ -42,4 +42,8 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     let(monkeypatch, stardist=("not_there",), cellpose=())
     picked = pick_trainer(ROUTES["star_convex"], numbered=True)
     assert picked == PickedTrainer(("cellpose", "nnunet", "monai_unet"), missing=("stardist",))
-    assert _about_the_trainer(picked) == ["stardist would come first and is not installed: cellpose is the next best."]
+    assert _about_the_trainer(picked) == [
+        "stardist would come first and is not installed: cellpose is the next best.",
+        "Unless training.trainer names one, cellpose and nnunet train on the first patches for equal time, and the validation "
+        "boxes choose.",
+    ]
