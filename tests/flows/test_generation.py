@@ -17,7 +17,8 @@ import zarr
 
 from rescueseg.campaign import STAGES, Campaign
 from rescueseg.campaign.campaign_file import settings_of
-from rescueseg.campaign.stage_results import INFERENCE, TICKETS
+from rescueseg.campaign.outside_trainings import RESULT
+from rescueseg.campaign.stage_results import INFERENCE, TICKETS, TRIAL
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.records import DELIVERY
 from rescueseg.evaluation.champion import champion
@@ -27,10 +28,12 @@ from rescueseg.reports.generation_table import rows, to_markdown
 from rescueseg.services.local_servers import Servers
 from rescueseg.services.prefect_api import flow_command
 from rescueseg.stages.due import count_due
+from rescueseg.triage.records import TRIAGE
 from rescueseg.volumes.batch_import import start_campaign
 from rescueseg.volumes.ome_zarr import validate
 from rescueseg.volumes.phantom import make_phantom
 from rescueseg.volumes.volume_files import VolumeImport
+from tests.triage_summaries import whole_triage
 
 SHAPE = (16, 64, 64)
 SETTINGS = [
@@ -67,6 +70,35 @@ def looped(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Campai
     result = _run(servers, "active-learning", campaign_url=campaign.url, generations=2)
     assert [row["generation"] for row in result] == [0, 1]
     return campaign
+
+
+@pytest.mark.slow
+def test_where_the_triage_names_several_trainers_the_better_one_makes_the_generation(
+    servers: Servers, tmp_path: Path
+) -> None:
+    image, truth, spacing = make_phantom(SHAPE, seed=3)
+    for name, voxels in (("raw", image), ("truth", truth)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", voxels, metadata={"axes": "ZYX"})
+    campaign = start_campaign(
+        str(tmp_path / "campaign"),
+        settings_of("tried", ["organelle"], SETTINGS),
+        [
+            VolumeImport(
+                str(tmp_path / "raw.tif"), spacing=spacing, truth=str(tmp_path / "truth.tif"), volume_id="phantom"
+            )
+        ],
+    )
+    campaign.records.write(TRIAGE, whole_triage("texture"))
+    _run(servers, "active-learning", campaign_url=campaign.url, generations=1)
+    trial, model = campaign.generation(0).require(TRIAL), campaign.generation(0).model()
+    assert model is not None
+    assert [c.trainer for c in trial.contestants] == ["nnunet", "monai_unet"]
+    assert model.trainer == trial.trainer
+    made = campaign.training(trial.winner.training).read(RESULT)
+    assert made is not None
+    assert made.model.digest == model.digest
+    assert sorted(campaign.trainings()) == sorted(c.training for c in trial.contestants)
+    assert "Why this trainer" in campaign.storage.read_bytes("reports/report.html").decode()
 
 
 def _run(servers: Servers, flow: str, **parameters: Any) -> Any:
