@@ -29,6 +29,7 @@ from rescueseg.errors import storage_errors
 from rescueseg.geometry import ZYX, Box, zyx
 from rescueseg.image_files.zarr_url import zarr_store
 from rescueseg.storage import digest_json
+from rescueseg.voxels.basin_objects import Basins
 from rescueseg.voxels.basins import Heights, Int64, climb, find_saddles, highest_saddles, saddle
 
 _IDENTITY = "rescueseg"
@@ -41,31 +42,6 @@ class HeightReader(Protocol):
     def read(self, box: Box) -> Heights:
         """Return the heights in a box of the volume, uint16 zyx."""
         ...
-
-
-@dataclass(frozen=True)
-class Basins:
-    """The basins of a volume, 0…n − 1 in the order of their summits' places in the flattened volume.
-
-    Parameters
-    ----------
-    summits : ndarray of int64, (n,)
-        Those places, ascending.
-    heights : ndarray of int64, (n,)
-        Of the summits.
-    sizes : ndarray of int64, (n,)
-        Voxels.
-    first : ndarray of int64, (n,)
-        Place of each one's first voxel.
-    rows : ndarray of int64, (m, 3)
-        Where they touch, one row per pair: (a, b, saddle) with a < b.
-    """
-
-    summits: Int64
-    heights: Int64
-    sizes: Int64
-    first: Int64
-    rows: Int64
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,13 @@ from rescueseg.delivery.target import TargetVolume
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY
+from rescueseg.voxels.basin_objects import LEVELS, LEVELS_PER_VOXEL, heights_of
 from rescueseg.voxels.basins import Heights
 from rescueseg.voxels.distances import capped_distance
-from rescueseg.voxels.flow_potential import flow_potential, potential_reach
+from rescueseg.voxels.flow_potential import LOWEST, flow_potential, potential_reach
 
-_LEVELS = (1 << 16) - 2
-_LEVELS_PER_VOXEL = 256
 _FARTHEST_VOXELS = 32
 _FLOW_VOXELS = 8
-_LOWEST = 3.0
-"""The potential of flows of unit length is nowhere lower than minus so many times its reach."""
 _TRUNCATE = 3.0
 """Standard deviations after which the Gaussian ends."""
 
@@ -79,7 +76,7 @@ def step_of_heights(rule: ObjectRule, spacing_um_zyx: Spacing) -> float:
     0.2
     """
     far = rule.source in ("distance", "border_distance", "flow")
-    return min(spacing_um_zyx) / _LEVELS_PER_VOXEL if far else 1.0 / _LEVELS
+    return min(spacing_um_zyx) / LEVELS_PER_VOXEL if far else 1.0 / LEVELS
 
 
 def depth_in_steps(rule: ObjectRule, spacing_um_zyx: Spacing) -> int:
@@ -144,11 +141,7 @@ def heights_of_box(mask: Mask, maps: Maps, rule: DeliveryRule, spacing_um_zyx: S
         if radius:  # the same sums in the same order for each voxel, wherever it lies in the array
             sigma = objects.smoothing_um / spacing_um_zyx[axis]
             values = ndimage.gaussian_filter1d(values, sigma, axis, mode="nearest", radius=radius)
-    step = np.float32(step_of_heights(objects, spacing_um_zyx))
-    heights = np.zeros(mask.shape, np.uint16)
-    for plane, level, within in zip(heights, values, inside, strict=True):
-        plane[within] = 1 + np.rint(np.clip(level[within] / step, 0, _LEVELS)).astype(np.uint16)
-    return heights
+    return heights_of(values, inside, step_of_heights(objects, spacing_um_zyx))
 
 
 def _values(
@@ -164,7 +157,7 @@ def _values(
     if objects.source == "flow":
         inside, reach = foreground(mask, rule, 0), _flow_reach(objects, spacing)
         flow = np.asarray(maps[FLOW], np.float32) * inside
-        return flow_potential(flow, spacing, reach) + np.float32(_LOWEST * reach), inside
+        return flow_potential(flow, spacing, reach) + np.float32(LOWEST * reach), inside
     probability = np.asarray(maps[PROBABILITY], np.float32)
     inside = foreground(mask, rule, len(probability) - 1)
     if rule.temperature != 1.0:

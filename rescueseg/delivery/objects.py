@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rescueseg.delivery.array_file import read_arrays, write_arrays
-from rescueseg.delivery.basins import BasinBlocks, Basins, find_basins
+from rescueseg.delivery.basins import BasinBlocks, find_basins
 from rescueseg.delivery.block_faces import block_index
 from rescueseg.delivery.block_pass import Arrays, BlockPass
 from rescueseg.delivery.components import Lookup, find_components
@@ -23,7 +23,8 @@ from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box, Spacing
 from rescueseg.storage import Storage, digest_json
-from rescueseg.voxels.basins import Int64, climb, find_saddles, highest_saddles, join_basins, join_small
+from rescueseg.voxels.basin_objects import number_basins, number_objects
+from rescueseg.voxels.basins import Int64
 from rescueseg.voxels.components import label_components
 
 Numbers = npt.NDArray[np.uint32]
@@ -74,20 +75,7 @@ def objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, 
         sizes = np.bincount(pieces.reshape(-1), minlength=count + 1)
         return _numbers_of_pieces(sizes, objects, spacing_um_zyx)[pieces]
     heights = heights_of_box(mask, maps, rule, spacing_um_zyx)
-    labels, summits = climb(heights, (slice(None), slice(None), slice(None)))
-    at = np.flatnonzero(labels)
-    basin_of = labels.reshape(-1)[at] - 1
-    first = np.full(len(summits), heights.size, np.int64)
-    np.minimum.at(first, basin_of, at)
-    basins = Basins(
-        summits,
-        heights.reshape(-1)[summits].astype(np.int64),
-        np.bincount(basin_of, minlength=len(summits)).astype(np.int64),
-        first,
-        find_saddles(labels, heights) - np.array([1, 1, 0]),
-    )
-    numbers = _numbers_of_basins(basins, objects, spacing_um_zyx)
-    return np.concatenate([np.zeros(1, np.uint32), numbers])[labels]
+    return number_objects(heights, depth_in_steps(objects, spacing_um_zyx), objects.least_voxels(spacing_um_zyx))
 
 
 def make_objects(target: TargetVolume, step: Step) -> int:
@@ -129,7 +117,7 @@ def make_objects(target: TargetVolume, step: Step) -> int:
     else:
         scratch = target.out.scratch_url(target.volume_id, "basins")
         basins, source = find_basins(TargetHeights(target), step, scratch, shape, block)
-        numbers = _numbers_of_basins(basins, objects, spacing)
+        numbers = number_basins(basins, depth_in_steps(objects, spacing), objects.least_voxels(spacing))
         tables = _Tables(step.storage.url_of("numbers"), source.climb_pass.digest)
         for index in range(len(source.climb_pass.blocks)):
             of_block = numbers[np.searchsorted(basins.summits, source.summits(index))]
@@ -151,25 +139,6 @@ def _numbers_of_pieces(sizes: Int64, objects: ObjectRule, spacing: Spacing) -> N
     stays = sizes >= objects.least_voxels(spacing)
     stays[0] = False
     return np.where(stays, np.cumsum(stays), 0).astype(np.uint32)
-
-
-def _numbers_of_basins(basins: Basins, objects: ObjectRule, spacing: Spacing) -> Numbers:
-    """Return the number of the object that each basin is part of, 0 where that is too small."""
-    seeds = join_basins(basins.heights, basins.rows, depth_in_steps(objects, spacing))
-    seed_basins, part_of = np.unique(seeds, return_inverse=True)
-    sizes = np.zeros(len(seed_basins), np.int64)
-    np.add.at(sizes, part_of, basins.sizes)
-    a, b = part_of[basins.rows[:, 0]], part_of[basins.rows[:, 1]]
-    apart = a != b
-    pairs = np.column_stack([np.minimum(a, b)[apart], np.maximum(a, b)[apart], basins.rows[apart, 2]])
-    object_of = join_small(sizes, highest_saddles(pairs), objects.least_voxels(spacing))[part_of]
-    first = np.full(len(seed_basins), np.iinfo(np.int64).max)
-    stays = object_of >= 0
-    np.minimum.at(first, object_of[stays], basins.first[stays])
-    remaining = np.unique(object_of[stays])
-    numbers = np.zeros(len(seed_basins), np.uint32)
-    numbers[remaining[np.argsort(first[remaining])]] = np.arange(1, len(remaining) + 1, dtype=np.uint32)
-    return np.where(stays, numbers[object_of], np.uint32(0))
 
 
 # writing --------------------------------------------------------------------------------------------------------------

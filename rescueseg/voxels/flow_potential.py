@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+LOWEST = 3.0
+"""The potential of flows of unit length is nowhere lower than minus so many times its reach."""
 _TRUNCATE = 3.0
 """Standard deviations after which a Gaussian ends."""
 _LEAST_VOXELS = 0.5
