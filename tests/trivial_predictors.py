@@ -60,6 +60,42 @@ def ensemble(storage: Storage, model: ModelReference, config: InferenceConfig, d
     return Ensemble(storage, config)
 
 
+class Objects(Blur):
+    """Says a border distance, too, another one in each member."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (*super().outputs, Output(name="border_distance", channels=1, kind="distance"))
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
+        for group, member in super().members(windows, keys):
+            yield group, member | {"border_distance": 2 * member["probability"][:, 1:2]}
+
+
+def objects(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> Objects:
+    return Objects(storage, config)
+
+
+class ObjectsDieOnce(Objects):
+    """Takes its process down at its second batch, but once only."""
+
+    def __init__(self, storage: Storage, config: InferenceConfig) -> None:
+        super().__init__(storage, config)
+        self.calls = 0
+        self.flag = Path(storage.path("died"))
+
+    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
+        self.calls += 1
+        if self.calls == 2 and not self.flag.exists():
+            self.flag.touch()
+            os._exit(1)
+        return super().members(windows, keys)
+
+
+def objects_die_once(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> ObjectsDieOnce:
+    return ObjectsDieOnce(storage, config)
+
+
 class Faint(Blur):
     """Gives every foreground class a probability of 1e-5, a hundredth of it where the image is dark."""
 

@@ -30,7 +30,7 @@ class CandidateTable:
     boxes : tuple of Box
         Box of each candidate.
     scores : dict of str to ndarray of float64, shape (n,)
-        Box mean of each map in `SCORES`; entropies in nats.
+        Box mean of each map in `SCORES`, and of others that were asked for; entropies in nats.
     class_entropy : ndarray of float64, shape (n, K)
         Box mean of predictive entropy times mean probability, by foreground class.
     foreground : ndarray of float64, shape (n,)
@@ -57,6 +57,7 @@ def score_candidates(
     n_classes: int,
     places: SharedPlaces,
     progress: CountProgress | None = None,
+    further: Sequence[str] = (),
 ) -> CandidateTable:
     """Score candidate boxes by the maps of a generation, reading each block of the maps once.
 
@@ -72,6 +73,8 @@ def score_candidates(
         Which places of the volumes are the same.
     progress : callable, optional
         Called with the blocks done and the blocks in all.
+    further : sequence of str
+        Maps beside `SCORES` whose box means are scores, too: what the query strategy needs (`strategies.needed_maps`).
 
     Returns
     -------
@@ -82,11 +85,12 @@ def score_candidates(
     Raises
     ------
     InferenceError
-        If the maps of a volume are not complete, or hold values that are not finite.
+        If the maps of a volume are not complete, lack a further one, or hold values that are not finite.
     """
+    names = (*SCORES, *further)
     volumes = [v for v in sorted(boxes) if boxes[v]]
     stored = {volume_id: VolumeMaps(generation, volume_id) for volume_id in volumes}
-    opened = {volume_id: maps.open_several((*SCORES, "probability")) for volume_id, maps in stored.items()}
+    opened = {volume_id: maps.open_several((*names, "probability")) for volume_id, maps in stored.items()}
     blocks = {v: map_pieces(maps, zyx(opened[v][SCORES[0]].chunks)) for v, maps in stored.items()}
     done_count, total = 0, sum(map(len, blocks.values()))
     rows: list[Floats] = []
@@ -95,33 +99,35 @@ def score_candidates(
         sums: Floats | None = None
         starts, stops = box_bounds(boxes[volume_id])
         for block in blocks[volume_id]:
-            part = _block_sums(maps, block, starts, stops, volume_id)
+            part = _block_sums(maps, names, block, starts, stops, volume_id)
             sums = part if sums is None else sums + part
             done_count += 1
             if progress is not None:
                 progress(done_count, total)
         assert sums is not None, "a volume has at least one block"
         rows.append(sums / np.prod(stops - starts, axis=1)[:, None])
-    columns = len(SCORES) + 1 + n_classes
+    columns = len(names) + 1 + n_classes
     table = np.concatenate(rows) if rows else np.zeros((0, columns))
     return CandidateTable(
         volume_ids=tuple(v for v in volumes for _ in boxes[v]),
         boxes=tuple(box for v in volumes for box in boxes[v]),
-        scores={name: table[:, i] for i, name in enumerate(SCORES)},
-        foreground=table[:, len(SCORES)],
-        class_entropy=table[:, len(SCORES) + 1 :],
+        scores={name: table[:, i] for i, name in enumerate(names)},
+        foreground=table[:, len(names)],
+        class_entropy=table[:, len(names) + 1 :],
         places=places,
     )
 
 
-def _block_sums(maps: Mapping[str, Any], block: Box, starts: Integers, stops: Integers, volume_id: str) -> Floats:
-    """Return the sums of one block: columns `SCORES`, foreground, then one per foreground class."""
+def _block_sums(
+    maps: Mapping[str, Any], names: Sequence[str], block: Box, starts: Integers, stops: Integers, volume_id: str
+) -> Floats:
+    """Return the sums of one block: a column per name, foreground, then one per foreground class."""
     n_classes = maps["probability"].shape[0] - 1
-    sums = np.zeros((len(starts), len(SCORES) + 1 + n_classes), dtype=np.float64)
+    sums = np.zeros((len(starts), len(names) + 1 + n_classes), dtype=np.float64)
     index = touching(block, starts, stops)
     if not len(index):
         return sums
-    for column, image in enumerate(_images(maps, block)):
+    for column, image in enumerate(_images(maps, names, block)):
         if not np.isfinite(image).all():
             raise InferenceError(
                 f"the maps hold values that are not finite in {block}",
@@ -132,11 +138,11 @@ def _block_sums(maps: Mapping[str, Any], block: Box, starts: Integers, stops: In
     return sums
 
 
-def _images(maps: Mapping[str, Any], block: Box) -> Iterator[npt.NDArray[np.float32]]:
+def _images(maps: Mapping[str, Any], names: Sequence[str], block: Box) -> Iterator[npt.NDArray[np.float32]]:
     """Yield what each column averages over, one image at a time."""
     entropy = np.asarray(maps["predictive_entropy"][block.slices], dtype=np.float32)
     yield entropy
-    for name in SCORES[1:]:
+    for name in names[1:]:
         yield np.asarray(maps[name][block.slices], dtype=np.float32)
     classes = np.asarray(maps["probability"][(slice(1, None), *block.slices)])
     yield classes.sum(axis=0, dtype=np.float32)  # 1 − p_0 in float16 is 0 where they are small

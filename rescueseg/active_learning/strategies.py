@@ -17,6 +17,7 @@ from rescueseg.active_learning.candidates import CandidateTable
 from rescueseg.config import CampaignConfig
 from rescueseg.errors import ConfigError
 from rescueseg.geometry import Floats, Patch
+from rescueseg.inference.maps import OBJECT_DISAGREEMENT
 from rescueseg.records import QueriedPatch
 from rescueseg.sampling.free_places import FreePlaces, bounds_by_volume
 
@@ -102,7 +103,7 @@ def foreground_random(table: CandidateTable, count: int, rng: np.random.Generato
 
 
 def highest(score: str) -> Strategy:
-    """Return the strategy that takes the highest box means of one map of `SCORES`."""
+    """Return the strategy that takes the highest box means of one map."""
 
     def strategy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
         del loop
@@ -114,17 +115,22 @@ def highest(score: str) -> Strategy:
     return strategy
 
 
-def power_bald(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
-    """Mutual information with power noise, β = 1: a sample weighted by it instead of its top.
+def sampled(score: str) -> Strategy:
+    """Return the strategy that draws patches weighted by the box means of one map, instead of its top: power noise, β = 1.
 
     References
     ----------
     Kirsch et al., Stochastic Batch Acquisition, TMLR 2023.
     """
-    del loop
-    batch, values = Batch(table), table.scores["mutual_information"]
-    batch.add(descending(power_noise(values, 1.0, rng), rng), count, values, "mutual_information, power noise")
-    return batch.picks
+
+    def strategy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
+        del loop
+        batch, values = Batch(table), table.scores[score]
+        batch.add(descending(power_noise(values, 1.0, rng), rng), count, values, f"{score}, power noise")
+        return batch.picks
+
+    strategy.__doc__ = f"Box means of {score} with power noise."
+    return strategy
 
 
 def clasp_entropy(table: CandidateTable, count: int, rng: np.random.Generator, loop: Loop) -> list[Pick]:
@@ -159,10 +165,13 @@ STRATEGIES: dict[str, Strategy] = {
     "bald": highest("mutual_information"),
     "mc_variance": highest("mc_variance"),
     "tta_variance": highest("tta_variance"),
-    "power_bald": power_bald,
+    "power_bald": sampled("mutual_information"),
     "clasp_entropy": clasp_entropy,
+    "object_disagreement": highest(OBJECT_DISAGREEMENT),
+    "power_object_disagreement": sampled(OBJECT_DISAGREEMENT),
 }
 """Every query strategy by its name in the campaign file. To add one, put it here."""
+_OF_OBJECTS = ("object_disagreement", "power_object_disagreement")
 
 
 def descending(score: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -189,6 +198,17 @@ def find_strategy(name: str) -> Strategy:
             f"unknown query strategy '{name}'", where="query.strategy", todo=f"Choose one of {', '.join(STRATEGIES)}"
         )
     return STRATEGIES[name]
+
+
+def needed_maps(name: str) -> tuple[str, ...]:
+    """Return the maps that a strategy needs beside those that every model has.
+
+    Examples
+    --------
+    >>> needed_maps("object_disagreement"), needed_maps("clasp_entropy")
+    (('object_disagreement',), ())
+    """
+    return (OBJECT_DISAGREEMENT,) if name in _OF_OBJECTS else ()
 
 
 def choose_patches(

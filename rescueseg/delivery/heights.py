@@ -21,6 +21,7 @@ from rescueseg.delivery.records import DeliveryRule, ObjectRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
+from rescueseg.inference.object_rule import FLOW_REACH_VOXELS
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY
 from rescueseg.voxels.basin_objects import LEVELS, LEVELS_PER_VOXEL, heights_of
 from rescueseg.voxels.basins import Heights
@@ -28,7 +29,6 @@ from rescueseg.voxels.distances import capped_distance
 from rescueseg.voxels.flow_potential import LOWEST, flow_potential, potential_reach
 
 _FARTHEST_VOXELS = 32
-_FLOW_VOXELS = 8
 _TRUNCATE = 3.0
 """Standard deviations after which the Gaussian ends."""
 
@@ -108,7 +108,7 @@ def _farthest(rule: ObjectRule, spacing: Spacing) -> float:
 def _flow_reach(rule: ObjectRule, spacing: Spacing) -> float:
     """Return how far flows are summed up: so far that the potential, too, has a height of its own for each of its values."""
     finest = min(spacing)
-    return min(max(rule.farthest_um or _FLOW_VOXELS * finest, finest), _FARTHEST_VOXELS * finest)
+    return min(max(rule.farthest_um or FLOW_REACH_VOXELS * finest, finest), _FARTHEST_VOXELS * finest)
 
 
 def _radii(rule: ObjectRule, spacing: Spacing) -> ZYX:

@@ -17,6 +17,7 @@ from rescueseg.delivery.records import DeliveryRule, ObjectRule, Trial
 from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
+from rescueseg.inference.object_rule import BORDER_DEPTH_VOXELS, FLOW_DEPTH_VOXELS, LEAST_PROBABILITY
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY, STAR_DISTANCE
 
@@ -121,11 +122,11 @@ def _without_truth(boxes: Sequence[ValidationBox], boundary: int | None, finest:
     if boundary:
         return ObjectRule(source="boundary", depth=_PROBABILITY_DEPTHS[1])
     if boxes and _all_have(boxes, STAR_DISTANCE):
-        return ObjectRule(source="rays", depth=_OBJECT_PROBABILITIES[1])
+        return ObjectRule(source="rays", depth=LEAST_PROBABILITY)
     if boxes and _all_have(boxes, FLOW):
-        return ObjectRule(source="flow", depth=float(f"{0.5 * finest:.2g}"))
+        return ObjectRule(source="flow", depth=float(f"{FLOW_DEPTH_VOXELS * finest:.2g}"))
     if boxes and _all_have(boxes, BORDER_DISTANCE):
-        return ObjectRule(source="border_distance", depth=float(f"{2 * finest:.2g}"))
+        return ObjectRule(source="border_distance", depth=float(f"{BORDER_DEPTH_VOXELS * finest:.2g}"))
     return ObjectRule(source="pieces")
 
 

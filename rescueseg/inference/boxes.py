@@ -16,7 +16,8 @@ from torch import Tensor
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.inference.blending import WindowBlender
-from rescueseg.inference.maps import InferencePlan
+from rescueseg.inference.maps import OBJECT_DISAGREEMENT, InferencePlan
+from rescueseg.inference.member_objects import MemberObjects
 from rescueseg.inference.shared_windows import SharedWindows
 from rescueseg.inference.uncertainty import MemberStatistics
 from rescueseg.inference.windows import WindowGrid
@@ -237,11 +238,14 @@ class WindowStatistics:
         means: dict[str, Tensor] = {}
         counts = dict.fromkeys((output.name for output in plan.outputs), 0)
         keys = [window_key(plan.seed, plan.volume_id, name) for name in named]
+        objects = MemberObjects(plan.outputs, plan.spacing_um_zyx) if plan.object_disagreement else None
         latest: Group | None = None
         for group, values_of in self._predictor.members(windows, keys):
             member = {name: torch.as_tensor(value).detach() for name, value in values_of.items()}
             _check_member(plan, member, indices)
             statistics.add(group.symmetry, member[PROBABILITY], group.network)
+            if objects is not None:
+                objects.add(group, member)
             for output in plan.outputs:
                 if not output.sampled and group == latest:
                     continue
@@ -252,6 +256,8 @@ class WindowStatistics:
             latest = group
         of_one = (PROBABILITY, *means, "predictive_entropy")
         result = statistics.result() | means
+        if objects is not None:
+            result[OBJECT_DISAGREEMENT] = objects.disagreement().to(result[PROBABILITY].device)
         quantities = [name for name in channel_layout(plan) if statistics.members > 1 or name in of_one]
         values = torch.cat(
             [result[name] if name in plan.channels else result[name][:, None] for name in quantities], dim=1

@@ -35,6 +35,7 @@ from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics, batch_size
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
+from rescueseg.inference.object_rule import object_output
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks, spread
 from rescueseg.models.predictor import (
@@ -86,6 +87,8 @@ class InferenceJob:
         Returns the predictor of (storage of the model, model, settings, device); a function that the workers can import.
     device : str
         A torch device; "auto" takes the GPU where a worker sees one.
+    object_disagreement : bool
+        Whether there is to be a map of how much the members disagree about objects.
     """
 
     model: ModelReference
@@ -99,6 +102,7 @@ class InferenceJob:
     inference: InferenceConfig
     load: PredictorFactory = load_predictor
     device: str = "auto"
+    object_disagreement: bool = False
 
     @property
     def maps(self) -> VolumeMaps:
@@ -127,10 +131,11 @@ def infer_volume(
     progress: CountProgress | None = None,
     device: str = "auto",
     load: PredictorFactory = load_predictor,
+    object_disagreement: bool = False,
 ) -> MapReference:
-    """Predict one volume of a campaign; the maps go into the model's generation. See `infer`."""
-    job = replace(InferenceJob.of(campaign, model, volume_id), load=load, device=device)
-    return infer(job, client, progress)
+    """Predict one volume of a campaign; the maps go into the model's generation. See `infer` and `InferenceJob`."""
+    job = InferenceJob.of(campaign, model, volume_id)
+    return infer(replace(job, load=load, device=device, object_disagreement=object_disagreement), client, progress)
 
 
 def infer(job: InferenceJob, client: Client | None = None, progress: CountProgress | None = None) -> MapReference:
@@ -219,7 +224,8 @@ def make_plan(job: InferenceJob) -> InferencePlan:
     Raises
     ------
     InferenceError
-        If the model's channels or classes are not those of the volume or the campaign, or its outputs cannot be maps.
+        If the model's channels or classes are not those of the volume or the campaign, its outputs cannot be maps, or it
+        tells no objects apart although their map is asked for.
     """
     volume, predictor, n_classes = job.volume, _predictor_of(job), len(job.classes)
     for what, has, needs in (
@@ -233,6 +239,12 @@ def make_plan(job: InferenceJob) -> InferencePlan:
                 todo="Train a model for this campaign's volumes and classes",
             )
     outputs = _other_outputs(predictor, f"volume {job.volume_id}")
+    if job.object_disagreement and object_output(outputs) is None:
+        raise InferenceError(
+            f"a model of '{job.model.trainer}' tells no objects apart, so its members cannot disagree about them",
+            where=f"volume {job.volume_id}",
+            todo="Mend the predictor or the settings of this trainer, which say that it does",
+        )
     window = predictor.window_zyx(volume.spacing_um_zyx)
     grid = WindowGrid(volume.shape_zyx, window, job.inference.overlap)
     chunk = choose_chunks(volume.shape_zyx)[0]
@@ -254,9 +266,10 @@ def make_plan(job: InferenceJob) -> InferencePlan:
         block_zyx=choose_blocks(grid, chunk, limit, job.workers, batch, shared=shared),
         networks=predictor.networks,
         outputs=outputs,
+        object_disagreement=job.object_disagreement,
     )
     earlier = job.maps.plan()
-    if earlier is not None and earlier.identity == plan.identity:
+    if earlier is not None and earlier.serves(plan):
         return earlier
     forward = forward_of(predictor, len(grid), job.workers)
     return plan.model_copy(update={"inference": job.inference.model_copy(update={"forward": forward})})

@@ -9,8 +9,8 @@ Below a generation's folder::
     maps/<volume>.json                    the finished `MapReference`
 
 `probability` is (K + 1, z, y, x), background first; the uncertainty maps are (z, y, x), `ensemble_variance` is there when
-the model is an ensemble; what else a model says is (channels, z, y, x), the mean over its members; all in the dtype that
-`inference.map_dtype` names.
+the model is an ensemble, `object_disagreement` where the query strategy needs it; what else a model says is (channels, z, y, x),
+the mean over its members; all in the dtype that `inference.map_dtype` names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ QUANTITIES = (PROBABILITY, *UNCERTAINTIES)
 """Maps of every model."""
 ENSEMBLE_VARIANCE = "ensemble_variance"
 """Map that an ensemble has beside them."""
-RESERVED = (*QUANTITIES, ENSEMBLE_VARIANCE)
+OBJECT_DISAGREEMENT = "object_disagreement"
+"""Map of how much the members disagree about objects, made where it is asked for; see `rescueseg.inference.object_disagreement`."""
+RESERVED = (*QUANTITIES, ENSEMBLE_VARIANCE, OBJECT_DISAGREEMENT)
 """What no other output may be called."""
 
 _MOST_MARKERS = 512
@@ -77,6 +79,8 @@ class InferencePlan(Record):
     """Networks of the ensemble."""
     outputs: tuple[Output, ...] = ()
     """What the model says beside the class probabilities."""
+    object_disagreement: bool = False
+    """Whether there is a map of it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +92,8 @@ class InferencePlan(Record):
     def quantities(self) -> tuple[str, ...]:
         """Names of the maps."""
         ensemble = () if self.networks == 1 else (ENSEMBLE_VARIANCE,)
-        return (*QUANTITIES, *ensemble, *(output.name for output in self.outputs))
+        objects = (OBJECT_DISAGREEMENT,) if self.object_disagreement else ()
+        return (*QUANTITIES, *ensemble, *objects, *(output.name for output in self.outputs))
 
     @property
     def channels(self) -> dict[str, int]:
@@ -110,20 +115,26 @@ class InferencePlan(Record):
         return -highest if any(o.name == quantity and o.kind == "flow" for o in self.outputs) else 0.0
 
     def to_json(self) -> Any:
-        """Return a JSON-ready form; outputs and a way of the forward pass are left out where there are none.
+        """Return a JSON-ready form; outputs, a way of the forward pass and the map of objects are left out where there are none.
 
         So digests of plans stay that earlier versions made.
         """
         exclude: dict[str, Any] = {} if self.outputs else {"outputs": True}
         exclude |= {"inference": {"forward"}} if self.inference.forward == "auto" else {}
+        exclude |= {} if self.object_disagreement else {"object_disagreement": True}
         return self.model_dump(mode="json", exclude=exclude)
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the voxels of the maps but for rounding: not the blocks and the chunks."""
+        """Digest of what decides the voxels of a map but for rounding: not the blocks and the chunks, nor which maps there are."""
         exclude: dict[str, Any] = {"block_zyx": True, "chunk_zyx": True, "inference": {"block_voxels", "forward"}}
         exclude |= {} if self.outputs else {"outputs": True}
+        exclude |= {"object_disagreement": True}
         return digest_json(self.model_dump(mode="json", exclude=exclude))
+
+    def serves(self, wanted: InferencePlan) -> bool:
+        """Tell whether the maps of this plan hold all that another one asks for."""
+        return self.identity == wanted.identity and self.object_disagreement >= wanted.object_disagreement
 
     @property
     def digest(self) -> str:
@@ -212,10 +223,10 @@ class VolumeMaps:
         Returns
         -------
         InferencePlan
-            The plan that holds: an earlier one of the same identity keeps its blocks.
+            The plan that holds: an earlier one of the same identity, with these maps or more, keeps its blocks.
         """
         earlier = self.plan()
-        if earlier is not None and earlier.identity == plan.identity:
+        if earlier is not None and earlier.serves(plan):
             return earlier
         for place in (MAPS_RECORD, MAPS_PLAN, MAPS_BLOCKS, MAPS_SHARED, MAPS):
             self._storage.remove(self.path(place))
@@ -350,7 +361,7 @@ class VolumeMaps:
         quantity : str
             One of `QUANTITIES`: "probability" is (K + 1, z, y, x) with background first; "predictive_entropy" and
             "mutual_information" (nats), "mc_variance" and "tta_variance" are (z, y, x), as is the "ensemble_variance" of
-            an ensemble. Or another output of the model, (channels, z, y, x).
+            an ensemble and the "object_disagreement" where it was asked for. Or another output of the model, (channels, z, y, x).
 
         Returns
         -------

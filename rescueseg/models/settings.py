@@ -17,6 +17,14 @@ class FamilySettings(Section):
     family: ClassVar[str]
     """Name of the family and of its table."""
 
+    @property
+    def tells_objects_apart(self) -> bool:
+        """Whether models with these settings say which voxels belong together.
+
+        They do by one of the outputs `STAR_DISTANCE`, `FLOW` and `BORDER_DISTANCE` of `rescueseg.models.predictor`.
+        """
+        return False
+
     @classmethod
     def of(cls, config: TrainingConfig, where: str = "") -> Self:
         """Return the family's settings of a campaign, checked.

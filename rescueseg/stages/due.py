@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rescueseg.active_learning.strategies import find_strategy
+from rescueseg.active_learning.strategies import find_strategy, needed_maps
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import current_choice
-from rescueseg.campaign.stage_results import TICKETS
-from rescueseg.errors import EvaluationError, QueueError
+from rescueseg.campaign.stage_results import TICKETS, Choice
+from rescueseg.config import CampaignConfig
+from rescueseg.errors import ConfigError, EvaluationError, QueueError
 from rescueseg.evaluation.truth import missing_truth
-from rescueseg.models.registry import check_families
+from rescueseg.inference.maps import OBJECT_DISAGREEMENT
+from rescueseg.models.registry import check_families, find_entry
 from rescueseg.queue.due import patches_due
 from rescueseg.queue.store import QueueStore
 from rescueseg.services.dask_address import check_address
@@ -70,8 +72,9 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
     EvaluationError
         If there is no holdout yet, or boxes of it wait for their annotation.
     ConfigError
-        If the campaign names a query strategy that there is not, or a Dask scheduler that may not be spoken to, or has a
-        table of a model family that is not installed or holds what it may not: better now than after the training.
+        If the campaign names a query strategy that there is not or that the models cannot serve, or a Dask scheduler that may
+        not be spoken to, or has a table of a model family that is not installed or holds what it may not: better now than
+        after the training.
     """
     accepted = check_ready(campaign, store)
     due = count_due(campaign, store)
@@ -81,8 +84,11 @@ def begin(campaign: Campaign, store: QueueStore) -> int:
 
 def check_ready(campaign: Campaign, store: QueueStore) -> int:
     """Make sure that a generation could begin, and return the number of accepted patches; see `begin` for what it raises."""
-    find_strategy(current_choice(campaign).strategy)
+    choice = current_choice(campaign)
+    find_strategy(choice.strategy)
     check_families(campaign.config.training, campaign.file)
+    if OBJECT_DISAGREEMENT in needed_maps(choice.strategy):
+        _check_objects(campaign.config, choice)
     check_address(campaign.config.cluster)
     accepted = len(store.views.accepted("pool"))
     if not accepted:
@@ -103,3 +109,19 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
             todo="Their tickets come first in the queue; annotate and accept them",
         )
     return accepted
+
+
+def _check_objects(config: CampaignConfig, choice: Choice) -> None:
+    """Refuse a strategy that asks how members disagree about objects where the models tell none, or have one member."""
+    if not find_entry(choice.trainer).settings.of(config.training).tells_objects_apart:
+        raise ConfigError(
+            f"'{choice.strategy}' needs models that tell objects apart; those of '{choice.trainer}' do not, as it is set",
+            where="query.strategy",
+            todo="Choose another strategy; or training.trainer stardist or cellpose, or training.unet.border_distance = true",
+        )
+    if max(config.inference.tta_symmetries, config.training.members, config.inference.mc_samples) < 2:
+        raise ConfigError(
+            f"'{choice.strategy}' needs at least two members, and there is one",
+            where="query.strategy",
+            todo="Set inference.tta_symmetries, training.members or inference.mc_samples to 2 or more",
+        )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rescueseg.active_learning.strategies import needed_maps
 from rescueseg.campaign import Campaign, GenerationFolder
+from rescueseg.campaign.route import frozen_choice
 from rescueseg.campaign.stage_results import INFERENCE
 from rescueseg.errors import TrainingError
 from rescueseg.inference import engine
+from rescueseg.inference.maps import OBJECT_DISAGREEMENT
 from rescueseg.progress import Progress
 from rescueseg.records import MapReference, ModelReference
 from rescueseg.stages.stage import run_stage
@@ -42,7 +45,10 @@ def infer(campaign: Campaign, generation: int, client: Client | None, progress: 
 def infer_volume(
     campaign: Campaign, generation: int, volume_id: str, client: Client | None, progress: Progress
 ) -> MapReference:
-    """Predict one volume with a generation's model; see `rescueseg.inference.engine`."""
+    """Predict one volume with a generation's model, with all maps that its query strategy needs.
+
+    See `rescueseg.inference.engine`.
+    """
     folder = campaign.generation(generation)
 
     def note(done: int, total: int) -> None:
@@ -55,6 +61,7 @@ def infer_volume(
         volume_id,
         client=client,
         progress=note,
+        object_disagreement=OBJECT_DISAGREEMENT in needed_maps(frozen_choice(campaign, generation).strategy),
     )
 
 

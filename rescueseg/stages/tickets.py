@@ -9,7 +9,7 @@ import numpy as np
 
 from rescueseg.active_learning.candidates import score_candidates
 from rescueseg.active_learning.stopping import should_stop
-from rescueseg.active_learning.strategies import choose_patches
+from rescueseg.active_learning.strategies import choose_patches, needed_maps
 from rescueseg.campaign import Campaign, GenerationFolder, VolumeFolder
 from rescueseg.campaign.layout import PREFILL
 from rescueseg.campaign.route import TRIAGE_SUMMARY, frozen_choice, profile_of
@@ -161,7 +161,8 @@ def _query(campaign: Campaign, generation: int, store: QueueStore) -> QueryResul
     config, strategy = campaign.config, frozen_choice(campaign, generation).strategy
     occupied = [ticket.patch for ticket in store.views.tickets(purpose="pool") if ticket.generation <= generation]
     boxes, places = starting_patches.all_candidates(campaign, occupied)
-    table = score_candidates(campaign.generation(generation), boxes, config.n_classes, places)
+    further = needed_maps(strategy)
+    table = score_candidates(campaign.generation(generation), boxes, config.n_classes, places, further=further)
     rng = random_generator(config.seed, "query", generation, strategy)
     patches = choose_patches(config, strategy, table, generation, rng) if len(table) else []
     rows = {Patch(v, b): row for row, (v, b) in enumerate(zip(table.volume_ids, table.boxes, strict=True))}

@@ -20,3 +20,8 @@ class CellposeSettings(FamilySettings):
     diameter_um: PositiveFloat | None = None
     """Diameter of a typical object in a plane, in micrometre: volumes are resampled so that it has as many pixels as the
     profile says. Measured in the annotated patches when omitted, or that of the model to start from."""
+
+    @property
+    def tells_objects_apart(self) -> bool:
+        """Always."""
+        return True

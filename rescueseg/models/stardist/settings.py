@@ -17,3 +17,8 @@ class StarDistSettings(FamilySettings):
     """Feature channels per level, three levels at least; the profile's default when omitted."""
     rays: Literal[18, 66, 258] = 66
     """Rays of a polyhedron: more follow a shape more closely, and take more time and memory."""
+
+    @property
+    def tells_objects_apart(self) -> bool:
+        """Always."""
+        return True

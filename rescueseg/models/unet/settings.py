@@ -35,6 +35,11 @@ class UNetSettings(FamilySettings):
     betti_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """Of `monai_unet_topology`: weight of Betti matching in the same steps; needs the extra 'topology'."""
 
+    @property
+    def tells_objects_apart(self) -> bool:
+        """Whether the border distance is learned."""
+        return self.border_distance
+
     def identity(self) -> dict[str, Any]:
         """Return the settings under the names that trainings were named by before the family had a table."""
         exclude = None if self.border_distance else {"border_distance"}
