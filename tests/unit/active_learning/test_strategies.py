@@ -16,11 +16,13 @@ from rescueseg.inference.box_means import SCORES
 from rescueseg.shared_places import IDENTITY, SharedPlaces
 
 LAST = Loop(9, 10)
+NAMES = (*SCORES, "object_disagreement")
+"""Scores of the candidates of a model that tells objects apart."""
 
 
 def make_table(n: int, n_classes: int = 1, **columns: object) -> CandidateTable:
     """Return candidates side by side along x in two volumes; all scores 0.5 unless given."""
-    scores = {name: np.asarray(columns.get(name, np.full(n, 0.5)), dtype=float) for name in SCORES}
+    scores = {name: np.asarray(columns.get(name, np.full(n, 0.5)), dtype=float) for name in NAMES}
     return CandidateTable(
         volume_ids=tuple("ab"[i % 2] for i in range(n)),
         boxes=tuple(Box((0, 0, 10 * i), (10, 10, 10)) for i in range(n)),
@@ -42,6 +44,7 @@ def pick(strategy: str, table: CandidateTable, k: int, seed: int = 0, loop: Loop
         ("bald", "mutual_information"),
         ("mc_variance", "mc_variance"),
         ("tta_variance", "tta_variance"),
+        ("object_disagreement", "object_disagreement"),
     ],
 )
 def test_plain_strategies_take_the_highest_mean(strategy: str, score: str) -> None:
@@ -78,9 +81,13 @@ def test_foreground_random_follows_the_predicted_foreground() -> None:
     assert first == pytest.approx(0.75, abs=0.05)
 
 
-def test_power_bald_samples_by_mutual_information() -> None:
-    table = make_table(3, mutual_information=[0.6, 0.3, 0.1])
-    counts = np.bincount([pick("power_bald", table, 1, seed)[0] for seed in range(1000)], minlength=3)
+@pytest.mark.parametrize(
+    ("strategy", "score"),
+    [("power_bald", "mutual_information"), ("power_object_disagreement", "object_disagreement")],
+)
+def test_power_noise_samples_by_the_score(strategy: str, score: str) -> None:
+    table = make_table(3, **{score: [0.6, 0.3, 0.1]})
+    counts = np.bincount([pick(strategy, table, 1, seed)[0] for seed in range(1000)], minlength=3)
     np.testing.assert_allclose(counts / 1000, [0.6, 0.3, 0.1], atol=0.05)
 
 
@@ -141,7 +148,7 @@ def test_every_strategy_keeps_the_rules(strategy: str, n: int, k: int, seed: int
     rng = np.random.default_rng(seed)
     boxes = tuple(Box(tuple(rng.integers(0, 12, 3)), tuple(rng.integers(1, 9, 3))) for _ in range(n))
     table = CandidateTable(
-        tuple(str(v) for v in rng.choice(["a", "b"], n)), boxes, {name: rng.random(n) for name in SCORES},
+        tuple(str(v) for v in rng.choice(["a", "b"], n)), boxes, {name: rng.random(n) for name in NAMES},
         rng.random((n, 2)), rng.random(n), SharedPlaces({}),
     )  # fmt: skip
     picks = pick(strategy, table, k, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tifffile
@@ -139,6 +140,38 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Pat
     with pytest.raises(ConfigError, match="unknown query strategy"):
         begin(campaign, store)
     assert store.ledger.last_generation() is None
+
+
+@pytest.mark.parametrize("strategy", ["object_disagreement", "power_object_disagreement"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "those of 'monai_unet' do not, as it is set"),
+        ({"training": {"trainer": "nnunet"}}, "those of 'nnunet' do not"),
+        ({"training": {"unet": {"border_distance": True}}, "inference": {"tta_symmetries": 1, "mc_samples": 1}},
+         "at least two members.*Set inference.tta_symmetries"),
+    ],
+)  # fmt: skip
+def test_disagreement_about_objects_that_cannot_be_is_refused_before_anything_is_trained(
+    tmp_path: Path, strategy: str, changes: dict[str, Any], message: str
+) -> None:
+    head = {"name": "test", "classes": ["nucleus"], "annotation": {"labels": "instance"}}
+    campaign = Campaign.create(
+        str(tmp_path / "campaign"), check_config(head | {"query": {"strategy": strategy}} | changes)
+    )
+    store = open_queue(campaign)
+    with pytest.raises(ConfigError, match=message):
+        begin(campaign, store)
+    assert store.ledger.last_generation() is None
+
+
+def test_disagreement_about_objects_is_no_fault_where_they_are_told_apart(tmp_path: Path) -> None:
+    """What is asked for next is a patch to train on."""
+    settings = {"training": {"unet": {"border_distance": True}}, "query": {"strategy": "object_disagreement"}}
+    config = check_config({"name": "test", "classes": ["nucleus"], "annotation": {"labels": "instance"}} | settings)
+    campaign = Campaign.create(str(tmp_path / "campaign"), config)
+    with pytest.raises(QueueError, match="no accepted patch"):
+        begin(campaign, open_queue(campaign))
 
 
 def test_a_wrong_table_of_a_family_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
