@@ -31,6 +31,7 @@ def texts() -> Iterator[tuple[str, str]]:
         "docs/architecture.md",
         "docs/delivery.md",
         "docs/holdout.md",
+        "docs/queries.md",
         "docs/scores.md",
         "docs/upkeep.md",
         "deployments/prefect.yaml",
