@@ -213,7 +213,7 @@ class QueryConfig(Section):
     """How the next patches are chosen."""
 
     strategy: str = "auto"
-    """One of the strategies in `rescueseg.active_learning.strategies.STRATEGIES` (`docs/queries.md`); the triage's route decides when `auto`, `clasp_entropy` without one."""
+    """One of `rescueseg.active_learning.strategies.STRATEGIES` (docs/queries.md); the triage's route decides when `auto`, `clasp_entropy` without one."""
 
 
 class StoppingConfig(Section):

@@ -385,6 +385,9 @@ def predict_boxes(job: InferenceJob, boxes: Iterable[Box]) -> Iterator[dict[str,
     if job.inference.forward == "auto":  # a few boxes are not worth a choice
         job = replace(job, inference=job.inference.model_copy(update={"forward": EAGER}))
     plan, predictor, volume = make_plan(job), _predictor_of(job), job.volume
+    plan = plan.model_copy(
+        update={"object_disagreement": job.object_disagreement}
+    )  # that of earlier maps may hold more
     image = open_image(VolumeFolder(Storage(job.volumes_url)), job.volume_id)
     statistics = WindowStatistics(plan, predictor)
     for box in boxes:

@@ -46,8 +46,8 @@ def object_disagreement(numberings: Sequence[npt.NDArray[np.integer]]) -> npt.ND
     The last voxel is an object of the third member alone.
 
     >>> parted, joined = np.array([[[1, 1, 2, 2, 0, 0]]]), np.array([[[5, 5, 5, 5, 0, 3]]])
-    >>> object_disagreement([parted, parted, joined]).round(3).tolist()
-    [[[0.333, 0.333, 0.333, 0.333, 0.0, 0.667]]]
+    >>> (3 * object_disagreement([parted, parted, joined])).tolist()
+    [[[1.0, 1.0, 1.0, 1.0, 0.0, 2.0]]]
     """
     if len(numberings) < 2:
         raise ValueError("a single member cannot disagree")

@@ -10,8 +10,9 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
+from rescueseg.inference.object_rule import object_output
 from rescueseg.models.predictor import Group, Predictor, class_probabilities
-from rescueseg.models.registry import get_trainer, load_predictor, trainer_names
+from rescueseg.models.registry import find_entry, get_trainer, load_predictor, trainer_names
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.records import ModelReference
@@ -58,7 +59,10 @@ def train_one(name: str) -> Callable[[Campaign, Path], Predictor]:
         for file in sorted(model.path.iterdir()):
             rig.storage.write_bytes(f"model/{file.name}", file.read_bytes())
         reference = ModelReference(generation=0, trainer=name, path="model", digest=model.digest)
-        return load_predictor(rig.storage, reference, campaign.config.inference, "cpu")
+        predictor = load_predictor(rig.storage, reference, campaign.config.inference, "cpu")
+        said = find_entry(name).settings.of(rig.config.training).tells_objects_apart
+        assert said == (object_output(predictor.outputs) is not None), "as the family's settings say"
+        return predictor
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from rescueseg.config import ClusterConfig
 from rescueseg.errors import InferenceError
+from rescueseg.geometry import Box
 from rescueseg.inference import engine
 from rescueseg.inference.engine import infer_volume
 from rescueseg.inference.maps import OBJECT_DISAGREEMENT, VolumeMaps
@@ -221,6 +223,12 @@ def test_maps_are_found_again_whoever_asks_for_less(tmp_path: Path) -> None:
     assert infer(campaign, asked=False, progress=lambda done, total: seen.append(done)) == more
     assert seen == [more.blocks], "nothing is computed, and nothing removed"
     np.testing.assert_array_equal(read(campaign), before)
+    job = replace(engine.InferenceJob.of(campaign, MODEL, "v"), load=trivial_predictors.objects)
+    box = Box((2, 8, 40), (6, 12, 20))
+    [predicted] = engine.predict_boxes(job, [box])
+    assert OBJECT_DISAGREEMENT not in predicted, "nobody asked for it"
+    [predicted] = engine.predict_boxes(replace(job, object_disagreement=True), [box])
+    np.testing.assert_allclose(predicted[OBJECT_DISAGREEMENT], before[box.slices], atol=1e-5)
 
 
 def test_other_maps_are_the_same_with_and_without(tmp_path: Path) -> None:
