@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rescueseg.active_learning.strategies import needed_maps
 from rescueseg.campaign import Campaign
-from rescueseg.campaign.route import last_trial
+from rescueseg.campaign.route import frozen_choice, last_trial
 from rescueseg.campaign.stage_results import TRIAL
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.stored_scores import latest_evaluation
 from rescueseg.evaluation.threshold_baseline import threshold_baseline
+from rescueseg.inference.maps import OBJECT_DISAGREEMENT
+from rescueseg.models.registry import find_entry
 from rescueseg.triage.records import TRIAGE
 from rescueseg.triage.trainer_choice import pick_trainer
 
@@ -37,7 +40,7 @@ def pairing(campaign: Campaign, generation: int) -> Pairing | None:
     """Return the trainers to be tried before a generation is trained; None where there is nothing to try.
 
     That is so where a person named the trainer, without a triage, where the route has no other trainer that can be used
-    here and learn from what is annotated, and without validation boxes.
+    here, learn from what is annotated and serve the query strategy, and without validation boxes.
 
     Parameters
     ----------
@@ -53,6 +56,11 @@ def pairing(campaign: Campaign, generation: int) -> Pairing | None:
         return None
     route = triage.route.name
     usable = pick_trainer(triage.route, numbered=campaign.config.annotation.labels == "instance").usable
+    if OBJECT_DISAGREEMENT in needed_maps(frozen_choice(campaign, generation).strategy):
+        settings = campaign.config.training
+        usable = tuple(n for n in usable if find_entry(n).settings.of(settings).tells_objects_apart)
+    if not usable:
+        return None
     held = last_trial(campaign, route, before=generation)
     present = held.trainer if held else usable[0]
     tried = _tried(campaign, route, generation) | {present}

@@ -66,6 +66,15 @@ def test_the_first_generation_tries_the_first_two_of_the_route(judged: Campaign)
     assert "first time" in pair.occasion
 
 
+def test_only_trainers_that_tell_objects_apart_are_tried_where_the_query_strategy_needs_them(judged: Campaign) -> None:
+    query = judged.config.query.model_copy(update={"strategy": "object_disagreement"})
+    judged.config = judged.config.model_copy(update={"query": query})
+    assert tried(judged, 0) is None, "neither of the two does"
+    training = judged.config.training.model_copy(update={"unet": {"border_distance": True}})
+    judged.config = judged.config.model_copy(update={"training": training})
+    assert tried(judged, 0) == ("monai_unet_topology", "monai_unet"), "nnU-Net, the second of the route, does not"
+
+
 def test_nothing_is_tried_where_a_person_chose_or_nothing_was_triaged(judged: Campaign) -> None:
     training = judged.config.training.model_copy(update={"trainer": "nnunet"})
     named = Campaign(judged.storage, judged.config.model_copy(update={"training": training}))
