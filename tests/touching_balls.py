@@ -13,11 +13,12 @@ from scipy import ndimage
 from rescueseg.campaign import GenerationFolder
 from rescueseg.config import InferenceConfig
 from rescueseg.delivery.folder import DeliveryFolder, SourceVolume
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import ZYX, Spacing
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
 from rescueseg.models.predictor import AXES, Output
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import MapReference, ModelReference
 from rescueseg.storage import Storage
 from rescueseg.volumes.shards import FileSum

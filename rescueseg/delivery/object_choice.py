@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from rescueseg.delivery.masks import mask_of_box
 from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import DeliveryRule, ObjectRule, Trial
+from rescueseg.delivery.records import DeliveryRule, Trial
 from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.inference.object_rule import BORDER_DEPTH_VOXELS, FLOW_DEPTH_VOXELS, LEAST_PROBABILITY
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY, STAR_DISTANCE
+from rescueseg.postprocessing.object_rule import ObjectRule
 
 OBJECT_TRIALS = 22
 """At most so many: a model says one thing of its objects, its border distance or its flow, that six trials are made of."""
@@ -144,15 +145,7 @@ def _numbered_class(boxes: Sequence[ValidationBox], n_classes: int) -> int:
 
 
 def _trial(objects: ObjectRule, tried: Tried, chosen: bool) -> Trial:
-    what = objects.source_in_words
-    if objects.source == "rays":
-        what += f", {objects.depth:g} probable"
-    elif objects.source != "pieces":
-        what += f", {objects.depth_in_words} deep"
-    what += f", smoothed by {objects.smoothing_um:g} µm" if objects.smoothing_um else ""
-    what += f", summed up over {objects.farthest_um:g} µm" if objects.source == "flow" else ""
-    what += f", from {objects.smallest_um3:g} µm³ on" if objects.smallest_um3 else ""
-    return Trial(what=f"objects: {what}", score=round(tried.score, 6), chosen=chosen)
+    return Trial(what=f"objects: {objects.in_words}", score=round(tried.score, 6), chosen=chosen)
 
 
 @dataclass(frozen=True)

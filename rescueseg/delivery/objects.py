@@ -17,11 +17,12 @@ from rescueseg.delivery.folder import MASK, OBJECTS
 from rescueseg.delivery.heights import Maps, TargetHeights, depth_in_steps, foreground, heights_of_box, object_rule
 from rescueseg.delivery.label_arrays import LabelArray
 from rescueseg.delivery.label_readers import ZarrLabels
-from rescueseg.delivery.records import DeliveryRule, ObjectRule
+from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.star_objects import make_star_objects, star_objects_of_box
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box, Spacing
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.storage import Storage, digest_json
 from rescueseg.voxels.basin_objects import number_basins, number_objects
 from rescueseg.voxels.basins import Int64
@@ -59,7 +60,8 @@ def objects_of_box(mask: npt.NDArray[np.uint8], maps: Maps, rule: DeliveryRule, 
     --------
     Two discs that touch are parted where the distance to the border is least:
 
-    >>> from rescueseg.delivery.records import CleanUp, ObjectRule
+    >>> from rescueseg.delivery.records import CleanUp
+    >>> from rescueseg.postprocessing.object_rule import ObjectRule
     >>> y, x = np.ogrid[:7, :13]
     >>> discs = (((y - 3) ** 2 + (x - 3) ** 2 <= 10) | ((y - 3) ** 2 + (x - 9) ** 2 <= 10))[np.newaxis].astype(np.uint8)
     >>> distance = ObjectRule(source="distance", depth=0.5)

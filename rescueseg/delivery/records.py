@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import ModelReference, Record
 
 
@@ -24,59 +24,6 @@ class CleanUp(Record):
     """Cavities up to this large are filled."""
     largest: bool = False
     """Only the largest piece is kept."""
-
-
-_SOURCES = {
-    "pieces": "connected pieces",
-    "probability": "basins of the probability",
-    "distance": "basins of the distance to the mask's border",
-    "boundary": "basins between boundaries",
-    "border_distance": "basins of the model's border distance",
-    "rays": "star-convex polyhedra",
-    "flow": "basins of the model's flow",
-}
-
-
-class ObjectRule(Record):
-    """How objects are made of a mask."""
-
-    source: Literal["pieces", "probability", "distance", "boundary", "border_distance", "flow", "rays"]
-    """Connected pieces; or basins of a map: of the class's probability, of the distance to the mask's border, of the
-    probability of a class that is the boundary itself, of the distance to the object's border that the model says, of what the
-    model's flow rises on (`rescueseg.voxels.flow_potential`); or the polyhedra of the rays that it says, within the mask."""
-    smoothing_um: float = 0.0
-    """Standard deviation of the Gaussian that smooths the map."""
-    depth: float = 0.0
-    """An object starts where the map rises at least so much above the saddle to a higher one; in the map's units. For the
-    source "rays" its least probability."""
-    smallest_um3: float = 0.0
-    """Smaller objects join the neighbour over the highest saddle, or vanish where there is none, as polyhedra do."""
-    farthest_um: float = 0.0
-    """For the source "distance": larger distances count as this one; 0 for 32 times the finest voxel size. What is wider
-    than twice as much in two places, and not narrower in between, stays one object. For the source "flow": how far flows are
-    summed up; 0 for 8 times the finest voxel size, and no more than 32 times."""
-
-    def least_voxels(self, spacing_um_zyx: Spacing) -> int:
-        """Return the fewest voxels of an object that is not small; a millionth of a voxel is left to rounding."""
-        return math.ceil(self.smallest_um3 / math.prod(spacing_um_zyx) - 1e-6)
-
-    @property
-    def source_in_words(self) -> str:
-        """What objects are, as people read it."""
-        return _SOURCES[self.source]
-
-    @property
-    def depth_in_words(self) -> str:
-        """The depth with its unit: of a distance micrometre, of a probability none.
-
-        Examples
-        --------
-        >>> ObjectRule(source="border_distance", depth=0.3).depth_in_words
-        '0.3 µm'
-        >>> ObjectRule(source="probability", depth=0.3).depth_in_words
-        '0.3'
-        """
-        return f"{self.depth:g}{' µm' if self.source in ('distance', 'border_distance', 'flow') else ''}"
 
 
 class Trial(Record):

@@ -28,10 +28,11 @@ from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import TRAINING, TrainingResult
 from rescueseg.config import check_config
 from rescueseg.delivery.estimate import estimate
-from rescueseg.delivery.records import RULE, CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import RULE, CleanUp, DeliveryRule
 from rescueseg.delivery.request import SegmentRequest
 from rescueseg.geometry import ZYX, Box, partition
 from rescueseg.inference.engine import InferenceJob, infer
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.queue.store import make_queue, open_queue
 from rescueseg.records import ModelReference, Normalisation, VolumeRecord
 from rescueseg.services.dask_cluster import open_cluster

@@ -25,11 +25,12 @@ from rescueseg.delivery.masks import make_mask
 from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.objects import make_objects
 from rescueseg.delivery.places import table_path
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import MapReference, ModelReference, Normalisation, VolumeRecord
 from rescueseg.volumes import ome_zarr
 from rescueseg.volumes.image_layout import ImageLayout

@@ -13,9 +13,9 @@ import pytest
 
 from rescueseg.config import ClusterConfig
 from rescueseg.delivery.objects import make_objects, objects_of_box
-from rescueseg.delivery.records import ObjectRule
 from rescueseg.delivery.step import Step
 from rescueseg.errors import InferenceError
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.services.dask_cluster import open_cluster
 from tests.touching_balls import SPACING, make_target, maps_of, read_objects, rule_of, truth
 

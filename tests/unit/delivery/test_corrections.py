@@ -22,10 +22,10 @@ from rescueseg.delivery.corrections import merge_corrections
 from rescueseg.delivery.folder import MASK, OBJECTS, DeliveryFolder
 from rescueseg.delivery.merges import GIVEN_UP, MERGE, corrections, corrections_folder
 from rescueseg.delivery.places import PROOFREADING
-from rescueseg.delivery.records import ObjectRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box
 from rescueseg.labels import IGNORE, PatchLabels
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.queue.records import NewTicket
 from rescueseg.queue.store import QueueStore, make_queue, open_queue
 from rescueseg.storage import Storage

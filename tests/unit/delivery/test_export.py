@@ -20,12 +20,13 @@ from rescueseg.delivery import export, label_files
 from rescueseg.delivery.export import bytes_of_delivery, export_labels
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.label_colours import class_colours
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ExportedFile, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule, ExportedFile
 from rescueseg.delivery.request import Format
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.geometry import Box
 from rescueseg.image_files.registry import open_source
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_label_image
 from rescueseg.volumes.volume_files import VolumeImport

@@ -11,9 +11,10 @@ from scipy import ndimage
 from rescueseg.delivery.masks import mask_of_box
 from rescueseg.delivery.object_choice import OBJECT_TRIALS, choose_objects
 from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.validation import ValidationBox
 from rescueseg.evaluation.instances import compare_instances
+from rescueseg.postprocessing.object_rule import ObjectRule
 from tests.touching_balls import SHAPE, SPACING, flow_to_middles, maps_of, truth
 
 INNER = (slice(2, 22), slice(4, 56), slice(4, 62))

@@ -23,11 +23,12 @@ from rescueseg.delivery.object_measures import shape_measures
 from rescueseg.delivery.object_sums import count_objects, join_sums
 from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.places import doubtful_objects
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, partition
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.volumes.image_layout import ImageLayout
 from rescueseg.volumes.ome_zarr import create_label_image
 from tests.delivered_campaign import source

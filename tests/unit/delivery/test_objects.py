@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from rescueseg.config import ClusterConfig
 from rescueseg.delivery.basins import find_basins
 from rescueseg.delivery.objects import make_objects, objects_of_box
-from rescueseg.delivery.records import DeliveryRule, ObjectRule
+from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.step import Step
 from rescueseg.geometry import ZYX, Box, partition
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.services.dask_cluster import open_cluster
 from rescueseg.storage import Storage
 from rescueseg.voxels.basins import climb, find_saddles

@@ -13,11 +13,12 @@ from rescueseg.config import InferenceConfig
 from rescueseg.delivery.estimate import Estimate, estimate, require_room
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.new_volumes import NewVolumes
-from rescueseg.delivery.records import DELIVERY, CleanUp, Delivery, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import DELIVERY, CleanUp, Delivery, DeliveryRule
 from rescueseg.delivery.request import SegmentRequest, check_request, delivery_model, sort_targets
 from rescueseg.errors import ConfigError, EvaluationError, InferenceError, StorageError, UnreadableVolumeError
 from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import InferencePlan
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import MapReference
 from rescueseg.storage import Storage
 from rescueseg.volumes.volume_files import VolumeImport

@@ -12,7 +12,7 @@ from scipy import ndimage
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.route import TRIAGE_SUMMARY, AdvisedRoute, TriageSummary
 from rescueseg.delivery import validation
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.delivery.rule import choose_rule, is_thin
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration
@@ -20,6 +20,7 @@ from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.evaluation.truth import HoldoutTruth, truth_of_part
 from rescueseg.inference.engine import InferenceJob, infer_volume
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import HoldoutBox
 from tests import trivial_predictors
 from tests.evaluated_campaign import (

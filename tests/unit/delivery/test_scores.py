@@ -10,11 +10,12 @@ from scipy import ndimage
 
 from rescueseg.campaign import Campaign
 from rescueseg.delivery.folder import DeliveryFolder
-from rescueseg.delivery.records import CleanUp, Delivery, DeliveryRule, ObjectRule, Score
+from rescueseg.delivery.records import CleanUp, Delivery, DeliveryRule, Score
 from rescueseg.delivery.scores import delivered_scores
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import flat_scores
 from rescueseg.evaluation.truth import HoldoutTruth
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import HoldoutBox
 from tests.delivered_campaign import source, write_labels
 from tests.evaluated_campaign import SHAPE, holdout_boxes, make_campaign, phantom_truth, write_maps, write_model

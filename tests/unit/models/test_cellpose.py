@@ -16,7 +16,6 @@ from cellpose.dynamics import compute_masks, masks_to_flows
 from rescueseg.campaign import Campaign
 from rescueseg.config import InferenceConfig, TrainingConfig
 from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import ObjectRule
 from rescueseg.errors import ConfigError
 from rescueseg.evaluation.instances import compare_instances
 from rescueseg.geometry import Box
@@ -30,6 +29,7 @@ from rescueseg.models.cellpose.trainer import CellposeTrainer
 from rescueseg.models.files import read_model
 from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainedModel, TrainingRequest, ignore_progress
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import Snapshot
 from tests.touching_balls import rule_of
 from tests.training_rig import BOXES, make_campaign, make_snapshot

@@ -10,7 +10,6 @@ import torch
 
 from rescueseg.config import InferenceConfig
 from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import ObjectRule
 from rescueseg.errors import ConfigError
 from rescueseg.evaluation.instances import compare_instances
 from rescueseg.geometry import Box
@@ -26,6 +25,7 @@ from rescueseg.models.survey import Survey
 from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.models.training_items import measure_objects
 from rescueseg.models.unet.network import build_network
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import ModelReference
 from rescueseg.voxels.peaks import find_peaks
 from tests.touching_balls import SHAPE, SPACING, rule_of, truth

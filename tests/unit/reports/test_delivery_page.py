@@ -23,11 +23,12 @@ from rescueseg.delivery.masks import make_mask
 from rescueseg.delivery.new_volumes import NewVolume
 from rescueseg.delivery.object_table import write_table
 from rescueseg.delivery.places import PLACES, DoubtfulPlace, PlacesToProofread, keep_places
-from rescueseg.delivery.records import DELIVERY, DeliveredVolume, ObjectRule
+from rescueseg.delivery.records import DELIVERY, DeliveredVolume
 from rescueseg.delivery.step import Step
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.errors import StorageError
 from rescueseg.geometry import Box
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.reports import delivered_pictures
 from rescueseg.reports.delivered_pictures import DeliveredPictures
 from rescueseg.reports.delivered_sizes import object_sizes
