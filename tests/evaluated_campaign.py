@@ -14,11 +14,13 @@ from scipy import ndimage
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.config import check_config
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.champion import EVALUATION, judge
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.geometry import ZYX, Box
 from rescueseg.inference.engine import volume_digest
 from rescueseg.inference.maps import InferencePlan, VolumeMaps
+from rescueseg.models.predictor import Output
 from rescueseg.queue.store import make_queue
 from rescueseg.records import Holdout, HoldoutBox, LabelType, MapReference, ModelReference, Snapshot, SnapshotItem
 from rescueseg.volumes.phantom import make_phantom
@@ -92,7 +94,10 @@ def write_generation(
     write_maps(campaign, generation, probability, entropy)
     write_model(campaign, generation, trainer)
     if judged:
-        folder, evaluation = campaign.generation(generation), evaluate_generation(campaign, generation)
+        folder, evaluation = (
+            campaign.generation(generation),
+            evaluate_generation(campaign, generation, choose_scored_objects),
+        )
         folder.write(EVALUATION, judge(campaign.generations(), evaluation, campaign.config))
 
 
@@ -130,8 +135,12 @@ def write_maps(
     volume_id: str = "phantom",
     block: ZYX | None = None,
     others: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    outputs: Sequence[Output] = (),
 ) -> None:
-    """Write the two maps that evaluation reads and others, in one block or in several, and what makes them complete."""
+    """Write the two maps that evaluation reads and others, in one block or in several, and what makes them complete.
+
+    `outputs` are those of the others that the model says itself.
+    """
     record = campaign.volumes.record(volume_id)
     shape, spacing = record.shape_zyx, record.spacing_um_zyx
     plan = InferencePlan(
@@ -146,6 +155,7 @@ def write_maps(
         window_zyx=(8, 32, 32),
         block_zyx=block or shape,
         chunk_zyx=block or shape,
+        outputs=tuple(outputs),
     )
     maps = VolumeMaps(campaign.generation(generation), volume_id)
     maps.prepare(plan, campaign.config.classes)

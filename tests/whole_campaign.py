@@ -17,6 +17,7 @@ import tifffile
 from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign, layout
 from rescueseg.config import check_config
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.holdout_scores import check_evaluation
 from rescueseg.evaluation.stored_scores import store_scores
 from rescueseg.inference import engine
@@ -122,7 +123,7 @@ def forget_caches() -> None:
 def figures_of_evaluation(url: str) -> Any:
     """Return what `rescueseg evaluate` would write."""
     campaign = Campaign.open(url)
-    return [r.to_json() for r in store_scores(campaign.generation(0), check_evaluation(campaign, 0))]
+    return [r.to_json() for r in store_scores(campaign, check_evaluation(campaign, 0), choose_scored_objects)]
 
 
 def figures_of_query(url: str) -> Any:

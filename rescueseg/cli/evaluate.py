@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def evaluate(
             raise ConfigError("a generation and a training are two models", where="--training", todo="Name one of them")
         _evaluate_training(opened, training, part, json_file, dry_run=dry_run)
         return
+    from rescueseg.delivery.scored_objects import scored_objects
     from rescueseg.evaluation.calibration import CALIBRATION
     from rescueseg.evaluation.champion import champion
     from rescueseg.evaluation.holdout_scores import check_evaluation
@@ -72,10 +74,12 @@ def evaluate(
         return
     with shown_progress(console) as progress:
         before = folder.read(CALIBRATION)
-        evaluation, calibration = store_scores(folder, assignment, lambda done, total: progress("boxes", done, total))
+        count = functools.partial(progress, "boxes")
+        evaluation, calibration = store_scores(opened, assignment, scored_objects(progress), count)
         groups = _groups(opened.config.classes, evaluation, part)
         page = write_evaluation_page(opened, evaluation, groups, progress)
     show_groups(console, groups[part])
+    _say_objects({"": evaluation}, opened.config.classes)
     say_line(calibration.sentence())
     if before is not None and before != calibration:
         say_line(
@@ -108,6 +112,7 @@ def _announce(who: str, boxes: Sequence[HoldoutBox], *, dry_run: bool) -> bool:
 
 
 def _evaluate_training(opened: Campaign, name: str, part: Part, json_file: Path | None, *, dry_run: bool) -> None:
+    from rescueseg.delivery.scored_objects import scored_objects
     from rescueseg.evaluation.training_scores import TRAINING_EVALUATION, check_training, evaluate_training
     from rescueseg.reports.evaluation_tables import show_groups
 
@@ -115,9 +120,11 @@ def _evaluate_training(opened: Campaign, name: str, part: Part, json_file: Path 
     if _announce(f"Training {name}", assignment.boxes, dry_run=dry_run):
         return
     with shown_progress(console) as progress:
-        evaluation, calibration = evaluate_training(opened, name, lambda done, total: progress("boxes", done, total))
+        count = functools.partial(progress, "boxes")
+        evaluation, calibration = evaluate_training(opened, name, scored_objects(progress), count)
         groups = _groups(opened.config.classes, evaluation, part)
     show_groups(console, groups[part])
+    _say_objects({"": evaluation}, opened.config.classes)
     say_line(calibration.sentence())
     if json_file is not None:
         _write(json_file, {"training": name, "model": assignment.model.trainer, "groups": _json(groups)})
@@ -168,6 +175,7 @@ def compare(
     names = [f"{_name(which)} ({model})" for which, model in zip((first, second), models, strict=True)]
     say_line(comparison.sentence(names[1], names[0]))
     show_differences(console, differences[part], names)
+    _say_objects(dict(zip(names, (a, b), strict=True)), classes)
     if advice:
         say_line(f"{advice}.")
     if json_file is not None:
@@ -176,6 +184,15 @@ def compare(
         _write(json_file, content | {"groups": _json(differences)})
     if page:
         say_line(f"Page: {opened.storage.url_of(page)}")
+
+
+def _say_objects(evaluations: Mapping[str, Evaluation], classes: Sequence[str]) -> None:
+    """Print which objects are scored, where the truth numbers any."""
+    from rescueseg.evaluation.scores import about_objects
+
+    about = about_objects(evaluations, classes)
+    if about:
+        say_line(about)
 
 
 def _preview_comparison(campaign: Campaign, both: Sequence[str]) -> None:
@@ -221,15 +238,17 @@ def _family(campaign: Campaign, which: str) -> str:
 
 def _evaluation(campaign: Campaign, which: str, progress: Progress) -> Evaluation:
     """Return the evaluation of a generation or a training, which is made where there is none yet."""
+    from rescueseg.delivery.scored_objects import scored_objects
     from rescueseg.evaluation.stored_scores import current_evaluation
     from rescueseg.evaluation.training_scores import current_training_evaluation
 
     def count(done: int, total: int) -> None:
         progress(f"{_name(which)}: boxes", done, total)
 
+    choose = scored_objects(lambda what, done, total: progress(f"{_name(which)}: {what}", done, total))
     if which.isdecimal():
-        return current_evaluation(campaign, int(which), count, say_line)
-    return current_training_evaluation(campaign, which, count, say_line)
+        return current_evaluation(campaign, int(which), choose, count, say_line)
+    return current_training_evaluation(campaign, which, choose, count, say_line)
 
 
 def _order(first: Part) -> list[Part]:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from rescueseg.delivery.records import DeliveryRule, Trial
 from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
+from rescueseg.geometry import Spacing
 from rescueseg.inference.object_rule import BORDER_DEPTH_VOXELS, FLOW_DEPTH_VOXELS, LEAST_PROBABILITY
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY, STAR_DISTANCE
 from rescueseg.postprocessing.object_rule import ObjectRule
+from rescueseg.progress import CountProgress
 
 OBJECT_TRIALS = 22
 """At most so many: a model says one thing of its objects, its border distance or its flow, that six trials are made of."""
@@ -35,10 +38,16 @@ _SMALLEST = (0.05, 0.125, 0.3)
 """In multiples of the median volume of an object."""
 
 Numbers = npt.NDArray[Any]
+Mask = npt.NDArray[np.uint8]
+MaskMaker = Callable[[npt.NDArray[np.float32], Spacing], Mask]
 
 
 def choose_objects(
-    boxes: Sequence[ValidationBox], rule: DeliveryRule, boundary: int | None, report: Callable[[], None]
+    boxes: Sequence[ValidationBox],
+    rule: DeliveryRule,
+    boundary: int | None,
+    report: CountProgress,
+    make_mask: MaskMaker | None = None,
 ) -> tuple[DeliveryRule, tuple[Trial, ...]]:
     """Choose how objects are made.
 
@@ -56,7 +65,9 @@ def choose_objects(
     boundary : int or None
         Class that is the boundary between objects.
     report : callable
-        Called after each trial.
+        Called with (boxes done, boxes in all) of each trial.
+    make_mask : callable, optional
+        Makes a mask of probabilities, (K + 1, z, y, x), and a spacing; by the rule when omitted.
 
     Returns
     -------
@@ -68,7 +79,7 @@ def choose_objects(
     of_class = boundary or _numbered_class(boxes, len(rule.cleanup))
     rule = rule.model_copy(update={"object_class": of_class})
     finest = min((min(box.spacing_um_zyx) for box in boxes), default=0.0)
-    search = _Search.on(boxes, rule, boundary, report)
+    search = _Search.on(boxes, rule, boundary, report, make_mask or partial(_mask_by_rule, rule))
     if not search.cases:
         objects = _without_truth(boxes, boundary, finest)
         return rule.model_copy(update={"objects": objects}), ()
@@ -84,6 +95,10 @@ def choose_objects(
     trials = [_trial(o, s, i == best) for i, (o, s) in enumerate(zip(candidates, scores, strict=True))]
     trials += [_trial(o, s, i == chosen) for i, (o, s) in enumerate(zip(smaller, smaller_scores, strict=True))]
     return rule.model_copy(update={"objects": objects}), tuple(trials)
+
+
+def _mask_by_rule(rule: DeliveryRule, probability: npt.NDArray[np.float32], spacing_um_zyx: Spacing) -> Mask:
+    return mask_of_box(probability, rule, spacing_um_zyx)
 
 
 def _best(scores: Sequence[Tried], than: Tried) -> int | None:
@@ -153,7 +168,7 @@ class _Case:
     """A box with its finished mask, and the true objects in it."""
 
     box: ValidationBox
-    mask: npt.NDArray[np.uint8]
+    mask: Mask
     true: Numbers
 
 
@@ -163,11 +178,16 @@ class _Search:
 
     cases: list[_Case]
     rule: DeliveryRule
-    report: Callable[[], None]
+    report: CountProgress
 
     @classmethod
     def on(
-        cls, boxes: Sequence[ValidationBox], rule: DeliveryRule, boundary: int | None, report: Callable[[], None]
+        cls,
+        boxes: Sequence[ValidationBox],
+        rule: DeliveryRule,
+        boundary: int | None,
+        report: CountProgress,
+        make_mask: MaskMaker,
     ) -> _Search:
         """Return the search on the boxes whose truth numbers objects; none where not one object is numbered."""
         cases = []
@@ -175,7 +195,7 @@ class _Search:
             if box.objects is not None:
                 inside = box.truth != boundary if boundary else box.truth == rule.object_class
                 true = renumber_objects(np.where(inside & (box.truth != IGNORE), box.objects, 0))
-                cases.append(_Case(box, mask_of_box(box.maps[PROBABILITY], rule, box.spacing_um_zyx), true))
+                cases.append(_Case(box, make_mask(box.maps[PROBABILITY], box.spacing_um_zyx), true))
         return cls(cases if any(case.true.any() for case in cases) else [], rule, report)
 
     def score(self, objects: ObjectRule) -> Tried:
@@ -185,7 +205,7 @@ class _Search:
             made = objects_of_box(case.mask, case.box.maps, rule, case.box.spacing_um_zyx)[case.box.inner]
             i = compare_instances(renumber_objects(made), case.true, case.box.truth == IGNORE)
             rows.append([(i.found, i.true, *i.matched, i.iou)])
-        self.report()
+            self.report(len(rows), len(self.cases))
         table = np.array(rows, np.float64)
         whole = table.sum(axis=0)
         return Tried(_quality(whole), np.array([_quality(whole - row) for row in table]))

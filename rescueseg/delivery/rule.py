@@ -92,7 +92,7 @@ def choose_rule(
     calibration = chosen.folder.read(CALIBRATION)
     fitted = calibration is not None and calibration.model_digest == chosen.model.digest
     truth = truth_of_part(campaign, "validation")
-    boxes = read_validation(campaign, chosen, truth)
+    boxes = read_validation(campaign, chosen.model, truth, stored=not chosen.training)
     plain = DeliveryRule(
         model_digest=chosen.model.digest,
         truth_digest=validation_digest(truth) if boxes else "",
@@ -106,7 +106,7 @@ def choose_rule(
     if not with_objects:
         return search.result()
     boundary = campaign.config.classes.index(boundary_class) + 1 if boundary_class else None
-    rule, trials = choose_objects(boxes, search.result(), boundary, search.report)
+    rule, trials = choose_objects(boxes, search.result(), boundary, search.report_box)
     return rule.model_copy(update={"trials": (*rule.trials, *trials)})
 
 
@@ -156,6 +156,11 @@ class _Search:
         """Count a setting."""
         self.tried += 1
         self.progress(_PROGRESS, self.tried, len(THRESHOLDS) + CLEANING_TRIALS + OBJECT_TRIALS)
+
+    def report_box(self, done: int, total: int) -> None:
+        """Count a setting once it was tried on all boxes."""
+        if done == total:
+            self.report()
 
     def choose_threshold(self) -> None:
         scores = {}

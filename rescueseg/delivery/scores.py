@@ -124,7 +124,7 @@ def _score(
     region = assignment.truth.context(box)
     mask = _mask(folder, rule, source, region, variant)
     sure = np.stack([mask == c for c in range(len(assignment.classes) + 1)]).astype(np.float32)
-    score = score_box(assignment, box, sure, np.zeros(box.box.shape_zyx, np.float32))
+    score = score_box(assignment, box, {PROBABILITY: sure}, np.zeros(box.box.shape_zyx, np.float32))
     if rule.objects is None:
         return score
     between = rule.objects.source == "boundary"

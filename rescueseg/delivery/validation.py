@@ -13,19 +13,19 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg.campaign import Campaign
-from rescueseg.delivery.request import DeliveryModel
 from rescueseg.evaluation.truth import HoldoutTruth
 from rescueseg.geometry import Box, Floats, Spacing
-from rescueseg.inference.engine import InferenceJob, predict_boxes
+from rescueseg.inference.box_maps import BoxArrays, predicted_box_maps, stored_box_maps
+from rescueseg.inference.engine import InferenceJob
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, PROBABILITY, STAR_DISTANCE
-from rescueseg.postprocessing.distances import reach_voxels
 from rescueseg.postprocessing.mask_steps import at_faces
+from rescueseg.postprocessing.object_rule import OBJECT_MARGIN, with_margin
+from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 from rescueseg.storage import digest_json
 from rescueseg.voxels.components import label_components
-from rescueseg.voxels.peaks import find_peaks
 
 MOST_VOXELS = 8_000_000
 """Of the maps that a choice reads, margins included: of more, narrower margins are read, then every so many boxes."""
@@ -33,7 +33,7 @@ MARGIN = 0.002
 """By so much a setting must be better than what is simpler."""
 _LEAST_FOR_ERROR = 2
 """Boxes by which a standard error can be told."""
-_MARGINS = (16, 8, 4, 0)
+_MARGINS = (OBJECT_MARGIN, 8, 4, 0)
 """In multiples of the finest voxel size: a piece that a box's face cuts is seen larger than the box."""
 _LEAST_PIECES = 3
 
@@ -127,17 +127,29 @@ def validation_digest(truth: HoldoutTruth) -> str:
     return digest_json([[box.to_json(), truth.digest(box)] for box in truth.boxes]) if truth.boxes else ""
 
 
-def read_validation(campaign: Campaign, chosen: DeliveryModel, truth: HoldoutTruth) -> list[ValidationBox]:
+def read_validation(
+    campaign: Campaign,
+    model: ModelReference,
+    truth: HoldoutTruth,
+    *,
+    stored: bool,
+    progress: CountProgress | None = None,
+) -> list[ValidationBox]:
     """Read the validation boxes, at most `MOST_VOXELS` of their maps.
 
     Parameters
     ----------
     campaign : Campaign
         The campaign.
-    chosen : DeliveryModel
-        Whose maps: those of its generation where they are complete, else what it predicts here, to the last bit the same.
+    model : ModelReference
+        Whose maps.
     truth : HoldoutTruth
         Of the validation boxes alone. Of what lies around a box the maps alone are read.
+    stored : bool
+        Whether those of the model's generation are read where they are complete; else, and for a training outside the loop,
+        it is what the model predicts here, to the last bit the same.
+    progress : callable, optional
+        Called with (boxes read, boxes in all).
 
     Raises
     ------
@@ -145,10 +157,11 @@ def read_validation(campaign: Campaign, chosen: DeliveryModel, truth: HoldoutTru
         If a file of maps or truth is damaged, or the model cannot be loaded.
     """
     boxes = [box for box in truth.boxes if (truth.labels(box) != IGNORE).any()]
-    result = []
-    for volume_id, group in itertools.groupby(_within_limit(boxes, truth), key=lambda pair: pair[0].volume_id):
+    result, all_pairs = list[ValidationBox](), _within_limit(boxes, truth)
+    for volume_id, group in itertools.groupby(all_pairs, key=lambda pair: pair[0].volume_id):
         pairs, volume = list(group), truth.volumes[volume_id]
-        for (box, around), maps in zip(pairs, _maps(campaign, chosen, volume_id, [b for _, b in pairs]), strict=True):
+        maps_of_boxes = _maps(campaign, model, volume_id, [b for _, b in pairs], stored=stored)
+        for (box, around), maps in zip(pairs, maps_of_boxes, strict=True):
             result.append(
                 ValidationBox(
                     spacing_um_zyx=volume.spacing_um_zyx,
@@ -159,6 +172,8 @@ def read_validation(campaign: Campaign, chosen: DeliveryModel, truth: HoldoutTru
                     whole=2 * around.size >= math.prod(volume.shape_zyx),
                 )
             )
+            if progress is not None:
+                progress(len(result), len(all_pairs))
     return result
 
 
@@ -175,46 +190,20 @@ def _within_limit(boxes: Sequence[HoldoutBox], truth: HoldoutTruth) -> list[tupl
 
 def _around(box: HoldoutBox, truth: HoldoutTruth, margin: int) -> Box:
     volume = truth.volumes[box.volume_id]
-    reach = reach_voxels(margin * min(volume.spacing_um_zyx), volume.spacing_um_zyx)
-    return box.box.expand(reach).clip(volume.shape_zyx)
+    return with_margin(box.box, margin, volume.spacing_um_zyx, volume.shape_zyx)
 
 
 def _maps(
-    campaign: Campaign, chosen: DeliveryModel, volume_id: str, boxes: Sequence[Box]
-) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    campaign: Campaign, model: ModelReference, volume_id: str, boxes: Sequence[Box], *, stored: bool
+) -> Iterator[BoxArrays]:
     """Yield the maps of some boxes of a volume, by quantity."""
     names = (PROBABILITY, BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, STAR_DISTANCE)
     shape = campaign.volumes.record(volume_id).shape_zyx
-    around = [box.expand((1, 1, 1)).clip(shape) for box in boxes]  # a peak is higher than its neighbours beyond the box
-    stored = None if chosen.training else _stored(campaign, chosen.model, volume_id)
-    if stored is not None:
-        reference = stored.finished()
-        arrays = stored.open_several([name for name in names if name in reference.quantities])
-        for box, outer in zip(boxes, around, strict=True):
-            maps = {name: np.asarray(array[(..., *outer.slices)], np.float32) for name, array in arrays.items()}
-            yield _inside(maps, box.relative_to(outer))
-        return
-    dtype = np.dtype(campaign.config.inference.map_dtype)
-    predicted = predict_boxes(InferenceJob.of(campaign, chosen.model, volume_id), around)
-    for box, outer, maps in zip(boxes, around, predicted, strict=True):
-        rounded = {name: maps[name].astype(dtype).astype(np.float32) for name in names if name in maps}
-        yield _inside(rounded, box.relative_to(outer))
-
-
-def _inside(maps: dict[str, npt.NDArray[np.float32]], inner: Box) -> dict[str, npt.NDArray[np.float32]]:
-    """Return maps of the box within a larger one; what is said of objects at their peaks alone, as it is stored."""
-    cut = {
-        name: np.ascontiguousarray(values[(..., *inner.slices)])
-        for name, values in maps.items()
-        if name != STAR_DISTANCE
-    }
-    if STAR_DISTANCE not in maps:
-        return cut
-    z, y, x = np.nonzero(find_peaks(maps[OBJECT_PROBABILITY][0])[inner.slices])
-    rays = maps[STAR_DISTANCE][(slice(None), *inner.slices)]
-    kept = np.zeros((*inner.shape_zyx, len(rays)), np.float32)  # memory is taken where something is written
-    kept[z, y, x] = rays[:, z, y, x].T
-    return cut | {STAR_DISTANCE: np.moveaxis(kept, -1, 0)}
+    maps = _stored(campaign, model, volume_id) if stored else None
+    if maps is not None:
+        held = maps.finished().quantities
+        return stored_box_maps(maps, [name for name in names if name in held], boxes, shape)
+    return predicted_box_maps(InferenceJob.of(campaign, model, volume_id), names, boxes, shape)
 
 
 def _stored(campaign: Campaign, model: ModelReference, volume_id: str) -> VolumeMaps | None:

@@ -14,10 +14,11 @@ matched fragments are still fragments, this comes nearest to the whole volume (`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from rescueseg.campaign.route import Profile
@@ -33,13 +34,57 @@ from rescueseg.evaluation.instances import (
 )
 from rescueseg.evaluation.surface import tolerance_um
 from rescueseg.evaluation.truth import HoldoutTruth, Labels
-from rescueseg.geometry import ZYX, Box, zyx
+from rescueseg.geometry import ZYX, Box, Spacing, zyx
 from rescueseg.labels import IGNORE
 from rescueseg.postprocessing.clean import clean
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import HoldoutBox
 
 Faces = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
 """By axis, whether the first and the last slice of an array are a cut: the volume goes on behind them."""
+Maps = Mapping[str, npt.NDArray[np.float32]]
+"""By quantity, float32: "probability" (K + 1, z, y, x), background first, and what else a model says of objects."""
+
+
+@dataclass(frozen=True)
+class ObjectMaker:
+    """How the objects of a class are made, where a delivery would make other objects than connected pieces.
+
+    It is handed in: making objects is the business of deliveries, and comparing them is all that is done here.
+
+    Parameters
+    ----------
+    rule : ObjectRule
+        The rule, to be written down and said.
+    class_index : int
+        Class 1…K whose objects are made; those of other classes are connected pieces.
+    make : callable
+        Given a cleaned mask (uint8, zyx), maps of the same box and its spacing in micrometre, returns numbered objects
+        (int, zyx), 0 outside.
+    """
+
+    rule: ObjectRule
+    class_index: int
+    make: Callable[[Labels, Maps, Spacing], Numbers]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says in and around a box.
+
+    Parameters
+    ----------
+    region : Box
+        Where, in the volume: at least the box's context.
+    labels : ndarray of uint8, zyx
+        The most probable class.
+    maps : mapping
+        The maps that objects are made of.
+    """
+
+    region: Box
+    labels: Labels
+    maps: Maps
 
 
 @dataclass(frozen=True)
@@ -129,13 +174,19 @@ class TrueObjects:
 
 
 def box_objects(
-    truth: HoldoutTruth, box: HoldoutBox, prediction: Labels, profile: tuple[Profile, float], n_classes: int
+    truth: HoldoutTruth,
+    box: HoldoutBox,
+    predicted: Predicted,
+    profile: tuple[Profile, float],
+    n_classes: int,
+    maker: ObjectMaker | None = None,
 ) -> list[tuple[Instances, Instances] | None]:
     """Compare the objects of each class with the true ones; None where the truth does not tell objects apart.
 
-    Objects are the connected pieces of a class after clean-up. With the result goes what a perfect mask would get: the
-    connected pieces of the class in truth after the same clean-up. No model that tells no objects apart can do better
-    where objects touch.
+    Objects are made of the mask after clean-up, in all of the region that was predicted, and then cut to the context of the
+    box, as those of a delivery are: parts of an object that lie apart there count as several. Without a maker, and of the
+    other classes, they are the connected pieces. With the result goes what a perfect mask would get: the connected pieces
+    of the class in truth after the same clean-up. Connected pieces can do no better where objects touch.
 
     Parameters
     ----------
@@ -143,12 +194,14 @@ def box_objects(
         Of all boxes.
     box : HoldoutBox
         Which box.
-    prediction : ndarray of uint8, zyx
-        Labels of the box's context, as predicted.
+    predicted : Predicted
+        Labels and maps.
     profile : tuple
         See `rescueseg.postprocessing.clean.clean`.
     n_classes : int
         K.
+    maker : ObjectMaker, optional
+        How the objects of a class are made.
 
     Returns
     -------
@@ -158,14 +211,21 @@ def box_objects(
     if not truth.tells_objects(box):
         return [None] * n_classes
     spacing = truth.volumes[box.volume_id].spacing_um_zyx
-    labels = truth.labels_in(box, truth.context(box))
+    context = truth.context(box)
+    labels, inside = truth.labels_in(box, context), context.relative_to(predicted.region).slices
     perfect = clean(np.where(labels == IGNORE, 0, labels).astype(np.uint8), spacing, *profile)
-    predicted = clean(prediction, spacing, *profile)
+    mask = clean(predicted.labels, spacing, *profile)
     scores: list[tuple[Instances, Instances] | None] = []
     for c in range(1, n_classes + 1):
         true = TrueObjects.of(truth, box, lambda labels, c=c: labels == c)  # type: ignore[misc]
-        pieces = (connected_components(mask == c) for mask in (predicted, perfect))
-        scores.append(None if true is None else (true.compare(next(pieces)), true.compare(next(pieces))))
+        if true is None:
+            scores.append(None)
+            continue
+        if maker is not None and maker.class_index == c:
+            made = renumber_objects(maker.make(mask, predicted.maps, spacing)[inside])
+        else:
+            made = connected_components(mask[inside] == c)
+        scores.append((true.compare(made), true.compare(connected_components(perfect == c))))
     return scores
 
 

@@ -22,6 +22,7 @@ from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.temperature import LEAST_PROBABILITY, temper
 from rescueseg.evaluation.truth import PARTS, Labels
 from rescueseg.labels import IGNORE, most_likely
+from rescueseg.models.predictor import PROBABILITY
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, Part, Record
 
@@ -116,10 +117,10 @@ def score_and_calibrate(
     sample = VoxelSample(assignment)
 
     def sampled() -> Iterator[BoxMaps]:
-        for box, probability, entropy in maps:
-            inner = box.box.relative_to(assignment.truth.context(box))
-            sample.add(box, probability[(slice(None), *inner.slices)])
-            yield box, probability, entropy
+        for box, of_box, entropy in maps:
+            inner = box.box.relative_to(assignment.region(box))
+            sample.add(box, of_box[PROBABILITY][(slice(None), *inner.slices)])
+            yield box, of_box, entropy
 
     evaluation = score_boxes(assignment, sampled(), progress)
     return evaluation, sample.calibration()

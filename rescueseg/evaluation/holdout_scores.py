@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.route import TRIAGE_SUMMARY, Profile, profile_of
-from rescueseg.evaluation.box_objects import box_objects
+from rescueseg.evaluation.box_objects import Maps, ObjectMaker, Predicted, box_objects
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.leak_check import require_model, require_own_maps, require_unseen
 from rescueseg.evaluation.metrics import (
@@ -25,18 +24,21 @@ from rescueseg.evaluation.metrics import (
     mean_over_classes,
 )
 from rescueseg.evaluation.pooled import part_score
-from rescueseg.evaluation.scores import FORMAT, BoxScore, ClassDetail, Evaluation, mean_of_known
+from rescueseg.evaluation.scores import BoxScore, ClassDetail, Evaluation, MadeObjects, format_of, mean_of_known
 from rescueseg.evaluation.surface import surface_scores
 from rescueseg.evaluation.topology import compare_topology
 from rescueseg.evaluation.truth import HoldoutTruth, Labels, holdout_truth
-from rescueseg.geometry import Patch, Spacing
+from rescueseg.geometry import Box, Patch, Spacing
+from rescueseg.inference.box_maps import stored_box_maps
 from rescueseg.inference.maps import VolumeMaps
 from rescueseg.labels import IGNORE, most_likely
+from rescueseg.models.predictor import PROBABILITY
+from rescueseg.postprocessing.object_rule import OBJECT_MARGIN, with_margin
 from rescueseg.progress import CountProgress
 from rescueseg.records import HoldoutBox, ModelReference
 
-BoxMaps = tuple[HoldoutBox, npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""A box, the probability of its context, and the predictive entropy in the box itself; see `score_box`."""
+BoxMaps = tuple[HoldoutBox, Maps, npt.NDArray[np.float32]]
+"""A box, the maps of its region by name, and the predictive entropy in the box itself; see `score_box`."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,55 @@ class Assignment:
         The campaign's, without the background.
     profile : tuple
         How masks are cleaned before objects are compared: see `rescueseg.campaign.route.profile_of`.
+    maker : ObjectMaker, optional
+        How the objects of a class are made; connected pieces are compared without one.
     """
 
     model: ModelReference
     truth: HoldoutTruth
     classes: tuple[str, ...]
     profile: tuple[Profile, float]
+    maker: ObjectMaker | None = None
 
     @property
     def boxes(self) -> tuple[HoldoutBox, ...]:
         """The boxes to be scored."""
         return self.truth.boxes
+
+    @property
+    def tells_objects(self) -> bool:
+        """Whether the truth of any box numbers objects: without, none are compared."""
+        return any(self.truth.tells_objects(box) for box in self.boxes)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The maps that are read around a box."""
+        return PROBABILITY, *(self.maker.rule.outputs if self.maker else ())
+
+    def region(self, box: HoldoutBox) -> Box:
+        """Return what is read around a box: its context, and where objects are made, at least a margin around the box.
+
+        A middle or a summit may lie beyond the face that cuts its object, most of all where people annotated the box alone
+        and its context is the box. A delivery's choice reads the same margin.
+        """
+        context = self.truth.context(box)
+        if self.maker is None or not self.truth.tells_objects(box):
+            return context
+        volume = self.truth.volumes[box.volume_id]
+        around = with_margin(box.box, OBJECT_MARGIN, volume.spacing_um_zyx, volume.shape_zyx)
+        starts, stops = zip(*((b.offset_zyx, b.stop_zyx) for b in (context, around)), strict=True)
+        return Box.from_bounds(np.min(starts, axis=0), np.max(stops, axis=0))
+
+    def with_objects(self, campaign: Campaign, choose: ObjectChooser, training: str = "") -> Assignment:
+        """Return the same with the maker that is chosen for it; `training` names the model's, where it is outside the loop."""
+        return replace(self, maker=choose(campaign, self, training))
+
+
+ObjectChooser = Callable[[Campaign, Assignment, str], ObjectMaker | None]
+"""Chooses on the validation boxes of an assignment how a model's objects are made, as a delivery would; None where the truth
+numbers none. The last argument names the training outside the loop that the model is of, empty for a generation. What
+scores a stored model asks for it, so that none is scored by other objects than it would deliver:
+`rescueseg.delivery.scored_objects.choose_scored_objects`."""
 
 
 def assign(campaign: Campaign, model: ModelReference, truth: HoldoutTruth) -> Assignment:
@@ -105,6 +145,7 @@ def check_evaluation(campaign: Campaign, generation: int, places: Collection[Pat
 def evaluate_generation(
     campaign: Campaign,
     generation: int,
+    choose: ObjectChooser,
     progress: CountProgress | None = None,
     places: Collection[Patch] | None = None,
 ) -> Evaluation:
@@ -116,6 +157,8 @@ def evaluate_generation(
         With a frozen holdout and the generation's maps.
     generation : int
         Which one.
+    choose : callable
+        Chooses how its objects are made, on the validation boxes among those that are scored.
     progress : callable, optional
         Called with (boxes done, boxes in all).
     places : collection of Patch, optional
@@ -126,8 +169,8 @@ def evaluate_generation(
     RescuesegError
         As `check_evaluation`.
     """
-    assignment = check_evaluation(campaign, generation, places)
-    return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment.truth), progress)
+    assignment = check_evaluation(campaign, generation, places).with_objects(campaign, choose)
+    return score_boxes(assignment, stored_maps(campaign.generation(generation), assignment), progress)
 
 
 def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: CountProgress | None = None) -> Evaluation:
@@ -136,22 +179,24 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
     Boxes are read one at a time. The predicted class is the most probable one. Dice, IoU, precision and recall come from
     counts pooled over the boxes of a part; a class that neither truth nor prediction holds has no score in a box and is left
     out of means over classes. Surface Dice and HD95 are means over the boxes that have one (see
-    `rescueseg.evaluation.surface.surface_scores`). Objects are the connected components of the
-    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`), each counted in one box
+    `rescueseg.evaluation.surface.surface_scores`). Objects are made of the
+    predicted class after the route's clean-up (`rescueseg.postprocessing.clean`) by the assignment's maker, which is written
+    down with the scores, or are its connected components without one; each is counted in one box
     (`rescueseg.evaluation.box_objects`).
 
     Parameters
     ----------
     assignment : Assignment
         Model, truth and classes.
-    maps : iterable of (HoldoutBox, probability, predictive entropy)
+    maps : iterable of (HoldoutBox, maps, predictive entropy)
         See `score_box`.
     progress : callable, optional
         Called with (boxes done, boxes in all).
     """
     scores: list[BoxScore] = []
-    for box, probability, entropy in maps:
-        scores.append(score_box(assignment, box, probability, entropy))
+    maker = assignment.maker
+    for box, of_box, entropy in maps:
+        scores.append(score_box(assignment, box, of_box, entropy))
         if progress is not None:
             progress(len(scores), len(assignment.boxes))
     return Evaluation(
@@ -160,31 +205,23 @@ def score_boxes(assignment: Assignment, maps: Iterable[BoxMaps], progress: Count
         validation=part_score("validation", scores, assignment.classes),
         test=part_score("test", scores, assignment.classes),
         boxes=tuple(scores),
-        format=FORMAT,
+        format=format_of(scores),
+        objects=None if maker is None else MadeObjects(class_index=maker.class_index, rule=maker.rule),
     )
 
 
-def stored_maps(generation: GenerationFolder, truth: HoldoutTruth) -> Iterator[BoxMaps]:
-    """Yield each box with the probability (K + 1, z, y, x) of its context and its predictive entropy (z, y, x).
-
-    Both are those of the stored maps.
-    """
-    arrays: dict[str, tuple[zarr.Array[Any], zarr.Array[Any]]] = {}
-    for box in truth.boxes:
-        if box.volume_id not in arrays:
-            maps = VolumeMaps(generation, box.volume_id).open_several(("probability", "predictive_entropy"))
-            arrays[box.volume_id] = maps["probability"], maps["predictive_entropy"]
-        probability, entropy = arrays[box.volume_id]
-        yield (
-            box,
-            np.asarray(probability[(slice(None), *truth.context(box).slices)], np.float32),
-            np.asarray(entropy[box.box.slices], np.float32),
-        )
+def stored_maps(generation: GenerationFolder, assignment: Assignment) -> Iterator[BoxMaps]:
+    """Yield each box with the maps of its region and its predictive entropy (z, y, x), as they are stored."""
+    truth = assignment.truth
+    for volume_id, group in itertools.groupby(truth.boxes, key=lambda box: box.volume_id):
+        boxes, stored = list(group), VolumeMaps(generation, volume_id)
+        entropy, shape = stored.open("predictive_entropy"), truth.volumes[volume_id].shape_zyx
+        regions = [assignment.region(box) for box in boxes]
+        for box, maps in zip(boxes, stored_box_maps(stored, assignment.quantities, regions, shape), strict=True):
+            yield box, maps, np.asarray(entropy[box.box.slices], np.float32)
 
 
-def score_box(
-    assignment: Assignment, box: HoldoutBox, probability: npt.NDArray[np.float32], entropy: npt.NDArray[np.float32]
-) -> BoxScore:
+def score_box(assignment: Assignment, box: HoldoutBox, maps: Maps, entropy: npt.NDArray[np.float32]) -> BoxScore:
     """Score one box.
 
     Parameters
@@ -193,16 +230,20 @@ def score_box(
         Truth, classes and clean-up.
     box : HoldoutBox
         Which box.
-    probability : ndarray of float32, (K + 1, z, y, x)
-        Background first, of the box's context (`HoldoutTruth.context`): objects are compared there, all else in the box.
+    maps : mapping of str to ndarray of float32
+        Of the box's region (`Assignment.region`): "probability", (K + 1, z, y, x), background first, and those of
+        `Assignment.quantities`. Objects are made there and compared in the context (`HoldoutTruth.context`), all else in the
+        box.
     entropy : ndarray of float32, zyx
         Predictive entropy in nats.
     """
     k, volume = len(assignment.classes), assignment.truth.volumes[box.volume_id]
-    truth, inner = assignment.truth.labels(box), box.box.relative_to(assignment.truth.context(box)).slices
-    around = most_likely(probability)
-    objects = box_objects(assignment.truth, box, around, assignment.profile, k)
-    prediction, probability = around[inner], probability[(slice(None), *inner)]
+    region = assignment.region(box)
+    truth, inner = assignment.truth.labels(box), box.box.relative_to(region).slices
+    around = most_likely(maps[PROBABILITY])
+    predicted = Predicted(region, around, maps)
+    objects = box_objects(assignment.truth, box, predicted, assignment.profile, k, assignment.maker)
+    prediction, probability = around[inner], maps[PROBABILITY][(slice(None), *inner)]
     has_truth = truth != IGNORE
     right = (prediction == truth)[has_truth]
     counts = count_voxels(prediction, truth, k)

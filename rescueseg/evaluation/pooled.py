@@ -28,7 +28,7 @@ _BINS = ("calibration", "entropies")
 _OF_OBJECTS = ("ap50", "ap75", "pq", "vi", "vi_split", "vi_merge")
 CEILING = (
     "Perfect mask: what the connected pieces of the truth would get, in which touching objects are one; "
-    "a model that tells no objects apart gets no more"
+    "only what tells objects apart gets more"
 )
 """What the ceilings of objects' scores are, for people."""
 _OVERLAPS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95_um")
@@ -203,7 +203,7 @@ def _figures(tables: Tables, volumes: Sequence[str]) -> dict[str, Figure]:
 def object_ceilings(boxes: Sequence[BoxScore], selection: Selection) -> dict[str, float]:
     """Return, by metric of objects, what a perfect mask's connected pieces get in a selection's boxes.
 
-    What no model that tells no objects apart exceeds: touching objects are one piece. Empty where no truth tells objects
+    What no connected pieces of a prediction exceed: touching objects are one piece. Empty where no truth tells objects
     apart.
     """
     ceilings = [[d.ceiling for d in b.details] for b in boxes]

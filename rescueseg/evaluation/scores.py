@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from rescueseg.evaluation.instances import Instances
 from rescueseg.evaluation.metrics import BinnedCounts, Counts
 from rescueseg.evaluation.topology import Topology
 from rescueseg.geometry import ZYX
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.records import BoxField, Part, Record
 from rescueseg.storage import check_format
 
-FORMAT = 4
-"""Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before."""
+FORMAT = 5
+"""Of an evaluation: counted up whenever the same maps and truth would be scored otherwise than before. Since 5 objects are those
+that a delivery makes."""
+FORMAT_WITHOUT_OBJECTS = 4
+"""Of an evaluation whose truth numbers no objects: the last change was to how objects are made."""
 
 
 class ClassDetail(Record):
@@ -124,6 +129,36 @@ class PartScore(Record):
         return {name: float(value) for name, value in scores.items() if value is not None}
 
 
+class MadeObjects(Record):
+    """How the objects were made that an evaluation scored: chosen on the validation boxes, as a delivery chooses."""
+
+    class_index: int
+    """Class 1…K whose objects they are; those of other classes are connected pieces."""
+    rule: ObjectRule
+
+    def sentence(self, classes: Sequence[str]) -> str:
+        """Say for people what is scored.
+
+        Parameters
+        ----------
+        classes : sequence of str
+            Names of the classes 1…K.
+
+        Examples
+        --------
+        >>> MadeObjects(class_index=1, rule=ObjectRule(source="rays", depth=0.35)).sentence(["nucleus"])
+        'star-convex polyhedra, 0.35 probable'
+        >>> MadeObjects(class_index=2, rule=ObjectRule(source="pieces")).sentence(["cell", "nucleus"])
+        'connected pieces'
+        >>> MadeObjects(class_index=2, rule=ObjectRule(source="rays", depth=0.35)).sentence(["cell", "nucleus"])
+        'star-convex polyhedra, 0.35 probable, of nucleus; connected pieces of cell'
+        """
+        if len(classes) == 1 or self.rule == ObjectRule(source="pieces"):
+            return self.rule.in_words
+        others = ", ".join(name for c, name in enumerate(classes, start=1) if c != self.class_index)
+        return f"{self.rule.in_words}, of {classes[self.class_index - 1]}; connected pieces of {others}"
+
+
 class Evaluation(Record):
     """How one generation did on the holdout."""
 
@@ -136,7 +171,14 @@ class Evaluation(Record):
     boxes: tuple[BoxScore, ...]
     """All holdout boxes, in the order of the holdout."""
     format: int = 1
-    """`FORMAT` of the version that made it."""
+    """`format_of` its boxes in the version that made it."""
+    objects: MadeObjects | None = None
+    """None where they are the connected pieces of every class, and where the truth numbers none."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what evaluations of earlier versions did not have, where there is none, so that older digests stay."""
+        return {key: value for key, value in handler(self).items() if key != "objects" or value is not None}
 
     @field_validator("format")
     @classmethod
@@ -148,13 +190,16 @@ class Evaluation(Record):
     @property
     def complete(self) -> bool:
         """Tell whether it was scored as today, and every box holds what the scores are computed from."""
-        return self.format == FORMAT and all(b.details and b.calibration and b.entropies for b in self.boxes)
+        is_whole = all(b.details and b.calibration and b.entropies for b in self.boxes)
+        return is_whole and self.format >= format_of(self.boxes)
 
     @property
     def why_anew(self) -> str:
         """Say why it is not read as it is, where an earlier version made it; empty where today's did."""
-        if self.format == FORMAT:
+        if self.format >= format_of(self.boxes):
             return ""
+        if self.format == FORMAT_WITHOUT_OBJECTS:
+            return "scored anew: an earlier version took the connected pieces of the mask for objects, whatever the model says"
         return "scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
 
     def part(self, part: Part) -> PartScore | None:
@@ -173,6 +218,46 @@ class Evaluation(Record):
         """Return all scores as flat names such as `test_dice`."""
         validation = self.validation.metrics() if self.validation else {}
         return validation | (self.test.metrics() if self.test else {})
+
+
+def about_objects(evaluations: Mapping[str, Evaluation], classes: Sequence[str]) -> str:
+    """Say in a sentence for people which objects evaluations score; empty where no truth numbers any.
+
+    Parameters
+    ----------
+    evaluations : mapping of str to Evaluation
+        By the name that is said; a single one is not named.
+    classes : sequence of str
+        Names of the classes 1…K.
+    """
+    pieces = MadeObjects(class_index=1, rule=ObjectRule(source="pieces"))
+    numbered = {name: e for name, e in evaluations.items() if _numbers_objects(e.boxes)}
+    said = {name: (e.objects or pieces).sentence(classes) for name, e in numbered.items()}
+    if not said:
+        return ""
+    what = "; ".join(text if len(evaluations) == 1 else f"{name}: {text}" for name, text in said.items())
+    if not any(e.objects for e in numbered.values()):
+        return f"Objects: {what}"
+    return (
+        f"Objects: {what}. Chosen on the validation boxes as a delivery chooses, so that there the scores of objects are a "
+        "little too good"
+    )
+
+
+def _numbers_objects(boxes: Iterable[BoxScore]) -> bool:
+    """Tell whether the truth of a box numbers objects."""
+    return any(detail.instances is not None for box in boxes for detail in box.details)
+
+
+def format_of(boxes: Iterable[BoxScore]) -> int:
+    """Return the format of an evaluation of these boxes: where no truth numbers objects, scores are what they were before.
+
+    Examples
+    --------
+    >>> format_of([])
+    4
+    """
+    return FORMAT if _numbers_objects(boxes) else FORMAT_WITHOUT_OBJECTS
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import LeakError, RescuesegError
 from rescueseg.evaluation.calibration import Calibration, keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judgements
-from rescueseg.evaluation.holdout_scores import Assignment, evaluate_generation, stored_maps
+from rescueseg.evaluation.holdout_scores import Assignment, ObjectChooser, evaluate_generation, stored_maps
 from rescueseg.evaluation.leak_check import require_model, require_unseen
 from rescueseg.evaluation.scores import BoxKey, Evaluation
 from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
@@ -23,27 +23,34 @@ SCORES = RecordFile("scores", Evaluation)
 
 
 def store_scores(
-    folder: GenerationFolder, assignment: Assignment, progress: CountProgress | None = None
+    campaign: Campaign, assignment: Assignment, choose: ObjectChooser, progress: CountProgress | None = None
 ) -> tuple[Evaluation, Calibration]:
     """Evaluate a generation in one pass over its maps, and store the temperature, then the scores.
 
     Parameters
     ----------
-    folder : GenerationFolder
+    campaign : Campaign
         With the generation's maps.
     assignment : Assignment
         From `rescueseg.evaluation.holdout_scores.check_evaluation`.
+    choose : callable
+        Chooses how its objects are made.
     progress : callable, optional
         Called with (boxes done, boxes in all).
     """
-    evaluation, fitted = score_and_calibrate(assignment, stored_maps(folder, assignment.truth), progress)
+    folder, assignment = campaign.generation(assignment.model.generation), assignment.with_objects(campaign, choose)
+    evaluation, fitted = score_and_calibrate(assignment, stored_maps(folder, assignment), progress)
     calibration = keep_calibration(folder, assignment, fitted)
     folder.write(SCORES, evaluation)
     return evaluation, calibration
 
 
 def current_evaluation(
-    campaign: Campaign, generation: int, progress: CountProgress | None = None, say: Callable[[str], None] | None = None
+    campaign: Campaign,
+    generation: int,
+    choose: ObjectChooser,
+    progress: CountProgress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Return a generation's evaluation: the stored one where model and truth are still the same, else a new one.
 
@@ -57,6 +64,8 @@ def current_evaluation(
         With a frozen holdout.
     generation : int
         Which one.
+    choose : callable
+        Chooses how its objects are made, where a new one is made.
     progress : callable, optional
         Called with (boxes done, boxes in all).
     say : callable, optional
@@ -76,7 +85,7 @@ def current_evaluation(
         if say is not None:
             say(f"Generation {generation} is {reason}")
         places = {Patch(b.volume_id, b.box) for evaluation in earlier if evaluation for b in evaluation.boxes}
-    evaluation = evaluate_generation(campaign, generation, progress, places)
+    evaluation = evaluate_generation(campaign, generation, choose, progress, places)
     campaign.generation(generation).write(SCORES, evaluation)
     return evaluation
 
@@ -95,7 +104,7 @@ def stored_evaluation(campaign: Campaign, generation: int) -> Evaluation | None:
     return first_valid(_stored(folder), model.digest, truth)
 
 
-def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
+def scored_today(campaign: Campaign, choose: ObjectChooser) -> tuple[list[Judgement], list[str]]:
     """Return the judgements of all generations with the scores to show, and lines about those that are no even comparison.
 
     The scores are those of `latest_evaluation`: on as many of the holdout's boxes as a generation was scored on. What an earlier
@@ -108,7 +117,7 @@ def scored_today(campaign: Campaign) -> tuple[list[Judgement], list[str]]:
         if not evaluation.complete:
             said: list[str] = []
             try:
-                evaluation = current_evaluation(campaign, judgement.generation, say=said.append)
+                evaluation = current_evaluation(campaign, judgement.generation, choose, say=said.append)
             except RescuesegError as error:
                 kept = f"Generation {judgement.generation} keeps scores that an earlier version counted otherwise"
                 said = [f"{kept}: {error}"]
@@ -134,12 +143,15 @@ def other_boxes(history: Sequence[Judgement]) -> list[str]:
     ]
 
 
-def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
+def evaluation_on_grown(campaign: Campaign, judgement: Judgement, choose: ObjectChooser) -> Evaluation:
     """Return the evaluation of an earlier generation on all boxes that the holdout has now, those without its maps left out.
 
     Where the holdout grew since it was judged, a new one is made and stored. Where that cannot be done, because its maps or
     its snapshot are gone or damaged, it is the one that it was judged by, and generations are compared on the boxes that they share;
     `other_boxes` then says so.
+
+    How its objects are made is chosen again, on the validation boxes that there are now: a delivery made today would choose on
+    them, and so does the generation that it is compared with. A rule kept from before would rest on fewer boxes than that of the other.
 
     Raises
     ------
@@ -153,7 +165,7 @@ def evaluation_on_grown(campaign: Campaign, judgement: Judgement) -> Evaluation:
     if not new:
         return evaluation
     try:
-        anew = evaluate_generation(campaign, judgement.generation, places=before | new)
+        anew = evaluate_generation(campaign, judgement.generation, choose, places=before | new)
     except LeakError:
         raise
     except RescuesegError:

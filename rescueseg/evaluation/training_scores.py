@@ -5,25 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.outside_trainings import RESULT, read_request
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration, score_and_calibrate
-from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, assign
+from rescueseg.evaluation.holdout_scores import Assignment, BoxMaps, ObjectChooser, assign
 from rescueseg.evaluation.leak_check import require_unseen_by_training
 from rescueseg.evaluation.scores import Evaluation
 from rescueseg.evaluation.stored_scores import first_valid, why_anew
-from rescueseg.evaluation.truth import HoldoutTruth, holdout_truth
-from rescueseg.inference.engine import InferenceJob, predict_boxes
+from rescueseg.evaluation.truth import holdout_truth
+from rescueseg.inference.box_maps import predicted_box_maps
+from rescueseg.inference.engine import InferenceJob
 from rescueseg.progress import CountProgress
 from rescueseg.records import ModelReference
 
 TRAINING_EVALUATION = RecordFile("evaluation", Evaluation)
 """In the training's folder; `CALIBRATION` beside it."""
-_MAPS = ("probability", "predictive_entropy")
+_ENTROPY = "predictive_entropy"
 
 
 def require_training_model(campaign: Campaign, name: str) -> ModelReference:
@@ -66,7 +65,7 @@ def check_training(campaign: Campaign, name: str) -> Assignment:
 
 
 def evaluate_training(
-    campaign: Campaign, name: str, progress: CountProgress | None = None
+    campaign: Campaign, name: str, choose: ObjectChooser, progress: CountProgress | None = None
 ) -> tuple[Evaluation, Calibration]:
     """Let a training's model predict the holdout boxes and score them; store the scores and a temperature beside it.
 
@@ -76,6 +75,8 @@ def evaluate_training(
         With a frozen holdout.
     name : str
         The training's.
+    choose : callable
+        Chooses how its objects are made.
     progress : callable, optional
         Called with (boxes done, boxes in all).
 
@@ -84,8 +85,8 @@ def evaluate_training(
     RescuesegError
         As `check_training`, and `rescueseg.inference.engine.predict_boxes`.
     """
-    assignment, folder = check_training(campaign, name), campaign.training(name)
-    maps = predict_holdout(campaign, assignment.model, assignment.truth)
+    assignment, folder = check_training(campaign, name).with_objects(campaign, choose, name), campaign.training(name)
+    maps = predict_holdout(campaign, assignment)
     evaluation, calibration = score_and_calibrate(assignment, maps, progress)
     folder.write(CALIBRATION, calibration)
     folder.write(TRAINING_EVALUATION, evaluation)
@@ -93,7 +94,11 @@ def evaluate_training(
 
 
 def current_training_evaluation(
-    campaign: Campaign, name: str, progress: CountProgress | None = None, say: Callable[[str], None] | None = None
+    campaign: Campaign,
+    name: str,
+    choose: ObjectChooser,
+    progress: CountProgress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Return a training's evaluation: the stored one where model and truth are still the same, else a new one.
 
@@ -105,7 +110,7 @@ def current_training_evaluation(
     reason = why_anew(campaign.training(name).read(TRAINING_EVALUATION))
     if say is not None and reason:
         say(f"The training {name} is {reason}")
-    return evaluate_training(campaign, name, progress)[0]
+    return evaluate_training(campaign, name, choose, progress)[0]
 
 
 def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluation | None, Assignment]:
@@ -115,16 +120,12 @@ def stored_training_evaluation(campaign: Campaign, name: str) -> tuple[Evaluatio
     return first_valid([stored], assignment.model.digest, assignment.truth), assignment
 
 
-def predict_holdout(campaign: Campaign, model: ModelReference, truth: HoldoutTruth) -> Iterator[BoxMaps]:
-    """Yield each box with the model's probability and entropy, rounded to the dtype that maps are stored in.
-
-    What a box is predicted with is as in stored maps: the probability in its context (`HoldoutTruth.context`).
-    """
-    dtype = np.dtype(campaign.config.inference.map_dtype)
+def predict_holdout(campaign: Campaign, assignment: Assignment) -> Iterator[BoxMaps]:
+    """Yield each box with the maps of its region and its entropy as the model predicts them, rounded to the dtype that maps are stored in."""
+    truth, names = assignment.truth, (*assignment.quantities, _ENTROPY)
     for volume_id, group in itertools.groupby(truth.boxes, key=lambda box: box.volume_id):
-        volume_boxes = list(group)
-        job = InferenceJob.of(campaign, model, volume_id)
-        contexts = [truth.context(box) for box in volume_boxes]
-        for box, context, maps in zip(volume_boxes, contexts, predict_boxes(job, contexts), strict=True):
-            probability, entropy = (maps[name].astype(dtype).astype(np.float32) for name in _MAPS)
-            yield box, probability, entropy[box.box.relative_to(context).slices]
+        boxes, job = list(group), InferenceJob.of(campaign, assignment.model, volume_id)
+        regions, shape = [assignment.region(box) for box in boxes], truth.volumes[volume_id].shape_zyx
+        for box, region, maps in zip(boxes, regions, predicted_box_maps(job, names, regions, shape), strict=True):
+            entropy = maps.pop(_ENTROPY)
+            yield box, maps, entropy[box.box.relative_to(region).slices]

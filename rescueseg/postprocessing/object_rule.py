@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from rescueseg.geometry import Spacing
+from rescueseg.geometry import ZYX, Box, Spacing
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, OBJECT_PROBABILITY, STAR_DISTANCE
+from rescueseg.postprocessing.distances import reach_voxels
 from rescueseg.records import Record
+
+OBJECT_MARGIN = 16
+"""Around a box, in multiples of the finest voxel size: an object that a face of the box cuts is made of what is seen of it so
+far beyond that face, for its middle may lie there."""
 
 _SOURCES = {
     "pieces": "connected pieces",
@@ -96,3 +101,25 @@ class ObjectRule(Record):
         what += f", smoothed by {self.smoothing_um:g} µm" if self.smoothing_um else ""
         what += f", summed up over {self.farthest_um:g} µm" if self.source == "flow" and self.farthest_um else ""
         return what + (f", from {self.smallest_um3:g} µm³ on" if self.smallest_um3 else "")
+
+
+def with_margin(box: Box, margin: int, spacing_um_zyx: Spacing, shape_zyx: ZYX) -> Box:
+    """Return a box with a margin within its volume.
+
+    Parameters
+    ----------
+    box : Box
+        In the volume.
+    margin : int
+        In multiples of the finest voxel size.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+    shape_zyx : tuple of int
+        Of the volume.
+
+    Examples
+    --------
+    >>> with_margin(Box((8, 40, 2), (8, 16, 16)), 4, (0.4, 0.1, 0.1), (24, 96, 96))
+    Box(offset_zyx=(7, 36, 0), shape_zyx=(10, 24, 22))
+    """
+    return box.expand(reach_voxels(margin * min(spacing_um_zyx), spacing_um_zyx)).clip(shape_zyx)

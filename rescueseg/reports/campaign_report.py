@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rescueseg.campaign import Campaign, layout
 from rescueseg.campaign.stage_results import TRIAL
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.answer import answer
 from rescueseg.evaluation.calibration import CALIBRATION
@@ -16,7 +17,7 @@ from rescueseg.evaluation.champion import Judgement, compare_models, dice_interv
 from rescueseg.evaluation.comparison import GroupComparison, compare_generations
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group, group_scores
-from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.evaluation.scores import BoxScore, Evaluation, about_objects
 from rescueseg.evaluation.stored_scores import scored_today
 from rescueseg.evaluation.threshold_baseline import ThresholdBaseline, threshold_baseline
 from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
@@ -96,7 +97,7 @@ def write_report(campaign: Campaign, links: Sequence[tuple[str, str]] = ()) -> R
     EvaluationError
         If no generation was judged yet.
     """
-    history, remarks = scored_today(campaign)
+    history, remarks = scored_today(campaign, choose_scored_objects)
     if not history:
         raise EvaluationError(
             "there is nothing to report yet",
@@ -154,6 +155,8 @@ def _render(campaign: Campaign, content: _Content) -> str:
         compared=_comparison_with(classes, before, last),
         today=compare_models(before.evaluation, last.evaluation, history) if older and before else None,
         remarks=content.remarks,
+        about_objects=about_objects({"": last.evaluation}, classes),
+        about_both=about_objects({f"generation {j.generation}": j.evaluation for j in (before, last) if j}, classes),
         metrics=METRICS,
         answer=answer(campaign, last),
         against=against_threshold(champion, content.baseline),

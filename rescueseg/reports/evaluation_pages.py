@@ -11,7 +11,7 @@ from rescueseg.evaluation.champion import Comparison
 from rescueseg.evaluation.comparison import GroupComparison
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.evaluation.pooled import Group
-from rescueseg.evaluation.scores import BoxScore, Evaluation
+from rescueseg.evaluation.scores import BoxScore, Evaluation, about_objects
 from rescueseg.evaluation.truth import PARTS, holdout_truth
 from rescueseg.evaluation.uncertain_boxes import UncertainBox, most_uncertain
 from rescueseg.progress import Progress
@@ -51,6 +51,7 @@ def write_evaluation_page(
         model=family(campaign.generation(g)),
         parts=[(part, part_groups, shown_metrics(part_groups)) for part, part_groups in groups.items() if part_groups],
         metrics=METRICS,
+        about_objects=about_objects({"": evaluation}, campaign.config.classes),
         shown_part=evaluation.test or evaluation.validation,
         worst=with_pictures(evaluation.worst(SHOWN), "worst", figures),
         places=with_pictures(places, "uncertain", figures),
@@ -109,6 +110,7 @@ def write_comparison_page(
         forest=inline(differences(parts[0][1], names)),
         changed=with_pictures(pairs, "changed", figures),
         metrics=METRICS,
+        about_objects=about_objects(dict(zip(names, (first, second), strict=True)), campaign.config.classes),
         url=campaign.url,
     )
     path = REPORT.path(file=f"compare_{first.generation:04d}_{second.generation:04d}.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rescueseg.campaign import Campaign
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.calibration import keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judge, judgements
 from rescueseg.evaluation.holdout_scores import check_evaluation, stored_maps
@@ -13,17 +14,18 @@ from rescueseg.stages.stage import run_stage
 def evaluate(campaign: Campaign, generation: int) -> Judgement:
     """Score the generation on the holdout and decide on the champion: it moves only if the validation boxes say so.
 
-    Earlier generations are scored on the boxes that the holdout has more since they were judged. The temperature of the
-    probabilities is fitted in the same pass over the maps and kept with it; see `rescueseg.evaluation.calibration`.
+    Objects are those that a delivery of the model would make; see `rescueseg.delivery.scored_objects`. Earlier generations are
+    scored on the boxes that the holdout has more since they were judged. The temperature of the probabilities is fitted in
+    the same pass over the maps and kept with it; see `rescueseg.evaluation.calibration`.
     """
     folder = campaign.generation(generation)
 
     def work() -> Judgement:
-        assignment = check_evaluation(campaign, generation)
-        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment.truth))
+        assignment = check_evaluation(campaign, generation).with_objects(campaign, choose_scored_objects)
+        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment))
         keep_calibration(folder, assignment, calibration)
         earlier = [g for g in campaign.generations() if g.number < generation]
-        anew = {j.generation: evaluation_on_grown(campaign, j) for j in judgements(earlier)}
+        anew = {j.generation: evaluation_on_grown(campaign, j, choose_scored_objects) for j in judgements(earlier)}
         return judge(campaign.generations(), evaluation, campaign.config, anew)
 
     return run_stage(folder, EVALUATION, work)

@@ -106,17 +106,17 @@ def choose(trial: Trial) -> DeliveryRule:
     """Choose on the validation boxes how masks and objects are made."""
     folder, problem = trial.campaign.training(trial.arm), PROBLEMS[trial.dataset]
     validation = replace(trial.assignment, truth=_part(trial, "validation"))
-    predicted = predict_holdout(trial.campaign, trial.model, validation.truth)
+    predicted = predict_holdout(trial.campaign, validation)
     folder.write(CALIBRATION, score_and_calibrate(validation, predicted)[1])
     chosen = DeliveryModel(trial.model, folder, trial.arm, frozenset({VOLUME}))
     rule = choose_rule(trial.campaign, chosen, with_objects=problem.objects == "numbered")
     if not trial.between:
         return rule
-    boxes = read_validation(trial.campaign, chosen, _part(trial, "validation"))
+    boxes = read_validation(trial.campaign, chosen.model, _part(trial, "validation"), stored=False)
     numbered = [
         replace(box, objects=trial.objects(held)) for box, held in zip(boxes, trial.boxes("validation"), strict=True)
     ]
-    rule, trials = choose_objects(numbered, rule, 1, lambda: None)
+    rule, trials = choose_objects(numbered, rule, 1, lambda *_: None)
     return rule.model_copy(update={"trials": (*rule.trials, *trials)})
 
 
@@ -143,7 +143,7 @@ def score(trial: Trial, box: HoldoutBox, mask: npt.NDArray[np.uint8], made: Numb
     around = np.zeros(context.shape_zyx, np.uint8)
     around[box.box.relative_to(context).slices] = mask
     sure = np.stack([around == 0, around == 1]).astype(np.float32)
-    scored = score_box(trial.assignment, box, sure, np.zeros(mask.shape, np.float32))
+    scored = score_box(trial.assignment, box, {PROBABILITY: sure}, np.zeros(mask.shape, np.float32))
     true = trial.objects(box)
     if made is None or true is None:
         return scored
@@ -163,7 +163,7 @@ def figures(trial: Trial, boxes: Sequence[BoxScore]) -> dict[str, float]:
 
 
 def measure(trial: Trial) -> dict[str, Any]:
-    """Choose the rule, and score what is delivered and what the evaluation takes today."""
+    """Choose the rule, and score what is delivered and the connected pieces of the most likely class."""
     started = cpu_seconds()
     rule = choose(trial)
     spacing = trial.campaign.volumes.record(VOLUME).spacing_um_zyx

@@ -139,7 +139,7 @@ def evaluate(campaign: Campaign, model: ModelReference, number: int) -> Evaluati
     truth = holdout_truth(campaign)
     require_unseen(campaign.generation(0), truth.boxes, campaign.volumes.shared_places())
     assignment = assign(campaign, model.model_copy(update={"generation": number}), truth)
-    return score_boxes(assignment, predict_holdout(campaign, model, truth))
+    return score_boxes(assignment, predict_holdout(campaign, assignment))
 
 
 def run(campaign: Campaign, dataset: str, seed: int, trainer: str, seconds: float) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def deliver_threshold(campaign: Campaign) -> tuple[DeliveryRule, dict[str, float
         for box, of in maps("validation")
     ]  # fmt: skip
     plain = DeliveryRule(model_digest="", truth_digest="", cleanup=(CleanUp(),))
-    rule, _ = choose_objects(boxes, plain, None, lambda: None)
+    rule, _ = choose_objects(boxes, plain, None, lambda *_: None)
     scored = []
     for box, of in maps("test"):
         mask = mask_of_box(of[PROBABILITY], rule, spacing)

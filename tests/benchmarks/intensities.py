@@ -297,7 +297,8 @@ def train(campaign: Campaign, rule: str, iterations: int) -> dict[str, Any]:
     path = str(model.path.relative_to(campaign.storage.path("")))
     reference = ModelReference(generation=0, trainer="monai_unet", path=path, digest=model.digest)
     truth = holdout_truth(campaign)
-    scores = score_boxes(assign(campaign, reference, truth), predict_holdout(campaign, reference, truth))
+    assignment = assign(campaign, reference, truth)
+    scores = score_boxes(assignment, predict_holdout(campaign, assignment))
     shutil.rmtree(work)
     counts = [(b.part, b.counts[0]) for b in scores.boxes]
     dice = {}

@@ -17,7 +17,7 @@ from rescueseg.annotation.local_client import LocalClient
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
 from rescueseg.errors import StorageError
-from rescueseg.evaluation.holdout_scores import stored_maps
+from rescueseg.evaluation.holdout_scores import assign, stored_maps
 from rescueseg.evaluation.truth import holdout_truth
 from rescueseg.geometry import Box
 from rescueseg.inference import engine
@@ -89,7 +89,7 @@ def evaluate(campaign: Campaign) -> None:
 
 
 def read_holdout_maps(campaign: Campaign) -> None:
-    list(stored_maps(campaign.generation(0), holdout_truth(campaign)))
+    list(stored_maps(campaign.generation(0), assign(campaign, MODEL, holdout_truth(campaign))))
 
 
 def query(campaign: Campaign) -> None:

@@ -41,6 +41,7 @@ from rescueseg.campaign.stage_results import (
     TrainingResult,
 )
 from rescueseg.cli.main import app
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.calibration import CALIBRATION, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, champion, judgements
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation, stored_maps
@@ -605,7 +606,7 @@ def test_evaluating_again_counts_the_same_voxels(untouched: dict[str, Campaign],
     campaign = untouched[name]
     recorded = scored_alike(stored(campaign, 0, "evaluation")["evaluation"])
     assert recorded["boxes"][0]["counts"]
-    assert same(recorded, scored_alike(plain(evaluate_generation(campaign, 0))))
+    assert same(recorded, scored_alike(plain(evaluate_generation(campaign, 0, choose_scored_objects))))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -613,7 +614,7 @@ def test_calibrating_again_finds_the_temperature(untouched: dict[str, Campaign],
     campaign = untouched[name]
     folder, assignment = campaign.generation(0), check_evaluation(campaign, 0)
     kept = folder.read(CALIBRATION)
-    _, found = score_and_calibrate(assignment, stored_maps(folder, assignment.truth))
+    _, found = score_and_calibrate(assignment, stored_maps(folder, assignment))
     assert kept is not None
     assert (found.model_digest, found.truth_digest) == (kept.model_digest, kept.truth_digest)
     assert found.metrics() == pytest.approx(kept.metrics(), rel=2e-3)
@@ -624,14 +625,14 @@ def test_kept_evaluations_of_an_earlier_format_are_scored_anew_and_say_why(phant
     assert judged["evaluation"]["format"] < FORMAT
     assert stored_evaluation(phantom, 0) is None
     lines: list[str] = []
-    anew = current_evaluation(phantom, 0, say=lines.append)
+    anew = current_evaluation(phantom, 0, choose_scored_objects, say=lines.append)
     assert lines == [
         "Generation 0 is scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
     ]
     assert anew.complete
     assert stored_evaluation(phantom, 0) == anew
     assert stored(phantom, 0, "evaluation") == judged, "what was judged stays as it is"
-    assert [j.evaluation.complete for j in scored_today(phantom)[0]][:1] == [True]
+    assert [j.evaluation.complete for j in scored_today(phantom, choose_scored_objects)[0]][:1] == [True]
     [training] = phantom.trainings()
     assert stored_training_evaluation(phantom, training)[0] is None
 

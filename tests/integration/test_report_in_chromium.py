@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rescueseg.delivery.folder import DeliveryFolder
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.champion import compare_models
 from rescueseg.evaluation.comparison import compare_generations
 from rescueseg.evaluation.pooled import group_scores
@@ -28,7 +29,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     campaign = make_campaign(tmp_path_factory.mktemp("shown"))
     write_generation(campaign, 0, 2.4)
     write_generation(campaign, 1, 1.2, trainer="nnunet")
-    both = [current_evaluation(campaign, g) for g in (0, 1)]
+    both = [current_evaluation(campaign, g, choose_scored_objects) for g in (0, 1)]
     written = [
         write_report(campaign, []).path,
         write_evaluation_page(campaign, both[1], {"test": group_scores(both[1], "test", ("a",))}),

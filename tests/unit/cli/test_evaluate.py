@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.champion import EVALUATION, judgements
 from rescueseg.evaluation.pooled import group_scores
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation
@@ -193,36 +194,36 @@ def test_what_was_kept_is_used_until_model_or_truth_change(tmp_path: Path) -> No
     def count(done: int, total: int) -> None:
         calls.append(done)
 
-    first = current_evaluation(campaign, 0, count)
+    first = current_evaluation(campaign, 0, choose_scored_objects, count)
     assert calls == []
     judged, scored = (file.path(campaign.generation(0).path()) for file in (EVALUATION, SCORES))
     old = campaign.storage.read_json(judged)
     for box in old["evaluation"]["boxes"]:
         box["details"] = []
     campaign.storage.write_json(judged, old)  # as an older version wrote it
-    assert current_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, choose_scored_objects, count) == first
     assert len(calls) == 16
-    assert current_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, choose_scored_objects, count) == first
     assert len(calls) == 16
     said: list[str] = []
     stale = campaign.storage.read_json(scored)
     campaign.storage.write_json(scored, {k: v for k, v in stale.items() if k != "format"})  # scored otherwise
     campaign.storage.write_json(judged, {**old, "evaluation": {**old["evaluation"], "format": 3}})
-    assert current_evaluation(campaign, 0, count, said.append) == first
+    assert current_evaluation(campaign, 0, choose_scored_objects, count, said.append) == first
     assert said == [
         "Generation 0 is scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
     ]
     assert len(calls) == 32
     stale["boxes"][3]["truth_digest"] = "older"
     campaign.storage.write_json(scored, stale)
-    assert current_evaluation(campaign, 0, count, said.append) == first
+    assert current_evaluation(campaign, 0, choose_scored_objects, count, said.append) == first
     assert len(said) == 1, "another truth is no other way to count"
     assert len(calls) == 48
     holdout = campaign.holdout()
     assert holdout is not None
     grown = holdout.boxes[0].model_copy(update={"box": Box((12, 60, 30), (8, 24, 24))})
     campaign.freeze_holdout(holdout.model_copy(update={"boxes": (*holdout.boxes, grown)}))
-    assert current_evaluation(campaign, 0, count) == first
+    assert current_evaluation(campaign, 0, choose_scored_objects, count) == first
     assert len(calls) == 48, "generations are compared on the boxes they share"
 
 
@@ -290,7 +291,7 @@ def test_the_highest_that_do_not_overlap_are_those_of_going_down_the_list(seed: 
 
 def test_the_page_tells_how_far_it_is_with_the_maps(two_families: Campaign) -> None:
     told: list[tuple[str, int, int]] = []
-    evaluation = current_evaluation(two_families, 0)
+    evaluation = current_evaluation(two_families, 0, choose_scored_objects)
     groups = {"test": group_scores(evaluation, "test", ("organelle",))}
     write_evaluation_page(two_families, evaluation, groups, lambda *now: told.append(now))  # type: ignore[arg-type]
     assert told[-1] == ("phantom: uncertainty map", 1, 1)

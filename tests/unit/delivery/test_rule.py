@@ -15,6 +15,7 @@ from rescueseg.delivery import validation
 from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.delivery.request import DeliveryModel
 from rescueseg.delivery.rule import choose_rule, is_thin
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.calibration import CALIBRATION, Calibration
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import flat_scores
@@ -165,7 +166,7 @@ def test_few_voxels_are_read_of_large_boxes(tmp_path: Path, noisy: np.ndarray, m
     truth = truth_of_part(campaign, "validation")
     for most in (10**7, 200_000, 36_864, 20_000, 1):
         monkeypatch.setattr(validation, "MOST_VOXELS", most)
-        boxes = validation.read_validation(campaign, model_of(campaign), truth)
+        boxes = validation.read_validation(campaign, model_of(campaign).model, truth, stored=True)
         voxels = sum(box.maps["probability"][0].size for box in boxes)
         assert voxels <= most or len(boxes) == 1
         for box in boxes:
@@ -177,12 +178,12 @@ def test_predicted_boxes_hold_what_maps_hold(tmp_path: Path, monkeypatch: pytest
     """A training has no maps of its own: its model predicts the boxes, to the last bit as in a whole volume."""
     campaign = make_campaign(tmp_path)
     write_model(campaign, 0)
-    chosen, job_of = model_of(campaign), InferenceJob.of
-    infer_volume(campaign, chosen.model, "phantom", load=trivial_predictors.blur)
+    chosen, job_of = model_of(campaign).model, InferenceJob.of
+    infer_volume(campaign, chosen, "phantom", load=trivial_predictors.blur)
     truth = truth_of_part(campaign, "validation")
-    stored = validation.read_validation(campaign, chosen, truth)
+    stored = validation.read_validation(campaign, chosen, truth, stored=True)
     monkeypatch.setattr(InferenceJob, "of", lambda *args: replace(job_of(*args), load=trivial_predictors.blur))
-    predicted = validation.read_validation(campaign, replace(chosen, training="t"), truth)
+    predicted = validation.read_validation(campaign, chosen, truth, stored=False)
     for one, other in zip(stored, predicted, strict=True):
         assert set(one.maps) == set(other.maps) == {"probability"}
         assert np.array_equal(one.maps["probability"], other.maps["probability"])
@@ -222,7 +223,7 @@ def write_triage(campaign: Campaign, structure: str) -> None:
 def test_scores_are_those_of_the_evaluation(tmp_path: Path, noisy: np.ndarray) -> None:
     """At a threshold of a half and a temperature of 1 the mask is the most probable class."""
     campaign = campaign_with(tmp_path, noisy)
-    scores = flat_scores(evaluate_generation(campaign, 0), campaign.config.classes)
+    scores = flat_scores(evaluate_generation(campaign, 0, choose_scored_objects), campaign.config.classes)
     dice, cldice = scores["validation_dice"], scores["validation_cldice"]
     for structure, expected in ((None, dice), ("network", (dice + cldice) / 2), ("membrane", dice)):
         if structure:

@@ -11,6 +11,7 @@ from scipy import ndimage
 from rescueseg.campaign import Campaign
 from rescueseg.delivery.folder import DeliveryFolder
 from rescueseg.delivery.records import CleanUp, Delivery, DeliveryRule, Score
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.delivery.scores import delivered_scores
 from rescueseg.evaluation.holdout_scores import evaluate_generation
 from rescueseg.evaluation.pooled import flat_scores
@@ -63,7 +64,7 @@ def test_figures_of_the_three_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_model_maps(campaign, foreground)
     delivered = ndimage.binary_dilation(truth).astype(np.uint8)
     write_labels(folder, "phantom", IMAGE, delivered, None)
-    evaluated = flat_scores(evaluate_generation(campaign, 0), campaign.config.classes)
+    evaluated = flat_scores(evaluate_generation(campaign, 0, choose_scored_objects), campaign.config.classes)
     read = HoldoutTruth._read
 
     def watched(self: HoldoutTruth, box: HoldoutBox) -> np.ndarray:

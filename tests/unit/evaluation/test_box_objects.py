@@ -64,7 +64,7 @@ def evaluated(
     model = campaign.generation(0).model()
     assert model is not None
     assignment = assign(campaign, model, holdout_truth(campaign))
-    return score_boxes(assignment, stored_maps(campaign.generation(0), assignment.truth))
+    return score_boxes(assignment, stored_maps(campaign.generation(0), assignment))
 
 
 def instances(evaluation: Evaluation) -> list[Instances]:

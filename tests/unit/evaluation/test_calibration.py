@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rescueseg.campaign import Campaign
 from rescueseg.cli.main import app
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.calibration import (
     CALIBRATION,
     Calibration,
@@ -78,7 +79,7 @@ def test_certain_probabilities_stay_finite() -> None:
 def fitted(campaign: Campaign) -> Calibration:
     """Return the temperature of generation 0 for its model and truth as they are; nothing is written."""
     assignment = check_evaluation(campaign, 0)
-    return score_and_calibrate(assignment, stored_maps(campaign.generation(0), assignment.truth))[1]
+    return score_and_calibrate(assignment, stored_maps(campaign.generation(0), assignment))[1]
 
 
 def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_generation_keeps_the_temperature_that_its_validation_boxes_want(tmp_p
 
 def current_calibration(campaign: Campaign) -> Calibration:
     """Return the temperature of generation 0 for its model and truth as they are, and store it."""
-    return store_scores(campaign.generation(0), check_evaluation(campaign, 0))[1]
+    return store_scores(campaign, check_evaluation(campaign, 0), choose_scored_objects)[1]
 
 
 def test_another_truth_or_another_model_is_fitted_anew(tmp_path: Path) -> None:
@@ -164,10 +165,10 @@ def test_the_temperature_is_stored_before_the_scores(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("rescueseg.evaluation.calibration.RecordFolder.write", full)
     with pytest.raises(OSError, match="no space"):
-        store_scores(folder, assignment)
+        store_scores(campaign, assignment, choose_scored_objects)
     assert not folder.has(SCORES)
     monkeypatch.undo()
-    evaluation, calibration = store_scores(folder, assignment)
+    evaluation, calibration = store_scores(campaign, assignment, choose_scored_objects)
     assert (folder.read(SCORES), folder.read(CALIBRATION)) == (evaluation, calibration)
 
 

@@ -11,6 +11,7 @@ import tifffile
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.config import check_config
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.champion import EVALUATION, judge, judgements
 from rescueseg.evaluation.holdout_scores import evaluate_generation
@@ -52,7 +53,7 @@ def test_a_perfect_map_scores_one(tmp_path: Path) -> None:
     truth = phantom_truth()
     write_generation(campaign, 0, 1.0, judged=False)
     write_maps(campaign, 0, np.stack([truth == 0, truth == 1]).astype(float), np.zeros(truth.shape))
-    result = evaluate_generation(campaign, 0)
+    result = evaluate_generation(campaign, 0, choose_scored_objects)
     assert result.test is not None
     assert result.validation is not None
     assert (result.test.dice, result.test.iou, result.test.precision, result.test.recall) == (1.0, 1.0, 1.0, 1.0)
@@ -109,16 +110,16 @@ def test_the_champion_moves_only_when_the_boxes_say_so(evaluated: Campaign) -> N
 
 def test_judging_again_decides_the_same(evaluated: Campaign) -> None:
     assert (
-        judge(evaluated.generations(), evaluate_generation(evaluated, 1), evaluated.config)
+        judge(evaluated.generations(), evaluate_generation(evaluated, 1, choose_scored_objects), evaluated.config)
         == judgements(evaluated.generations())[1]
     )
 
 
 def test_no_holdout_and_no_model_are_clear_errors(campaign: Campaign, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no holdout"):
-        evaluate_generation(campaign, 0)
+        evaluate_generation(campaign, 0, choose_scored_objects)
     with pytest.raises(EvaluationError, match="has no model"):
-        evaluate_generation(make_campaign(tmp_path / "with_holdout"), 0)
+        evaluate_generation(make_campaign(tmp_path / "with_holdout"), 0, choose_scored_objects)
 
 
 def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_without_truth_people_annotate_the_holdout(tmp_path: Path) -> None:
     boxes = missing_truth(campaign)
     assert len(boxes) == 16
     with pytest.raises(EvaluationError, match=r"no truth for 16 of 16 holdout boxes: validation box phantom \[0:8"):
-        evaluate_generation(campaign, 0)
+        evaluate_generation(campaign, 0, choose_scored_objects)
     store = open_queue(campaign)
     store.tickets.add(
         [
@@ -164,7 +165,7 @@ def test_a_skipped_holdout_box_scores_nothing_and_holds_nobody_up(tmp_path: Path
     store.close()
     assert missing_truth(campaign) == []
     write_generation(campaign, 0, 0.1, judged=False)
-    found = evaluate_generation(campaign, 0)
+    found = evaluate_generation(campaign, 0, choose_scored_objects)
     assert found.test is None, "no voxel of it is known"
     assert found.validation is not None
     assert found.validation.boxes == 7
@@ -221,7 +222,7 @@ def test_objects_that_people_numbered_are_judged(tmp_path: Path) -> None:
     submit_labels(campaign, store, lease, "ann", drawn, Work("test", 1.0))
     store.close()
     write_volume_maps(campaign, 0, numbered > 0)
-    found = evaluate_generation(campaign, 0)
+    found = evaluate_generation(campaign, 0, choose_scored_objects)
     objects = found.boxes[0].details[0].instances
     assert objects is not None
     assert (objects.found, objects.true, objects.matched[0]) == (1, 2, 1)
@@ -249,7 +250,7 @@ def test_objects_are_judged_where_the_truth_numbers_them(tmp_path: Path) -> None
     held = tuple(HoldoutBox(volume_id="phantom", box=box, part="test", stratum="grid") for box in boxes)
     campaign.freeze_holdout(Holdout(boxes=held, guard_zyx=(2, 4, 4)))
     write_volume_maps(campaign, 0, numbered > 0)
-    found = evaluate_generation(campaign, 0)
+    found = evaluate_generation(campaign, 0, choose_scored_objects)
     details = [box.details[0].instances for box in found.boxes]
     assert [(d.found, d.true, d.matched[0]) for d in details if d] == [(1, 2, 1), (1, 1, 1), (0, 0, 0)]
     scores = group_scores(found, "test", ("nucleus",))[0].scores

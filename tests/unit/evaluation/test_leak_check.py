@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import SNAPSHOT
 from rescueseg.cli.main import app
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import CampaignError, EvaluationError, LeakError
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
 from rescueseg.evaluation.leak_check import require_unseen
@@ -60,14 +61,14 @@ def test_a_test_box_touched_by_training_is_refused(judged: Campaign, train_on: R
     with pytest.raises(
         LeakError, match=r"test box phantom .*the training of generation 1 has read .* touches this box"
     ):
-        evaluate_generation(judged, 1)
+        evaluate_generation(judged, 1, choose_scored_objects)
     check_evaluation(judged, 0)
 
 
 def test_a_model_is_not_evaluated_on_its_own_snapshot(judged: Campaign, train_on: Rewrite) -> None:
     train_on(1, TEST_BOX)
     with pytest.raises(LeakError, match="generation 1 would be evaluated on its own snapshot") as refused:
-        evaluate_generation(judged, 1)
+        evaluate_generation(judged, 1, choose_scored_objects)
     assert "Train again without ticket t0" in str(refused.value)
 
 
@@ -117,10 +118,10 @@ def test_volumes_that_were_never_compared_are_before_an_evaluation(judged: Campa
 
 
 def test_a_kept_evaluation_is_refused_all_the_same(judged: Campaign, train_on: Rewrite) -> None:
-    assert current_evaluation(judged, 1).generation == 1
+    assert current_evaluation(judged, 1, choose_scored_objects).generation == 1
     train_on(1, TEST_BOX)
     with pytest.raises(LeakError):
-        current_evaluation(judged, 1)
+        current_evaluation(judged, 1, choose_scored_objects)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from rescueseg.campaign import Campaign
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.stored_scores import SCORES, current_evaluation, scored_today
 from rescueseg.geometry import Box
@@ -51,7 +52,7 @@ def test_it_is_scored_anew_on_the_boxes_it_had(older: Campaign) -> None:
     """The box of the later volume has no maps of that generation."""
     judged = older.generation(0).require(EVALUATION)
     lines: list[str] = []
-    anew = current_evaluation(older, 0, say=lines.append)
+    anew = current_evaluation(older, 0, choose_scored_objects, say=lines.append)
     assert lines == [
         "Generation 0 is scored anew: an earlier version counted objects, outlines and empty boxes otherwise"
     ]
@@ -59,7 +60,7 @@ def test_it_is_scored_anew_on_the_boxes_it_had(older: Campaign) -> None:
     assert [box.key for box in anew.boxes] == [box.key for box in judged.evaluation.boxes]
     assert older.generation(0).read(SCORES) == anew
     assert older.generation(0).require(EVALUATION) == judged
-    assert current_evaluation(older, 0, say=lines.append) == anew
+    assert current_evaluation(older, 0, choose_scored_objects, say=lines.append) == anew
     assert len(lines) == 1, "once"
 
 
@@ -70,7 +71,7 @@ def test_the_report_says_what_was_scored_anew(older: Campaign) -> None:
 
 def test_without_maps_it_keeps_its_scores_and_a_line_says_why(older: Campaign) -> None:
     shutil.rmtree(older.storage.path(older.generation(0).path("maps")))
-    [judgement], [line] = scored_today(older)
+    [judgement], [line] = scored_today(older, choose_scored_objects)
     assert judgement == older.generation(0).require(EVALUATION)
     assert line.startswith("Generation 0 keeps scores that an earlier version counted otherwise: ")
     assert "maps" in line

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from rescueseg.campaign import Campaign, outside_trainings
 from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
 from rescueseg.cli.main import app
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import EvaluationError, LeakError
 from rescueseg.evaluation.calibration import Calibration
 from rescueseg.evaluation.holdout_scores import check_evaluation
@@ -85,7 +86,7 @@ def test_its_scores_are_those_of_a_generation_with_the_same_model(campaign: Camp
     model = result.model
     campaign.generation(0).write(TRAINING, TrainingResult(model=model, iterations=1))
     infer_volume(campaign, model, "v0")
-    evaluation, fitted = store_scores(campaign.generation(0), check_evaluation(campaign, 0))
+    evaluation, fitted = store_scores(campaign, check_evaluation(campaign, 0), choose_scored_objects)
     assert evaluation == kept
     objects = [box.details[0].instances for box in kept.boxes]
     assert sum(o.true for o in objects if o is not None) >= 2, (
@@ -112,11 +113,14 @@ def test_a_dry_run_changes_nothing(campaign: Campaign, name: str) -> None:
 
 
 def test_what_was_kept_is_taken_while_model_and_truth_are_the_same(campaign: Campaign, name: str) -> None:
-    found, _ = evaluate_training(campaign, name)
-    assert current_training_evaluation(campaign, name, lambda *_: pytest.fail("predicted again")) == found
+    found, _ = evaluate_training(campaign, name, choose_scored_objects)
+    assert (
+        current_training_evaluation(campaign, name, choose_scored_objects, lambda *_: pytest.fail("predicted again"))
+        == found
+    )
     path = campaign.training(name).path("evaluation.json")
     campaign.storage.write_json(path, found.model_copy(update={"model_digest": "another"}).to_json())
-    assert current_training_evaluation(campaign, name) == found
+    assert current_training_evaluation(campaign, name, choose_scored_objects) == found
 
 
 def test_what_it_has_read_is_refused(campaign: Campaign, name: str, request_file: str) -> None:
@@ -148,7 +152,7 @@ def test_a_missing_truth_is_refused(campaign: Campaign, name: str) -> None:
     record = campaign.volumes.record("v0")
     campaign.volumes.save(record.model_copy(update={"truth": None}))
     with pytest.raises(EvaluationError, match="no truth for 4 of 4 holdout boxes"):
-        evaluate_training(campaign, name)
+        evaluate_training(campaign, name, choose_scored_objects)
     campaign.volumes.save(record)
 
 

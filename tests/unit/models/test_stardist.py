@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from rescueseg.models.trainer import TrainingRequest, ignore_progress
 from rescueseg.models.training_items import measure_objects
 from rescueseg.models.unet.network import build_network
 from rescueseg.postprocessing.object_rule import ObjectRule
-from rescueseg.records import ModelReference
+from rescueseg.records import Holdout, HoldoutBox, ModelReference
 from rescueseg.voxels.peaks import find_peaks
 from tests.touching_balls import SHAPE, SPACING, rule_of, truth
 from tests.training_rig import BOXES, make_campaign, make_snapshot
@@ -224,9 +225,60 @@ def test_rays_are_kept_at_the_peaks_alone_and_make_the_balls(predicted) -> None:
     assert scores.matched[0] >= 0.6 * scores.true, scores
 
 
-def test_other_blocks_leave_the_same_peaks(predicted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
+def test_its_evaluation_scores_the_polyhedra_of_the_whole_volume(predicted) -> None:  # type: ignore[no-untyped-def]
+    """The figures are those of objects made of the stored maps as a delivery makes them, without boxes and margins."""
+    from rescueseg.campaign.stage_results import SNAPSHOT, TRAINING, TrainingResult
+    from rescueseg.evaluation.box_objects import ObjectMaker, TrueObjects
+    from rescueseg.evaluation.holdout_scores import check_evaluation, score_boxes, stored_maps
+    from rescueseg.evaluation.instances import connected_components, renumber_objects
+    from rescueseg.evaluation.training_scores import predict_holdout
+    from rescueseg.evaluation.truth import holdout_truth
+    from rescueseg.stages.evaluate import evaluate
 
+    campaign, reference = predicted
+    held = zip(((14, 2, 2), (2, 4, 54), (14, 60, 60), (2, 60, 60)), ("validation", "test") * 2, strict=True)
+    boxes = [
+        HoldoutBox(volume_id="v0", box=Box(at, (8, 34, 34)), part=part, stratum="dense")  # type: ignore[arg-type]
+        for at, part in held
+    ]
+    campaign.freeze_holdout(Holdout(boxes=tuple(boxes), guard_zyx=(1, 4, 4)))
+    campaign.generation(0).write(SNAPSHOT, make_snapshot(campaign, BOXES))
+    campaign.generation(0).write(TRAINING, TrainingResult(model=reference, iterations=200))
+    evaluation = evaluate(campaign, 0).evaluation
+    assert evaluation.objects is not None
+    rule, spacing = evaluation.objects.rule, campaign.volumes.record("v0").spacing_um_zyx
+
+    names = ("probability", "object_probability", "star_distance")
+    stored = VolumeMaps(campaign.generation(0), "v0").open_several(names)
+    maps = {name: np.asarray(array[:], np.float32) for name, array in stored.items()}
+    mask, truth = maps["probability"].argmax(axis=0).astype(np.uint8), holdout_truth(campaign)
+    polyhedra = ObjectRule(source="rays", depth=0.35)
+    maker = ObjectMaker(polyhedra, 1, lambda *box: objects_of_box(box[0], box[1], rule_of(polyhedra), box[2]))
+    assignment = replace(check_evaluation(campaign, 0), maker=maker)
+    of_polyhedra = score_boxes(assignment, stored_maps(campaign.generation(0), assignment))
+    found, there = 0, 0
+    for made_by, scored in ((rule, evaluation), (polyhedra, of_polyhedra)):
+        whole = objects_of_box(mask, maps, rule_of(made_by), spacing)
+        for box, frozen in zip(scored.boxes, boxes, strict=True):
+            true, context = TrueObjects.of(truth, frozen, lambda labels: labels == 1), truth.context(frozen)
+            assert true is not None
+            assert box.details[0].instances == true.compare(renumber_objects(whole[context.slices]))
+            perfect = connected_components(truth.labels_in(frozen, context) == 1)
+            assert box.details[0].ceiling == true.compare(perfect)
+            found, there = found + box.details[0].instances.matched[0], there + box.details[0].instances.true
+    assert found >= 0.6 * there > 0, (found, there, rule)
+    pairs = zip(stored_maps(campaign.generation(0), assignment), predict_holdout(campaign, assignment), strict=True)
+    for (_, one, _), (_, two, _) in pairs:  # as a training outside the loop, which has no maps
+        assert set(one) == set(two) == set(names)
+        np.testing.assert_allclose(one["object_probability"], two["object_probability"], atol=1e-3)
+        kept, also = ((m["star_distance"] > 0).any(axis=0) for m in (one, two))
+        np.testing.assert_allclose(
+            one["star_distance"][:, kept & also], two["star_distance"][:, kept & also], atol=2e-2
+        )
+        assert (kept & also).sum() > 0.9 * max(kept.sum(), also.sum())
+
+
+def test_other_blocks_leave_the_same_peaks(predicted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from rescueseg.inference.engine import InferenceJob, infer
 
     campaign, reference = predicted
@@ -292,16 +344,14 @@ def test_every_voxel_of_an_object_has_its_turn() -> None:
 
 
 def test_boxes_read_the_same_objects_from_stored_and_from_predicted_maps(predicted) -> None:  # type: ignore[no-untyped-def]
-    from rescueseg.delivery.request import DeliveryModel
     from rescueseg.delivery.validation import _maps
 
     campaign, reference = predicted
     boxes = [Box((2, 10, 20), (12, 50, 60)), Box((0, 0, 0), (24, 40, 40))]
-    of_generation = DeliveryModel(reference, campaign.generation(0), "", frozenset({"v0"}))
-    as_training = DeliveryModel(reference, campaign.generation(0), "a training", frozenset({"v0"}))
     rule = rule_of(ObjectRule(source="rays", depth=0.2))
     spacing = campaign.volumes.record("v0").spacing_um_zyx
-    for stored, anew in zip(*(_maps(campaign, m, "v0", boxes) for m in (of_generation, as_training)), strict=True):
+    read, predicted_anew = (_maps(campaign, reference, "v0", boxes, stored=stored) for stored in (True, False))
+    for stored, anew in zip(read, predicted_anew, strict=True):
         assert stored.keys() == anew.keys() == {"probability", "object_probability", "star_distance"}
         one, two = (
             objects_of_box((maps["probability"][1] > 0.5).astype(np.uint8), maps, rule, spacing)

@@ -12,6 +12,7 @@ import pytest
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
 from rescueseg.campaign.stage_results import QUERY, GenerationEffort, QueryResult
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.champion import EVALUATION, Comparison, Judgement, headline, judge, judgements
 from rescueseg.evaluation.holdout_scores import check_evaluation, evaluate_generation
@@ -90,7 +91,7 @@ def test_writing_twice_gives_the_same_page(evaluated: Campaign) -> None:
 
 
 def test_the_page_says_what_the_temperature_does(evaluated: Campaign) -> None:
-    store_scores(evaluated.generation(1), check_evaluation(evaluated, 1))
+    store_scores(evaluated, check_evaluation(evaluated, 1), choose_scored_objects)
     path = write_report(evaluated).path
     words = re.sub(r"\s+", " ", Page(Path(evaluated.storage.path(path)).read_text()).words)
     assert re.search(
@@ -162,7 +163,9 @@ def test_test_boxes_that_hold_nothing_have_no_dice(tmp_path: Path) -> None:
     store.close()
     for generation in (0, 1):
         write_volume_maps(campaign, generation, truth > 0)
-        judged = judge(campaign.generations(), evaluate_generation(campaign, generation), campaign.config)
+        judged = judge(
+            campaign.generations(), evaluate_generation(campaign, generation, choose_scored_objects), campaign.config
+        )
         campaign.generation(generation).write(EVALUATION, judged)
         campaign.generation(generation).write(
             QUERY, QueryResult(strategy="random", candidates=3, patches=(), uncertainty=None)

@@ -11,6 +11,7 @@ import tifffile
 from rescueseg import volumes
 from rescueseg.annotation.hand_in import submit_labels
 from rescueseg.campaign import Campaign
+from rescueseg.delivery.scored_objects import choose_scored_objects
 from rescueseg.errors import CampaignError
 from rescueseg.evaluation.champion import EVALUATION
 from rescueseg.evaluation.holdout_scores import evaluate_generation
@@ -153,10 +154,10 @@ def test_the_champion_is_judged_on_the_new_boxes_too(tmp_path: Path) -> None:
     assert judgement.comparison is not None
     assert (judgement.comparison.boxes, judgement.comparison.verdict, judgement.champion) == (8, "better", 1)
     assert campaign.generation(0).require(EVALUATION) == judged, "what was judged stays"
-    whole = evaluate_generation(campaign, 0).validation
+    whole = evaluate_generation(campaign, 0, choose_scored_objects).validation
     assert whole is not None
     assert generation_results(campaign.generations())[0].validation_dice == pytest.approx(whole.dice)
-    history, remarks = scored_today(campaign)
+    history, remarks = scored_today(campaign, choose_scored_objects)
     shown = [{b.box for b in j.evaluation.boxes} for j in history]
     assert (len(shown[0]), shown[0], remarks) == (16, shown[1], []), (
         "the report sets both side by side on the same boxes"
@@ -176,7 +177,7 @@ def test_a_generation_without_maps_of_the_new_boxes_is_said_to_be_no_comparison(
         for file in Path(campaign.storage.path("generations/0000/maps")).rglob("c/*/*/*/*"):
             file.write_bytes(file.read_bytes()[:-7])
     evaluate(campaign, 1)
-    history, remarks = scored_today(campaign)
+    history, remarks = scored_today(campaign, choose_scored_objects)
     assert [len(j.evaluation.boxes) for j in history] == [8, 16]
     assert len(remarks) == 1
     assert remarks[0].startswith("Generation 0 is scored on 8 boxes, the last one on 16, of which 8 are the same")
