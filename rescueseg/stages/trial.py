@@ -27,6 +27,7 @@ from rescueseg.campaign.stage_results import (
     TrainerTrial,
     TrialLength,
 )
+from rescueseg.delivery.scored_objects import scored_objects
 from rescueseg.evaluation.comparison import Difference, compare_generations
 from rescueseg.evaluation.intervals import Interval
 from rescueseg.evaluation.metric_table import METRICS, Metric
@@ -91,8 +92,13 @@ def try_trainers(campaign: Campaign, store: QueueStore, generation: int) -> Trai
 
 
 def _evaluation(campaign: Campaign, folder: GenerationFolder, training: OutsideTraining) -> Evaluation:
+    """Score the objects that a delivery of the model would make: only so are models that say objects compared with others."""
     note = partial(folder.note_progress, f"trial of {training.trainer}: holdout box")
-    return current_training_evaluation(campaign, training.name, note)
+
+    def note_choice(what: str, done: int, total: int) -> None:
+        folder.note_progress(f"trial of {training.trainer}: {what}", done, total)
+
+    return current_training_evaluation(campaign, training.name, scored_objects(note_choice), note)
 
 
 def _steps_within(campaign: Campaign, snapshot: Snapshot, name: str, seconds: float) -> int:
