@@ -21,7 +21,7 @@ from rescueseg.delivery.records import DeliveryRule
 from rescueseg.delivery.target import TargetVolume
 from rescueseg.evaluation.temperature import temper
 from rescueseg.geometry import ZYX, Box, Spacing, zyx
-from rescueseg.inference.object_rule import FLOW_REACH_VOXELS
+from rescueseg.inference.quick_objects import FLOW_REACH_VOXELS
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY
 from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.voxels.basin_objects import LEVELS, LEVELS_PER_VOXEL, heights_of

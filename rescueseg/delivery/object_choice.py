@@ -19,7 +19,7 @@ from rescueseg.delivery.validation import Tried, ValidationBox, structure_size
 from rescueseg.evaluation.instances import compare_instances, renumber_objects
 from rescueseg.evaluation.metric_table import METRICS
 from rescueseg.geometry import Spacing
-from rescueseg.inference.object_rule import BORDER_DEPTH_VOXELS, FLOW_DEPTH_VOXELS, LEAST_PROBABILITY
+from rescueseg.inference.quick_objects import BORDER_DEPTH_VOXELS, FLOW_DEPTH_VOXELS, LEAST_PROBABILITY
 from rescueseg.labels import IGNORE
 from rescueseg.models.predictor import BORDER_DISTANCE, FLOW, PROBABILITY, STAR_DISTANCE
 from rescueseg.postprocessing.object_rule import ObjectRule

@@ -35,7 +35,7 @@ from rescueseg.errors import InferenceError
 from rescueseg.geometry import Box
 from rescueseg.inference.boxes import BoxWork, Float32, WindowStatistics, batch_size
 from rescueseg.inference.maps import RESERVED, InferencePlan, VolumeMaps
-from rescueseg.inference.object_rule import object_output
+from rescueseg.inference.quick_objects import object_output
 from rescueseg.inference.shared_windows import SharedWindows, new_run
 from rescueseg.inference.windows import WindowGrid, choose_blocks, spread
 from rescueseg.models.predictor import (

@@ -1,6 +1,6 @@
 """The objects of each member of a predictive distribution in a window, and how much the members disagree about them.
 
-A member counts once for each thing that it says of objects (`rescueseg.inference.object_rule`). Where dropout samples of a
+A member counts once for each thing that it says of objects (`rescueseg.inference.quick_objects`). Where dropout samples of a
 network and a symmetry say the same of them (`Output.sampled`), they are one member, whose foreground is that of their mean.
 Objects are those of the window: what its faces cut is cut alike in all members.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from rescueseg.errors import InferenceError
 from rescueseg.geometry import Spacing
 from rescueseg.inference.object_disagreement import object_disagreement
-from rescueseg.inference.object_rule import Numbers, number_by, number_polyhedra, object_output
+from rescueseg.inference.quick_objects import Numbers, number_by, number_polyhedra, object_output
 from rescueseg.models.predictor import OBJECT_PROBABILITY, PROBABILITY, STAR_DISTANCE, Group, Output
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rescueseg.campaign import Campaign
 from rescueseg.config import TrainingConfig
-from rescueseg.inference.object_rule import object_output
+from rescueseg.inference.quick_objects import object_output
 from rescueseg.models.predictor import Group, Predictor, class_probabilities
 from rescueseg.models.registry import find_entry, get_trainer, load_predictor, trainer_names
 from rescueseg.models.survey import Survey
