@@ -6,11 +6,13 @@ import io
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from rescueseg.errors import storage_errors
@@ -21,6 +23,7 @@ from rescueseg.models.files import (
     MODEL_FOLDER,
 )
 from rescueseg.models.trainer import DESCRIPTION_FILE, WEIGHTS_FILE, model_digest
+from rescueseg.records import Snapshot
 from rescueseg.storage import replace_atomically, write_atomically
 
 
@@ -41,6 +44,51 @@ def load_checkpoint(work_dir: Path, request_digest: str) -> dict[str, Any] | Non
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
         return None
     return state if state.get("request") == request_digest else None
+
+
+def describe_model(
+    *,
+    trainer: str,
+    number: int,
+    request: str,
+    plan: dict[str, JsonValue],
+    classes: Sequence[str],
+    seed: int,
+    snapshot: Snapshot,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Return what `model.json` says of every model.
+
+    Parameters
+    ----------
+    trainer : str
+        Its name.
+    number : int
+        Of the format of the family's models.
+    request : str
+        Identity of the training.
+    plan : dict
+        As it is read again by the predictor, and by a training that starts from this model.
+    classes : sequence of str
+        Names of the classes; class 1 is the first.
+    seed : int
+        Of the request.
+    snapshot : Snapshot
+        What was learned from.
+    warnings : list of str
+        What a person should know.
+    """
+    return {
+        "format": number,
+        "trainer": trainer,
+        "request": request,
+        "plan": plan,
+        "classes": list(classes),
+        "seed": seed,
+        "generation": snapshot.generation,
+        "snapshot": snapshot.digest,
+        "warnings": warnings,
+    }
 
 
 def export_model(work_dir: Path, tensors: dict[str, Tensor], description: dict[str, Any], log: dict[str, Any]) -> None:

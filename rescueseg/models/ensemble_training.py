@@ -1,10 +1,11 @@
-"""What trainings of several networks in this process share: seeds, weights to start from, and a fixed way of computing."""
+"""What trainings of several networks share: seeds, the model to start from, and a fixed way of computing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
 import safetensors.torch
 import torch
@@ -17,9 +18,39 @@ from rescueseg.models.weights import split_members
 from rescueseg.randomness import keyed_generator
 
 
+class StoredPlan(Protocol):
+    """What the plan of every model is that is made of networks: a record in its description."""
+
+    @property
+    def members(self) -> int:
+        """Networks of the ensemble."""
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """Return the plan that was stored."""
+
+
+Plan = TypeVar("Plan", bound=StoredPlan)
+
+
 def member_seed(seed: int, member: int) -> int:
     """Return the seed of one network of an ensemble; the first has the request's own."""
     return int(keyed_generator(seed, "member", member).integers(2**31)) if member else seed
+
+
+def earlier_plan(folder: Path | None, kind: type[Plan]) -> tuple[Plan, str] | None:
+    """Return the plan and the digest of the model to start from, None where no folder is named.
+
+    Raises
+    ------
+    TrainingError
+        If there is no finished model, its description is damaged, or it is of another family.
+    """
+    model = read_warm_start(folder)
+    if model is None:
+        return None
+    with model_errors(str(folder)):
+        return kind.model_validate(model.description["plan"]), model.digest
 
 
 def earlier_weights(folder: Path | None, member: int) -> dict[str, Tensor] | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rescueseg.models.forward import BUILDS, CHANNELS_LAST, COMPILED
 from rescueseg.models.forward_speed import Measured, Speed, Subject, Work, read_speed, speed_file, store_speed
+from rescueseg.models.precision import autocast
 from rescueseg.models.precision_trial import difference as relative_difference
 from rescueseg.models.precision_trial import windows
 from rescueseg.models.predictor import EAGER
@@ -203,7 +204,7 @@ def measure_speed(subject: Subject, ready: Ready) -> Speed:
     """Return the seconds of a pass per window, after one that does not count."""
     image, masks = _inputs(subject, ready.batch)
     network = ready.networks[0]
-    with torch.inference_mode(), _autocast(subject.device, subject.dtype):
+    with torch.inference_mode(), autocast(subject.device, subject.dtype):
         network.head(network.features(image), masks)
         features_seconds, features = _timed(subject.device, lambda: network.features(image))
         head_seconds, _ = _timed(subject.device, lambda: network.head(features, masks))
@@ -264,7 +265,7 @@ def _inputs(subject: Subject, batch: int) -> tuple[Tensor, tuple[Tensor, ...] | 
 
 
 def _pass(network: SplitNetwork, image: Tensor, masks: tuple[Tensor, ...] | None, dtype: torch.dtype | None) -> Tensor:
-    with torch.inference_mode(), _autocast(image.device, dtype):
+    with torch.inference_mode(), autocast(image.device, dtype):
         return network.head(network.features(image), masks)
 
 
@@ -272,10 +273,6 @@ def _says(subject: Subject, logits: Tensor) -> Tensor:
     """Return the class probabilities, and behind them the shares of the largest border distance."""
     classes = subject.plan.n_classes + 1
     return torch.cat([logits[:, :classes].float().softmax(dim=1), logits[:, classes:].float().sigmoid()], dim=1)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _note(name: str, error: UnfitError) -> str:

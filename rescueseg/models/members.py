@@ -20,7 +20,7 @@ from rescueseg.models.forward import pad_batch
 from rescueseg.models.forward_choice import Ready, choose, set_up_or_eager
 from rescueseg.models.forward_speed import Subject, Work
 from rescueseg.models.nnunet.plan import NnUNetNetwork
-from rescueseg.models.precision import Precision, choose_precision
+from rescueseg.models.precision import Precision, autocast, choose_precision
 from rescueseg.models.predictor import PROBABILITY, Group, Output, class_probabilities
 from rescueseg.models.resample import Resampling, resample
 from rescueseg.models.split_network import SampleKey, SplitNetwork
@@ -234,14 +234,14 @@ class NetworksPredictor:
         ready = self._ready_for(precision)
         parts = self._parts(len(images), precision, ready.batch)
         for (n, network), (index, symmetry) in itertools.product(enumerate(ready.networks), enumerate(self.symmetries)):
-            with torch.inference_mode(), self._autocast(precision):
+            with torch.inference_mode(), autocast(self._device, precision.dtype):
                 turned = [pad_batch(symmetry.apply(images[part]), ready.batch) for part in parts]
                 prepared = [self._prepare(network, part) for part in turned]
                 shared = self._shared(network, prepared, [part.stop - part.start for part in parts], size, symmetry)
             for sample in range(self._samples):
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
-                    with self._autocast(precision):
+                    with autocast(self._device, precision.dtype):
                         said = [self._logits(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
                     logits = torch.cat(said) if len(said) > 1 else said[0]
                     member = self._outputs_of(symmetry.invert(logits).float(), size)
@@ -360,10 +360,6 @@ class NetworksPredictor:
             start = parts[-1].stop
             parts.append(slice(start, start + max(n for n in sizes if n <= count - start)))
         return parts[1:]
-
-    def _autocast(self, precision: Precision) -> torch.autocast:
-        dtype = precision.dtype
-        return torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def batch_sizes(window: ZYX, voxels: int | None = None) -> tuple[int, ...]:

@@ -29,7 +29,10 @@ from rescueseg.storage import digest_json, file_digest, replace_atomically
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = ("trial.py", "precision.py", "precision_trial.py", "layout.py", "unet/network.py", "nnunet/network.py")
+_SOURCES = (
+    *("trial.py", "precision.py", "precision_trial.py", "layout.py", "split_network.py"),
+    *("unet/network.py", "nnunet/network.py"),
+)
 """Files of this package that decide what is tried and how it is judged."""
 _START = "import gc, runpy; gc.disable(); runpy.run_module('rescueseg.models.precision_trial', run_name='__main__')"
 TRIAL_COMMAND = (sys.executable, "-c", _START)
@@ -72,6 +75,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return None
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context in which a network computes in a type of mixed precision; None for none: all is float32."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def choose_precision(device: torch.device, trial: Trial) -> Precision:

@@ -1,10 +1,54 @@
-"""The weights of an ensemble in one file, for every family."""
+"""The weights of networks, whatever their family: the first ones, those of a model, and an ensemble's in one file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from rescueseg.randomness import keyed_generator
+
+
+@contextmanager
+def first_weights(seed: int) -> Iterator[None]:
+    """Let the weights of layers that are made here follow from a seed; the global generator is left as it was.
+
+    Examples
+    --------
+    >>> with first_weights(7):
+    ...     first = nn.Linear(2, 2)
+    >>> with first_weights(7):
+    ...     second = nn.Linear(2, 2)
+    >>> torch.equal(first.weight, second.weight)
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keyed_generator(seed, "weights").integers(2**62)))
+        yield
+
+
+def set_all_weights(network: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Load all weights of a network.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Gets them.
+    own : mapping of str to Tensor
+        Those it has, each under one name.
+    weights : mapping of str to Tensor
+        Of the same names and shapes.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are those of another architecture.
+    """
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise ValueError("the weights are those of another architecture")
+    network.load_state_dict(weights, strict=False)
 
 
 def join_members(weights: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

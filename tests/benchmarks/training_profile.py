@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "80k, narrow 8…64": LARGER | {"unet": {"channels": [8, 16, 32, 64]}},
     "80k, wide 24…192": LARGER | {"unet": {"channels": [24, 48, 96, 192]}},
     "80k, rate 1e-2": LARGER | {"learning_rate": 1e-2},
-    "80k, constant rate": LARGER | {"rescueseg.models.unet.loop.cosine_rate": constant_rate},
+    "80k, constant rate": LARGER | {"rescueseg.models.network_run.cosine_rate": constant_rate},
     "80k, no dropout": LARGER | {"dropout": 0.0},
     "80k, average of weights": LARGER | {"unet": {"ema": 0.99}},
     "80k, batch 1": LARGER | {"batch_size": 1},

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from cellpose.resnet_torch import CPnet
 from torch import Tensor
 
 from rescueseg.models.cellpose.plan import CellposePlan
-from rescueseg.models.split_network import SampleKey, SplitNetwork
+from rescueseg.models.split_network import SampleKey, SplitNetwork, draw_channel_masks
 from rescueseg.models.threads import keep_threads
-from rescueseg.randomness import keyed_generator
+from rescueseg.models.weights import first_weights, set_all_weights
 
 keep_threads()  # OpenCV, which Cellpose imports, lets OpenMP start fewer
 
@@ -116,11 +115,8 @@ class CellposeNetwork(SplitNetwork):
         tuple of Tensor
             One mask of shape (n, channels, 1, 1): all planes of a window drop the same channels.
         """
-        draws = np.stack([keyed_generator(*key, "dropout").random(self.width) for key in keys])
-        kept = draws >= self.rate
-        kept[np.arange(len(draws)), draws.argmax(axis=1)] = True
-        rows = torch.from_numpy((kept / (1.0 - self.rate)).astype(np.float32))
-        return (rows.to(device)[..., None, None],)
+        [mask] = draw_channel_masks(keys, 1, self.width, self.rate, device)
+        return (mask[..., None, None],)
 
 
 def lay_out(planes: Tensor) -> Tensor:
@@ -130,8 +126,7 @@ def lay_out(planes: Tensor) -> Tensor:
 
 def build_network(plan: CellposePlan, seed: int) -> CellposeNetwork:
     """Return a network whose first weights follow from the seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(keyed_generator(seed, "weights").integers(2**62)))
+    with first_weights(seed):
         return CellposeNetwork(plan)
 
 
@@ -143,7 +138,11 @@ def set_weights(network: CellposeNetwork, weights: dict[str, Tensor]) -> None:
     ValueError
         If names or shapes are those of another architecture.
     """
-    own = network.state_dict()
-    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        raise ValueError("the weights are those of another architecture")
-    network.load_state_dict(weights)
+    set_all_weights(network, network.state_dict(), weights)
+
+
+def trained_network(plan: CellposePlan, weights: dict[str, Tensor]) -> CellposeNetwork:
+    """Return a network with the weights of a model; raises as `set_weights`."""
+    network = build_network(plan, seed=0)
+    set_weights(network, weights)
+    return network

@@ -7,22 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
 from rescueseg.geometry import ZYX, Spacing, resampled_shape
-from rescueseg.models.cellpose.network import FLOW_SCALE, CellposeNetwork, build_network, set_weights
+from rescueseg.models.cellpose.network import FLOW_SCALE, CellposeNetwork, trained_network
 from rescueseg.models.cellpose.plan import CellposePlan, inference_window
-from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.committed_networks import load_networks
 from rescueseg.models.members import GPU_BATCH_VOXELS, batch_sizes, symmetries
-from rescueseg.models.precision import autocast_dtype
+from rescueseg.models.precision import autocast, autocast_dtype
 from rescueseg.models.predictor import AXES, FLOW, PROBABILITY, Group, Output, class_probabilities
 from rescueseg.models.resample import resample
 from rescueseg.models.threads import keep_threads
-from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
 
@@ -88,12 +85,12 @@ class CellposePredictor:
         together = 1 if self._device.type == "cpu" else batch_sizes(self._window, GPU_BATCH_VOXELS)[-1]
         parts = [slice(start, start + together) for start in range(0, len(images), together)]
         for (n, network), (index, symmetry) in itertools.product(enumerate(self._networks), enumerate(self.symmetries)):
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast(self._device, self._dtype):
                 prepared = [network.features(symmetry.apply(images[part]).contiguous()) for part in parts]
             for sample in range(self._samples):
                 with torch.inference_mode():
                     sites = [(key, n, index, sample) for key in keys]
-                    with self._autocast():
+                    with autocast(self._device, self._dtype):
                         said = [self._head(network, p, sites[s]) for p, s in zip(prepared, parts, strict=True)]
                     values = torch.cat(said).float()
                     flow = symmetry.invert(values[:, :3], FLOWS) / FLOW_SCALE
@@ -106,9 +103,6 @@ class CellposePredictor:
         masks = network.dropout_masks(keys, self._device) if self._plan.dropout > 0 else None
         return network.head(prepared, masks)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None)
-
 
 def load_predictor(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> CellposePredictor:
     """Load a finished model of a campaign; nothing is unpickled.
@@ -116,13 +110,7 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
     Raises
     ------
     InferenceError
-        If the files are not those that the reference's digest names.
+        As `load_networks`.
     """
-    weights, description = read_committed(storage, model)
-    networks = []
-    with model_errors(f"{storage.url}/{model.path}", InferenceError):
-        plan = CellposePlan.model_validate(description["plan"])
-        for own in split_members(safetensors.torch.load(weights), plan.members):
-            networks.append(build_network(plan, seed=0))
-            set_weights(networks[-1], own)
+    plan, networks, _ = load_networks(storage, model, CellposePlan, trained_network)
     return CellposePredictor(networks, plan, config, device)

@@ -19,18 +19,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from rescueseg.config import TrainingConfig
-from rescueseg.errors import TrainingError
 from rescueseg.geometry import zyx
 from rescueseg.models import checkpoints
 from rescueseg.models.files import member_folder
 from rescueseg.models.layout import as_channels_last, lay_channels_last, lay_moments_as_weights
 from rescueseg.models.learning_rate import cosine_rate
+from rescueseg.models.network_run import check_loss
 from rescueseg.models.nnunet.batches import BatchKey, Series, following_batch, series_of_batches
 from rescueseg.models.nnunet.network import own_weights
 from rescueseg.models.nnunet.plan import PROFILES, Job, NnUNetNetwork, dropout, peak_rate
 from rescueseg.models.nnunet.step_dropout import draw_dropout_from
 from rescueseg.models.overlap_loss import PartialDiceCELoss
-from rescueseg.models.precision import choose_precision
+from rescueseg.models.precision import autocast, choose_precision
 from rescueseg.models.prepared_batches import leaves_core_idle
 from rescueseg.models.resample import resample
 from rescueseg.models.trial import Trial
@@ -217,13 +217,7 @@ class CampaignTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.device.type == "cpu":
             self.step_generator.manual_seed(self.seed_of("dropout", self.step))
         result: dict[str, Any] = super().train_step(batch)
-        value = float(result["loss"])
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is no longer a number at step {self.step + 1}",
-                where=self.job.work_dir,
-                todo="Lower training.learning_rate",
-            )
+        value = check_loss(float(result["loss"]), self.step, self.job.work_dir)
         entry = {"step": self.step + 1.0, "loss": value, "learning_rate": rate}
         self.history.append(entry)
         if self.step < self.iterations and self.step % self.epoch_steps:
@@ -365,7 +359,7 @@ def _on_cpu(forward: Callable[[Tensor], Any], dtype: torch.dtype | None) -> Call
         return logits.to(torch.float32, memory_format=torch.contiguous_format)
 
     def laid_out(images: Tensor) -> Any:
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(torch.device("cpu"), dtype):
             logits = forward(as_channels_last(images))
         return [plain(stage) for stage in logits] if isinstance(logits, list) else plain(logits)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rescueseg.models.nnunet.plan import ARCHITECTURES, NnUNetNetwork
 from rescueseg.models.split_network import SampleKey, SplitNetwork
+from rescueseg.models.weights import set_all_weights
 from rescueseg.randomness import keyed_generator
 
 
@@ -32,10 +33,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     ValueError
         If names or shapes are those of another architecture.
     """
-    own = own_weights(network)
-    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        raise ValueError("the weights are those of another architecture")
-    network.load_state_dict(weights, strict=False)
+    set_all_weights(network, own_weights(network), weights)
 
 
 class KeyedDropout(nn.Module):
@@ -113,6 +111,13 @@ def build_network(plan: NnUNetNetwork) -> nn.Module:
     network: nn.Module = pydoc.locate(ARCHITECTURES[plan.architecture])(  # type: ignore[operator]
         input_channels=plan.in_channels, num_classes=plan.n_classes + 1, deep_supervision=False, **arguments
     )
+    return network
+
+
+def trained_network(plan: NnUNetNetwork, weights: dict[str, Tensor]) -> nn.Module:
+    """Return a network with the weights of a model; raises as `load_weights`."""
+    network = build_network(plan)
+    load_weights(network, weights)
     return network
 
 

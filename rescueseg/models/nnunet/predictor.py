@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import safetensors.torch
 from torch import nn
 
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
 from rescueseg.geometry import round_up
-from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.committed_networks import load_networks
 from rescueseg.models.members import NetworkInput, NetworksPredictor
-from rescueseg.models.nnunet.network import MaskedNetwork, build_network, load_weights
+from rescueseg.models.nnunet.network import MaskedNetwork, trained_network
 from rescueseg.models.nnunet.plan import NnUNetPlan
 from rescueseg.models.resample import Resampling, resample, resample_by_multiples
-from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
 
@@ -70,14 +67,10 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
     Raises
     ------
     InferenceError
-        If the files are not those that the reference's digest names.
+        As `load_networks`.
     """
-    weights, description = read_committed(storage, model)
-    networks = []
-    with model_errors(f"{storage.url}/{model.path}", InferenceError):
-        plan = NnUNetPlan.model_validate(description["plan"])
-        for own in split_members(safetensors.torch.load(weights), plan.members):
-            networks.append(build_network(plan.network))
-            load_weights(networks[-1], own)
-        resampling = resample if description.get("format", 0) >= _CELL_MEANS else resample_by_multiples
+    plan, networks, number = load_networks(
+        storage, model, NnUNetPlan, lambda plan, weights: trained_network(plan.network, weights)
+    )
+    resampling = resample if number >= _CELL_MEANS else resample_by_multiples
     return NnUNetPredictor(networks, plan, config, device, resampling)

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-import safetensors.torch
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from torch import Tensor
@@ -28,7 +27,8 @@ from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
 from rescueseg.errors import RescuesegError, storage_errors
 from rescueseg.models import checkpoints
-from rescueseg.models.files import model_errors, read_warm_start
+from rescueseg.models.ensemble_training import earlier_plan, earlier_weights
+from rescueseg.models.files import model_errors
 from rescueseg.models.nnunet.dataset import Dataset, write_dataset
 from rescueseg.models.nnunet.folds import choose_folds
 from rescueseg.models.nnunet.loop import CampaignTrainer, Report
@@ -38,8 +38,8 @@ from rescueseg.models.nnunet.planner import PLANS, plan_dataset
 from rescueseg.models.nnunet.ranks import watch
 from rescueseg.models.nnunet.settings import NnUNetSettings
 from rescueseg.models.threads import set_threads
-from rescueseg.models.trainer import WEIGHTS_FILE, check_gpus, ignore_progress, unlabelled_warnings
-from rescueseg.models.weights import join_members, split_members
+from rescueseg.models.trainer import check_gpus, ignore_progress, unlabelled_warnings
+from rescueseg.models.weights import join_members
 from rescueseg.storage import Storage, write_atomically
 
 
@@ -108,10 +108,11 @@ def run(job: Job, channel: TextIO) -> None:
     preprocessed.mkdir(parents=True)
     dataset = write_dataset(volumes, job.snapshot, job.spacing_um_zyx, raw)
     warnings = unlabelled_warnings(config.classes, dataset.unlabelled_classes)
-    earlier = _earlier_plan(job)
-    plan, reason = plan_dataset(job, training, earlier, preprocessed)
+    folder = Path(job.warm_start) if job.warm_start else None
+    found = earlier_plan(folder, NnUNetPlan)
+    plan, reason = plan_dataset(job, training, found[0] if found else None, preprocessed)
     check_gpus(training.gpus, job.device, torch.cuda.device_count(), plan.batch_size)
-    start = None if reason else earlier
+    start = None if reason else folder
     folds = choose_folds(dataset.cases, training.members, volumes.shared_places())
     (preprocessed / "splits_final.json").write_text(json.dumps(folds))
     trainers, seconds = [], 0.0
@@ -122,26 +123,19 @@ def run(job: Job, channel: TextIO) -> None:
     shutil.rmtree(job.folder)
 
 
-def _earlier_plan(job: Job) -> NnUNetPlan | None:
-    """Return the plan of the model to start from."""
-    if job.warm_start is None:
-        return None
-    model = read_warm_start(Path(job.warm_start))
-    assert model is not None, "a folder is named"
-    with model_errors(job.warm_start):
-        return NnUNetPlan.model_validate(model.description["plan"])
-
-
 def _train(
-    job: Job, config: TrainingConfig, earlier: NnUNetPlan | None, member: int, folded: bool, channel: TextIO
+    job: Job, config: TrainingConfig, start: Path | None, member: int, folded: bool, channel: TextIO
 ) -> CampaignTrainer:
-    """Train a network; on several GPUs this process is the first of nnU-Net's DDP, and the others are started here."""
+    """Train a network, from the model in `start` if one is named.
+
+    On several GPUs this process is the first of nnU-Net's DDP, and the others are started here.
+    """
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         first = member * (config.iterations or PROFILES[config.profile].iterations)
         print(json.dumps({"step": first + step, "metrics": dict(metrics)}), file=channel)
 
-    weights = _earlier_weights(job, earlier, member)
+    weights = earlier_weights(start, member)
     if config.gpus == 1:
         return _fit(job, config, member, folded, weights, report)
     shared = (job, config, member, folded, weights)
@@ -166,15 +160,6 @@ def _lost_rank(job: Job, message: str) -> list[str]:
         job.work_dir,
         "Read nnunet.log there, and run again: the last checkpoint is kept",
     ]
-
-
-def _earlier_weights(job: Job, earlier: NnUNetPlan | None, member: int) -> dict[str, Tensor] | None:
-    """Return the weights to start from; networks beyond the earlier model's begin again with its first."""
-    if earlier is None:
-        return None
-    with model_errors(str(job.warm_start)):
-        tensors = safetensors.torch.load_file(Path(str(job.warm_start), WEIGHTS_FILE))
-    return split_members(tensors, earlier.members)[member % earlier.members]
 
 
 def _other_rank(
@@ -220,25 +205,23 @@ def _export(
     seconds: float,
 ) -> None:
     """Commit the finished model."""
-    description = {
-        "format": FORMAT,
-        "trainer": NAME,
-        "request": job.identity,
-        "plan": plan.to_json(),
-        "classes": list(job.config["classes"]),
-        "seed": job.seed,
-        "generation": job.snapshot.generation,
-        "snapshot": job.snapshot.digest,
-        "cases": len(dataset.cases),
-        "warnings": warnings,
-    }
+    description = checkpoints.describe_model(
+        trainer=NAME,
+        number=FORMAT,
+        request=job.identity,
+        plan=plan.to_json(),
+        classes=job.config["classes"],
+        seed=job.seed,
+        snapshot=job.snapshot,
+        warnings=warnings,
+    )
     log = {
         "seconds": seconds,
         "losses": [entry for trainer in trainers for entry in trainer.history],
         "notes": sorted({trainer.note for trainer in trainers if trainer.note}),
     }
     weights = join_members([own_weights(trainer.bare_network) for trainer in trainers])
-    checkpoints.export_model(Path(job.work_dir), weights, description, log)
+    checkpoints.export_model(Path(job.work_dir), weights, description | {"cases": len(dataset.cases)}, log)
 
 
 if __name__ == "__main__":

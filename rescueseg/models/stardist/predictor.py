@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
-from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.committed_networks import load_networks
 from rescueseg.models.members import NetworkInput, NetworksPredictor, Symmetry
 from rescueseg.models.polyhedra import star_directions
 from rescueseg.models.predictor import EAGER, OBJECT_PROBABILITY, STAR_DISTANCE, Output
 from rescueseg.models.split_network import SampleKey, SplitNetwork
 from rescueseg.models.stardist.plan import StarDistPlan
-from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
+from rescueseg.models.unet.network import StridedUNet, trained_network
 from rescueseg.models.unet.plan import inference_window
-from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
 
@@ -111,13 +108,9 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
     Raises
     ------
     InferenceError
-        If the files are not those that the reference's digest names.
+        As `load_networks`.
     """
-    weights, description = read_committed(storage, model)
-    networks = []
-    with model_errors(f"{storage.url}/{model.path}", InferenceError):
-        plan = StarDistPlan.model_validate(description["plan"])
-        for own in split_members(safetensors.torch.load(weights), plan.members):
-            networks.append(build_network(plan.network, seed=0))
-            set_weights(networks[-1], own)
+    plan, networks, _ = load_networks(
+        storage, model, StarDistPlan, lambda plan, weights: trained_network(plan.network, weights)
+    )
     return StarDistPredictor(networks, plan, config, device)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
-from rescueseg.models.split_network import SampleKey, SplitNetwork
+from rescueseg.models.split_network import SampleKey, SplitNetwork, draw_channel_masks
 from rescueseg.models.unet.plan import NetworkPlan
-from rescueseg.randomness import keyed_generator
+from rescueseg.models.weights import first_weights, set_all_weights
 
 _NORM = ("instance", {"affine": True})
 _ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
@@ -141,10 +140,8 @@ class StridedUNet(SplitNetwork):
         tuple of Tensor
             Two masks of shape (n, channels, 1, 1, 1); at least one channel of each row stays.
         """
-        width, rate = self.plan.channels[0], self.plan.dropout
-        rows = np.stack([_mask_row(key, width, rate) for key in keys])
-        masks = torch.from_numpy(rows).to(device)[..., None, None, None]
-        return masks[:, 0], masks[:, 1]
+        masks = draw_channel_masks(keys, 2, self.plan.channels[0], self.plan.dropout, device)
+        return tuple(mask[..., None, None, None] for mask in masks)
 
 
 def _more_head(plan: NetworkPlan) -> nn.Module:
@@ -156,17 +153,9 @@ def _more_head(plan: NetworkPlan) -> nn.Module:
     )
 
 
-def _mask_row(key: tuple[int | str, ...], width: int, rate: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    draws = keyed_generator(*key, "dropout").random((2, width))
-    mask = draws >= rate
-    mask[np.arange(2), draws.argmax(axis=1)] = True
-    return (mask / (1.0 - rate)).astype(np.float32)
-
-
 def build_network(plan: NetworkPlan, seed: int) -> StridedUNet:
     """Return a network whose first weights follow from the seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(keyed_generator(seed, "weights").integers(2**62)))
+    with first_weights(seed):
         return StridedUNet(plan)
 
 
@@ -202,7 +191,11 @@ def set_weights(network: StridedUNet, weights: dict[str, Tensor]) -> None:
     ValueError
         If names or shapes are those of another architecture.
     """
-    own = get_weights(network)
-    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        raise ValueError("the weights are those of another architecture")
-    network.load_state_dict(weights, strict=False)
+    set_all_weights(network, get_weights(network), weights)
+
+
+def trained_network(plan: NetworkPlan, weights: dict[str, Tensor]) -> StridedUNet:
+    """Return a network with the weights of a model; raises as `set_weights`."""
+    network = build_network(plan, seed=0)
+    set_weights(network, weights)
+    return network

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from rescueseg.config import InferenceConfig
-from rescueseg.errors import InferenceError
-from rescueseg.models.files import model_errors, read_committed
+from rescueseg.models.committed_networks import load_networks
 from rescueseg.models.members import NetworkInput, NetworksPredictor
 from rescueseg.models.predictor import BORDER_DISTANCE, Output
 from rescueseg.models.resample import Resampling, resample, resample_by_multiples
-from rescueseg.models.unet.network import StridedUNet, build_network, set_weights
+from rescueseg.models.unet.network import StridedUNet, trained_network
 from rescueseg.models.unet.plan import TrainingPlan, inference_window
-from rescueseg.models.weights import split_members
 from rescueseg.records import ModelReference
 from rescueseg.storage import Storage
 
@@ -77,14 +74,10 @@ def load_predictor(storage: Storage, model: ModelReference, config: InferenceCon
     Raises
     ------
     InferenceError
-        If the files are not those that the reference's digest names.
+        As `load_networks`.
     """
-    weights, description = read_committed(storage, model)
-    networks = []
-    with model_errors(f"{storage.url}/{model.path}", InferenceError):
-        plan = TrainingPlan.model_validate(description["plan"])
-        for own in split_members(safetensors.torch.load(weights), plan.members):
-            networks.append(build_network(plan.network, seed=0))
-            set_weights(networks[-1], own)
-        resampling = resample if description.get("format", 0) >= _CELL_MEANS else resample_by_multiples
+    plan, networks, number = load_networks(
+        storage, model, TrainingPlan, lambda plan, weights: trained_network(plan.network, weights)
+    )
+    resampling = resample if number >= _CELL_MEANS else resample_by_multiples
     return UNetPredictor(networks, plan, config, device, resampling)

@@ -49,7 +49,7 @@ def test_a_network_that_is_done_takes_no_time_while_the_next_one_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("rescueseg.models.unet.loop.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("rescueseg.models.network_run.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def tick(*_: object) -> None:
         clock[0] += 1.0

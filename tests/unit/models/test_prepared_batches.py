@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rescueseg.errors import StorageError
+from rescueseg.models.network_run import RunStart
 from rescueseg.models.prepared_batches import PreparedBatches, leaves_core_idle
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.augment import Augmentation
@@ -135,7 +136,7 @@ def test_a_training_takes_the_same_steps_whether_a_thread_prepares_its_batches_o
     runs = []
     for beside in (False, True):
         data = TrainingSet(campaign.volumes, snapshot, plan)
-        run = Run(tmp_path / f"{beside}", "id", data, plan, Objective(data, plan), seed=1, device="cpu", weights=None)
+        run = Run(RunStart(tmp_path / f"{beside}", "id", seed=1), data, plan, Objective(data, plan))
         run.batches = PreparedBatches(run._prepare, run._following, beside=beside)
         with run.batches:
             for _ in range(STEPS):

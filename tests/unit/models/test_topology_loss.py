@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rescueseg.config import TrainingConfig
+from rescueseg.models.network_run import RunStart
 from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.registry import get_trainer
 from rescueseg.models.survey import Survey
@@ -237,7 +238,7 @@ def test_the_average_follows_the_weights_and_survives_a_kill(tmp_path: Path) -> 
 
     def start() -> Run:
         data = TrainingSet(campaign.volumes, snapshot, plan)
-        return Run(tmp_path / "run", "id", data, plan, Objective(data, plan), seed=1, device="cpu", weights=None)
+        return Run(RunStart(tmp_path / "run", "id", seed=1), data, plan, Objective(data, plan))
 
     run = start()
     name = next(iter(run.weights))

@@ -14,6 +14,7 @@ from rescueseg.config import TrainingConfig
 from rescueseg.geometry import Box
 from rescueseg.models import checkpoints
 from rescueseg.models.files import CHECKPOINT_FILE
+from rescueseg.models.learning_rate import cosine_rate
 from rescueseg.models.members import symmetries
 from rescueseg.models.overlap_loss import PartialDiceCELoss
 from rescueseg.models.precision import autocast_dtype, bfloat16_verdict
@@ -21,7 +22,6 @@ from rescueseg.models.survey import Survey
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.trial import Trial
 from rescueseg.models.unet.augment import Augmentation
-from rescueseg.models.unet.loop import learning_rate
 from rescueseg.models.unet.network import build_network, get_weights, set_weights
 from rescueseg.models.unet.plan import TrainingPlan, make_plan
 from rescueseg.models.unet.trainer import MonaiUNetTrainer, plan_training
@@ -256,8 +256,7 @@ def test_symmetries_differ_and_turn_back(square: bool, count: int) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    plan = small_plan(iterations=100, learning_rate=0.01)
-    rates = [learning_rate(plan, step) for step in range(100)]
+    rates = [cosine_rate(0.01, step, 100) for step in range(100)]
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] == pytest.approx(0.001)
     assert 0 < rates[-1] < 1e-5

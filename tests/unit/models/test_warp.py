@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rescueseg.config import TrainingConfig
 from rescueseg.geometry import ZYX, Spacing
+from rescueseg.models.network_run import RunStart
 from rescueseg.models.survey import Survey
 from rescueseg.models.training_items import TrainingSet
 from rescueseg.models.unet.augment import random_blur
@@ -163,12 +164,12 @@ def test_a_training_reads_each_window_with_the_margin_of_its_warp_and_warps_it(t
     snapshot = make_snapshot(campaign, BOXES)
     plan = plan_training(campaign.config, campaign.volumes, snapshot)
     data = TrainingSet(campaign.volumes, snapshot, plan)
-    run = Run(tmp_path, "a training", data, plan, Objective(data, plan), seed=7, device="cpu", weights=None)
+    run = Run(RunStart(tmp_path, "a training", seed=7), data, plan, Objective(data, plan))
     recorder, moved = Recorder(), []
     run.augment = recorder  # type: ignore[assignment]
     for step in range(80):
         run.step = step
-        images, labels, _ = run._batch()
+        images, labels, _ = run._tensors(run.batches.take(step))
         drawn = [draw_warp(plan, 7, step, i) for i in range(3)]
         for i, (warp, given) in enumerate(zip(drawn, recorder.warps[3 * step : 3 * step + 3], strict=True)):
             assert np.array_equal(warp.matrix, given.matrix)
