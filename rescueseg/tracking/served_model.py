@@ -23,7 +23,11 @@ from rescueseg.volumes.normalise import measure, normalise
 
 
 class SegmentationModel(PythonModel):
-    """Class probabilities of one image in memory; whole volumes go through `rescueseg.inference.engine`."""
+    """Class probabilities of one image in memory; whole volumes go through `rescueseg.inference.engine`.
+
+    That is all it gives, whatever the family: of StarDist and Cellpose too, where objects are numbered, neither rays nor flows
+    nor numbers. Numbered objects of whole volumes are what ``rescueseg segment`` makes.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load weights and description (safetensors and JSON) from the stored folder."""
@@ -57,7 +61,8 @@ class SegmentationModel(PythonModel):
         Returns
         -------
         ndarray, (K + 1)zyx
-            float32, background first: the mean over dropout samples and symmetries.
+            float32, background first: the mean over networks, dropout samples and symmetries. The class of a voxel is
+            ``argmax(axis=0)``; objects are not told apart.
 
         Raises
         ------

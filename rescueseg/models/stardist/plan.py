@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig
-from rescueseg.errors import ConfigError
 from rescueseg.models.stardist.settings import StarDistSettings
 from rescueseg.models.survey import Survey, survey_snapshot
 from rescueseg.models.trainer import Outline
-from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan
+from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, check_levels, make_plan
 from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.records import Snapshot
 
@@ -58,9 +57,7 @@ def make_stardist_plan(
         If `training.stardist.channels` names fewer than three levels.
     """
     own = StarDistSettings.of(settings.training)
-    if own.channels is not None and len(own.channels) < 3:
-        where = "training.stardist.channels"
-        raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
+    check_levels(own.channels, "training.stardist.channels")
     base = make_plan(
         settings.training, survey, n_classes, settings=UNetSettings(channels=own.channels), network=network
     )

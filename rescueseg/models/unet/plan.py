@@ -15,6 +15,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
+from rescueseg.errors import ConfigError
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, isotropic_shape, round_up, same_spacing, zyx
 from rescueseg.models.inference_window import plan_inference_window
 from rescueseg.models.survey import Survey, scratch_reason, survey_snapshot
@@ -204,6 +205,18 @@ def warm_start_network(
         reason = scratch_reason({"training.window_zyx": ((old.strides, old.kernels), (new.strides, new.kernels))})
     updated = {"dropout": new.dropout, "border_distance": new.border_distance}
     return (None, reason) if reason else (old.model_copy(update=updated), "")
+
+
+def check_levels(channels: tuple[int, ...] | None, where: str) -> None:
+    """Refuse a network of fewer than three levels; None leaves the choice to the plan.
+
+    Raises
+    ------
+    ConfigError
+        It names the setting, `where`.
+    """
+    if channels is not None and len(channels) < 3:
+        raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
 
 
 def make_plan(

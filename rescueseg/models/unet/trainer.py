@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, TrainingConfig
-from rescueseg.errors import ConfigError, TrainingError
+from rescueseg.errors import TrainingError
 from rescueseg.models.ensemble_training import earlier_plan
 from rescueseg.models.network_run import RunStart
 from rescueseg.models.network_trainer import PlannedTraining, train_networks
@@ -16,7 +16,7 @@ from rescueseg.models.trainer import TrainedModel, TrainerCapabilities, Training
 from rescueseg.models.training_items import TrainingSet, border_targets, measure_objects
 from rescueseg.models.unet.loop import Run
 from rescueseg.models.unet.losses import Objective
-from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, make_plan, warm_start_network
+from rescueseg.models.unet.plan import NetworkPlan, TrainingPlan, check_levels, make_plan, warm_start_network
 from rescueseg.models.unet.predictor import load_predictor
 from rescueseg.models.unet.settings import UNetSettings
 from rescueseg.progress import StepProgress
@@ -103,10 +103,7 @@ def plan_training(
         If `training.unet.channels` names fewer than three levels.
     """
     config = settings.training
-    channels = UNetSettings.of(config).channels
-    if channels is not None and len(channels) < 3:
-        where = "training.unet.channels"
-        raise ConfigError("too few levels", where=where, todo="Name at least three, such as [16, 32, 64]")
+    check_levels(UNetSettings.of(config).channels, "training.unet.channels")
     survey = survey_snapshot(settings, volumes, snapshot)
     if not _learns_border(config, snapshot):
         border_um = None
