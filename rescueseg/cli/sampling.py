@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rescueseg.queue.store import QueueStore
     from rescueseg.records import Holdout, QueriedPatch
 
-MethodName = Literal["auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion"]
+MethodName = Literal[
+    "auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion", "cellpose"
+]
 """`auto` and each of `rescueseg.weak_labels.methods.METHODS`, named here so that ``--help`` need not import them."""
 
 
@@ -121,6 +123,14 @@ def weak_label(
     scribbles: Scribbles = None,
     ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
     from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
+    weights: Annotated[str, typer.Option(metavar="FILE", help="Weights that Cellpose 3 saved.")] = "",
+    diameter: Annotated[
+        float | None, typer.Option(metavar="UM", min=1e-6, help="Diameter of a typical object in micrometre.")
+    ] = None,
+    licence: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Licence of the weights, as their publisher says; kept beside the masks."),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose the method, and write nothing.")] = False,
 ) -> None:
     """Give the queued pool tickets a first mask, so that nobody starts from an empty one.
@@ -132,7 +142,7 @@ def weak_label(
     from rescueseg.weak_labels.prefill import weak_label as label
 
     opened = Campaign.open(campaign)
-    sources = Sources(tuple(scribbles or ()), ilp, from_campaign)
+    sources = Sources(tuple(scribbles or ()), ilp, from_campaign, weights, diameter, licence)
     with shown_progress(console) as progress:
         result = label(opened, open_queue(opened), method, sources, dry_run=dry_run, progress=progress)
     for line in describe(result, dry_run):

@@ -308,7 +308,19 @@ def _check_member(plan: InferencePlan, member: Mapping[str, Tensor], indices: Se
 
 
 def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing, overlap: float, name: str) -> Float32:
-    """Return the class probabilities of a whole image in memory, window by window: the mean over all members.
+    """Return the class probabilities of a whole image in memory, (K + 1)zyx, background first: see `predict_outputs`."""
+    return predict_outputs(predictor, image, spacing_um_zyx, overlap, name, (PROBABILITY,))[PROBABILITY]
+
+
+def predict_outputs(
+    predictor: Predictor,
+    image: Float32,
+    spacing_um_zyx: Spacing,
+    overlap: float,
+    name: str,
+    outputs: Sequence[str],
+) -> dict[str, Float32]:
+    """Return what a model says of a whole image in memory, window by window: the mean over all members.
 
     Parameters
     ----------
@@ -322,11 +334,13 @@ def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing,
         Overlap of neighbouring windows as a fraction of the window.
     name : str
         What the random numbers of the members derive from, beside each window's index.
+    outputs : sequence of str
+        Names of the model's outputs.
 
     Returns
     -------
-    ndarray of float32, (K + 1)zyx
-        Background first.
+    dict of ndarray of float32, czyx
+        By name; of the class probabilities the background is first.
     """
     whole = Box((0, 0, 0), zyx(image.shape[1:]))
     grid = WindowGrid(whole.shape_zyx, predictor.window_zyx(spacing_um_zyx), overlap)
@@ -334,7 +348,10 @@ def predict_image(predictor: Predictor, image: Float32, spacing_um_zyx: Spacing,
     for part in grid.parts(whole):
         window = read_box(image, part.window)[np.newaxis]
         members = predictor.members(window, [window_key(0, name, part.index)])
-        probabilities = [torch.as_tensor(member[PROBABILITY])[0][(slice(None), *part.cut)] for _, member in members]
-        blender.add(part, torch.stack(probabilities).mean(dim=0))
+        cut = (slice(None), *part.cut)
+        values = [torch.cat([torch.as_tensor(member[o])[0][cut] for o in outputs]) for _, member in members]
+        blender.add(part, torch.stack(values).mean(dim=0))
     blended: Float32 = blender.blended().cpu().numpy()
-    return blended
+    channels = {output.name: output.channels for output in predictor.outputs}
+    ends = np.cumsum([channels[o] for o in outputs])
+    return dict(zip(outputs, np.split(blended, ends[:-1]), strict=True))

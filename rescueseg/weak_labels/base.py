@@ -16,6 +16,7 @@ from rescueseg.volumes.normalise import Array, normalise, read_box
 
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.uint32]
 
 BLOCK_ZYX: ZYX = (64, 128, 128)
 """Largest block that is labelled at a time; bounds the memory of the feature stacks (about 200 bytes per voxel)."""
@@ -70,6 +71,15 @@ class WeakLabeller(Protocol):
         spacing_um_zyx : tuple of float
             Voxel size in micrometre.
         """
+        ...
+
+
+@runtime_checkable
+class ObjectLabeller(WeakLabeller, Protocol):
+    """A weak labeller that tells objects apart."""
+
+    def label_objects(self, image: Float32, spacing_um_zyx: Spacing) -> tuple[WeakLabel, Numbers]:
+        """Label an image, and number its objects, uint32 zyx, 0 outside of the mask; parameters as those of `label`."""
         ...
 
 
@@ -168,3 +178,40 @@ def label_box(
         if progress is not None:
             progress()
     return result
+
+
+def label_box_objects(
+    labeller: ObjectLabeller, array: Array, box: Box, normalisation: Normalisation, spacing_um_zyx: Spacing
+) -> tuple[WeakLabel, Numbers]:
+    """Label a box of a volume and number its objects, read at once with the labeller's margin.
+
+    Parameters
+    ----------
+    labeller, array, box, normalisation, spacing_um_zyx
+        As of `label_box`.
+
+    Returns
+    -------
+    WeakLabel, ndarray of uint32, zyx
+        Objects are numbered 1…N in the order of their first voxels in the box.
+    """
+    margin = labeller.margin_zyx(spacing_um_zyx)
+    image = normalise(read_box(array, box.expand(margin)), normalisation)
+    weak, numbers = labeller.label_objects(image, spacing_um_zyx)
+    inner = tuple(slice(m, m + n) for m, n in zip(margin, box.shape_zyx, strict=True))
+    return WeakLabel(weak.labels[inner].copy(), weak.confidence[inner].copy()), renumber_by_place(numbers[inner])
+
+
+def renumber_by_place(numbers: npt.NDArray[np.integer]) -> Numbers:
+    """Return objects numbered 1…N in the order of their first voxels; 0 stays.
+
+    Examples
+    --------
+    >>> renumber_by_place(np.array([[[0, 7, 7, 3, 0, 7]]])).tolist()
+    [[[0, 1, 1, 2, 0, 1]]]
+    """
+    found, first, index = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.argsort(np.where(found == 0, -1, first))
+    new = np.zeros(len(found), np.uint32)
+    new[order] = np.arange(len(found), dtype=np.uint32) + np.uint32(0 not in found)
+    return new[index].reshape(numbers.shape)

@@ -16,6 +16,12 @@ class Sources:
     scribbles: tuple[str, ...] = ()
     ilp: str = ""
     from_campaign: str = ""
+    weights: str = ""
+    """File, or for StarDist folder, of weights that were made elsewhere."""
+    diameter_um: float | None = None
+    """Of a typical object, where the method that uses the weights needs it."""
+    licence: str = ""
+    """Of the weights, as the person says."""
 
 
 class ComparedPatch(Record):
@@ -44,6 +50,22 @@ class MethodChoice(Record):
 CHOICE = RecordFile("choice", MethodChoice)
 
 
+class UsedWeights(Record):
+    """Weights from elsewhere that first masks were made with, beside the masks."""
+
+    method: str
+    weights: str
+    """Name of the file or folder."""
+    weights_digest: str
+    """The sha256 of what was read of it."""
+    licence: str
+    diameter_um: float | None = None
+
+
+WEIGHTS = RecordFile("weights", UsedWeights)
+"""In the folder of the masks."""
+
+
 class Result(Record):
     """The method, and how many tickets get a first mask by it."""
 
@@ -60,15 +82,18 @@ class Result(Record):
     """Tickets that had a first mask which is doubted now; they start empty again."""
     doubts: dict[str, str]
     """By volume: why its tickets start empty."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of the method's weights: their licence, and how they are used."""
 
 
 def describe(result: Result, dry_run: bool = False) -> list[str]:
     """Say in lines what was done, or would be."""
     ranked = sorted(result.agreements.items(), key=lambda item: -item[1])
-    lines = [f"  {name:<11} {value:.3f}  {METHODS[name]}" for name, value in ranked]
+    lines = [f"  {name:<12} {value:.3f}  {METHODS[name]}" for name, value in ranked]
     if lines:
         lines.insert(0, "Agreement with the accepted annotations (Dice, weighted by confidence):")
     lines.append(f"Method {result.method}: {result.reason}")
+    lines += result.notes
     lines += [f"Tickets of '{volume}' start empty: {doubt}" for volume, doubt in sorted(result.doubts.items())]
     if result.doubts:
         lines.append(

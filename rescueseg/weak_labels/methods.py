@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
     "classifier": "random forest on multi-scale features, trained on scribbles or accepted annotations",
     "ilastik": "your ilastik project (--ilp), where ilastik is installed",
     "champion": "the model of an earlier campaign (--from-campaign)",
+    "cellpose": "weights that Cellpose 3 saved, such as cyto3 (--weights, --diameter)",
 }
 """Every method by name, with what it does; `auto` chooses."""
 BY_PROBLEM = {"boundary": "threshold", "snr": "threshold", "topology": "tubes"}

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from rescueseg import volumes
 from rescueseg.campaign import Campaign, RecordFolder
 from rescueseg.campaign.layout import WEAK_LABEL, WEAK_LABEL_CHOICE
 from rescueseg.campaign.route import TRIAGE_SUMMARY
@@ -21,12 +18,9 @@ from rescueseg.records import AcceptedAnnotation, VolumeRecord
 from rescueseg.shared_places import SharedPlaces
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.volumes.comparison import ensure_compared
-from rescueseg.volumes.image_layout import choose_chunks
-from rescueseg.volumes.normalise import normalise, read_box
-from rescueseg.volumes.subsample import sample_boxes
-from rescueseg.weak_labels.base import Float32, WeakLabeller, label_box
+from rescueseg.weak_labels.base import WeakLabeller
 from rescueseg.weak_labels.champion import ChampionLabeller, load_champion
-from rescueseg.weak_labels.choice import CHOICE, ComparedPatch, MethodChoice, Result, Sources
+from rescueseg.weak_labels.choice import CHOICE, WEIGHTS, ComparedPatch, MethodChoice, Result, Sources
 from rescueseg.weak_labels.classifier import PixelClassifier, dump_classifier, load_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller, find_ilastik, label_order
 from rescueseg.weak_labels.judgement import (
@@ -35,6 +29,7 @@ from rescueseg.weak_labels.judgement import (
     doubt_without_hint,
     stands_out,
 )
+from rescueseg.weak_labels.mask_file import mask_path, read_mask, write_mask
 from rescueseg.weak_labels.methods import (
     FITTED,
     METHODS,
@@ -46,10 +41,10 @@ from rescueseg.weak_labels.methods import (
     polarity,
     train_patches,
 )
+from rescueseg.weak_labels.published import PUBLISHED, Published, method_of, open_published
+from rescueseg.weak_labels.samples import sample_volume
 from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scribbled_volumes
 
-FIT_VOXELS = 1_000_000
-"""Voxels of a volume that a method is fitted to."""
 MOST_PATCHES = 6
 """Accepted annotations that methods are compared on: the first ones."""
 CLASSIFIER_FILE = "classifier.skops"
@@ -81,7 +76,7 @@ def weak_label(
         else the one for the triage's problem type. What "auto" chose is painted only where it is likely right: see
         `rescueseg.weak_labels.judgement`.
     sources : Sources, optional
-        Scribbles, ilastik project, other campaign.
+        Scribbles, ilastik project, other campaign, weights from elsewhere.
     dry_run : bool
         Choose, and write nothing.
     progress : callable, optional
@@ -107,10 +102,16 @@ def weak_label(
     folder = work.folder(choice)
     doubts = work.doubts(chosen, waiting, folder) if chosen else {}
     empty = {t.ticket_id for t in waiting if chosen and (t.volume_id in doubts or work.starts_empty(chosen, folder, t))}
-    due = [t for t in waiting if t.ticket_id not in empty and t.prefill != _mask_path(folder, t)]
+    due = [t for t in waiting if t.ticket_id not in empty and t.prefill != mask_path(folder, t)]
     wrong = [t for t in waiting if t.ticket_id in empty and chosen and work.is_doubted(chosen, t)]
     result = Result(
-        method=choice, reason=reason, agreements=table, tickets=len(due), n_taken_back=len(wrong), doubts=doubts
+        method=choice,
+        reason=reason,
+        agreements=table,
+        tickets=len(due),
+        n_taken_back=len(wrong),
+        doubts=doubts,
+        notes=work.notes(choice),
     )
     if dry_run or not (due or chosen):
         return result
@@ -118,10 +119,6 @@ def weak_label(
         RecordFolder(campaign.storage, WEAK_LABEL_CHOICE.top).write(CHOICE, chosen)
     taken_back = sum(work.start_from(t, None, choice) for t in wrong)
     return work.label(choice, folder, due, chosen, result.model_copy(update={"n_taken_back": taken_back}))
-
-
-def _mask_path(folder: str, ticket: TicketRecord) -> str:
-    return WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.npz")
 
 
 class _Prefill:
@@ -136,6 +133,7 @@ class _Prefill:
         ]
         self._labellers_by_method: dict[str, Mapping[str, WeakLabeller]] = {}
         self._loaded_champion: tuple[ChampionLabeller, str] | None = None
+        self._opened: dict[str, Published] = {}
 
     # choosing ---------------------------------------------------------------------------------------------------------
 
@@ -158,18 +156,21 @@ class _Prefill:
         """Return, by volume, why its tickets start empty."""
         if choice.doubt:
             return dict.fromkeys(sorted({t.volume_id for t in waiting}), choice.doubt)
-        names = sorted({t.volume_id for t in waiting if t.prefill != _mask_path(folder, t)})
+        names = sorted({t.volume_id for t in waiting if t.prefill != mask_path(folder, t)})
         if choice.method not in FITTED or self.accepted or choice.method == "membranes":
             return {}  # that these are meant, the user or annotated voxels have said
-        found = {n: doubt_without_hint(self._sample(self.volumes[n]), self.volumes[n].spacing_um_zyx) for n in names}
+        found = {
+            n: doubt_without_hint(sample_volume(self.campaign, self.volumes[n]), self.volumes[n].spacing_um_zyx)
+            for n in names
+        }
         return {name: doubt for name, doubt in found.items() if doubt}
 
     def starts_empty(self, choice: MethodChoice, folder: str, ticket: TicketRecord) -> bool:
         """Tell whether a ticket's mask was made, and does not stand out from what the method invents."""
-        path = _mask_path(folder, ticket)
+        path = mask_path(folder, ticket)
         if not self.accepted or not self.campaign.storage.exists(path):
             return False
-        return not stands_out(self.campaign.storage.read_array(path), choice.invented)
+        return not stands_out(read_mask(self.campaign.storage, path), choice.invented)
 
     def is_doubted(self, choice: MethodChoice, ticket: TicketRecord) -> bool:
         """Tell whether a ticket's own mask is of a method that the annotations speak against: the best of all is no good."""
@@ -189,6 +190,7 @@ class _Prefill:
             self.campaign.holdout_digest(),
         ]
         content += [self.sources.ilp and file_digest(self.sources.ilp), self.sources.from_campaign]
+        content += [self._published(m).digest for m in (method_of(self.sources),) if m]
         content += [triage and triage.to_json(), [v.normalisation.to_json() for v in self.volumes.values()]]
         return digest_json(content)
 
@@ -200,9 +202,8 @@ class _Prefill:
                 return MethodChoice(
                     method="classifier", reason="scribbles were given", agreements={}, compared_on=(), doubt=doubt
                 )
-            for method, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)):
-                if source:
-                    return MethodChoice(method=method, reason=f"{source} was given", agreements={}, compared_on=())
+            for method, source in self._given():
+                return MethodChoice(method=method, reason=f"{source} was given", agreements={}, compared_on=())
             if self.config.n_classes > 1:
                 raise WeakLabelError(
                     f"no method can tell {self.config.n_classes} classes apart without annotations",
@@ -214,9 +215,7 @@ class _Prefill:
         places = self.campaign.volumes.shared_places()
         patches = [self._read(a, places) for a in self.accepted[:MOST_PATCHES]]
         names = [*(FITTED if self.config.n_classes == 1 else ())]
-        names += [
-            m for m, source in (("ilastik", self.sources.ilp), ("champion", self.sources.from_campaign)) if source
-        ]
+        names += [method for method, _ in self._given()]
         labellers = {}
         for index, name in enumerate(names):
             self.progress("comparing methods", index, len(names) + 1)
@@ -240,6 +239,16 @@ class _Prefill:
             doubt=doubt_by_annotations(table[best].spared),
             invented=round(table[best].invented, 4),
         )
+
+    def _given(self) -> list[tuple[str, str]]:
+        """Return the methods whose model a person provides, and which that is."""
+        sources = self.sources
+        given = (
+            ("ilastik", sources.ilp),
+            ("champion", sources.from_campaign),
+            (method_of(sources), sources.weights),
+        )
+        return [(method, source) for method, source in given if source]
 
     def _scribbles(self) -> list[AnnotatedPatch]:
         files = scribbled_volumes(self.sources.scribbles, self.volumes).items()
@@ -270,12 +279,18 @@ class _Prefill:
         if method == "ilastik":
             find_ilastik()
             label_order(self.sources.ilp, self.config.classes)
-        if method in FITTED and self.config.n_classes > 1:
+        if (method in FITTED or method in PUBLISHED) and self.config.n_classes > 1:
             raise WeakLabelError(
                 f"the method '{method}' knows foreground alone, the campaign has {self.config.n_classes} classes",
                 where="--method",
                 todo="Use classifier, ilastik or champion",
             )
+        if method in PUBLISHED:
+            self._published(method)
+
+    def notes(self, method: str) -> tuple[str, ...]:
+        """Return what a person is told of a method's weights."""
+        return self._published(method).notes if method in PUBLISHED else ()
 
     # making -----------------------------------------------------------------------------------------------------------
 
@@ -296,6 +311,8 @@ class _Prefill:
             content = file_digest(self.sources.ilp)
         elif method == "champion":
             content = self._champion()[1]
+        elif method in PUBLISHED:
+            content = self._published(method).digest
         else:
             content = polarity(self.campaign.records.read(TRIAGE_SUMMARY))
         scaling = [[v.volume_id, v.normalisation.to_json()] for v in self.volumes.values()]
@@ -309,19 +326,16 @@ class _Prefill:
         Returns the result with what became of them counted.
         """
         labellers = self._labellers(method) if due else {}
+        if due and method in PUBLISHED:
+            record_folder = RecordFolder(self.campaign.storage, f"{WEAK_LABEL.top}/{folder}")
+            record_folder.write(WEIGHTS, self._published(method).used)
         n_claimed = n_empty = n_taken_back = 0
         for index, ticket in enumerate(due):
             self.progress(f"first masks by {method}", index, len(due))
-            path = _mask_path(folder, ticket)
+            path = mask_path(folder, ticket)
             if not self.campaign.storage.exists(path):
                 volume = self.volumes[ticket.volume_id]
-                image = volumes.open_image(self.campaign.volumes, volume.volume_id)
-                weak = label_box(
-                    labellers[volume.volume_id], image, ticket.box, volume.normalisation, volume.spacing_um_zyx
-                )
-                confidence = WEAK_LABEL.path(method=folder, file=f"{ticket.ticket_id}.confidence.npz")
-                self.campaign.storage.write_array(confidence, weak.confidence.astype(np.float16))
-                self.campaign.storage.write_array(path, weak.labels)
+                write_mask(self.campaign, labellers[volume.volume_id], volume, ticket, folder)
             if choice and self.starts_empty(choice, folder, ticket):
                 n_empty += 1
                 n_taken_back += self.is_doubted(choice, ticket) and self.start_from(ticket, None, method)
@@ -338,7 +352,7 @@ class _Prefill:
 
     def start_from(self, ticket: TicketRecord, path: str | None, method: str) -> bool:
         """Give a ticket a first mask, or none; tell whether it still waited."""
-        names = class_names(self.config.classes, self.campaign.storage.read_array(path)) if path else ()
+        names = class_names(self.config.classes, read_mask(self.campaign.storage, path)) if path else ()
         try:
             self.store.tickets.prefill(ticket.ticket_id, path, method, names)
         except QueueError:
@@ -364,21 +378,14 @@ class _Prefill:
                 for name, v in self.volumes.items()
             }
         pool_volumes = {t.volume_id for t in self.store.views.tickets(purpose="pool")}
+        needed = {name: volume for name, volume in self.volumes.items() if name in pool_volumes}
+        if method in PUBLISHED:
+            make = self._published(method).labeller
+            return {name: make(volume, sample_volume(self.campaign, volume)) for name, volume in needed.items()}
+        side = polarity(self.campaign.records.read(TRIAGE_SUMMARY))
         return {
-            name: FITTED[method](
-                self._sample(volume), volume.spacing_um_zyx, polarity(self.campaign.records.read(TRIAGE_SUMMARY))
-            )
-            for name, volume in self.volumes.items()
-            if name in pool_volumes
+            name: FITTED[method](sample_volume(self.campaign, v), v.spacing_um_zyx, side) for name, v in needed.items()
         }
-
-    def _sample(self, volume: VolumeRecord) -> list[Float32]:
-        """Return parts of a volume, normalised czyx: the same ones in every run."""
-        array = volumes.open_image(self.campaign.volumes, volume.volume_id)
-        boxes = sample_boxes(
-            volume.shape_zyx, choose_chunks(volume.shape_zyx)[0], FIT_VOXELS, self.config.seed, volume.volume_id
-        )
-        return [normalise(read_box(array, box), volume.normalisation) for box in boxes]
 
     def _classifier(self) -> PixelClassifier:
         """Train the classifier, or load the one that an earlier run trained on the same annotations."""
@@ -393,6 +400,12 @@ class _Prefill:
         classifier = train_patches(patches, self.config.n_classes, self.config.seed, dense=dense)
         self.campaign.storage.write_bytes(path, dump_classifier(classifier))
         return classifier
+
+    def _published(self, method: str) -> Published:
+        """Return the weights that a person gave, read once."""
+        if method not in self._opened:
+            self._opened[method] = open_published(method, self.sources, self.volumes.values())
+        return self._opened[method]
 
     def _champion(self) -> tuple[ChampionLabeller, str]:
         if self._loaded_champion is None:

@@ -1,0 +1,102 @@
+"""A network whose weights Cellpose 3 saved as weak labeller: flows of three orientations, averaged, and our own basins of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rescueseg.delivery.objects import objects_of_box
+from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.geometry import ZYX, Spacing, zyx
+from rescueseg.inference.boxes import predict_outputs
+from rescueseg.models.cellpose.network import CellposeNetwork
+from rescueseg.models.cellpose.published import published_plan, published_predictor
+from rescueseg.models.cellpose.weights_file import CellposeWeights
+from rescueseg.models.predictor import FLOW, PROBABILITY
+from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, from_probabilities
+from rescueseg.weak_labels.intensities import PercentileScaling
+
+PERCENTILES = (1.0, 99.0)
+"""That become 0 and 1, as in Cellpose."""
+_OVERLAP = 0.25
+
+
+@dataclass(frozen=True)
+class CellposeLabeller:
+    """Labels by a network of Cellpose 3 (Stringer et al. 2021, doi:10.1038/s41592-020-01018-x).
+
+    Parameters
+    ----------
+    network : CellposeNetwork
+        With the weights.
+    weights : CellposeWeights
+        What the file says of them.
+    diameter_um : float
+        Of a typical object: the image is resampled so that it is as wide as the network expects.
+    scaling : PercentileScaling
+        Of the volume.
+    device : str
+        A torch device.
+    """
+
+    network: CellposeNetwork
+    weights: CellposeWeights
+    diameter_um: float
+    scaling: PercentileScaling
+    device: str
+
+    name = "cellpose"
+    n_classes = 1
+
+    def margin_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        """Return the diameter: an object that touches a block is then seen whole."""
+        return zyx(math.ceil(self.diameter_um / s) for s in spacing_um_zyx)
+
+    def label(self, image: Float32, spacing_um_zyx: Spacing) -> WeakLabel:
+        """Label an image (float32 czyx) by the cell probability; see `WeakLabeller`."""
+        return from_probabilities(self._maps(image, spacing_um_zyx, (PROBABILITY,))[PROBABILITY])
+
+    def label_objects(self, image: Float32, spacing_um_zyx: Spacing) -> tuple[WeakLabel, Numbers]:
+        """Label an image and number its objects; see `ObjectLabeller`."""
+        maps = self._maps(image, spacing_um_zyx, (PROBABILITY, FLOW))
+        return flow_objects(maps[PROBABILITY], maps[FLOW], self.diameter_um, spacing_um_zyx)
+
+    def _maps(self, image: Float32, spacing_um_zyx: Spacing, outputs: tuple[str, ...]) -> dict[str, Float32]:
+        scaled = self.scaling.apply(image)
+        missing = self.weights.in_channels - len(scaled)
+        scaled = np.concatenate([scaled, np.zeros((missing, *scaled.shape[1:]), np.float32)])
+        plan = published_plan(self.weights, self.diameter_um, spacing_um_zyx, image.shape[1:])
+        predictor = published_predictor(self.network, plan, self.device)
+        return predict_outputs(predictor, scaled, spacing_um_zyx, _OVERLAP, self.name, outputs)
+
+
+def flow_objects(
+    probability: Float32, flow: Float32, diameter_um: float, spacing_um_zyx: Spacing
+) -> tuple[WeakLabel, Numbers]:
+    """Return mask and objects of what a Cellpose network says: each object is what flows together.
+
+    Parameters
+    ----------
+    probability : ndarray of float32, (2, z, y, x)
+        Background and cell.
+    flow : ndarray of float32, (3, z, y, x)
+        Along z, y, x, of unit length in objects.
+    diameter_um : float
+        Of a typical object. Flows are summed up as far as half of its radius. On the way from one object to the next the sum
+        falls by a tenth of the diameter at least; objects below a twentieth of a ball's volume join a neighbour or vanish.
+    spacing_um_zyx : tuple of float
+        Voxel size in micrometre.
+
+    Returns
+    -------
+    WeakLabel, ndarray of uint32, zyx
+        The mask holds the objects alone.
+    """
+    weak = from_probabilities(probability)
+    ball = math.pi / 6 * diameter_um**3
+    rule = ObjectRule(source="flow", depth=diameter_um / 10, farthest_um=diameter_um / 4, smallest_um3=ball / 20)
+    made = DeliveryRule(model_digest="", truth_digest="", cleanup=(CleanUp(),), objects=rule)
+    numbers = objects_of_box(weak.labels, {FLOW: flow}, made, spacing_um_zyx)
+    return WeakLabel((numbers > 0).astype(np.uint8), weak.confidence), numbers
