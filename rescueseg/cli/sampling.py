@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rescueseg.records import Holdout, QueriedPatch
 
 MethodName = Literal[
-    "auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion", "cellpose"
+    "auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion", "cellpose", "stardist"
 ]
 """`auto` and each of `rescueseg.weak_labels.methods.METHODS`, named here so that ``--help`` need not import them."""
 
@@ -123,7 +123,9 @@ def weak_label(
     scribbles: Scribbles = None,
     ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
     from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
-    weights: Annotated[str, typer.Option(metavar="FILE", help="Weights that Cellpose 3 saved.")] = "",
+    weights: Annotated[
+        str, typer.Option(metavar="PATH", help="Weights file of Cellpose 3, or folder of a StarDist model.")
+    ] = "",
     diameter: Annotated[
         float | None, typer.Option(metavar="UM", min=1e-6, help="Diameter of a typical object in micrometre.")
     ] = None,

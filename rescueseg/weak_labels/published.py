@@ -10,7 +10,7 @@ from pathlib import Path
 from rescueseg.errors import WeakLabelError
 from rescueseg.models.registry import resolve_device
 from rescueseg.records import VolumeRecord
-from rescueseg.storage import digest_json
+from rescueseg.storage import digest_json, file_digest
 from rescueseg.weak_labels.base import Float32, WeakLabeller
 from rescueseg.weak_labels.choice import Sources, UsedWeights
 from rescueseg.weak_labels.intensities import PercentileScaling
@@ -42,7 +42,9 @@ class Published:
 
 def method_of(sources: Sources) -> str:
     """Return the method that uses the weights a person gave; empty where none were given."""
-    return "cellpose" if sources.weights else ""
+    if not sources.weights:
+        return ""
+    return "stardist" if Path(sources.weights).is_dir() else "cellpose"
 
 
 def open_published(method: str, sources: Sources, volumes: Iterable[VolumeRecord]) -> Published:
@@ -90,6 +92,36 @@ def _open_cellpose(sources: Sources, volumes: Sequence[VolumeRecord]) -> Publish
     return Published(used, (_told(used), seen), labeller)
 
 
+def _open_stardist(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
+    _require(sources, "stardist", "--weights FOLDER", diameter=False, package="stardist")
+    import torch
+
+    from rescueseg.models.stardist.published import load_network
+    from rescueseg.models.stardist.published_config import WEIGHTS_FILE, rays_of, read_config
+    from rescueseg.weak_labels.stardist import PERCENTILES, StarDistLabeller
+
+    folder, device = sources.weights, resolve_device("auto")
+    config, thresholds = read_config(folder, WeakLabelError)
+    rays = rays_of(config, folder, WeakLabelError)
+    network = load_network(folder, config, WeakLabelError).to(torch.device(device))
+    for volume in volumes:
+        if volume.channels != config.n_channel_in:
+            raise WeakLabelError(
+                f"the network takes {config.n_channel_in} channels, volume '{volume.volume_id}' has {volume.channels}",
+                where=folder,
+                todo="Use a model of as many channels",
+            )
+
+    def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
+        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        return StarDistLabeller(network, rays, thresholds, scaling, device)
+
+    parts = [config.model_dump(mode="json"), thresholds.model_dump(mode="json")]
+    digest = digest_json([*parts, file_digest(str(Path(folder, WEIGHTS_FILE)))])
+    used = _used("stardist", sources, digest, _STARDIST_LICENCE)
+    return Published(used, (_told(used), _VOXELS), labeller)
+
+
 def _require(sources: Sources, method: str, options: str, *, diameter: bool, package: str) -> None:
     """Refuse a method whose weights, diameter or package are missing."""
     if not sources.weights or (diameter and not sources.diameter_um):
@@ -116,5 +148,13 @@ def _told(used: UsedWeights) -> str:
     return f"Licence of the weights: {used.licence}"
 
 
-PUBLISHED: Mapping[str, Callable[[Sources, Sequence[VolumeRecord]], Published]] = {"cellpose": _open_cellpose}
+_STARDIST_LICENCE = (
+    "the folder does not say it: whether your use of a published model, and of the data that it was trained on, is allowed "
+    "is for you to check"
+)
+_VOXELS = "StarDist's network sees voxels as they are: it finds objects about as many voxels wide as those that it has learned from"
+PUBLISHED: Mapping[str, Callable[[Sources, Sequence[VolumeRecord]], Published]] = {
+    "cellpose": _open_cellpose,
+    "stardist": _open_stardist,
+}
 """By method. They know foreground alone, and number its objects."""

@@ -12,14 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescueseg.campaign import Campaign
+from rescueseg.errors import InferenceError
 from rescueseg.evaluation.metrics import count_voxels
 from rescueseg.geometry import Box, Spacing
 from rescueseg.models.predictor import Group
 from rescueseg.records import Normalisation
-from rescueseg.weak_labels.base import WeakLabeller, label_box
+from rescueseg.voxels.components import label_components
+from rescueseg.weak_labels.base import ObjectLabeller, WeakLabeller, label_box, label_box_objects
 from rescueseg.weak_labels.champion import ChampionLabeller
 from rescueseg.weak_labels.classifier import train_classifier
 from rescueseg.weak_labels.ilastik import IlastikLabeller
+from rescueseg.weak_labels.intensities import PercentileScaling
 from rescueseg.weak_labels.methods import FITTED
 from tests.stand_in_ilastik import install
 from tests.trivial_predictors import Blur
@@ -74,6 +77,31 @@ def champion(campaign: Campaign, folder: Path) -> WeakLabeller:
     return ChampionLabeller(Smooth(campaign.storage, campaign.config.inference))
 
 
+def cellpose(campaign: Campaign, folder: Path) -> WeakLabeller:
+    pytest.importorskip("cellpose", reason="the extra 'cellpose' is not installed")
+    from rescueseg.models.cellpose.published import load_published
+    from rescueseg.models.cellpose.weights_file import read_weights
+    from rescueseg.weak_labels.cellpose import PERCENTILES, CellposeLabeller
+    from tests.cellpose_weights import save_climbing
+
+    weights = read_weights(save_climbing(folder / "weights", 12.0))
+    scaling = PercentileScaling.of([scene("blobs")[0]], AS_IT_IS, *PERCENTILES)
+    return CellposeLabeller(load_published(weights), weights, 1.2, scaling, "cpu")
+
+
+def stardist(campaign: Campaign, folder: Path) -> WeakLabeller:
+    pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
+    from rescueseg.models.stardist.published import load_network
+    from rescueseg.models.stardist.published_config import rays_of, read_config
+    from rescueseg.weak_labels.stardist import PERCENTILES, StarDistLabeller
+
+    model = str(Path(__file__).parents[1] / "data" / "stardist_balls")  # trained on such balls at this spacing
+    config, thresholds = read_config(model, InferenceError)
+    scaling = PercentileScaling.of([scene("blobs")[0]], AS_IT_IS, *PERCENTILES)
+    rays = rays_of(config, model, InferenceError)
+    return StarDistLabeller(load_network(model, config), rays, thresholds, scaling, "cpu")
+
+
 class Smooth(Blur):
     """A predictor that looks three voxels far, so that windows do not matter."""
 
@@ -94,7 +122,13 @@ CASES = {
     "classifier": Case(classifier),
     "ilastik": Case(ilastik),
     "champion": Case(champion, departs=0.005),
+    "cellpose": Case(cellpose, departs=0.005),
+    "stardist": Case(stardist, departs=0.005),
 }
+
+
+OBJECTS = ["cellpose", "stardist"]
+"""Those that tell objects apart."""
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -152,6 +186,27 @@ def test_block_by_block_gives_what_the_whole_image_gives(labeller: WeakLabeller,
     assert (blocks.labels != whole.labels).mean() <= case.departs
     assert (part.labels != whole.labels[4:16, 10:40, 20:50]).mean() <= case.departs
     assert (np.abs(blocks.confidence - whole.confidence) > 1e-3).mean() <= 2 * case.departs
+
+
+@pytest.mark.parametrize("case", OBJECTS, indirect=True)
+def test_objects_are_the_pieces_of_the_mask_wherever_it_is_cut(labeller: WeakLabeller, case: Case) -> None:
+    """Of balls apart each is an object, in any box its own, numbered from 1 on."""
+    assert isinstance(labeller, ObjectLabeller)
+    image, truth = scene(case.kind)
+    balls = label_components(truth > 0, 26)[0]
+    for box in (Box((0, 0, 0), SHAPE), Box((4, 10, 20), (12, 30, 30))):
+        weak, numbers = label_box_objects(labeller, image, box, AS_IT_IS, SPACING)
+        assert (numbers.dtype, numbers.shape) == (np.uint32, box.shape_zyx)
+        assert np.array_equal(numbers > 0, weak.labels > 0)
+        found = np.unique(numbers[numbers > 0])
+        assert found.tolist() == list(range(1, len(found) + 1))
+        inside = balls[box.slices]
+        for number in np.unique(inside[inside > 0]):
+            if (inside == number).sum() > 60:
+                counts = np.bincount(numbers[inside == number])
+                assert counts.argmax() > 0
+                assert counts.max() > case.dice * counts.sum()
+                assert (inside[numbers == counts.argmax()] != number).mean() < 1 - case.dice
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 7.5])

@@ -63,9 +63,7 @@ def test_the_network_says_what_cellpose_says(tmp_path: Path, channels: tuple[int
         network.load_state_dict(torch.load(path, weights_only=True))
         said, _ = core.run_3D(network, np.moveaxis(image, 0, -1))
         logits = said[:, 2].mean(axis=0)
-        flows = np.stack(
-            [(said[1][0] + said[2][0]) / 2, (said[0][0] + said[2][1]) / 2, (said[0][1] + said[1][1]) / 2]
-        )
+        flows = np.stack([(said[1][0] + said[2][0]) / 2, (said[0][0] + said[2][1]) / 2, (said[0][1] + said[1][1]) / 2])
     weights = read_weights(path)
     padded = np.pad(image, ((0, 0), *[(8, 8)] * 3))
     plan = published_plan(weights, 30.0, (1.0, 1.0, 1.0), padded.shape[1:])

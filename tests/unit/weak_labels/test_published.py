@@ -1,0 +1,181 @@
+"""Weights from elsewhere in a campaign: what must be given, what is kept of them, and that objects come apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+pytest.importorskip("cellpose", reason="the extra 'cellpose' is not installed")
+
+from rescueseg import volumes
+from rescueseg.annotation.label_files import starting_patch
+from rescueseg.campaign import Campaign, RecordFolder
+from rescueseg.cli.main import app
+from rescueseg.config import check_config
+from rescueseg.errors import WeakLabelError
+from rescueseg.evaluation.instances import compare_instances
+from rescueseg.models.cellpose.published import load_published
+from rescueseg.models.cellpose.weights_file import read_weights
+from rescueseg.queue.records import Filters
+from rescueseg.queue.store import open_queue
+from rescueseg.records import Normalisation
+from rescueseg.stages import tickets
+from rescueseg.storage import file_digest
+from rescueseg.volumes.normalise import normalise
+from rescueseg.voxels.components import label_components
+from rescueseg.weak_labels.base import label_box_objects
+from rescueseg.weak_labels.cellpose import PERCENTILES, CellposeLabeller
+from rescueseg.weak_labels.choice import WEIGHTS, Sources, describe
+from rescueseg.weak_labels.intensities import PercentileScaling
+from rescueseg.weak_labels.prefill import weak_label
+from rescueseg.weak_labels.published import open_published
+from rescueseg.weak_labels.samples import sample_volume
+from tests.cellpose_weights import save_climbing
+
+SPACING = (0.2, 0.1, 0.1)
+DIAMETER = 2.4
+
+
+def cones(shape: tuple[int, int, int], step: float = 2.1) -> tuple[np.ndarray, np.ndarray]:
+    """Return balls that touch, brightest in their middles, and their numbers."""
+    axes = [(np.arange(n) + 0.5) * s for n, s in zip(shape, SPACING, strict=True)]
+    grids = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    middles = np.stack(np.meshgrid(*[np.arange(1.3, a[-1] - 0.5, step) for a in axes], indexing="ij"), -1).reshape(
+        -1, 3
+    )
+    distances = np.linalg.norm(grids[..., None, :] - middles, axis=-1)
+    nearest = distances.min(axis=-1)
+    numbers = np.where(nearest < DIAMETER / 2, distances.argmin(axis=-1) + 1, 0)
+    noise = np.random.default_rng(0).normal(0, 20, shape)
+    image = 1000 + 2000 * np.clip(1.25 - nearest / DIAMETER * 2 * 0.75, 0, None) * (numbers > 0) + noise
+    return np.clip(image, 0, 65535).astype(np.uint16), numbers
+
+
+def make(folder: Path, labels: str = "instance", classes: tuple[str, ...] = ("cell",), channels: int = 1) -> Campaign:
+    config = {"name": "test", "classes": list(classes), "annotation": {"labels": labels}}
+    campaign = Campaign.create(str(folder / "c"), check_config(config))
+    image, numbers = cones((24, 96, 96))
+    many = image if channels == 1 else np.stack([image] * channels)
+    tifffile.imwrite(folder / "v.tif", many, metadata={"axes": "ZYX" if channels == 1 else "CZYX"})
+    tifffile.imwrite(folder / "t.tif", numbers.astype(np.uint16), metadata={"axes": "ZYX"})
+    truth = str(folder / "t.tif") if labels == "instance" else None
+    volumes.import_volume(
+        campaign,
+        volumes.VolumeImport(str(folder / "v.tif"), volume_id="v", spacing=SPACING, truth=truth, truth_type="instance"),
+    )
+    store = open_queue(campaign)
+    tickets.prepare(campaign, store)
+    store.close()
+    return campaign
+
+
+def sources(folder: Path, **changes: object) -> Sources:
+    fields = {"weights": save_climbing(folder / "own", 16.0, slope=8.0, threshold=0.2), "diameter_um": DIAMETER}
+    return Sources(**fields | changes)
+
+
+def test_touching_objects_come_apart(tmp_path: Path) -> None:
+    image, truth = cones((24, 72, 72))
+    raw = image[np.newaxis].astype(np.float32)
+    plain = Normalisation(low=-1e6, high=1e6, mean=0, std=1, linear=0)
+    weights = read_weights(sources(tmp_path).weights)
+    scaling = PercentileScaling.of([raw], plain, *PERCENTILES)
+    labeller = CellposeLabeller(load_published(weights), weights, DIAMETER, scaling, "cpu")
+    weak, numbers = labeller.label_objects(raw, SPACING)
+    found = compare_instances(numbers, truth)
+    assert len(np.unique(truth)) > 20
+    assert label_components(weak.labels > 0, 26)[1] < 5, "in the mask they hang together"
+    assert 2 * found.iou / (found.found + found.true) > 0.75  # panoptic quality
+
+
+def test_annotators_start_from_the_objects_and_what_made_them_is_kept(tmp_path: Path) -> None:
+    campaign = make(tmp_path)
+    store = open_queue(campaign)
+    given = sources(tmp_path, licence="CC0")
+    result = weak_label(campaign, store, "cellpose", given)
+    assert result.tickets > 0
+    lease = store.leases.claim("anna", 60, filters=Filters(purpose="pool"))
+    assert lease is not None
+    start = starting_patch(campaign.storage, lease, campaign.config)
+    assert start.instances is not None
+    volume, image = campaign.volumes.record("v"), volumes.open_image(campaign.volumes, "v")
+    labeller = open_published("cellpose", given, [volume]).labeller(volume, sample_volume(campaign, volume))
+    box = lease.ticket.box
+    _, numbers = label_box_objects(labeller, image, box, volume.normalisation, volume.spacing_um_zyx)
+    np.testing.assert_array_equal(start.instances, numbers)
+    truth = np.asarray(volumes.open_truth(campaign.volumes, "v", instances=True)[box.slices])
+    assert np.count_nonzero((numbers > 0) != (truth > 0)) < 0.15 * np.count_nonzero(truth)
+    prefill = str(lease.ticket.prefill)
+    assert campaign.storage.read_array(prefill).dtype == np.uint32
+    confidence = campaign.storage.read_array(prefill.replace(".npz", ".confidence.npz"))
+    assert confidence.shape == start.classes.shape
+    used = RecordFolder(campaign.storage, prefill.rpartition("/")[0]).read(WEIGHTS)
+    assert used is not None
+    assert (used.weights, used.weights_digest, used.licence) == ("own", file_digest(given.weights), "CC0")
+    assert (used.method, used.diameter_um) == ("cellpose", DIAMETER)
+    assert weak_label(campaign, store, "cellpose", given).tickets == 0, "a rerun changes nothing"
+    other = weak_label(campaign, store, "cellpose", sources(tmp_path, diameter_um=2.0), dry_run=True)
+    assert other.tickets == result.tickets - 1, "another diameter makes other masks"
+    store.close()
+
+
+def test_weights_alone_choose_the_method_and_their_licence_is_told(tmp_path: Path) -> None:
+    campaign = make(tmp_path, "semantic")
+    store = open_queue(campaign)
+    result = weak_label(campaign, store, "auto", sources(tmp_path))
+    assert result.method == "cellpose"
+    told = describe(result)
+    assert any("CC-BY-NC" in line and "for you to check" in line for line in told)
+    assert any("16 pixels wide" in line for line in told)
+    [ticket, *_] = [t for t in store.views.tickets("queued", "pool") if t.prefill]
+    mask = campaign.storage.read_array(str(ticket.prefill))
+    assert (mask.dtype, set(np.unique(mask).tolist())) == (np.uint8, {0, 1})
+    bright = np.asarray(volumes.open_image(campaign.volumes, "v")[(0, *ticket.box.slices)]) > 1700
+    assert np.count_nonzero(mask != bright) < 0.1 * np.count_nonzero(bright)
+    store.close()
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    two_classes = make(tmp_path / "one", "semantic", ("a", "b"))
+    channels = make(tmp_path / "two", "semantic", channels=3)
+    for campaign, given, message in (
+        (channels, Sources(), "--weights FILE --diameter UM"),
+        (channels, sources(tmp_path, diameter_um=None), "--weights FILE --diameter UM"),
+        (channels, sources(tmp_path, weights=str(tmp_path / "none")), "no such file"),
+        (channels, sources(tmp_path), "takes 2 channels, volume 'v' has 3"),
+        (two_classes, sources(tmp_path), "knows foreground alone"),
+    ):
+        store = open_queue(campaign)
+        with pytest.raises(WeakLabelError, match=message):
+            weak_label(campaign, store, "cellpose", given)
+        assert not campaign.storage.exists("weak_labels")
+        assert all(t.prefill is None for t in store.views.tickets())
+        store.close()
+
+
+def test_the_command_takes_the_weights(tmp_path: Path) -> None:
+    campaign, given = make(tmp_path), sources(tmp_path)
+    options = ["--method", "cellpose", "--weights", given.weights, "--diameter", "2.4", "--licence", "CC0", "--dry-run"]
+    said = CliRunner().invoke(app, ["weak-label", campaign.storage.url, *options])
+    assert said.exit_code == 0, said.output
+    assert "Licence of the weights: CC0" in said.output
+    assert "would get a first mask" in said.output
+
+
+def test_percentiles_are_those_of_the_intensities_as_imported() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.gamma(2, 100, (2, 8, 32, 32)).astype(np.float32)
+    normalisation = Normalisation(low=0, high=2000, mean=200, std=150, linear=10)
+    scaled = normalise(raw, normalisation)
+    found = PercentileScaling.of([scaled[:, :4], scaled[:, 4:]], normalisation, 1, 99.8).apply(scaled)
+    for channel, values in zip(found, raw, strict=True):
+        low, high = np.percentile(values, (1, 99.8))
+        np.testing.assert_allclose(channel, (values - low) / (high - low), atol=1e-4)
+    flat = np.full((1, 2, 2, 2), 3.0, np.float32)
+    assert not PercentileScaling.of([flat], normalisation, 1, 99).apply(flat).any()
