@@ -73,6 +73,22 @@ def star_maps(balls: npt.NDArray[np.uint32], rays: int = 66) -> dict[str, npt.ND
     return {"object_probability": probability[None], "star_distance": kept}
 
 
+def cones(
+    shape: ZYX, spacing: Spacing, diameter_um: float, step_um: float = 2.1
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    """Return an image of balls in rows that touch, brightest in their middles, and their numbers."""
+    axes = [(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)]
+    grids = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    rows = [np.arange(1.3, a[-1] - 0.5, step_um) for a in axes]
+    middles = np.stack(np.meshgrid(*rows, indexing="ij"), axis=-1).reshape(-1, 3)
+    distances = np.linalg.norm(grids[..., None, :] - middles, axis=-1)
+    nearest = distances.min(axis=-1)
+    numbers = np.where(nearest < diameter_um / 2, distances.argmin(axis=-1) + 1, 0)
+    noise = np.random.default_rng(0).normal(0, 20, shape)
+    image = 1000 + 2000 * (1.25 - 1.5 * nearest / diameter_um) * (numbers > 0) + noise
+    return np.clip(image, 0, 65535).astype(np.uint16), numbers
+
+
 def flow_to_middles(balls: npt.NDArray[np.uint32], noise: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return the flow (3, z, y, x) from each voxel of a ball to its middle, of unit length in micrometre, with noise."""
     places = np.indices(balls.shape) * np.array(SPACING)[:, None, None, None]

@@ -94,7 +94,10 @@ ROUGH = Place("rough.json", "patches of the rough mask: annotated, so never held
 HOLDOUT = Place("holdout.json", "frozen holdout")
 STARTING = Place("starting.json", "patches that generation 0 is trained on")
 WEAK_LABEL_CHOICE = Place("weak_labels/choice.json", "method of the first masks, and how well each method agreed")
-WEAK_LABEL = Place("weak_labels/{method}/{file}", "first mask of a ticket, its confidence, or a method's classifier")
+WEAK_LABEL = Place(
+    "weak_labels/{method}/{file}",
+    "first mask of a ticket, its confidence, a method's classifier, or what is kept of its weights",
+)
 DELIVERED_LABELS = Place("delivered_labels/{ticket}.npz", "delivered labels that a ticket's annotator starts from")
 ANNOTATION = Place("annotations/{ticket}/{digest}.npz", "immutable label array")
 GENERATION = Place("generations/{generation}/", "one generation")

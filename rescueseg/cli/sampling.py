@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from rescueseg.records import Holdout, QueriedPatch
 
 MethodName = Literal[
-    "auto", "threshold", "blobs", "tubes", "membranes", "classifier", "ilastik", "champion", "cellpose", "stardist"
+    "auto",
+    "threshold",
+    "blobs",
+    "tubes",
+    "membranes",
+    "classifier",
+    "ilastik",
+    "champion",
+    "cellpose",
+    "cellpose-sam",
+    "stardist",
 ]
 """`auto` and each of `rescueseg.weak_labels.methods.METHODS`, named here so that ``--help`` need not import them."""
 
@@ -124,7 +134,7 @@ def weak_label(
     ilp: Annotated[str, typer.Option(metavar="FILE", help="Pixel classification project of ilastik.")] = "",
     from_campaign: Annotated[str, typer.Option(metavar="URL", help="Campaign whose champion predicts.")] = "",
     weights: Annotated[
-        str, typer.Option(metavar="PATH", help="Weights file of Cellpose 3, or folder of a StarDist model.")
+        str, typer.Option(metavar="PATH", help="Weights file of Cellpose, or folder of a StarDist model.")
     ] = "",
     diameter: Annotated[
         float | None, typer.Option(metavar="UM", min=1e-6, help="Diameter of a typical object in micrometre.")
@@ -132,6 +142,9 @@ def weak_label(
     licence: Annotated[
         str,
         typer.Option(metavar="TEXT", help="Licence of the weights, as their publisher says; kept beside the masks."),
+    ] = "",
+    python: Annotated[
+        str, typer.Option(metavar="PYTHON", help="Python of an environment with cellpose 4, for Cellpose-SAM.")
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose the method, and write nothing.")] = False,
 ) -> None:
@@ -144,7 +157,7 @@ def weak_label(
     from rescueseg.weak_labels.prefill import weak_label as label
 
     opened = Campaign.open(campaign)
-    sources = Sources(tuple(scribbles or ()), ilp, from_campaign, weights, diameter, licence)
+    sources = Sources(tuple(scribbles or ()), ilp, from_campaign, weights, diameter, licence, python)
     with shown_progress(console) as progress:
         result = label(opened, open_queue(opened), method, sources, dry_run=dry_run, progress=progress)
     for line in describe(result, dry_run):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import JsonValue
+from torch import Tensor
 
 from rescueseg.models import checkpoints
 from rescueseg.models.ensemble_training import earlier_weights, fixed_execution, member_seed
@@ -35,6 +36,22 @@ Data = TypeVar("Data")
 
 
 @dataclass(frozen=True)
+class FirstWeights:
+    """Weights from elsewhere, from which every network starts that starts from no earlier model.
+
+    Parameters
+    ----------
+    tensors : dict of Tensor
+        By the names of the network.
+    digest : str
+        sha256 of the file that they come from.
+    """
+
+    tensors: dict[str, Tensor]
+    digest: str
+
+
+@dataclass(frozen=True)
 class PlannedTraining(Generic[Plan]):
     """What a family makes of a request before it trains.
 
@@ -46,11 +63,14 @@ class PlannedTraining(Generic[Plan]):
         Digest of the model that the request names to start from; empty where it names none.
     scratch : str
         Why the training does not start from that model, for people; empty where it does.
+    first : FirstWeights, optional
+        Weights from elsewhere; drawn by the seed when omitted.
     """
 
     plan: Plan
     start: str = ""
     scratch: str = ""
+    first: FirstWeights | None = None
 
 
 class NetworkFamily(Trainer, Protocol[Plan, Data]):
@@ -94,8 +114,8 @@ def train_networks(family: NetworkFamily[Plan, Data], request: TrainingRequest, 
     Raises
     ------
     TrainingError
-        If no voxel is labelled, the loss is no longer a number, or the model to start from is missing or damaged;
-        one of another plan is a warning, and the training starts from scratch.
+        If no voxel is labelled, the loss is no longer a number, or the model or the weights to start from are missing or
+        damaged; a model of another plan is a warning, and the training starts without it.
     LeakError
         If the snapshot reads from a holdout box.
     StorageError
@@ -117,7 +137,8 @@ def train_networks(family: NetworkFamily[Plan, Data], request: TrainingRequest, 
 def _identity(number: int, request: TrainingRequest, planned: PlannedTraining[Plan]) -> str:
     """Return the digest of what decides the weights of a training."""
     return digest_json(
-        {
+        ({"weights": planned.first.digest} if planned.first else {})
+        | {
             "format": number,
             "plan": planned.plan.to_json(),
             "snapshot": request.snapshot.digest,
@@ -141,12 +162,15 @@ def _train(
     runs: list[NetworkRun[Any, Any]] = []
     seconds = 0.0
     for member in range(plan.members):
+        weights = earlier_weights(earlier, member)
+        if weights is None and planned.first is not None:
+            weights = planned.first.tensors
         start = RunStart(
             member_folder(request.work_dir, member),
             f"{identity}/{member}",
             member_seed(request.seed, member),
             request.device,
-            earlier_weights(earlier, member),
+            weights,
         )
         run = family.make_run(start, data, plan)
         run.resume()
@@ -169,8 +193,8 @@ def _train(
         snapshot=request.snapshot,
         warnings=warnings,
     )
-    weights = join_members([run.weights for run in runs])
-    checkpoints.export_model(request.work_dir, weights, description, _log(runs, plan, seconds))
+    learned = join_members([run.weights for run in runs])
+    checkpoints.export_model(request.work_dir, learned, description, _log(runs, plan, seconds))
 
 
 def _log(runs: Sequence[NetworkRun[Any, Any]], plan: EnsemblePlan, seconds: float) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.boxes import predict_outputs
 from rescueseg.models.cellpose.network import CellposeNetwork
@@ -16,10 +14,9 @@ from rescueseg.models.cellpose.published import published_plan, published_predic
 from rescueseg.models.cellpose.weights_file import CellposeWeights
 from rescueseg.models.predictor import FLOW, PROBABILITY
 from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, from_probabilities
+from rescueseg.weak_labels.flow_objects import flow_objects
 from rescueseg.weak_labels.intensities import PercentileScaling
 
-PERCENTILES = (1.0, 99.0)
-"""That become 0 and 1, as in Cellpose."""
 _OVERLAP = 0.25
 
 
@@ -70,33 +67,3 @@ class CellposeLabeller:
         plan = published_plan(self.weights, self.diameter_um, spacing_um_zyx, image.shape[1:])
         predictor = published_predictor(self.network, plan, self.device)
         return predict_outputs(predictor, scaled, spacing_um_zyx, _OVERLAP, self.name, outputs)
-
-
-def flow_objects(
-    probability: Float32, flow: Float32, diameter_um: float, spacing_um_zyx: Spacing
-) -> tuple[WeakLabel, Numbers]:
-    """Return mask and objects of what a Cellpose network says: each object is what flows together.
-
-    Parameters
-    ----------
-    probability : ndarray of float32, (2, z, y, x)
-        Background and cell.
-    flow : ndarray of float32, (3, z, y, x)
-        Along z, y, x, of unit length in objects.
-    diameter_um : float
-        Of a typical object. Flows are summed up as far as half of its radius. On the way from one object to the next the sum
-        falls by a tenth of the diameter at least; objects below a twentieth of a ball's volume join a neighbour or vanish.
-    spacing_um_zyx : tuple of float
-        Voxel size in micrometre.
-
-    Returns
-    -------
-    WeakLabel, ndarray of uint32, zyx
-        The mask holds the objects alone.
-    """
-    weak = from_probabilities(probability)
-    ball = math.pi / 6 * diameter_um**3
-    rule = ObjectRule(source="flow", depth=diameter_um / 10, farthest_um=diameter_um / 4, smallest_um3=ball / 20)
-    made = DeliveryRule(model_digest="", truth_digest="", cleanup=(CleanUp(),), objects=rule)
-    numbers = objects_of_box(weak.labels, {FLOW: flow}, made, spacing_um_zyx)
-    return WeakLabel((numbers > 0).astype(np.uint8), weak.confidence), numbers

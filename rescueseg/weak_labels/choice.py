@@ -22,6 +22,8 @@ class Sources:
     """Of a typical object, where the method that uses the weights needs it."""
     licence: str = ""
     """Of the weights, as the person says."""
+    python: str = ""
+    """Python of an environment that has cellpose 4, for Cellpose-SAM."""
 
 
 class ComparedPatch(Record):

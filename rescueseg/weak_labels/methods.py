@@ -35,6 +35,7 @@ METHODS: dict[str, str] = {
     "ilastik": "your ilastik project (--ilp), where ilastik is installed",
     "champion": "the model of an earlier campaign (--from-campaign)",
     "cellpose": "weights that Cellpose 3 saved, such as cyto3 (--weights, --diameter)",
+    "cellpose-sam": "weights of Cellpose-SAM, where an environment has cellpose 4 (--weights, --diameter, --python)",
     "stardist": "a model that StarDist trained in 3D (--weights)",
 }
 """Every method by name, with what it does; `auto` chooses."""

@@ -12,7 +12,9 @@ from rescueseg.models.registry import resolve_device
 from rescueseg.records import VolumeRecord
 from rescueseg.storage import digest_json, file_digest
 from rescueseg.weak_labels.base import Float32, WeakLabeller
+from rescueseg.weak_labels.cellpose_sam import CHANNELS, PIXELS, CellposeSamLabeller, check_environment
 from rescueseg.weak_labels.choice import Sources, UsedWeights
+from rescueseg.weak_labels.flow_objects import PERCENTILES
 from rescueseg.weak_labels.intensities import PercentileScaling
 
 
@@ -44,6 +46,8 @@ def method_of(sources: Sources) -> str:
     """Return the method that uses the weights a person gave; empty where none were given."""
     if not sources.weights:
         return ""
+    if sources.python:
+        return "cellpose-sam"
     return "stardist" if Path(sources.weights).is_dir() else "cellpose"
 
 
@@ -70,8 +74,8 @@ def open_published(method: str, sources: Sources, volumes: Iterable[VolumeRecord
 def _open_cellpose(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
     _require(sources, "cellpose", "--weights FILE --diameter UM", diameter=True, package="cellpose")
     from rescueseg.models.cellpose.published import load_published
-    from rescueseg.models.cellpose.weights_file import LICENCE, read_weights
-    from rescueseg.weak_labels.cellpose import PERCENTILES, CellposeLabeller
+    from rescueseg.models.cellpose.weights_file import read_weights
+    from rescueseg.weak_labels.cellpose import CellposeLabeller
 
     weights = read_weights(sources.weights, WeakLabelError)
     network, diameter, device = load_published(weights), sources.diameter_um or 0.0, resolve_device("auto")
@@ -87,7 +91,7 @@ def _open_cellpose(sources: Sources, volumes: Sequence[VolumeRecord]) -> Publish
         scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
         return CellposeLabeller(network, weights, diameter, scaling, device)
 
-    used = _used("cellpose", sources, weights.digest, LICENCE)
+    used = _used("cellpose", sources, weights.digest, _CELLPOSE_LICENCE)
     seen = f"Objects of {diameter:g} µm are shown to the network {weights.pixels:g} pixels wide, as its weights say"
     return Published(used, (_told(used), seen), labeller)
 
@@ -98,7 +102,8 @@ def _open_stardist(sources: Sources, volumes: Sequence[VolumeRecord]) -> Publish
 
     from rescueseg.models.stardist.published import load_network
     from rescueseg.models.stardist.published_config import WEIGHTS_FILE, rays_of, read_config
-    from rescueseg.weak_labels.stardist import PERCENTILES, StarDistLabeller
+    from rescueseg.weak_labels.stardist import PERCENTILES as OWN
+    from rescueseg.weak_labels.stardist import StarDistLabeller
 
     folder, device = sources.weights, resolve_device("auto")
     config, thresholds = read_config(folder, WeakLabelError)
@@ -113,7 +118,7 @@ def _open_stardist(sources: Sources, volumes: Sequence[VolumeRecord]) -> Publish
             )
 
     def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
-        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        scaling = PercentileScaling.of(parts, volume.normalisation, *OWN)
         return StarDistLabeller(network, rays, thresholds, scaling, device)
 
     parts = [config.model_dump(mode="json"), thresholds.model_dump(mode="json")]
@@ -122,11 +127,36 @@ def _open_stardist(sources: Sources, volumes: Sequence[VolumeRecord]) -> Publish
     return Published(used, (_told(used), _VOXELS), labeller)
 
 
-def _require(sources: Sources, method: str, options: str, *, diameter: bool, package: str) -> None:
+def _open_cellpose_sam(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
+    options = "--weights FILE --diameter UM --python PYTHON"
+    _require(sources, "cellpose-sam", options, diameter=True)
+    if not sources.python:
+        raise WeakLabelError("the method 'cellpose-sam' lacks what it needs", where="--method", todo=f"Give {options}")
+    python, diameter = sources.python, sources.diameter_um or 0.0
+    check_environment(python)
+    digest = file_digest(sources.weights)
+    for volume in volumes:
+        if volume.channels > CHANNELS:
+            raise WeakLabelError(
+                f"the network takes {CHANNELS} channels, volume '{volume.volume_id}' has {volume.channels}",
+                where=sources.weights,
+                todo="Import the channels that matter alone",
+            )
+
+    def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
+        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        return CellposeSamLabeller(python, sources.weights, diameter, scaling)
+
+    used = _used("cellpose-sam", sources, digest, _CELLPOSE_LICENCE)
+    seen = f"Objects of {diameter:g} µm are shown to the network {PIXELS:g} pixels wide; without a GPU it takes minutes per patch"
+    return Published(used, (_told(used), seen), labeller)
+
+
+def _require(sources: Sources, method: str, options: str, *, diameter: bool, package: str = "") -> None:
     """Refuse a method whose weights, diameter or package are missing."""
     if not sources.weights or (diameter and not sources.diameter_um):
         raise WeakLabelError(f"the method '{method}' lacks what it needs", where="--method", todo=f"Give {options}")
-    if find_spec(package) is None:
+    if package and find_spec(package) is None:
         raise WeakLabelError(
             f"the method '{method}' needs the package {package}",
             where="--method",
@@ -148,6 +178,10 @@ def _told(used: UsedWeights) -> str:
     return f"Licence of the weights: {used.licence}"
 
 
+_CELLPOSE_LICENCE = (
+    "published Cellpose weights are trained on data under CC-BY-NC: whether your use is allowed is for you to check, and "
+    "weights of your own are under the terms that you set"
+)
 _STARDIST_LICENCE = (
     "the folder does not say it: whether your use of a published model, and of the data that it was trained on, is allowed "
     "is for you to check"
@@ -156,5 +190,6 @@ _VOXELS = "StarDist's network sees voxels as they are: it finds objects about as
 PUBLISHED: Mapping[str, Callable[[Sources, Sequence[VolumeRecord]], Published]] = {
     "cellpose": _open_cellpose,
     "stardist": _open_stardist,
+    "cellpose-sam": _open_cellpose_sam,
 }
 """By method. They know foreground alone, and number its objects."""

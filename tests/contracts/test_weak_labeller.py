@@ -21,9 +21,11 @@ from rescueseg.voxels.components import label_components
 from rescueseg.weak_labels.base import ObjectLabeller, WeakLabeller, label_box, label_box_objects
 from rescueseg.weak_labels.champion import ChampionLabeller
 from rescueseg.weak_labels.classifier import train_classifier
+from rescueseg.weak_labels.flow_objects import PERCENTILES
 from rescueseg.weak_labels.ilastik import IlastikLabeller
 from rescueseg.weak_labels.intensities import PercentileScaling
 from rescueseg.weak_labels.methods import FITTED
+from tests import stand_in_cellpose4
 from tests.stand_in_ilastik import install
 from tests.trivial_predictors import Blur
 
@@ -81,7 +83,7 @@ def cellpose(campaign: Campaign, folder: Path) -> WeakLabeller:
     pytest.importorskip("cellpose", reason="the extra 'cellpose' is not installed")
     from rescueseg.models.cellpose.published import load_published
     from rescueseg.models.cellpose.weights_file import read_weights
-    from rescueseg.weak_labels.cellpose import PERCENTILES, CellposeLabeller
+    from rescueseg.weak_labels.cellpose import CellposeLabeller
     from tests.cellpose_weights import save_climbing
 
     weights = read_weights(save_climbing(folder / "weights", 12.0))
@@ -89,15 +91,27 @@ def cellpose(campaign: Campaign, folder: Path) -> WeakLabeller:
     return CellposeLabeller(load_published(weights), weights, 1.2, scaling, "cpu")
 
 
+def cellpose_sam(campaign: Campaign, folder: Path) -> WeakLabeller:
+    from rescueseg.weak_labels.cellpose_sam import CellposeSamLabeller
+
+    python = folder / "env" / "bin" / "python"
+    if not python.exists():
+        stand_in_cellpose4.install(folder / "env")
+    scaling = PercentileScaling.of([scene("blobs")[0]], AS_IT_IS, *PERCENTILES)
+    weights = stand_in_cellpose4.save_weights(folder / "cpsam")
+    return CellposeSamLabeller(str(python), weights, 1.2, scaling)
+
+
 def stardist(campaign: Campaign, folder: Path) -> WeakLabeller:
     pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
     from rescueseg.models.stardist.published import load_network
     from rescueseg.models.stardist.published_config import rays_of, read_config
-    from rescueseg.weak_labels.stardist import PERCENTILES, StarDistLabeller
+    from rescueseg.weak_labels.stardist import PERCENTILES as OWN
+    from rescueseg.weak_labels.stardist import StarDistLabeller
 
     model = str(Path(__file__).parents[1] / "data" / "stardist_balls")  # trained on such balls at this spacing
     config, thresholds = read_config(model, InferenceError)
-    scaling = PercentileScaling.of([scene("blobs")[0]], AS_IT_IS, *PERCENTILES)
+    scaling = PercentileScaling.of([scene("blobs")[0]], AS_IT_IS, *OWN)
     rays = rays_of(config, model, InferenceError)
     return StarDistLabeller(load_network(model, config), rays, thresholds, scaling, "cpu")
 
@@ -123,15 +137,18 @@ CASES = {
     "ilastik": Case(ilastik),
     "champion": Case(champion, departs=0.005),
     "cellpose": Case(cellpose, departs=0.005),
+    "cellpose-sam": Case(cellpose_sam, departs=0.005),
     "stardist": Case(stardist, departs=0.005),
 }
 
 
 OBJECTS = ["cellpose", "stardist"]
-"""Those that tell objects apart."""
+"""Those that tell objects apart; Cellpose-SAM does so as Cellpose does, tests/unit/weak_labels/test_cellpose_sam.py."""
+SLOW = {"cellpose-sam"}
+"""They start a program for each block."""
 
 
-@pytest.fixture(params=sorted(CASES))
+@pytest.fixture(params=[pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in sorted(CASES)])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 

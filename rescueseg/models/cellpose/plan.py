@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
-from rescueseg.errors import ConfigError
+from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, round_up, zyx
 from rescueseg.models.cellpose.sections import measure_diameter, plane_axes
 from rescueseg.models.cellpose.settings import CellposeSettings
@@ -61,6 +61,22 @@ PROFILES: dict[str, Profile] = {
     "cpu": Profile((8, 16, 32, 64), 12.0, 64, 8, 2000, 300_000),
     "gpu": Profile((32, 64, 128, 256), 30.0, 224, 8, 3000, 2_000_000),
 }
+
+
+@dataclass(frozen=True)
+class Start:
+    """What weights that a training starts from decide of its plan.
+
+    Parameters
+    ----------
+    channels : tuple of int
+        Per level.
+    pixels : float
+        Width of an object, in pixels, in the images that they have learned from.
+    """
+
+    channels: tuple[int, ...]
+    pixels: float
 
 
 class CellposePlan(Record):
@@ -137,6 +153,7 @@ def make_plan(
     diameter_um: float,
     axes: tuple[int, ...],
     data_um_zyx: Spacing | None = None,
+    start: Start | None = None,
 ) -> CellposePlan:
     """Plan a training.
 
@@ -152,6 +169,8 @@ def make_plan(
         What the planes are perpendicular to.
     data_um_zyx : tuple of float, optional
         Spacing of the data, where it is not the working spacing.
+    start : Start, optional
+        Where weights from elsewhere are the start.
 
     Raises
     ------
@@ -159,7 +178,7 @@ def make_plan(
         If `training.cellpose.channels` names fewer than two levels.
     """
     profile, settings = PROFILES[config.profile], CellposeSettings.of(config)
-    channels = settings.channels or profile.channels
+    channels = settings.channels or (start.channels if start else profile.channels)
     if len(channels) < 2:
         where = "training.cellpose.channels"
         raise ConfigError("too few levels", where=where, todo="Name at least two, such as [16, 32]")
@@ -196,7 +215,11 @@ def _inference_window(plan: CellposePlan, survey: Survey, profile: Profile, data
 
 
 def plan_training(
-    settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot, diameter_um: float | None = None
+    settings: CampaignConfig,
+    volumes: VolumeFolder,
+    snapshot: Snapshot,
+    diameter_um: float | None = None,
+    start: Start | None = None,
 ) -> CellposePlan:
     """Plan the training of a snapshot.
 
@@ -210,6 +233,8 @@ def plan_training(
         The training set; its labels are read, no image is.
     diameter_um : float, optional
         Of a typical object, where the settings name none; measured when omitted.
+    start : Start, optional
+        Where weights from elsewhere are the start.
 
     Raises
     ------
@@ -221,7 +246,7 @@ def plan_training(
         If a label array is damaged.
     """
     config, survey = settings.training, survey_snapshot(settings, volumes, snapshot)
-    pixels, finest = PROFILES[config.profile].pixels, min(survey.spacing_um_zyx)
+    pixels, finest = start.pixels if start else PROFILES[config.profile].pixels, min(survey.spacing_um_zyx)
     diameter = CellposeSettings.of(config).diameter_um or diameter_um or measure_diameter(volumes, snapshot)
     diameter = diameter or pixels * finest
     axes, data_um_zyx = choose_axes(survey, diameter), survey.spacing_um_zyx
@@ -229,7 +254,7 @@ def plan_training(
         spacing = working_spacing(survey.spacing_um_zyx, float(f"{diameter / pixels:.4g}"), axes)
         named = settings.training.model_copy(update={"spacing_um_zyx": spacing})
         survey = survey_snapshot(settings.model_copy(update={"training": named}), volumes, snapshot)
-    return make_plan(config, survey, diameter, axes, data_um_zyx)
+    return make_plan(config, survey, diameter, axes, data_um_zyx, start)
 
 
 def choose_axes(survey: Survey, diameter_um: float) -> tuple[int, ...]:
@@ -253,8 +278,17 @@ def choose_axes(survey: Survey, diameter_um: float) -> tuple[int, ...]:
 
 
 def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot) -> Outline:
-    """Return what a training on a snapshot would be; no image is read. Raises as `plan_training` does."""
-    plan = plan_training(settings, volumes, snapshot)
+    """Return what a training on a snapshot would be; no image is read.
+
+    Raises as `plan_training` does, and where the weights to start from cannot be used. Only then torch is imported.
+    """
+    start = None
+    if path := CellposeSettings.of(settings.training).weights:
+        from rescueseg.models.cellpose.weights_file import read_weights
+
+        weights = read_weights(path, TrainingError)
+        start = Start(weights.channels, weights.pixels)
+    plan = plan_training(settings, volumes, snapshot, start=start)
     steps = plan.iterations * plan.members
     return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")
 

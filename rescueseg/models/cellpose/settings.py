@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, field_validator
 
 from rescueseg.config import Positive
 from rescueseg.models.settings import FamilySettings
+from rescueseg.storage import file_digest
 
 
 class CellposeSettings(FamilySettings):
@@ -20,6 +22,21 @@ class CellposeSettings(FamilySettings):
     diameter_um: PositiveFloat | None = None
     """Diameter of a typical object in a plane, in micrometre: volumes are resampled so that it has as many pixels as the
     profile says. Measured in the annotated patches when omitted, or that of the model to start from."""
+    weights: str | None = None
+    """Whole path of a weights file of Cellpose 3, such as cyto3, where a training starts that starts from no earlier model; its
+    channels are then the network's, and objects become as wide as the file says."""
+
+    @field_validator("weights")
+    @classmethod
+    def _path_is_whole(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_absolute():
+            raise ValueError("it must be a whole path, for a training may run in another folder")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Return what stands for these settings; for the weights their content does, wherever the file lies."""
+        own = self.model_dump(mode="json", exclude={"weights"})
+        return {self.family: own | ({"weights": file_digest(self.weights)} if self.weights else {})}
 
     @property
     def tells_objects_apart(self) -> bool:

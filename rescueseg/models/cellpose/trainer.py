@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rescueseg.models.cellpose.loop import Run
-from rescueseg.models.cellpose.plan import CellposePlan, plan_training
+from rescueseg.models.cellpose.plan import CellposePlan, Start, plan_training
 from rescueseg.models.cellpose.planes import PlaneSet
 from rescueseg.models.cellpose.predictor import load_predictor
+from rescueseg.models.cellpose.published import load_published
 from rescueseg.models.cellpose.sections import cut_warnings
 from rescueseg.models.cellpose.settings import CellposeSettings
+from rescueseg.models.cellpose.starting_weights import starting_weights
 from rescueseg.models.ensemble_training import earlier_plan
 from rescueseg.models.network_run import RunStart
-from rescueseg.models.network_trainer import PlannedTraining, train_networks
+from rescueseg.models.network_trainer import FirstWeights, PlannedTraining, train_networks
 from rescueseg.models.survey import scratch_reason
 from rescueseg.models.trainer import TrainedModel, TrainerCapabilities, TrainingRequest, unlabelled_warnings
 from rescueseg.progress import StepProgress
@@ -42,13 +44,16 @@ class CellposeTrainer:
         return train_networks(self, request, progress)
 
     def plan_training(self, request: TrainingRequest) -> PlannedTraining[CellposePlan]:
-        """Return the plan, for objects of the size that the model to start from was made for."""
+        """Return the plan, for objects of the size that the model or the weights to start from were made for."""
         settings, volumes, snapshot = request.config, request.volumes, request.snapshot
+        weights = starting_weights(request)
+        start = Start(weights.channels, weights.pixels) if weights else None
+        first = FirstWeights(dict(load_published(weights).state_dict()), weights.digest) if weights else None
         found = earlier_plan(request.warm_start, CellposePlan)
         if found is None:
-            return PlannedTraining(plan_training(settings, volumes, snapshot))
+            return PlannedTraining(plan_training(settings, volumes, snapshot, start=start), first=first)
         earlier, digest = found
-        plan = plan_training(settings, volumes, snapshot, earlier.diameter_um)
+        plan = plan_training(settings, volumes, snapshot, earlier.diameter_um, start)
         reason = scratch_reason(
             {
                 "number of image channels": (earlier.in_channels, plan.in_channels),
@@ -56,8 +61,9 @@ class CellposeTrainer:
             }
         )
         if reason:
-            plan = plan_training(settings, volumes, snapshot)
-        return PlannedTraining(plan, digest, reason)
+            plan = plan_training(settings, volumes, snapshot, start=start)
+            reason = reason.replace("from scratch", "from training.cellpose.weights") if weights else reason
+        return PlannedTraining(plan, digest, reason, first)
 
     def read_data(self, request: TrainingRequest, plan: CellposePlan) -> PlaneSet:
         """Return the planes that are learned from."""

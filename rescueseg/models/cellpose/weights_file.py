@@ -21,10 +21,6 @@ from rescueseg.storage import file_digest
 
 MOST_BYTES = 512 * 1024**2
 """Of the tensors in a file; those of Cellpose 3 have 26 MB."""
-LICENCE = (
-    "published Cellpose weights are trained on data under CC-BY-NC: whether your use is allowed is for you to check, and "
-    "weights of your own are under the terms that you set"
-)
 _DIAMETERS = ("diam_mean", "diam_labels")
 _USUAL_PIXELS, _NUCLEI_PIXELS = 30.0, 17.0
 _DOWN = "downsample.down.res_down_"

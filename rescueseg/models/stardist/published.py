@@ -7,6 +7,7 @@ convolutions before the U-Net have no names of their own; they are taken in the 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +28,10 @@ from rescueseg.volumes.normalise import read_box
 
 Float32 = npt.NDArray[np.float32]
 
+_WHOLE_VOXELS = 4_000_000
+"""An image of no more is computed at once: about half a gigabyte per layer of 32 filters."""
 _TILE: ZYX = (64, 128, 128)
-"""Voxels that are computed at a time, without what lies around them."""
+"""Voxels of a larger one that are computed at a time, without what lies around them."""
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "elu": functional.elu,
@@ -148,7 +151,8 @@ class PublishedStarDist(nn.Module):
         probability = np.zeros(coarse, np.float32)
         lengths = np.zeros((*coarse, self.config.n_rays), np.float32)
         padded = read_box(image, Box((0, 0, 0), whole))
-        for tile in partition(whole, round_up(_TILE, multiple)):
+        size = whole if math.prod(whole) <= _WHOLE_VOXELS else round_up(_TILE, multiple)
+        for tile in partition(whole, size):
             outer = tile.expand(margin).clip(whole)
             part = torch.from_numpy(np.ascontiguousarray(padded[(slice(None), *outer.slices)])).to(device)
             with torch.inference_mode():

@@ -67,6 +67,7 @@ def test_tiles_say_what_the_whole_image_says(folder: Path, monkeypatch: pytest.M
     network = load(folder)
     image = np.random.default_rng(0).normal(size=(1, 40, 150, 90)).astype(np.float32)
     whole = network.predict(image, torch.device("cpu"))
+    monkeypatch.setattr(published, "_WHOLE_VOXELS", 0)
     monkeypatch.setattr(published, "_TILE", (16, 48, 32))
     for mine, theirs in zip(network.predict(image, torch.device("cpu")), whole, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4, rtol=1e-4)

@@ -28,37 +28,24 @@ from rescueseg.storage import file_digest
 from rescueseg.volumes.normalise import normalise
 from rescueseg.voxels.components import label_components
 from rescueseg.weak_labels.base import label_box_objects
-from rescueseg.weak_labels.cellpose import PERCENTILES, CellposeLabeller
+from rescueseg.weak_labels.cellpose import CellposeLabeller
 from rescueseg.weak_labels.choice import WEIGHTS, Sources, describe
+from rescueseg.weak_labels.flow_objects import PERCENTILES
 from rescueseg.weak_labels.intensities import PercentileScaling
 from rescueseg.weak_labels.prefill import weak_label
 from rescueseg.weak_labels.published import open_published
 from rescueseg.weak_labels.samples import sample_volume
 from tests.cellpose_weights import save_climbing
+from tests.touching_balls import cones
 
 SPACING = (0.2, 0.1, 0.1)
 DIAMETER = 2.4
 
 
-def cones(shape: tuple[int, int, int], step: float = 2.1) -> tuple[np.ndarray, np.ndarray]:
-    """Return balls that touch, brightest in their middles, and their numbers."""
-    axes = [(np.arange(n) + 0.5) * s for n, s in zip(shape, SPACING, strict=True)]
-    grids = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    middles = np.stack(np.meshgrid(*[np.arange(1.3, a[-1] - 0.5, step) for a in axes], indexing="ij"), -1).reshape(
-        -1, 3
-    )
-    distances = np.linalg.norm(grids[..., None, :] - middles, axis=-1)
-    nearest = distances.min(axis=-1)
-    numbers = np.where(nearest < DIAMETER / 2, distances.argmin(axis=-1) + 1, 0)
-    noise = np.random.default_rng(0).normal(0, 20, shape)
-    image = 1000 + 2000 * np.clip(1.25 - nearest / DIAMETER * 2 * 0.75, 0, None) * (numbers > 0) + noise
-    return np.clip(image, 0, 65535).astype(np.uint16), numbers
-
-
 def make(folder: Path, labels: str = "instance", classes: tuple[str, ...] = ("cell",), channels: int = 1) -> Campaign:
     config = {"name": "test", "classes": list(classes), "annotation": {"labels": labels}}
     campaign = Campaign.create(str(folder / "c"), check_config(config))
-    image, numbers = cones((24, 96, 96))
+    image, numbers = cones((24, 96, 96), SPACING, DIAMETER)
     many = image if channels == 1 else np.stack([image] * channels)
     tifffile.imwrite(folder / "v.tif", many, metadata={"axes": "ZYX" if channels == 1 else "CZYX"})
     tifffile.imwrite(folder / "t.tif", numbers.astype(np.uint16), metadata={"axes": "ZYX"})
@@ -79,7 +66,7 @@ def sources(folder: Path, **changes: object) -> Sources:
 
 
 def test_touching_objects_come_apart(tmp_path: Path) -> None:
-    image, truth = cones((24, 72, 72))
+    image, truth = cones((24, 72, 72), SPACING, DIAMETER)
     raw = image[np.newaxis].astype(np.float32)
     plain = Normalisation(low=-1e6, high=1e6, mean=0, std=1, linear=0)
     weights = read_weights(sources(tmp_path).weights)
@@ -87,9 +74,9 @@ def test_touching_objects_come_apart(tmp_path: Path) -> None:
     labeller = CellposeLabeller(load_published(weights), weights, DIAMETER, scaling, "cpu")
     weak, numbers = labeller.label_objects(raw, SPACING)
     found = compare_instances(numbers, truth)
-    assert len(np.unique(truth)) > 20
+    assert len(np.unique(truth)) > 15
     assert label_components(weak.labels > 0, 26)[1] < 5, "in the mask they hang together"
-    assert 2 * found.iou / (found.found + found.true) > 0.75  # panoptic quality
+    assert 2 * found.iou / (found.found + found.true) > 0.85  # panoptic quality
 
 
 def test_annotators_start_from_the_objects_and_what_made_them_is_kept(tmp_path: Path) -> None:
