@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import ZYX, Spacing, zyx
 from rescueseg.inference.boxes import predict_outputs
 from rescueseg.models.cellpose.network import CellposeNetwork
-from rescueseg.models.cellpose.published import published_plan, published_predictor
-from rescueseg.models.cellpose.weights_file import CellposeWeights
+from rescueseg.models.cellpose.published import load_published, published_plan, published_predictor
+from rescueseg.models.cellpose.weights_file import CellposeWeights, read_weights
 from rescueseg.models.predictor import FLOW, PROBABILITY
-from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, from_probabilities
-from rescueseg.weak_labels.flow_objects import flow_objects
+from rescueseg.models.registry import resolve_device
+from rescueseg.records import VolumeRecord
+from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, WeakLabeller, from_probabilities
+from rescueseg.weak_labels.choice import Sources
+from rescueseg.weak_labels.flow_objects import PERCENTILES, flow_objects
 from rescueseg.weak_labels.intensities import PercentileScaling
+from rescueseg.weak_labels.published import CELLPOSE_LICENCE, Published, check_channels
 
 _OVERLAP = 0.25
 
@@ -67,3 +73,17 @@ class CellposeLabeller:
         plan = published_plan(self.weights, self.diameter_um, spacing_um_zyx, image.shape[1:])
         predictor = published_predictor(self.network, plan, self.device)
         return predict_outputs(predictor, scaled, spacing_um_zyx, _OVERLAP, self.name, outputs)
+
+
+def open_weights(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
+    """Read a weights file; see `rescueseg.weak_labels.published_methods.open_published`."""
+    weights = read_weights(sources.weights, WeakLabelError)
+    check_channels(volumes, 1, weights.in_channels, sources.weights)
+    network, diameter, device = load_published(weights), sources.diameter_um or 0.0, resolve_device("auto")
+
+    def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
+        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        return CellposeLabeller(network, weights, diameter, scaling, device)
+
+    seen = f"Objects of {diameter:g} µm are shown to the network {weights.pixels:g} pixels wide, as its weights say"
+    return Published.of("cellpose", sources, weights.digest, CELLPOSE_LICENCE, seen, labeller)

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from rescueseg.errors import WeakLabelError, storage_errors
 from rescueseg.geometry import ZYX, Spacing, resampled_shape, zyx
 from rescueseg.models.cellpose.sections import plane_axes
 from rescueseg.models.resample import resample
+from rescueseg.records import VolumeRecord
+from rescueseg.storage import file_digest
 from rescueseg.weak_labels import cellpose_sam_program
-from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, from_probabilities
-from rescueseg.weak_labels.flow_objects import flow_objects
+from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, WeakLabeller, from_probabilities
+from rescueseg.weak_labels.choice import Sources
+from rescueseg.weak_labels.flow_objects import PERCENTILES, flow_objects
 from rescueseg.weak_labels.intensities import PercentileScaling
+from rescueseg.weak_labels.published import CELLPOSE_LICENCE, Published, check_channels
 
 PIXELS = 30.0
 """How wide objects are shown to it: as in its training."""
@@ -145,6 +150,20 @@ def _run_python(command: list[str], where: str, limit_s: float) -> str:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else ""
+
+
+def open_weights(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
+    """Look at environment and weights; see `rescueseg.weak_labels.published_methods.open_published`."""
+    check_channels(volumes, 1, CHANNELS, sources.weights)
+    check_environment(sources.python)
+    diameter = sources.diameter_um or 0.0
+
+    def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
+        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        return CellposeSamLabeller(sources.python, sources.weights, diameter, scaling)
+
+    seen = f"Objects of {diameter:g} µm are shown to the network {PIXELS:g} pixels wide; without a GPU it takes long"
+    return Published.of("cellpose-sam", sources, file_digest(sources.weights), CELLPOSE_LICENCE, seen, labeller)
 
 
 def check_environment(python: str) -> None:

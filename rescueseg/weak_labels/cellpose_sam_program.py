@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Float32 = npt.NDArray[np.float32]
 
@@ -30,10 +31,8 @@ def main(folder: Path) -> None:
     """Read the request of a folder, and write what the network says."""
     request = json.loads((folder / "request.json").read_text())
     image = np.load(folder / "image.npy", allow_pickle=False)
-    print("importing cellpose", flush=True)
-    import torch
-
-    check_weights(torch, request["weights"])
+    print("looking at the weights", flush=True)
+    check_weights(request["weights"])
     from cellpose.models import CellposeModel
 
     print("loading the network", flush=True)
@@ -47,7 +46,7 @@ def main(folder: Path) -> None:
     np.save(folder / "logit.npy", logit.astype(np.float32), allow_pickle=False)
 
 
-def check_weights(torch: Any, path: str) -> None:
+def check_weights(path: str) -> None:
     """Leave where cellpose is too old, or the file holds anything but the tensors of Cellpose-SAM."""
     if int(version("cellpose").split(".")[0]) < 4:
         sys.exit(f"cellpose {version('cellpose')} is installed there, and Cellpose-SAM needs version 4")

@@ -25,6 +25,22 @@ class Sources:
     python: str = ""
     """Python of an environment that has cellpose 4, for Cellpose-SAM."""
 
+    def lacks(self, method: str, *, is_annotated: bool) -> str:
+        """Return what a method needs and nobody provides; empty where nothing is missing. Weights are looked at elsewhere.
+
+        Examples
+        --------
+        >>> Sources().lacks("ilastik", is_annotated=True), Sources().lacks("classifier", is_annotated=True)
+        ('--ilp FILE', '')
+        """
+        needs = {
+            "classifier": (is_annotated or bool(self.scribbles), "--scribbles FILE, or annotate a patch first"),
+            "ilastik": (bool(self.ilp), "--ilp FILE"),
+            "champion": (bool(self.from_campaign), "--from-campaign URL"),
+        }
+        has, option = needs.get(method, (True, ""))
+        return "" if has else option
+
 
 class ComparedPatch(Record):
     """An accepted annotation that methods were compared on, and the first mask that it was made from."""

@@ -41,7 +41,8 @@ from rescueseg.weak_labels.methods import (
     polarity,
     train_patches,
 )
-from rescueseg.weak_labels.published import PUBLISHED, Published, method_of, open_published
+from rescueseg.weak_labels.published import Published
+from rescueseg.weak_labels.published_methods import PUBLISHED, method_of, open_published
 from rescueseg.weak_labels.samples import sample_volume
 from rescueseg.weak_labels.scribbles import read_accepted, read_scribbles, scribbled_volumes
 
@@ -263,18 +264,9 @@ class _Prefill:
 
     def require(self, method: str) -> None:
         """Refuse a method that cannot do what this campaign needs."""
-        needs = {
-            "classifier": (
-                bool(self.accepted or self.sources.scribbles),
-                "--scribbles FILE, or annotate a patch first",
-            ),
-            "ilastik": (bool(self.sources.ilp), "--ilp FILE"),
-            "champion": (bool(self.sources.from_campaign), "--from-campaign URL"),
-        }
-        has, todo = needs.get(method, (True, ""))
-        if not has:
+        if lacks := self.sources.lacks(method, is_annotated=bool(self.accepted)):
             raise WeakLabelError(
-                f"the method '{method}' has nothing to start from", where="--method", todo=f"Give {todo}"
+                f"the method '{method}' has nothing to start from", where="--method", todo=f"Give {lacks}"
             )
         if method == "ilastik":
             find_ilastik()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,25 @@ from stardist.geometry import polyhedron_to_label
 from stardist.nms import non_maximum_suppression_3d
 from torch.nn import functional
 
+from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import ZYX, Spacing, zyx
-from rescueseg.models.stardist.published import PublishedStarDist
-from rescueseg.models.stardist.published_config import Thresholds
-from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, renumber_by_place
+from rescueseg.models.registry import resolve_device
+from rescueseg.models.stardist.published import PublishedStarDist, load_network
+from rescueseg.models.stardist.published_config import WEIGHTS_FILE, Thresholds, rays_of, read_config
+from rescueseg.records import VolumeRecord
+from rescueseg.storage import digest_json, file_digest
+from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, WeakLabeller, renumber_by_place
+from rescueseg.weak_labels.choice import Sources
 from rescueseg.weak_labels.intensities import PercentileScaling
+from rescueseg.weak_labels.published import Published, check_channels
 
 PERCENTILES = (1.0, 99.8)
 """That become 0 and 1, as in StarDist's examples."""
+_LICENCE = (
+    "the folder does not say it: whether your use of a published model, and of the data that it was trained on, is allowed "
+    "is for you to check"
+)
+_VOXELS = "StarDist's network sees voxels as they are: it finds objects about as many voxels wide as those that it has learned from"
 
 
 @dataclass(frozen=True)
@@ -87,3 +100,20 @@ class StarDistLabeller:
             return none
         drawn = polyhedron_to_label(kept, points, rays=rays, prob=scores, shape=shape_zyx, verbose=False)
         return renumber_by_place(drawn)
+
+
+def open_weights(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published:
+    """Read a model's folder; see `rescueseg.weak_labels.published_methods.open_published`."""
+    folder, device = sources.weights, resolve_device("auto")
+    config, thresholds = read_config(folder, WeakLabelError)
+    rays = rays_of(config, folder, WeakLabelError)
+    network = load_network(folder, config, WeakLabelError).to(torch.device(device))
+    check_channels(volumes, config.n_channel_in, config.n_channel_in, folder)
+
+    def labeller(volume: VolumeRecord, parts: Sequence[Float32]) -> WeakLabeller:
+        scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
+        return StarDistLabeller(network, rays, thresholds, scaling, device)
+
+    said = [config.model_dump(mode="json"), thresholds.model_dump(mode="json")]
+    digest = digest_json([*said, file_digest(str(Path(folder, WEIGHTS_FILE)))])
+    return Published.of("stardist", sources, digest, _LICENCE, _VOXELS, labeller)

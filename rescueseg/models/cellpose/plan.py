@@ -7,6 +7,7 @@ too, so that planes of every orientation look alike.
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass, replace
 
@@ -284,9 +285,7 @@ def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot)
     """
     start = None
     if path := CellposeSettings.of(settings.training).weights:
-        from rescueseg.models.cellpose.weights_file import read_weights
-
-        weights = read_weights(path, TrainingError)
+        weights = importlib.import_module("rescueseg.models.cellpose.weights_file").read_weights(path, TrainingError)
         start = Start(weights.channels, weights.pixels)
     plan = plan_training(settings, volumes, snapshot, start=start)
     steps = plan.iterations * plan.members

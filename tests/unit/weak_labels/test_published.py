@@ -33,7 +33,7 @@ from rescueseg.weak_labels.choice import WEIGHTS, Sources, describe
 from rescueseg.weak_labels.flow_objects import PERCENTILES
 from rescueseg.weak_labels.intensities import PercentileScaling
 from rescueseg.weak_labels.prefill import weak_label
-from rescueseg.weak_labels.published import open_published
+from rescueseg.weak_labels.published_methods import open_published
 from rescueseg.weak_labels.samples import sample_volume
 from tests.cellpose_weights import save_climbing
 from tests.touching_balls import cones
