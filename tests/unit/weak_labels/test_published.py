@@ -35,6 +35,7 @@ from rescueseg.weak_labels.intensities import PercentileScaling
 from rescueseg.weak_labels.prefill import weak_label
 from rescueseg.weak_labels.published_methods import open_published
 from rescueseg.weak_labels.samples import sample_volume
+from tests import stand_in_cellpose4
 from tests.cellpose_weights import save_climbing
 from tests.touching_balls import cones
 
@@ -166,3 +167,33 @@ def test_percentiles_are_those_of_the_intensities_as_imported() -> None:
         np.testing.assert_allclose(channel, (values - low) / (high - low), atol=1e-4)
     flat = np.full((1, 2, 2, 2), 3.0, np.float32)
     assert not PercentileScaling.of([flat], normalisation, 1, 99).apply(flat).any()
+
+
+def test_a_stardist_model_numbers_objects_in_a_campaign(tmp_path: Path) -> None:
+    pytest.importorskip("stardist", reason="the extra 'stardist' is not installed")
+    campaign, model = make(tmp_path), str(Path(__file__).parents[2] / "data" / "stardist_balls")
+    store = open_queue(campaign)
+    result = weak_label(campaign, store, "auto", Sources(weights=model))
+    assert result.method == "stardist"
+    assert any("sees voxels as they are" in line for line in describe(result))
+    prefills = [str(t.prefill) for t in store.views.tickets("queued", "pool")]
+    assert len(prefills) == result.tickets > 0
+    assert {campaign.storage.read_array(path).dtype for path in prefills} == {np.dtype(np.uint32)}
+    used = RecordFolder(campaign.storage, prefills[0].rpartition("/")[0]).read(WEIGHTS)
+    assert used is not None
+    assert (used.method, used.weights, used.diameter_um) == ("stardist", "stardist_balls", None)
+    assert "for you to check" in used.licence
+    store.close()
+
+
+def test_cellpose_sam_is_chosen_where_a_python_is_given(tmp_path: Path) -> None:
+    campaign = make(tmp_path)
+    store = open_queue(campaign)
+    python, weights = stand_in_cellpose4.install(tmp_path / "env"), stand_in_cellpose4.save_weights(tmp_path / "cpsam")
+    given = Sources(weights=weights, diameter_um=DIAMETER, python=python)
+    result = weak_label(campaign, store, "auto", given, dry_run=True)
+    assert (result.method, result.tickets > 0) == ("cellpose-sam", True)
+    assert any("CC-BY-NC" in line for line in describe(result))
+    with pytest.raises(WeakLabelError, match="--python PYTHON"):
+        weak_label(campaign, store, "cellpose-sam", Sources(weights=weights, diameter_um=DIAMETER))
+    store.close()
