@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from rescueseg.delivery.objects import objects_of_box
-from rescueseg.delivery.records import CleanUp, DeliveryRule, ObjectRule
+from rescueseg.delivery.records import CleanUp, DeliveryRule
 from rescueseg.geometry import Spacing
 from rescueseg.models.predictor import FLOW
+from rescueseg.postprocessing.object_rule import ObjectRule
 from rescueseg.weak_labels.base import Float32, Numbers, WeakLabel, from_probabilities
 
 PERCENTILES = (1.0, 99.0)
