@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rescueseg.campaign import Campaign
-from rescueseg.delivery.scored_objects import choose_scored_objects
+from rescueseg.delivery.scored_objects import scored_objects
 from rescueseg.evaluation.calibration import keep_calibration, score_and_calibrate
 from rescueseg.evaluation.champion import EVALUATION, Judgement, judge, judgements
 from rescueseg.evaluation.holdout_scores import check_evaluation, stored_maps
@@ -21,11 +23,13 @@ def evaluate(campaign: Campaign, generation: int) -> Judgement:
     folder = campaign.generation(generation)
 
     def work() -> Judgement:
-        assignment = check_evaluation(campaign, generation).with_objects(campaign, choose_scored_objects)
-        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment))
+        choose = scored_objects(folder.note_progress)
+        assignment = check_evaluation(campaign, generation).with_objects(campaign, choose)
+        note = partial(folder.note_progress, "holdout boxes scored")
+        evaluation, calibration = score_and_calibrate(assignment, stored_maps(folder, assignment), note)
         keep_calibration(folder, assignment, calibration)
         earlier = [g for g in campaign.generations() if g.number < generation]
-        anew = {j.generation: evaluation_on_grown(campaign, j, choose_scored_objects) for j in judgements(earlier)}
+        anew = {j.generation: evaluation_on_grown(campaign, j, choose) for j in judgements(earlier)}
         return judge(campaign.generations(), evaluation, campaign.config, anew)
 
     return run_stage(folder, EVALUATION, work)
