@@ -83,6 +83,7 @@ def _run_stages(campaign: Campaign, number: int, cluster: ClusterConfig, lock: L
     url = campaign.url
     make_snapshot(url, number)
     try_trainers(url, number)
+    lock.check()
     train(url, number)
     lock.check()
     if not campaign.generation(number).has(INFERENCE):

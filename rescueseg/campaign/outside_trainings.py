@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field, JsonValue
+
 from rescueseg.campaign.folders import RecordFolder, TrainingFolder
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.campaign.stage_results import LOSSES, OLDER_LOSSES, Losses, TrainingResult
@@ -15,8 +17,8 @@ class OutsideTraining(Record):
     name: str
     trainer: str
     snapshot: Snapshot
-    iterations: int | None = None
-    """Optimiser steps of each network, where they are not the campaign's: in a trial of trainers."""
+    changes: dict[str, JsonValue] = Field(default_factory=dict)
+    """Training settings that are not the campaign's: in a trial of trainers."""
 
 
 class OutsideResult(TrainingResult):

@@ -92,17 +92,20 @@ def query_strategy(config: CampaignConfig, triage: TriageSummary | None) -> str:
 
 def current_choice(campaign: Campaign) -> Choice:
     """Return trainer and query strategy as a generation would freeze them now."""
-    config = campaign.config
-    triage = campaign.records.read(TRIAGE_SUMMARY) if config.query.strategy == "auto" else None
-    return Choice(trainer=current_trainer(campaign), strategy=query_strategy(config, triage))
+    config, triage = campaign.config, campaign.records.read(TRIAGE_SUMMARY)
+    route = triage.route.name if triage and config.training.trainer == "auto" else ""
+    return Choice(trainer=current_trainer(campaign), strategy=query_strategy(config, triage), route=route)
 
 
 def frozen_choice(campaign: Campaign, generation: int) -> Choice:
     """Return trainer and query strategy that were frozen with a generation's snapshot.
 
-    The current ones before that, and in generations begun before they were kept.
+    The trainer is that of the generation's trial, where there was one. Before the snapshot, and in generations begun before
+    choices were kept, they are the current ones.
     """
-    return campaign.generation(generation).read(CHOICE) or current_choice(campaign)
+    folder = campaign.generation(generation)
+    choice, trial = folder.read(CHOICE) or current_choice(campaign), folder.read(TRIAL)
+    return choice if trial is None else choice.model_copy(update={"trainer": trial.trainer})
 
 
 def freeze_choice(campaign: Campaign, generation: int) -> None:

@@ -6,7 +6,9 @@ calibration beside it, the row of the table in `rescueseg.reports.generation_tab
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from typing import Any
+
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from rescueseg.campaign.record_file import RecordFile
 from rescueseg.records import MapReference, ModelReference, QueriedPatch, Record, Snapshot
@@ -45,6 +47,13 @@ class Choice(StageResult):
 
     trainer: str
     strategy: str
+    route: str = ""
+    """Name of the triage's route that the trainer follows; empty where a person named it, or nothing was triaged."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the route where there is none, as versions before it was kept."""
+        return {key: value for key, value in handler(self).items() if key != "route" or value}
 
 
 class Contestant(StageResult):
@@ -57,7 +66,9 @@ class Contestant(StageResult):
     seconds: float
     """Of the training, on the clock."""
     score: float | None
-    """On the validation boxes; None where it says nothing."""
+    """On the validation boxes; None where it says nothing, or the training failed."""
+    failure: str = ""
+    """Why the training failed; empty where it did not."""
 
 
 class TrainerTrial(StageResult):
@@ -86,6 +97,8 @@ class TrialLength(StageResult):
     """How many steps a trainer gets in a trial, measured once, so that a rerun trains the same."""
 
     trainer: str
+    against: str
+    """Name of the training whose time it gets."""
     iterations: int
 
 

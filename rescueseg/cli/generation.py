@@ -23,7 +23,6 @@ def generation(
     from rescueseg.queue.store import open_queue
     from rescueseg.services.prefect_api import GENERATION_FLOW
     from rescueseg.stages.due import check_ready, count_due
-    from rescueseg.stages.trial_pairing import pairing
 
     opened = Campaign.open(campaign)
     store = open_queue(opened)
@@ -34,17 +33,30 @@ def generation(
         done = opened.generation(due.generation).finished_stages()
         for stage in STAGES:
             console.print(f"  {stage}: {'done, would be skipped' if stage in done else 'would run'}")
-        if "training" not in done and (pair := pairing(opened, due.generation)):
-            names = " and ".join(pair.trainers)
-            say_line(
-                f"  before the training {names} would train for equal time, for {pair.occasion}: the better one is taken"
-            )
+        if line := _trial_line(opened, due.generation):
+            say_line(line)
         return
     if only_if_due and not due.due:
         console.print(f"Nothing to do: {due.reason}")
         return
     run_flow(opened, GENERATION_FLOW, {"campaign_url": opened.url, "only_if_due": only_if_due}, console)
     show_generations(opened)
+
+
+def _trial_line(campaign: Campaign, number: int) -> str:
+    """Say which trainers would be tried before a generation is trained; empty where none."""
+    from functools import partial
+
+    from rescueseg.stages.trial import is_refused, nothing_annotated
+    from rescueseg.stages.trial_pairing import pairing
+
+    snapshot = campaign.generation(number).snapshot() or nothing_annotated(number, campaign.config.n_classes)
+    with console.status("Asking the trainers…"):  # which may take ten seconds to import
+        pair = pairing(campaign, number, refused=partial(is_refused, campaign, snapshot))
+    if pair is None:
+        return ""
+    names = " and ".join(pair.trainers)
+    return f"  before the training {names} would train for equal time, as {pair.occasion}: the better one is taken"
 
 
 def infer(

@@ -190,6 +190,11 @@ def threshold_baseline(campaign: Campaign) -> ThresholdBaseline:
     return result
 
 
+def last_baseline(campaign: Campaign) -> ThresholdBaseline | None:
+    """Return the baseline that was tuned last, on whatever holdout; None where none was. Nothing is computed."""
+    return RecordFolder(campaign.storage, REPORT.top).read(BASELINE)
+
+
 def _tune(images: BoxImages, boxes: list[HoldoutBox], class_index: int) -> ClassThreshold:
     """Return the setting with the highest pooled Dice of a class on `boxes`; no threshold where no box holds it."""
     best = ClassThreshold(channel=0, sigma=0.0, polarity="bright", threshold=None, min_voxels=0)

@@ -25,6 +25,11 @@ class FamilySettings(Section):
         """
         return False
 
+    @property
+    def samples_objects(self) -> bool:
+        """Whether dropout samples differ in what they say of objects: see `rescueseg.models.predictor.Output.sampled`."""
+        return True
+
     @classmethod
     def of(cls, config: TrainingConfig, where: str = "") -> Self:
         """Return the family's settings of a campaign, checked.

@@ -113,15 +113,18 @@ def check_ready(campaign: Campaign, store: QueueStore) -> int:
 
 def _check_objects(config: CampaignConfig, choice: Choice) -> None:
     """Refuse a strategy that asks how members disagree about objects where the models tell none, or have one member."""
-    if not find_entry(choice.trainer).settings.of(config.training).tells_objects_apart:
+    own = find_entry(choice.trainer).settings.of(config.training)
+    if not own.tells_objects_apart:
         raise ConfigError(
             f"'{choice.strategy}' needs models that tell objects apart; those of '{choice.trainer}' do not, as it is set",
             where="query.strategy",
             todo="Choose another strategy; or training.trainer stardist or cellpose, or training.unet.border_distance = true",
         )
-    if max(config.inference.tta_symmetries, config.training.members, config.inference.mc_samples) < 2:
+    samples = config.inference.mc_samples if own.samples_objects and config.training.dropout != 0 else 1
+    if max(config.inference.tta_symmetries, config.training.members, samples) < 2:
+        more = " or inference.mc_samples" if own.samples_objects and config.training.dropout != 0 else ""
         raise ConfigError(
-            f"'{choice.strategy}' needs at least two members, and there is one",
+            f"'{choice.strategy}' needs at least two members that may differ in objects, and there is one",
             where="query.strategy",
-            todo="Set inference.tta_symmetries, training.members or inference.mc_samples to 2 or more",
+            todo=f"Set inference.tta_symmetries or training.members{more} to 2 or more",
         )

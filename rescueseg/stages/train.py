@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from rescueseg.campaign import Campaign, GenerationFolder, TrainingFolder
 from rescueseg.campaign.outside_trainings import RESULT, read_losses
 from rescueseg.campaign.route import frozen_choice
@@ -72,7 +74,7 @@ def train_snapshot(
     seed: int,
     folder: GenerationFolder | TrainingFolder,
     progress: StepProgress,
-    iterations: int | None = None,
+    config: CampaignConfig | None = None,
 ) -> tuple[TrainingResult, float]:
     """Train on a snapshot and store model and losses in the campaign.
 
@@ -92,8 +94,8 @@ def train_snapshot(
         Gets ``model`` and ``losses.json``; a rerun goes on from the checkpoints in its work folder.
     progress : callable
         Called once per step with the step and its metrics.
-    iterations : int, optional
-        Optimiser steps of each network; the campaign's when omitted.
+    config : CampaignConfig, optional
+        Settings; the campaign's when omitted.
 
     Returns
     -------
@@ -103,7 +105,8 @@ def train_snapshot(
         Of the training, those before a kill included.
     """
     trainer, number = get_trainer(name), training_set.generation
-    request, warnings = training_request(campaign, training_set, name, seed, folder.work_folder(), iterations)
+    settings = config or campaign.config
+    request, warnings = training_request(campaign, training_set, name, seed, folder.work_folder(), settings)
     model = trainer.train(request, progress)
     for file in sorted(model.path.iterdir()):
         campaign.storage.write_bytes(f"{folder.model_folder()}/{file.name}", file.read_bytes())
@@ -116,19 +119,19 @@ def train_snapshot(
 
 
 def training_request(
-    campaign: Campaign, training_set: Snapshot, name: str, seed: int, work_dir: Path, iterations: int | None = None
+    campaign: Campaign, training_set: Snapshot, name: str, seed: int, work_dir: Path, config: CampaignConfig
 ) -> tuple[TrainingRequest, list[str]]:
     """Return the request of a training on a snapshot, and what a person should know of where it starts.
 
     Parameters as of `train_snapshot`; `work_dir` is where the trainer works on this machine.
     """
     number, warnings = training_set.generation, []
-    previous = campaign.generation(number - 1).model() if number and campaign.config.training.warm_start else None
+    previous = campaign.generation(number - 1).model() if number and config.training.warm_start else None
     if previous is not None and previous.trainer != name:
         warnings = [f"trained from scratch: generation {number - 1} was made by another trainer, {previous.trainer}"]
         previous = None
     request = TrainingRequest(
-        config=with_iterations(campaign.config, iterations),
+        config=config,
         volumes=campaign.volumes,
         holdout=campaign.holdout(),
         snapshot=training_set,
@@ -140,11 +143,9 @@ def training_request(
     return request, warnings
 
 
-def with_iterations(config: CampaignConfig, iterations: int | None) -> CampaignConfig:
-    """Return the settings with another number of optimiser steps; as they are where none is given."""
-    if iterations is None:
-        return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"iterations": iterations})})
+def with_changes(config: CampaignConfig, changes: Mapping[str, JsonValue]) -> CampaignConfig:
+    """Return the settings with other training settings, by name."""
+    return config.model_copy(update={"training": config.training.model_copy(update=dict(changes))})
 
 
 def _take_over(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import JsonValue
+
 from rescueseg.campaign import Campaign
 from rescueseg.campaign import snapshot as snapshots
 from rescueseg.campaign.outside_trainings import REQUEST, RESULT, STEPS, OutsideResult, OutsideTraining
@@ -21,7 +23,7 @@ from rescueseg.queue.store import QueueStore
 from rescueseg.randomness import random_generator
 from rescueseg.records import Snapshot
 from rescueseg.stages.stage import NOTE_EVERY
-from rescueseg.stages.train import train_snapshot, with_iterations
+from rescueseg.stages.train import train_snapshot, with_changes
 from rescueseg.storage import digest_json
 from rescueseg.volumes.comparison import ensure_compared
 
@@ -31,7 +33,7 @@ def plan(
     store: QueueStore,
     trainer: str = "",
     generation: int | None = None,
-    iterations: int | None = None,
+    changes: Mapping[str, JsonValue] | None = None,
 ) -> OutsideTraining:
     """Return the training to be run; nothing is written.
 
@@ -45,8 +47,8 @@ def plan(
         Name of the trainer; the campaign's own when empty.
     generation : int, optional
         Generation whose snapshot is trained on; all that is accepted now when omitted.
-    iterations : int, optional
-        Optimiser steps of each network; the campaign's when omitted.
+    changes : mapping, optional
+        Training settings that are not to be the campaign's, by name.
 
     Raises
     ------
@@ -71,11 +73,11 @@ def plan(
             where=campaign.url,
             todo="Leave --generation out to train on what is accepted now",
         )
-    training = with_iterations(campaign.config, iterations).training
+    training = with_changes(campaign.config, changes or {}).training
     check_families(training, campaign.file)
     settings = training.shared() | find_entry(name).settings.of(training).identity()
     identity = digest_json([name, snapshot.digest, snapshot.generation, settings, campaign.config.seed])
-    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot, iterations=iterations)
+    return OutsideTraining(name=f"{name}-{identity[:12]}", trainer=name, snapshot=snapshot, changes=dict(changes or {}))
 
 
 def estimate(campaign: Campaign, training: OutsideTraining) -> tuple[Outline, float | None]:
@@ -112,7 +114,7 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
     if (previous := folder.read(RESULT)) is not None:
         return previous
     folder.write(REQUEST, training)
-    config = with_iterations(campaign.config, training.iterations)
+    config = with_changes(campaign.config, training.changes)
     steps = outline(training.trainer, config, campaign.volumes, training.snapshot).steps
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
@@ -127,7 +129,7 @@ def run(campaign: Campaign, training: OutsideTraining, progress: StepProgress) -
         seed=int(random_generator(campaign.config.seed, "outside", training.name).integers(2**31)),
         folder=folder,
         progress=note,
-        iterations=training.iterations,
+        config=config,
     )
     result = OutsideResult(
         model=trained.model, iterations=trained.iterations, warnings=trained.warnings, seconds=seconds

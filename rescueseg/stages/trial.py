@@ -1,10 +1,9 @@
 """The trial of trainers: where nobody named one, the validation boxes choose between the two best of the triage's route.
 
 Both train on the same snapshot, outside the loop: the first as the settings say, the second for as many steps as fit into
-the same time. Each predicts the holdout boxes; the score on the validation boxes decides, and the winner's model is the
-generation's, so that only the other one's training is an expense. A trial is held when a route is followed for the first
-time, and again when a generation does no better than a tuned threshold: then the trainer in use meets the next one
-of the route that was not tried yet.
+the same time, both from scratch. Each predicts the holdout boxes; the score on the validation boxes decides, and the winner's
+model is the generation's, so that only the other one's training is an expense. When a trial is held,
+`rescueseg.stages.trial_pairing` says.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+
+from pydantic import JsonValue
 
 from rescueseg.campaign import Campaign, GenerationFolder
 from rescueseg.campaign.outside_trainings import OutsideResult, OutsideTraining
-from rescueseg.campaign.route import frozen_choice
 from rescueseg.campaign.stage_results import (
-    CHOICE,
+    SNAPSHOT,
     TRAINING,
     TRIAL,
     TRIAL_LENGTH,
@@ -27,20 +28,25 @@ from rescueseg.campaign.stage_results import (
     TrainerTrial,
     TrialLength,
 )
+from rescueseg.config import CampaignConfig
 from rescueseg.delivery.scored_objects import scored_objects
+from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.evaluation.comparison import Difference, compare_generations
 from rescueseg.evaluation.intervals import Interval
 from rescueseg.evaluation.metric_table import METRICS, Metric
 from rescueseg.evaluation.scores import Evaluation
+from rescueseg.evaluation.threshold_baseline import threshold_baseline
 from rescueseg.evaluation.training_scores import current_training_evaluation
 from rescueseg.models.registry import get_trainer
+from rescueseg.models.trainer import check_request
 from rescueseg.progress import StepProgress
+from rescueseg.queue.due import campaign_lock
 from rescueseg.queue.store import QueueStore
 from rescueseg.records import Snapshot
 from rescueseg.stages import train_outside
 from rescueseg.stages.publish import run_tracked
 from rescueseg.stages.stage import NOTE_EVERY, commit
-from rescueseg.stages.train import training_request
+from rescueseg.stages.train import training_request, with_changes
 from rescueseg.stages.trial_pairing import Pairing, pairing
 
 MEASURED_STEPS = 60
@@ -48,10 +54,12 @@ MEASURED_STEPS = 60
 _SETTLING_STEPS = 10
 """The first of them, which take longer."""
 LEAST_STEPS = 10
+_CHANGES: Mapping[str, JsonValue] = {"warm_start": False}
+"""Settings of both contestants: what an earlier model has learned would be time that only one of them had."""
 
 
 def try_trainers(campaign: Campaign, store: QueueStore, generation: int) -> TrainerTrial | None:
-    """Hold the trial that is due before a generation is trained, or go on with it, and commit it with the generation's choice.
+    """Hold the trial that is due before a generation is trained, or go on with it, and commit it.
 
     Parameters
     ----------
@@ -75,20 +83,50 @@ def try_trainers(campaign: Campaign, store: QueueStore, generation: int) -> Trai
     folder = campaign.generation(generation)
     if (held := folder.read(TRIAL)) is not None or folder.has(TRAINING):
         return held
-    pair = pairing(campaign, generation)
+    refused = partial(is_refused, campaign, folder.require(SNAPSHOT))
+    pair = pairing(campaign, generation, refused=refused, baseline=threshold_baseline)
     if pair is None:
         return None
     started = time.perf_counter()
-    first = train_outside.plan(campaign, store, pair.trainers[0], generation)
-    of_first = run_tracked(campaign, first, _noting(folder, f"trial of {first.trainer}: step"))
-    steps = _steps_within(campaign, first.snapshot, pair.trainers[1], of_first.seconds)
-    second = train_outside.plan(campaign, store, pair.trainers[1], generation, steps)
-    of_second = run_tracked(campaign, second, _noting(folder, f"trial of {second.trainer}: step"))
-    evaluations = _evaluation(campaign, folder, first), _evaluation(campaign, folder, second)
-    trial = decide(campaign, pair, ((first, of_first), (second, of_second)), evaluations)
-    folder.write(CHOICE, frozen_choice(campaign, generation).model_copy(update={"trainer": trial.trainer}))
+    first = train_outside.plan(campaign, store, pair.trainers[0], generation, _CHANGES)
+    of_first = _train(campaign, store, folder, first)
+    try:
+        steps = _steps_within(campaign, first, pair.trainers[1], of_first.seconds)
+        second = train_outside.plan(campaign, store, pair.trainers[1], generation, {**_CHANGES, "iterations": steps})
+        of_second = _train(campaign, store, folder, second)
+    except TrainingError as error:
+        trial = _walkover(pair, first, of_first, error)
+    else:
+        evaluations = _evaluation(campaign, folder, first), _evaluation(campaign, folder, second)
+        trial = decide(campaign, pair, ((first, of_first), (second, of_second)), evaluations)
     commit(folder, TRIAL, trial, time.perf_counter() - started)
     return trial
+
+
+def is_refused(campaign: Campaign, snapshot: Snapshot, name: str) -> bool:
+    """Tell whether a trainer cannot do what the settings and the annotations of a snapshot ask for."""
+    try:
+        check_request(
+            get_trainer(name), training_request(campaign, snapshot, name, 0, Path(), _trial_config(campaign))[0]
+        )
+    except (TrainingError, ConfigError):
+        return True
+    return False
+
+
+def nothing_annotated(generation: int, n_classes: int) -> Snapshot:
+    """Return a snapshot without a patch: with it `is_refused` asks of the settings alone."""
+    return Snapshot(generation=generation, items=(), n_classes=n_classes, holdout_digest="", digest="")
+
+
+def _trial_config(campaign: Campaign, **changes: JsonValue) -> CampaignConfig:
+    return with_changes(campaign.config, {**_CHANGES, **changes})
+
+
+def _train(campaign: Campaign, store: QueueStore, folder: GenerationFolder, training: OutsideTraining) -> OutsideResult:
+    """Train one contestant; nobody else trains the same meanwhile."""
+    with campaign_lock(campaign.config, store, name=training.name):
+        return run_tracked(campaign, training, _noting(folder, f"trial of {training.trainer}: step"))
 
 
 def _evaluation(campaign: Campaign, folder: GenerationFolder, training: OutsideTraining) -> Evaluation:
@@ -101,27 +139,27 @@ def _evaluation(campaign: Campaign, folder: GenerationFolder, training: OutsideT
     return current_training_evaluation(campaign, training.name, scored_objects(note_choice), note)
 
 
-def _steps_within(campaign: Campaign, snapshot: Snapshot, name: str, seconds: float) -> int:
-    """Return how many steps a trainer takes in so many seconds on this machine, by a short training; measured once."""
-    folder = campaign.generation(snapshot.generation)
+def _steps_within(campaign: Campaign, against: OutsideTraining, name: str, seconds: float) -> int:
+    """Return how many steps a trainer takes on this machine in the time of a training, by a short one; measured once."""
+    folder = campaign.generation(against.snapshot.generation)
     length = folder.read(TRIAL_LENGTH)
-    if length is not None and length.trainer == name:
+    if length is not None and (length.trainer, length.against) == (name, against.name):
         return length.iterations
     work_dir = folder.work_folder() / "speed"
     shutil.rmtree(work_dir, ignore_errors=True)
     times: list[float] = []
-
     say = _noting(folder, f"trial of {name}: step to measure its speed")
 
     def note(step: int, metrics: Mapping[str, float]) -> None:
         times.append(time.monotonic())
         say(step, metrics)
 
-    request, _ = training_request(campaign, snapshot, name, 0, work_dir, MEASURED_STEPS)
+    config = _trial_config(campaign, iterations=MEASURED_STEPS, members=1)
+    request, _ = training_request(campaign, against.snapshot, name, 0, work_dir, config)
     get_trainer(name).train(request, note)
     shutil.rmtree(work_dir, ignore_errors=True)
     steps = steps_within(times, seconds, campaign.config.training.members)
-    folder.write(TRIAL_LENGTH, TrialLength(trainer=name, iterations=steps))
+    folder.write(TRIAL_LENGTH, TrialLength(trainer=name, against=against.name, iterations=steps))
     return steps
 
 
@@ -194,6 +232,23 @@ def decide(
         contestants=contestants,
         trainer=winner,
         reason=_reason(contestants, found.interval if found else None, metric, winner),
+    )
+
+
+def _walkover(pair: Pairing, training: OutsideTraining, result: OutsideResult, error: TrainingError) -> TrainerTrial:
+    """Return the trial whose second trainer failed: the first is taken, and nothing was compared."""
+    winner, loser = pair.trainers
+    first = Contestant(
+        trainer=winner, training=training.name, iterations=result.iterations, seconds=result.seconds, score=None
+    )
+    second = Contestant(trainer=loser, training="", iterations=0, seconds=0.0, score=None, failure=str(error))
+    return TrainerTrial(
+        route=pair.route,
+        occasion=pair.occasion,
+        metric="",
+        contestants=(first, second),
+        trainer=winner,
+        reason=f"The training of {loser} failed ({error}); {winner} is taken",
     )
 
 

@@ -22,3 +22,8 @@ class StarDistSettings(FamilySettings):
     def tells_objects_apart(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def samples_objects(self) -> bool:
+        """Never: nothing is dropped in the object's probability and the rays."""
+        return False

@@ -150,6 +150,10 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained(tmp_path: Pat
         ({"training": {"trainer": "nnunet"}}, "those of 'nnunet' do not"),
         ({"training": {"unet": {"border_distance": True}}, "inference": {"tta_symmetries": 1, "mc_samples": 1}},
          "at least two members.*Set inference.tta_symmetries"),
+        ({"training": {"trainer": "stardist"}, "inference": {"tta_symmetries": 1, "mc_samples": 8}},
+         "at least two members.*Set inference.tta_symmetries or training.members to 2"),
+        ({"training": {"dropout": 0, "unet": {"border_distance": True}}, "inference": {"tta_symmetries": 1, "mc_samples": 8}},
+         "at least two members.*Set inference.tta_symmetries or training.members to 2"),
     ],
 )  # fmt: skip
 def test_disagreement_about_objects_that_cannot_be_is_refused_before_anything_is_trained(
