@@ -1,0 +1,395 @@
+"""How much annotation a strategy needs for nearly the Dice of the whole pool, and what it gains, each with an interval.
+
+Every training of a setting is judged by the same test boxes, and the same seed gives all strategies the same start. So seeds and
+boxes are drawn anew side by side, once for all strategies, loops and trainings on all of the pool (bootstrap of crossed
+factors [1]_): boxes drawn for each seed by itself would average out how hard a box is. Dice is computed anew from the
+counts of the drawn boxes.
+
+Boxes: of n, n − 1 are drawn with replacement, for then the variance of a mean is right for few boxes too [2]_.
+Seeds: with four of them no draw with replacement goes beyond the best and the worst seed, and such intervals are too narrow.
+So the mean curve of n seeds is drawn from Student's multivariate t distribution: mean + g·Σ (z_s − mean of z)·y_s / √(n (n − 1)),
+where y_s is the curve of seed s, z_s are standard normal and g² = (n − 1) / χ² with n − 1 degrees of freedom. For a score
+that is a mean over seeds, its percentiles are the interval of the t-test.
+
+References
+----------
+.. [1] Owen and Eckles 2012, Bootstrapping data arrays of arbitrary order, Annals of Applied Statistics, doi:10.1214/12-AOAS547.
+.. [2] Rao and Wu 1988, Resampling inference with complex survey data, Journal of the American Statistical Association,
+   doi:10.1080/01621459.1988.10478591.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from rescueseg.errors import EvaluationError
+from rescueseg.evaluation.intervals import LEAST, Interval
+from rescueseg.geometry import Floats
+from rescueseg.randomness import random_generator
+from rescueseg.simulation.rows import pooled_dice
+from rescueseg.simulation.settings import Axis, Setting
+from rescueseg.simulation.statistics import LEAST_SEEDS, seed_areas
+
+DRAWS = 2000
+"""Of seeds and boxes."""
+SHARE = 0.95
+"""Of the Dice of the whole pool, that counts as nearly it."""
+_ENDS = (0.025, 0.975)
+_BATCH = 100
+"""Draws whose counts are in memory at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Seeds and boxes of a setting, drawn anew many times.
+
+    Parameters
+    ----------
+    weights : ndarray, (draws, seeds)
+        Of each seed in a mean over seeds; they sum to 1, and some may be below 0.
+    dice : ndarray, (draws, strategies, seeds, loops)
+        From the drawn boxes.
+    full_dice : ndarray, (draws,)
+        Of all of the pool, from the same boxes; nan without a training on it.
+    """
+
+    weights: Floats
+    dice: Floats
+    full_dice: Floats
+
+    def mean(self, of_seeds: Floats) -> Floats:
+        """Return the means over drawn seeds, (draws, strategies, …), of values (draws, strategies, seeds, …)."""
+        return np.einsum("ds,dks...->dk...", self.weights, of_seeds)
+
+
+def draws_of(setting: Setting, draws: int = DRAWS) -> Draws | None:
+    """Draw seeds and boxes of a setting, the same for the same setting.
+
+    Parameters
+    ----------
+    setting : Setting
+        The runs.
+    draws : int
+        How many.
+
+    Returns
+    -------
+    Draws or None
+        None with fewer than `LEAST_SEEDS` seeds, or where truth holds a class in fewer than
+        `rescueseg.evaluation.intervals.LEAST` boxes: too few to say how much a result scatters.
+    """
+    truth = setting.counts[0, 0, 0][..., [0, 2]].sum(axis=-1)
+    of_class = (truth > 0).sum(axis=0)
+    number, boxes = len(setting.seeds), len(truth)
+    if number < LEAST_SEEDS or of_class[of_class > 0].min() < LEAST:
+        return None
+    rng = random_generator("strategies", number, boxes)
+    weights = _seed_weights(draws, number, rng)
+    full_weights = _seed_weights(draws, len(setting.full_counts), rng)
+    times = _box_weights(draws, truth, rng)
+    dice = np.empty((draws, *setting.dice.shape))
+    full = np.empty((draws, len(setting.full_counts)))
+    for begin in range(0, draws, _BATCH):
+        part = times[begin : begin + _BATCH]
+        dice[begin : begin + _BATCH] = pooled_dice(np.einsum("db,kslbcn->dkslcn", part, setting.counts))
+        full[begin : begin + _BATCH] = pooled_dice(np.einsum("db,fbcn->dfcn", part, setting.full_counts))
+    full_dice = (full_weights * full).sum(axis=1) if full.size else np.full(draws, np.nan)
+    return Draws(weights, dice, full_dice)
+
+
+def _seed_weights(draws: int, number: int, rng: np.random.Generator) -> Floats:
+    """Return weights with which a mean over seeds is drawn from Student's t distribution; 1 for a single seed."""
+    if number < 2:
+        return np.ones((draws, number))
+    z = rng.standard_normal((draws, number))
+    spread = np.sqrt((number - 1) / rng.chisquare(number - 1, draws))[:, None]
+    return 1 / number + spread * (z - z.mean(axis=1, keepdims=True)) / np.sqrt(number * (number - 1))
+
+
+def _box_weights(draws: int, truth: Floats, rng: np.random.Generator) -> Floats:
+    """Return how often each box is drawn, (draws, boxes), each time some box that holds a class, from truth (boxes, K)."""
+    boxes = len(truth)
+    times = np.empty((0, boxes))
+    while len(times) < draws:
+        new = rng.multinomial(boxes - 1, np.full(boxes, 1 / boxes), size=draws)
+        times = np.concatenate([times, new[new @ truth.sum(axis=1) > 0]])
+    return times[:draws]
+
+
+# how much is needed ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How much annotation a strategy needs.
+
+    Parameters
+    ----------
+    amount : float
+        On the axis asked for; inf where it is not reached with all that was annotated, `largest`.
+    largest : float
+        Mean amount at the last loop: one that is not reached lies beyond.
+    interval : (float, float) or None
+        95 %; an end is inf where that end lies beyond `largest`. None with too few seeds or boxes.
+    not_reached : float or None
+        Share of the draws in which it is not reached; None without an interval.
+    at_start : float or None
+        Share of the draws in which the start is enough already, so that less might be; None without an interval.
+    """
+
+    amount: float
+    largest: float
+    interval: Interval | None = None
+    not_reached: float | None = None
+    at_start: float | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        """Tell whether it is reached with what was annotated."""
+        return self.amount < inf
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much annotation a strategy needs, over what a reference needs.
+
+    Parameters
+    ----------
+    value : float or None
+        Below 1 the strategy needs less. 0 where only the reference does not reach it, inf where only the strategy does not, None
+        where neither does.
+    interval : (float, float) or None
+        95 %, of draws that seeds and boxes share. Draws in which neither reaches it could be anything: they count as below
+        the lower and above the upper end. None with too few seeds or boxes.
+    not_reached, reference_not_reached, neither : float or None
+        Share of the draws in which the strategy, the reference, and both of them do not reach it; None without an interval.
+    """
+
+    value: float | None
+    interval: Interval | None = None
+    not_reached: float | None = None
+    reference_not_reached: float | None = None
+    neither: float | None = None
+
+
+def amounts_needed(
+    setting: Setting, axis: Axis = "voxels_drawn", share: float = SHARE, draws: Draws | None = None
+) -> dict[str, Needed]:
+    """Return how much every strategy needs for a share of the Dice of all of the pool.
+
+    The mean curve over seeds is made to rise (isotonic regression) and joined by straight lines; the amount is where it
+    first is as high as `share` times the mean Dice of the trainings on all of the pool.
+
+    Parameters
+    ----------
+    setting : Setting
+        With a training on all of the pool.
+    axis : str
+        One of `rescueseg.simulation.settings.AXES`.
+    share : float
+        Above 0.
+    draws : Draws, optional
+        Of `draws_of`, for intervals. How much a single training on all of the pool would scatter is not in them.
+
+    Raises
+    ------
+    EvaluationError
+        If there is no training on all of the pool.
+    """
+    values, largest = _amounts(setting, axis, share)
+    if draws is None:
+        return {
+            name: Needed(float(v), float(m)) for name, v, m in zip(setting.strategies, values, largest, strict=True)
+        }
+    drawn, start = _drawn_amounts(setting, draws, axis, share)
+    return {
+        name: Needed(
+            float(values[i]),
+            float(largest[i]),
+            (_quantile(drawn[:, i], _ENDS[0]), _quantile(drawn[:, i], _ENDS[1])),
+            float(np.isinf(drawn[:, i]).mean()),
+            float(start[:, i].mean()),
+        )
+        for i, name in enumerate(setting.strategies)
+    }
+
+
+def needed_ratio(
+    setting: Setting,
+    strategy: str,
+    reference: str,
+    axis: Axis = "voxels_drawn",
+    share: float = SHARE,
+    draws: Draws | None = None,
+) -> Ratio:
+    """Return how much a strategy needs over what a reference needs; see `amounts_needed`.
+
+    Parameters
+    ----------
+    setting : Setting
+        With a training on all of the pool.
+    strategy, reference : str
+        Names of strategies that were run.
+    axis, share, draws
+        As for `amounts_needed`.
+
+    Raises
+    ------
+    EvaluationError
+        If one of them was not run, or there is no training on all of the pool.
+    """
+    pair = [setting.index(strategy), setting.index(reference)]
+    first, second = _amounts(setting, axis, share)[0][pair].tolist()
+    value = None if first == second == inf else float(_over(np.array(first), np.array(second)))
+    if draws is None:
+        return Ratio(value)
+    one, other = _drawn_amounts(setting, draws, axis, share)[0][:, pair].T
+    neither = np.isinf(one) & np.isinf(other)
+    ratio = _over(one, other)
+    low, high = (_quantile(np.where(neither, end, ratio), level) for end, level in zip((0, inf), _ENDS, strict=True))
+    return Ratio(value, (low, high), float(np.isinf(one).mean()), float(np.isinf(other).mean()), float(neither.mean()))
+
+
+def _over(first: Floats, second: Floats) -> Floats:
+    """Return first / second, where inf / inf is nan."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(first / second)
+
+
+def _quantile(values: Floats, level: float) -> float:
+    """Return a quantile of values some of which may be inf: one of the values, the outer one of two."""
+    return float(np.quantile(values, level, method="lower" if level < 0.5 else "higher"))
+
+
+def _amounts(setting: Setting, axis: Axis, share: float) -> tuple[Floats, Floats]:
+    """Return what is needed, and what was annotated at most, (strategies,) each."""
+    if setting.full_dice is None:
+        raise EvaluationError(
+            "without a training on all of the pool nobody knows what Dice to reach",
+            where=f"{setting.dataset}, {setting.regime}",
+            todo="Run the strategy full_data too",
+        )
+    x = setting.amounts[axis].mean(axis=1)
+    return first_reached(x, setting.dice.mean(axis=1), np.array(share * setting.full_dice)), x[:, -1]
+
+
+def _drawn_amounts(setting: Setting, draws: Draws, axis: Axis, share: float) -> tuple[Floats, Floats]:
+    """Return what is needed in each draw, and whether the start is enough, (draws, strategies) each."""
+    x = setting.amounts[axis].mean(axis=1)
+    mean = draws.mean(draws.dice)
+    target = share * draws.full_dice[:, None]
+    return first_reached(np.broadcast_to(x, mean.shape), mean, target), rising(mean)[..., 0] >= target
+
+
+def first_reached(x: Floats, y: Floats, target: Floats) -> Floats:
+    """Return where a curve, made to rise and joined by straight lines, first reaches a target.
+
+    Parameters
+    ----------
+    x, y : ndarray, (…, loops)
+        The curve; x never falls.
+    target : ndarray, (…)
+        Value to reach.
+
+    Returns
+    -------
+    ndarray, (…)
+        The first x where the curve starts there or higher, inf where it ends below.
+
+    Examples
+    --------
+    >>> x, y = np.array([[10.0, 20, 30, 40]] * 3), np.array([[0.4, 0.7, 0.6, 0.8]] * 3)
+    >>> first_reached(x, y, np.array([0.3, 0.725, 0.9])).round(6).tolist()
+    [10.0, 35.0, inf]
+    """
+    fit = rising(y)
+    reached = fit >= target[..., None]
+    after = np.argmax(reached, axis=-1)[..., None]
+    before = np.maximum(after - 1, 0)
+    x0, x1 = (np.take_along_axis(x, i, axis=-1)[..., 0] for i in (before, after))
+    y0, y1 = (np.take_along_axis(fit, i, axis=-1)[..., 0] for i in (before, after))
+    rise = np.where(y1 > y0, y1 - y0, 1.0)
+    between = np.where(after[..., 0] > 0, x0 + (target - y0) / rise * (x1 - x0), x1)
+    return np.where(reached.any(axis=-1), between, inf)
+
+
+def rising(y: Floats) -> Floats:
+    """Return the curve that never falls and is closest to another in its squares (isotonic regression).
+
+    At loop i it is the largest over first loops j ≤ i, of the smallest over last loops k ≥ i, of the mean of y from j to k.
+
+    Parameters
+    ----------
+    y : ndarray, (…, loops)
+
+    Examples
+    --------
+    >>> rising(np.array([0.4, 0.7, 0.6, 0.8])).round(3).tolist()
+    [0.4, 0.65, 0.65, 0.8]
+    """
+    loops = y.shape[-1]
+    sums = np.concatenate([np.zeros((*y.shape[:-1], 1)), np.cumsum(y, axis=-1)], axis=-1)
+    j, k = np.indices((loops, loops))
+    means = np.where(k >= j, (sums[..., 1:][..., k] - sums[..., :-1][..., j]) / np.maximum(k - j + 1, 1), inf)
+    smallest = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
+    return np.asarray(np.where(k >= j, smallest, -inf).max(axis=-2))
+
+
+# gain of one strategy over another ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much the AUBC of one strategy is above that of another.
+
+    Parameters
+    ----------
+    value : float
+        Difference of the means over seeds.
+    interval : (float, float) or None
+        95 %; None with too few seeds or boxes.
+    """
+
+    value: float
+    interval: Interval | None
+
+    @property
+    def is_sure(self) -> bool:
+        """Tell whether the interval lies above 0."""
+        return self.interval is not None and self.interval[0] > 0
+
+
+def area_gain(setting: Setting, strategy: str, reference: str, draws: Draws | None = None) -> Gain:
+    """Return by how much the AUBC of a strategy is above that of a reference; `draws` as for `amounts_needed`."""
+    one, other = setting.index(strategy), setting.index(reference)
+    value = np.subtract(*seed_areas(setting)[[one, other]].mean(axis=1))
+    if draws is None:
+        return Gain(float(value), None)
+    areas = draws.mean(seed_areas(setting, draws.dice))
+    low, high = np.quantile(areas[:, one] - areas[:, other], _ENDS)
+    return Gain(float(value), (float(low), float(high)))
+
+
+def ceiling(setting: Setting, oracle: str, random: str = "random", draws: Draws | None = None) -> Gain:
+    """Return what a strategy that knows the true errors gains over patches drawn at random, in AUBC.
+
+    Where that is not sure, the setting has no room for any strategy to be better, and says nothing about them.
+
+    Parameters
+    ----------
+    setting : Setting
+        With both strategies.
+    oracle, random : str
+        Names of the strategies that rank patches by their true error, and that draw them at random.
+    draws : Draws, optional
+        Of `draws_of`; without them nothing is sure.
+
+    Raises
+    ------
+    EvaluationError
+        If one of them was not run.
+    """
+    return area_gain(setting, oracle, random, draws)
