@@ -20,6 +20,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.intervals import LEAST, Interval
+from rescueseg.evaluation.metric_table import Booleans
 from rescueseg.geometry import Floats
 from rescueseg.randomness import random_generator
 from rescueseg.simulation.rows import pooled_dice
@@ -53,7 +55,7 @@ class Draws:
     dice : ndarray, (draws, strategies, seeds, loops)
         From the drawn boxes.
     full_dice : ndarray, (draws,)
-        Of all of the pool, from the same boxes; nan without a training on it.
+        Mean of the trainings on all of the pool, from the same boxes; nan without one.
     """
 
     weights: Floats
@@ -62,7 +64,7 @@ class Draws:
 
     def mean(self, of_seeds: Floats) -> Floats:
         """Return the means over drawn seeds, (draws, strategies, …), of values (draws, strategies, seeds, …)."""
-        return np.einsum("ds,dks...->dk...", self.weights, of_seeds)
+        return np.asarray(np.einsum("ds,dks...->dk...", self.weights, of_seeds))
 
 
 def draws_of(setting: Setting, draws: int = DRAWS) -> Draws | None:
@@ -88,25 +90,22 @@ def draws_of(setting: Setting, draws: int = DRAWS) -> Draws | None:
         return None
     rng = random_generator("strategies", number, boxes)
     weights = _seed_weights(draws, number, rng)
-    full_weights = _seed_weights(draws, len(setting.full_counts), rng)
     times = _box_weights(draws, truth, rng)
     dice = np.empty((draws, *setting.dice.shape))
-    full = np.empty((draws, len(setting.full_counts)))
+    full = np.full(draws, np.nan)
     for begin in range(0, draws, _BATCH):
-        part = times[begin : begin + _BATCH]
-        dice[begin : begin + _BATCH] = pooled_dice(np.einsum("db,kslbcn->dkslcn", part, setting.counts))
-        full[begin : begin + _BATCH] = pooled_dice(np.einsum("db,fbcn->dfcn", part, setting.full_counts))
-    full_dice = (full_weights * full).sum(axis=1) if full.size else np.full(draws, np.nan)
-    return Draws(weights, dice, full_dice)
+        part = slice(begin, begin + _BATCH)
+        dice[part] = pooled_dice(np.einsum("db,kslbcn->dkslcn", times[part], setting.counts))
+        if len(setting.full_counts):
+            full[part] = pooled_dice(np.einsum("db,fbcn->dfcn", times[part], setting.full_counts)).mean(axis=1)
+    return Draws(weights, dice, full)
 
 
 def _seed_weights(draws: int, number: int, rng: np.random.Generator) -> Floats:
-    """Return weights with which a mean over seeds is drawn from Student's t distribution; 1 for a single seed."""
-    if number < 2:
-        return np.ones((draws, number))
+    """Return weights with which a mean over seeds is drawn from Student's t distribution."""
     z = rng.standard_normal((draws, number))
     spread = np.sqrt((number - 1) / rng.chisquare(number - 1, draws))[:, None]
-    return 1 / number + spread * (z - z.mean(axis=1, keepdims=True)) / np.sqrt(number * (number - 1))
+    return np.asarray(1 / number + spread * (z - z.mean(axis=1, keepdims=True)) / np.sqrt(number * (number - 1)))
 
 
 def _box_weights(draws: int, truth: Floats, rng: np.random.Generator) -> Floats:
@@ -159,20 +158,22 @@ class Ratio:
     Parameters
     ----------
     value : float or None
-        Below 1 the strategy needs less. 0 where only the reference does not reach it, inf where only the strategy does not, None
-        where neither does.
+        Below 1 the strategy needs less. 0 where only the reference does not reach it, inf where only the strategy does not.
+        None where nothing can be said: neither reaches it, or the start is enough for both.
     interval : (float, float) or None
-        95 %, of draws that seeds and boxes share. Draws in which neither reaches it could be anything: they count as below
-        the lower and above the upper end. None with too few seeds or boxes.
-    not_reached, reference_not_reached, neither : float or None
-        Share of the draws in which the strategy, the reference, and both of them do not reach it; None without an interval.
+        95 %, of draws that seeds and boxes share. Draws that say nothing count as below the lower and above the upper end.
+        None with too few seeds or boxes.
+    not_reached, reference_not_reached : float or None
+        Share of the draws in which the strategy, and the reference, do not reach it; None without an interval.
+    undecided : float or None
+        Share of the draws that say nothing; None without an interval.
     """
 
     value: float | None
     interval: Interval | None = None
     not_reached: float | None = None
     reference_not_reached: float | None = None
-    neither: float | None = None
+    undecided: float | None = None
 
 
 def amounts_needed(
@@ -199,21 +200,21 @@ def amounts_needed(
     EvaluationError
         If there is no training on all of the pool.
     """
-    values, largest = _amounts(setting, axis, share)
+    values, _ = _amounts(setting, axis, share)
+    largest = setting.amounts[axis].mean(axis=1)[:, -1]
+    found = {name: Needed(float(values[i]), float(largest[i])) for i, name in enumerate(setting.strategies)}
     if draws is None:
-        return {
-            name: Needed(float(v), float(m)) for name, v, m in zip(setting.strategies, values, largest, strict=True)
-        }
-    drawn, start = _drawn_amounts(setting, draws, axis, share)
+        return found
+    drawn, at_start = _amounts(setting, axis, share, draws)
     return {
         name: Needed(
-            float(values[i]),
-            float(largest[i]),
+            needed.amount,
+            needed.largest,
             (_quantile(drawn[:, i], _ENDS[0]), _quantile(drawn[:, i], _ENDS[1])),
             float(np.isinf(drawn[:, i]).mean()),
-            float(start[:, i].mean()),
+            float(at_start[:, i].mean()),
         )
-        for i, name in enumerate(setting.strategies)
+        for i, (name, needed) in enumerate(found.items())
     }
 
 
@@ -242,21 +243,23 @@ def needed_ratio(
         If one of them was not run, or there is no training on all of the pool.
     """
     pair = [setting.index(strategy), setting.index(reference)]
-    first, second = _amounts(setting, axis, share)[0][pair].tolist()
-    value = None if first == second == inf else float(_over(np.array(first), np.array(second)))
+    value, says_nothing = _ratio(*_amounts(setting, axis, share), pair)
+    found = Ratio(None if says_nothing else float(value))
     if draws is None:
-        return Ratio(value)
-    one, other = _drawn_amounts(setting, draws, axis, share)[0][:, pair].T
-    neither = np.isinf(one) & np.isinf(other)
-    ratio = _over(one, other)
-    low, high = (_quantile(np.where(neither, end, ratio), level) for end, level in zip((0, inf), _ENDS, strict=True))
-    return Ratio(value, (low, high), float(np.isinf(one).mean()), float(np.isinf(other).mean()), float(neither.mean()))
+        return found
+    amounts, at_start = _amounts(setting, axis, share, draws)
+    ratio, undecided = _ratio(amounts, at_start, pair)
+    low, high = (_quantile(np.where(undecided, end, ratio), level) for end, level in zip((0, inf), _ENDS, strict=True))
+    not_reached = np.isinf(amounts[:, pair]).mean(axis=0).tolist()
+    return Ratio(found.value, (low, high), *not_reached, float(undecided.mean()))
 
 
-def _over(first: Floats, second: Floats) -> Floats:
-    """Return first / second, where inf / inf is nan."""
+def _ratio(amounts: Floats, at_start: Booleans, pair: Sequence[int]) -> tuple[Floats, Booleans]:
+    """Return the ratio of the amounts of a pair of strategies, and whether it says nothing; (…) from (…, strategies)."""
+    one, other = (amounts[..., index] for index in pair)
+    says_nothing = at_start[..., pair].all(axis=-1) | (np.isinf(one) & np.isinf(other))
     with np.errstate(invalid="ignore"):
-        return np.asarray(first / second)
+        return np.asarray(one / other), np.asarray(says_nothing)
 
 
 def _quantile(values: Floats, level: float) -> float:
@@ -264,24 +267,20 @@ def _quantile(values: Floats, level: float) -> float:
     return float(np.quantile(values, level, method="lower" if level < 0.5 else "higher"))
 
 
-def _amounts(setting: Setting, axis: Axis, share: float) -> tuple[Floats, Floats]:
-    """Return what is needed, and what was annotated at most, (strategies,) each."""
+def _amounts(setting: Setting, axis: Axis, share: float, draws: Draws | None = None) -> tuple[Floats, Booleans]:
+    """Return what is needed, and whether the start is enough: (strategies,), or (draws, strategies)."""
     if setting.full_dice is None:
         raise EvaluationError(
             "without a training on all of the pool nobody knows what Dice to reach",
             where=f"{setting.dataset}, {setting.regime}",
             todo="Run the strategy full_data too",
         )
-    x = setting.amounts[axis].mean(axis=1)
-    return first_reached(x, setting.dice.mean(axis=1), np.array(share * setting.full_dice)), x[:, -1]
-
-
-def _drawn_amounts(setting: Setting, draws: Draws, axis: Axis, share: float) -> tuple[Floats, Floats]:
-    """Return what is needed in each draw, and whether the start is enough, (draws, strategies) each."""
-    x = setting.amounts[axis].mean(axis=1)
-    mean = draws.mean(draws.dice)
-    target = share * draws.full_dice[:, None]
-    return first_reached(np.broadcast_to(x, mean.shape), mean, target), rising(mean)[..., 0] >= target
+    if draws is None:
+        mean, target = setting.dice.mean(axis=1), np.array(share * setting.full_dice)
+    else:
+        mean, target = draws.mean(draws.dice), share * draws.full_dice[:, None]
+    x = np.broadcast_to(setting.amounts[axis].mean(axis=1), mean.shape)
+    return first_reached(x, mean, target), rising(mean)[..., 0] >= target
 
 
 def first_reached(x: Floats, y: Floats, target: Floats) -> Floats:

@@ -305,7 +305,8 @@ def paired_p_values(differences: Floats) -> Floats:
 def holm(p: Floats) -> Floats:
     """Return p values corrected for their number by Holm's method.
 
-    Where all are compared with one level, the chance that any equal pair is called different is at most that level. The k-th smallest of m is multiplied by m − k + 1, and is at least as large as those before it.
+    Where all are compared with one level, the chance that any of the equal pairs is called different is at most that level.
+    The k-th smallest of m is multiplied by m − k + 1, and is at least as large as those before it.
 
     Parameters
     ----------
