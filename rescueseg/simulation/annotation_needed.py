@@ -9,7 +9,10 @@ Boxes: of n, n − 1 are drawn with replacement, for then the variance of a mean
 Seeds: with four of them no draw with replacement goes beyond the best and the worst seed, and such intervals are too narrow.
 So the mean curve of n seeds is drawn from Student's multivariate t distribution: mean + g·Σ (z_s − mean of z)·y_s / √(n (n − 1)),
 where y_s is the curve of seed s, z_s are standard normal and g² = (n − 1) / χ² with n − 1 degrees of freedom. For a score
-that is a mean over seeds, its percentiles are the interval of the t-test.
+that is a mean over seeds, its percentiles are the interval of the t-test. `tests/benchmarks/strategy_coverage.py` prints how
+often such intervals hold the truth, and those of seeds that are drawn with replacement.
+
+Where a class is in few boxes, some draws miss it: Dice is then the mean over the other classes, for all strategies alike.
 
 References
 ----------
@@ -63,8 +66,8 @@ class Draws:
     full_dice: Floats
 
     def mean(self, of_seeds: Floats) -> Floats:
-        """Return the means over drawn seeds, (draws, strategies, …), of values (draws, strategies, seeds, …)."""
-        return np.asarray(np.einsum("ds,dks...->dk...", self.weights, of_seeds))
+        """Return the means over drawn seeds, (draws, strategies, n), of values (draws or 1, strategies, seeds, n)."""
+        return np.asarray((self.weights[:, None, :, None] * of_seeds).sum(axis=2))
 
 
 def draws_of(setting: Setting, draws: int = DRAWS) -> Draws | None:
@@ -250,8 +253,8 @@ def needed_ratio(
     amounts, at_start = _amounts(setting, axis, share, draws)
     ratio, undecided = _ratio(amounts, at_start, pair)
     low, high = (_quantile(np.where(undecided, end, ratio), level) for end, level in zip((0, inf), _ENDS, strict=True))
-    not_reached = np.isinf(amounts[:, pair]).mean(axis=0).tolist()
-    return Ratio(found.value, (low, high), *not_reached, float(undecided.mean()))
+    one, other = np.isinf(amounts[:, pair]).mean(axis=0).tolist()
+    return Ratio(found.value, (low, high), one, other, float(undecided.mean()))
 
 
 def _ratio(amounts: Floats, at_start: Booleans, pair: Sequence[int]) -> tuple[Floats, Booleans]:
@@ -275,11 +278,12 @@ def _amounts(setting: Setting, axis: Axis, share: float, draws: Draws | None = N
             where=f"{setting.dataset}, {setting.regime}",
             todo="Run the strategy full_data too",
         )
+    of_seeds, target = setting.amounts[axis], np.array(share * setting.full_dice)
     if draws is None:
-        mean, target = setting.dice.mean(axis=1), np.array(share * setting.full_dice)
+        x, mean = of_seeds.mean(axis=1), setting.dice.mean(axis=1)
     else:
+        x = rising(np.maximum(0.0, draws.mean(of_seeds[None])))  # few seeds that differ much may draw amounts that fall
         mean, target = draws.mean(draws.dice), share * draws.full_dice[:, None]
-    x = np.broadcast_to(setting.amounts[axis].mean(axis=1), mean.shape)
     return first_reached(x, mean, target), rising(mean)[..., 0] >= target
 
 
@@ -367,7 +371,7 @@ def area_gain(setting: Setting, strategy: str, reference: str, draws: Draws | No
     value = np.subtract(*seed_areas(setting)[[one, other]].mean(axis=1))
     if draws is None:
         return Gain(float(value), None)
-    areas = draws.mean(seed_areas(setting, draws.dice))
+    areas = draws.mean(seed_areas(setting, draws.dice)[..., None])[..., 0]
     low, high = np.quantile(areas[:, one] - areas[:, other], _ENDS)
     return Gain(float(value), (float(low), float(high)))
 
