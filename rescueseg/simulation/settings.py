@@ -77,8 +77,12 @@ def curves(rows: Iterable[SimulationRow], axis: Axis) -> list[Curve]:
     """
     by_run: dict[tuple[str, str, str, int], dict[int, SimulationRow]] = defaultdict(dict)
     for row in rows:
-        if row.strategy != FULL_DATA and by_run[row.key[:-1]].setdefault(row.loop, row) is not row:
+        if row.strategy == FULL_DATA:
+            continue
+        loops = by_run[row.key[:-1]]
+        if row.loop in loops:
             raise _unfit(f"two rows are of loop {row.loop}", *row.key[:-1])
+        loops[row.loop] = row
     found = []
     for run, loops in sorted(by_run.items()):
         if missing := sorted(set(range(max(loops))) - set(loops)):

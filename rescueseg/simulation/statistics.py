@@ -29,6 +29,8 @@ LEVEL = 0.05
 """Of a paired test, for both sides together."""
 _RATES = np.geomspace(1e-3, 1e3, 121)
 """Where the fit of an efficiency begins: the best of these, for x scaled to end at 1. The last is its upper bound."""
+_AT_ONCE = 0.01
+"""Where no more than this of the missing Dice is left at the least foreground that was added, no efficiency can be told."""
 _EQUAL = 1e-12
 """Differences of Dice that are none, but for the order of the sums."""
 
@@ -164,7 +166,7 @@ def efficiencies(setting: Setting) -> dict[str, Efficiency]:
     -------
     dict of str to Efficiency
         No value without a training on all of the pool, where the start is as good, where no foreground was added,
-        and where Dice is at once that of all of the pool, so that any large β fits.
+        and where Dice is that of all of the pool from the least foreground on that was added, so that any large β fits.
     """
     every = np.ones(len(setting.seeds), np.bool_)
     found = {}
@@ -200,7 +202,7 @@ def _efficiency(setting: Setting, index: int, seeds: Booleans) -> Efficiency:
 
     squares = ((model(x, _RATES[:, None]) - y) ** 2).sum(axis=1)
     fitted, _ = curve_fit(model, x, y, p0=[_RATES[int(squares.argmin())] / 1.01], bounds=(0, _RATES[-1]))
-    if fitted[0] > _RATES[-1] / 2:
+    if np.exp(-fitted[0] * x[x > 0].min()) < _AT_ONCE:
         return Efficiency(None, reason="Dice is that of all of the pool as soon as foreground is added")
     return Efficiency(float(fitted[0] / span))
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rescueseg.errors import EvaluationError, StorageError
 from rescueseg.evaluation.metrics import Counts
 from rescueseg.simulation.rows import FULL_DATA, BoxCounts, SimulationRow, add_row, pooled_dice, read_rows
+from tests.unit.simulation.benchmark_rows import row_of
 
 
 def boxes_of(*counts: tuple[int, int, int]) -> tuple[BoxCounts, ...]:
@@ -19,44 +20,12 @@ def boxes_of(*counts: tuple[int, int, int]) -> tuple[BoxCounts, ...]:
     return tuple(BoxCounts(name=f"box {i}", counts=(Counts(tp=t, fp=p, fn=n),)) for i, (t, p, n) in enumerate(counts))
 
 
-def row_of(
-    strategy: str = "random",
-    *,
-    seed: int = 0,
-    loop: int = 0,
-    boxes: tuple[BoxCounts, ...] = boxes_of((6, 2, 2)),
-    voxels: int = 1000,
-    foreground: int = 100,
-    dataset: str = "puncta",
-    regime: str = "low",
-) -> SimulationRow:
-    """Return a row with its amounts in round numbers."""
-    return SimulationRow(
-        dataset=dataset,
-        regime=regime,
-        strategy=strategy,
-        seed=seed,
-        loop=loop,
-        trainer="unet",
-        patches=4 * (loop + 1),
-        voxels_drawn=voxels,
-        foreground_drawn=foreground,
-        pool_foreground=10_000,
-        voxels_corrected=voxels // 10,
-        seconds=voxels / 100,
-        iterations=200,
-        cpu_seconds=30.0,
-        boxes=boxes,
-        validation=boxes_of((3, 1, 1)),
-    )
-
-
 def test_dice_is_that_of_the_voxels_of_all_boxes_together() -> None:
-    row = row_of(boxes=boxes_of((6, 2, 2), (0, 0, 10)))
+    row = row_of().model_copy(update={"boxes": boxes_of((6, 2, 2), (0, 0, 10)), "validation": boxes_of((3, 1, 1))})
     assert row.dice == 12 / (12 + 2 + 12)
     assert row.validation_dice == 0.75
-    assert row_of(boxes=boxes_of((0, 5, 0))).dice is None
-    assert row_of(boxes=()).dice is None
+    for boxes in (boxes_of((0, 5, 0)), ()):
+        assert row.model_copy(update={"boxes": boxes}).dice is None
 
 
 def test_a_class_that_truth_holds_nowhere_does_not_count_whatever_was_found() -> None:
@@ -69,7 +38,7 @@ def test_a_class_that_truth_holds_nowhere_does_not_count_whatever_was_found() ->
 @pytest.mark.parametrize(
     "change",
     [
-        {"foreground_drawn": 20_000, "voxels_drawn": 50_000},
+        {"foreground_drawn": 200_000, "voxels_drawn": 500_000},
         {"foreground_drawn": 2_000},
         {"pool_foreground": 0},
         {"strategy": FULL_DATA, "loop": 1},
