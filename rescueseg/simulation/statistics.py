@@ -167,6 +167,17 @@ def efficiencies(setting: Setting) -> dict[str, Efficiency]:
     dict of str to Efficiency
         No value without a training on all of the pool, where the start is as good, where no foreground was added,
         and where Dice is that of all of the pool from the least foreground on that was added, so that any large β fits.
+
+    Examples
+    --------
+    Each percent of the foreground halves what is missing to a Dice of 0.9, so β is 100 ln 2:
+
+    >>> hits = np.array([[[10.0, 50, 70]]])
+    >>> counts, shares = np.stack([hits, 100 - hits, 100 - hits], axis=-1)[..., None, None, :], np.array([[[0.0, 0.01, 0.02]]])
+    >>> full = np.array([[[[90.0, 10, 10]]]])
+    >>> setting = Setting("puncta", "low", ("random",), (0,), counts, {"foreground_share": shares}, full)
+    >>> round(efficiencies(setting)["random"].rate, 2)
+    69.31
     """
     every = np.ones(len(setting.seeds), np.bool_)
     found = {}

@@ -5,7 +5,7 @@ python tests/benchmarks/strategy_coverage.py --repetitions 500
 Two strategies have the curve 0.85 − 0.35·exp(−v·loop), "slow" with v = 1 and "fast" with v = 2. On the logit scale, a box is
 easier or harder for all trainings, a seed is better or worse for all loops of a strategy, and a loop for all boxes of it by half
 as much; what is left scatters by box and training. Foreground of a box is log-normal, its false positives are as many as its
-false negatives. The truth is that of very many boxes and seeds. "Student" is `rescueseg.simulation.annotation_needed`, "with
+false negatives. The truth is that of very many boxes and seeds. "Student" is `rescueseg.simulation.draws`, "with
 replacement" the percentile bootstrap over seeds, for comparison.
 """
 
@@ -20,14 +20,14 @@ from scipy.special import expit, logit
 
 from rescueseg.geometry import Floats
 from rescueseg.randomness import random_generator
-from rescueseg.simulation import annotation_needed
+from rescueseg.simulation import draws as drawing
 from rescueseg.simulation.annotation_needed import (
     amounts_needed,
     area_gain,
-    draws_of,
     first_reached,
     needed_ratio,
 )
+from rescueseg.simulation.draws import draws_of
 from rescueseg.simulation.rows import pooled_dice
 from rescueseg.simulation.settings import AXES, Setting
 from rescueseg.simulation.statistics import aubc
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=500)
     arguments = parser.parse_args()
     ways: dict[str, Callable[[int, int, np.random.Generator], Floats]] = {
-        "Student": annotation_needed._seed_weights,
+        "Student": drawing._seed_weights,
         "with replacement": with_replacement,
     }
     print(
@@ -130,7 +130,7 @@ def main() -> None:
     for population in POPULATIONS:
         for seeds, boxes in ((3, 6), (4, 8), (4, 16), (8, 8)):
             for way, weights in ways.items():
-                annotation_needed._seed_weights = weights
+                drawing._seed_weights = weights
                 held = coverage(population, seeds, boxes, arguments.repetitions, arguments.draws)
                 scatter = f"{population.boxes}, {population.seeds}, {population.rest}"
                 print(f"{way:18}{seeds:6}{boxes:6}  {scatter:32}" + "".join(f"{h:14.3f}" for h in held), flush=True)
