@@ -98,7 +98,8 @@ def amounts_needed(
     share : float
         Above 0.
     draws : Draws, optional
-        Of `rescueseg.simulation.draws.draws_of`, for intervals. How much a single training on all of the pool would scatter is not in them.
+        Of `rescueseg.simulation.draws.draws_of`, for intervals. Where all seeds share a training on all of the pool, how much
+        another one would differ is not in them.
 
     Raises
     ------
@@ -110,11 +111,12 @@ def amounts_needed(
     Two strategies, one seed, three loops, and one box, of which the whole pool gives a Dice of 0.8. For 0.75 of that,
     0.6, the first needs what it had at its second loop and the other is half way to its third.
 
-    >>> hits = np.array([[[50.0, 60, 70]], [[40, 50, 70]]])
+    >>> from rescueseg.simulation.settings import SeedRuns
+    >>> hits = np.array([[50.0, 60, 70], [40, 50, 70]])
     >>> counts = np.stack([hits, 100 - hits, 100 - hits], axis=-1)[..., None, None, :]
-    >>> voxels = np.broadcast_to([1000.0, 2000, 3000], hits.shape)
-    >>> full = np.array([[[[80.0, 20, 20]]]])
-    >>> setting = Setting("puncta", "low", ("bald", "random"), (0,), counts, {"voxels_drawn": voxels}, full)
+    >>> runs = (SeedRuns(0, ("box",), counts, np.array([[[[80.0, 20, 20]]]])),)
+    >>> voxels = np.array([[[1000.0, 2000, 3000]]] * 2)
+    >>> setting = Setting("puncta", "low", ("bald", "random"), runs, {"voxels_drawn": voxels})
     >>> {name: round(needed.amount) for name, needed in amounts_needed(setting, share=0.75).items()}
     {'bald': 2000, 'random': 2500}
     >>> round(needed_ratio(setting, "bald", "random", share=0.75).value, 3)
@@ -191,11 +193,11 @@ def _amounts(setting: Setting, axis: Axis, share: float, draws: Draws | None = N
     """Return what is needed, and whether the start is enough: (strategies,), or (draws, strategies)."""
     if setting.full_dice is None:
         raise EvaluationError(
-            "without a training on all of the pool nobody knows what Dice to reach",
+            "without a training on all of the pool for each seed nobody knows what Dice to reach",
             where=f"{setting.dataset}, {setting.regime}",
             todo="Run the strategy full_data too",
         )
-    of_seeds, target = setting.amounts[axis], np.array(share * setting.full_dice)
+    of_seeds, target = setting.amounts[axis], np.array(share * setting.full_dice.mean())
     if draws is None:
         x, mean = of_seeds.mean(axis=1), setting.dice.mean(axis=1)
     else:

@@ -1,9 +1,9 @@
 """Seeds and boxes of a benchmark drawn anew: how much its results would change with others.
 
-Every training of a setting is judged by the same test boxes, and the same seed gives all strategies the same start. So seeds and
-boxes are drawn anew side by side, once for all strategies, loops and trainings on all of the pool (bootstrap of crossed
-factors [1]_): boxes drawn for each seed by itself would average out how hard a box is. Dice is computed anew from the
-counts of the drawn boxes.
+With one seed all strategies have the same start and are judged by the same test boxes. So seeds are drawn, and boxes within them,
+once for all strategies, loops and trainings on all of the pool. Where all seeds are judged by the same boxes, these are drawn once
+for all seeds too (bootstrap of crossed factors [1]_): drawn for each seed by itself, they would average out how hard
+a box is. Dice is computed anew from the counts of the drawn boxes.
 
 Boxes: of n, n − 1 are drawn with replacement, for then the variance of a mean is right for few boxes too [2]_.
 Seeds: with four of them no draw with replacement goes beyond the best and the worst seed, and such intervals are too narrow.
@@ -36,8 +36,6 @@ from rescueseg.simulation.statistics import LEAST_SEEDS
 
 DRAWS = 2000
 """Of seeds and boxes."""
-_BATCH = 100
-"""Draws whose counts are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ class Draws:
     dice : ndarray, (draws, strategies, seeds, loops)
         From the drawn boxes.
     full_dice : ndarray, (draws,)
-        Mean of the trainings on all of the pool, from the same boxes; nan without one.
+        Of the trainings on all of the pool, a mean over drawn seeds, from the drawn boxes; nan where a seed has none.
     """
 
     weights: Floats
@@ -76,25 +74,29 @@ def draws_of(setting: Setting, draws: int = DRAWS) -> Draws | None:
     Returns
     -------
     Draws or None
-        None with fewer than `LEAST_SEEDS` seeds, or where truth holds a class in fewer than
+        None with fewer than `LEAST_SEEDS` seeds, or where with some seed truth holds a class in fewer than
         `rescueseg.evaluation.intervals.LEAST` boxes: too few to say how much a result scatters.
     """
-    truth = setting.counts[0, 0, 0][..., [0, 2]].sum(axis=-1)
-    of_class = (truth > 0).sum(axis=0)
-    number, boxes = len(setting.seeds), len(truth)
-    if number < LEAST_SEEDS or of_class[of_class > 0].min() < LEAST:
+    number = len(setting.runs)
+    if number < LEAST_SEEDS or min(_boxes_with_a_class(run.truth) for run in setting.runs) < LEAST:
         return None
-    rng = random_generator("strategies", number, boxes)
+    rng = random_generator("strategies", number)
     weights = _seed_weights(draws, number, rng)
-    times = _box_weights(draws, truth, rng)
-    dice = np.empty((draws, *setting.dice.shape))
-    full = np.full(draws, np.nan)
-    for begin in range(0, draws, _BATCH):
-        part = slice(begin, begin + _BATCH)
-        dice[part] = pooled_dice(np.einsum("db,kslbcn->dkslcn", times[part], setting.counts))
-        if len(setting.full_counts):
-            full[part] = pooled_dice(np.einsum("db,fbcn->dfcn", times[part], setting.full_counts)).mean(axis=1)
-    return Draws(weights, dice, full)
+    dice, full = np.empty((draws, *setting.dice.shape)), np.full((draws, number), np.nan)
+    times = _box_weights(draws, setting.runs[0].truth, rng)
+    for index, run in enumerate(setting.runs):
+        if index and not setting.have_same_boxes:
+            times = _box_weights(draws, run.truth, rng)
+        dice[:, :, index] = pooled_dice(np.tensordot(times, run.counts, axes=(1, 2)))
+        if len(run.full_counts):
+            full[:, index] = pooled_dice(np.tensordot(times, run.full_counts, axes=(1, 1))).mean(axis=1)
+    return Draws(weights, dice, (weights * full).sum(axis=1))
+
+
+def _boxes_with_a_class(truth: Floats) -> int:
+    """Return in how many boxes the class that is in fewest is, from truth (boxes, K); one that is in none does not count."""
+    boxes = (truth > 0).sum(axis=0)
+    return int(boxes[boxes > 0].min())
 
 
 def _seed_weights(draws: int, number: int, rng: np.random.Generator) -> Floats:

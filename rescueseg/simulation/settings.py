@@ -1,7 +1,7 @@
 """The runs of a benchmark as curves and as arrays: what its statistics are computed from.
 
-A setting is one dataset with one regime of budgets. What is compared in it was trained alike and is judged by the same boxes;
-rows of which that is not so are refused.
+A setting is one dataset with one regime of budgets. What is compared in it was trained alike and, seed by seed, is judged by the
+same boxes; rows of which that is not so are refused.
 """
 
 from __future__ import annotations
@@ -97,8 +97,35 @@ def curves(rows: Iterable[SimulationRow], axis: Axis) -> list[Curve]:
 
 
 @dataclass(frozen=True, eq=False)
+class SeedRuns:
+    """The runs of all strategies with one seed: with the same start, and judged by the same boxes.
+
+    Parameters
+    ----------
+    seed : int
+        As in the rows.
+    boxes : tuple of str
+        Names of the test boxes.
+    counts : ndarray, (strategies, loops, boxes, K, 3)
+        TP, FP and FN.
+    full_counts : ndarray, (trainings, boxes, K, 3)
+        Of trainings on all of the pool, in the same boxes; there may be none.
+    """
+
+    seed: int
+    boxes: tuple[str, ...]
+    counts: Floats
+    full_counts: Floats
+
+    @property
+    def truth(self) -> Floats:
+        """Voxels of truth, (boxes, K)."""
+        return np.asarray(self.counts[0, 0][..., [0, 2]].sum(axis=-1))
+
+
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """The complete runs of one dataset and regime: every strategy with the same seeds, loops and test boxes.
+    """The complete runs of one dataset and regime: every strategy with the same seeds and loops.
 
     Parameters
     ----------
@@ -106,38 +133,45 @@ class Setting:
         As in the rows.
     strategies : tuple of str
         Sorted.
-    seeds : tuple of int
-        Sorted. The same seed means the same start for all strategies.
-    counts : ndarray, (strategies, seeds, loops, boxes, K, 3)
-        TP, FP and FN.
+    runs : tuple of SeedRuns
+        Sorted by seed. Each seed may have boxes of its own.
     amounts : dict of str to ndarray, (strategies, seeds, loops)
         What was annotated, by axis.
-    full_counts : ndarray, (trainings, boxes, K, 3)
-        Of trainings on all of the pool; there may be none.
     """
 
     dataset: str
     regime: str
     strategies: tuple[str, ...]
-    seeds: tuple[int, ...]
-    counts: Floats
+    runs: tuple[SeedRuns, ...]
     amounts: dict[Axis, Floats]
-    full_counts: Floats
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Their seeds."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def have_same_boxes(self) -> bool:
+        """Tell whether all seeds are judged by the same boxes."""
+        first = self.runs[0]
+        return all(run.boxes == first.boxes and np.array_equal(run.truth, first.truth) for run in self.runs)
 
     @cached_property
     def dice(self) -> Floats:
         """Pooled Dice of every training, (strategies, seeds, loops)."""
-        return pooled_dice(self.counts.sum(axis=3))
+        return np.stack([pooled_dice(run.counts.sum(axis=2)) for run in self.runs], axis=1)
 
     @cached_property
-    def full_dice(self) -> float | None:
-        """Mean Dice of the trainings on all of the pool; None without one."""
-        return float(pooled_dice(self.full_counts.sum(axis=1)).mean()) if len(self.full_counts) else None
+    def full_dice(self) -> Floats | None:
+        """Mean Dice of the trainings on all of the pool, (seeds,); None where a seed has none in its boxes."""
+        if not all(len(run.full_counts) for run in self.runs):
+            return None
+        return np.array([pooled_dice(run.full_counts.sum(axis=1)).mean() for run in self.runs])
 
     @property
     def loops(self) -> int:
         """Budgets of each run, the start included."""
-        return int(self.counts.shape[2])
+        return int(self.runs[0].counts.shape[1])
 
     def index(self, strategy: str) -> int:
         """Return where a strategy stands.
@@ -162,14 +196,14 @@ def settings(rows: Iterable[SimulationRow]) -> list[Setting]:
     Parameters
     ----------
     rows : iterable of SimulationRow
-        In any order. Trainings on all of the pool count for the regime they name; where a regime has none, all of its
-        dataset do.
+        In any order. For a seed counts the training on all of the pool with that seed, of whichever regime; where there is
+        none, those of the same dataset that are judged by the same boxes.
 
     Raises
     ------
     EvaluationError
-        If two trainings of a setting cannot be compared: they differ in their seeds, loops, trainer, test boxes or pool.
-        `finished` leaves out the seeds that are not complete.
+        If two trainings of a setting cannot be compared: they differ in their loops or trainer, or, with the same seed, in their
+        test boxes or pool; or if strategies differ in their seeds: `finished` leaves out those that are not complete.
     """
     by_setting: dict[tuple[str, str], list[SimulationRow]] = defaultdict(list)
     full: dict[str, list[SimulationRow]] = defaultdict(list)
@@ -178,10 +212,7 @@ def settings(rows: Iterable[SimulationRow]) -> list[Setting]:
             full[row.dataset].append(row)
         else:
             by_setting[row.dataset, row.regime].append(row)
-    return [
-        _setting(group, [r for r in full[d] if r.regime == g] or full[d])
-        for (d, g), group in sorted(by_setting.items())
-    ]
+    return [_setting(group, full[dataset]) for (dataset, _), group in sorted(by_setting.items())]
 
 
 def finished(rows: Iterable[SimulationRow]) -> list[SimulationRow]:
@@ -217,31 +248,44 @@ def _setting(rows: Sequence[SimulationRow], full: Sequence[SimulationRow]) -> Se
                 raise _unfit(f"loop {absent[0]} is missing, which others have", dataset, regime, strategy, seed)
     if len(at) < len(rows):
         raise _unfit("two rows are of one training", dataset, regime)
-    full = sorted(full, key=lambda row: row.key)
-    _check_alike([*rows, *full])
-    shape = (len(strategies), len(seeds), loops)
-    in_order = [at[name, seed, loop] for name in strategies for seed in seeds for loop in range(loops)]
-    counts = np.stack([counts_of(row.boxes) for row in in_order])
-    full_counts = np.stack([counts_of(row.boxes) for row in full]) if full else np.zeros((0, *counts.shape[1:]))
+    in_order = [[[at[name, seed, loop] for loop in range(loops)] for seed in seeds] for name in strategies]
     amounts: dict[Axis, Floats] = {
-        axis: np.array([getattr(row, axis) for row in in_order], np.float64).reshape(shape) for axis in AXES
+        axis: np.array([[[getattr(row, axis) for row in run] for run in runs] for runs in in_order], np.float64)
+        for axis in AXES
     }
-    return Setting(dataset, regime, strategies, seeds, counts.reshape(*shape, *counts.shape[1:]), amounts, full_counts)
+    in_full = sorted(full, key=lambda row: (row.regime != regime, row.key))
+    _check_trainer([*rows, *in_full])
+    runs = tuple(_seed_runs([runs[i] for runs in in_order], in_full) for i in range(len(seeds)))
+    for axis, amount in amounts.items():
+        for strategy, seed, loop in np.argwhere(np.diff(amount) < 0)[:1]:
+            what = f"{axis} falls at loop {loop + 1}, but rows hold all that was annotated up to their loop"
+            raise _unfit(what, dataset, regime, strategies[strategy], seeds[seed])
+    return Setting(dataset, regime, strategies, runs, amounts)
 
 
-def _check_alike(rows: Sequence[SimulationRow]) -> None:
-    """Refuse trainings of a setting that cannot be compared."""
-    first = rows[0]
-    for row in rows:
-        run = row.key[:-1]
-        if row.trainer != first.trainer:
-            raise _unfit(f"it was trained by {row.trainer}, others by {first.trainer}", *run)
+def _seed_runs(runs: Sequence[Sequence[SimulationRow]], full: Sequence[SimulationRow]) -> SeedRuns:
+    """Return the runs with one seed, from rows by strategy and loop, and the trainings on all of the pool."""
+    first = runs[0][0]
+    whole = [row for row in full if row.seed == first.seed][:1]
+    for row in [row for run in runs for row in run] + whole:
         if row.pool_foreground != first.pool_foreground:
-            raise _unfit("its pool is another than that of the others", *run)
+            raise _unfit("its pool is another than that of the others with this seed", *row.key[:-1])
         if _truth(row) != _truth(first):
-            raise _unfit("its test boxes are not those of the others, or not in their order", *run)
+            raise _unfit(
+                "its test boxes are not those of the others with this seed, or not in their order", *row.key[:-1]
+            )
     if first.dice is None:
-        raise _unfit("the test boxes hold no class, so there is no Dice", *first.key[:2])
+        raise _unfit("the test boxes hold no class, so there is no Dice", *first.key[:-1])
+    whole = whole or [row for row in full if _truth(row) == _truth(first)]
+    counts = np.stack([np.stack([counts_of(row.boxes) for row in run]) for run in runs])
+    full_counts = np.stack([counts_of(row.boxes) for row in whole]) if whole else np.zeros((0, *counts.shape[2:]))
+    return SeedRuns(first.seed, tuple(box.name for box in first.boxes), counts, full_counts)
+
+
+def _check_trainer(rows: Sequence[SimulationRow]) -> None:
+    for row in rows:
+        if row.trainer != rows[0].trainer:
+            raise _unfit(f"it was trained by {row.trainer}, others by {rows[0].trainer}", *row.key[:-1])
 
 
 def _truth(row: SimulationRow) -> list[tuple[str, list[int]]]:

@@ -1,7 +1,8 @@
-"""How well query strategies do in a benchmark: area under the curve, efficiency, who beats whom, the cost of a stopping rule.
+"""How well query strategies do in a benchmark: area under the curve, efficiency, the cost of a stopping rule.
 
-The measures are those of nnActive [1]_, by which ClaSP PE [2]_ was judged too, so that figures can be compared. Intervals, which
-say more with few seeds, and how much annotation is needed are in `rescueseg.simulation.annotation_needed`.
+The measures are those of nnActive [1]_, by which ClaSP PE [2]_ was judged too, so that figures can be compared; so is that of
+`rescueseg.simulation.penalties`. Intervals, which say more with few seeds, and how much annotation is needed are in
+`rescueseg.simulation.annotation_needed`.
 
 References
 ----------
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import curve_fit
-from scipy.stats import ttest_1samp
 
 from rescueseg.errors import EvaluationError
 from rescueseg.evaluation.metric_table import Booleans
@@ -25,14 +25,10 @@ from rescueseg.simulation.settings import Setting
 
 LEAST_SEEDS = 3
 """Fewer seeds give no standard error and no interval."""
-LEVEL = 0.05
-"""Of a paired test, for both sides together."""
 _RATES = np.geomspace(1e-3, 1e3, 121)
 """Where the fit of an efficiency begins: the best of these, for x scaled to end at 1. The last is its upper bound."""
 _AT_ONCE = 0.01
 """Where no more than this of the missing Dice is left at the least foreground that was added, no efficiency can be told."""
-_EQUAL = 1e-12
-"""Differences of Dice that are none, but for the order of the sums."""
 
 
 def aubc(budgets: Floats, dice: Floats) -> Floats:
@@ -154,8 +150,8 @@ def efficiencies(setting: Setting) -> dict[str, Efficiency]:
     others β would then count foreground that was annotated at the start.
 
     The standard error is that of leaving out each seed, with everything that comes of it (jackknife): loops of one seed are
-    alike, and the covariance of the fit, which takes them for independent, would be too small. What other trainings on all
-    of the pool would give is not in it.
+    alike, and the covariance of the fit, which takes them for independent, would be too small. Where all seeds share a
+    training on all of the pool, what another one would give is not in it.
 
     Parameters
     ----------
@@ -172,10 +168,12 @@ def efficiencies(setting: Setting) -> dict[str, Efficiency]:
     --------
     Each percent of the foreground halves what is missing to a Dice of 0.9, so β is 100 ln 2:
 
-    >>> hits = np.array([[[10.0, 50, 70]]])
-    >>> counts, shares = np.stack([hits, 100 - hits, 100 - hits], axis=-1)[..., None, None, :], np.array([[[0.0, 0.01, 0.02]]])
-    >>> full = np.array([[[[90.0, 10, 10]]]])
-    >>> setting = Setting("puncta", "low", ("random",), (0,), counts, {"foreground_share": shares}, full)
+    >>> from rescueseg.simulation.settings import SeedRuns
+    >>> hits = np.array([[10.0, 50, 70]])
+    >>> counts, full = np.stack([hits, 100 - hits, 100 - hits], axis=-1)[..., None, None, :], [[[[90.0, 10, 10]]]]
+    >>> runs = (SeedRuns(0, ("box",), counts, np.array(full)),)
+    >>> shares = np.array([[[0.0, 0.01, 0.02]]])
+    >>> setting = Setting("puncta", "low", ("random",), runs, {"foreground_share": shares})
     >>> round(efficiencies(setting)["random"].rate, 2)
     69.31
     """
@@ -196,9 +194,13 @@ def efficiencies(setting: Setting) -> dict[str, Efficiency]:
 
 
 def _efficiency(setting: Setting, index: int, seeds: Booleans) -> Efficiency:
-    shares, dice, c = setting.amounts["foreground_share"][:, seeds], setting.dice[:, seeds], setting.full_dice
-    if c is None:
+    if setting.full_dice is None:
         return Efficiency(None, reason="no training on all of the pool")
+    shares, dice, c = (
+        setting.amounts["foreground_share"][:, seeds],
+        setting.dice[:, seeds],
+        setting.full_dice[seeds].mean(),
+    )
     a = c - float(dice[..., 0].mean())
     if a <= 0:
         return Efficiency(None, reason="all of the pool gives no better Dice than the start")
@@ -216,129 +218,6 @@ def _efficiency(setting: Setting, index: int, seeds: Booleans) -> Efficiency:
     if np.exp(-fitted[0] * x[x > 0].min()) < _AT_ONCE:
         return Efficiency(None, reason="Dice is that of all of the pool as soon as foreground is added")
     return Efficiency(float(fitted[0] / span))
-
-
-# who beats whom -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Penalties:
-    """How often strategies beat each other.
-
-    Parameters
-    ----------
-    strategies : tuple of str
-        Of the rows and columns.
-    matrix : ndarray, (strategies, strategies)
-        (i, j): how often strategy i beats strategy j, in settings; a setting counts by the share of its budgets.
-    settings : int
-        The largest value that an entry can have.
-    """
-
-    strategies: tuple[str, ...]
-    matrix: Floats
-    settings: int
-
-    @property
-    def beaten(self) -> dict[str, float]:
-        """How often each is beaten by another one on average, in settings: lower is better."""
-        others = max(1, len(self.strategies) - 1)
-        return dict(zip(self.strategies, (self.matrix.sum(axis=0) / others).tolist(), strict=True))
-
-
-def penalties(settings: Sequence[Setting], *, corrected: bool = False) -> Penalties:
-    """Return the pairwise penalty matrix, by paired t-tests over seeds.
-
-    At each budget of a setting, the start included, i beats j when its Dice is higher and the two-sided p value of the
-    differences over seeds is below `LEVEL`: that adds 1 / budgets to (i, j). With four seeds only large and steady differences
-    count, and without a correction one in twenty tests of equal strategies does. Pairs with the same Dice for every seed
-    beat each other nowhere.
-
-    Parameters
-    ----------
-    settings : sequence of Setting
-        With the same strategies in all.
-    corrected : bool
-        Whether p values are corrected by Holm's method, over all pairs at one budget of one setting.
-
-    Raises
-    ------
-    EvaluationError
-        If the strategies differ, or a setting has one seed alone.
-
-    References
-    ----------
-    Ash et al. 2020, Deep batch active learning by diverse, uncertain gradient lower bounds, arXiv:1906.03671.
-    """
-    strategies = settings[0].strategies if settings else ()
-    matrix = np.zeros((len(strategies), len(strategies)))
-    first, second = np.triu_indices(len(strategies), k=1)
-    for setting in settings:
-        if setting.strategies != strategies or len(setting.seeds) < 2:
-            raise EvaluationError(
-                "a matrix of penalties needs two seeds, and the same strategies in all settings",
-                where=f"{setting.dataset}, {setting.regime}",
-                todo="Finish the benchmark, or leave this setting out",
-            )
-        differences = setting.dice[first] - setting.dice[second]
-        p = paired_p_values(np.moveaxis(differences, 1, -1))
-        if corrected:
-            p = np.apply_along_axis(holm, 0, p) if len(first) else p
-        beats = (p < LEVEL) / setting.loops
-        higher = differences.mean(axis=1) > 0
-        np.add.at(matrix, (first, second), (beats * higher).sum(axis=1))
-        np.add.at(matrix, (second, first), (beats * ~higher).sum(axis=1))
-    return Penalties(strategies, matrix, len(settings))
-
-
-def paired_p_values(differences: Floats) -> Floats:
-    """Return the two-sided p values of paired t-tests.
-
-    Parameters
-    ----------
-    differences : ndarray, (…, seeds)
-        Of Dice, two seeds at least.
-
-    Returns
-    -------
-    ndarray, (…)
-        1 where all differences are 0.
-
-    Examples
-    --------
-    >>> paired_p_values(np.array([[0.02, 0.03, 0.01, 0.02], [0.0, 0.0, 0.0, 0.0]])).round(4).tolist()
-    [0.0163, 1.0]
-    """
-    none = (np.abs(differences) < _EQUAL).all(axis=-1)
-    p = np.ones(differences.shape[:-1])
-    p[~none] = ttest_1samp(differences[~none], 0.0, axis=-1).pvalue
-    return p
-
-
-def holm(p: Floats) -> Floats:
-    """Return p values corrected for their number by Holm's method.
-
-    Where all are compared with one level, the chance that any of the equal pairs is called different is at most that level.
-    The k-th smallest of m is multiplied by m − k + 1, and is at least as large as those before it.
-
-    Parameters
-    ----------
-    p : ndarray, (tests,)
-
-    References
-    ----------
-    Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70.
-
-    Examples
-    --------
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p)
-    raised = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    corrected = np.empty(len(p))
-    corrected[order] = raised
-    return corrected
 
 
 # stopping rule --------------------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 python tests/benchmarks/strategy_coverage.py --repetitions 500
 
 Two strategies have the curve 0.85 − 0.35·exp(−v·loop), "slow" with v = 1 and "fast" with v = 2. On the logit scale, a box is
-easier or harder for all trainings, a seed is better or worse for all loops of a strategy, and a loop for all boxes of it by half
-as much; what is left scatters by box and training. Foreground of a box is log-normal, its false positives are as many as its
-false negatives. The truth is that of very many boxes and seeds. "Student" is `rescueseg.simulation.draws`, "with
-replacement" the percentile bootstrap over seeds, for comparison.
+easier or harder for all trainings that it judges, those of all seeds or of one; a seed is better or worse for all loops of a
+strategy, and a loop for all boxes of it by half as much; what is left scatters by box and training. Foreground of a box is
+log-normal, its false positives are as many as its false negatives. The truth is that of very many boxes and seeds. "Student" is
+`rescueseg.simulation.draws`, "with replacement" the percentile bootstrap over seeds, for comparison.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from rescueseg.simulation.annotation_needed import (
     needed_ratio,
 )
 from rescueseg.simulation.draws import draws_of
-from rescueseg.simulation.rows import pooled_dice
-from rescueseg.simulation.settings import AXES, Setting
+from rescueseg.simulation.settings import AXES, SeedRuns, Setting
 from rescueseg.simulation.statistics import aubc
 
 LOOPS = 5
@@ -47,6 +46,8 @@ class Population:
     boxes: float = 0.4
     seeds: float = 0.15
     rest: float = 0.1
+    own_boxes: bool = False
+    """Whether each seed has boxes of its own."""
 
 
 POPULATIONS = (
@@ -54,24 +55,27 @@ POPULATIONS = (
     Population(seeds=0.05, rest=0.2),
     Population(boxes=0.8, seeds=0.1),
     Population(boxes=0.2, seeds=0.3),
+    Population(own_boxes=True),
+    Population(boxes=0.8, seeds=0.1, own_boxes=True),
 )
 
 
 def draw_setting(population: Population, seeds: int, boxes: int, *key: int | str) -> Setting:
     """Return a benchmark of that many seeds and boxes."""
     rng = random_generator("strategy coverage", *key)
-    voxels = np.exp(rng.normal(0, 0.7, boxes)) * 5000
-    hardness = rng.normal(0, population.boxes, boxes)
     curve = logit(FULL - 0.35 * np.exp(-SPEEDS[:, None] * np.arange(LOOPS)))
-    level = rng.normal(0, population.seeds, (2, seeds, 1, 1)) + rng.normal(
-        0, population.seeds / 2, (2, seeds, LOOPS, 1)
-    )
-    noise = rng.normal(0, population.rest, (2, seeds, LOOPS, boxes))
-    dice = expit(curve[:, None, :, None] + level + hardness + noise)
-    full = expit(logit(FULL) + hardness + rng.normal(0, population.rest, (1, boxes)))
+    runs: list[SeedRuns] = []
+    for seed in range(seeds):
+        if population.own_boxes or not runs:
+            voxels = np.exp(rng.normal(0, 0.7, boxes)) * 5000
+            hardness = rng.normal(0, population.boxes, boxes)
+        level = rng.normal(0, population.seeds, (2, 1, 1)) + rng.normal(0, population.seeds / 2, (2, LOOPS, 1))
+        dice = expit(curve[..., None] + level + hardness + rng.normal(0, population.rest, (2, LOOPS, boxes)))
+        full = expit(logit(FULL) + hardness + rng.normal(0, population.rest, (1, boxes)))
+        names = tuple(f"{seed if population.own_boxes else 'any'}, {box}" for box in range(boxes))
+        runs.append(SeedRuns(seed, names, _counts(dice, voxels), _counts(full, voxels)))
     amounts = {axis: np.broadcast_to(BUDGETS, (2, seeds, LOOPS)) for axis in AXES}
-    names = tuple(range(seeds))
-    return Setting("boxes", "low", STRATEGIES, names, _counts(dice, voxels), amounts, _counts(full, voxels))
+    return Setting("boxes", "low", STRATEGIES, tuple(runs), amounts)
 
 
 def _counts(dice: Floats, voxels: Floats) -> Floats:
@@ -85,7 +89,7 @@ def truth_of(population: Population) -> Floats:
     """Return the true answers to the questions."""
     many = [draw_setting(population, 20, 4000, "truth", part) for part in range(20)]
     dice = np.mean([setting.dice.mean(axis=1) for setting in many], axis=0)
-    full = np.mean([pooled_dice(setting.full_counts.sum(axis=1)).mean() for setting in many])
+    full = np.mean([setting.full_dice for setting in many])
     fast, slow = first_reached(np.broadcast_to(BUDGETS, dice.shape), dice, np.full(2, 0.95 * full))
     one, other = aubc(np.broadcast_to(BUDGETS, dice.shape), dice)
     return np.array([fast, slow, fast / slow, one - other])
@@ -124,7 +128,7 @@ def main() -> None:
         "with replacement": with_replacement,
     }
     print(
-        f"{'way':18}{'seeds':>6}{'boxes':>6}  {'scatter of boxes, seeds, rest':32}"
+        f"{'way':18}{'seeds':>6}{'boxes':>6}  {'scatter of boxes, seeds, rest':42}"
         + "".join(f"{q:>14}" for q in QUESTIONS)
     )
     for population in POPULATIONS:
@@ -132,8 +136,11 @@ def main() -> None:
             for way, weights in ways.items():
                 drawing._seed_weights = weights
                 held = coverage(population, seeds, boxes, arguments.repetitions, arguments.draws)
-                scatter = f"{population.boxes}, {population.seeds}, {population.rest}"
-                print(f"{way:18}{seeds:6}{boxes:6}  {scatter:32}" + "".join(f"{h:14.3f}" for h in held), flush=True)
+                scatter = (
+                    f"{population.boxes}, {population.seeds}, {population.rest}"
+                    + ", boxes by seed" * population.own_boxes
+                )
+                print(f"{way:18}{seeds:6}{boxes:6}  {scatter:42}" + "".join(f"{h:14.3f}" for h in held), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_where_a_target_is_reached_scales_with_x_and_lies_on_the_rising_curve(
         assert found == x[0]
     elif found < math.inf:
         assert np.interp(found, x, fit) == pytest.approx(target, abs=1e-6) or found == x[0]
-        assert (fit[x < found] < target).all()
+        assert (fit[x < found] < target + 1e-9).all()
 
 
 def test_a_dip_is_levelled_before_the_target_is_looked_for() -> None:
@@ -182,15 +183,11 @@ def test_without_a_training_on_all_of_the_pool_there_is_no_target() -> None:
 def test_the_interval_of_a_gain_is_that_of_the_t_test_where_boxes_are_alike() -> None:
     """Boxes of one Dice tell nothing when they are drawn anew; what is left is the scatter of the seeds."""
     setting = setting_of({"a": noisy(line, 0.02, 1), "b": noisy(lambda n: line(n) - 0.03, 0.02, 2)}, boxes=4, full=0.9)
-    alike = Setting(
-        setting.dataset,
-        setting.regime,
-        setting.strategies,
-        setting.seeds,
-        np.broadcast_to(setting.counts.mean(axis=3, keepdims=True), setting.counts.shape),
-        setting.amounts,
-        setting.full_counts,
-    )
+    runs = [
+        replace(run, counts=np.broadcast_to(run.counts.mean(axis=2, keepdims=True), run.counts.shape))
+        for run in setting.runs
+    ]
+    alike = replace(setting, runs=tuple(runs))
     by_seed = [areas(alike)[name].by_seed for name in ("a", "b")]
     differences = np.array(list(by_seed[0].values())) - np.array(list(by_seed[1].values()))
     wanted = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
@@ -237,11 +234,26 @@ def test_few_seeds_and_few_boxes_give_no_interval() -> None:
 def test_draws_hold_a_class_even_where_few_boxes_do() -> None:
     """Of 30 boxes four hold foreground: one draw in fifty or so would hold none."""
     setting = setting_of({"a": noisy(line, 0.02, 1)}, boxes=30)
-    counts, full = setting.counts.copy(), setting.full_counts.copy()
-    counts[..., 4:, :, :], full[:, 4:] = 0, 0
-    found = drawn(Setting("d", "r", ("a",), setting.seeds, counts, setting.amounts, full), 2000)
+    runs = []
+    for run in setting.runs:
+        counts, full = run.counts.copy(), run.full_counts.copy()
+        counts[:, :, 4:], full[:, 4:] = 0, 0
+        runs.append(replace(run, counts=counts, full_counts=full))
+    found = drawn(replace(setting, runs=tuple(runs)), 2000)
     assert np.isfinite(found.dice).all()
     assert np.isfinite(found.full_dice).all()
+
+
+def test_boxes_are_drawn_once_for_all_seeds_only_where_they_are_the_same() -> None:
+    """All trainings are equal: with the same boxes drawn they all have one Dice, else those of a seed have."""
+    setting = setting_of({"a": lambda s, n: 0.6, "b": lambda s, n: 0.6}, full=0.6)
+    same = drawn(setting).dice
+    assert np.ptp(same, axis=(1, 2, 3)).max() == 0
+    assert np.ptp(same) > 0
+    runs = [replace(run, boxes=tuple(f"{run.seed}, {name}" for name in run.boxes)) for run in setting.runs]
+    own = drawn(replace(setting, runs=tuple(runs))).dice
+    assert np.ptp(own, axis=(1, 3)).max() == 0
+    assert np.median(np.ptp(own, axis=2)) > 0
 
 
 @limits(max_examples=10, deadline=None)
@@ -271,7 +283,8 @@ def test_neither_names_of_seeds_nor_the_unit_of_voxels_change_more_than_they_mus
     assert needed_ratio(renamed, "a", "b").value == pytest.approx(ratio.value)
 
 
-def test_intervals_hold_the_truth_of_a_known_population() -> None:
+@pytest.mark.parametrize("population", [Population(), Population(boxes=0.8, seeds=0.1, own_boxes=True)])
+def test_intervals_hold_the_truth_of_a_known_population(population: Population) -> None:
     """0.91 is two standard errors below 0.95. Were seeds drawn with replacement, 0.85 of the ratios would be held."""
-    held = coverage(Population(), seeds=4, boxes=8, repetitions=120, draws=400)
+    held = coverage(population, seeds=4, boxes=8, repetitions=120, draws=400)
     assert (held > 0.9).all(), held

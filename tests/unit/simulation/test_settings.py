@@ -50,8 +50,9 @@ def test_the_order_of_rows_does_not_matter(rng: random.Random) -> None:
         assert (one.strategy, one.seed, one.dice.tolist()) == (other.strategy, other.seed, other.dice.tolist())
     (one,), (other,) = settings(shuffled), settings(ROWS)
     assert (one.strategies, one.seeds) == (other.strategies, other.seeds)
-    np.testing.assert_array_equal(one.counts, other.counts)
-    np.testing.assert_array_equal(one.full_counts, other.full_counts)
+    for mine, its in zip(one.runs, other.runs, strict=True):
+        np.testing.assert_array_equal(mine.counts, its.counts)
+        np.testing.assert_array_equal(mine.full_counts, its.full_counts)
 
 
 def test_a_setting_holds_all_trainings_by_strategy_seed_and_loop() -> None:
@@ -60,19 +61,50 @@ def test_a_setting_holds_all_trainings_by_strategy_seed_and_loop() -> None:
     for i, name in enumerate(setting.strategies):
         wanted = [[DICE[name](seed, loop) for loop in range(3)] for seed in range(4)]
         np.testing.assert_allclose(setting.dice[i], wanted, atol=1e-6)
-    assert setting.full_dice == pytest.approx(0.9, abs=1e-6)
+    assert setting.full_dice == pytest.approx([0.9] * 4, abs=1e-6)
+    assert setting.have_same_boxes
     assert setting.index("random") == 1
     with pytest.raises(EvaluationError, match="'oracle' was not run: there are entropy, random"):
         setting.index("oracle")
 
 
-def test_trainings_on_all_of_the_pool_count_for_their_regime_or_else_for_all_of_their_dataset() -> None:
-    whole = [row_of(FULL_DATA, seed=s, regime=g, dice=[d] * 6) for s, g, d in ((0, "low", 0.8), (0, "all", 0.9))]
+def own_boxes(rows: list[SimulationRow]) -> list[SimulationRow]:
+    """Return rows whose boxes have other names for each seed."""
+    return [
+        row.model_copy(
+            update={"boxes": tuple(box.model_copy(update={"name": f"{row.seed}, {box.name}"}) for box in row.boxes)}
+        )
+        for row in rows
+    ]
+
+
+def test_for_a_seed_counts_its_own_training_on_all_of_the_pool_of_whichever_regime() -> None:
+    whole = [row_of(FULL_DATA, seed=s, regime=g, dice=[d] * 6) for s, g, d in ((0, "low", 0.8), (1, "high", 0.7))]
     whole.append(row_of(FULL_DATA, dataset="nuclei", dice=[0.1] * 6))
     rows = [*benchmark(DICE, full=None), *benchmark(DICE, full=None, regime="high")]
-    by_truth = {setting.regime: setting.full_dice for setting in settings([*rows, *whole])}
-    assert by_truth == {"low": pytest.approx(0.8), "high": pytest.approx(0.85)}
+    for setting in settings(
+        [*rows, *whole]
+    ):  # seeds without one have that of all others that are judged by the same boxes
+        assert setting.full_dice == pytest.approx([0.8, 0.7, 0.75, 0.75])
     assert [setting.full_dice for setting in settings(rows)] == [None, None]
+
+
+def test_boxes_may_differ_between_seeds_and_then_each_needs_its_own_training_on_all_of_the_pool() -> None:
+    runs = benchmark(DICE, full=None)
+    whole = [row_of(FULL_DATA, seed=seed, dice=[0.7 + 0.05 * seed] * 6) for seed in range(4)]
+    (setting,) = settings(own_boxes([*runs, *whole]))
+    assert not setting.have_same_boxes
+    assert setting.runs[2].boxes[0] == "2, box 0"
+    assert setting.full_dice == pytest.approx([0.7, 0.75, 0.8, 0.85])
+    (lacking,) = settings(own_boxes([*runs, *whole[1:]]))
+    assert lacking.full_dice is None
+
+
+def test_seeds_may_differ_in_the_number_of_their_boxes() -> None:
+    rows = [*benchmark(DICE, seeds=[0], boxes=5), *benchmark(DICE, seeds=[1], boxes=7, full=None)]
+    (setting,) = settings(rows)
+    assert [run.counts.shape for run in setting.runs] == [(2, 5, 5, 1, 3), (2, 5, 7, 1, 3)]
+    assert setting.dice.shape == (2, 2, 5)
 
 
 def changed(index: int, **fields: Any) -> list[SimulationRow]:
@@ -90,6 +122,8 @@ def changed(index: int, **fields: Any) -> list[SimulationRow]:
         (changed(4, boxes=boxes_with([0.5] * 5)), "its test boxes are not those of the others"),
         (changed(4, boxes=ROWS[4].boxes[::-1]), "its test boxes are not those of the others"),
         (changed(len(ROWS) - 1, boxes=boxes_with([0.5] * 5)), "full_data, seed 0: its test boxes are not those"),
+        (changed(len(ROWS) - 1, trainer="nnunet"), "full_data, seed 0: it was trained by nnunet"),
+        (changed(4, voxels_drawn=500), "seed 1: voxels_drawn falls at loop 1"),
         ([row.model_copy(update={"boxes": ()}) for row in ROWS], "hold no class"),
     ],
 )

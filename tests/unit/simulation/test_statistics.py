@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rescueseg.errors import EvaluationError
+from rescueseg.simulation.penalties import holm, paired_p_values, penalties
 from rescueseg.simulation.settings import Setting, settings
 from rescueseg.simulation.statistics import (
     areas,
     aubc,
     efficiencies,
-    holm,
-    paired_p_values,
-    penalties,
     stopping_cost,
 )
 from tests.unit.simulation.benchmark_rows import benchmark
