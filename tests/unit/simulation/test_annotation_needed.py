@@ -24,10 +24,11 @@ from rescueseg.simulation.annotation_needed import (
     rising,
 )
 from rescueseg.simulation.draws import Draws, draws_of
+from rescueseg.simulation.rows import FULL_DATA
 from rescueseg.simulation.settings import AXES, Setting, settings
 from rescueseg.simulation.statistics import areas
 from tests.benchmarks.strategy_coverage import Population, coverage
-from tests.unit.simulation.benchmark_rows import benchmark
+from tests.unit.simulation.benchmark_rows import benchmark, row_of
 
 FINE = 1e-6
 """Rounding of Dice to counts."""
@@ -222,6 +223,23 @@ def test_the_draws_of_a_setting_are_the_same_every_time_and_paired() -> None:
     np.testing.assert_array_equal(one.dice[:, 0], one.dice[:, 1])
     np.testing.assert_allclose(one.weights.sum(axis=1), 1)
     assert np.isin(np.round((one.full_dice - 0.9) / 0.008 * 5), np.arange(-13, 14)).all()
+
+
+def test_a_training_on_all_of_the_pool_is_drawn_with_its_seed() -> None:
+    """The strategy has the Dice of all of the pool, seed by seed: so it has in every draw."""
+    full = [row_of(FULL_DATA, seed=seed, dice=[0.7 + 0.05 * seed] * 6) for seed in range(4)]
+    (setting,) = settings([*benchmark({"a": lambda s, n: 0.7 + 0.05 * s}, full=None), *full])
+    found = drawn(setting)
+    assert found.full_dice.std() > 0.02
+    level = found.mean(found.dice)[:, 0, 0] - found.full_dice
+    assert abs(level).max() < 0.02 + FINE  # boxes of the strategy are up to 0.02 harder or easier
+
+
+def test_drawn_boxes_scatter_as_the_mean_of_few_boxes_does() -> None:
+    """Boxes of one size whose false positives are as many as their false negatives: pooled Dice is the mean over boxes."""
+    setting = setting_of({"a": lambda s, n: 0.6})
+    wanted = np.linspace(-0.02, 0.02, 6).var(ddof=1) / 6
+    assert drawn(setting, 20_000).dice[:, 0, 0, 0].var() == pytest.approx(wanted, rel=0.05)
 
 
 def test_few_seeds_and_few_boxes_give_no_interval() -> None:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from rescueseg.errors import EvaluationError
 from rescueseg.simulation.penalties import holm, paired_p_values, penalties
+from rescueseg.simulation.rows import FULL_DATA
 from rescueseg.simulation.settings import Setting, settings
 from rescueseg.simulation.statistics import (
     areas,
@@ -22,7 +23,7 @@ from rescueseg.simulation.statistics import (
     efficiencies,
     stopping_cost,
 )
-from tests.unit.simulation.benchmark_rows import benchmark
+from tests.unit.simulation.benchmark_rows import benchmark, row_of
 
 FINE = 1e-6
 """Rounding of Dice to counts."""
@@ -107,10 +108,10 @@ def test_the_error_of_an_efficiency_is_that_of_leaving_out_each_seed() -> None:
     def mixed(seed: int, loop: int) -> float:
         return float(planted(rates[seed])(seed, loop))
 
-    (whole,) = efficiencies(setting_of({"a": mixed})).values()
-    without = [
-        efficiencies(setting_of({"a": mixed}, seeds=[s for s in range(4) if s != left]))["a"].rate for left in range(4)
-    ]
+    full = [row_of(FULL_DATA, seed=seed, dice=[0.88 + 0.01 * seed] * 6) for seed in range(4)]
+    rows = [*benchmark({"a": mixed}, full=None), *full]
+    (whole,) = efficiencies(settings(rows)[0]).values()
+    without = [efficiencies(settings(r for r in rows if r.seed != left)[0])["a"].rate for left in range(4)]
     assert whole.error == pytest.approx(math.sqrt(3 * np.var(np.array(without, float))), rel=1e-6)
     assert 20 < whole.error < 80  # of the mean of four such rates: 43
     assert efficiencies(setting_of({"a": mixed}, seeds=[0, 1]))["a"].error is None
