@@ -6,6 +6,7 @@ anything is refused before it does.
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from rescueseg.errors import InferenceError, RescuesegError
 from rescueseg.storage import file_digest
 
 MOST_BYTES = 512 * 1024**2
-"""Of the tensors in a file; those of Cellpose 3 have 26 MB."""
+"""Of a file, and of the tensors in it, which may claim more than the file holds; those of Cellpose 3 have 26 MB."""
 _DIAMETERS = ("diam_mean", "diam_labels")
 _USUAL_PIXELS, _NUCLEI_PIXELS = 30.0, 17.0
 _DOWN = "downsample.down.res_down_"
 _OUTPUTS = 3
+_AS_SAVED = "Give a weights file of Cellpose 3 as it was saved"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class CellposeWeights:
         How many pixels wide an object is in the images that the network has learned from.
     digest : str
         The sha256 of the file.
+    says_pixels : bool
+        Whether the file says how many; otherwise they follow from its name, which the digest does not cover.
     """
 
     tensors: dict[str, Tensor]
@@ -50,6 +54,7 @@ class CellposeWeights:
     channels: tuple[int, ...]
     pixels: float
     digest: str
+    says_pixels: bool = True
 
 
 def read_weights(path: str, kind: type[RescuesegError] = InferenceError) -> CellposeWeights:
@@ -79,37 +84,38 @@ def read_weights(path: str, kind: type[RescuesegError] = InferenceError) -> Cell
         raise kind("there is no such file", where=path, todo="Give the weights file that Cellpose 3 saved")
     digest = file_digest(path)
     tensors = _read_tensors(path, kind)
+    _refuse_transformers(tensors, path, kind)
     channels = _channels(tensors)
-    if not channels or "output.2.weight" not in tensors:
+    if not channels or (last := tensors.get("output.2.weight")) is None or last.ndim != 4:
         raise kind(
             "these are not the weights of Cellpose 3's network",
             where=path,
             todo="Give a file such as cyto3, or one that Cellpose's own training saved; for StarDist give the model's folder",
         )
-    pixels = float(tensors["diam_mean"].flatten()[0]) if "diam_mean" in tensors else _usual_pixels(path)
-    own = {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).clone()
-        for name, tensor in tensors.items()
-        if name not in _DIAMETERS
-    }
-    in_channels = own[f"{_DOWN}0.conv.conv_0.2.weight"].shape[1]
-    _check_shapes(own, in_channels, channels, path, kind)
-    if not 1 <= pixels <= 1000:
-        raise kind(f"it says that objects are {pixels:g} pixels wide", where=path, todo="Save the weights anew")
-    return CellposeWeights(own, in_channels, channels, pixels, digest)
+    pixels, says_pixels = _pixels(tensors, path, kind)
+    given = {name: tensor for name, tensor in tensors.items() if name not in _DIAMETERS}
+    in_channels = given[f"{_DOWN}0.conv.conv_0.2.weight"].shape[1]
+    _check_fit(given, in_channels, channels, path, kind)
+    own = {name: (tensor.float() if tensor.is_floating_point() else tensor).clone() for name, tensor in given.items()}
+    for name, tensor in own.items():
+        if not torch.isfinite(tensor).all():
+            raise kind(f"'{name}' is not finite", where=path, todo="Give weights of a training that went well")
+    return CellposeWeights(own, in_channels, channels, pixels, digest, says_pixels)
 
 
 def _read_tensors(path: str, kind: type[RescuesegError]) -> dict[str, Tensor]:
-    """Return what is in the file, of which nothing but tensors is let in."""
+    """Return what is in the file, of which nothing but plain tensors is let in; of a zip their values are not read yet."""
     is_zip = zipfile.is_zipfile(path)
     try:
+        size = Path(path).stat().st_size
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 size = sum(member.file_size for member in archive.infolist())
-        else:
-            size = Path(path).stat().st_size
-        if not is_zip and size > MOST_BYTES:
-            raise _too_large(size, path, kind)
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise _unreadable(error, path, kind) from error
+    if size > MOST_BYTES:
+        raise _too_large(size, path, kind)
+    try:
         said: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:  # by weights_only
         raise kind(
@@ -117,24 +123,31 @@ def _read_tensors(path: str, kind: type[RescuesegError]) -> dict[str, Tensor]:
             where=path,
             todo="Take weights from their publisher; of Cellpose 3 the file itself, such as cyto3, not a training's log",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, OSError) as error:
-        raise kind(
-            f"the file cannot be read as weights ({type(error).__name__})", where=path, todo="Copy or download it again"
-        ) from error
+    except Exception as error:  # of damaged files torch lets through whatever its reader stumbles over
+        raise _unreadable(error, path, kind) from error
     if not isinstance(said, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in said.items()):
         raise kind("the file holds no table of weights", where=path, todo="Give the weights file that Cellpose 3 saved")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in said.items()}
-    _refuse_transformers(tensors, path, kind)
+    tensors = {name.removeprefix("module."): tensor.detach() for name, tensor in said.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise kind(f"'{name}' is no plain tensor", where=path, todo=_AS_SAVED)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MOST_BYTES:
         raise _too_large(size, path, kind)
     return tensors
+
+
+def _unreadable(error: Exception, path: str, kind: type[RescuesegError]) -> RescuesegError:
+    return kind(
+        f"the file cannot be read as weights ({type(error).__name__})", where=path, todo="Copy or download it again"
+    )
 
 
 def _too_large(size: int, path: str, kind: type[RescuesegError]) -> RescuesegError:
     return kind(
         f"the file holds {size / 1e6:.0f} MB, and weights of Cellpose 3 have 26",
         where=path,
-        todo="Give a weights file of Cellpose 3",
+        todo="Give a weights file of Cellpose 3; weights of Cellpose-SAM run with: --method cellpose-sam --python PYTHON",
     )
 
 
@@ -148,22 +161,31 @@ def _refuse_transformers(tensors: dict[str, Tensor], path: str, kind: type[Rescu
         )
 
 
-def _usual_pixels(path: str) -> float:
-    return _NUCLEI_PIXELS if Path(path).name.startswith("nuclei") else _USUAL_PIXELS
+def _pixels(tensors: dict[str, Tensor], path: str, kind: type[RescuesegError]) -> tuple[float, bool]:
+    """Return how wide objects are, and whether the file says so."""
+    said = tensors.get("diam_mean")
+    if said is None:
+        return _NUCLEI_PIXELS if Path(path).name.startswith("nuclei") else _USUAL_PIXELS, False
+    pixels = float(said) if said.numel() == 1 and not said.is_complex() else math.nan
+    if not 1 <= pixels <= 1000:
+        raise kind(f"it says that objects are {pixels:g} pixels wide", where=path, todo="Save the weights anew")
+    return pixels, True
 
 
 def _channels(tensors: dict[str, Tensor]) -> tuple[int, ...]:
     """Return the feature channels of each level, none where the file is of another architecture."""
     found: list[int] = []
-    while (weight := tensors.get(f"{_DOWN}{len(found)}.conv.conv_0.2.weight")) is not None and weight.ndim == 4:
+    while (weight := tensors.get(f"{_DOWN}{len(found)}.conv.conv_0.2.weight")) is not None:
+        if weight.ndim != 4 or not weight.numel():
+            return ()
         found.append(weight.shape[0])
     return tuple(found)
 
 
-def _check_shapes(
+def _check_fit(
     tensors: dict[str, Tensor], in_channels: int, channels: tuple[int, ...], path: str, kind: type[RescuesegError]
 ) -> None:
-    """Refuse weights that do not fit the network of that many channels, name by name."""
+    """Refuse weights that do not fit the network of that many channels, name by name; no value is read."""
     outputs = tensors["output.2.weight"].shape[0]
     if outputs != _OUTPUTS:
         raise kind(
@@ -173,17 +195,21 @@ def _check_shapes(
         )
     with torch.device("meta"):
         expected = CPnet([in_channels, *channels], _OUTPUTS, 3).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items() if name not in _DIAMETERS}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-    if wrong:
-        first = wrong[0]
-        raise kind(
-            f"the weights do not fit Cellpose 3's network: '{first}' is {given.get(first, 'missing')}, "
-            f"not {shapes.get(first, 'part of it')}",
-            where=path,
-            todo="Give a weights file of Cellpose 3 as it was saved",
-        )
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise kind(f"'{name}' is not finite", where=path, todo="Give weights of a training that went well")
+    expected = {name: tensor for name, tensor in expected.items() if name not in _DIAMETERS}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if (found := _described(tensors.get(name), "missing")) != (
+            wish := _described(expected.get(name), "part of it")
+        ):
+            raise kind(
+                f"the weights do not fit Cellpose 3's network: '{name}' is {found}, not {wish}",
+                where=path,
+                todo=_AS_SAVED,
+            )
+
+
+def _described(tensor: Tensor | None, otherwise: str) -> str:
+    """Say shape and kind of a tensor; weights may be of any precision."""
+    if tensor is None:
+        return otherwise
+    kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}".replace("torch.", "")
+    return f"{tuple(tensor.shape)}{kind}"

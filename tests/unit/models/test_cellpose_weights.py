@@ -99,6 +99,8 @@ def save_outputs(path: Path, state: dict[str, Any]) -> None:
     torch.save(state | {"output.2.weight": torch.zeros(2, 6, 1, 1), "output.2.bias": torch.zeros(2)}, path)
 
 
+OUTPUT, FIRST = "output.2.weight", "downsample.down.res_down_0.conv.conv_0.2.weight"
+COUNTER = "downsample.down.res_down_0.conv.conv_0.0.num_batches_tracked"
 Save = Callable[[Path, dict[str, Any]], None]
 REFUSED: dict[str, tuple[Save, str]] = {
     "pickle": (lambda p, s: p.write_bytes(pickle.dumps(Bomb(p.parent / "boom"))), "something else than tensors"),
@@ -112,6 +114,16 @@ REFUSED: dict[str, tuple[Save, str]] = {
     "more": (lambda p, s: torch.save({**s, "more.bias": torch.zeros(2)}, p), "'more.bias' is \\(2,\\), not part of it"),
     "less": (lambda p, s: torch.save({k: v for k, v in s.items() if "full" not in k}, p), "is missing"),
     "outputs": (save_outputs, "has 2 outputs"),
+    "expanded": (lambda p, s: torch.save({**s, OUTPUT: torch.zeros(1).expand(3, 10**11 // 3, 1, 1)}, p), "have 26"),
+    "expanded bias": (lambda p, s: torch.save({**s, "more": torch.zeros(1).expand(2 * 10**8)}, p), "have 26"),
+    "sparse": (lambda p, s: torch.save({**s, OUTPUT: torch.zeros(3, 6, 1, 1).to_sparse()}, p), "is no plain tensor"),
+    "meta": (lambda p, s: torch.save({**s, OUTPUT: torch.zeros(3, 6, 1, 1, device="meta")}, p), "is no plain tensor"),
+    "scalar": (lambda p, s: torch.save({**s, OUTPUT: torch.zeros(())}, p), "not the weights of Cellpose 3"),
+    "integers": (lambda p, s: torch.save({**s, OUTPUT: torch.zeros(3, 6, 1, 1).long()}, p), "6, 1, 1\\) of int64, not"),
+    "counter": (lambda p, s: torch.save({**s, COUNTER: torch.zeros(())}, p), "is \\(\\), not \\(\\) of int64"),
+    "no diameter": (lambda p, s: torch.save({**s, "diam_mean": torch.zeros(0)}, p), "objects are nan pixels wide"),
+    "wide": (lambda p, s: torch.save({**s, "diam_mean": torch.full((1,), 1e6)}, p), "objects are 1e\\+06 pixels wide"),
+    "no channels": (lambda p, s: torch.save({**s, FIRST: torch.zeros(0, 2, 3, 3)}, p), "not the weights of Cellpose 3"),
     "nan": (lambda p, s: torch.save({**s, "output.2.bias": torch.full((3,), torch.nan)}, p), "not finite"),
 }  # fmt: skip
 
@@ -152,5 +164,27 @@ def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path: Path, monkeypat
             smaller.writestr(member.filename, packed.read(member))
         smaller.writestr("weights/data/999", bytes(2_000_000))
     assert (tmp_path / "small").stat().st_size < 500_000
-    with pytest.raises(InferenceError):
+    monkeypatch.setattr(weights_file, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the size is looked at first"))
+    with pytest.raises(InferenceError, match="the file holds 2 MB"):
         read_weights(str(tmp_path / "small"))
+
+
+def test_a_damaged_file_is_one_error(tmp_path: Path) -> None:
+    """Bytes anywhere are changed, in the zip and in the pickle of years ago."""
+    state = torch.load(save_random(tmp_path / "good"), weights_only=True)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for is_zip in (True, False):
+        torch.save(state, tmp_path / "good", _use_new_zipfile_serialization=is_zip)
+        content = (tmp_path / "good").read_bytes()
+        for _ in range(25):
+            damaged = bytearray(content)
+            for place in rng.integers(0, min(len(damaged), 6000), 3):
+                damaged[place] = rng.integers(256)
+            (tmp_path / "bad").write_bytes(damaged)
+            try:
+                read_weights(str(tmp_path / "bad"))
+            except InferenceError:
+                refused += 1
+    assert refused > 10
