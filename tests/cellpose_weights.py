@@ -24,6 +24,13 @@ def save_random(path: Path, channels: tuple[int, ...] = CHANNELS, seed: int = 0,
     return str(path)
 
 
+def save_without_diameter(path: Path, like: str) -> str:
+    """Save the weights of another file as Cellpose once did, without how wide objects are."""
+    state = torch.load(like, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.startswith("diam")}, path)
+    return str(path)
+
+
 def save_climbing(path: Path, pixels: float, slope: float = 1.0, threshold: float = 0.5) -> str:
     """Save a network that says where the image is above a threshold, and as flow, times 5, its gradient times `slope`.
 

@@ -85,5 +85,6 @@ def open_weights(sources: Sources, volumes: Sequence[VolumeRecord]) -> Published
         scaling = PercentileScaling.of(parts, volume.normalisation, *PERCENTILES)
         return CellposeLabeller(network, weights, diameter, scaling, device)
 
-    seen = f"Objects of {diameter:g} µm are shown to the network {weights.pixels:g} pixels wide, as its weights say"
-    return Published.of("cellpose", sources, weights.digest, CELLPOSE_LICENCE, seen, labeller)
+    says, pixels = ("its weights say", None) if weights.says_pixels else ("the name of the file says", weights.pixels)
+    seen = f"Objects of {diameter:g} µm are shown to the network {weights.pixels:g} pixels wide, as {says}"
+    return Published.of("cellpose", sources, weights.digest, CELLPOSE_LICENCE, seen, labeller, pixels)

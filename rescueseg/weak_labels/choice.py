@@ -78,6 +78,8 @@ class UsedWeights(Record):
     """The sha256 of what was read of it."""
     licence: str
     diameter_um: float | None = None
+    pixels: float | None = None
+    """How wide the network is shown objects, where that follows from the name of the file."""
 
 
 WEIGHTS = RecordFile("weights", UsedWeights)

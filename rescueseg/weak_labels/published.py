@@ -39,7 +39,9 @@ class Published:
     @property
     def digest(self) -> str:
         """Of all that its masks depend on beside the volumes."""
-        return digest_json([self.used.method, self.used.weights_digest, self.used.diameter_um])
+        used = self.used
+        by_name = [] if used.pixels is None else [used.pixels]
+        return digest_json([used.method, used.weights_digest, used.diameter_um, *by_name])
 
     @classmethod
     def of(
@@ -50,14 +52,19 @@ class Published:
         licence: str,
         note: str,
         labeller: Callable[[VolumeRecord, Sequence[Float32]], WeakLabeller],
+        pixels: float | None = None,
     ) -> Published:
-        """Return weights with the licence that a person gives, else the sentence on that of such weights."""
+        """Return weights with the licence that a person gives, else the sentence on that of such weights.
+
+        The pixels are how wide objects are shown, where no digest says it.
+        """
         used = UsedWeights(
             method=method,
             weights=Path(sources.weights).name,
             weights_digest=weights_digest,
             licence=sources.licence or licence,
             diameter_um=sources.diameter_um,
+            pixels=pixels,
         )
         return cls(used, (f"Licence of the weights: {used.licence}", note), labeller)
 

@@ -7,13 +7,12 @@ too, so that planes of every orientation look alike.
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass, replace
 
 from rescueseg.campaign import VolumeFolder
 from rescueseg.config import CampaignConfig, InferenceConfig, TrainingConfig
-from rescueseg.errors import ConfigError, TrainingError
+from rescueseg.errors import ConfigError
 from rescueseg.geometry import SAME_SPACING, ZYX, Spacing, round_up, zyx
 from rescueseg.models.cellpose.sections import measure_diameter, plane_axes
 from rescueseg.models.cellpose.settings import CellposeSettings
@@ -283,10 +282,8 @@ def outline(settings: CampaignConfig, volumes: VolumeFolder, snapshot: Snapshot)
 
     Raises as `plan_training` does, and where the weights to start from cannot be used. Only then torch is imported.
     """
-    start = None
-    if path := CellposeSettings.of(settings.training).weights:
-        weights = importlib.import_module("rescueseg.models.cellpose.weights_file").read_weights(path, TrainingError)
-        start = Start(weights.channels, weights.pixels)
+    weights = CellposeSettings.of(settings.training).read_weights()
+    start = Start(weights.channels, weights.pixels) if weights else None
     plan = plan_training(settings, volumes, snapshot, start=start)
     steps = plan.iterations * plan.members
     return Outline(len(snapshot.items), plan.window_zyx, steps, plan.members, "every network trains on all patches")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, field_validator
 
 from rescueseg.config import Positive
+from rescueseg.errors import TrainingError
 from rescueseg.models.settings import FamilySettings
-from rescueseg.storage import file_digest
+
+if TYPE_CHECKING:
+    from rescueseg.models.cellpose.weights_file import CellposeWeights
 
 
 class CellposeSettings(FamilySettings):
@@ -34,9 +37,29 @@ class CellposeSettings(FamilySettings):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return what stands for these settings; for the weights their content does, wherever the file lies."""
+        """Return what stands for these settings; for the weights their content does, wherever the file lies.
+
+        Where the file does not say how wide objects are, its name does, and so the width stands there too.
+
+        Raises
+        ------
+        TrainingError
+            If the weights cannot be read; only to read them torch is imported.
+        StorageError
+            If the file cannot be read.
+        """
         own = self.model_dump(mode="json", exclude={"weights"})
-        return {self.family: own | ({"weights": file_digest(self.weights)} if self.weights else {})}
+        if weights := self.read_weights():
+            own |= {"weights": weights.digest} | ({} if weights.says_pixels else {"pixels": weights.pixels})
+        return {self.family: own}
+
+    def read_weights(self) -> CellposeWeights | None:
+        """Return what the weights file holds, None where none is named. Raises as `identity`."""
+        if self.weights is None:
+            return None
+        from rescueseg.models.cellpose.weights_file import read_weights
+
+        return read_weights(self.weights, TrainingError)
 
     @property
     def tells_objects_apart(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rescueseg.errors import TrainingError
 from rescueseg.models.cellpose.settings import CellposeSettings
-from rescueseg.models.cellpose.weights_file import CellposeWeights, read_weights
+from rescueseg.models.cellpose.weights_file import CellposeWeights
 from rescueseg.models.trainer import TrainingRequest
 
 _FIRST = "downsample.down.res_down_0."
@@ -28,13 +28,13 @@ def starting_weights(request: TrainingRequest) -> CellposeWeights | None:
         If the file cannot be read.
     """
     settings = CellposeSettings.of(request.config.training)
-    if settings.weights is None:
+    weights = settings.read_weights()
+    if weights is None:
         return None
-    weights = read_weights(settings.weights, TrainingError)
     if settings.channels is not None and settings.channels != weights.channels:
         raise TrainingError(
             f"its network has {weights.channels} channels, and training.cellpose.channels asks for {settings.channels}",
-            where=settings.weights,
+            where=str(settings.weights),
             todo="Leave training.cellpose.channels out, or training.cellpose.weights",
         )
     records = (request.volumes.record(item.volume_id) for item in request.snapshot.items)
@@ -42,7 +42,7 @@ def starting_weights(request: TrainingRequest) -> CellposeWeights | None:
     if channels > weights.in_channels:
         raise TrainingError(
             f"its network takes {weights.in_channels} image channels, and the volumes have {channels}",
-            where=settings.weights,
+            where=str(settings.weights),
             todo="Leave training.cellpose.weights out",
         )
     return with_channels(weights, channels)

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("cellpose", reason="the extra 'cellpose' is not installed")
 
 from rescueseg.campaign import Campaign
-from rescueseg.errors import ConfigError, StorageError, TrainingError
+from rescueseg.errors import ConfigError, TrainingError
 from rescueseg.models.cellpose import trainer
 from rescueseg.models.cellpose.plan import outline
 from rescueseg.models.cellpose.published import load_published
@@ -25,7 +25,8 @@ from rescueseg.models.cellpose.weights_file import read_weights
 from rescueseg.models.files import read_model
 from rescueseg.models.trainer import TrainedModel, TrainingRequest, ignore_progress
 from rescueseg.records import Snapshot
-from tests.cellpose_weights import save_random
+from rescueseg.storage import file_digest
+from tests.cellpose_weights import save_random, save_without_diameter
 from tests.training_rig import BOXES, make_campaign, make_snapshot
 
 CHANNELS = (4, 8, 16)
@@ -106,6 +107,18 @@ def test_the_same_file_elsewhere_is_the_same_training(rig: tuple[Campaign, Snaps
     assert CellposeSettings().identity() == {"cellpose": {"channels": None, "diameter_um": None}}, "as before"
 
 
+def test_a_name_that_says_how_wide_objects_are_is_part_of_the_training(tmp_path: Path) -> None:
+    own = save_random(tmp_path / "own", CHANNELS)
+    cyto = save_without_diameter(tmp_path / "cyto", own)
+    nuclei, other, named = (str(shutil.copy(cyto, tmp_path / name)) for name in ("nuclei", "cyto2", "mine"))
+    renamed = str(shutil.copy(own, tmp_path / "nuclei_own"))
+    identity = {path: CellposeSettings(weights=path).identity() for path in (cyto, nuclei, other, named, own, renamed)}
+    assert identity[cyto] == identity[other] == identity[named] != identity[nuclei]
+    assert identity[own] == identity[renamed], "the file itself says it"
+    assert identity[own]["cellpose"]["weights"] == file_digest(own)
+    assert set(identity[own]["cellpose"]) == {"channels", "diameter_um", "weights"}
+
+
 def test_a_model_of_the_generation_before_comes_first(rig: tuple[Campaign, Snapshot], tmp_path: Path) -> None:
     path = save_random(tmp_path / "w", CHANNELS)
     before = train(request_of(rig, tmp_path / "before", channels=list(CHANNELS)))
@@ -131,7 +144,7 @@ def test_weights_that_do_not_fit_are_refused(rig: tuple[Campaign, Snapshot], tmp
         train(request_of(rig, tmp_path / "a", weights=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="whole path"):
         CellposeSettings.of(type(rig[0].config.training).model_validate({"cellpose": {"weights": "cyto3"}}))
-    with pytest.raises(StorageError):
+    with pytest.raises(TrainingError, match="no such file"):
         CellposeSettings(weights=str(tmp_path / "none")).identity()
     assert json.dumps(CellposeSettings(weights=path).identity()).count(path) == 0
     assert trainer.CellposeTrainer.ignored == {}

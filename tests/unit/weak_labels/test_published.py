@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ from rescueseg.weak_labels.prefill import weak_label
 from rescueseg.weak_labels.published_methods import open_published
 from rescueseg.weak_labels.samples import sample_volume
 from tests import stand_in_cellpose4
-from tests.cellpose_weights import save_climbing
+from tests.cellpose_weights import save_climbing, save_without_diameter
 from tests.touching_balls import cones
 
 SPACING = (0.2, 0.1, 0.1)
@@ -108,6 +110,26 @@ def test_annotators_start_from_the_objects_and_what_made_them_is_kept(tmp_path: 
     assert weak_label(campaign, store, "cellpose", given).tickets == 0, "a rerun changes nothing"
     other = weak_label(campaign, store, "cellpose", sources(tmp_path, diameter_um=2.0), dry_run=True)
     assert other.tickets == result.tickets - 1, "another diameter makes other masks"
+    store.close()
+
+
+def test_a_renamed_file_that_shows_objects_at_another_width_makes_other_masks(tmp_path: Path) -> None:
+    campaign, own = make(tmp_path), sources(tmp_path)
+    store = open_queue(campaign)
+    cyto = save_without_diameter(tmp_path / "cyto", own.weights)
+    nuclei, cyto2 = (str(shutil.copy(cyto, tmp_path / name)) for name in ("nuclei", "cyto2"))
+    given = {name: replace(own, weights=path) for name, path in (("cyto", cyto), ("cyto2", cyto2), ("nuclei", nuclei))}
+    made = weak_label(campaign, store, "cellpose", given["cyto"])
+    assert made.tickets > 0
+    assert any("30 pixels wide, as the name of the file says" in line for line in made.notes)
+    assert weak_label(campaign, store, "cellpose", given["cyto2"]).tickets == 0
+    again = weak_label(campaign, store, "cellpose", given["nuclei"])
+    assert again.tickets == made.tickets
+    assert any("17 pixels wide" in line for line in again.notes)
+    [prefill, *_] = [str(t.prefill) for t in store.views.tickets("queued", "pool")]
+    used = RecordFolder(campaign.storage, prefill.rpartition("/")[0]).read(WEIGHTS)
+    assert used is not None
+    assert (used.pixels, used.weights_digest) == (17, file_digest(cyto))
     store.close()
 
 
