@@ -43,6 +43,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _UNNAMED = re.compile(r"conv3d(_\d+)?")
 _CLASSES = ("features_class", "prob_class")
 """Layers that tell classes of objects apart, which nothing here depends on."""
+MOST_BYTES = 1024**3
+"""Of a network's weights, of which a file may claim more than it holds; those of StarDist's own models have some 10 MB."""
 _TODO = "Copy or download the folder again; of another network than StarDist's U-Net in 3D nothing can be read"
 
 
@@ -184,13 +186,17 @@ def load_network(
     Raises
     ------
     RescuesegError
-        Of that kind: if the file cannot be read, or a layer is missing, of another shape, or more than the network has.
+        Of that kind: if the file cannot be read, leads to other files, or a layer is missing, of another shape, or more than
+        the network has.
     """
-    path, network = str(Path(folder, WEIGHTS_FILE)), PublishedStarDist(config)
+    path = str(Path(folder, WEIGHTS_FILE))
     try:
+        with torch.device("meta"):  # nothing is allocated before the file has been compared
+            network = PublishedStarDist(config)
         with h5py.File(path) as file:
-            root = file.get("model_weights", file)
+            root = _within(file, "model_weights", path, kind) if "model_weights" in file else file
             layers = dict(_named_layers(root, path, kind))
+            _check_fit(network, layers, path, kind)
             _fill(network, layers, path, kind)
     except (
         OSError,
@@ -204,6 +210,17 @@ def load_network(
     return network.eval().requires_grad_(False)
 
 
+def _within(group: Any, name: str, path: str, kind: type[RescuesegError]) -> Any:
+    """Return a group or dataset of this very file: links may lead to other files, whose content nothing here stands for."""
+    for part in filter(None, name.split("/")):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink | None):
+            raise kind(f"'{name}' is a link, and may lead to another file", where=path, todo=_TODO)
+        group = group[part]
+    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
+        raise kind(f"the numbers of '{name}' lie in another file", where=path, todo=_TODO)
+    return group
+
+
 def _named_layers(root: Any, path: str, kind: type[RescuesegError]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the layers that have weights, with their datasets by "kernel" and "bias"; nothing is read yet."""
     names = _strings(root, "layer_names")
@@ -211,7 +228,11 @@ def _named_layers(root: Any, path: str, kind: type[RescuesegError]) -> Iterator[
         raise kind("it names no layers as Keras does in this format", where=path, todo=_TODO)
     unnamed = 0
     for name in names:
-        weights = {w.rpartition("/")[2].partition(":")[0]: root[name][w] for w in _strings(root[name], "weight_names")}
+        layer = _within(root, name, path, kind)
+        weights = {
+            w.rpartition("/")[2].partition(":")[0]: _within(layer, w, path, kind)
+            for w in _strings(layer, "weight_names")
+        }
         if not weights:
             continue
         if _UNNAMED.fullmatch(name):
@@ -232,8 +253,10 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _fill(network: PublishedStarDist, layers: dict[str, dict[str, Any]], path: str, kind: type[RescuesegError]) -> None:
-    """Copy the weights; a dataset is read where its shape is the right one alone."""
+def _check_fit(
+    network: PublishedStarDist, layers: dict[str, dict[str, Any]], path: str, kind: type[RescuesegError]
+) -> None:
+    """Refuse a file whose layers are not those of the network, by name and shape; no number is read."""
     more = sorted(layers.keys() - network.convs.keys() - set(_CLASSES if network.config.n_classes else ()))
     missing = [name for name in network.convs if name not in layers]
     if more or missing:
@@ -252,10 +275,16 @@ def _fill(network: PublishedStarDist, layers: dict[str, dict[str, Any]], path: s
                 where=path,
                 todo=_TODO,
             )
+    size = sum(weights.numel() * weights.element_size() for weights in network.parameters())
+    if size > MOST_BYTES:
+        raise kind(f"its network has {size / 1e9:.1f} GB of weights", where=path, todo=_TODO)
+
+
+def _fill(network: PublishedStarDist, layers: dict[str, dict[str, Any]], path: str, kind: type[RescuesegError]) -> None:
+    """Give a network that has no numbers yet those of the file."""
+    for name, conv in network.convs.items():
         kernel, bias = (np.asarray(layers[name][role], np.float32) for role in ("kernel", "bias"))
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
             raise kind(f"the weights of layer '{name}' are not finite", where=path, todo=_TODO)
-        with torch.no_grad():
-            conv.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))))
-            assert conv.bias is not None
-            conv.bias.copy_(torch.from_numpy(bias))
+        conv.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))))
+        conv.bias = nn.Parameter(torch.from_numpy(bias))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,80 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "model" / WEIGHTS_FILE, "r+") as file:
         file["dist/dist/bias"][3] = np.nan
     with pytest.raises(InferenceError, match="'dist' are not finite"):
+        load(folder)
+
+
+HUGE = {"unet_n_filter_base": 512, "unet_expansion": 4, "unet_n_depth": 3}
+"""Its widest layers have tens of gigabytes of weights."""
+
+
+def test_a_configuration_allocates_nothing_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    """The address space of a process of its own is bounded, by 3 GB more than it has when all is imported."""
+    folder = changed(tmp_path / "model", **HUGE)
+    code = (
+        "import resource, sys\n"
+        "from rescueseg.errors import InferenceError\n"
+        "from rescueseg.models.stardist.published import load_network\n"
+        "from rescueseg.models.stardist.published_config import read_config\n"
+        "config, _ = read_config(sys.argv[1], InferenceError)\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 3 * 2**30,) * 2)\n"
+        "try:\n    load_network(sys.argv[1], config)\n"
+        "except InferenceError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "the weights do not fit the configuration" in done.stdout
+
+
+def test_numbers_that_the_file_claims_and_does_not_hold_are_not_read(tmp_path: Path) -> None:
+    """HDF5 stores no dataset that was never written."""
+    folder = changed(tmp_path / "model", net_conv_after_unet=0, unet_n_filter_base=512, unet_expansion=2)
+    config, _ = read_config(folder, InferenceError)
+    with torch.device("meta"):
+        network = PublishedStarDist(config.model_copy(update={"unet_n_depth": 3}))
+    with h5py.File(Path(folder, WEIGHTS_FILE), "w") as file:
+        names = []
+        for name, conv in network.convs.items():
+            assert isinstance(conv, torch.nn.Conv3d)
+            layer = name.replace("before", "conv3d")
+            names.append(layer)
+            group = file.create_group(layer)
+            shapes = {"kernel": (*conv.kernel_size, conv.in_channels, conv.out_channels), "bias": (conv.out_channels,)}
+            for role, shape in shapes.items():
+                group.create_dataset(role, shape, np.float32)
+            group.attrs["weight_names"] = list(shapes)
+        file.attrs["layer_names"] = names
+    assert Path(folder, WEIGHTS_FILE).stat().st_size < 100_000
+    with pytest.raises(InferenceError, match=r"its network has .* GB of weights"):
+        load_network(folder, network.config)
+
+
+@pytest.mark.parametrize("case", ["link", "soft", "group", "raw", "virtual"])
+def test_a_file_that_leads_to_another_is_refused(tmp_path: Path, case: str) -> None:
+    """What lies there could change, and the digest of the file would stay."""
+    folder = Path(changed(tmp_path / "model"))
+    shutil.copy(folder / WEIGHTS_FILE, tmp_path / "other.h5")
+    with h5py.File(folder / WEIGHTS_FILE, "r+") as file:
+        bias = file["dist/dist/bias"][...]
+        place = "dist" if case == "group" else "dist/dist/bias"
+        attributes = dict(file["dist"].attrs)
+        del file[place]
+        if case == "raw":
+            bias.tofile(tmp_path / "raw")
+            file.create_dataset(place, bias.shape, bias.dtype, external=[(str(tmp_path / "raw"), 0, bias.nbytes)])
+        elif case == "virtual":
+            layout = h5py.VirtualLayout(bias.shape, bias.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), place, bias.shape)
+            file.create_virtual_dataset(place, layout)
+        elif case == "soft":
+            file["there"] = h5py.ExternalLink(str(tmp_path / "other.h5"), place)
+            file[place] = h5py.SoftLink("/there")
+        else:
+            file[place] = h5py.ExternalLink(str(tmp_path / "other.h5"), place)
+        assert attributes.keys() == file["dist"].attrs.keys()
+        np.testing.assert_array_equal(file["dist/dist/bias"][...], bias)
+    with pytest.raises(InferenceError, match="another file"):
         load(folder)
 
 
