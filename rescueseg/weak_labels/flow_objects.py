@@ -37,11 +37,14 @@ def flow_objects(
     Returns
     -------
     WeakLabel, ndarray of uint32, zyx
-        The mask holds the objects alone.
+        The mask holds the objects alone. The confidence is the lead of the label that is given: 0 where a voxel that is likely a
+        cell's belongs to no object.
     """
     weak = from_probabilities(probability)
     ball = math.pi / 6 * diameter_um**3
     rule = ObjectRule(source="flow", depth=diameter_um / 10, farthest_um=diameter_um / 4, smallest_um3=ball / 20)
     made = DeliveryRule(model_digest="", truth_digest="", cleanup=(CleanUp(),), objects=rule)
     numbers = objects_of_box(weak.labels, {FLOW: flow}, made, spacing_um_zyx)
-    return WeakLabel((numbers > 0).astype(np.uint8), weak.confidence), numbers
+    background, cell = probability
+    lead = np.where(numbers > 0, cell - background, background - cell)
+    return WeakLabel((numbers > 0).astype(np.uint8), np.clip(lead, 0, 1).astype(np.float32)), numbers

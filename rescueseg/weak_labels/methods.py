@@ -11,7 +11,7 @@ from rescueseg.campaign.route import TriageSummary
 from rescueseg.errors import WeakLabelError
 from rescueseg.geometry import Spacing
 from rescueseg.labels import IGNORE
-from rescueseg.weak_labels.base import Float32, Labels, WeakLabel, WeakLabeller
+from rescueseg.weak_labels.base import Float32, Labels, ObjectLabeller, WeakLabel, WeakLabeller
 from rescueseg.weak_labels.classical import fit_blobs, fit_membranes, fit_tubes
 from rescueseg.weak_labels.classifier import PixelClassifier, train_classifier
 from rescueseg.weak_labels.judgement import invented, spared
@@ -195,9 +195,16 @@ def _halves(patch: AnnotatedPatch) -> list[AnnotatedPatch]:
 
 
 def agreements(
-    labellers: Mapping[str, Mapping[str, WeakLabeller]], patches: Sequence[AnnotatedPatch], n_classes: int, seed: int
+    labellers: Mapping[str, Mapping[str, WeakLabeller]],
+    patches: Sequence[AnnotatedPatch],
+    n_classes: int,
+    seed: int,
+    *,
+    numbered: bool = False,
 ) -> dict[str, Agreement]:
     """Return each method's agreement with annotated patches, the pixel classifier's cross-validated.
+
+    Compared is the mask that people get.
 
     Parameters
     ----------
@@ -209,13 +216,21 @@ def agreements(
         K.
     seed : int
         Of the classifier.
+    numbered : bool
+        Whether people get numbered objects: the mask of a method that numbers them is then that of its objects.
     """
     table = {
-        method: _compared([(of[p.volume_id].label(p.image, p.spacing_um_zyx), p.labels) for p in patches], n_classes)
+        method: _compared([(_label(of[p.volume_id], p, numbered), p.labels) for p in patches], n_classes)
         for method, of in labellers.items()
     }
     trained = classifier_agreement(patches, n_classes, seed)
     return table if trained is None else table | {"classifier": trained}
+
+
+def _label(labeller: WeakLabeller, patch: AnnotatedPatch, numbered: bool) -> WeakLabel:
+    if numbered and isinstance(labeller, ObjectLabeller):
+        return labeller.label_objects(patch.image, patch.spacing_um_zyx)[0]
+    return labeller.label(patch.image, patch.spacing_um_zyx)
 
 
 def best_method(table: Mapping[str, float]) -> str:

@@ -41,6 +41,7 @@ from rescueseg.weak_labels.methods import (
     polarity,
     train_patches,
 )
+from rescueseg.weak_labels.options import check_options
 from rescueseg.weak_labels.published import Published
 from rescueseg.weak_labels.published_methods import PUBLISHED, method_of, open_published
 from rescueseg.weak_labels.samples import sample_volume
@@ -86,8 +87,10 @@ def weak_label(
     Raises
     ------
     WeakLabelError
-        If the method is unknown, lacks what it needs, or cannot tell the campaign's classes apart.
+        If the method is unknown, lacks what it needs, is given what it does not read, or cannot tell the campaign's classes
+        apart.
     """
+    check_options(method, sources or Sources())
     ensure_compared(campaign.volumes, progress, write=not dry_run)
     work = _Prefill(campaign, store, sources or Sources(), progress or (lambda *_: None))
     waiting = work.waiting()
@@ -222,7 +225,8 @@ class _Prefill:
             self.progress("comparing methods", index, len(names) + 1)
             labellers[name] = self._labellers(name)
         self.progress("comparing methods", len(names), len(names) + 1)
-        table = agreements(labellers, patches, self.config.n_classes, self.config.seed)
+        numbered = self.config.annotation.labels == "instance"
+        table = agreements(labellers, patches, self.config.n_classes, self.config.seed, numbered=numbered)
         if not table:
             raise WeakLabelError(
                 "the accepted annotations hold one label alone",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rescueseg.cli.main import app
 from rescueseg.config import check_config
 from rescueseg.errors import WeakLabelError
 from rescueseg.evaluation.instances import compare_instances
+from rescueseg.geometry import ZYX, Spacing
 from rescueseg.models.cellpose.published import load_published
 from rescueseg.models.cellpose.weights_file import read_weights
 from rescueseg.queue.records import Filters
@@ -29,11 +31,13 @@ from rescueseg.stages import tickets
 from rescueseg.storage import file_digest
 from rescueseg.volumes.normalise import normalise
 from rescueseg.voxels.components import label_components
-from rescueseg.weak_labels.base import label_box_objects
+from rescueseg.weak_labels.base import WeakLabel, label_box_objects
 from rescueseg.weak_labels.cellpose import CellposeLabeller
 from rescueseg.weak_labels.choice import WEIGHTS, Sources, describe
-from rescueseg.weak_labels.flow_objects import PERCENTILES
+from rescueseg.weak_labels.flow_objects import PERCENTILES, flow_objects
 from rescueseg.weak_labels.intensities import PercentileScaling
+from rescueseg.weak_labels.methods import METHODS, AnnotatedPatch, agreements
+from rescueseg.weak_labels.options import OPTIONS, READ, check_options
 from rescueseg.weak_labels.prefill import weak_label
 from rescueseg.weak_labels.published_methods import open_published
 from rescueseg.weak_labels.samples import sample_volume
@@ -80,6 +84,88 @@ def test_touching_objects_come_apart(tmp_path: Path) -> None:
     assert len(np.unique(truth)) > 15
     assert label_components(weak.labels > 0, 26)[1] < 5, "in the mask they hang together"
     assert 2 * found.iou / (found.found + found.true) > 0.85  # panoptic quality
+
+
+def test_a_voxel_whose_object_was_too_small_is_background_without_confidence() -> None:
+    """A ball of 12 voxels across in a flow towards its middle stays; a speck of the same probability is no object."""
+    z, y, x = np.meshgrid(*(np.arange(24) - 8.0,) * 3, indexing="ij")
+    distance = np.sqrt(z**2 + y**2 + x**2)
+    cell = np.where(distance < 6, 0.9, 0.25).astype(np.float32)
+    cell[20, 20, 20] = 0.98
+    flow = np.where(distance < 6, -np.stack([z, y, x]) / np.maximum(distance, 1), 0).astype(np.float32)
+    weak, numbers = flow_objects(np.stack([1 - cell, cell]), flow, 12.0, (1.0, 1.0, 1.0))
+    assert (weak.labels[8, 8, 8], weak.labels[20, 20, 20], numbers.max()) == (1, 0, 1)
+    assert weak.confidence[8, 8, 8] == pytest.approx(0.8)
+    assert weak.confidence[0, 0, 0] == pytest.approx(0.5)
+    assert weak.confidence[20, 20, 20] == 0
+
+
+class Speckled:
+    """Finds one large object and, in its mask alone, a speck beside it."""
+
+    name, n_classes = "speckled", 1
+
+    def margin_zyx(self, spacing_um_zyx: Spacing) -> ZYX:
+        return (0, 0, 0)
+
+    def label(self, image: np.ndarray, spacing_um_zyx: Spacing) -> WeakLabel:
+        labels = (image[0] > 0).astype(np.uint8)
+        return WeakLabel(labels, np.ones(labels.shape, np.float32))
+
+    def label_objects(self, image: np.ndarray, spacing_um_zyx: Spacing) -> tuple[WeakLabel, np.ndarray]:
+        numbers = (image[0] > 1).astype(np.uint32)
+        return WeakLabel((numbers > 0).astype(np.uint8), np.ones(numbers.shape, np.float32)), numbers
+
+
+def test_methods_are_compared_by_the_mask_that_people_get() -> None:
+    """Of four annotated voxels all are found; the mask holds four more, which belong to no object."""
+    image = np.zeros((1, 1, 4, 4), np.float32)
+    image[0, 0, 0], image[0, 0, 2] = 2, 1
+    labels = np.zeros((1, 4, 4), np.uint8)
+    labels[0, 0] = 1
+    patches = [AnnotatedPatch("t", "v", image, labels, (1.0, 1.0, 1.0))]
+    made = {
+        numbered: agreements({"it": {"v": Speckled()}}, patches, 1, 0, numbered=numbered) for numbered in (True, False)
+    }
+    assert (made[True]["it"].dice, made[True]["it"].invented) == (1, 0)
+    assert made[False]["it"].dice == pytest.approx(2 / 3)
+    assert made[False]["it"].invented == pytest.approx(4 / 12)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("blobs", {"weights": "cyto3"}, "the method 'blobs' does not read --weights"),
+        ("threshold", {"scribbles": ("a.tif",), "ilp": "a"}, "does not read --scribbles, --ilp"),
+        ("classifier", {"from_campaign": "a"}, "does not read --from-campaign"),
+        (
+            "cellpose",
+            {"weights": "a", "diameter_um": 1.0, "python": "p"},
+            "the method 'cellpose' does not read --python",
+        ),
+        ("stardist", {"weights": "a", "diameter_um": 1.0, "licence": "CC0"}, "does not read --diameter"),
+        ("auto", {"diameter_um": 1.0, "licence": "CC0"}, "--diameter, --licence says something of weights"),
+        (
+            "auto",
+            {"weights": str(Path(__file__).parent), "diameter_um": 1.0},
+            "the method 'stardist' does not read --diam",
+        ),
+    ],
+)
+def test_an_option_that_a_method_does_not_read_is_refused(method: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeakLabelError, match=message) as raised:
+        check_options(method, Sources(**given))
+    assert raised.value.todo
+
+
+def test_what_a_method_reads_passes() -> None:
+    every = {"scribbles": ("a.tif",), "ilp": "a", "from_campaign": "a"}
+    check_options("auto", Sources(**every, weights="cpsam", diameter_um=1.0, licence="CC0", python="python"))
+    check_options("auto", Sources(weights="cyto3", diameter_um=1.0))
+    check_options("cellpose-sam", Sources(weights="a", diameter_um=1.0, licence="CC0", python="python"))
+    check_options("classifier", Sources(scribbles=("a.tif",)))
+    assert set(OPTIONS) == {field.name for field in fields(Sources)}
+    assert set(READ) <= set(METHODS)
 
 
 def test_annotators_start_from_the_objects_and_what_made_them_is_kept(tmp_path: Path) -> None:
@@ -176,6 +262,9 @@ def test_the_command_takes_the_weights(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert "Licence of the weights: CC0" in said.output
     assert "would get a first mask" in said.output
+    refused = CliRunner().invoke(app, ["weak-label", campaign.storage.url, "--method", "blobs", *options[2:]])
+    assert refused.exit_code != 0
+    assert "does not read --weights, --diameter, --licence" in str(refused.exception)
 
 
 def test_percentiles_are_those_of_the_intensities_as_imported() -> None:
