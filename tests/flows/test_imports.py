@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def test_flows_are_made_of_tasks() -> None:
         "rescueseg.services.prefect_api",
         "rescueseg.annotation.remote_client",
         "rescueseg.server.app",
+        "rescueseg.models.registry",
     ],
 )
 def test_what_must_be_quick_imports_nothing_slow(module: str) -> None:
@@ -131,8 +133,15 @@ def test_an_upward_import_is_seen_wherever_it_hides(tmp_path: Path) -> None:
         assert rooms.upward(imports, files, ["high", "low"]) == []
 
 
-LAZY = ("rescueseg/cli/", "rescueseg/models/registry.py")
-"""Where modules are imported only when they are needed: commands and the families of models."""
+LAZY = (
+    "rescueseg/cli/",
+    "rescueseg/models/registry.py",
+    "rescueseg/models/precision_trial.py",
+    "rescueseg/models/cellpose/settings.py",
+    "rescueseg/weak_labels/published_methods.py",
+)
+"""Where modules are imported only when they are needed: commands, the families of models, and weights from elsewhere; the
+U-Net of a trial of precision without MONAI's optional packages."""
 FORMATS = {"liffile", "mrcfile", "nd2", "pylibCZIrw"}
 EXTRAS = {"napari", "cvat_sdk", "dask_cuda", "dask_jobqueue", "topolosses", "stardist", "cellpose"} | FORMATS
 """Packages that not every installation has."""
@@ -154,4 +163,17 @@ def test_imports_stand_at_the_top() -> None:
 def _packages(node: ast.AST) -> set[str]:
     if isinstance(node, ast.Import):
         return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+        "importlib.import_module",
+        "import_module",
+        "__import__",
+    ):
+        name = node.args[0]
+        return {name.value.split(".")[0] if isinstance(name, ast.Constant) else f"what {ast.unparse(name)} names"}
     return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+
+
+def test_the_architecture_page_names_where_modules_are_imported_within_functions() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    [sentence] = re.findall(r"Imports stand at the top of a file\. Only (.*?) import", page, flags=re.DOTALL)
+    assert sorted(f"rescueseg/{name}" for name in re.findall("`(.*?)`", sentence)) == sorted(LAZY)
