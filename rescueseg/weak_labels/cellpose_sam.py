@@ -127,7 +127,13 @@ def _run_python(command: list[str], where: str, limit_s: float) -> str:
     """Run Python and return what it printed; its last lines are in the error."""
     try:
         process = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=limit_s, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # what a program prints may be of any encoding
+            check=False,
+            timeout=limit_s,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:
         printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""

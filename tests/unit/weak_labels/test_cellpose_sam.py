@@ -83,6 +83,14 @@ def test_what_goes_wrong_there_is_told(python: str, tmp_path: Path, monkeypatch:
         replace(own, time_limit_s=20).label(image, spacing)
 
 
+def test_what_it_prints_in_another_encoding_does_not_hide_the_error(tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nprintf 'm\\377tal driver is too old\\n' >&2\nexit 3\n")
+    script.chmod(0o755)
+    with pytest.raises(WeakLabelError, match="failed with status 3: m\ufffdtal driver is too old"):
+        check_environment(str(script))
+
+
 class Bomb:
     """What a pickle may ask for: a call of any function."""
 
@@ -120,10 +128,15 @@ torch.manual_seed(0)
 network = CPSAM().eval()
 network.save_model(sys.argv[1])
 image = np.load(sys.argv[2])
-tile = torch.zeros(len(image), 3, 256, 256)
-tile[:, 0, 120:136, 116:140] = torch.from_numpy(image)
-with torch.no_grad():
-    np.save(sys.argv[3], network(tile)[0][:, :, 120:136, 116:140].numpy())
+said = []
+for axis in [0] if len(image) == 1 else [0, 1, 2]:
+    planes = torch.from_numpy(np.moveaxis(image, axis, 0).copy())
+    tile = torch.zeros(len(planes), 3, 256, 256)
+    rows, columns = (slice(128 - n // 2, 128 + n // 2) for n in planes.shape[1:])
+    tile[:, 0, rows, columns] = planes
+    with torch.no_grad():
+        said.append(network(tile)[0][:, :, rows, columns].numpy())
+np.savez(sys.argv[3], *said)
 """
 
 
@@ -131,17 +144,32 @@ with torch.no_grad():
 @pytest.mark.needs_cellpose4
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not REAL, reason="RESCUESEG_CELLPOSE4 names no Python of an environment with cellpose 4")
-def test_a_real_network(tmp_path: Path) -> None:
-    """Planes of 16 × 24 pixels, in the middle of a tile of zeros, as cellpose 4 lays them there."""
+@pytest.mark.parametrize("shape", [(1, 16, 24), (2, 2, 2)])
+def test_a_real_network(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    """Planes in the middle of a tile of zeros, as cellpose 4 lays them there: of a stack, and of a cube in three orientations.
+
+    Of a cube, the planes across an axis say the flow along the two others, and each component is the mean of both that say it.
+    """
     assert shutil.which(REAL)
     check_environment(REAL)
-    image = np.random.default_rng(0).normal(size=(1, 1, 16, 24)).astype(np.float32)
+    image = np.random.default_rng(0).normal(scale=1 if shape[0] == 1 else 10, size=(1, *shape)).astype(np.float32)
     np.save(tmp_path / "image.npy", image[0])
-    files = [str(tmp_path / name) for name in ("cpsam", "image.npy", "said.npy")]
+    files = [str(tmp_path / name) for name in ("cpsam", "image.npy", "said.npz")]
     subprocess.run([REAL, "-I", "-c", _MAKE, *files], check=True)
-    said = np.load(files[2])
+    with np.load(files[2]) as archive:
+        said = [np.moveaxis(archive[name], 0, 1) for name in archive.files]
     own = CellposeSamLabeller(REAL, files[0], DIAMETER, PercentileScaling(PLAIN, (0.0,), (1.0,)))
-    probability, flow = own.maps(image, (0.4, 0.08, 0.08))
-    np.testing.assert_allclose(flow[1:], np.moveaxis(said[:, :2], 1, 0) / 5, atol=1e-3)
-    np.testing.assert_allclose(probability[1], 1 / (1 + np.exp(-said[:, 2])), atol=1e-3)
-    assert not flow[0].any()
+    is_stack = len(said) == 1
+    probability, flow = own.maps(image, (0.4, 0.08, 0.08) if is_stack else (0.08, 0.08, 0.08))
+    if is_stack:
+        [(flow_y, flow_x, logit)] = said
+        expected = np.stack([0 * flow_y, flow_y, flow_x])
+    else:
+        along_y, along_x = (np.moveaxis(said[axis], 1, 1 + axis) for axis in (1, 2))  # back to z, y, x
+        expected = np.stack([along_y[0] + along_x[0], said[0][0] + along_x[1], said[0][1] + along_y[1]]) / 2
+        logit = (said[0][2] + along_y[2] + along_x[2]) / 3
+    np.testing.assert_allclose(flow, expected / 5, atol=1e-3)
+    np.testing.assert_allclose(probability[1], 1 / (1 + np.exp(-logit)), atol=1e-3)
+    if not is_stack:  # exchanged components, and exchanged axes, would be seen
+        assert min(np.abs(expected[a] - expected[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 0.05
+        assert min(np.abs(expected - np.moveaxis(expected, 1, to)).max() for to in (2, 3)) > 0.05
