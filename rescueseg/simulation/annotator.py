@@ -58,62 +58,34 @@ class AnnotatorOptions(Record):
     seconds_per_patch: float = 10.0
     abandoned: float = 0.0
 
+    def seconds(self, corrected: int) -> float:
+        """Return the working time of a patch of which so many voxels were corrected.
 
-class SimulatedAnnotator:
-    """Works through the queue of a campaign whose volumes came with truth.
+        Examples
+        --------
+        >>> AnnotatorOptions().seconds(5000)
+        20.0
+        """
+        return self.seconds_per_patch + self.seconds_per_voxel * corrected
 
-    What it draws depends on the campaign's seed and the ticket alone: a killed and repeated run hands in the same.
+
+class LabelDrawer:
+    """Draws the labels of patches in a campaign whose volumes came with truth.
+
+    What it draws depends on the campaign's seed and the ticket alone: a killed and repeated run draws the same.
     Where objects are numbered, they are those of the truth, touching or not; where the truth is of classes, the connected parts.
 
     Parameters
     ----------
     campaign : Campaign
         Its volumes carry ``labels/truth``.
-    store : QueueStore
-        The queue.
-    name : str
-        Annotator's name in the queue.
     options : AnnotatorOptions, optional
         How it errs.
     """
 
-    def __init__(
-        self, campaign: Campaign, store: QueueStore, name: str = "simulated", options: AnnotatorOptions | None = None
-    ) -> None:
+    def __init__(self, campaign: Campaign, options: AnnotatorOptions | None = None) -> None:
         self.campaign = campaign
-        self.store = store
-        self.name = name
         self.options = options or AnnotatorOptions()
-
-    def drain(self) -> int:
-        """Annotate until no ticket is left to claim.
-
-        Returns
-        -------
-        int
-            Number of tickets handed in.
-
-        Raises
-        ------
-        LabelError
-            If a ticket lies in a volume without truth.
-        """
-        n_submitted = 0
-        seconds = self.campaign.config.annotation.lease_minutes * 60
-        while (lease := self.store.leases.claim(self.name, seconds, resume=True)) is not None:
-            if self._abandons(lease):
-                self.store.leases.expire(lease.expires_at + timedelta(seconds=1))
-                continue
-            self.annotate(lease)
-            n_submitted += 1
-        return n_submitted
-
-    def annotate(self, lease: Lease) -> None:
-        """Draw the labels of one leased ticket and hand them in."""
-        labels = self.draw_labels(lease.ticket)
-        corrected = corrected_voxels(labels, starting_patch(self.campaign.storage, lease, self.campaign.config))
-        seconds = self.options.seconds_per_patch + self.options.seconds_per_voxel * corrected
-        submit_labels(self.campaign, self.store, lease, self.name, labels, Work("simulated", seconds))
 
     def draw(self, ticket: NewTicket) -> Labels:
         """Return the classes of a ticket, uint8 zyx; see `draw_labels`."""
@@ -169,6 +141,59 @@ class SimulatedAnnotator:
         if self.options.grown_voxels:
             labels = grow(labels, self.options.grown_voxels)
         return labels
+
+
+class SimulatedAnnotator(LabelDrawer):
+    """Works through the queue of a campaign whose volumes came with truth; see `LabelDrawer`.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        Its volumes carry ``labels/truth``.
+    store : QueueStore
+        The queue.
+    name : str
+        Annotator's name in the queue.
+    options : AnnotatorOptions, optional
+        How it errs.
+    """
+
+    def __init__(
+        self, campaign: Campaign, store: QueueStore, name: str = "simulated", options: AnnotatorOptions | None = None
+    ) -> None:
+        super().__init__(campaign, options)
+        self.store = store
+        self.name = name
+
+    def drain(self) -> int:
+        """Annotate until no ticket is left to claim.
+
+        Returns
+        -------
+        int
+            Number of tickets handed in.
+
+        Raises
+        ------
+        LabelError
+            If a ticket lies in a volume without truth.
+        """
+        n_submitted = 0
+        seconds = self.campaign.config.annotation.lease_minutes * 60
+        while (lease := self.store.leases.claim(self.name, seconds, resume=True)) is not None:
+            if self._abandons(lease):
+                self.store.leases.expire(lease.expires_at + timedelta(seconds=1))
+                continue
+            self.annotate(lease)
+            n_submitted += 1
+        return n_submitted
+
+    def annotate(self, lease: Lease) -> None:
+        """Draw the labels of one leased ticket and hand them in."""
+        labels = self.draw_labels(lease.ticket)
+        corrected = corrected_voxels(labels, starting_patch(self.campaign.storage, lease, self.campaign.config))
+        seconds = self.options.seconds(corrected)
+        submit_labels(self.campaign, self.store, lease, self.name, labels, Work("simulated", seconds))
 
     def _abandons(self, lease: Lease) -> bool:
         if not self.options.abandoned:
