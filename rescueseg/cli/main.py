@@ -13,6 +13,7 @@ from rescueseg.cli.evaluate import compare, evaluate
 from rescueseg.cli.queue import queue_app
 from rescueseg.cli.segment import segment
 from rescueseg.cli.serve import serve, token_app
+from rescueseg.cli.simulate import simulate
 from rescueseg.cli.train import train
 from rescueseg.cli.triage import triage
 from rescueseg.cli.upgrade import upgrade
@@ -50,6 +51,10 @@ EXAMPLES: tuple[tuple[Callable[..., None], str], ...] = (
     (upkeep.verify, "verify liver --json damage.json"),
     (upkeep.backup, "backup liver /backups/liver --dry-run"),
     (upkeep.restore, "restore /backups/liver liver_again; or restore /backups/liver --list"),
+    (
+        simulate,
+        "simulate stack.tif --truth labels.tif --regime low=24 --loops 4 --cpu-seconds 120 --out benchmark --dry-run",
+    ),
     (generation.demo, "demo --dataset cdeep3m_mito_train --data-dir /data/volumes --generations 3 --out demo"),
 )
 """Every command, in the order of a campaign, with the example that its ``--help`` ends with."""

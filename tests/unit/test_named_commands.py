@@ -33,6 +33,7 @@ def texts() -> Iterator[tuple[str, str]]:
         "docs/holdout.md",
         "docs/queries.md",
         "docs/scores.md",
+        "docs/simulate.md",
         "docs/upkeep.md",
         "deployments/prefect.yaml",
         "infra/README.md",
