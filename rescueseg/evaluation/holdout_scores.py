@@ -41,6 +41,9 @@ BoxMaps = tuple[HoldoutBox, Maps, npt.NDArray[np.float32]]
 """A box, the maps of its region by name, and the predictive entropy in the box itself; see `score_box`."""
 
 
+_ENTROPY = "predictive_entropy"
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What is to be evaluated: checked, nothing computed yet.
@@ -215,10 +218,11 @@ def stored_maps(generation: GenerationFolder, assignment: Assignment) -> Iterato
     truth = assignment.truth
     for volume_id, group in itertools.groupby(truth.boxes, key=lambda box: box.volume_id):
         boxes, stored = list(group), VolumeMaps(generation, volume_id)
-        entropy, shape = stored.open("predictive_entropy"), truth.volumes[volume_id].shape_zyx
+        names, shape = (*assignment.quantities, _ENTROPY), truth.volumes[volume_id].shape_zyx
         regions = [assignment.region(box) for box in boxes]
-        for box, maps in zip(boxes, stored_box_maps(stored, assignment.quantities, regions, shape), strict=True):
-            yield box, maps, np.asarray(entropy[box.box.slices], np.float32)
+        for box, region, maps in zip(boxes, regions, stored_box_maps(stored, names, regions, shape), strict=True):
+            entropy = maps.pop(_ENTROPY)
+            yield box, maps, entropy[box.box.relative_to(region).slices]
 
 
 def score_box(assignment: Assignment, box: HoldoutBox, maps: Maps, entropy: npt.NDArray[np.float32]) -> BoxScore:
