@@ -264,7 +264,7 @@ def test_the_command_takes_the_weights(tmp_path: Path) -> None:
     assert "would get a first mask" in said.output
     refused = CliRunner().invoke(app, ["weak-label", campaign.storage.url, "--method", "blobs", *options[2:]])
     assert refused.exit_code != 0
-    assert "does not read --weights, --diameter, --licence" in str(refused.exception)
+    assert "does not read --weights, --diameter, --licence" in " ".join(refused.stderr.split())
 
 
 def test_percentiles_are_those_of_the_intensities_as_imported() -> None:
