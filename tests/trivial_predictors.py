@@ -76,26 +76,6 @@ def objects(storage: Storage, model: ModelReference, config: InferenceConfig, de
     return Objects(storage, config)
 
 
-class ObjectsDieOnce(Objects):
-    """Takes its process down at its second batch, but once only."""
-
-    def __init__(self, storage: Storage, config: InferenceConfig) -> None:
-        super().__init__(storage, config)
-        self.calls = 0
-        self.flag = Path(storage.path("died"))
-
-    def members(self, windows: np.ndarray, keys: Sequence[int]) -> Iterator[tuple[Group, dict[str, torch.Tensor]]]:
-        self.calls += 1
-        if self.calls == 2 and not self.flag.exists():
-            self.flag.touch()
-            os._exit(1)
-        return super().members(windows, keys)
-
-
-def objects_die_once(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> ObjectsDieOnce:
-    return ObjectsDieOnce(storage, config)
-
-
 class Faint(Blur):
     """Gives every foreground class a probability of 1e-5, a hundredth of it where the image is dark."""
 
@@ -132,6 +112,14 @@ class DiesOnce(Blur):
 
 def dies_once(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> DiesOnce:
     return DiesOnce(storage, config)
+
+
+class ObjectsDieOnce(DiesOnce, Objects):
+    """Says a border distance, and dies once."""
+
+
+def objects_die_once(storage: Storage, model: ModelReference, config: InferenceConfig, device: str) -> ObjectsDieOnce:
+    return ObjectsDieOnce(storage, config)
 
 
 class DiesAlways(Blur):

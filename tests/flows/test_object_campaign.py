@@ -30,11 +30,11 @@ from rescueseg.volumes.volume_files import VolumeImport
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
-SHAPE, SPACING = (28, 112, 112), (0.4, 0.2, 0.2)
+SHAPE, SPACING = (28, 176, 176), (0.4, 0.2, 0.2)
 ANNOTATORS = {f"annotator{i}": AnnotatorOptions(jitter_voxels=0.2 * i) for i in range(5)}
 TABLES = {
-    "stardist": ["training.stardist.channels=[8,16,32]", "training.stardist.rays=18", "training.iterations=400"],
-    "cellpose": ["training.cellpose.channels=[8,16,32]", "training.iterations=400"],
+    "stardist": ["training.stardist.channels=[8,16,32]", "training.stardist.rays=18", "training.iterations=700"],
+    "cellpose": ["training.cellpose.channels=[8,16,32]", "training.iterations=700"],
 }
 
 
@@ -44,8 +44,8 @@ def touching_cells() -> tuple[np.ndarray, np.ndarray]:
     places = np.indices(SHAPE) * np.array(SPACING)[:, None, None, None]
     truth = np.zeros(SHAPE, np.uint16)
     for z in (2.8, 8.2):
-        for y in np.arange(3.0, 20.0, 5.5):
-            for x in np.arange(3.0, 20.0, 8.5):
+        for y in np.arange(3.0, 33.0, 5.5):
+            for x in np.arange(3.0, 29.0, 8.5):
                 for shift in (0.0, 3.5):
                     middle = np.array([z, y, x + shift]) + rng.uniform(-0.2, 0.2, 3)
                     inside = sum((places[i] - middle[i]) ** 2 for i in range(3)) < rng.uniform(1.7, 1.95) ** 2
@@ -80,6 +80,7 @@ def test_five_annotators_end_at_a_table_of_objects(trainer: str, tmp_path: Path)
         tifffile.imwrite(tmp_path / f"{name}.tif", voxels, metadata={"axes": "ZYX"})
     settings = [
         f"training.trainer={trainer}", "annotation.labels=instance", "training.threads=1", *TABLES[trainer],
+        "sampling.patch_zyx=[14,32,32]", "holdout.validation_boxes=4", "holdout.test_boxes=2",
         "sampling.starting_patches=6", "sampling.query_patches=4", "cluster.workers=1", "inference.mc_samples=1",
         "inference.tta_symmetries=1",
     ]  # fmt: skip
